@@ -1,0 +1,96 @@
+"""Options that several commands share, one dataclass per concern."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and in which number format."""
+
+    model: str = field(metadata={"help": "A checkpoint of ours, or a native LLaVA: a folder or a name on the Hub."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Number format of the weights; the ReID heads stay in float32."}
+    )
+
+
+@dataclass
+class MethodArguments:
+    """Fields of the model's configuration. What is not given is the checkpoint's own, or a new model's default."""
+
+    height: int | None = field(default=None, metadata={"help": "Height in pixels that crops are resized to."})
+    width: int | None = field(default=None, metadata={"help": "Width in pixels that crops are resized to."})
+    test_feature: Literal["llm", "vision", "concat"] | None = field(
+        default=None, metadata={"help": "The feature that embeddings are made of."}
+    )
+    feature_after_bn: bool | None = field(
+        default=None, metadata={"help": "Take the test feature after the batch norm of the head."}
+    )
+    reid_on: Literal["llm", "vision", "both"] | None = field(
+        default=None,
+        metadata={"help": "Which feature the ReID losses act on: the LLM's, the visual encoder's, or both."},
+    )
+    loss_lambda: float | None = field(
+        default=None, metadata={"help": "The balance: (1 - loss_lambda) * language loss + loss_lambda * ReID loss."}
+    )
+    id_weight: float | None = field(default=None, metadata={"help": "Weight of the ID loss in the ReID loss."})
+    triplet_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the triplet loss in the ReID loss."}
+    )
+    label_smoothing: float | None = field(default=None, metadata={"help": "Label smoothing of the ID loss."})
+    triplet_margin: float | None = field(default=None, metadata={"help": "Margin of the batch-hard triplet loss."})
+    triplet_soft_margin: bool | None = field(
+        default=None, metadata={"help": "Soft margin log(1 + exp(d)) in place of the hinge."}
+    )
+    bnneck: bool | None = field(
+        default=None, metadata={"help": "Triplet loss before a batch norm, ID classifier after it."}
+    )
+    llm_layer: int | None = field(
+        default=None, metadata={"help": "LLM layer whose image positions are pooled; -1 is the last, after its norm."}
+    )
+    vision_layer: int | None = field(
+        default=None, metadata={"help": "Tower layer whose patches are pooled; by default the one that the LLM reads."}
+    )
+    distillation_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the distillation of the text branch into the image branch."}
+    )
+    reid_text: bool | None = field(
+        default=None, metadata={"help": "ReID losses on the captions' latents too, for text-to-image search."}
+    )
+
+    def given(self) -> dict[str, Any]:
+        """The fields that were given, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass
+class DataArguments:
+    """Which data set, and where it lies."""
+
+    dataset: str = field(
+        metadata={"help": "A reader (market1501, cuhk_pedes) or a folder saved by save_to_disk with the same columns."}
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "The reader's folder."})
+    captions_file: str | None = field(
+        default=None, metadata={"help": "Captions for market1501: JSON of the CUHK-PEDES schema, joined by file_path."}
+    )
+    strict: bool = field(default=False, metadata={"help": "Make a mismatch with the published counts an error."})
+
+    def options(self) -> dict[str, Any]:
+        """What `load_reid_dataset` takes besides the name."""
+        return {"data_dir": self.data_dir, "captions_file": self.captions_file, "strict": self.strict or None}
+
+
+@dataclass
+class EmbeddingArguments:
+    """How images go through the model."""
+
+    batch_size: int = field(default=64, metadata={"help": "Images that go through the model at once."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that open and resize images; 0: none besides."})
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.num_workers < 0:
+            raise ValueError(
+                f"batch_size {self.batch_size}, num_workers {self.num_workers}: give at least 1 and at least 0"
+            )

@@ -1,0 +1,63 @@
+"""`continuations`: the frozen language model continues every training caption, for `train` to read."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from transformers import LlavaForConditionalGeneration
+
+from ..data import load_reid_dataset
+from ..errors import UserError
+from ..model import MllmReIDProcessor
+from ..text import instruction_text, write_continuations
+from .arguments import DataArguments, ModelArguments
+from .loading import model_type
+from .options import parse
+
+
+@dataclass
+class ContinuationArguments:
+    """How the texts are generated, and where they go."""
+
+    output: str = field(default="texts.jsonl", metadata={"help": "File for the texts; a run that was cut off goes on."})
+    instruction: Literal["common", "standard"] = field(
+        default="common", metadata={"help": "The Common Instruction, or a standard person-description prompt."}
+    )
+    max_new_tokens: int = field(default=32, metadata={"help": "Length of every text in tokens."})
+    batch_size: int = field(default=64, metadata={"help": "Captions continued at once."})
+    do_sample: bool = field(default=False, metadata={"help": "Draw the texts at random in place of the likeliest."})
+    temperature: float = field(default=1.0, metadata={"help": "Of the draws: above 1 more varied, below 1 less."})
+    seed: int = field(default=0, metadata={"help": "Of the draws."})
+
+
+def main(argv: list[str]) -> None:
+    """Writes a continuation for every caption of the training part that has none yet.
+
+    Only of the training part: captions of people who are tested on must never be trained on.
+    """
+    model_args, data_args, args = parse((ModelArguments, DataArguments, ContinuationArguments), argv, "continuations")
+    dataset = load_reid_dataset(data_args.dataset, **data_args.options())
+    if "train" not in dataset:
+        raise UserError(f"data set {data_args.dataset}: has no training part: continuations are written for that alone")
+    if not any(dataset["train"]["caption"][:]):
+        raise UserError(f"data set {data_args.dataset}: no training image has a caption: give --captions_file")
+    name = model_args.model
+    if model_type(name, model_args.revision) != "llava":
+        raise UserError(
+            f"model {name}: fine-tuned for ReID: give the native LLaVA, the teacher must be the frozen base"
+        )
+    mllm: LlavaForConditionalGeneration = LlavaForConditionalGeneration.from_pretrained(
+        name, revision=model_args.revision, dtype=dtype
+    )
+    settings = asdict(args)
+    written = write_continuations(
+        mllm,
+        MllmReIDProcessor.from_mllm_pretrained(name, revision=model_args.revision),
+        {"train": dataset["train"]},
+        settings.pop("output"),
+        instruction=instruction_text(settings.pop("instruction")),
+        model_name=name,
+        # The commit, so that the texts can be written again after a branch moved.
+        revision=getattr(mllm.config, "_commit_hash", None) or model_args.revision,
+        **settings,
+    )
+    print(f"{written:,} continuations written: {args.output}")

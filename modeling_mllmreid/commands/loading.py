@@ -1,0 +1,56 @@
+"""A model and its processor, whether the name is a checkpoint of ours or a native LLaVA."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from ..errors import UserError
+from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
+
+
+def load_model(
+    name: str, *, revision: str | None = None, dtype: str = "float32", fields: dict[str, Any] | None = None
+) -> tuple[MllmReIDModel, MllmReIDProcessor]:
+    """The model, on the GPU where there is one, and its processor.
+
+    fields: configuration fields that replace those of a checkpoint of ours, or make a new model around a native LLaVA.
+    Raises UserError for a name that cannot be loaded, for another kind of model, and for fields that it refuses.
+    """
+    fields = dict(fields or {})
+    kind = model_type(name, revision)
+    loading: dict[str, Any] = {"revision": revision, "dtype": getattr(torch, dtype)}
+    try:
+        if kind == "llava":
+            size = {side: fields[side] for side in ("height", "width") if side in fields}
+            processor = MllmReIDProcessor.from_mllm_pretrained(name, revision=revision, **size)
+            fields |= {"height": processor.height, "width": processor.width}
+            fields["image_prefix_ids"] = processor.image_prefix_ids
+            model = MllmReIDModel.from_mllm_pretrained(name, **loading, **fields)
+        else:
+            stored = MllmReIDConfig.from_pretrained(name, revision=revision)
+            # Made anew, so that the configuration checks the given fields too.
+            config = MllmReIDConfig.from_dict({**stored.to_dict(), **fields})
+            processor = MllmReIDProcessor.from_pretrained(name, revision=revision)
+            processor.image_processor.size = {"height": config.height, "width": config.width}
+            model = MllmReIDModel.from_pretrained(name, config=config, **loading)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {name}: {_one_line(error)}") from error
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def model_type(name: str, revision: str | None = None) -> str:
+    """ "mllmreid" or "llava". Raises UserError for anything else."""
+    try:
+        kind = AutoConfig.from_pretrained(name, revision=revision).model_type
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model {name}: not loadable ({_one_line(error)}): give a folder with config.json or a name on the Hub"
+        ) from error
+    if kind not in ("mllmreid", "llava"):
+        raise UserError(f"model {name}: of type {kind!r}: give a native LLaVA or a checkpoint of ours")
+    return kind
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,73 @@
+"""`search`: the images of an embedded folder that look most like a query image."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.images import open_image
+from ..errors import UserError
+from ..retrieval import load_embeddings, rank_gallery, ranked_sheet
+from .embed import embed_feature, probe
+from .loading import load_model
+from .options import parse
+
+# Euclidean distance that two runs of one model may lie apart: other hardware, other kernels.
+TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
+
+
+@dataclass
+class SearchArguments:
+    """The query, the embeddings, and what is shown."""
+
+    query: str = field(metadata={"help": "Image of the person to look for."})
+    embeddings: str = field(metadata={"help": "Folder written by the embed command."})
+    output: str = field(default="sheet.png", metadata={"help": "PNG file for the query and what was found."})
+    top_k: int = field(default=10, metadata={"help": "How many images to show."})
+    model: str | None = field(
+        default=None, metadata={"help": "Where the model lies now; by default where it lay when it embedded."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise ValueError(f"top_k {self.top_k}: give 1 or more")
+
+
+def main(argv: list[str]) -> None:
+    """Prints the nearest images with their cosine distances and draws them on a sheet."""
+    (args,) = parse((SearchArguments,), argv, "search")
+    stored = load_embeddings(args.embeddings)
+    facts = stored.metadata
+    if "probe" not in facts:
+        raise UserError(
+            f"{args.embeddings}: does not say which model made it: give a folder written by the embed command"
+        )
+    query = open_image(args.query)
+    name = args.model or facts["model"]
+    model, processor = load_model(name, revision=facts["revision"], dtype=facts["dtype"], fields=facts["fields"])
+    check_same_model(name, model, processor, facts)
+
+    features = embed_feature(model, processor, [args.query], progress=False)
+    ranking = rank_gallery(features, stored.features, args.top_k)
+    folder = Path(facts["images"])
+    paths = [folder / file_name for file_name in stored.file_names]
+    title = f"Nearest of {len(paths):,} images by the feature {facts['test_feature']!r}"
+    ranked_sheet(
+        args.output, [query], paths, ranking, query_titles=[Path(args.query).name], title=title, columns=args.top_k
+    )
+    for place, (index, distance) in enumerate(zip(ranking.indices[0], ranking.distances[0], strict=True), start=1):
+        if index >= 0:
+            print(f"{place:>4}  {distance:.4f}  {stored.file_names[index]}")
+    print(f"ranked sheet: {args.output}")
+
+
+def check_same_model(name: str, model: Any, processor: Any, facts: dict[str, Any]) -> None:
+    """Raises UserError where the model is not the one that made the embeddings: by feature, size or output."""
+    found = {"test_feature": model.config.test_feature, "height": processor.height, "width": processor.width}
+    for key, value in found.items():
+        if value != facts[key]:
+            raise UserError(f"model {name}: {key} is {value}, the embeddings were made with {facts[key]}: embed again")
+    expected, got = np.asarray(facts["probe"]), probe(model, processor)
+    if expected.shape != got.shape or np.linalg.norm(expected - got) > TOLERANCE[facts["dtype"]]:
+        raise UserError(f"model {name}: not the one that made the embeddings: give that one, or embed again with this")

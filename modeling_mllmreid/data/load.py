@@ -1,0 +1,80 @@
+"""One door to all person data: a reader by its name, or a folder saved in the data contract."""
+
+import difflib
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, load_from_disk
+
+from ..errors import UserError
+from .columns import with_contract_columns
+from .cuhk_pedes import read_cuhk_pedes
+from .market1501 import read_market1501
+from .texts import join_continuations, read_records
+
+READERS: dict[str, Callable[..., DatasetDict]] = {"market1501": read_market1501, "cuhk_pedes": read_cuhk_pedes}
+
+
+def load_reid_dataset(
+    name_or_path: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    texts: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> DatasetDict:
+    """Person images with the columns of the data contract (`columns.FEATURES`), a split for each part that is there.
+
+    name_or_path: a reader's name, `data_dir` being its folder and `options` its own options (None: not given); or a
+    folder that `DatasetDict.save_to_disk` wrote. texts: a `texts.jsonl` whose continuations are joined.
+    Raises UserError for an unknown name (with the nearest known), an unknown option, a missing or wrong folder or
+    column, and for texts that do not belong to the data.
+    """
+    options = {name: value for name, value in options.items() if value is not None}
+    reader = READERS.get(str(name_or_path))
+    if reader is None:
+        dataset = _load_saved(Path(name_or_path), data_dir, options)
+    else:
+        if data_dir is None:
+            raise UserError(f"data set {name_or_path}: data_dir is not given: give the folder that holds it")
+        known = list(inspect.signature(reader).parameters)[1:]
+        for option in options:
+            if option not in known:
+                raise UserError(f"data set {name_or_path} has no option {option!r}: it takes {', '.join(known)}")
+        dataset = reader(data_dir, **options)
+    return dataset if texts is None else _with_texts(dataset, texts)
+
+
+def _load_saved(path: Path, data_dir: str | os.PathLike[str] | None, options: dict[str, Any]) -> DatasetDict:
+    if not path.is_dir():
+        nearest = difflib.get_close_matches(str(path).lower(), READERS, n=1, cutoff=0)[0]
+        raise UserError(
+            f"data set {str(path)!r} is unknown and no such folder exists: did you mean {nearest!r}? "
+            f"(known: {', '.join(READERS)})"
+        )
+    given = [name for name in ("data_dir", *options) if name != "data_dir" or data_dir is not None]
+    if given:
+        raise UserError(f"{path} is a saved data set, {', '.join(given)} does not apply: leave it out or name a reader")
+    try:
+        dataset = load_from_disk(str(path))
+    except Exception as error:  # a half-written folder fails in JSON, Arrow or file reading alike
+        raise UserError(
+            f"{path}: not a data set that save_to_disk wrote ({' '.join(str(error).split())[:200]}): "
+            f"to read an image folder name its reader ({', '.join(READERS)}) and give it as data_dir"
+        ) from error
+    if isinstance(dataset, Dataset):
+        raise UserError(f"{path}: a single split: save a DatasetDict with train, val, or query and gallery")
+    return with_contract_columns(dataset, str(path))
+
+
+def _with_texts(dataset: DatasetDict, texts: str | os.PathLike[str]) -> DatasetDict:
+    records = read_records(texts)
+    try:
+        joined = DatasetDict({name: join_continuations(split, name, records) for name, split in dataset.items()})
+    except UserError as error:
+        raise UserError(f"{texts}: {error}") from None
+    if all(joined[name] is split for name, split in dataset.items()):
+        raise UserError(f"{texts}: no record is of this data set: give the texts that were written for it")
+    return joined

@@ -1,0 +1,187 @@
+"""Captions of pedestrians: varied sentences over a small vocabulary that mention only what the image shows."""
+
+import re
+from collections.abc import Callable
+from random import Random
+
+from .attributes import BAGS, COLORS, HAIR_COLORS, HATS, LOWERS, SHOES, SLEEVES, Person, random_person, random_stream
+from .cameras import CAMERAS
+from .figure import bag_side_in_image
+from .shots import Shot, plan_shot
+
+LENGTHS = range(15, 31)
+PATTERN_WORDS = ("striped", "stripes", "checked", "checks", "dotted", "dots", "block", "logo")
+HAIR_WORDS = ("hair", "short", "long", "ponytail")
+ATTRIBUTE_WORDS = frozenset(
+    word
+    for phrase in (
+        *COLORS,
+        *HAIR_COLORS,
+        *SLEEVES,
+        "sleeves",
+        "sleeveless",
+        *PATTERN_WORDS,
+        *LOWERS,
+        *SHOES,
+        *HAIR_WORDS,
+        *HATS,
+        *BAGS,
+    )
+    for word in phrase.split()
+)
+
+Phrases = dict[str, str]
+
+
+def tokenize(text: str) -> list[str]:
+    """The lower-case words of a text; punctuation is dropped."""
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def attribute_words(text: str) -> set[str]:
+    """The attribute words of a text: colours, garments, sleeves, patterns, hair, hat, shoes and bag."""
+    return set(tokenize(text)) & ATTRIBUTE_WORDS
+
+
+def hidden_parts(person: Person, shot: Shot) -> frozenset[str]:
+    """What this image does not show of what the person wears, among "shoes", "logo", "ponytail" and "bag"."""
+    behind = {
+        "shoes": shot.occluder in ("railing", "bin"),
+        "logo": shot.view != "front",
+        "ponytail": shot.view == "front",
+        "bag": person.bag != "backpack" and (bag_side_in_image(person, shot.view) == 0 or shot.occluder == "passer-by"),
+    }
+    return frozenset(part for part, hidden in behind.items() if hidden)
+
+
+def write_captions(person: Person, shot: Shot, count: int, rng: Random) -> list[str]:
+    """`count` captions of one image, each from another template until all have been used; 15 to 30 words each."""
+    order = rng.sample(TEMPLATES, len(TEMPLATES))
+    return [_caption(person, shot, order[number % len(order)], rng) for number in range(count)]
+
+
+def sample_descriptions(num: int, *, seed: int, captions: int = 3) -> list[list[str]]:
+    """For each of `num` persons who are in no written data set, `captions` different captions of one random view."""
+    described = []
+    for index in range(num):
+        rng = random_stream(seed, "other", "description", index)
+        person, shot = random_person(rng), plan_shot(rng, rng.randrange(len(CAMERAS)))
+        described.append(write_captions(person, shot, captions, rng))
+    return described
+
+
+def _caption(person: Person, shot: Shot, template: Callable[[Phrases], str], rng: Random) -> str:
+    """Fills a template; too long a sentence loses what matters least, too short a one gains where it was taken."""
+    phrases = _phrases(person, shot, rng)
+    for part in ("", "view", "shoes", "head"):
+        phrases.pop(part, None)
+        text = _tidy(template(phrases))
+        if len(tokenize(text)) in LENGTHS or len(tokenize(text)) < LENGTHS.start:
+            break
+    if len(tokenize(text)) < LENGTHS.start:
+        text += " the picture was taken by a fixed camera."
+    return text
+
+
+def _phrases(person: Person, shot: Shot, rng: Random) -> Phrases:
+    """The sayable facts of one image; "shoes", "head", "bag" and "view" are there only where they can be said."""
+    hidden = hidden_parts(person, shot)
+    phrases = {
+        "who": rng.choice((person.gender, person.gender, "person", "pedestrian")),
+        "upper": _upper(person, "logo" in hidden, rng),
+        "lower": f"{'a ' if person.lower == 'skirt' else ''}{person.lower_color} {person.lower}",
+    }
+    if rng.random() < 0.9:
+        phrases["head"] = _head(person, "ponytail" in hidden)
+    if "shoes" not in hidden and rng.random() < 0.85:
+        phrases["shoes"] = f"{person.shoes_color} {person.shoes}"
+    if person.bag and "bag" not in hidden:
+        phrases["bag"] = _article(f"{person.bag_color} {person.bag}")
+    if rng.random() < 0.5:
+        phrases["view"] = {"front": "from the front", "back": "from behind"}.get(shot.view, "from the side")
+    return phrases
+
+
+def _upper(person: Person, no_logo: bool, rng: Random) -> str:
+    color, second, garment = person.upper_color, person.pattern_color, person.upper
+    pattern = "plain" if person.pattern == "logo" and no_logo else person.pattern
+    patterned = {
+        "plain": (f"{color} {garment}",),
+        "striped": (f"{color} and {second} striped {garment}", f"{color} {garment} with {second} stripes"),
+        "checked": (f"{color} and {second} checked {garment}", f"{color} {garment} with {second} checks"),
+        "dotted": (f"{color} {garment} with {second} dots", f"{color} {garment} dotted in {second}"),
+        "block": (f"{color} and {second} block {garment}", f"{color} {garment} with a {second} block"),
+        "logo": (f"{color} {garment} with a {second} logo",),
+    }
+    text = rng.choice(patterned[pattern])
+    if person.upper == "shirt" and rng.random() < 0.6:
+        text += f"{' and' if ' with ' in text else ' with'} {person.sleeves} sleeves"
+    if person.sleeves == "none":
+        text = f"sleeveless {text}"
+    return _article(text)
+
+
+def _head(person: Person, no_ponytail: bool) -> str:
+    style, color = person.hair_style, person.hair_color
+    hair = f"{style} {color} hair"
+    if style == "ponytail":
+        hair = f"{color} hair" if no_ponytail else _article(f"{color} ponytail")
+    if person.hat is None:
+        return hair
+    hat = _article(f"{person.hat_color} {person.hat}")
+    return hat if style == "short" else f"{hat} over {hair}"
+
+
+def _article(phrase: str) -> str:
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def _listed(*parts: str | None) -> str:
+    """The parts that are there, joined by commas and a last "and"."""
+    there = [part for part in parts if part]
+    return there[0] if len(there) == 1 else f"{', '.join(there[:-1])} and {there[-1]}"
+
+
+def _if(phrases: Phrases, part: str, wording: str) -> str:
+    return wording.format(phrases[part]) if part in phrases else ""
+
+
+def _tidy(text: str) -> str:
+    return re.sub(r" ([.,])", r"\1", re.sub(r" +", " ", text)).strip()
+
+
+def _plain_report(p: Phrases) -> str:
+    head, bag, view = _if(p, "head", "with {}"), _if(p, "bag", "and carries {}"), _if(p, "view", "seen {}")
+    return f"a {p['who']} {head} {view} wears {_listed(p['upper'], p['lower'], p.get('shoes'))} {bag}."
+
+
+def _bottom_up(p: Phrases) -> str:
+    shoes, head = _if(p, "shoes", "and {}"), _if(p, "head", "the head shows {}.")
+    bag, view = _if(p, "bag", "and carries {}"), _if(p, "view", "is shown {} and")
+    return f"the {p['who']} {view} walks in {p['lower']} {shoes} below {p['upper']} {bag}. {head}"
+
+
+def _two_sentences(p: Phrases) -> str:
+    extras = [p[part] for part in ("head", "bag", "shoes") if part in p]
+    has = f"this {p['who']} also has {_listed(*extras)}." if extras else ""
+    return f"{_if(p, 'view', 'seen {},')} a {p['who']} is dressed in {p['upper']} and {p['lower']}. {has}"
+
+
+def _bag_first(p: Phrases) -> str:
+    bag, view = _if(p, "bag", "carrying {}"), _if(p, "view", "photographed {}")
+    head, shoes = _if(p, "head", "and has {}"), _if(p, "shoes", "the feet are in {}.")
+    return f"a {p['who']} {view} {bag} wears {p['upper']} and {p['lower']} {head}. {shoes}"
+
+
+def _head_first(p: Phrases) -> str:
+    head, bag = _if(p, "head", "with {},"), _if(p, "bag", "and holds {}")
+    shoes, view = _if(p, "shoes", "on the feet are {}."), _if(p, "view", "photographed {}")
+    return f"{head} the {p['who']} {view} is wearing {p['upper']} over {p['lower']} {bag}. {shoes}"
+
+
+def _inventory(p: Phrases) -> str:
+    things = _listed(p["upper"], p["lower"], p.get("shoes"), p.get("head"), p.get("bag"))
+    return f"this picture {_if(p, 'view', 'taken {}')} shows a {p['who']}. one can see {things}."
+
+
+TEMPLATES = (_plain_report, _bottom_up, _two_sentences, _bag_first, _head_first, _inventory)

@@ -1,0 +1,142 @@
+"""The sidecar `texts.jsonl`: continuations written for captions, kept with their provenance and joined at load."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datasets import Dataset
+
+from ..errors import UserError
+from .columns import FEATURES
+
+
+class TextKey(NamedTuple):
+    """What a continuation belongs to. caption_index: the caption's place among all captions that the split has of that
+    file, over all its rows (a split with a row for each caption has several rows of one file)."""
+
+    source: str
+    split: str
+    file_name: str
+    caption_index: int
+
+
+@dataclass(frozen=True)
+class TextRecord:
+    """One line of the sidecar: a caption, its continuation and provenance (model, revision, instruction, settings)."""
+
+    source: str
+    split: str
+    file_name: str
+    caption_index: int
+    caption: str
+    continuation: str
+    provenance: dict[str, Any]
+
+    @property
+    def key(self) -> TextKey:
+        """The key that joins the record to its caption."""
+        return TextKey(self.source, self.split, self.file_name, self.caption_index)
+
+
+RECORD_FIELDS = tuple(field.name for field in fields(TextRecord))
+
+
+def append_records(path: str | os.PathLike[str], records: Iterable[TextRecord]) -> None:
+    """Appends whole lines and waits until they are on disk; what a killed run left of a last line is cut off first."""
+    lines = "".join(json.dumps(asdict(record)) + "\n" for record in records).encode()
+    with open(path, "ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(path: str | os.PathLike[str]) -> list[TextRecord]:
+    """The sidecar's records in file order; a last line without its line end was torn by a kill and does not count.
+
+    Raises UserError naming the file, and the line (from 1) that is no record or gives a caption another continuation.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): give the texts file's path") from error
+    records: dict[TextKey, TextRecord] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+            record = TextRecord(**{name: values[name] for name in RECORD_FIELDS})
+            strings = (record.source, record.split, record.file_name, record.caption, record.continuation)
+            if not all(isinstance(value, str) for value in strings) or not isinstance(record.caption_index, int):
+                raise TypeError("a field of another type")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: line {number} is no record ({error}): remove the line") from error
+        if records.setdefault(record.key, record) != record:
+            raise UserError(
+                f"{path}: line {number} repeats {_named(record.key)} otherwise: remove one of the two lines"
+            )
+    return list(records.values())
+
+
+def caption_keys(dataset: Dataset, split: str) -> Iterator[list[tuple[TextKey, str]]]:
+    """Row by row, the row's captions with their keys. split: the name of the split that `dataset` is."""
+    seen: Counter[tuple[str, str]] = Counter()
+    columns = (dataset[name][:] for name in ("source", "file_name", "caption"))
+    for source, file_name, captions in zip(*columns, strict=True):
+        start = seen[source, file_name]
+        seen[source, file_name] += len(captions)
+        yield [(TextKey(source, split, file_name, start + i), caption) for i, caption in enumerate(captions)]
+
+
+def missing_captions(dataset: Dataset, split: str, records: Iterable[TextRecord]) -> list[tuple[TextKey, str]]:
+    """The captions that have no record yet, in the data set's order: what a resumed run has left to write.
+
+    Raises UserError where a record was written for another caption text than the data set has now.
+    """
+    by_key = {record.key: record for record in records}
+    pairs = [pair for row in caption_keys(dataset, split) for pair in row]
+    return [(key, caption) for key, caption in pairs if _continuation(by_key, key, caption) is None]
+
+
+def join_continuations(dataset: Dataset, split: str, records: Iterable[TextRecord]) -> Dataset:
+    """The data set with `continuation` filled, each beside its caption; unchanged where the split has no record at all.
+
+    Raises UserError where a caption's text changed since its record was written, and where only some have a record.
+    """
+    by_key = {record.key: record for record in records if record.split == split}
+    keyed = list(caption_keys(dataset, split))
+    joined = [[_continuation(by_key, key, caption) for key, caption in row] for row in keyed]
+    found = sum(text is not None for row in joined for text in row)
+    if not found:
+        return dataset
+    missing = [key for row in keyed for key, _ in row if key not in by_key]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {found + len(missing)} captions have no continuation, first {_named(missing[0])}: "
+            "run the continuations command again, it writes the rest"
+        )
+    filled = dataset.remove_columns("continuation").add_column("continuation", joined, feature=FEATURES["continuation"])
+    return filled.select_columns(dataset.column_names)
+
+
+def _continuation(by_key: dict[TextKey, TextRecord], key: TextKey, caption: str) -> str | None:
+    record = by_key.get(key)
+    if record is None:
+        return None
+    if record.caption != caption:
+        raise UserError(
+            f"the text of {_named(key)} is stale, its caption was {record.caption[:60]!r} and is {caption[:60]!r} now: "
+            "write the continuations anew"
+        )
+    return record.continuation
+
+
+def _named(key: TextKey) -> str:
+    return f"caption {key.caption_index} of {key.file_name} ({key.source}, {key.split})"

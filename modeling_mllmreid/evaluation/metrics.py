@@ -1,0 +1,163 @@
+"""Retrieval metrics of person re-identification: mAP, CMC and mINP from the ranks of the matches alone."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import UserError
+from ..retrieval.distances import Features, distance_blocks
+from ..retrieval.ranking import Ids, SamePerson
+
+AP_RULES = ("step", "trapezoid")
+
+
+@dataclass(frozen=True)
+class RetrievalMetrics:
+    """Averages over the queries that have a match, as fractions of 1; NaN where no query has one.
+
+    cmc: rank -> share of queries with a match at or before it. average_precision and inverse_negative_penalty: (Q,)
+    float64, NaN where a query has no match. num_valid counts the queries that have one.
+    """
+
+    mAP: float  # noqa: N815 - the field's name for it
+    cmc: dict[int, float]
+    mINP: float  # noqa: N815
+    num_queries: int
+    num_valid: int
+    average_precision: np.ndarray
+    inverse_negative_penalty: np.ndarray
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """The averages and counts under flat keys (mAP, rank1, ..., mINP) for JSON, which has no NaN: None instead."""
+        averages = {"mAP": self.mAP, **{f"rank{rank}": share for rank, share in self.cmc.items()}, "mINP": self.mINP}
+        numbers = {key: None if np.isnan(value) else value for key, value in averages.items()}
+        return {**numbers, "num_queries": self.num_queries, "num_valid": self.num_valid}
+
+
+def evaluate_retrieval(
+    query_features: Features,
+    gallery_features: Features,
+    query_person_ids: Ids,
+    gallery_person_ids: Ids,
+    query_camera_ids: Ids | None = None,
+    gallery_camera_ids: Ids | None = None,
+    *,
+    metric: str = "cosine",
+    ranks: Sequence[int] = (1, 5, 10),
+    ap: str = "step",
+    block_size: int | None = None,
+) -> RetrievalMetrics:
+    """mAP, CMC and mINP of query features (Q, D) against gallery features (G, D).
+
+    Features are NumPy arrays or tensors of any float type, on CPU or GPU; distances are float32 (`distance_blocks`),
+    sums float64. Gallery images with the query's person AND camera are dropped and hold no rank; camera -1 is unknown
+    and equals no camera; without cameras nothing is dropped. Of equal distances the non-matches count as nearer.
+    Queries without a match are counted and left out of the averages.
+    ap: "step", the mean of the precision at each match, or "trapezoid", the original Market-1501 code's area.
+    Raises UserError for ids that do not fit the features, or an unknown metric or ap.
+    Source: Zheng et al. 2015 (mAP, CMC), Ye et al. 2021 (mINP).
+    """
+    blocks = distance_blocks(query_features, gallery_features, metric=metric, block_size=block_size)
+    for name, ids, features in (
+        ("query_person_ids", query_person_ids, query_features),
+        ("gallery_person_ids", gallery_person_ids, gallery_features),
+    ):
+        if len(ids) != len(features):
+            raise UserError(f"{name}: {len(ids)} ids for {len(features)} rows of features: give one integer per image")
+    return metrics_from_blocks(
+        blocks,
+        SamePerson(query_person_ids, gallery_person_ids, query_camera_ids, gallery_camera_ids),
+        ranks=ranks,
+        ap=ap,
+    )
+
+
+def metrics_from_blocks(
+    blocks: Iterable[tuple[slice, np.ndarray | Tensor]],
+    same_person: SamePerson,
+    *,
+    ranks: Sequence[int] = (1, 5, 10),
+    ap: str = "step",
+) -> RetrievalMetrics:
+    """The metrics of `evaluate_retrieval` from blocks of distances, whoever makes them.
+
+    blocks: (rows, distances (rows, G)) with each query row once, in any order; smaller is nearer, read as float32. A
+    whole matrix is one block: `[(slice(0, len(matrix)), matrix)]`. The blocks are not changed.
+    Raises UserError for NaN distances, a block of the wrong shape, and rows that come twice or never.
+    """
+    if ap not in AP_RULES:
+        raise UserError(f"ap: unknown {ap!r}: use one of {', '.join(AP_RULES)}")
+    if any(rank < 1 for rank in ranks):
+        raise UserError(f"ranks: {tuple(ranks)} holds a rank below 1: ranks count from 1")
+    count = len(same_person.query_persons)
+    precision, penalty, first = (np.full(count, np.nan) for _ in range(3))
+    seen = np.zeros(count, dtype=np.int64)
+    for rows, block in blocks:
+        distances = np.asarray(block.detach().float().cpu() if isinstance(block, Tensor) else block, dtype=np.float32)
+        numbers = range(count)[rows]
+        if distances.shape != (len(numbers), same_person.gallery_size):
+            raise UserError(
+                f"distances of query rows {rows.start} to {rows.stop}: shape {distances.shape}, expected "
+                f"{(len(numbers), same_person.gallery_size)}: give one row per query, one column per gallery image"
+            )
+        # The maximum is NaN where any element is, without a second matrix of flags.
+        if distances.size and np.isnan(distances.max()):
+            raise UserError(f"distances of query rows {rows.start} to {rows.stop} hold NaN: mend what computed them")
+        seen[rows] += 1
+        for number, row in zip(numbers, distances, strict=True):
+            at = match_ranks(row, *same_person.of(number))
+            if len(at):
+                precision[number] = average_precision(at, ap)
+                penalty[number] = len(at) / at[-1]
+                first[number] = at[0]
+    if (seen != 1).any():
+        row = int(np.flatnonzero(seen != 1)[0])
+        raise UserError(f"distances: query row {row} came {seen[row]} times: give each row once")
+    valid = ~np.isnan(precision)
+    return RetrievalMetrics(
+        mAP=_mean(precision[valid]),
+        cmc={int(rank): _mean(first[valid] <= rank) for rank in ranks},
+        mINP=_mean(penalty[valid]),
+        num_queries=count,
+        num_valid=int(valid.sum()),
+        average_precision=precision,
+        inverse_negative_penalty=penalty,
+    )
+
+
+def match_ranks(row: np.ndarray, same: np.ndarray, dropped: np.ndarray) -> np.ndarray:
+    """Ranks (m,) of a query's matches among its kept gallery images, ascending from 1; ties rank non-matches first.
+
+    row: (G,) distances; same: (n,) gallery indices of the query's person; dropped: (n,) bool, those left out.
+    A match's rank is 1 + the non-matches at most as far + the matches before it. Only the distances up to the farthest
+    match are sorted, and only as values.
+    """
+    of_person = row[same]
+    matches = np.sort(of_person[~dropped])
+    if not len(matches):
+        return np.empty(0, dtype=np.int64)
+    near = np.sort(row[row <= matches[-1]])
+    # Everybody at most as far, less the person's own images, kept or dropped.
+    others = np.searchsorted(near, matches, side="right") - np.searchsorted(np.sort(of_person), matches, side="right")
+    return 1 + others + np.arange(len(matches))
+
+
+def average_precision(ranks: np.ndarray, rule: str = "step") -> float:
+    """Average precision from the ascending ranks (m,) of all m matches, m at least 1.
+
+    "step": mean of the precision at each match. "trapezoid": mean of that and the precision one rank before it, which
+    is 1 before the first rank (compute_AP.m of Zheng et al. 2015).
+    """
+    found = np.arange(1, len(ranks) + 1)
+    precision = found / ranks
+    if rule == "trapezoid":
+        before = np.where(ranks > 1, (found - 1) / np.maximum(ranks - 1, 1), 1.0)
+        precision = (precision + before) / 2
+    return float(precision.mean())
+
+
+def _mean(values: np.ndarray) -> float:
+    """The float64 mean, NaN without values."""
+    return float(values.mean(dtype=np.float64)) if len(values) else float("nan")

@@ -1,0 +1,103 @@
+"""Configuration of MLLMReID: the multimodal LLM's own configuration, nested, and what person re-identification adds."""
+
+from typing import Literal
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+class MllmReIDConfig(PreTrainedConfig):
+    r"""Configuration of [`MllmReIDModel`].
+
+    mllm_config (`dict` or `PreTrainedConfig`):
+        Configuration of the wrapped multimodal LLM (a LLaVA). A tiny default is never implied: `None` is LLaVA-1.5-7B's.
+    height, width (`int`):
+        Size in pixels of a person crop; multiples of the vision tower's patch size.
+    image_prefix_ids (`list[int]`):
+        Token ids that stand before the image tokens in every prompt. Stored, so that `encode_images` needs no tokenizer.
+    reid_on (`"llm"`, `"vision"` or `"both"`):
+        Which feature the ReID losses act on: the LLM's (DirectReID), the visual encoder's (synchronisation), or both.
+    loss_lambda (`float`):
+        The balance: `(1 - loss_lambda) * language + loss_lambda * reid`; 0 trains the language loss alone, 1 ReID alone.
+    id_weight, triplet_weight (`float`):
+        Weights of the ID loss and the triplet loss inside the ReID loss.
+    label_smoothing (`float`):
+        Of the ID loss, in the eps/C form.
+    triplet_margin (`float`), triplet_soft_margin (`bool`):
+        Hinge margin of the batch-hard triplet loss, or its soft form `log(1 + exp(d_ap - d_an))`.
+    bnneck (`bool`):
+        Triplet on the feature before the batch norm, ID classifier after it.
+    feature_after_bn (`bool`):
+        The test feature is taken after the batch norm.
+    test_feature (`"llm"`, `"vision"` or `"concat"`):
+        What `encode_images` returns.
+    llm_layer (`int`):
+        LLM layer whose hidden states are pooled: -1 is the last, after the final norm; any other counts as in `hidden_states`.
+    vision_layer (`int`, *optional*):
+        Tower layer whose patches are pooled; `None` is the layer that the multimodal LLM itself reads.
+    distillation_weight (`float`):
+        Weight of KL(text branch, detached -> image branch) on the target positions.
+    reid_text (`bool`):
+        The ReID losses act on the captions' latents too, for text-to-image search.
+    num_identities (`int`):
+        Rows of the ID classifiers; 0 means none (published exports).
+    """
+
+    model_type = "mllmreid"
+    sub_configs_defaults = {"mllm_config": SubConfigSpec(config_class=AutoConfig, model_type="llava")}
+
+    mllm_config: dict | PreTrainedConfig | None = None
+    height: int = 252
+    width: int = 126
+    image_prefix_ids: list[int] | None = None
+    reid_on: Literal["llm", "vision", "both"] = "both"
+    loss_lambda: float = 0.7
+    id_weight: float = 1.0
+    triplet_weight: float = 1.0
+    label_smoothing: float = 0.1
+    triplet_margin: float = 0.3
+    triplet_soft_margin: bool = False
+    bnneck: bool = True
+    feature_after_bn: bool = True
+    test_feature: Literal["llm", "vision", "concat"] = "llm"
+    llm_layer: int = -1
+    vision_layer: int | None = None
+    distillation_weight: float = 0.0
+    reid_text: bool = False
+    num_identities: int = 0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if not 0 <= self.loss_lambda <= 1:
+            raise ValueError(f"loss_lambda is {self.loss_lambda}; give a number from 0 to 1")
+        if self.reid_text and "llm" not in self.reid_heads:
+            raise ValueError("reid_text acts on the LLM's feature; set reid_on to 'llm' or 'both'")
+        patch = self.vision_config.patch_size
+        if self.height % patch or self.width % patch:
+            raise ValueError(
+                f"height x width is {self.height} x {self.width}; both must be multiples of the tower's patch size {patch}"
+            )
+
+    @property
+    def vision_config(self) -> PreTrainedConfig:
+        """Configuration of the vision tower."""
+        return self.mllm_config.vision_config
+
+    @property
+    def reid_heads(self) -> tuple[str, ...]:
+        """Names of the features that the ReID losses act on."""
+        return ("llm", "vision") if self.reid_on == "both" else (self.reid_on,)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Image tokens that one crop of height x width takes in a prompt."""
+        patch = self.vision_config.patch_size
+        patches = (self.height // patch) * (self.width // patch)
+        return patches if self.mllm_config.vision_feature_select_strategy == "default" else patches + 1
+
+    def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
+        """The language model's configuration, where generation and the Trainer look for it."""
+        return self.mllm_config.get_text_config(*args, **kwargs)
+
+
+MllmReIDConfig.register_for_auto_class()

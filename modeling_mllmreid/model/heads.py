@@ -1,0 +1,43 @@
+"""From hidden states to an identity: mean pooling over positions, BNNeck and ID classifier, all in float32."""
+
+import torch
+from torch import Tensor, nn
+
+
+def mean_pool(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over positions in float32. hidden_states: (B, T, D); mask: (B, T), True where counted. Returns (B, D)."""
+    hidden_states = hidden_states.float()
+    if mask is None:
+        return hidden_states.mean(dim=1)
+    weights = mask.unsqueeze(-1).float()
+    return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+class ReIDHead(nn.Module):
+    """BNNeck and ID classifier on one pooled feature.
+
+    The triplet loss takes the feature before the batch norm, the classifier (no bias) the one after it; the batch norm's
+    bias stays at zero. Source: Luo et al. 2019, "Bag of Tricks and a Strong Baseline for Deep Person Re-identification".
+    """
+
+    def __init__(self, feature_size: int, num_identities: int, bnneck: bool = True):
+        super().__init__()
+        self.bottleneck = nn.BatchNorm1d(feature_size) if bnneck else nn.Identity()
+        if bnneck:
+            self.bottleneck.bias.requires_grad_(False)
+        self.feature_size = feature_size
+        self.classifier = nn.Linear(feature_size, num_identities, bias=False) if num_identities else None
+
+    def remake_classifier(self, num_identities: int, device: torch.device | None = None) -> None:
+        """A new classifier, N(0, 0.001), for other identities; 0 drops it."""
+        self.classifier = None
+        if num_identities:
+            self.classifier = nn.Linear(self.feature_size, num_identities, bias=False, device=device)
+            nn.init.normal_(self.classifier.weight, std=0.001)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """features: (B, D). Returns the feature after the neck (B, D) and the ID logits (B, C), None without classifier."""
+        # Autocast would turn the linear layer to bfloat16.
+        with torch.autocast(features.device.type, enabled=False):
+            after = self.bottleneck(features.float())
+            return after, None if self.classifier is None else self.classifier(after)

@@ -1,0 +1,88 @@
+"""The losses of MLLMReID as pure functions: ID, batch-hard triplet, language, distillation, and their mix."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def id_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.1) -> Tensor:
+    """Cross-entropy over identities with label smoothing in the eps/C form.
+
+    logits: (B, C); labels: (B,) in 0..C-1. Returns a scalar, the mean over the batch.
+    Source: Szegedy et al. 2016; as used with the BNNeck by Luo et al. 2019.
+    """
+    return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+
+
+def euclidean_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distances sqrt(max(d^2, 1e-12)). a: (N, D), b: (M, D). Returns (N, M).
+
+    Both sides are shifted by one common mean first: distances stay, and float32 keeps its digits where all features lie
+    in a narrow cone far from the origin, as an LLM's do.
+    """
+    center = b.detach().mean(dim=0)
+    a, b = a - center, b - center
+    squared = a.pow(2).sum(1, keepdim=True) + b.pow(2).sum(1) - 2 * a @ b.T
+    return squared.clamp(min=1e-12).sqrt()
+
+
+def batch_hard_triplet_loss(
+    anchors: Tensor,
+    anchor_labels: Tensor,
+    others: Tensor | None = None,
+    other_labels: Tensor | None = None,
+    *,
+    margin: float = 0.3,
+    soft_margin: bool = False,
+) -> Tensor:
+    """Batch-hard triplet loss: each anchor against its farthest positive and its nearest negative.
+
+    anchors: (N, D), un-normalised; anchor_labels: (N,). With `others` (M, D) and `other_labels` (M,), positives and
+    negatives come from there (two modalities); without, from the anchors themselves, an anchor never its own positive.
+    Identities may have any number of rows; anchors without a positive or a negative are left out of the mean; with none
+    left the loss is a zero that keeps its graph.
+    Source: Hermans et al. 2017, equation 5 (hinge) and section 3.2 (soft margin).
+    """
+    anchors = anchors.float()
+    own = others is None
+    others, other_labels = (anchors, anchor_labels) if own else (others.float(), other_labels)
+    distances = euclidean_distances(anchors, others)
+    same = anchor_labels[:, None] == other_labels[None, :]
+    positive = same & ~torch.eye(len(anchors), dtype=torch.bool, device=same.device) if own else same
+    valid = positive.any(1) & (~same).any(1)
+    if not valid.any():
+        return distances.sum() * 0.0
+    hardest_positive = distances.masked_fill(~positive, float("-inf")).amax(1)[valid]
+    hardest_negative = distances.masked_fill(same, float("inf")).amin(1)[valid]
+    gap = hardest_positive - hardest_negative
+    return F.softplus(gap).mean() if soft_margin else F.relu(gap + margin).mean()
+
+
+def language_loss_sum(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum of the next-token negative log-likelihood. logits: (T, V) at label positions only; targets: (T,)."""
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def distillation_sum(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Sum over target tokens of KL(teacher || student), the teacher detached. Both (T, V), aligned by target index.
+
+    Raises ValueError where the two branches' targets differ in number: they then do not hold the same text.
+    """
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"image branch has {len(student_logits)} target tokens, text branch {len(teacher_logits)}: "
+            "distillation needs the same target in both"
+        )
+    student = F.log_softmax(student_logits.float(), dim=-1)
+    teacher = F.log_softmax(teacher_logits.detach().float(), dim=-1)
+    return F.kl_div(student, teacher, reduction="sum", log_target=True)
+
+
+def mix_losses(language: Tensor | None, reid: Tensor | None, loss_lambda: float) -> Tensor | None:
+    """Total loss `(1 - lambda) * language + lambda * reid` (MLLMReID, arXiv 2401.13201); a missing part counts nothing."""
+    parts = []
+    if language is not None:
+        parts.append((1 - loss_lambda) * language)
+    if reid is not None:
+        parts.append(loss_lambda * reid)
+    return torch.stack(parts).sum() if parts else None

@@ -1,0 +1,389 @@
+"""MllmReIDModel: a LLaVA with DirectReID heads, its language loss, and the embeddings that re-identification ranks by."""
+
+import copy
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_mllmreid import MllmReIDConfig
+from .distributed import gather_with_gradient
+from .heads import ReIDHead, mean_pool
+from .losses import batch_hard_triplet_loss, distillation_sum, id_loss, language_loss_sum, mix_losses
+
+
+@dataclass
+class MllmReIDOutput(ModelOutput):
+    r"""What one forward pass gives.
+
+    loss: scalar, the mix of all parts; present with labels or person ids.
+    features: per feature ("llm", "vision"), (B, D) un-normalised, before the batch norm.
+    id_logits: per ReID head, (B, C).
+    reid_loss: scalar, the mean of the heads' weighted ID and triplet losses.
+    loss_parts: detached scalars by name, for the log.
+    language_loss_sums: per branch ("image", "text", and "distillation"), summed over target tokens.
+    label_counts: per branch, the number of its target tokens, an int.
+    """
+
+    loss: Tensor | None = None
+    features: dict[str, Tensor] | None = None
+    id_logits: dict[str, Tensor] | None = None
+    reid_loss: Tensor | None = None
+    loss_parts: dict[str, Tensor] | None = None
+    language_loss_sums: dict[str, Tensor] | None = None
+    label_counts: dict[str, int] | None = None
+
+
+def _graph_where_trained(module: nn.Module, *inputs: Tensor) -> torch.set_grad_enabled:
+    """A context that records a graph only where a gradient can arrive: frozen parts then cost no activation memory."""
+    needed = any(tensor.requires_grad for tensor in inputs) or any(p.requires_grad for p in module.parameters())
+    return torch.set_grad_enabled(torch.is_grad_enabled() and needed)
+
+
+class MllmReIDModel(PreTrainedModel):
+    """LLaVA by composition, with a ReID head on the LLM's latent image features (DirectReID) and on the visual encoder's.
+
+    Source: MLLMReID, arXiv 2401.13201. The language loss trains on a continuation after an image or after its caption.
+    """
+
+    config_class = MllmReIDConfig
+    base_model_prefix = "mllm"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _keep_in_fp32_modules_strict = ["reid_head"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    # The loss is scaled by its own label counts, never by the Trainer's.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: MllmReIDConfig):
+        super().__init__(config)
+        self.mllm = AutoModelForImageTextToText.from_config(config.mllm_config)
+        sizes = {"llm": config.get_text_config().hidden_size, "vision": config.vision_config.hidden_size}
+        self.reid_head = nn.ModuleDict(
+            {name: ReIDHead(sizes[name], config.num_identities, config.bnneck) for name in config.reid_heads}
+        )
+        self.post_init()
+
+    # ---- building, loading, saving -------------------------------------------------------------------------------
+
+    @classmethod
+    def from_mllm_pretrained(
+        cls, name_or_path: str | os.PathLike, *, dtype: torch.dtype | str = torch.float32, revision=None, **config_fields
+    ) -> "MllmReIDModel":
+        """A new model around the weights of a native LLaVA; only the ReID head is new.
+
+        `config_fields` are fields of [`MllmReIDConfig`]. Raises ValueError where the checkpoint is not a LLaVA.
+        """
+        mllm = AutoModelForImageTextToText.from_pretrained(name_or_path, dtype=dtype, revision=revision)
+        return cls.from_mllm(mllm, **config_fields)
+
+    @classmethod
+    def from_mllm(cls, mllm: PreTrainedModel, **config_fields) -> "MllmReIDModel":
+        """A new model around a LLaVA that is already in memory; the LLaVA is not copied."""
+        if mllm.config.model_type != "llava":
+            raise ValueError(f"{mllm.config.model_type!r} is not a LLaVA; give a checkpoint of model_type 'llava'")
+        config = MllmReIDConfig(mllm_config=mllm.config, **config_fields)
+        # On the meta device: a second full-size LLaVA is never made.
+        with torch.device("meta"):
+            model = cls(config)
+        model.mllm = mllm
+        model.reid_head.to_empty(device=mllm.device)
+        model.reid_head.float().apply(model._init_weights)
+        if mllm.generation_config is not None:
+            model.generation_config = copy.deepcopy(mllm.generation_config)
+        return model
+
+    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+        """As in transformers, under the names the model has now.
+
+        The legacy names that LLaVA is saved under would be left unread, with a mere warning, by a Trainer's resume.
+        """
+        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ReIDHead) and module.classifier is not None:
+            init.normal_(module.classifier.weight, mean=0.0, std=0.001)
+
+    def set_num_identities(self, num_identities: int) -> None:
+        """Makes the ID classifiers anew for other identities; 0 drops them."""
+        self.config.num_identities = num_identities
+        for head in self.reid_head.values():
+            head.remake_classifier(num_identities, self.device)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.mllm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.mllm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.mllm.get_output_embeddings()
+
+    # ---- parts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _llava(self) -> PreTrainedModel:
+        return self.mllm.model
+
+    @property
+    def vision_layer(self) -> int:
+        """Index into the tower's hidden states that the vision feature is pooled from."""
+        if self.config.vision_layer is not None:
+            return self.config.vision_layer
+        layer = self.config.mllm_config.vision_feature_layer
+        return layer if isinstance(layer, int) else layer[-1]
+
+    def _tower(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """All hidden states of the vision tower, each (B, 1 + patches, D); position embeddings fit any crop size."""
+        tower = self._llava.vision_tower
+        with _graph_where_trained(tower):
+            return tower(
+                pixel_values.to(tower.dtype), interpolate_pos_encoding=True, output_hidden_states=True
+            ).hidden_states
+
+    def _patches(self, hidden_states: Tensor) -> Tensor:
+        """Drops the class token where LLaVA does."""
+        return hidden_states[:, 1:] if self.config.mllm_config.vision_feature_select_strategy == "default" else hidden_states
+
+    def _image_embeddings(self, tower_states: tuple[Tensor, ...]) -> Tensor:
+        """What the language model reads in the image tokens' places: (B, image tokens, D)."""
+        layers = self.config.mllm_config.vision_feature_layer
+        layers = [layers] if isinstance(layers, int) else layers
+        selected = torch.cat([self._patches(tower_states[layer]) for layer in layers], dim=-1)
+        projector = self._llava.multi_modal_projector
+        with _graph_where_trained(projector, selected):
+            return projector(selected)
+
+    def _language_model(self, embeddings: Tensor, attention_mask: Tensor | None, whole: bool) -> tuple[Tensor, Tensor]:
+        """Runs the LLM without its head. embeddings: (B, T, D); attention_mask: (B, T).
+
+        Returns the last hidden states, for the language loss, and those of `llm_layer`, for the ReID feature. Unless
+        `whole`, layers above `llm_layer` are not run, and the last ones returned are that layer's too.
+        """
+        language_model, layer = self._llava.language_model, self.config.llm_layer
+        depth = len(language_model.layers)
+        layer = layer if layer >= 0 else depth + 1 + layer
+        at_end = layer == depth
+        if not whole and not at_end:
+            # A shallow view that shares every weight and ends after `layer` blocks, without the final norm.
+            blocks, view = language_model.layers[:layer], copy.copy(language_model)
+            view._modules = {**language_model._modules, "layers": blocks, "norm": nn.Identity()}
+            view.config = copy.copy(language_model.config)
+            view.config.num_hidden_layers = layer
+            language_model = view
+        with _graph_where_trained(language_model, embeddings):
+            output = language_model(
+                inputs_embeds=embeddings,
+                attention_mask=attention_mask,
+                use_cache=False,
+                output_hidden_states=whole and not at_end,
+            )
+        last = output.last_hidden_state
+        return last, (output.hidden_states[layer] if whole and not at_end else last)
+
+    def _prefix(self, device: torch.device) -> Tensor:
+        if self.config.image_prefix_ids is None:
+            raise ValueError(
+                "the configuration has no image_prefix_ids; set config.image_prefix_ids = processor.image_prefix_ids"
+            )
+        return torch.tensor(self.config.image_prefix_ids, dtype=torch.long, device=device)
+
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        embedding = self.get_input_embeddings()
+        with _graph_where_trained(embedding):
+            return embedding(input_ids)
+
+    def _embed_with_image(self, input_ids: Tensor, image_embeddings: Tensor) -> Tensor:
+        """Token embeddings of (B, T) ids with the image in its tokens' places, which must follow the stored prefix."""
+        start, length = len(self._prefix(input_ids.device)), image_embeddings.shape[1]
+        expected = torch.full((start + length,), self.config.mllm_config.image_token_id, device=input_ids.device)
+        expected[:start] = self._prefix(input_ids.device)
+        if input_ids.shape[1] < len(expected) or not (input_ids[:, : len(expected)] == expected).all():
+            raise ValueError(
+                f"input_ids must start with image_prefix_ids and {length} image tokens; "
+                "build them with the processor saved beside this model"
+            )
+        embeddings = self._embed(input_ids)
+        image_embeddings = image_embeddings.to(embeddings.dtype)
+        return torch.cat([embeddings[:, :start], image_embeddings, embeddings[:, start + length :]], dim=1)
+
+    def _embed_image_prompt(self, image_embeddings: Tensor) -> Tensor:
+        """Prefix and image alone: what an embedding needs. Returns (B, prefix + image tokens, D)."""
+        prefix = self._embed(self._prefix(image_embeddings.device)).expand(len(image_embeddings), -1, -1)
+        return torch.cat([prefix, image_embeddings.to(prefix.dtype)], dim=1)
+
+    # ---- embeddings ----------------------------------------------------------------------------------------------
+
+    def _test_feature(self, name: str, pooled: Tensor) -> Tensor:
+        if name in self.reid_head and self.config.feature_after_bn:
+            pooled, _ = self.reid_head[name](pooled)
+        return F.normalize(pooled.float(), dim=-1)
+
+    def image_features(self, pixel_values: Tensor, names: tuple[str, ...] = ("llm", "vision")) -> dict[str, Tensor]:
+        """The test features from one pass: "llm", "vision" and, with both, "concat" (each normalised, then / sqrt 2).
+
+        pixel_values: (B, 3, H, W). Each feature is (B, D), float32, L2-normalised. No lm_head runs, the sequence ends
+        after the image tokens, and without "llm" the language model does not run at all.
+        """
+        tower_states = self._tower(pixel_values)
+        features = {}
+        if "llm" in names:
+            embeddings = self._embed_image_prompt(self._image_embeddings(tower_states))
+            _, hidden = self._language_model(embeddings, None, whole=False)
+            features["llm"] = self._test_feature("llm", mean_pool(hidden[:, len(self.config.image_prefix_ids) :]))
+        if "vision" in names:
+            pooled = mean_pool(self._patches(tower_states[self.vision_layer]))
+            features["vision"] = self._test_feature("vision", pooled)
+        if len(features) == 2:
+            features["concat"] = torch.cat([features["llm"], features["vision"]], dim=-1) / 2**0.5
+        return features
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """The embedding `config.test_feature` of person crops. pixel_values: (B, 3, H, W).
+
+        Returns (B, D), float32, L2-normalised; call it in eval mode, where the batch norm uses its running statistics.
+        """
+        name = self.config.test_feature
+        return self.image_features(pixel_values, ("llm", "vision") if name == "concat" else (name,))[name]
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor, caption_mask: Tensor) -> Tensor:
+        """The captions' latent, in the space of the "llm" feature; all inputs (B, T), from `processor(text=[...])`.
+
+        Returns (B, D), float32, L2-normalised. Useful for text-to-image search only where training had `reid_text` on:
+        otherwise captions and images lie apart and the ranking is at chance.
+        """
+        return self._test_feature("llm", self._pooled_text(input_ids, attention_mask, caption_mask))
+
+    def _pooled_text(self, input_ids: Tensor, attention_mask: Tensor, caption_mask: Tensor) -> Tensor:
+        _, hidden = self._language_model(self._embed(input_ids), attention_mask, whole=False)
+        return mean_pool(hidden, caption_mask)
+
+    # ---- training ------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        person_ids: Tensor | None = None,
+        text_input_ids: Tensor | None = None,
+        text_attention_mask: Tensor | None = None,
+        text_labels: Tensor | None = None,
+        text_caption_mask: Tensor | None = None,
+    ) -> MllmReIDOutput:
+        """Features, and with `labels` the language loss, with `person_ids` the ReID loss.
+
+        pixel_values: (B, 3, H, W). Image rows `input_ids`, `attention_mask`, `labels`: (B, T), right-padded, labels -100
+        where no target stands. `person_ids`: (B,) labels 0..n-1 of the ID classifier. Text rows, the same with the caption
+        in the image's place: (B, T'), `text_caption_mask` True at the caption's positions. Returns [`MllmReIDOutput`].
+        """
+        lam = self.config.loss_lambda
+        language = labels is not None and lam < 1
+        reid = person_ids is not None and lam > 0
+        tower_states = self._tower(pixel_values)
+        features, sums, counts, logits = {}, {}, {}, {}
+
+        if "llm" in self.config.reid_heads or language:
+            image = self._image_embeddings(tower_states)
+            if language:
+                embeddings = self._embed_with_image(input_ids, image)
+                hidden, pooled_from = self._language_model(embeddings, attention_mask, whole=True)
+                logits["image"] = self._label_logits(hidden, labels, sums, counts, "image")
+            else:
+                _, pooled_from = self._language_model(self._embed_image_prompt(image), None, whole=False)
+            start = len(self.config.image_prefix_ids)
+            features["llm"] = mean_pool(pooled_from[:, start : start + image.shape[1]])
+        features["vision"] = mean_pool(self._patches(tower_states[self.vision_layer]))
+
+        text_features = None
+        if text_input_ids is not None and language and text_labels is not None:
+            hidden, pooled_from = self._language_model(self._embed(text_input_ids), text_attention_mask, whole=True)
+            logits["text"] = self._label_logits(hidden, text_labels, sums, counts, "text")
+            if self.config.reid_text:
+                text_features = mean_pool(pooled_from, text_caption_mask)
+        elif text_input_ids is not None and reid and self.config.reid_text:
+            text_features = self._pooled_text(text_input_ids, text_attention_mask, text_caption_mask)
+        if self.config.distillation_weight and len(logits) == 2:
+            sums["distillation"] = distillation_sum(logits["image"], logits["text"])
+            counts["distillation"] = counts["image"]
+
+        output = MllmReIDOutput(features=features, language_loss_sums=sums or None, label_counts=counts or None)
+        output.loss_parts = {}
+        if reid:
+            output.reid_loss, output.id_logits = self._reid_loss(features, text_features, person_ids, output.loss_parts)
+        language_loss = self.language_loss(sums, counts) if language else None
+        for name in sums:
+            output.loss_parts[f"lm_{name}"] = sums[name].detach() / max(counts[name], 1)
+        output.loss = mix_losses(language_loss, output.reid_loss, lam)
+        return output
+
+    def _label_logits(self, hidden: Tensor, labels: Tensor, sums: dict, counts: dict, branch: str) -> Tensor:
+        """Logits at label positions alone, (T, V); adds the branch's loss sum and label count."""
+        targets = labels[:, 1:]
+        at_labels = targets != -100
+        logits = self.mllm.lm_head(hidden[:, :-1][at_labels])
+        sums[branch] = language_loss_sum(logits, targets[at_labels])
+        counts[branch] = logits.shape[0]
+        return logits
+
+    def language_loss(self, sums: dict[str, Tensor], counts: dict[str, float]) -> Tensor:
+        """Mean of the branches, each the mean over its target tokens, plus the weighted distillation term.
+
+        `counts` may be those of a whole accumulation window: the parts of its micro-batches then add up exactly.
+        """
+        branches = [sums[name] / max(counts[name], 1) for name in ("image", "text") if name in sums]
+        loss = torch.stack(branches).mean()
+        if "distillation" in sums:
+            loss = loss + self.config.distillation_weight * sums["distillation"] / max(counts["distillation"], 1)
+        return loss
+
+    def _reid_loss(
+        self, features: dict[str, Tensor], text_features: Tensor | None, person_ids: Tensor, parts: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean over the heads of their ID and triplet losses, on the features of all processes."""
+        config, losses, id_logits = self.config, [], {}
+        triplet = {"margin": config.triplet_margin, "soft_margin": config.triplet_soft_margin}
+        person_ids = gather_with_gradient(person_ids)
+        for name in config.reid_heads:
+            images = gather_with_gradient(features[name])
+            texts = gather_with_gradient(text_features) if name == "llm" and text_features is not None else None
+            rows, row_ids = (images, person_ids) if texts is None else (
+                torch.cat([images, texts]), torch.cat([person_ids, person_ids])
+            )
+            _, logits = self.reid_head[name](rows)
+            if logits is None:
+                raise ValueError("the model has no ID classifier; call set_num_identities before training")
+            parts_of_head = {
+                f"id_{name}": id_loss(logits, row_ids, config.label_smoothing),
+                f"triplet_{name}": batch_hard_triplet_loss(images, person_ids, **triplet),
+            }
+            loss = config.id_weight * parts_of_head[f"id_{name}"] + config.triplet_weight * parts_of_head[f"triplet_{name}"]
+            if texts is not None:
+                across = [
+                    batch_hard_triplet_loss(images, person_ids, texts, person_ids, **triplet),
+                    batch_hard_triplet_loss(texts, person_ids, images, person_ids, **triplet),
+                ]
+                parts_of_head["triplet_text"] = torch.stack(across).mean()
+                loss = loss + config.triplet_weight * parts_of_head["triplet_text"]
+            parts.update({key: value.detach() for key, value in parts_of_head.items()})
+            id_logits[name] = logits
+            losses.append(loss)
+        return torch.stack(losses).mean(), id_logits
+
+    def generate(self, input_ids: Tensor, pixel_values: Tensor | None = None, **kwargs) -> Tensor:
+        """The language model's text after a prompt, with the image where one is given. Returns the new ids (B, T)."""
+        embeddings = self._embed(input_ids)
+        if pixel_values is not None:
+            embeddings = self._embed_with_image(input_ids, self._image_embeddings(self._tower(pixel_values)))
+        return self.mllm.generate(inputs_embeds=embeddings, **kwargs)
+
+
+MllmReIDModel.register_for_auto_class("AutoModel")

@@ -1,0 +1,164 @@
+"""MllmReIDProcessor: person crops to pixels, captions and targets to ids, under one prompt template."""
+
+import os
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.image_utils import load_image
+
+IGNORED = -100
+
+
+class MllmReIDProcessor(ProcessorMixin):
+    r"""Image processor and tokenizer of a LLaVA, set up for whole person crops (no centre crop) and for two branches.
+
+    Both branches share one template, prefix + (image tokens or caption) + suffix, and the target is tokenised alone and
+    appended: so it is the same ids after an image and after its caption.
+
+    patch_size, vision_feature_select_strategy, num_additional_image_tokens, image_token: as in `LlavaProcessor`.
+    instruction: the Common Instruction, "continue the text".
+    prompt_prefix, prompt_suffix: the template; the suffix holds `{instruction}`.
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+        instruction="Continue the following text.",
+        prompt_prefix="USER: ",
+        prompt_suffix="\n{instruction} ASSISTANT:",
+        chat_template=None,
+        **kwargs,
+    ):
+        self.patch_size = patch_size
+        self.vision_feature_select_strategy = vision_feature_select_strategy
+        self.num_additional_image_tokens = num_additional_image_tokens
+        self.image_token = image_token
+        self.instruction = instruction
+        self.prompt_prefix = prompt_prefix
+        self.prompt_suffix = prompt_suffix
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def from_mllm_pretrained(
+        cls, name_or_path: str | os.PathLike, height: int = 252, width: int = 126, revision: str | None = None, **kwargs
+    ) -> "MllmReIDProcessor":
+        """From a native LLaVA's files: its tokenizer and pixel statistics, crops resized to height x width, none cut."""
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+        strategy = config.vision_feature_select_strategy
+        return cls(
+            AutoImageProcessor.from_pretrained(
+                name_or_path, revision=revision, size={"height": height, "width": width}, do_center_crop=False
+            ),
+            AutoTokenizer.from_pretrained(name_or_path, revision=revision),
+            patch_size=config.vision_config.patch_size,
+            vision_feature_select_strategy=strategy,
+            num_additional_image_tokens=1,
+            **kwargs,
+        )
+
+    # ---- sizes and prompts ---------------------------------------------------------------------------------------
+
+    @property
+    def height(self) -> int:
+        """Height in pixels that crops are resized to."""
+        return self.image_processor.size["height"]
+
+    @property
+    def width(self) -> int:
+        """Width in pixels that crops are resized to."""
+        return self.image_processor.size["width"]
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Image tokens that one crop takes in a prompt."""
+        patches = (self.height // self.patch_size) * (self.width // self.patch_size)
+        return patches + self.num_additional_image_tokens - (self.vision_feature_select_strategy == "default")
+
+    @property
+    def image_prefix_ids(self) -> list[int]:
+        """Ids before the image tokens, begin-of-text included."""
+        return self.tokenizer(self.prompt_prefix).input_ids
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def _suffix_ids(self, instruction: str | None) -> list[int]:
+        return self._ids(self.prompt_suffix.format(instruction=self.instruction if instruction is None else instruction))
+
+    def image_prompt_ids(self, instruction: str | None = None) -> list[int]:
+        """Prefix, image tokens, suffix with the instruction (the processor's own by default)."""
+        return self.image_prefix_ids + [self.image_token_id] * self.num_image_tokens + self._suffix_ids(instruction)
+
+    def caption_ids(self, caption: str) -> list[int]:
+        """A caption's ids. Raises ValueError where it holds a literal image token: it would be read as an image."""
+        ids = self._ids(caption)
+        if self.image_token_id in ids:
+            raise ValueError(f"the caption {caption[:60]!r} holds the image token {self.image_token!r}; remove it")
+        return ids
+
+    def text_prompt_ids(self, caption: str, instruction: str | None = None) -> list[int]:
+        """Prefix, caption, suffix with the instruction (the processor's own by default)."""
+        return self.image_prefix_ids + self.caption_ids(caption) + self._suffix_ids(instruction)
+
+    def target_ids(self, text: str, max_length: int | None = None) -> list[int]:
+        """A target's ids, tokenised alone, cut to `max_length`."""
+        return self.caption_ids(text)[:max_length]
+
+    # ---- batches -------------------------------------------------------------------------------------------------
+
+    def _padded(self, rows: list[list[int]], value: int) -> torch.Tensor:
+        longest = max(map(len, rows))
+        return torch.tensor([row + [value] * (longest - len(row)) for row in rows], dtype=torch.long)
+
+    def _pad_token_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None else self.tokenizer.eos_token_id
+
+    def rows(self, prompts: list[list[int]], targets: list[list[int]]) -> dict[str, torch.Tensor]:
+        """Prompts with their targets appended, right-padded: `input_ids`, `attention_mask`, `labels`, each (B, T)."""
+        full = [prompt + target for prompt, target in zip(prompts, targets, strict=True)]
+        labels = [[IGNORED] * len(prompt) + target for prompt, target in zip(prompts, targets, strict=True)]
+        return {
+            "input_ids": self._padded(full, self._pad_token_id()),
+            "attention_mask": self._padded([[1] * len(row) for row in full], 0),
+            "labels": self._padded(labels, IGNORED),
+        }
+
+    def caption_mask(self, captions: list[list[int]], length: int) -> torch.Tensor:
+        """(B, length), True at the captions' positions after the prefix. captions: lists of caption ids."""
+        start = len(self.image_prefix_ids)
+        positions = torch.arange(length)
+        ends = torch.tensor([start + len(ids) for ids in captions])
+        return (positions >= start) & (positions < ends[:, None])
+
+    def __call__(self, images=None, text=None, **kwargs) -> BatchFeature:
+        """Inputs of `encode_images` (`pixel_values`) and of `encode_text` (`input_ids`, `attention_mask`, `caption_mask`).
+
+        images: a path, a PIL image, or a list of them, of any size. text: a caption or a list of them.
+        """
+        if images is None and text is None:
+            raise ValueError("give images, text, or both")
+        data = {}
+        if images is not None:
+            images = [load_image(image if hasattr(image, "size") else os.fspath(image)) for image in _as_list(images)]
+            data.update(self.image_processor(images=images, return_tensors="pt", **kwargs))
+        if text is not None:
+            captions = [self.caption_ids(caption) for caption in _as_list(text)]
+            rows = [self.image_prefix_ids + ids for ids in captions]
+            data["input_ids"] = self._padded(rows, self._pad_token_id())
+            data["attention_mask"] = self._padded([[1] * len(row) for row in rows], 0)
+            data["caption_mask"] = self.caption_mask(captions, data["input_ids"].shape[1])
+        return BatchFeature(data)
+
+
+def _as_list(value) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+MllmReIDProcessor.register_for_auto_class()

@@ -1,0 +1,17 @@
+"""Retrieval: distances by blocks, nearest images, stored embeddings, ranked sheets."""
+
+from .distances import distance_blocks
+from .index import Embeddings, load_embeddings, save_embeddings
+from .ranking import Ranking, SamePerson, rank_gallery
+from .sheet import ranked_sheet
+
+__all__ = [
+    "Embeddings",
+    "Ranking",
+    "SamePerson",
+    "distance_blocks",
+    "load_embeddings",
+    "rank_gallery",
+    "ranked_sheet",
+    "save_embeddings",
+]

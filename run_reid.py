@@ -1,0 +1,50 @@
+"""MLLMReID on the command line: a table of commands, and nothing else."""
+
+import difflib
+import importlib
+import sys
+
+COMMANDS = {
+    "demo": ("modeling_mllmreid.commands.demo", "the whole road on rendered pedestrians, without network or GPU"),
+    "train": ("modeling_mllmreid.commands.train", "train a model on a data set; keeps the best checkpoint"),
+    "evaluate": ("modeling_mllmreid.commands.evaluate", "mAP, CMC and mINP of a model on query and gallery"),
+    "continuations": ("modeling_mllmreid.commands.continuations", "let the frozen LLM continue every caption"),
+    "embed": ("modeling_mllmreid.commands.embed", "embed a folder of person crops"),
+    "search": ("modeling_mllmreid.commands.search", "find the people of an embedded folder that look like a query"),
+}
+USAGE = "usage: run_reid.py COMMAND [config.yaml] [--field value ...]"
+
+
+def table_of_contents() -> str:
+    """Usage and one line for each command."""
+    lines = [f"  {name:<14} {line}" for name, (_, line) in COMMANDS.items()]
+    return "\n".join([USAGE, "", *lines, "", "`run_reid.py COMMAND --help` lists a command's fields."])
+
+
+def main() -> int:
+    """Runs the command that `sys.argv` names. Returns 0 on success, 2 for a user's mistake, 130 where interrupted."""
+    command, *argv = sys.argv[1:] or ["--help"]
+    if command in ("-h", "--help", "help"):
+        print(table_of_contents())
+        return 0
+    if command not in COMMANDS:
+        nearest = (difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.0) or ["--help"])[0]
+        print(f"error: unknown command {command!r}: did you mean {nearest!r}?", file=sys.stderr)
+        return 2
+    try:
+        # Only now: the package imports torch, which takes seconds.
+        from modeling_mllmreid.errors import UserError
+
+        try:
+            importlib.import_module(COMMANDS[command][0]).main(argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

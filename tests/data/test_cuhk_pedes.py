@@ -1,0 +1,86 @@
+"""The CUHK-PEDES reader: caption queries, image gallery, and every wrong entry by its number and field."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from modeling_mllmreid.data.columns import image_sources
+from modeling_mllmreid.data.cuhk_pedes import read_cuhk_pedes
+from modeling_mllmreid.errors import UserError
+
+ENTRIES = [
+    {"split": "train", "captions": ["a", "b"], "file_path": "CUHK01/1.png", "processed_tokens": [], "id": 1},
+    {"split": "train", "captions": [], "file_path": "CUHK01/2.png", "processed_tokens": [], "id": 1},
+    {"split": "val", "captions": ["c"], "file_path": "CUHK01/3.png", "id": 2},
+    {"split": "test", "captions": ["d", "e", "f"], "file_path": "test_query/4.png", "id": 3},
+    {"split": "test", "captions": ["g"], "file_path": "test_query/5.png", "id": 4},
+]
+
+
+def write_set(root, entries, images="imgs"):
+    for fields in ENTRIES:
+        path = root / images / fields["file_path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 8)).save(path)
+    (root / "reid_raw.json").write_text(entries if isinstance(entries, str) else json.dumps(entries))
+    return root
+
+
+@pytest.mark.parametrize("images", ["imgs", "."])
+def test_splits_and_rows(tmp_path, images):
+    dataset = read_cuhk_pedes(write_set(tmp_path, ENTRIES, images))
+    assert {name: len(split) for name, split in dataset.items()} == {"train": 2, "val": 1, "query": 4, "gallery": 2}
+    assert dataset["train"]["caption"][:] == [["a", "b"], []]
+    assert dataset["query"]["caption"][:] == [["d"], ["e"], ["f"], ["g"]]
+    assert dataset["query"]["person_id"][:] == [3, 3, 3, 4]
+    assert dataset["gallery"]["caption"][:] == [["d", "e", "f"], ["g"]]
+    assert set(dataset["gallery"]["camera_id"]) == {-1} and set(dataset["val"]["source"]) == {"cuhk_pedes"}
+    assert dataset["train"]["file_name"][0] == "CUHK01/1.png"
+    assert image_sources(dataset["query"])[3] == str(tmp_path / images / "test_query/5.png")
+
+
+def changed(number, **fields):
+    return [{**e, **fields} if i == number else e for i, e in enumerate(ENTRIES)]
+
+
+def without(number, field):
+    return [{k: v for k, v in e.items() if i != number or k != field} for i, e in enumerate(ENTRIES)]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (without(2, "id"), "entry 2 has no field 'id': add it"),
+        (without(0, "captions"), "entry 0 has no field 'captions'"),
+        (changed(1, id="7"), "entry 1, field 'id' is of type str: give int"),
+        (changed(1, id=True), "entry 1, field 'id' is of type bool: give int"),
+        (changed(1, captions="a man"), "entry 1, field 'captions' is of type str: give list"),
+        (changed(1, captions=["a man", " "]), "entry 1, field 'captions': not all are texts with words"),
+        (changed(3, split="dev"), "entry 3, field 'split': 'dev' is unknown: give train, val or test"),
+        (changed(3, file_path="CUHK01/9.png"), "entry 3, field 'file_path': there is no image .*9.png"),
+        (changed(3, file_path="../../9.png"), "entry 3, field 'file_path': .* is not inside the data folder"),
+        (changed(3, file_path="/etc/9.png"), "entry 3, field 'file_path': .* is not inside the data folder"),
+        (changed(3, file_path="CUHK01/./1.png"), "entry 3, field 'file_path': CUHK01/1.png is entry 0 already"),
+        ([*ENTRIES, "x"], "entry 5 is not an object"),
+        ({"train": ENTRIES}, "not a JSON list of entries"),
+        ([], "not a JSON list of entries"),
+        ('[{"split": ', "not a JSON file .*: restore it"),
+        ([{**ENTRIES[3], "captions": []}], "no entry of split 'test' has a caption"),
+    ],
+)
+def test_wrong_entries(tmp_path, entries, message):
+    with pytest.raises(UserError, match=f"reid_raw.json: {message}"):
+        read_cuhk_pedes(write_set(tmp_path, entries))
+
+
+def test_wrong_folder_and_counts(tmp_path, caplog):
+    with pytest.raises(UserError, match="no file reid_raw.json: give data_dir the folder that holds it and imgs/"):
+        read_cuhk_pedes(tmp_path)
+    root = write_set(tmp_path / "CUHK-PEDES", ENTRIES)
+    read_cuhk_pedes(root)
+    assert len(caplog.records) == 1 and "train has 2 captions, not 68,126" in caplog.text
+    with pytest.raises(UserError, match="query has 4 rows, not 6,156"):
+        read_cuhk_pedes(root, strict=True)
+    with pytest.raises(UserError, match="no file captions.json"):
+        read_cuhk_pedes(root, json_name="captions.json")

@@ -1,0 +1,98 @@
+"""`load_reid_dataset`: readers by name, saved folders, joined texts, and mistakes by their message."""
+
+import json
+
+import pytest
+from datasets import DatasetDict, load_from_disk
+from PIL import Image
+
+from modeling_mllmreid.data import check_images, image_sources, load_reid_dataset, open_image
+from modeling_mllmreid.data.columns import FEATURES
+from modeling_mllmreid.data.texts import TextRecord, append_records
+from modeling_mllmreid.errors import UserError
+
+TRAIN = "bounding_box_train/0001_c1s1_000001_01.jpg"
+CAPTION = "a woman in a red coat"
+
+
+@pytest.fixture
+def root(tmp_path):
+    paths = [TRAIN, "query/0002_c1s1_000001_01.jpg", "bounding_box_test/0002_c2s1_000001_01.jpg"]
+    for number, path in enumerate(paths):
+        (tmp_path / path).parent.mkdir()
+        Image.new("RGB", (4, 8), (80 * number, 0, 0)).save(tmp_path / path)
+    entries = [{"split": "train", "captions": [CAPTION], "file_path": path, "id": 1} for path in paths]
+    (tmp_path / "reid_raw.json").write_text(json.dumps(entries))
+    return tmp_path
+
+
+def read(root, **options):
+    return load_reid_dataset("market1501", data_dir=root, captions_file=root / "reid_raw.json", **options)
+
+
+def test_reader_by_name_and_texts_joined(root):
+    append_records(root / "t.jsonl", [TextRecord("market1501", "train", TRAIN, 0, CAPTION, "and black boots", {})])
+    dataset = read(root, texts=root / "t.jsonl", strict=None)
+    assert dataset["train"]["continuation"][:] == [["and black boots"]]
+    assert dataset["query"]["continuation"][:] == [[]]
+    assert dataset["train"].features == FEATURES
+    append_records(root / "other.jsonl", [TextRecord("cuhk_pedes", "train", TRAIN, 0, CAPTION, "x", {})])
+    with pytest.raises(UserError, match="other.jsonl: no record is of this data set"):
+        read(root, texts=root / "other.jsonl")
+    append_records(root / "stale.jsonl", [TextRecord("market1501", "train", TRAIN, 0, "a man", "x", {})])
+    with pytest.raises(UserError, match="stale.jsonl: the text of caption 0 of bounding_box_train/0001.* is stale"):
+        read(root, texts=root / "stale.jsonl")
+
+
+def test_saved_folder_works_the_same_and_its_embedded_images_open(root):
+    dataset = read(root)
+    dataset.save_to_disk(root / "saved")
+    (root / TRAIN).unlink()
+    loaded = load_reid_dataset(root / "saved")
+    assert all(loaded[name].features == FEATURES for name in dataset)
+    assert loaded["gallery"]["person_id"][:] == dataset["gallery"]["person_id"][:]
+    check_images(image_sources(loaded["train"]))
+    reordered = loaded["gallery"].select([0])
+    assert open_image(image_sources(reordered)[0]).getpixel((0, 0))[0] > 150
+    with pytest.raises(UserError, match=f"^{TRAIN}: too large an image"):
+        open_image(image_sources(loaded["train"])[0], max_pixels=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("market", {}, "data set 'market' is unknown .*: did you mean 'market1501'"),
+        ("CUHK-PEDES", {}, "did you mean 'cuhk_pedes'"),
+        ("market1501", {}, "data_dir is not given"),
+        ("market1501", {"data_dir": "x", "jsn": 1}, "no option 'jsn': it takes captions_file, strict"),
+        (".", {}, "not a data set that save_to_disk wrote .*to read an image folder name its reader"),
+        (".", {"data_dir": "x", "strict": True}, "saved data set, data_dir, strict does not apply"),
+    ],
+)
+def test_mistakes(root, monkeypatch, name, options, message):
+    monkeypatch.chdir(root)
+    with pytest.raises(UserError, match=message):
+        load_reid_dataset(name, **options)
+
+
+def test_saved_folder_must_keep_the_contract(root):
+    dataset = read(root)
+
+    def save(name, changed):
+        changed.save_to_disk(root / name)
+        return root / name
+
+    with pytest.raises(UserError, match="split 'train' has no column camera_id, source: add it"):
+        load_reid_dataset(save("a", dataset.remove_columns(["camera_id", "source"])))
+    with pytest.raises(UserError, match="split 'test' is unknown: name the splits among train, val, query, gallery"):
+        load_reid_dataset(save("b", DatasetDict(test=dataset["train"])))
+    with pytest.raises(UserError, match="a single split: save a DatasetDict"):
+        load_reid_dataset(save("c", dataset["train"]))
+    renamed = dataset["train"].remove_columns("person_id").rename_column("source", "person_id")
+    texts = renamed.add_column("source", ["own"])
+    with pytest.raises(UserError, match="column 'person_id' of split 'train' is Value\\('string'\\): save it as"):
+        load_reid_dataset(save("d", DatasetDict(train=texts)))
+    small = dataset["train"].cast_column("person_id", FEATURES["camera_id"].__class__("int32"))
+    path = save("e", DatasetDict(train=small))
+    assert load_from_disk(str(path))["train"].features != FEATURES
+    assert load_reid_dataset(path)["train"].features == FEATURES

@@ -1,0 +1,123 @@
+"""The P x K sampler: exact length, distinct people within a step, cameras, replacement, order by seed and epoch."""
+
+import logging
+from collections import Counter
+
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from modeling_mllmreid.data.sampler import PKSampler
+from modeling_mllmreid.errors import UserError
+
+PERSONS = [person for person in range(11) for _ in range(3 + person % 5)]
+CAMERAS = [i % 4 for i in range(len(PERSONS))]
+
+
+def sampler(persons=PERSONS, cameras=None, p=3, k=4, **options):
+    cameras = [1] * len(persons) if cameras is None else cameras
+    return PKSampler(persons, cameras, identities_per_batch=p, images_per_identity=k, **options)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_runs_have_p_people_with_k_images_and_steps_have_distinct_people(world_size):
+    made = sampler(world_size=world_size)
+    step = 12 * world_size
+    for epoch in range(30):  # long enough to cross many borders of passes
+        made.set_epoch(epoch)
+        rows = list(made)
+        assert len(rows) == len(made) == max(1, len(PERSONS) // step) * step
+        assert [position for _, _, position in rows] == list(range(len(rows)))
+        assert {e for _, e, _ in rows} == {epoch}
+        people = np.array([PERSONS[index] for index, _, _ in rows]).reshape(-1, 3 * world_size, 4)
+        assert (people == people[:, :, :1]).all()
+        assert all(len(set(of_step)) == 3 * world_size for of_step in people[:, :, 0])
+
+
+def test_people_come_in_whole_passes_over_the_borders_of_steps():
+    made = sampler([person for person in range(7) for _ in range(60)], p=3, k=2)
+    drawn = [int(index) // 60 for index, _, _ in list(made)[::2]]
+    for done in range(len(drawn)):
+        counts = Counter(drawn[: done + 1])
+        # A person deferred at a border is drawn within the same pass: nobody is ever two ahead.
+        assert max(counts.values()) - min(counts[person] for person in range(7)) <= 2
+    assert set(Counter(drawn[: len(drawn) // 7 * 7]).values()) == {len(drawn) // 7}
+    assert drawn[:7] != sorted(drawn[:7])
+
+
+def test_images_are_used_up_before_one_returns_and_runs_repeat_only_below_k():
+    made = sampler([1] * 10 + [2] * 3, p=2, k=4)
+    made.steps = 25
+    runs = np.array([index for index, _, _ in made]).reshape(-1, 4)
+    many = [run for run in runs if run[0] < 10]
+    assert all(len(set(run)) == 4 for run in many)
+    assert set(Counter(np.concatenate(many)).values()) == {10}
+    assert all(set(run) == {10, 11, 12} for run in runs if run[0] >= 10)
+
+
+def test_other_cameras_are_preferred():
+    made = sampler([1] * 16 + [2] * 16, cameras=[i % 4 for i in range(32)], p=1, k=4)
+    assert all(len({index % 4 for index in run}) == 4 for run in np.array([i for i, _, _ in made]).reshape(-1, 4))
+    made = sampler([1] * 8 + [2] * 8, cameras=([1] * 6 + [2, 3]) * 2, p=2, k=3)
+    first_runs = np.array([index for index, _, _ in made]).reshape(-1, 3)[:2]
+    assert all(len({([1] * 6 + [2, 3])[index % 8] for index in run}) == 3 for run in first_runs)
+
+
+def test_order_is_a_pure_function_of_seed_and_epoch():
+    first, second = sampler(seed=4), sampler(seed=4)
+    first.set_epoch(2)
+    list(second)
+    second.set_epoch(2)
+    assert list(first) == list(first) == list(second)
+    images = {(seed, epoch): None for seed in (4, 5) for epoch in (2, 3)}
+    for seed, epoch in images:
+        made = sampler(seed=seed)
+        made.set_epoch(epoch)
+        images[seed, epoch] = tuple(index for index, _, _ in made)
+    assert len(set(images.values())) == 4
+
+
+def test_people_with_few_images_are_told_once(caplog):
+    with caplog.at_level(logging.WARNING):
+        made = sampler([1, 2, 2, 3, 3, 3, 3, 4], p=2, k=4)
+        list(made)
+        list(made)
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 people have fewer images than images_per_identity 4 (first: person 2 has 2): "
+        "theirs are repeated within a batch",
+        "2 people have a single image (first: person 1): they give the triplet loss no true positive",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"p": 6, "world_size": 2}, "11 people to train on, but identities_per_batch 6 x world_size 2 needs 12: lower"),
+        ({"p": 0}, "identities_per_batch is 0: give at least 1"),
+        ({"k": 0}, "images_per_identity is 0: give at least 1"),
+        ({"world_size": 0}, "world_size is 0: give at least 1"),
+        ({"seed": -1}, "seed is -1: give at least 0"),
+    ],
+)
+def test_wrong_settings(options, message):
+    with pytest.raises(UserError, match=message):
+        sampler(**options)
+
+
+class Echo(Dataset):
+    """Returns the key that it was asked for."""
+
+    def __getitem__(self, key):
+        return key
+
+
+def test_data_loader_gives_one_order_with_and_without_workers():
+    made = sampler(PERSONS, CAMERAS)
+    made.set_epoch(1)
+
+    def keys(workers):
+        loader = DataLoader(Echo(), batch_size=12, sampler=made, num_workers=workers, collate_fn=list)
+        assert len(loader) == len(made) // 12
+        return [key for batch in loader for key in batch]
+
+    assert keys(0) == keys(2) == list(made)

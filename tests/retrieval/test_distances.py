@@ -1,0 +1,106 @@
+"""Blocks of distances: their values, their sizes, and what may not change them."""
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.retrieval import distances as module
+from modeling_mllmreid.retrieval.distances import distance_blocks
+
+
+def whole(q, g, **options):
+    blocks = list(distance_blocks(q, g, **options))
+    assert all(block.dtype == torch.float32 for _, block in blocks)
+    return torch.cat([block for _, block in blocks])
+
+
+def features(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_values_against_float64():
+    q, g = features(0, 21, 70), features(1, 33, 70)
+    exact_q, exact_g = q.double(), g.double()
+    cosine = 1 - torch.nn.functional.normalize(exact_q) @ torch.nn.functional.normalize(exact_g).T
+    torch.testing.assert_close(whole(q, g).double(), cosine, atol=1e-6, rtol=0)
+    euclidean = (exact_q[:, None] - exact_g[None]).norm(dim=2)
+    torch.testing.assert_close(whole(q, g, metric="euclidean").double(), euclidean, atol=1e-5, rtol=0)
+    far = whole(q + 500, g + 500, metric="euclidean").double()  # a narrow cone: float32 alone loses all of it
+    torch.testing.assert_close(far, ((q + 500)[:, None] - (g + 500)[None]).double().norm(dim=2), atol=1e-3, rtol=0)
+
+
+def test_zero_features_are_at_distance_one():
+    assert whole(torch.zeros(1, 4), torch.eye(4)).tolist() == [[1.0] * 4]
+
+
+def test_block_sizes(monkeypatch):
+    q, g = features(2, 50, 8), features(3, 10, 8)
+    rows = [(r.start, r.stop, len(block)) for r, block in distance_blocks(q, g, block_size=20)]
+    assert rows == [(0, 20, 20), (20, 40, 20), (40, 50, 10)]
+    assert [r for r, _ in distance_blocks(q, g)] == [slice(0, 50)]
+    monkeypatch.setattr(module, "BLOCK_BYTES", 4 * 64 * 33)  # 33 padded rows fit: two whole tiles
+    assert [r.stop for r, _ in distance_blocks(q, g)] == [32, 50]
+    monkeypatch.setattr(module, "BLOCK_BYTES", 1)
+    assert [r.stop for r, _ in distance_blocks(q, g)] == [16, 32, 48, 50]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_a_distance_depends_on_its_two_features_alone(metric):
+    q, g = features(4, 37, 129), features(5, 101, 129)
+    reference = whole(q, g, metric=metric)
+    for block_size in (1, 2, 17):
+        assert torch.equal(whole(q, g, metric=metric, block_size=block_size), reference)
+    order = torch.randperm(101, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(whole(q, g[order], metric=metric), reference[:, order])
+
+
+def test_kinds_of_input_agree():
+    q, g = features(6, 5, 16).bfloat16(), features(7, 9, 16).bfloat16()
+    reference = whole(q.float(), g.float())
+    assert torch.equal(whole(q, g), reference)
+    assert torch.equal(whole(q.float().numpy(), g.double().numpy()), reference)
+    assert torch.equal(whole(q.float().requires_grad_(), g), reference)
+    backward = g.float().numpy()[::-1]
+    assert torch.equal(whole(q, backward), reference.flip(1))
+    frozen = g.float().numpy()
+    frozen.flags.writeable = False
+    assert torch.equal(whole(q, frozen), reference)
+
+
+def test_full_precision_under_a_trainers_settings():
+    q, g = features(8, 20, 256), features(9, 20, 256)
+    reference = whole(q, g)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(whole(q, g), reference)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_cpu():
+    q, g = features(10, 40, 300), features(11, 90, 300)
+    for metric in ("cosine", "euclidean"):
+        got = whole(q, g.cuda(), metric=metric)
+        torch.testing.assert_close(got.cpu(), whole(q, g, metric=metric), atol=2e-5, rtol=0)
+        assert torch.equal(whole(q, g.cuda(), metric=metric, block_size=7), got)
+
+
+@pytest.mark.parametrize(
+    "q, g, options, message",
+    [
+        (np.zeros((2, 3), np.int64), np.zeros((2, 3)), {}, "query_features: int64 holds no features"),
+        (torch.zeros(2, 3), [[0.0]], {}, "gallery_features: list holds no features"),
+        (np.zeros(3), np.zeros((2, 3)), {}, r"query_features: shape \(3,\) is not"),
+        (np.zeros((2, 3)), np.zeros((2, 4)), {}, "width 3, gallery_features 4"),
+        (np.full((2, 3), np.inf), np.zeros((2, 3)), {}, "query_features: row 0 holds NaN or infinity"),
+        (np.zeros((2, 3)), np.zeros((2, 3)), {"block_size": 0}, "block_size: 0"),
+        (np.zeros((2, 3)), np.zeros((2, 3)), {"metric": "l2"}, "metric: unknown 'l2': use one of cosine, euclidean"),
+    ],
+)
+def test_mistakes_are_named_at_the_call(q, g, options, message):
+    with pytest.raises(UserError, match=message):
+        distance_blocks(q, g, **options)

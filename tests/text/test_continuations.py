@@ -1,0 +1,157 @@
+"""Continuations in the sidecar: resuming, identical captions, provenance, refusals; targets and the kept share."""
+
+import math
+import re
+
+import pytest
+
+from modeling_mllmreid.data.columns import Row, make_split
+from modeling_mllmreid.data.texts import join_continuations, read_records
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.text import COMMON_INSTRUCTION, continuations, generate_texts, kept_attribute_share, target_text
+from modeling_mllmreid.text.continuations import write_continuations
+
+SETTINGS = {"instruction": COMMON_INSTRUCTION, "model_name": "tiny", "revision": "abc", "max_new_tokens": 4}
+
+
+@pytest.fixture
+def splits(tmp_path):
+    train = [Row(f"{i}.jpg", i, 1, (" ".join(f"w{i + j}" for j in range(i + 1)), "w7 w8")) for i in range(6)]
+    val = [Row("0.jpg", 9, 1, ("w7 w8",)), Row("1.jpg", 9, 2), Row("0.jpg", 9, 1, ("w50 w51",))]
+    return {name: make_split(rows, root=tmp_path, source="s") for name, rows in (("train", train), ("val", val))}
+
+
+@pytest.fixture
+def write(mllm, processor, splits, tmp_path):
+    def call(name="texts.jsonl", batch_size=3, dataset_splits=splits, **changes):
+        settings = {**SETTINGS, **changes}
+        return write_continuations(mllm, processor, dataset_splits, tmp_path / name, batch_size=batch_size, **settings)
+
+    return call
+
+
+@pytest.fixture
+def generated(monkeypatch):
+    """The prompts that went through the engine, batch by batch."""
+    batches = []
+
+    def spy(mllm, tokenizer, prompts, **settings):
+        batches.append(prompts)
+        return generate_texts(mllm, tokenizer, prompts, **settings)
+
+    monkeypatch.setattr(continuations, "generate_texts", spy)
+    return batches
+
+
+def test_every_caption_gets_its_own_continuation_and_identical_ones_share_it(
+    mllm, processor, splits, write, generated, tmp_path
+):
+    assert write("new/texts.jsonl") == 14
+    assert [len(batch) for batch in generated] == [3, 3, 2]  # 8 texts among 14 captions
+    records = read_records(tmp_path / "new/texts.jsonl")
+    for record in records:
+        prompt = processor.text_prompt_ids(record.caption, COMMON_INSTRUCTION)
+        assert [record.continuation] == generate_texts(mllm, processor.tokenizer, [prompt], max_new_tokens=4)
+    provenance = records[0].provenance
+    assert (provenance["model"], provenance["revision"], provenance["max_new_tokens"]) == ("tiny", "abc", 4)
+    assert provenance["prompt"] == "USER: {caption}\nContinue the following text. ASSISTANT:"
+    for name, split in splits.items():
+        joined = join_continuations(split, name, records)
+        assert [len(texts) for texts in joined["continuation"]] == [len(texts) for texts in split["caption"]]
+    assert write("new/texts.jsonl") == 0 and len(generated) == 3
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_killed_run_resumes_to_the_same_texts(write, generated, splits, tmp_path, do_sample):
+    path = tmp_path / "texts.jsonl"
+    write(do_sample=do_sample)
+    whole, prompts = path.read_bytes(), sum(generated, [])
+    generated.clear()
+    lines = whole.splitlines(keepends=True)
+    first_batch = sum(len(line) for line in lines[:3])
+    for end in (0, first_batch, first_batch + 20):  # nothing, one batch, one batch and a torn line
+        path.write_bytes(whole[:end])
+        assert write(do_sample=do_sample) == (14 if end == 0 else 11)
+        assert path.read_bytes() == whole
+    assert sum(generated, []) == prompts + 2 * prompts[3:]
+
+
+def test_a_kill_between_batches_loses_only_the_batch_at_work(write, monkeypatch, tmp_path):
+    calls = []
+
+    def killed(mllm, tokenizer, prompts, **settings):
+        calls.append(prompts)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return generate_texts(mllm, tokenizer, prompts, **settings)
+
+    monkeypatch.setattr(continuations, "generate_texts", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert len(read_records(tmp_path / "texts.jsonl")) == 3
+    assert write() == 11 and len(read_records(tmp_path / "texts.jsonl")) == 14
+
+
+def test_a_known_caption_in_another_row_is_not_generated_again(write, generated, splits, tmp_path):
+    write(dataset_splits={"train": splits["train"]})
+    generated.clear()
+    assert write() == 2 and [len(batch) for batch in generated] == [1]
+    by_key = {(record.split, record.caption): record.continuation for record in read_records(tmp_path / "texts.jsonl")}
+    assert by_key["val", "w7 w8"] == by_key["train", "w7 w8"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"revision": "def"}, "revision 'abc', not 'def'"),
+        ({"max_new_tokens": 5}, "max_new_tokens 4, not 5"),
+        ({"instruction": "Go on."}, "instruction 'Continue the following text.', not 'Go on.'"),
+        ({"do_sample": True}, "do_sample False, not True"),
+    ],
+)
+def test_another_provenance_is_refused_and_the_file_left_alone(write, tmp_path, change, named):
+    write()
+    whole = (tmp_path / "texts.jsonl").read_bytes()
+    with pytest.raises(UserError, match=f"texts.jsonl: holds texts written with {re.escape(named)}: give another file"):
+        write(**change)
+    assert (tmp_path / "texts.jsonl").read_bytes() == whole
+
+
+def test_an_image_token_in_a_caption_is_refused_before_anything_is_written(write, generated, tmp_path):
+    rows = [Row("a.jpg", 1, 1, ("w1",)), Row("b.jpg", 1, 1, ("w2", "w3 <image> w4"))]
+    wrong = make_split(rows, root=tmp_path, source="market")
+    with pytest.raises(UserError, match=r"caption 1 of b.jpg \(market, train\).*image token '<image>'"):
+        write(dataset_splits={"train": wrong})
+    assert not (tmp_path / "texts.jsonl").exists() and not generated
+
+
+def test_a_path_that_cannot_be_written_fails_before_generation(write, generated, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="texts.jsonl: cannot be written"):
+        write("file/texts.jsonl")
+    assert not generated
+
+
+def test_target_text():
+    assert target_text("a b c", "d e", "continuation") == ("a b c", "d e")
+    assert target_text("a b c", None, "caption") == ("a b c", "a b c")
+    assert target_text("a b c", None, "split") == ("a b", "c")
+    assert target_text("a b c d", "e", "split") == ("a b", "c d")
+    for arguments, named in (
+        (("a b", None, "continuation"), "'a b' has no continuation: run"),
+        (("a", None, "split"), "'a' is too short to split"),
+        (("a b", "c", "captions"), "'captions' is unknown, nearest is 'caption'"),
+    ):
+        with pytest.raises(UserError, match=named):
+            target_text(*arguments)
+
+
+def test_kept_attribute_share():
+    def words(text):
+        return set(text.split()) & {"red", "blue", "coat"}
+
+    captions = ["a red coat", "nothing here", "blue", "red blue coat"]
+    assert kept_attribute_share(captions, ["red red shoes", "red", "green", "coat red blue"], words) == pytest.approx(
+        (1 / 2 + 0 + 1) / 3
+    )
+    assert math.isnan(kept_attribute_share(["none"], ["red"], words))
