@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+import torch
 from transformers import LlavaForConditionalGeneration
 
 from ..data import load_reid_dataset
@@ -10,7 +11,7 @@ from ..errors import UserError
 from ..model import MllmReIDProcessor
 from ..text import instruction_text, write_continuations
 from .arguments import DataArguments, ModelArguments
-from .loading import model_type
+from .loading import model_type, to_device
 from .options import parse
 
 
@@ -45,9 +46,10 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"model {name}: fine-tuned for ReID: give the native LLaVA, the teacher must be the frozen base"
         )
-    mllm: LlavaForConditionalGeneration = LlavaForConditionalGeneration.from_pretrained(
-        name, revision=model_args.revision, dtype=dtype
+    mllm = LlavaForConditionalGeneration.from_pretrained(
+        name, revision=model_args.revision, dtype=getattr(torch, model_args.dtype)
     )
+    to_device(mllm)
     settings = asdict(args)
     written = write_continuations(
         mllm,

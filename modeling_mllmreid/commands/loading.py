@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig
 
 from ..errors import UserError
@@ -19,28 +20,35 @@ def load_model(
     """
     fields = dict(fields or {})
     kind = model_type(name, revision)
-    loading: dict[str, Any] = {"revision": revision, "dtype": getattr(torch, dtype)}
+    at: dict[str, Any] = {"revision": revision}
+    weights: dict[str, Any] = {**at, "dtype": getattr(torch, dtype)}
     try:
         if kind == "llava":
             size = {side: fields[side] for side in ("height", "width") if side in fields}
-            processor = MllmReIDProcessor.from_mllm_pretrained(name, revision=revision, **size)
+            processor = MllmReIDProcessor.from_mllm_pretrained(name, **at, **size)
             fields |= {"height": processor.height, "width": processor.width}
             fields["image_prefix_ids"] = processor.image_prefix_ids
-            model = MllmReIDModel.from_mllm_pretrained(name, **loading, **fields)
+            model = MllmReIDModel.from_mllm_pretrained(name, **weights, **fields)
         else:
-            stored = MllmReIDConfig.from_pretrained(name, revision=revision)
+            stored = MllmReIDConfig.from_pretrained(name, **at)
             # Made anew, so that the configuration checks the given fields too.
             config = MllmReIDConfig.from_dict({**stored.to_dict(), **fields})
-            processor = MllmReIDProcessor.from_pretrained(name, revision=revision)
+            processor = MllmReIDProcessor.from_pretrained(name, **at)
             processor.image_processor.size = {"height": config.height, "width": config.width}
-            model = MllmReIDModel.from_pretrained(name, config=config, **loading)
+            model = MllmReIDModel.from_pretrained(name, config=config, **weights)
     except (OSError, ValueError) as error:
         raise UserError(f"model {name}: {_one_line(error)}") from error
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+    to_device(model)
+    return model, processor
+
+
+def to_device(model: nn.Module) -> None:
+    """Moves a model to the GPU where there is one."""
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def model_type(name: str, revision: str | None = None) -> str:
-    """ "mllmreid" or "llava". Raises UserError for anything else."""
+    """What lies under the name: "mllmreid" or "llava". Raises UserError for anything else."""
     try:
         kind = AutoConfig.from_pretrained(name, revision=revision).model_type
     except (OSError, ValueError) as error:

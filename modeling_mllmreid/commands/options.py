@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 from ..errors import UserError
 
 
-def parse(dataclasses: Sequence[type], argv: Sequence[str], command: str) -> tuple[Any, ...]:
+def parse(dataclasses: Sequence[Any], argv: Sequence[str], command: str) -> tuple[Any, ...]:
     """One instance of each dataclass from `[config.yaml] [--field value ...]`; no field name may be in two of them.
 
     Both sources go through the same parser, so that a value means the same in either. `--help` prints every field and
@@ -40,7 +40,7 @@ def parse(dataclasses: Sequence[type], argv: Sequence[str], command: str) -> tup
 class _Parser(HfArgumentParser):
     """Raises where argparse would print its usage and exit."""
 
-    def __init__(self, dataclasses: Sequence[type], **kwargs: Any):
+    def __init__(self, dataclasses: Sequence[Any], **kwargs: Any):
         # Abbreviations off: a misspelt flag must not become another one.
         super().__init__(dataclasses, allow_abbrev=False, exit_on_error=False, **kwargs)
 
@@ -116,7 +116,7 @@ def _build(dataclass: type, given: Mapping[str, Any], command: str) -> Any:
         raise UserError(f"{command}: {' '.join(str(error).split())}") from error
 
 
-def _type_hints(dataclasses: Sequence[type]) -> dict[str, Any]:
+def _type_hints(dataclasses: Sequence[Any]) -> dict[str, Any]:
     """Field name -> type, over all the dataclasses."""
     hints = [(field.name, get_type_hints(dc)[field.name]) for dc in dataclasses for field in fields(dc) if field.init]
     return dict(hints)

@@ -35,7 +35,7 @@ def embed_images(
     if not len(images):
         raise UserError("there is no image to embed: give at least one")
     if device is not None:
-        model.to(device)  # type: ignore[arg-type]  # transformers' wrapper loses torch's signature
+        nn.Module.to(model, device)
     loader = DataLoader(_Images(images), batch_size=batch_size, num_workers=num_workers, collate_fn=_Collate(processor))
     parts: dict[str, list[np.ndarray]] = defaultdict(list)
     with (

@@ -36,7 +36,9 @@ def mllm():
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**shape, image_size=16, patch_size=8),
-        text_config=LlamaConfig(**shape, vocab_size=len(VOCABULARY) + UNNAMED_IDS, initializer_range=0.3),
+        text_config=LlamaConfig(
+            **shape, vocab_size=len(VOCABULARY) + UNNAMED_IDS, initializer_range=0.3, attention_dropout=0.5
+        ),
         image_token_index=VOCABULARY.index("<image>"),
     )
     with torch.random.fork_rng(devices=[]):

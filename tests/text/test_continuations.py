@@ -58,7 +58,8 @@ def test_every_caption_gets_its_own_continuation_and_identical_ones_share_it(
     for name, split in splits.items():
         joined = join_continuations(split, name, records)
         assert [len(texts) for texts in joined["continuation"]] == [len(texts) for texts in split["caption"]]
-    assert write("new/texts.jsonl") == 0 and len(generated) == 3
+    assert write("new/texts.jsonl", temperature=0.5, seed=3) == 0  # greedy: neither has a part
+    assert len(generated) == 3
 
 
 @pytest.mark.parametrize("do_sample", [False, True])

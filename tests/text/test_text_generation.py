@@ -61,7 +61,7 @@ def test_special_tokens_spelled_out_are_removed(mllm, processor, prompts, monkey
 
 def test_sampling_depends_on_the_seed_and_the_batch_alone(mllm, processor, prompts):
     def sample(chosen, **settings):
-        return generate_texts(mllm, processor.tokenizer, chosen, do_sample=True, batch_size=3, **settings)
+        return generate_texts(mllm, processor.tokenizer, chosen, do_sample=True, **{"batch_size": 3, **settings})
 
     state = torch.get_rng_state()
     whole = sample(prompts)
@@ -69,6 +69,9 @@ def test_sampling_depends_on_the_seed_and_the_batch_alone(mllm, processor, promp
     order = sorted(range(len(prompts)), key=lambda index: -LENGTHS[index])
     assert sample([prompts[index] for index in order[3:]]) == [whole[index] for index in order[3:]]
     assert sample(prompts, seed=1) != whole
+    hot = {"temperature": 1e6, "max_new_tokens": 1}
+    assert len(set(sample(prompts[:1] * 400, batch_size=400, **hot))) > 50  # no top-k
+    assert len(set(sample(prompts, batch_size=1, **hot))) > 1  # each batch has its own draws
     assert sample(prompts, temperature=1e-4) == generate_texts(mllm, processor.tokenizer, prompts)
 
 

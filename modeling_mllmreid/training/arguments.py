@@ -1,0 +1,88 @@
+"""What training is told: how batches are made of the data, and how the model is optimised."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+
+from ..errors import UserError
+
+
+@dataclass
+class BatchArguments:
+    """How training batches are made: people, texts, augmentation."""
+
+    texts: str | None = field(
+        default=None, metadata={"help": "texts.jsonl with the continuations, written by the continuations command."}
+    )
+    target: Literal["continuation", "caption", "split"] = field(
+        default="continuation",
+        metadata={"help": "What the language model must write: the continuation, the caption, or its second part."},
+    )
+    text_branch: bool = field(default=True, metadata={"help": "Train on captions too, with the same targets."})
+    max_target_tokens: int = field(default=32, metadata={"help": "Targets are cut to this many tokens."})
+    instruction: Literal["common", "standard"] = field(
+        default="common", metadata={"help": "The Common Instruction, or a standard person-description prompt."}
+    )
+    val_identities: int = field(
+        default=0,
+        metadata={"help": "People taken out of the training part for model selection, where there is no val part."},
+    )
+    flip: float = field(default=0.5, metadata={"help": "Probability of mirroring a crop."})
+    pad: int = field(default=10, metadata={"help": "Pixels that a crop is shifted by at most."})
+    erase: float = field(default=0.5, metadata={"help": "Probability of erasing a rectangle."})
+
+
+@dataclass
+class ReIDTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with P x K batches, learning rates by module, and defaults that fit re-identification.
+
+    One batch on a device is `identities_per_batch` people with `images_per_identity` images each.
+    """
+
+    identities_per_batch: int = field(default=16, metadata={"help": "P: people in a batch."})
+    images_per_identity: int = field(default=4, metadata={"help": "K: images of each person in a batch."})
+    learning_rates: dict[str, float] | str | None = field(
+        default=None,
+        metadata={"help": "Learning rates by regular expression on parameter names (JSON); the first match counts."},
+    )
+    # What follows replaces the stock defaults.
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate on val: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch, best."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the checkpoint that is best on val."})
+    metric_for_best_model: str | None = field(default="mAP", metadata={"help": "What best means: mAP, rank1, mINP."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: batches are made here."})
+    report_to: str | list[str] = field(default="none", metadata={"help": "Where to log: none, tensorboard, ..."})
+
+    def __post_init__(self) -> None:
+        if self.remove_unused_columns:
+            raise UserError("remove_unused_columns is true: set it to false, the batches are made of those columns")
+        self.per_device_train_batch_size = self.identities_per_batch * self.images_per_identity
+        if self.eval_strategy == "no":
+            self.load_best_model_at_end = False
+        self.learning_rates = _learning_rates(self.learning_rates)
+        super().__post_init__()
+
+    def to_public_dict(self) -> dict[str, Any]:
+        """All settings as JSON can hold them, without tokens and without this machine's paths for logs."""
+        return {name: value for name, value in self.to_dict().items() if not name.endswith("token")}
+
+
+def _learning_rates(value: dict[str, float] | str | None) -> dict[str, float]:
+    """Checked learning rates by pattern. Raises UserError naming the entry."""
+    try:
+        rates = json.loads(value) if isinstance(value, str) else dict(value or {})
+        rates = {pattern: float(rate) for pattern, rate in rates.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"learning_rates {value!r}: not a JSON object of pattern to number ({error}): mend it") from None
+    for pattern, rate in rates.items():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"learning_rates: {pattern!r} is no regular expression ({error}): mend it") from None
+        if rate < 0:
+            raise UserError(f"learning_rates: {pattern!r} has rate {rate}: give 0 or more")
+    return rates

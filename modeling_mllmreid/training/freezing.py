@@ -1,0 +1,61 @@
+"""Which parameters get a gradient under the chosen losses; the others are frozen before training starts."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from ..model import MllmReIDModel
+
+
+def freeze_unused_parameters(model: MllmReIDModel) -> list[str]:
+    """Freezes every parameter that no loss reaches under the model's lambda, heads, weights and layers.
+
+    DDP and activation checkpointing want them frozen, and an optimiser would let weight decay shrink them. Parameters
+    that were frozen before stay so. Returns the names that this call froze.
+    """
+    used = {id(parameter) for parameter in _used(model)}
+    frozen = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in used:
+            parameter.requires_grad_(False)
+            frozen.append(name)
+    return frozen
+
+
+def _used(model: MllmReIDModel) -> Iterable[nn.Parameter]:
+    config, llava = model.config, model.mllm.model
+    weighted = config.id_weight > 0 or config.triplet_weight > 0
+    language, reid = config.loss_lambda < 1, config.loss_lambda > 0 and weighted
+    on_llm, on_vision = (reid and name in config.reid_heads for name in ("llm", "vision"))
+    layers_read = []
+    if reid and config.id_weight > 0:
+        # Only the ID loss comes after the batch norm.
+        yield from model.reid_head.parameters()
+    if language:
+        yield from model.mllm.lm_head.parameters()
+        yield from llava.language_model.parameters()
+    elif on_llm:
+        yield from model.get_input_embeddings().parameters()
+        blocks = llava.language_model.layers
+        depth = config.llm_layer if config.llm_layer >= 0 else len(blocks) + 1 + config.llm_layer
+        yield from blocks[:depth].parameters()
+        if depth == len(blocks):
+            yield from llava.language_model.norm.parameters()
+    if language or on_llm:
+        yield from llava.multi_modal_projector.parameters()
+        layers = config.mllm_config.vision_feature_layer
+        layers_read += [layers] if isinstance(layers, int) else layers
+    if on_vision:
+        layers_read.append(model.vision_layer)
+    if layers_read:
+        yield from _tower_up_to(llava.vision_tower, layers_read)
+
+
+def _tower_up_to(tower: nn.Module, hidden_states: list[int]) -> Iterable[nn.Parameter]:
+    """Embeddings and blocks that the given hidden states of a vision tower are computed by."""
+    blocks = tower.encoder.layers
+    depth = max(layer if layer >= 0 else len(blocks) + 1 + layer for layer in hidden_states)
+    # What comes after the last block (a final norm, a pooling head) is in no hidden state.
+    after = {id(p) for name, child in tower.named_children() if name.startswith(("post_", "head")) for p in child.parameters()}
+    unread = {id(p) for p in blocks[depth:].parameters()}
+    yield from (p for p in tower.parameters() if id(p) not in after | unread)

@@ -1,0 +1,88 @@
+"""One training run, from a loaded data set to the best checkpoint and its metrics."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import DatasetDict
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..data import check_images, image_sources, query_gallery_parts, split_validation
+from ..errors import UserError
+from ..model import MllmReIDModel, MllmReIDProcessor
+from .arguments import BatchArguments, ReIDTrainingArguments
+from .batches import TrainCollator, TrainDataset
+from .freezing import freeze_unused_parameters
+from .trainer import ReIDTrainer, RetrievalParts
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainedModel:
+    """The trainer after training, its model being the best by val where there is one, and val's parts."""
+
+    trainer: ReIDTrainer
+    val: RetrievalParts | None
+
+
+def train_reid(
+    model: MllmReIDModel,
+    processor: MllmReIDProcessor,
+    dataset: DatasetDict,
+    batch_args: BatchArguments,
+    args: ReIDTrainingArguments,
+) -> TrainedModel:
+    """Trains on `dataset["train"]`, selects on val, and saves the model with its processor into `args.output_dir`.
+
+    Every image is decoded once before the first step. Never looks at query and gallery.
+    Raises UserError for a data set without a training part, broken images, and settings that do not fit the data.
+    """
+    if "train" not in dataset:
+        raise UserError(f"the data set has {', '.join(dataset)}: training needs a train part")
+    train, val = dataset["train"], dataset.get("val")
+    if val is None and batch_args.val_identities:
+        train, val = split_validation(train, val_identities=batch_args.val_identities, seed=args.seed)
+    if val is None and args.eval_strategy != "no":
+        raise UserError("there is no val part: set val_identities, or eval_strategy to 'no'")
+    parts = None if val is None else RetrievalParts(*query_gallery_parts(val))
+    check_images([source for split in (train, val) if split is not None for source in image_sources(split)])
+
+    config = model.config
+    language = config.loss_lambda < 1
+    samples = TrainDataset(train, processor, batch_args, seed=args.seed, language=language or config.reid_text)
+    config.image_prefix_ids = processor.image_prefix_ids
+    if config.num_identities != samples.num_identities:
+        model.set_num_identities(samples.num_identities)
+    frozen = freeze_unused_parameters(model)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info("%d images of %d people; %d parameters trained", len(samples), samples.num_identities, trained)
+    logger.info("frozen, as no loss reaches them: %s", ", ".join(frozen) or "none")
+
+    trainer = ReIDTrainer(
+        model=model,
+        args=args,
+        train_dataset=samples,
+        eval_dataset=parts,
+        data_collator=TrainCollator(processor, batch_args, language=language, reid_text=config.reid_text),
+        processing_class=processor,
+    )
+    trainer.train(resume_from_checkpoint=_checkpoint(args))
+    trainer.save_model()
+    trainer.save_state()
+    return TrainedModel(trainer, parts)
+
+
+def _checkpoint(args: ReIDTrainingArguments) -> str | None:
+    """The checkpoint to go on from: a folder that was given, or with "true" the last one in `output_dir`."""
+    wanted = args.resume_from_checkpoint
+    if wanted is None or str(wanted).lower() in ("false", "none"):
+        return None
+    if str(wanted).lower() != "true":
+        if not Path(wanted).is_dir():
+            raise UserError(f"resume_from_checkpoint {wanted}: no such folder: give a checkpoint-* folder, or true")
+        return str(wanted)
+    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    if last is None:
+        raise UserError(f"resume_from_checkpoint: no checkpoint in {args.output_dir}: leave it out to start anew")
+    return last

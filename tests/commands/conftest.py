@@ -1,0 +1,40 @@
+"""A handful of rendered people, a tiny native LLaVA and a checkpoint of ours around it, all on disk."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from modeling_mllmreid.commands.demo.tiny_llava import build_processor, build_tiny_llava
+from modeling_mllmreid.data.synthetic import sample_descriptions, write_pedestrians
+from modeling_mllmreid.model import MllmReIDModel
+
+
+@pytest.fixture(scope="session")
+def disk(tmp_path_factory) -> SimpleNamespace:
+    """Folders: `people` (Market-1501 layout with captions), `native` (a LLaVA), `ours` (a checkpoint)."""
+    root = tmp_path_factory.mktemp("disk")
+    write_pedestrians(root / "people", train_identities=2, test_identities=3, images_per_camera=2, cameras=2)
+    texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
+    processor = build_processor(texts, height=64, width=32, patch_size=16)
+    llava = build_tiny_llava(processor, hidden_size=32, tower_layers=1, lm_layers=1, seed=0)
+    for part in (processor.tokenizer, processor.image_processor, llava):
+        part.save_pretrained(root / "native")
+    size = {"height": 64, "width": 32}
+    model = MllmReIDModel.from_mllm(llava, image_prefix_ids=processor.image_prefix_ids, **size)
+    model.save_pretrained(root / "ours")
+    processor.save_pretrained(root / "ours")
+    return SimpleNamespace(people=root / "people", native=root / "native", ours=root / "ours")
+
+
+@pytest.fixture
+def broken_people(tmp_path) -> Path:
+    """A query and a gallery image, the second one cut off."""
+    from PIL import Image
+
+    for folder, name in (("query", "0001_c1s1_000001_00.jpg"), ("bounding_box_test", "0001_c2s1_000001_00.jpg")):
+        (tmp_path / "broken" / folder).mkdir(parents=True)
+        Image.effect_noise((32, 64), 90).convert("RGB").save(tmp_path / "broken" / folder / name)
+    last = tmp_path / "broken" / folder / name
+    last.write_bytes(last.read_bytes()[:300])
+    return tmp_path / "broken"

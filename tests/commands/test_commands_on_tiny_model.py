@@ -1,0 +1,168 @@
+"""The commands end to end on a tiny model: what they print, what they write, what they refuse."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modeling_mllmreid.commands import continuations, embed, evaluate, search
+from modeling_mllmreid.commands.embed import probe
+from modeling_mllmreid.commands.loading import load_model
+from modeling_mllmreid.data import image_sources, load_reid_dataset
+from modeling_mllmreid.data.texts import read_records
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.evaluation import evaluate_retrieval
+from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.retrieval import load_embeddings
+
+MARKET = ["--dataset", "market1501", "--data_dir"]
+
+
+def one_line(error) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_evaluate_prints_and_writes_a_row_for_each_feature(disk, tmp_path, capsys):
+    output = tmp_path / "out"
+    flags = ["--model", str(disk.ours), *MARKET, str(disk.people), "--output_dir", str(output), "--histogram", "true"]
+    evaluate.main(flags)
+    printed = capsys.readouterr().out
+    report = json.loads((output / "metrics.json").read_text())
+    assert list(report["metrics"]) == ["llm", "vision", "concat", "histogram"]
+    assert all(f"\n{name} " in printed for name in report["metrics"])
+    assert str(output / "metrics.json") in printed and str(output / "sheet.png") in printed
+    assert (report["query_images"], report["gallery_images"], report["test_feature"]) == (6, 6, "llm")
+    assert Image.open(output / "sheet.png").height > 6 * 192
+
+    # Once more by hand: image by image, the public pieces alone.
+    model, processor = load_model(str(disk.ours))
+    model.eval()
+    parts = [load_reid_dataset("market1501", data_dir=disk.people)[name] for name in ("query", "gallery")]
+    features = [
+        np.concatenate([model.encode_images(processor(images=path)["pixel_values"]).detach() for path in image_sources(p)])
+        for p in parts
+    ]
+    ids = [part[column][:] for column in ("person_id", "camera_id") for part in parts]
+    assert report["metrics"]["llm"] == pytest.approx(evaluate_retrieval(*features, *ids).to_dict(), abs=1e-9)
+
+
+def test_evaluate_needs_no_training_part_and_takes_a_native_llava(disk, tmp_path):
+    shutil.copytree(disk.people, tmp_path / "people", ignore=shutil.ignore_patterns("bounding_box_train", "*.json"))
+    flags = ["--model", str(disk.native), *MARKET, str(tmp_path / "people"), "--output_dir", str(tmp_path / "out")]
+    evaluate.main([*flags, "--height", "32", "--width", "32", "--test_feature", "vision"])
+    report = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert (report["height"], report["width"], report["test_feature"]) == (32, 32, "vision")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "absent/model"], "model absent/model: not loadable"),
+        (["--loss_lambda", "1.5"], "loss_lambda is 1.5; give a number from 0 to 1"),
+        (["--height", "50"], "must be multiples of the tower's patch size 16"),
+        (["--batch_size", "0"], "batch_size 0, num_workers 0: give at least 1"),
+        (["--dataset", "market"], "did you mean 'market1501'?"),
+    ],
+)
+def test_evaluate_refuses_in_one_line(disk, tmp_path, flags, message):
+    base = ["--model", str(disk.ours), *MARKET, str(disk.people), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(UserError) as error:
+        evaluate.main([*base, *flags])
+    assert message in one_line(error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_names_a_broken_image_and_writes_nothing(disk, broken_people, tmp_path):
+    output = tmp_path / "out"
+    with pytest.raises(UserError, match="0001_c2s1_000001_00.jpg: broken image"):
+        evaluate.main(["--model", str(disk.ours), *MARKET, str(broken_people), "--output_dir", str(output)])
+    assert not output.exists()
+
+
+@pytest.fixture
+def embedded(disk, tmp_path):
+    """An index of the people's images, its model in a folder of the test's own."""
+    shutil.copytree(disk.ours, tmp_path / "model")
+    flags = ["--images", str(disk.people), "--output", str(tmp_path / "index")]
+    embed.main(["--model", str(tmp_path / "model"), "--test_feature", "vision", *flags])
+    return tmp_path
+
+
+def test_embed_writes_every_image_sorted_and_search_finds_the_query_itself(disk, embedded, capsys):
+    stored = load_embeddings(embedded / "index")
+    assert stored.file_names == sorted(path.relative_to(disk.people).as_posix() for path in disk.people.rglob("*.jpg"))
+    assert stored.features.shape == (20, 32) and stored.metadata["test_feature"] == "vision"
+    assert str(embedded / "index") in capsys.readouterr().out
+
+    query, sheet = disk.people / stored.file_names[3], embedded / "sheet.png"
+    search.main(["--query", str(query), "--embeddings", str(embedded / "index"), "--top_k", "4", "--output", str(sheet)])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and lines[0].split() == ["1", "0.0000", stored.file_names[3]]
+    assert lines[-1] == f"ranked sheet: {sheet}" and Image.open(sheet).width > 4 * 96
+
+
+def test_search_refuses_another_model(embedded):
+    def refused(*flags) -> str:
+        index = ["--embeddings", str(embedded / "index"), "--output", str(embedded / "sheet.png")]
+        image = next((embedded / "model").parent.rglob("*.png"), None) or embedded / "query.png"
+        Image.new("RGB", (32, 64), "red").save(image)
+        with pytest.raises(UserError) as error:
+            search.main(["--query", str(image), *index, *flags])
+        return one_line(error)
+
+    retrained = MllmReIDModel.from_pretrained(embedded / "model")
+    for weight in retrained.mllm.model.vision_tower.parameters():
+        weight.data.mul_(1.05)
+    shutil.copytree(embedded / "model", embedded / "other")
+    retrained.save_pretrained(embedded / "other")
+    assert "other: not the one that made the embeddings" in refused("--model", str(embedded / "other"))
+
+    facts = embedded / "model" / "processor_config.json"
+    facts.write_text(facts.read_text().replace("bicubic", "nearest").replace('"resample": 3', '"resample": 0'))
+    assert "not the one that made the embeddings" in refused()
+    assert "no-index: holds no embeddings" in refused("--embeddings", str(embedded / "no-index"))
+    assert not (embedded / "sheet.png").exists()
+
+
+def test_probe_is_the_same_for_the_same_model_and_leaves_its_mode(disk):
+    model, processor = load_model(str(disk.ours))
+    model.train()
+    assert np.array_equal(probe(model, processor), probe(*load_model(str(disk.ours)))) and model.training
+
+
+def test_embed_refuses_a_folder_without_images(disk, tmp_path):
+    for folder, message in ((tmp_path, "no image (.jpg, .jpeg, .png)"), (tmp_path / "absent", "no such folder")):
+        with pytest.raises(UserError) as error:
+            embed.main(["--model", str(disk.ours), "--images", str(folder), "--output", str(tmp_path / "out")])
+        assert message in one_line(error)
+
+
+def test_continuations_are_written_for_training_captions_alone_and_join(disk, tmp_path, capsys):
+    texts = tmp_path / "texts.jsonl"
+    data = [*MARKET, str(disk.people), "--captions_file", str(disk.people / "reid_raw.json")]
+    flags = ["--model", str(disk.native), *data, "--output", str(texts), "--max_new_tokens", "4"]
+    continuations.main(flags)
+    assert capsys.readouterr().out == f"16 continuations written: {texts}\n"
+    assert {record.split for record in read_records(texts)} == {"train"}
+    continuations.main(flags)
+    assert capsys.readouterr().out == f"0 continuations written: {texts}\n"
+
+    options = {"data_dir": disk.people, "captions_file": disk.people / "reid_raw.json", "texts": texts}
+    train = load_reid_dataset("market1501", **options)["train"]
+    assert all(len(row["continuation"]) == len(row["caption"]) == 2 for row in train)
+
+
+def test_continuations_refuse_a_fine_tuned_teacher_and_data_without_captions(disk, tmp_path):
+    data = [*MARKET, str(disk.people)]
+    captions = ["--captions_file", str(disk.people / "reid_raw.json")]
+    for flags, message in (
+        (["--model", str(disk.ours), *data, *captions], "give the native LLaVA"),
+        (["--model", str(disk.native), *data], "no training image has a caption"),
+    ):
+        with pytest.raises(UserError, match=message):
+            continuations.main([*flags, "--output", str(tmp_path / "texts.jsonl")])
+    assert not (tmp_path / "texts.jsonl").exists()
