@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     if not any(dataset["train"]["caption"][:]):
         raise UserError(f"data set {data_args.dataset}: no training image has a caption: give --captions_file")
     name = model_args.model
-    if model_type(name, model_args.revision) != "llava":
+    if model_type(model_args) != "llava":
         raise UserError(
             f"model {name}: fine-tuned for ReID: give the native LLaVA, the teacher must be the frozen base"
         )

@@ -11,7 +11,7 @@ from ..evaluation.embedding import embed_images, eval_mode
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..retrieval import save_embeddings
 from .arguments import EmbeddingArguments, MethodArguments, ModelArguments
-from .loading import load_model
+from .loading import load_model, to_device
 from .options import parse
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -31,7 +31,8 @@ def main(argv: list[str]) -> None:
     model_args, method_args, embedding_args, args = parse(groups, argv, "embed")
     folder = Path(args.images)
     names = image_names(folder)
-    model, processor = load_model(**asdict(model_args), fields=method_args.given())
+    model, processor = load_model(model_args, method_args.given())
+    to_device(model)
     paths = [folder / name for name in names]
     features = embed_feature(model, processor, paths, **asdict(embedding_args))
     facts = {

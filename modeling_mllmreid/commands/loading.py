@@ -8,20 +8,22 @@ from transformers import AutoConfig
 
 from ..errors import UserError
 from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
+from .arguments import ModelArguments
 
 
 def load_model(
-    name: str, *, revision: str | None = None, dtype: str = "float32", fields: dict[str, Any] | None = None
+    arguments: ModelArguments, fields: dict[str, Any] | None = None
 ) -> tuple[MllmReIDModel, MllmReIDProcessor]:
-    """The model, on the GPU where there is one, and its processor.
+    """The model, on the CPU, and its processor.
 
     fields: configuration fields that replace those of a checkpoint of ours, or make a new model around a native LLaVA.
     Raises UserError for a name that cannot be loaded, for another kind of model, and for fields that it refuses.
     """
     fields = dict(fields or {})
-    kind = model_type(name, revision)
-    at: dict[str, Any] = {"revision": revision}
-    weights: dict[str, Any] = {**at, "dtype": getattr(torch, dtype)}
+    name = arguments.model
+    at: dict[str, Any] = {"revision": arguments.revision}
+    weights: dict[str, Any] = {**at, "dtype": getattr(torch, arguments.dtype)}
+    kind = model_type(arguments)
     try:
         if kind == "llava":
             size = {side: fields[side] for side in ("height", "width") if side in fields}
@@ -38,7 +40,6 @@ def load_model(
             model = MllmReIDModel.from_pretrained(name, config=config, **weights)
     except (OSError, ValueError) as error:
         raise UserError(f"model {name}: {_one_line(error)}") from error
-    to_device(model)
     return model, processor
 
 
@@ -47,16 +48,16 @@ def to_device(model: nn.Module) -> None:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def model_type(name: str, revision: str | None = None) -> str:
+def model_type(arguments: ModelArguments) -> str:
     """What lies under the name: "mllmreid" or "llava". Raises UserError for anything else."""
     try:
-        kind = AutoConfig.from_pretrained(name, revision=revision).model_type
+        kind = AutoConfig.from_pretrained(arguments.model, revision=arguments.revision).model_type
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model {name}: not loadable ({_one_line(error)}): give a folder with config.json or a name on the Hub"
+            f"model {arguments.model}: not loadable ({_one_line(error)}): give a checkpoint's folder or a Hub name"
         ) from error
     if kind not in ("mllmreid", "llava"):
-        raise UserError(f"model {name}: of type {kind!r}: give a native LLaVA or a checkpoint of ours")
+        raise UserError(f"model {arguments.model}: of type {kind!r}: give a native LLaVA or a checkpoint of ours")
     return kind
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from ..data.images import open_image
 from ..errors import UserError
 from ..retrieval import load_embeddings, rank_gallery, ranked_sheet
+from .arguments import ModelArguments
 from .embed import embed_feature, probe
-from .loading import load_model
+from .loading import load_model, to_device
 from .options import parse
 
 # Euclidean distance that two runs of one model may lie apart: other hardware, other kernels.
@@ -45,7 +46,8 @@ def main(argv: list[str]) -> None:
         )
     query = open_image(args.query)
     name = args.model or facts["model"]
-    model, processor = load_model(name, revision=facts["revision"], dtype=facts["dtype"], fields=facts["fields"])
+    model, processor = load_model(ModelArguments(name, facts["revision"], facts["dtype"]), facts["fields"])
+    to_device(model)
     check_same_model(name, model, processor, facts)
 
     features = embed_feature(model, processor, [args.query], progress=False)
@@ -58,7 +60,7 @@ def main(argv: list[str]) -> None:
     )
     for place, (index, distance) in enumerate(zip(ranking.indices[0], ranking.distances[0], strict=True), start=1):
         if index >= 0:
-            print(f"{place:>4}  {distance:.4f}  {stored.file_names[index]}")
+            print(f"{place:>4}  {max(distance, 0):.4f}  {stored.file_names[index]}")
     print(f"ranked sheet: {args.output}")
 
 

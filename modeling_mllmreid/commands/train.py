@@ -1,31 +1,33 @@
-"""`train`: a model on a data set's training part, the best checkpoint kept by the validation people."""
-
-from dataclasses import asdict, dataclass, field
+"""`train`: a model on a data set's training part; the best checkpoint by the validation people is kept."""
 
 from ..data import load_reid_dataset
-from ..training.arguments import ReIDTrainingArguments
-from ..training.run import train_reid
+from ..errors import UserError
+from ..evaluation.protocol import check_parts
+from ..training import BatchArguments, ReIDTrainingArguments, train_reid
 from .arguments import DataArguments, MethodArguments, ModelArguments
+from .evaluate import evaluate_and_report
 from .loading import load_model
 from .options import parse
 
 
-@dataclass
-class TrainingDataArguments(DataArguments):
-    """What training adds to a data set: the texts of the language loss, and the people held out of it."""
-
-    texts: str | None = field(
-        default=None, metadata={"help": "Continuations of the captions, written by the continuations command."}
-    )
-    val_identities: int = field(
-        default=100, metadata={"help": "People taken out of the training part to choose the best checkpoint by."}
-    )
-
-
 def main(argv: list[str]) -> None:
-    """Parses and loads; `train_reid` does the rest."""
-    groups = (ModelArguments, MethodArguments, TrainingDataArguments, ReIDTrainingArguments)
-    model_args, method_args, data_args, training_args = parse(groups, argv, "train")
-    dataset = load_reid_dataset(data_args.dataset, texts=data_args.texts, **data_args.options())
-    model, processor = load_model(**asdict(model_args), fields=method_args.given())
-    train_reid(model, processor, dataset, data_args, training_args)
+    """Trains, saves into `output_dir`, and where the data set has query and gallery evaluates the saved model there."""
+    groups = (ModelArguments, MethodArguments, DataArguments, BatchArguments, ReIDTrainingArguments)
+    model_args, method_args, data_args, batch_args, training_args = parse(groups, argv, "train")
+    dataset = load_reid_dataset(data_args.dataset, texts=batch_args.texts, **data_args.options())
+    model, processor = load_model(model_args, method_args.given())
+    train_reid(model, processor, dataset, batch_args, training_args)
+    if training_args.process_index != 0:
+        return
+    print(f"checkpoint: {training_args.output_dir}")
+    if "query" not in dataset or "gallery" not in dataset:
+        return
+    try:
+        check_parts(dataset["query"], dataset["gallery"])
+    except UserError as reason:
+        # The training itself was no mistake.
+        print(f"not evaluated: {reason}")
+        return
+    options = {"batch_size": training_args.per_device_eval_batch_size}
+    facts = {"model": training_args.output_dir, "dataset": data_args.dataset}
+    evaluate_and_report(model, processor, dataset, training_args.output_dir, facts, **options)

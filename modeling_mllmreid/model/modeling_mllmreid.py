@@ -334,6 +334,16 @@ class MllmReIDModel(PreTrainedModel):
         counts[branch] = logits.shape[0]
         return logits
 
+    def image_language_loss(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
+    ) -> tuple[Tensor, int]:
+        """(summed loss, number of target tokens) of the image branch alone, in nats; inputs as in `forward`."""
+        embeddings = self._embed_with_image(input_ids, self._image_embeddings(self._tower(pixel_values)))
+        hidden, _ = self._language_model(embeddings, attention_mask, whole=True)
+        sums, counts = {}, {}
+        self._label_logits(hidden, labels, sums, counts, "image")
+        return sums["image"], counts["image"]
+
     def language_loss(self, sums: dict[str, Tensor], counts: dict[str, float]) -> Tensor:
         """Mean of the branches, each the mean over its target tokens, plus the weighted distillation term.
 

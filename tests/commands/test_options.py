@@ -1,6 +1,7 @@
 """The options parser: YAML and command line together, and one line for each mistake."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -10,6 +11,7 @@ from modeling_mllmreid.commands.arguments import DataArguments, MethodArguments,
 from modeling_mllmreid.commands.options import parse
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.model import MllmReIDConfig
+from modeling_mllmreid.training import BatchArguments, ReIDTrainingArguments
 
 
 @dataclass
@@ -100,3 +102,13 @@ def test_help_lists_every_field_with_its_default(capsys):
 def test_method_fields_are_fields_of_the_model_configuration():
     known = MllmReIDConfig.__dataclass_fields__
     assert [name for name in MethodArguments.__dataclass_fields__ if name not in known] == []
+
+
+def test_the_recipe_of_configs_parses_and_its_model_configuration_is_valid():
+    groups = (ModelArguments, MethodArguments, DataArguments, BatchArguments, ReIDTrainingArguments)
+    recipe = Path(__file__).parents[2] / "configs/llava_1_5_7b_market1501.yaml"
+    model, method, data, batch, training = parse(groups, [str(recipe), "--data_dir", "market", "--use_cpu"], "train")
+    assert (model.model, data.data_dir, batch.texts) == ("llava-hf/llava-1.5-7b-hf", "market", "texts.jsonl")
+    assert training.per_device_train_batch_size == 64 and training.learning_rates["vision_tower"] == 5e-6
+    config = MllmReIDConfig(**method.given())
+    assert (config.num_image_tokens, config.loss_lambda) == (162, 0.7)

@@ -1,0 +1,211 @@
+"""The demo's steps, in order: pedestrians, language lesson, continuations, training, evaluation, reload."""
+
+import copy
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import AutoModel, AutoProcessor
+
+from modeling_mllmreid.data import load_reid_dataset
+from modeling_mllmreid.data.synthetic import attribute_words, sample_descriptions, write_pedestrians
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.evaluation import format_table, write_json
+from modeling_mllmreid.evaluation.language import image_helps
+from modeling_mllmreid.evaluation.protocol import draw_examples, embed_parts, histogram_row, metrics_of_features
+from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
+from modeling_mllmreid.text import generate_texts, kept_attribute_share, write_continuations
+from modeling_mllmreid.training import BatchArguments, ReIDTrainer, ReIDTrainingArguments, train_reid
+
+from ..arguments import MethodArguments
+from ..options import parse
+from .language import teach_language
+from .tiny_llava import build_processor, build_tiny_llava
+
+CONFIG = Path(__file__).parents[3] / "configs" / "demo.yaml"
+# The two parts that continuations are read from: other seeds than the people who are trained and tested on.
+VOCABULARY_SEED, LESSON_SEED = 101, 102
+
+
+@dataclass
+class DemoArguments:
+    """Sizes of the rendered world and of the tiny LLaVA."""
+
+    train_identities: int = field(default=100, metadata={"help": "People to train on, val's among them."})
+    test_identities: int = field(default=60, metadata={"help": "People to test on, none of them trained on."})
+    images_per_camera: int = field(default=5, metadata={"help": "Images of each person from each camera."})
+    cameras: int = field(default=4, metadata={"help": "Cameras."})
+    patch_size: int = field(default=16, metadata={"help": "Side in pixels of the vision tower's patches."})
+    hidden_size: int = field(default=64, metadata={"help": "Width of the vision tower and of the language model."})
+    tower_layers: int = field(default=2, metadata={"help": "Blocks of the vision tower."})
+    lm_layers: int = field(default=2, metadata={"help": "Blocks of the language model."})
+    lesson_people: int = field(default=8000, metadata={"help": "People whose captions the language model learns on."})
+    lesson_steps: int = field(default=800, metadata={"help": "Steps of the language model's lesson."})
+    lesson_batch_size: int = field(default=32, metadata={"help": "Captions in a step of the lesson."})
+    lesson_learning_rate: float = field(default=3e-3, metadata={"help": "Learning rate of the lesson."})
+    threads: int = field(default=1, metadata={"help": "Threads of torch: on a tiny model more of them are slower."})
+
+
+def main(argv: list[str]) -> None:
+    """Renders, teaches, trains and evaluates; every step says what it measured and where its results lie."""
+    if not argv or argv[0].startswith("--"):
+        if not CONFIG.is_file():
+            raise UserError("demo: no configs/demo.yaml beside run_reid.py: give the configuration's path first")
+        argv = [str(CONFIG), *argv]
+    groups = (DemoArguments, MethodArguments, BatchArguments, ReIDTrainingArguments)
+    args, method_args, batch_args, training_args = parse(groups, argv, "demo")
+    started, folder = time.monotonic(), Path(training_args.output_dir)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"output_dir {folder}: exists and is not empty: remove it or give another")
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(training_args.seed)
+
+    _say("1. Pedestrians")
+    world = ("train_identities", "test_identities", "images_per_camera", "cameras")
+    data_dir = folder / "pedestrians"
+    write_pedestrians(data_dir, seed=training_args.seed, **{name: getattr(args, name) for name in world})
+
+    _say("2. A tiny LLaVA learns to continue captions of other people; a frozen copy is the teacher")
+    processor, mllm = build_model(args, method_args, training_args.seed)
+    teacher = copy.deepcopy(mllm)
+    lesson = {"people": args.lesson_people, "steps": args.lesson_steps, "batch_size": args.lesson_batch_size}
+    lesson_loss = teach_language(
+        teacher,
+        processor,
+        learning_rate=args.lesson_learning_rate,
+        target_tokens=batch_args.max_target_tokens,
+        seed=LESSON_SEED,
+        **lesson,
+    )
+    teacher.requires_grad_(False)
+    print(f"loss at the end of the lesson: {lesson_loss:.3f} nats a token")
+
+    _say("3. The teacher continues every training caption, once")
+    source: dict[str, Any] = {"data_dir": data_dir, "captions_file": str(data_dir / "reid_raw.json")}
+    texts = folder / "texts.jsonl"
+    write_continuations(
+        teacher,
+        processor,
+        {"train": load_reid_dataset("market1501", **source)["train"]},
+        texts,
+        instruction=processor.instruction,
+        model_name="the demo's own language model",
+        revision=None,
+        max_new_tokens=batch_args.max_target_tokens,
+        batch_size=128,
+    )
+    dataset = load_reid_dataset("market1501", texts=texts, **source)
+    kept = kept_share(dataset["train"])
+    print(f"share of the captions' attribute words that the continuations keep: {kept:.1%}")
+
+    _say("4. Training: Common Instruction on both branches, DirectReID on the language model and the visual encoder")
+    # The student starts from the taught language model, as a real run starts from LLaVA.
+    fields = {**method_args.given(), "height": processor.height, "width": processor.width}
+    model = MllmReIDModel.from_mllm(copy.deepcopy(teacher).requires_grad_(True), **fields)
+    model.config.image_prefix_ids = processor.image_prefix_ids
+    untrained = copy.deepcopy(model).eval()
+    trained = train_reid(model, processor, dataset, batch_args, training_args)
+
+    _say("5. Evaluation on people never seen in training, across cameras")
+    report = evaluate_demo(trained.trainer, processor, dataset, untrained, folder)
+    report["language"] = language_report(trained.trainer, processor, teacher, dataset, batch_args)
+    report |= {"kept_attribute_words": kept, "lesson_loss": lesson_loss, "training": trained.trainer.state.log_history}
+
+    _say("6. The checkpoint, as others load it")
+    difference = reload_difference(trained.trainer, processor, dataset["query"], folder)
+    report |= {"reload_difference": difference, "seconds": round(time.monotonic() - started, 1)}
+    report["settings"] = {"demo": asdict(args), "method": method_args.given(), "batches": asdict(batch_args)}
+    write_json(folder / "metrics.json", report)
+    print(f"AutoModel.from_pretrained gives the same embeddings, largest difference {difference:.1e}")
+    print(f"\ncheckpoint:   {folder}\nranked sheet: {folder / 'sheet.png'}\nmetrics:      {folder / 'metrics.json'}")
+    print(f"time:         {report['seconds']:.0f} s")
+
+
+def _say(step: str) -> None:
+    print(f"\n{step}", flush=True)
+
+
+def build_model(args: DemoArguments, method: MethodArguments, seed: int) -> tuple[MllmReIDProcessor, Any]:
+    """Processor and untaught LLaVA of the demo's sizes; the vocabulary is that of captions of other people."""
+    captions = [caption for group in sample_descriptions(2000, seed=VOCABULARY_SEED) for caption in group]
+    size = {"height": method.height or 128, "width": method.width or 64}
+    processor = build_processor(captions, patch_size=args.patch_size, **size)
+    shape = {name: getattr(args, name) for name in ("hidden_size", "tower_layers", "lm_layers")}
+    return processor, build_tiny_llava(processor, seed=seed, **shape)
+
+
+def kept_share(split: Dataset) -> float:
+    """Mean share of a caption's attribute words that its continuation keeps."""
+    pairs = [
+        pair
+        for captions, continuations in zip(split["caption"][:], split["continuation"][:], strict=True)
+        for pair in zip(captions, continuations, strict=True)
+    ]
+    captions, continuations = zip(*pairs, strict=True)
+    return kept_attribute_share(captions, continuations, attribute_words)
+
+
+def evaluate_demo(
+    trainer: ReIDTrainer, processor: MllmReIDProcessor, dataset: DatasetDict, untrained: MllmReIDModel, folder: Path
+) -> dict[str, Any]:
+    """Chooses the test feature on val, prints and returns the table, draws the sheet of the chosen feature."""
+    model, query, gallery = trainer.model, dataset["query"], dataset["gallery"]
+    on_val = trainer.evaluate()
+    chosen = max(("llm", "vision", "concat"), key=lambda name: on_val[f"eval_{name}_mAP"])
+    model.config.test_feature = chosen
+    trainer.save_model()
+
+    query_features, gallery_features = embed_parts(model, processor, query, gallery)
+    rows = metrics_of_features(query_features, gallery_features, query, gallery)
+    before = embed_parts(untrained, processor, query, gallery)
+    rows[f"untrained {chosen}"] = metrics_of_features(*before, query, gallery)[chosen]
+    rows["colour histogram"] = histogram_row(query, gallery)
+    draw_examples(
+        folder / "sheet.png",
+        *(query_features[chosen], gallery_features[chosen], query, gallery),
+        title=f"Rendered pedestrians never seen in training, feature {chosen!r}",
+    )
+    print(format_table(list(rows.items())))
+    print(f"chosen on val: {chosen!r} (val mAP {on_val[f'eval_{chosen}_mAP']:.3f})")
+    return {
+        "chosen_feature": chosen,
+        "val": {name: on_val[f"eval_{name}_mAP"] for name in ("llm", "vision", "concat")},
+        "test": {name: row.to_dict() for name, row in rows.items()},
+        "test_identities": len(set(query["person_id"][:])),
+    }
+
+
+def language_report(
+    trainer: ReIDTrainer,
+    processor: MllmReIDProcessor,
+    teacher: Any,
+    dataset: DatasetDict,
+    batch_args: BatchArguments,
+    images: int = 240,
+) -> dict[str, float]:
+    """On people never seen: is the loss of a continuation lower given its own image than given another person's?"""
+    query = dataset["query"].select(range(min(images, len(dataset["query"]))))
+    captions = [captions[0] for captions in query["caption"][:]]
+    prompts = [processor.text_prompt_ids(caption) for caption in captions]
+    length = batch_args.max_target_tokens
+    continuations = generate_texts(teacher, processor.tokenizer, prompts, max_new_tokens=length, batch_size=120)
+    own, other = image_helps(trainer.model, processor, query, continuations, max_target_tokens=length)
+    print(
+        f"loss of a continuation on people never seen, nats a token: {own:.3f} given its own image, "
+        f"{other:.3f} given another person's"
+    )
+    return {"own_image": own, "other_image": other}
+
+
+def reload_difference(trainer: ReIDTrainer, processor: MllmReIDProcessor, query: Dataset, folder: Path) -> float:
+    """Largest difference of embeddings between the model in memory and the checkpoint loaded through the auto classes."""
+    images = [str(folder / "pedestrians" / name) for name in query["file_name"][:8]]
+    loaded, loaded_processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    with torch.inference_mode():
+        expected = trainer.model.eval().encode_images(processor(images=images)["pixel_values"])
+        got = loaded.encode_images(loaded_processor(images=images)["pixel_values"])
+    return float(np.abs(expected.numpy() - got.numpy()).max())
