@@ -20,7 +20,7 @@ from .options import parse
 class EvaluateArguments:
     """What is written, and where."""
 
-    output_dir: str = field(metadata={"help": "Folder for metrics.json and sheet.png."})
+    output_dir: str = field(default="runs/evaluate", metadata={"help": "Folder for metrics.json and sheet.png."})
     histogram: bool = field(default=False, metadata={"help": "Add the row of the colour histogram, the baseline."})
 
 

@@ -10,15 +10,15 @@ class MllmReIDConfig(PreTrainedConfig):
     r"""Configuration of [`MllmReIDModel`].
 
     mllm_config (`dict` or `PreTrainedConfig`):
-        Configuration of the wrapped multimodal LLM (a LLaVA). A tiny default is never implied: `None` is LLaVA-1.5-7B's.
+        Configuration of the wrapped multimodal LLM (a LLaVA); `None` is LLaVA-1.5-7B's.
     height, width (`int`):
         Size in pixels of a person crop; multiples of the vision tower's patch size.
     image_prefix_ids (`list[int]`):
-        Token ids that stand before the image tokens in every prompt. Stored, so that `encode_images` needs no tokenizer.
+        Ids that stand before the image tokens in every prompt: with them `encode_images` needs no tokenizer.
     reid_on (`"llm"`, `"vision"` or `"both"`):
-        Which feature the ReID losses act on: the LLM's (DirectReID), the visual encoder's (synchronisation), or both.
+        Which feature the ReID losses act on: LLM (DirectReID), visual encoder (synchronisation), or both.
     loss_lambda (`float`):
-        The balance: `(1 - loss_lambda) * language + loss_lambda * reid`; 0 trains the language loss alone, 1 ReID alone.
+        The balance `(1 - loss_lambda) * language + loss_lambda * reid`: 0 is the language loss alone, 1 ReID alone.
     id_weight, triplet_weight (`float`):
         Weights of the ID loss and the triplet loss inside the ReID loss.
     label_smoothing (`float`):
@@ -32,7 +32,7 @@ class MllmReIDConfig(PreTrainedConfig):
     test_feature (`"llm"`, `"vision"` or `"concat"`):
         What `encode_images` returns.
     llm_layer (`int`):
-        LLM layer whose hidden states are pooled: -1 is the last, after the final norm; any other counts as in `hidden_states`.
+        LLM layer whose hidden states are pooled, counted as in `hidden_states`; -1 is the last, after the norm.
     vision_layer (`int`, *optional*):
         Tower layer whose patches are pooled; `None` is the layer that the multimodal LLM itself reads.
     distillation_weight (`float`):
@@ -75,7 +75,8 @@ class MllmReIDConfig(PreTrainedConfig):
         patch = self.vision_config.patch_size
         if self.height % patch or self.width % patch:
             raise ValueError(
-                f"height x width is {self.height} x {self.width}; both must be multiples of the tower's patch size {patch}"
+                f"height x width is {self.height} x {self.width}; "
+                f"both must be multiples of the tower's patch size {patch}"
             )
 
     @property

@@ -8,8 +8,8 @@ from torch import Tensor
 def gather_with_gradient(rows: Tensor) -> Tensor:
     """The rows of all processes, (W * B, ...), in rank order; one process gets its own back.
 
-    A ReID loss on the gathered rows, the mean over all of them, has the exact gradient after DDP's averaging, for encoder
-    and head alike, with no factor W: every rank computes the whole loss, and the gather's backward sums over ranks.
+    A ReID loss that is the mean over all gathered rows has the exact gradient after DDP's averaging, for encoder and
+    head alike, with no factor W: every rank computes the whole loss, and the gather's backward sums over ranks.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return rows

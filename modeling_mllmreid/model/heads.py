@@ -16,8 +16,8 @@ def mean_pool(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
 class ReIDHead(nn.Module):
     """BNNeck and ID classifier on one pooled feature.
 
-    The triplet loss takes the feature before the batch norm, the classifier (no bias) the one after it; the batch norm's
-    bias stays at zero. Source: Luo et al. 2019, "Bag of Tricks and a Strong Baseline for Deep Person Re-identification".
+    The triplet loss takes the feature before the batch norm, the classifier (no bias) the one after it; the norm's bias
+    stays at zero. Source: Luo et al. 2019, "Bag of Tricks and a Strong Baseline for Deep Person Re-identification".
     """
 
     def __init__(self, feature_size: int, num_identities: int, bnneck: bool = True):
@@ -36,7 +36,7 @@ class ReIDHead(nn.Module):
             nn.init.normal_(self.classifier.weight, std=0.001)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """features: (B, D). Returns the feature after the neck (B, D) and the ID logits (B, C), None without classifier."""
+        """features: (B, D). Returns the feature after the neck (B, D) and the ID logits (B, C) or None."""
         # Autocast would turn the linear layer to bfloat16.
         with torch.autocast(features.device.type, enabled=False):
             after = self.bottleneck(features.float())

@@ -79,7 +79,7 @@ def distillation_sum(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def mix_losses(language: Tensor | None, reid: Tensor | None, loss_lambda: float) -> Tensor | None:
-    """Total loss `(1 - lambda) * language + lambda * reid` (MLLMReID, arXiv 2401.13201); a missing part counts nothing."""
+    """Total loss `(1 - lambda) * language + lambda * reid` (arXiv 2401.13201); a missing part counts nothing."""
     parts = []
     if language is not None:
         parts.append((1 - loss_lambda) * language)

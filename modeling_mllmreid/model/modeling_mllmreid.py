@@ -1,4 +1,4 @@
-"""MllmReIDModel: a LLaVA with DirectReID heads, its language loss, and the embeddings that re-identification ranks by."""
+"""MllmReIDModel: a LLaVA with DirectReID heads, its language loss, and the embeddings that ReID ranks by."""
 
 import copy
 import os
@@ -40,13 +40,13 @@ class MllmReIDOutput(ModelOutput):
 
 
 def _graph_where_trained(module: nn.Module, *inputs: Tensor) -> torch.set_grad_enabled:
-    """A context that records a graph only where a gradient can arrive: frozen parts then cost no activation memory."""
+    """A context that records a graph only where a gradient can arrive: frozen parts cost no activation memory."""
     needed = any(tensor.requires_grad for tensor in inputs) or any(p.requires_grad for p in module.parameters())
     return torch.set_grad_enabled(torch.is_grad_enabled() and needed)
 
 
 class MllmReIDModel(PreTrainedModel):
-    """LLaVA by composition, with a ReID head on the LLM's latent image features (DirectReID) and on the visual encoder's.
+    """LLaVA by composition, with ReID heads on the LLM's latent image features (DirectReID) and the visual encoder's.
 
     Source: MLLMReID, arXiv 2401.13201. The language loss trains on a continuation after an image or after its caption.
     """
@@ -74,7 +74,12 @@ class MllmReIDModel(PreTrainedModel):
 
     @classmethod
     def from_mllm_pretrained(
-        cls, name_or_path: str | os.PathLike, *, dtype: torch.dtype | str = torch.float32, revision=None, **config_fields
+        cls,
+        name_or_path: str | os.PathLike,
+        *,
+        dtype: torch.dtype | str = torch.float32,
+        revision=None,
+        **config_fields,
     ) -> "MllmReIDModel":
         """A new model around the weights of a native LLaVA; only the ReID head is new.
 
@@ -150,7 +155,11 @@ class MllmReIDModel(PreTrainedModel):
 
     def _patches(self, hidden_states: Tensor) -> Tensor:
         """Drops the class token where LLaVA does."""
-        return hidden_states[:, 1:] if self.config.mllm_config.vision_feature_select_strategy == "default" else hidden_states
+        return (
+            hidden_states[:, 1:]
+            if self.config.mllm_config.vision_feature_select_strategy == "default"
+            else hidden_states
+        )
 
     def _image_embeddings(self, tower_states: tuple[Tensor, ...]) -> Tensor:
         """What the language model reads in the image tokens' places: (B, image tokens, D)."""
@@ -281,15 +290,18 @@ class MllmReIDModel(PreTrainedModel):
     ) -> MllmReIDOutput:
         """Features, and with `labels` the language loss, with `person_ids` the ReID loss.
 
-        pixel_values: (B, 3, H, W). Image rows `input_ids`, `attention_mask`, `labels`: (B, T), right-padded, labels -100
-        where no target stands. `person_ids`: (B,) labels 0..n-1 of the ID classifier. Text rows, the same with the caption
-        in the image's place: (B, T'), `text_caption_mask` True at the caption's positions. Returns [`MllmReIDOutput`].
+        pixel_values: (B, 3, H, W). Image rows `input_ids`, `attention_mask`, `labels`: (B, T), right-padded, labels
+        -100 where no target stands. `person_ids`: (B,) labels 0..n-1 of the ID classifier. Text rows (B, T') have the
+        caption in the image's place, `text_caption_mask` True at its positions. Returns [`MllmReIDOutput`].
         """
         lam = self.config.loss_lambda
         language = labels is not None and lam < 1
         reid = person_ids is not None and lam > 0
         tower_states = self._tower(pixel_values)
-        features, sums, counts, logits = {}, {}, {}, {}
+        features: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+        logits: dict[str, Tensor] = {}
 
         if "llm" in self.config.reid_heads or language:
             image = self._image_embeddings(tower_states)
@@ -340,7 +352,8 @@ class MllmReIDModel(PreTrainedModel):
         """(summed loss, number of target tokens) of the image branch alone, in nats; inputs as in `forward`."""
         embeddings = self._embed_with_image(input_ids, self._image_embeddings(self._tower(pixel_values)))
         hidden, _ = self._language_model(embeddings, attention_mask, whole=True)
-        sums, counts = {}, {}
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
         self._label_logits(hidden, labels, sums, counts, "image")
         return sums["image"], counts["image"]
 
@@ -365,8 +378,10 @@ class MllmReIDModel(PreTrainedModel):
         for name in config.reid_heads:
             images = gather_with_gradient(features[name])
             texts = gather_with_gradient(text_features) if name == "llm" and text_features is not None else None
-            rows, row_ids = (images, person_ids) if texts is None else (
-                torch.cat([images, texts]), torch.cat([person_ids, person_ids])
+            rows, row_ids = (
+                (images, person_ids)
+                if texts is None
+                else (torch.cat([images, texts]), torch.cat([person_ids, person_ids]))
             )
             _, logits = self.reid_head[name](rows)
             if logits is None:
@@ -375,7 +390,10 @@ class MllmReIDModel(PreTrainedModel):
                 f"id_{name}": id_loss(logits, row_ids, config.label_smoothing),
                 f"triplet_{name}": batch_hard_triplet_loss(images, person_ids, **triplet),
             }
-            loss = config.id_weight * parts_of_head[f"id_{name}"] + config.triplet_weight * parts_of_head[f"triplet_{name}"]
+            loss = (
+                config.id_weight * parts_of_head[f"id_{name}"]
+                + config.triplet_weight * parts_of_head[f"triplet_{name}"]
+            )
             if texts is not None:
                 across = [
                     batch_hard_triplet_loss(images, person_ids, texts, person_ids, **triplet),

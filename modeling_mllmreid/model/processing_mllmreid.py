@@ -48,7 +48,7 @@ class MllmReIDProcessor(ProcessorMixin):
     def from_mllm_pretrained(
         cls, name_or_path: str | os.PathLike, height: int = 252, width: int = 126, revision: str | None = None, **kwargs
     ) -> "MllmReIDProcessor":
-        """From a native LLaVA's files: its tokenizer and pixel statistics, crops resized to height x width, none cut."""
+        """From a native LLaVA's files: tokenizer and pixel statistics, crops resized to height x width, none cut."""
         config = AutoConfig.from_pretrained(name_or_path, revision=revision)
         strategy = config.vision_feature_select_strategy
         return cls(
@@ -89,7 +89,9 @@ class MllmReIDProcessor(ProcessorMixin):
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def _suffix_ids(self, instruction: str | None) -> list[int]:
-        return self._ids(self.prompt_suffix.format(instruction=self.instruction if instruction is None else instruction))
+        return self._ids(
+            self.prompt_suffix.format(instruction=self.instruction if instruction is None else instruction)
+        )
 
     def image_prompt_ids(self, instruction: str | None = None) -> list[int]:
         """Prefix, image tokens, suffix with the instruction (the processor's own by default)."""
@@ -138,7 +140,7 @@ class MllmReIDProcessor(ProcessorMixin):
         return (positions >= start) & (positions < ends[:, None])
 
     def __call__(self, images=None, text=None, **kwargs) -> BatchFeature:
-        """Inputs of `encode_images` (`pixel_values`) and of `encode_text` (`input_ids`, `attention_mask`, `caption_mask`).
+        """Inputs of `encode_images` (`pixel_values`), of `encode_text` (`input_ids`, `attention_mask`, `caption_mask`).
 
         images: a path, a PIL image, or a list of them, of any size. text: a caption or a list of them.
         """

@@ -77,7 +77,9 @@ def _learning_rates(value: dict[str, float] | str | None) -> dict[str, float]:
         rates = json.loads(value) if isinstance(value, str) else dict(value or {})
         rates = {pattern: float(rate) for pattern, rate in rates.items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"learning_rates {value!r}: not a JSON object of pattern to number ({error}): mend it") from None
+        raise UserError(
+            f"learning_rates {value!r}: not a JSON object of pattern to number ({error}): mend it"
+        ) from None
     for pattern, rate in rates.items():
         try:
             re.compile(pattern)

@@ -36,8 +36,9 @@ class TrainDataset(Dataset):
         self.num_identities = len(mapping)
         self.labels = [mapping[person_id] for person_id in self.person_ids]
         self.processor, self.args, self.seed = processor, args, seed
-        augmentation = {"flip": args.flip, "pad": args.pad, "erase": args.erase}
-        self.augmentation = PersonAugmentation(processor.height, processor.width, **augmentation)
+        self.augmentation = PersonAugmentation(
+            processor.height, processor.width, flip=args.flip, pad=args.pad, erase=args.erase
+        )
         self.texts = _texts(split, processor, args) if language else [[] for _ in self.images]
 
     def __len__(self) -> int:

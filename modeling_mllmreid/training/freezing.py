@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..model import MllmReIDModel
 
@@ -27,7 +28,7 @@ def _used(model: MllmReIDModel) -> Iterable[nn.Parameter]:
     weighted = config.id_weight > 0 or config.triplet_weight > 0
     language, reid = config.loss_lambda < 1, config.loss_lambda > 0 and weighted
     on_llm, on_vision = (reid and name in config.reid_heads for name in ("llm", "vision"))
-    layers_read = []
+    layers_read: list[int] = []
     if reid and config.id_weight > 0:
         # Only the ID loss comes after the batch norm.
         yield from model.reid_head.parameters()
@@ -51,11 +52,16 @@ def _used(model: MllmReIDModel) -> Iterable[nn.Parameter]:
         yield from _tower_up_to(llava.vision_tower, layers_read)
 
 
-def _tower_up_to(tower: nn.Module, hidden_states: list[int]) -> Iterable[nn.Parameter]:
+def _tower_up_to(tower: PreTrainedModel, hidden_states: list[int]) -> Iterable[nn.Parameter]:
     """Embeddings and blocks that the given hidden states of a vision tower are computed by."""
-    blocks = tower.encoder.layers
+    blocks: nn.ModuleList = tower.encoder.layers  # type: ignore[union-attr, assignment]
     depth = max(layer if layer >= 0 else len(blocks) + 1 + layer for layer in hidden_states)
     # What comes after the last block (a final norm, a pooling head) is in no hidden state.
-    after = {id(p) for name, child in tower.named_children() if name.startswith(("post_", "head")) for p in child.parameters()}
+    after = {
+        id(p)
+        for name, child in tower.named_children()
+        if name.startswith(("post_", "head"))
+        for p in child.parameters()
+    }
     unread = {id(p) for p in blocks[depth:].parameters()}
     yield from (p for p in tower.parameters() if id(p) not in after | unread)

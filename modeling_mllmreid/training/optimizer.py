@@ -23,7 +23,7 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         pattern = next((pattern for pattern in learning_rates if re.search(pattern, name)), None)
-        unmatched.discard(pattern)  # type: ignore[arg-type]
+        unmatched.discard(pattern)
         rate = learning_rate if pattern is None else learning_rates[pattern]
         groups[rate, weight_decay if parameter.ndim > 1 else 0.0].append(parameter)
     if unmatched:

@@ -55,8 +55,8 @@ def train_reid(
     if config.num_identities != samples.num_identities:
         model.set_num_identities(samples.num_identities)
     frozen = freeze_unused_parameters(model)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    logger.info("%d images of %d people; %d parameters trained", len(samples), samples.num_identities, trained)
+    if args.process_index == 0:
+        print(f"{len(samples):,} training images of {samples.num_identities:,} people; {parameter_counts(model)}")
     logger.info("frozen, as no loss reaches them: %s", ", ".join(frozen) or "none")
 
     trainer = ReIDTrainer(
@@ -73,6 +73,14 @@ def train_reid(
     return TrainedModel(trainer, parts)
 
 
+def parameter_counts(model: MllmReIDModel) -> str:
+    """The numbers of all parameters and of the trained ones, in words."""
+    every, trained = (
+        sum(p.numel() for p in model.parameters() if p.requires_grad or not only) for only in (False, True)
+    )
+    return f"{every:,} parameters, {trained:,} trained"
+
+
 def _checkpoint(args: ReIDTrainingArguments) -> str | None:
     """The checkpoint to go on from: a folder that was given, or with "true" the last one in `output_dir`."""
     wanted = args.resume_from_checkpoint
@@ -82,7 +90,7 @@ def _checkpoint(args: ReIDTrainingArguments) -> str | None:
         if not Path(wanted).is_dir():
             raise UserError(f"resume_from_checkpoint {wanted}: no such folder: give a checkpoint-* folder, or true")
         return str(wanted)
-    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    last = get_last_checkpoint(args.output_dir) if Path(str(args.output_dir)).is_dir() else None
     if last is None:
         raise UserError(f"resume_from_checkpoint: no checkpoint in {args.output_dir}: leave it out to start anew")
     return last

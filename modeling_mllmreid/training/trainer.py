@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 from ..data import PKSampler
 from ..evaluation.protocol import evaluate_model
 from ..evaluation.report import write_json
-from ..model import MllmReIDProcessor
+from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.losses import mix_losses
 from .arguments import ReIDTrainingArguments
 from .batches import TrainDataset, label_counts
@@ -38,6 +38,8 @@ class ReIDTrainer(Trainer):
     """
 
     args: ReIDTrainingArguments
+    model: MllmReIDModel
+    eval_dataset: Any
     processing_class: MllmReIDProcessor
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -62,9 +64,7 @@ class ReIDTrainer(Trainer):
         )
         return self._pk_sampler
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, None]:
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
         """The micro-batches of one optimiser step; counts their target tokens, over all processes."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = torch.tensor(sum(label_counts(batch) for batch in samples), device=device, dtype=torch.float64)
@@ -137,7 +137,7 @@ class ReIDTrainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
             progress=False,
         )
-        metrics = {}
+        metrics: dict[str, float] = {}
         for feature, row in rows.items():
             values = {name: value for name, value in row.to_dict().items() if isinstance(value, float)}
             metrics |= {f"{metric_key_prefix}_{feature}_{name}": value for name, value in values.items()}
@@ -152,7 +152,7 @@ class ReIDTrainer(Trainer):
 
         The stock method pickles the arguments, the Hub's token among them, into what is pushed.
         """
-        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
         self.processing_class.save_pretrained(folder)

@@ -53,9 +53,17 @@ def test_evaluate_prints_and_writes_a_row_for_each_feature(disk, tmp_path, capsy
     assert report["metrics"]["llm"] == pytest.approx(evaluate_retrieval(*features, *ids).to_dict(), abs=1e-9)
 
 
-def test_evaluate_needs_no_training_part_and_takes_a_native_llava(disk, tmp_path):
+@pytest.mark.parametrize("kind", ["native", "ours"])
+def test_evaluate_needs_no_training_part_and_takes_other_sizes(disk, tmp_path, kind):
     shutil.copytree(disk.people, tmp_path / "people", ignore=shutil.ignore_patterns("bounding_box_train", "*.json"))
-    flags = ["--model", str(disk.native), *MARKET, str(tmp_path / "people"), "--output_dir", str(tmp_path / "out")]
+    flags = [
+        "--model",
+        str(getattr(disk, kind)),
+        *MARKET,
+        str(tmp_path / "people"),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     evaluate.main([*flags, "--height", "32", "--width", "32", "--test_feature", "vision"])
     report = json.loads((tmp_path / "out/metrics.json").read_text())
     assert (report["height"], report["width"], report["test_feature"]) == (32, 32, "vision")

@@ -1,4 +1,4 @@
-"""`demo`: the whole road on rendered pedestrians, with a tiny LLaVA built from scratch; the real code, small numbers."""
+"""`demo`: the whole road on rendered pedestrians, with a tiny LLaVA made from scratch; the real code, small sizes."""
 
 from .run import main
 

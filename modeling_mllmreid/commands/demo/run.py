@@ -202,7 +202,7 @@ def language_report(
 
 
 def reload_difference(trainer: ReIDTrainer, processor: MllmReIDProcessor, query: Dataset, folder: Path) -> float:
-    """Largest difference of embeddings between the model in memory and the checkpoint loaded through the auto classes."""
+    """Largest difference between the embeddings of the model in memory and of its checkpoint by the auto classes."""
     images = [str(folder / "pedestrians" / name) for name in query["file_name"][:8]]
     loaded, loaded_processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
     with torch.inference_mode():

@@ -1,11 +1,11 @@
 """A LLaVA small enough for two processor cores, built from scratch with a tokenizer of the words that it will need."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
-    AutoImageProcessor,
     CLIPImageProcessor,
     CLIPVisionConfig,
     LlamaConfig,
@@ -43,7 +43,7 @@ def build_tiny_llava(
 ) -> LlavaForConditionalGeneration:
     """A randomly initialised LLaVA with `processor`'s vocabulary and patch size; it reads the tower's last layer."""
     tokenizer = processor.tokenizer
-    shape = {"hidden_size": hidden_size, "intermediate_size": 2 * hidden_size, "num_attention_heads": 4}
+    shape: dict[str, Any] = {"hidden_size": hidden_size, "intermediate_size": 2 * hidden_size, "num_attention_heads": 4}
     side = max(processor.height, processor.width)
     vision = CLIPVisionConfig(**shape, num_hidden_layers=tower_layers, image_size=side, patch_size=processor.patch_size)
     text = LlamaConfig(

@@ -1,0 +1,61 @@
+"""The demo at a size of seconds: every step of the road, what it writes and what it refuses."""
+
+import json
+
+import pytest
+import torch
+
+from modeling_mllmreid.commands.demo import main
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.model import MllmReIDModel
+
+SMALL = {
+    "train_identities": 10,
+    "test_identities": 4,
+    "images_per_camera": 2,
+    "cameras": 2,
+    "height": 64,
+    "width": 32,
+    "hidden_size": 32,
+    "tower_layers": 1,
+    "lm_layers": 1,
+    "lesson_people": 50,
+    "lesson_steps": 3,
+    "identities_per_batch": 3,
+    "images_per_identity": 2,
+    "val_identities": 3,
+    "max_steps": 4,
+    "eval_steps": 2,
+    "save_steps": 2,
+    "warmup_steps": 1,
+    "logging_steps": 2,
+    "dataloader_num_workers": 0,
+}
+
+
+def flags(folder) -> list[str]:
+    return [f"--{name}={value}" for name, value in {**SMALL, "output_dir": folder}.items()]
+
+
+def test_the_demo_walks_the_whole_road(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    main(flags(tmp_path / "demo"))
+    torch.set_num_threads(threads)
+    report = json.loads((tmp_path / "demo" / "metrics.json").read_text())
+    assert set(report["test"]) >= {"llm", "vision", "concat", "colour histogram"}
+    assert report["test_identities"] == 4 and report["reload_difference"] < 1e-6
+    assert 0 <= report["kept_attribute_words"] <= 1
+    assert report["language"]["own_image"] > 0 and report["language"]["other_image"] > 0
+    assert report["chosen_feature"] == max(report["val"], key=report["val"].get)
+    assert {"lm_image", "lm_text", "id_llm", "triplet_vision"} <= report["training"][0].keys()
+    checkpoint = MllmReIDModel.from_pretrained(tmp_path / "demo")
+    assert checkpoint.config.test_feature == report["chosen_feature"]
+    printed = capsys.readouterr().out
+    assert str(tmp_path / "demo" / "sheet.png") in printed and (tmp_path / "demo" / "sheet.png").is_file()
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(UserError, match="exists and is not empty: remove it or give another"):
+        main(flags(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -1,0 +1,85 @@
+"""Tiny parts that many tests share: a processor, a LLaVA and a batch of both branches."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modeling_mllmreid.commands.demo.tiny_llava import build_processor, build_tiny_llava
+from modeling_mllmreid.model import MllmReIDModel
+
+CAPTIONS = [
+    "a man with a red shirt and blue jeans .",
+    "a woman in a long green coat carries a black bag .",
+    "short black hair and a yellow hat .",
+    "a person with white shoes .",
+]
+TARGETS = [
+    "he walks with a brown bag and grey shoes .",
+    "she has long hair .",
+    "the person wears a red skirt .",
+    "a bag .",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_processor():
+    return build_processor(CAPTIONS + TARGETS, height=64, width=32, patch_size=16)
+
+
+@pytest.fixture
+def make_llava(tiny_processor):
+    """A new random LLaVA: three tower blocks, two language blocks."""
+    return lambda seed=0: build_tiny_llava(tiny_processor, hidden_size=32, tower_layers=3, lm_layers=2, seed=seed)
+
+
+@pytest.fixture
+def make_model(make_llava, tiny_processor):
+    """A new MllmReIDModel of 64 x 32 crops with four identities; fields of the configuration may be given."""
+
+    def make(**fields):
+        size = {"height": 64, "width": 32, "image_prefix_ids": tiny_processor.image_prefix_ids}
+        torch.manual_seed(0)
+        return MllmReIDModel.from_mllm(make_llava(), **{**size, "num_identities": 4, **fields})
+
+    return make
+
+
+@pytest.fixture
+def make_batch(tiny_processor):
+    """A batch of `n` image rows and text rows, two images of an identity."""
+
+    def make(n: int = 8, seed: int = 0) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng(seed)
+        images = [Image.fromarray(rng.integers(0, 256, (70, 30, 3), dtype=np.uint8)) for _ in range(n)]
+        captions = [tiny_processor.caption_ids(CAPTIONS[i % 4]) for i in range(n)]
+        targets = [tiny_processor.target_ids(TARGETS[(i // 2) % 4]) for i in range(n)]
+        prompts = [tiny_processor.text_prompt_ids(CAPTIONS[i % 4]) for i in range(n)]
+        text = tiny_processor.rows(prompts, targets)
+        text["caption_mask"] = tiny_processor.caption_mask(captions, text["input_ids"].shape[1])
+        return {
+            "pixel_values": tiny_processor(images=images)["pixel_values"],
+            "person_ids": torch.arange(n) // 2 % 4,
+            **tiny_processor.rows([tiny_processor.image_prompt_ids()] * n, targets),
+            **{f"text_{name}": value for name, value in text.items()},
+        }
+
+    return make
+
+
+@pytest.fixture
+def count_calls():
+    """count_calls(module) -> an object whose `.calls` is how often the module ran."""
+
+    def count(module: torch.nn.Module) -> SimpleNamespace:
+        seen = SimpleNamespace(calls=0)
+
+        def hook(*_):
+            seen.calls += 1
+
+        module.register_forward_hook(hook)
+        return seen
+
+    return count

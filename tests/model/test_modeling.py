@@ -1,0 +1,240 @@
+"""MllmReIDModel: against native LLaVA, what runs and what does not, saving and loading."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor, LlavaForConditionalGeneration
+
+from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
+from modeling_mllmreid.model.heads import ReIDHead, mean_pool
+
+
+def test_the_image_branch_equals_native_llava(make_model, make_batch):
+    model, batch = make_model().eval(), make_batch()
+    images = model.mllm.get_image_features(batch["pixel_values"], interpolate_pos_encoding=True)
+    rows = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    native = model.mllm(**rows, mm_encoder_outputs={"image": images})
+    output = model(**batch)
+    assert output.loss_parts["lm_image"] == pytest.approx(float(native.loss), rel=1e-5)
+    text = {name: batch[f"text_{name}"] for name in rows}
+    assert output.loss_parts["lm_text"] == pytest.approx(float(model.mllm(**text).loss), rel=1e-5)
+
+
+def test_the_loss_is_the_mix_of_the_logged_parts(make_model, make_batch):
+    output = make_model(loss_lambda=0.4, id_weight=0.5, distillation_weight=2.0).train()(**make_batch())
+    parts = {name: float(value) for name, value in output.loss_parts.items()}
+    reid = sum(0.5 * parts[f"id_{name}"] + parts[f"triplet_{name}"] for name in ("llm", "vision")) / 2
+    language = (parts["lm_image"] + parts["lm_text"]) / 2 + 2.0 * parts["lm_distillation"]
+    assert float(output.loss) == pytest.approx(0.6 * language + 0.4 * reid, rel=1e-5)
+
+
+def test_a_native_checkpoint_loads_with_nothing_new_but_the_head(make_llava, tmp_path):
+    native = make_llava(seed=3)
+    native.save_pretrained(tmp_path)
+    model = MllmReIDModel.from_mllm_pretrained(tmp_path, height=64, width=32, num_identities=5)
+    expected = native.state_dict()
+    state = {
+        name.removeprefix("mllm."): value for name, value in model.state_dict().items() if name.startswith("mllm.")
+    }
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
+    assert torch.equal(model.mllm.lm_head.weight, native.lm_head.weight)
+    assert {name.split(".")[0] for name in model.state_dict()} == {"mllm", "reid_head"}
+    assert 0 < model.reid_head["llm"].classifier.weight.std() < 0.01
+    assert torch.equal(model.reid_head["vision"].bottleneck.running_var, torch.ones(32))
+
+
+def test_another_kind_of_model_is_refused(make_llava):
+    with pytest.raises(ValueError, match="'llama' is not a LLaVA"):
+        MllmReIDModel.from_mllm(make_llava().model.language_model)
+
+
+def test_save_and_reload_gives_the_same_features(make_model, make_batch, tmp_path, tiny_processor):
+    model, pixels = make_model(test_feature="concat").eval(), make_batch()["pixel_values"]
+    model.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    loaded, info = MllmReIDModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(loaded.encode_images(pixels), model.encode_images(pixels))
+    assert isinstance(AutoModel.from_pretrained(tmp_path), MllmReIDModel)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(processor, MllmReIDProcessor)
+    assert processor.image_prompt_ids() == tiny_processor.image_prompt_ids()
+    native = LlavaForConditionalGeneration.from_pretrained
+    model.mllm.save_pretrained(tmp_path / "native")
+    assert torch.equal(native(tmp_path / "native").lm_head.weight, model.mllm.lm_head.weight)
+
+
+CLEAN_PROCESS = """
+import sys
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModel, AutoProcessor
+try:
+    import modeling_mllmreid
+    raise SystemExit("the package can be imported")
+except ImportError:
+    pass
+folder = sys.argv[1]
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+assert config.model_type == "mllmreid" and type(model).__name__ == "MllmReIDModel"
+image = Image.linear_gradient("L").convert("RGB").resize((50, 90))
+torch.save(model.encode_images(processor(images=[image])["pixel_values"]), folder + "/got.pt")
+"""
+
+
+def test_a_checkpoint_loads_where_the_package_is_absent(make_model, tiny_processor, tmp_path):
+    from PIL import Image
+
+    model = make_model().eval()
+    model.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    # Isolated mode: neither the working folder nor PYTHONPATH; an editable install is hidden by the import below.
+    hidden = "import sys; sys.modules['modeling_mllmreid'] = None\n"
+    command = [sys.executable, "-I", "-c", hidden + CLEAN_PROCESS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    image = Image.linear_gradient("L").convert("RGB").resize((50, 90))
+    expected = model.encode_images(tiny_processor(images=[image])["pixel_values"])
+    assert torch.allclose(torch.load(tmp_path / "got.pt"), expected, atol=1e-6)
+
+
+def test_embeddings_run_no_lm_head_and_end_after_the_image(make_model, make_batch, count_calls):
+    model, batch = make_model(feature_after_bn=False).eval(), make_batch()
+    lm_head, lengths = count_calls(model.mllm.lm_head), []
+    model.mllm.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    embedding = model.encode_images(batch["pixel_values"])
+    assert lm_head.calls == 0 and lengths == [len(model.config.image_prefix_ids) + 8]
+    # Causal attention: the feature cannot see the text after the image.
+    whole = torch.nn.functional.normalize(model(**batch).features["llm"], dim=-1)
+    assert torch.allclose(embedding, whole, atol=1e-6)
+    assert embedding.dtype == torch.float32
+    assert torch.allclose(embedding.norm(dim=1), torch.ones(8), atol=1e-6)
+
+
+def test_the_vision_feature_needs_no_language_model(make_model, make_batch, count_calls):
+    model = make_model(test_feature="vision").eval()
+    language = count_calls(model.mllm.model.language_model)
+    model.encode_images(make_batch()["pixel_values"])
+    assert language.calls == 0
+
+
+def test_lambda_one_computes_no_logits(make_model, make_batch, count_calls):
+    model = make_model(loss_lambda=1.0)
+    lm_head = count_calls(model.mllm.lm_head)
+    output = model(**make_batch())
+    assert lm_head.calls == 0 and output.language_loss_sums is None and output.loss.isfinite()
+
+
+def test_lambda_zero_computes_no_reid_loss(make_model, make_batch):
+    output = make_model(loss_lambda=0.0)(**make_batch())
+    assert output.reid_loss is None and set(output.loss_parts) == {"lm_image", "lm_text"}
+
+
+def test_logits_are_computed_at_label_positions_only(make_model, make_batch):
+    model, batch, rows = make_model(), make_batch(), []
+    model.mllm.lm_head.register_forward_hook(lambda _, args, out: rows.append(out.shape[0]))
+    model(**batch)
+    assert rows == [int((batch[name] != -100).sum()) for name in ("labels", "text_labels")]
+
+
+@pytest.mark.parametrize("layer", [1, 0, -2])
+def test_an_earlier_layer_is_pooled_and_the_rest_is_not_run(make_model, make_batch, count_calls, layer):
+    model, batch = make_model(llm_layer=layer, feature_after_bn=False).eval(), make_batch()
+    language = model.mllm.model.language_model
+    blocks = [count_calls(block) for block in language.layers]
+    short = model.encode_images(batch["pixel_values"])
+    index = layer if layer >= 0 else len(language.layers) + 1 + layer
+    assert [block.calls for block in blocks] == [1] * index + [0] * (2 - index)
+    whole = torch.nn.functional.normalize(model(**batch).features["llm"], dim=-1)
+    assert torch.allclose(short, whole, atol=1e-6)
+    assert len(language.layers) == 2 and language.config.num_hidden_layers == 2
+
+
+def test_frozen_parts_run_without_a_graph(make_model, make_batch):
+    model = make_model()
+    model.mllm.requires_grad_(False)
+    features = model(**make_batch()).features
+    assert not features["llm"].requires_grad and not features["vision"].requires_grad
+    model.mllm.model.multi_modal_projector.requires_grad_(True)
+    features = model(**make_batch()).features
+    assert features["llm"].requires_grad and not features["vision"].requires_grad
+
+
+@pytest.mark.parametrize("reid_on", ["llm", "vision", "both"])
+def test_each_head_can_be_selected_and_reaches_the_visual_encoder(make_model, make_batch, reid_on):
+    model = make_model(reid_on=reid_on, loss_lambda=1.0)
+    output = model(**make_batch())
+    assert set(output.id_logits) == set(model.config.reid_heads)
+    output.loss.backward()
+    tower = model.mllm.model.vision_tower
+    assert tower.embeddings.patch_embedding.weight.grad.abs().sum() > 0
+    reached = model.mllm.model.multi_modal_projector.linear_1.weight.grad is not None
+    assert reached == (reid_on != "vision")
+
+
+def test_text_queries_and_their_losses(make_model, make_batch, tiny_processor):
+    model = make_model(reid_text=True)
+    output = model(**make_batch())
+    assert "triplet_text" in output.loss_parts and output.id_logits["llm"].shape == (16, 4)
+    model.eval()
+    inputs = tiny_processor(text=["a man with a red shirt .", "a bag ."])
+    both = model.encode_text(**inputs)
+    alone = model.encode_text(**tiny_processor(text="a bag ."))
+    assert both.shape == (2, 32) and torch.allclose(both[1], alone[0], atol=1e-5)
+
+
+def test_text_losses_need_the_llm_head(make_model):
+    with pytest.raises(ValueError, match="reid_text acts on the LLM's feature"):
+        make_model(reid_text=True, reid_on="vision")
+
+
+def test_generate_reads_the_image(make_model, make_batch, tiny_processor):
+    model, batch = make_model().eval(), make_batch()
+    prompt = torch.tensor([tiny_processor.image_prompt_ids()] * 2)
+    ids = model.generate(prompt, batch["pixel_values"][:2], max_new_tokens=4, do_sample=False)
+    embeddings = model._embed_with_image(prompt, model._image_embeddings(model._tower(batch["pixel_values"][:2])))
+    first = model.mllm(inputs_embeds=embeddings).logits[:, -1].argmax(-1)
+    assert ids.shape[1] <= 4 and torch.equal(ids[:, 0], first)
+
+
+def test_another_prompt_than_the_stored_one_is_refused(make_model, make_batch):
+    model, batch = make_model(), make_batch()
+    batch["input_ids"][0, 0] += 1
+    with pytest.raises(ValueError, match="must start with image_prefix_ids and 8 image tokens"):
+        model(**batch)
+
+
+def test_the_classifier_is_remade_and_dropped(make_model, make_batch):
+    model = make_model()
+    model.set_num_identities(9)
+    assert model.reid_head["vision"].classifier.weight.shape == (9, 32) and model.config.num_identities == 9
+    model.set_num_identities(0)
+    assert not any("classifier" in name for name in model.state_dict())
+    with pytest.raises(ValueError, match="call set_num_identities"):
+        model(**make_batch())
+
+
+def test_sizes_must_be_multiples_of_the_patch():
+    with pytest.raises(ValueError, match="256 x 128; both must be multiples of the tower's patch size 14"):
+        MllmReIDConfig(height=256, width=128)
+    assert MllmReIDConfig().num_image_tokens == 162
+
+
+def test_the_head_stays_in_float32_under_autocast():
+    head = ReIDHead(8, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        after, logits = head(torch.randn(4, 8, dtype=torch.bfloat16))
+    assert after.dtype == logits.dtype == torch.float32
+    assert not head.bottleneck.bias.requires_grad and head.classifier.bias is None
+
+
+def test_masked_mean_pooling():
+    hidden = torch.tensor([[[1.0], [3.0], [100.0]]])
+    assert mean_pool(hidden, torch.tensor([[True, True, False]])).item() == 2

@@ -1,0 +1,32 @@
+"""Learning rates by module."""
+
+import pytest
+
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
+from modeling_mllmreid.training.optimizer import parameter_groups
+
+
+def test_the_first_matching_pattern_sets_the_rate_and_vectors_do_not_decay(make_model):
+    model = make_model()
+    rates = {r"vision_tower\.": 1e-5, "mllm": 1e-4}
+    groups = parameter_groups(model, learning_rate=1e-3, weight_decay=0.1, learning_rates=rates)
+    of = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert of[id(model.mllm.model.vision_tower.embeddings.patch_embedding.weight)] == (1e-5, 0.1)
+    assert of[id(model.mllm.model.language_model.norm.weight)] == (1e-4, 0.0)
+    assert of[id(model.reid_head["llm"].classifier.weight)] == (1e-3, 0.1)
+    assert len(of) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_a_pattern_that_matches_nothing_is_refused(make_model):
+    with pytest.raises(UserError, match="'vison' matches no trained parameter"):
+        parameter_groups(make_model(), learning_rate=1e-3, weight_decay=0.0, learning_rates={"vison": 1e-5})
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [("{", "not a JSON object"), ({"(": 1e-3}, "no regular expression"), ({"a": -1.0}, "give 0 or more")],
+)
+def test_malformed_learning_rates_are_refused(tmp_path, rates, message):
+    with pytest.raises(UserError, match=message):
+        ReIDTrainingArguments(output_dir=str(tmp_path), learning_rates=rates, use_cpu=True)

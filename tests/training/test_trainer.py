@@ -1,0 +1,151 @@
+"""ReIDTrainer by real tiny runs: exact scaling, logs, evaluation, what is saved, and resuming to the last bit."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+
+from modeling_mllmreid.data import image_sources
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.training import ReIDTrainer
+from modeling_mllmreid.training.batches import label_counts
+
+
+def weights(trained):
+    return {name: value.clone() for name, value in trained.trainer.model.state_dict().items()}
+
+
+def gradients(trainer: ReIDTrainer, micro_batches: list[dict]) -> dict[str, torch.Tensor]:
+    """The gradients of one optimiser step by the trainer's own loop: counting, loss, scaling, backward."""
+    model = trainer.model
+    model.zero_grad()
+    samples, count = trainer.get_batch_samples(iter(micro_batches), len(micro_batches), trainer.args.device)
+    trainer.current_gradient_accumulation_steps = len(samples)
+    for batch in samples:
+        trainer.training_step(model, batch, count)
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_accumulated_language_gradients_equal_those_of_one_batch(train):
+    # Lambda 0: the ReID losses mine inside a batch and do not add up over its parts.
+    trainer = train(model={"loss_lambda": 0.0, "distillation_weight": 0.5}, max_steps=1).trainer
+    batch = next(iter(trainer.get_train_dataloader()))
+    # Unequal label counts, so that a mean of means would be another number.
+    for name in ("labels", "text_labels"):
+        batch[name][4:] = torch.where(torch.rand(batch[name][4:].shape) < 0.5, -100, batch[name][4:])
+    batch["text_labels"][:, :] = -100
+    for row in range(8):
+        kept = batch["labels"][row][batch["labels"][row] != -100]
+        start = int(batch["text_attention_mask"][row].sum()) - len(kept)
+        batch["text_labels"][row, start : start + len(kept)] = kept
+    halves = [{name: value[part] for name, value in batch.items()} for part in (slice(0, 4), slice(4, 8))]
+    assert label_counts(halves[0])[0] != label_counts(halves[1])[0]
+    whole, parts = gradients(trainer, [batch]), gradients(trainer, halves)
+    assert whole.keys() == parts.keys() and len(whole) > 20
+    for name, gradient in whole.items():
+        assert torch.allclose(parts[name], gradient, atol=1e-6, rtol=1e-4), name
+
+
+def test_the_reid_part_is_the_mean_over_micro_batches(train):
+    trainer = train(model={"loss_lambda": 1.0}, max_steps=1).trainer
+    loader = iter(trainer.get_train_dataloader())
+    first, second = next(loader), next(loader)
+    one, other = (gradients(trainer, [batch]) for batch in (first, second))
+    both = gradients(trainer, [first, second])
+    for name, gradient in both.items():
+        assert torch.allclose(gradient, (one[name] + other[name]) / 2, atol=1e-5, rtol=1e-3), name
+
+
+def test_losses_fall_and_are_logged_by_name(train):
+    history = train(max_steps=60, logging_steps=20, learning_rate=3e-3).trainer.state.log_history
+    steps = [entry for entry in history if "loss" in entry]
+    names = {"id_llm", "id_vision", "triplet_llm", "triplet_vision", "lm_image", "lm_text"}
+    assert all(names <= entry.keys() for entry in steps)
+    assert all(steps[-1][name] < steps[0][name] for name in ("lm_image", "lm_text", "id_llm", "id_vision"))
+
+
+@pytest.mark.parametrize("loss_lambda", [0.0, 1.0])
+def test_the_ends_of_lambda_train(train, loss_lambda):
+    entry = train(model={"loss_lambda": loss_lambda}, max_steps=2).trainer.state.log_history[0]
+    assert ("lm_image" in entry) == (loss_lambda < 1) and ("id_llm" in entry) == (loss_lambda > 0)
+
+
+def test_evaluation_selects_and_keeps_the_best_and_nothing_secret_is_saved(train, tmp_path):
+    settings = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+    trained = train(max_steps=6, hub_token="hf_secret", **settings)
+    state = trained.trainer.state
+    scores = [entry["eval_mAP"] for entry in state.log_history if "eval_mAP" in entry]
+    assert len(scores) == 3 and state.best_metric == max(scores)
+    assert "eval_rank1" in state.log_history[-2] or any("eval_rank1" in entry for entry in state.log_history)
+    best = MllmReIDModel.from_pretrained(state.best_model_checkpoint).state_dict()
+    kept = MllmReIDModel.from_pretrained(tmp_path / "run").state_dict()
+    assert all(torch.equal(best[name], kept[name]) for name in best)
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file():
+            assert b"hf_secret" not in path.read_bytes(), path
+    top = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.json", "model.safetensors", "training_args.json", "modeling_mllmreid.py"} <= top
+    assert not [name for name in top if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+    assert json.loads((tmp_path / "run" / "training_args.json").read_text())["identities_per_batch"] == 4
+    # Nobody is both trained on and selected by.
+    trained_on = set(trained.trainer.train_dataset.person_ids)
+    assert trained_on.isdisjoint(trained.val.query["person_id"][:]) and len(trained_on) == 8
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_ends_with_the_same_bits(train, tmp_path, workers):
+    # Six batches an epoch: step 8 is in the middle of the second.
+    settings = {"max_steps": 12, "save_strategy": "steps", "save_steps": 8, "dataloader_num_workers": workers}
+    whole = train("whole", **settings)
+    checkpoint = tmp_path / "whole" / "checkpoint-8"
+    resumed = train("resumed", resume_from_checkpoint=str(checkpoint), **settings)
+    expected, got = weights(whole), weights(resumed)
+    assert all(torch.equal(got[name], value) for name, value in expected.items())
+    losses = [[e["loss"] for e in run.trainer.state.log_history if "loss" in e][-4:] for run in (whole, resumed)]
+    assert losses[0] == losses[1]
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(train):
+    runs = [weights(train(f"workers{n}", max_steps=3, dataloader_num_workers=n)) for n in (0, 2)]
+    assert all(torch.equal(runs[1][name], value) for name, value in runs[0].items())
+
+
+def test_a_checkpoint_trained_on_others_gets_a_new_classifier(train):
+    trained = train(max_steps=1, model={"num_identities": 3})
+    assert trained.trainer.model.reid_head["llm"].classifier.weight.shape[0] == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"identities_per_batch": 20}, "lower identities_per_batch or give more people"),
+        (
+            {"batch": {"val_identities": 0}, "eval_strategy": "epoch", "save_strategy": "epoch"},
+            "set val_identities, or eval_strategy to 'no'",
+        ),
+        ({"batch": {"target": "continuation"}}, "has no continuation: run the continuations command"),
+        ({"resume_from_checkpoint": "true"}, "no checkpoint in .*: leave it out to start anew"),
+        ({"remove_unused_columns": True}, "remove_unused_columns is true: set it to false"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_first_step(train, change, message):
+    with pytest.raises(UserError, match=message):
+        train(max_steps=1, **change)
+
+
+def test_a_data_set_without_training_part_is_refused(train, world):
+    only = DatasetDict({"query": world["query"], "gallery": world["gallery"]})
+    with pytest.raises(UserError, match="has query, gallery: training needs a train part"):
+        train(max_steps=1, dataset=only)
+
+
+def test_a_broken_image_is_named_before_the_first_step(train, world, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8 no picture")
+    rows = world["train"]
+    paths = [str(broken) if i == 5 else path for i, path in enumerate(image_sources(rows))]
+    rows = Dataset.from_dict({**rows.remove_columns("image").to_dict(), "image": paths}, features=rows.features)
+    with pytest.raises(UserError, match="broken.jpg"):
+        train(max_steps=1, dataset=DatasetDict({"train": rows}))
