@@ -79,6 +79,13 @@ def _entry(fields: Any, where: str, root: str | os.PathLike[str]) -> CaptionEntr
     return CaptionEntry(fields["split"], tuple(fields["captions"]), file_name, fields["id"])
 
 
+def missing_image(json_path: str | os.PathLike[str], number: int, path: Path) -> UserError:
+    """The error of an entry, counted from 0, whose image is not there."""
+    return UserError(
+        f"{json_path}: entry {number}, field 'file_path': there is no image {path}: restore it or remove the entry"
+    )
+
+
 def read_cuhk_pedes(
     data_dir: str | os.PathLike[str], *, json_name: str = "reid_raw.json", strict: bool = False
 ) -> DatasetDict:
@@ -97,10 +104,7 @@ def read_cuhk_pedes(
     rows: dict[str, list[Row]] = {"train": [], "val": [], "query": [], "gallery": []}
     for number, entry in enumerate(read_caption_entries(json_path, root)):
         if not (root / entry.file_name).is_file():
-            raise UserError(
-                f"{json_path}: entry {number}, field 'file_path': there is no image {root / entry.file_name}: "
-                "restore it or remove the entry"
-            )
+            raise missing_image(json_path, number, root / entry.file_name)
         row = Row(entry.file_name, entry.person_id, captions=entry.captions)
         rows["gallery" if entry.split == "test" else entry.split].append(row)
         if entry.split == "test":

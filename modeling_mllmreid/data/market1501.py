@@ -9,7 +9,7 @@ from datasets import DatasetDict
 
 from ..errors import UserError
 from .columns import Row, check_counts, count, make_split
-from .cuhk_pedes import read_caption_entries
+from .cuhk_pedes import missing_image, read_caption_entries
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,8 @@ def _read_part(root: Path, split: str) -> list[Row]:
 def _with_captions(
     rows: dict[str, list[Row]], root: Path, captions_file: str | os.PathLike[str]
 ) -> dict[str, list[Row]]:
-    captions = {entry.file_name: entry.captions for entry in read_caption_entries(captions_file, root)}
+    entries = read_caption_entries(captions_file, root)
+    captions = {entry.file_name: entry.captions for entry in entries}
     joined = {
         split: [row._replace(captions=captions.get(row.file_name, ())) for row in part] for split, part in rows.items()
     }
@@ -104,6 +105,10 @@ def _with_captions(
         raise UserError(
             f"{captions_file}: no entry names an image of {root}: write file_path like {images[0].file_name}"
         )
+    for number, entry in enumerate(entries):
+        # A folder that was left out as a whole is no mistake: one file may caption more parts than are there.
+        if (root / entry.file_name).parent.is_dir() and not (root / entry.file_name).is_file():
+            raise missing_image(captions_file, number, root / entry.file_name)
     if captioned < len(images):
         logger.warning("%s: %d of %d images have no entry", captions_file, len(images) - captioned, len(images))
     return joined

@@ -22,7 +22,8 @@ class PKSampler(Sampler[tuple[int, int, int]]):
     there are images for, at least one.
 
     person_ids, camera_ids: one per image; an unknown camera (-1) counts as one camera.
-    Raises UserError for P, K or world_size below 1, a negative seed, and fewer people than P x world_size.
+    Raises UserError for P, K or world_size below 1, a negative seed, fewer people than P x world_size, and a K that is
+    more than any person's images.
     """
 
     def __init__(
@@ -60,6 +61,12 @@ class PKSampler(Sampler[tuple[int, int, int]]):
                 f"{world_size} needs {self.identities_per_step}: lower identities_per_batch or give more people"
             )
         self.steps = max(1, len(self.cameras) // (self.identities_per_step * images_per_identity))
+        most = max(map(len, images.values()))
+        if most < images_per_identity:
+            raise UserError(
+                f"images_per_identity is {images_per_identity}, but no person has more than {most} images: "
+                f"lower it to {most} or less"
+            )
         self._warn_of_few_images()
 
     def _warn_of_few_images(self) -> None:
@@ -74,7 +81,8 @@ class PKSampler(Sampler[tuple[int, int, int]]):
             )
         if single and self.images_per_identity > 1:
             logger.warning(
-                "%d people have a single image (first: person %d): they give the triplet loss no true positive",
+                "%d people have a single image (first: person %d): they give the triplet loss no true positive; "
+                "add images of them or leave them out",
                 *(len(single), single[0]),
             )
 

@@ -3,7 +3,6 @@
 from typing import Literal
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 
 class MllmReIDConfig(PreTrainedConfig):
@@ -44,7 +43,8 @@ class MllmReIDConfig(PreTrainedConfig):
     """
 
     model_type = "mllmreid"
-    sub_configs_defaults = {"mllm_config": SubConfigSpec(config_class=AutoConfig, model_type="llava")}
+    # Not the newer `sub_configs_defaults`: this way is understood by every transformers that this code runs on.
+    sub_configs = {"mllm_config": AutoConfig}
 
     mllm_config: dict | PreTrainedConfig | None = None
     height: int = 252
@@ -67,6 +67,8 @@ class MllmReIDConfig(PreTrainedConfig):
     num_identities: int = 0
 
     def __post_init__(self, **kwargs):
+        if not isinstance(self.mllm_config, PreTrainedConfig):
+            self.mllm_config = AutoConfig.for_model(**{"model_type": "llava", **(self.mllm_config or {})})
         super().__post_init__(**kwargs)
         if not 0 <= self.loss_lambda <= 1:
             raise ValueError(f"loss_lambda is {self.loss_lambda}; give a number from 0 to 1")

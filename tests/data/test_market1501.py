@@ -100,6 +100,10 @@ def test_captions_join_by_file_path(tmp_path, caplog):
         UserError, match="no entry names an image of .*: write file_path like bounding_box_train/0002_c1"
     ):
         read_market1501(root, captions_file=path)
+    present = entry("bounding_box_train/0002_c6s3_000001_01.jpg", "a man")
+    path.write_text(json.dumps([present, entry("bounding_box_train/0002_c6s3_000099_01.jpg", "a man")]))
+    with pytest.raises(UserError, match="entry 1, field 'file_path': there is no image .*000099_01.jpg: restore it or"):
+        read_market1501(root, captions_file=path)
     path.write_text(json.dumps([entry("../secret.jpg", "a man")]))
     with pytest.raises(UserError, match="entry 0, field 'file_path': .* is not inside the data folder"):
         read_market1501(root, captions_file=path)

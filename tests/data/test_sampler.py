@@ -85,7 +85,8 @@ def test_people_with_few_images_are_told_once(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "1 people have fewer images than images_per_identity 4 (first: person 2 has 2): "
         "theirs are repeated within a batch",
-        "2 people have a single image (first: person 1): they give the triplet loss no true positive",
+        "2 people have a single image (first: person 1): they give the triplet loss no true positive; "
+        "add images of them or leave them out",
     ]
 
 
@@ -97,6 +98,7 @@ def test_people_with_few_images_are_told_once(caplog):
         ({"k": 0}, "images_per_identity is 0: give at least 1"),
         ({"world_size": 0}, "world_size is 0: give at least 1"),
         ({"seed": -1}, "seed is -1: give at least 0"),
+        ({"k": 99}, "images_per_identity is 99, but no person has more than [0-9]+ images: lower it to"),
     ],
 )
 def test_wrong_settings(options, message):
