@@ -16,15 +16,17 @@ def mean_pool(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
 class ReIDHead(nn.Module):
     """BNNeck and ID classifier on one pooled feature.
 
-    The triplet loss takes the feature before the batch norm, the classifier (no bias) the one after it; the norm's bias
-    stays at zero. Source: Luo et al. 2019, "Bag of Tricks and a Strong Baseline for Deep Person Re-identification".
+    The triplet loss takes the feature before the batch norm, the classifier the one after it; neither norm nor
+    classifier has a bias.
+    Source: Luo et al. 2019, "Bag of Tricks and a Strong Baseline for Deep Person Re-identification".
     """
 
     def __init__(self, feature_size: int, num_identities: int, bnneck: bool = True):
         super().__init__()
         self.bottleneck = nn.BatchNorm1d(feature_size) if bnneck else nn.Identity()
         if bnneck:
-            self.bottleneck.bias.requires_grad_(False)
+            # None, not frozen at zero: loading a checkpoint would make it trainable again.
+            self.bottleneck.register_parameter("bias", None)
         self.feature_size = feature_size
         self.classifier = nn.Linear(feature_size, num_identities, bias=False) if num_identities else None
 

@@ -12,9 +12,9 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_mllmreid import MllmReIDConfig
-from .distributed import gather_with_gradient
 from .heads import ReIDHead, mean_pool
-from .losses import batch_hard_triplet_loss, distillation_sum, id_loss, language_loss_sum, mix_losses
+from .losses import distillation_sum, language_loss_sum, mix_losses
+from .reid_loss import reid_loss
 
 
 @dataclass
@@ -330,7 +330,9 @@ class MllmReIDModel(PreTrainedModel):
         output = MllmReIDOutput(features=features, language_loss_sums=sums or None, label_counts=counts or None)
         output.loss_parts = {}
         if reid:
-            output.reid_loss, output.id_logits = self._reid_loss(features, text_features, person_ids, output.loss_parts)
+            output.reid_loss, output.id_logits = reid_loss(
+                self.config, self.reid_head, features, text_features, person_ids, output.loss_parts
+            )
         language_loss = self.language_loss(sums, counts) if language else None
         for name in sums:
             output.loss_parts[f"lm_{name}"] = sums[name].detach() / max(counts[name], 1)
@@ -367,44 +369,6 @@ class MllmReIDModel(PreTrainedModel):
         if "distillation" in sums:
             loss = loss + self.config.distillation_weight * sums["distillation"] / max(counts["distillation"], 1)
         return loss
-
-    def _reid_loss(
-        self, features: dict[str, Tensor], text_features: Tensor | None, person_ids: Tensor, parts: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over the heads of their ID and triplet losses, on the features of all processes."""
-        config, losses, id_logits = self.config, [], {}
-        triplet = {"margin": config.triplet_margin, "soft_margin": config.triplet_soft_margin}
-        person_ids = gather_with_gradient(person_ids)
-        for name in config.reid_heads:
-            images = gather_with_gradient(features[name])
-            texts = gather_with_gradient(text_features) if name == "llm" and text_features is not None else None
-            rows, row_ids = (
-                (images, person_ids)
-                if texts is None
-                else (torch.cat([images, texts]), torch.cat([person_ids, person_ids]))
-            )
-            _, logits = self.reid_head[name](rows)
-            if logits is None:
-                raise ValueError("the model has no ID classifier; call set_num_identities before training")
-            parts_of_head = {
-                f"id_{name}": id_loss(logits, row_ids, config.label_smoothing),
-                f"triplet_{name}": batch_hard_triplet_loss(images, person_ids, **triplet),
-            }
-            loss = (
-                config.id_weight * parts_of_head[f"id_{name}"]
-                + config.triplet_weight * parts_of_head[f"triplet_{name}"]
-            )
-            if texts is not None:
-                across = [
-                    batch_hard_triplet_loss(images, person_ids, texts, person_ids, **triplet),
-                    batch_hard_triplet_loss(texts, person_ids, images, person_ids, **triplet),
-                ]
-                parts_of_head["triplet_text"] = torch.stack(across).mean()
-                loss = loss + config.triplet_weight * parts_of_head["triplet_text"]
-            parts.update({key: value.detach() for key, value in parts_of_head.items()})
-            id_logits[name] = logits
-            losses.append(loss)
-        return torch.stack(losses).mean(), id_logits
 
     def generate(self, input_ids: Tensor, pixel_values: Tensor | None = None, **kwargs) -> Tensor:
         """The language model's text after a prompt, with the image where one is given. Returns the new ids (B, T)."""

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from datasets import DatasetDict
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -55,6 +56,12 @@ def train_reid(
     if config.num_identities != samples.num_identities:
         model.set_num_identities(samples.num_identities)
     frozen = freeze_unused_parameters(model)
+    half = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32]
+    if half:
+        raise UserError(
+            f"{half[0]} is trained in {model.get_parameter(half[0]).dtype}, where small updates are lost: load the "
+            "model with dtype float32 and set bf16 for speed"
+        )
     if args.process_index == 0:
         print(f"{len(samples):,} training images of {samples.num_identities:,} people; {parameter_counts(model)}")
     logger.info("frozen, as no loss reaches them: %s", ", ".join(frozen) or "none")

@@ -90,7 +90,7 @@ def test_distillation_is_kl_to_the_detached_teacher():
     p = teacher.softmax(1)
     expected = (p * (p.log() - student.log_softmax(1))).sum()
     got = distillation_sum(student, teacher)
-    assert float(got) == pytest.approx(float(expected), rel=1e-5)
+    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
     got.backward()
     assert teacher.grad is None and student.grad.abs().sum() > 0
 

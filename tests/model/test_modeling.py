@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -13,13 +14,15 @@ from modeling_mllmreid.model.heads import ReIDHead, mean_pool
 
 def test_the_image_branch_equals_native_llava(make_model, make_batch):
     model, batch = make_model().eval(), make_batch()
-    images = model.mllm.get_image_features(batch["pixel_values"], interpolate_pos_encoding=True)
+    llava = model.mllm.model
+    # Native LLaVA does not pass the interpolation on by itself.
+    llava.get_image_features = partial(llava.get_image_features, interpolate_pos_encoding=True)
     rows = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-    native = model.mllm(**rows, mm_encoder_outputs={"image": images})
+    native = model.mllm(**rows, pixel_values=batch["pixel_values"])
     output = model(**batch)
-    assert output.loss_parts["lm_image"] == pytest.approx(float(native.loss), rel=1e-5)
+    assert output.loss_parts["lm_image"] == pytest.approx(native.loss.item(), rel=1e-5)
     text = {name: batch[f"text_{name}"] for name in rows}
-    assert output.loss_parts["lm_text"] == pytest.approx(float(model.mllm(**text).loss), rel=1e-5)
+    assert output.loss_parts["lm_text"] == pytest.approx(model.mllm(**text).loss.item(), rel=1e-5)
 
 
 def test_the_loss_is_the_mix_of_the_logged_parts(make_model, make_batch):
@@ -232,7 +235,19 @@ def test_the_head_stays_in_float32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         after, logits = head(torch.randn(4, 8, dtype=torch.bfloat16))
     assert after.dtype == logits.dtype == torch.float32
-    assert not head.bottleneck.bias.requires_grad and head.classifier.bias is None
+    assert head.bottleneck.bias is None and head.classifier.bias is None
+
+
+def test_a_checkpoint_in_bfloat16_keeps_its_head_and_its_embeddings_in_float32(make_model, make_batch, tmp_path):
+    model = make_model().eval()
+    model.save_pretrained(tmp_path)
+    loaded = MllmReIDModel.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    assert loaded.mllm.lm_head.weight.dtype == torch.bfloat16
+    assert {p.dtype for p in loaded.reid_head.parameters()} == {torch.float32}
+    pixels = make_batch()["pixel_values"]
+    embeddings = loaded.encode_images(pixels)
+    assert embeddings.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(embeddings, model.encode_images(pixels)).min() > 0.99
 
 
 def test_masked_mean_pooling():

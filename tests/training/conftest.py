@@ -38,10 +38,12 @@ def train(world, parts, tmp_path):
     """train(output=..., batch={...}, model={...}, **training arguments) -> what `train_reid` returns."""
     processor, llava = parts
 
-    def run(output="run", *, batch=None, model=None, dataset=None, **arguments):
+    def run(output="run", *, batch=None, model=None, dataset=None, half=False, **arguments):
         torch.manual_seed(0)
         size = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids}
         reid = MllmReIDModel.from_mllm(copy.deepcopy(llava), **{**size, **(model or {})})
+        if half:
+            reid.mllm.to(torch.bfloat16)
         settings = {
             "identities_per_batch": 4,
             "images_per_identity": 2,

@@ -112,6 +112,16 @@ def test_batches_do_not_depend_on_the_number_of_workers(train):
     assert all(torch.equal(runs[1][name], value) for name, value in runs[0].items())
 
 
+def test_activation_checkpointing_gives_the_same_weights(train):
+    runs = [weights(train(f"checkpointing{on}", max_steps=2, activation_checkpointing=on)) for on in (False, True)]
+    assert all(torch.allclose(runs[1][name], value, atol=1e-6) for name, value in runs[0].items())
+
+
+def test_weights_of_half_precision_are_not_trained(train):
+    with pytest.raises(UserError, match="is trained in torch.bfloat16, where small updates are lost: load the model"):
+        train(max_steps=1, half=True)
+
+
 def test_a_checkpoint_trained_on_others_gets_a_new_classifier(train):
     trained = train(max_steps=1, model={"num_identities": 3})
     assert trained.trainer.model.reid_head["llm"].classifier.weight.shape[0] == 8
