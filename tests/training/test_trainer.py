@@ -113,8 +113,13 @@ def test_batches_do_not_depend_on_the_number_of_workers(train):
 
 
 def test_activation_checkpointing_gives_the_same_weights(train):
-    runs = [weights(train(f"checkpointing{on}", max_steps=2, activation_checkpointing=on)) for on in (False, True)]
-    assert all(torch.allclose(runs[1][name], value, atol=1e-6) for name, value in runs[0].items())
+    trained = [train(f"checkpointing{on}", max_steps=2, activation_checkpointing=on) for on in (False, True)]
+    for run, on in zip(trained, (False, True), strict=True):
+        llava = run.trainer.model.mllm.model
+        assert llava.language_model.layers[0].gradient_checkpointing == on
+        assert llava.vision_tower.encoder.layers[0].gradient_checkpointing == on
+    plain, checkpointed = map(weights, trained)
+    assert all(torch.allclose(checkpointed[name], value, atol=1e-6) for name, value in plain.items())
 
 
 def test_weights_of_half_precision_are_not_trained(train):
