@@ -18,7 +18,8 @@ class RetrievalMetrics:
     """Averages over the queries that have a match, as fractions of 1; NaN where no query has one.
 
     cmc: rank -> share of queries with a match at or before it. average_precision and inverse_negative_penalty: (Q,)
-    float64, NaN where a query has no match. num_valid counts the queries that have one.
+    float64, NaN where a query has no match. num_valid counts the queries that have one. match_ranks: for each query the
+    ranks of its matches (m,) int64, ascending from 1, empty without a match; all else follows from them.
     """
 
     mAP: float  # noqa: N815 - the field's name for it
@@ -28,6 +29,12 @@ class RetrievalMetrics:
     num_valid: int
     average_precision: np.ndarray
     inverse_negative_penalty: np.ndarray
+    match_ranks: tuple[np.ndarray, ...]
+
+    @property
+    def first_match_rank(self) -> np.ndarray:
+        """The rank of each query's first match, (Q,) float64, NaN without one."""
+        return np.array([ranks[0] if len(ranks) else np.nan for ranks in self.match_ranks], dtype=np.float64)
 
     def to_dict(self) -> dict[str, float | int | None]:
         """The averages and counts under flat keys (mAP, rank1, ..., mINP) for JSON, which has no NaN: None instead."""
@@ -92,7 +99,7 @@ def metrics_from_blocks(
     if any(rank < 1 for rank in ranks):
         raise UserError(f"ranks: {tuple(ranks)} holds a rank below 1: ranks count from 1")
     count = len(same_person.query_persons)
-    precision, penalty, first = (np.full(count, np.nan) for _ in range(3))
+    ranks_of: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * count
     seen = np.zeros(count, dtype=np.int64)
     for rows, block in blocks:
         distances = np.asarray(block.detach().float().cpu() if isinstance(block, Tensor) else block, dtype=np.float32)
@@ -107,15 +114,14 @@ def metrics_from_blocks(
             raise UserError(f"distances of query rows {rows.start} to {rows.stop} hold NaN: mend what computed them")
         seen[rows] += 1
         for number, row in zip(numbers, distances, strict=True):
-            at = match_ranks(row, *same_person.of(number))
-            if len(at):
-                precision[number] = average_precision(at, ap)
-                penalty[number] = len(at) / at[-1]
-                first[number] = at[0]
+            ranks_of[number] = match_ranks(row, *same_person.of(number))
     if (seen != 1).any():
         row = int(np.flatnonzero(seen != 1)[0])
         raise UserError(f"distances: query row {row} came {seen[row]} times: give each row once")
-    valid = ~np.isnan(precision)
+    precision = np.array([average_precision(at, ap) if len(at) else np.nan for at in ranks_of])
+    penalty = np.array([len(at) / at[-1] if len(at) else np.nan for at in ranks_of])
+    first = np.array([at[0] if len(at) else np.inf for at in ranks_of])
+    valid = np.isfinite(first)
     return RetrievalMetrics(
         mAP=_mean(precision[valid]),
         cmc={int(rank): _mean(first[valid] <= rank) for rank in ranks},
@@ -124,6 +130,7 @@ def metrics_from_blocks(
         num_valid=int(valid.sum()),
         average_precision=precision,
         inverse_negative_penalty=penalty,
+        match_ranks=tuple(ranks_of),
     )
 
 
