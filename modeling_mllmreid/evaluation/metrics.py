@@ -1,21 +1,21 @@
 """Retrieval metrics of person re-identification: mAP, CMC and mINP from the ranks of the matches alone."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from ..errors import UserError
 from ..retrieval.distances import Features, distance_blocks
 from ..retrieval.ranking import Ids, SamePerson
+from .rows import Blocks, distance_rows, no_match_error
 
 AP_RULES = ("step", "trapezoid")
 
 
 @dataclass(frozen=True)
 class RetrievalMetrics:
-    """Averages over the queries that have a match, as fractions of 1; NaN where no query has one.
+    """Averages over the queries that have a match, as fractions of 1.
 
     cmc: rank -> share of queries with a match at or before it. average_precision and inverse_negative_penalty: (Q,)
     float64, NaN where a query has no match. num_valid counts the queries that have one. match_ranks: for each query the
@@ -63,7 +63,7 @@ def evaluate_retrieval(
     and equals no camera; without cameras nothing is dropped. Of equal distances the non-matches count as nearer.
     Queries without a match are counted and left out of the averages.
     ap: "step", the mean of the precision at each match, or "trapezoid", the original Market-1501 code's area.
-    Raises UserError for ids that do not fit the features, or an unknown metric or ap.
+    Raises UserError for ids that do not fit the features, an unknown metric or ap, and where no query has a match.
     Source: Zheng et al. 2015 (mAP, CMC), Ye et al. 2021 (mINP).
     """
     blocks = distance_blocks(query_features, gallery_features, metric=metric, block_size=block_size)
@@ -72,7 +72,7 @@ def evaluate_retrieval(
         ("gallery_person_ids", gallery_person_ids, gallery_features),
     ):
         if len(ids) != len(features):
-            raise UserError(f"{name}: {len(ids)} ids for {len(features)} rows of features: give one integer per image")
+            raise UserError(f"{name}: {len(ids)} ids for {len(features)} rows of features: give one per image")
     return metrics_from_blocks(
         blocks,
         SamePerson(query_person_ids, gallery_person_ids, query_camera_ids, gallery_camera_ids),
@@ -82,7 +82,7 @@ def evaluate_retrieval(
 
 
 def metrics_from_blocks(
-    blocks: Iterable[tuple[slice, np.ndarray | Tensor]],
+    blocks: Blocks,
     same_person: SamePerson,
     *,
     ranks: Sequence[int] = (1, 5, 10),
@@ -92,7 +92,8 @@ def metrics_from_blocks(
 
     blocks: (rows, distances (rows, G)) with each query row once, in any order; smaller is nearer, read as float32. A
     whole matrix is one block: `[(slice(0, len(matrix)), matrix)]`. The blocks are not changed.
-    Raises UserError for NaN distances, a block of the wrong shape, and rows that come twice or never.
+    Raises UserError for NaN distances, a block of the wrong shape, rows that come twice or never, and where no query
+    has a match.
     """
     if ap not in AP_RULES:
         raise UserError(f"ap: unknown {ap!r}: use one of {', '.join(AP_RULES)}")
@@ -100,28 +101,14 @@ def metrics_from_blocks(
         raise UserError(f"ranks: {tuple(ranks)} holds a rank below 1: ranks count from 1")
     count = len(same_person.query_persons)
     ranks_of: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * count
-    seen = np.zeros(count, dtype=np.int64)
-    for rows, block in blocks:
-        distances = np.asarray(block.detach().float().cpu() if isinstance(block, Tensor) else block, dtype=np.float32)
-        numbers = range(count)[rows]
-        if distances.shape != (len(numbers), same_person.gallery_size):
-            raise UserError(
-                f"distances of query rows {rows.start} to {rows.stop}: shape {distances.shape}, expected "
-                f"{(len(numbers), same_person.gallery_size)}: give one row per query, one column per gallery image"
-            )
-        # The maximum is NaN where any element is, without a second matrix of flags.
-        if distances.size and np.isnan(distances.max()):
-            raise UserError(f"distances of query rows {rows.start} to {rows.stop} hold NaN: mend what computed them")
-        seen[rows] += 1
-        for number, row in zip(numbers, distances, strict=True):
-            ranks_of[number] = match_ranks(row, *same_person.of(number))
-    if (seen != 1).any():
-        row = int(np.flatnonzero(seen != 1)[0])
-        raise UserError(f"distances: query row {row} came {seen[row]} times: give each row once")
+    for number, row in distance_rows(blocks, same_person):
+        ranks_of[number] = match_ranks(row, *same_person.of(number))
     precision = np.array([average_precision(at, ap) if len(at) else np.nan for at in ranks_of])
     penalty = np.array([len(at) / at[-1] if len(at) else np.nan for at in ranks_of])
     first = np.array([at[0] if len(at) else np.inf for at in ranks_of])
     valid = np.isfinite(first)
+    if not valid.any():
+        raise no_match_error(same_person)
     return RetrievalMetrics(
         mAP=_mean(precision[valid]),
         cmc={int(rank): _mean(first[valid] <= rank) for rank in ranks},

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +13,21 @@ from ..errors import UserError
 
 Features = np.ndarray | Tensor
 METRICS = ("cosine", "euclidean")
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 32 * 2**20
+# A prepared gallery up to this size is kept; a larger one, such as a memory map, is prepared anew for every block.
+KEPT_BYTES = 256 * 2**20
+CHUNK_BYTES = 16 * 2**20
 # Matrix products run other code at the edges of a matrix, which rounds otherwise: a collapsed model's equal distances
 # would differ by their place in the gallery, and every distance by the block size. Whole tiles keep them equal.
 ROW_TILE, COLUMN_TILE = 16, 64
+
+
+class _Columns(NamedTuple):
+    """Some gallery images, ready for the product: their first index, their features (n, D), their squared norms."""
+
+    start: int
+    features: Tensor
+    squares: Tensor
 
 
 def distance_blocks(
@@ -24,8 +36,9 @@ def distance_blocks(
     """Yields (rows, distances of these query rows to the whole gallery), never the whole matrix at once.
 
     query: (Q, D) and gallery: (G, D), NumPy arrays or tensors of any float type, on any device; the work is done on the
-    gallery's device. metric: "cosine" is 1 - dot product of the L2-normalised features, "euclidean" is not squared.
-    block_size: query rows per block; None takes as many as fit in 64 MiB. Each block is a new float32 tensor (rows, G).
+    gallery's device. A memory-mapped array is read chunk by chunk, and may be larger than memory.
+    metric: "cosine" is 1 - dot product of the L2-normalised features, "euclidean" is not squared.
+    block_size: query rows per block; None takes as many as fit in 32 MiB. Each block is a new float32 tensor (rows, G).
     A distance depends on its two features alone, not on the block size or the place in the gallery, and is a full
     float32 product under autocast and TF32 settings too.
     Raises UserError for features that are not two-dimensional floats, not finite, or of different widths.
@@ -45,59 +58,93 @@ def distance_blocks(
     return _blocks(query, gallery, metric, block_size)
 
 
-def _blocks(query: Tensor, gallery: Tensor, metric: str, block_size: int) -> Iterator[tuple[slice, Tensor]]:
+def _blocks(query: Features, gallery: Features, metric: str, block_size: int) -> Iterator[tuple[slice, Tensor]]:
     """The loop of `distance_blocks` over checked arguments."""
-    size, device = len(gallery), gallery.device
-    center = _center(gallery) if metric == "euclidean" else None
-    columns = _prepared(gallery, center, COLUMN_TILE)
-    column_squares = columns.square().sum(1) if metric == "euclidean" else None
+    device = gallery.device if isinstance(gallery, Tensor) else torch.device("cpu")
+    center = _center(gallery).to(device) if metric == "euclidean" else None
+    size, width = gallery.shape
+    kept = list(_columns(gallery, center)) if 4 * size * width <= KEPT_BYTES else None
     for start in range(0, len(query), block_size):
-        block = query[start : start + block_size]
-        rows = _prepared(block.to(device), center, ROW_TILE)
-        with torch.no_grad(), torch.autocast(device.type, enabled=False), _full_float32():
-            distances = rows @ columns.T
-        if column_squares is None:
-            distances.neg_().add_(1)
-        else:
-            distances.mul_(-2).add_(column_squares).add_(rows.square().sum(1, keepdim=True)).clamp_(min=0).sqrt_()
+        block = _float32(query, start, start + block_size).to(device)
+        rows = _prepared(block, center, ROW_TILE)
+        row_squares = rows.square().sum(1, keepdim=True)
+        distances = torch.empty(len(rows), _whole(size, COLUMN_TILE), device=device)
+        for columns in _columns(gallery, center) if kept is None else kept:
+            part = distances[:, columns.start : columns.start + len(columns.features)]
+            with torch.no_grad(), torch.autocast(device.type, enabled=False), _full_float32():
+                torch.mm(rows, columns.features.T, out=part)
+            if center is None:
+                part.neg_().add_(1)
+            else:
+                part.mul_(-2).add_(columns.squares).add_(row_squares).clamp_(min=0).sqrt_()
         yield slice(start, start + len(block)), distances[: len(block), :size]
 
 
-def _checked(features: Features, name: str) -> Tensor:
-    """The features as a detached tensor (N, D) of their own float type, on their own device."""
-    if isinstance(features, np.ndarray) and features.dtype in (np.float16, np.float32, np.float64):
-        features = torch.from_numpy(np.require(features, requirements=["C", "W"]))
-    if not isinstance(features, Tensor) or not features.is_floating_point():
+def _checked(features: Features, name: str) -> Features:
+    """The features themselves, as a detached tensor or as an array, known to be finite floats (N, D)."""
+    floats = features.is_floating_point() if isinstance(features, Tensor) else False
+    if isinstance(features, np.ndarray):
+        floats = features.dtype in (np.float16, np.float32, np.float64)
+    if not floats:
         kind = getattr(features, "dtype", type(features).__name__)
         raise UserError(f"{name}: {kind} holds no features: give a float NumPy array or tensor")
     if features.ndim != 2:
         raise UserError(f"{name}: shape {tuple(features.shape)} is not (images, width): give one row per image")
-    features = features.detach()
-    broken = torch.nonzero(~torch.isfinite(features).all(1))
-    if len(broken):
+    if isinstance(features, Tensor):
+        features = features.detach()
+    broken = [
+        start + int(row)
+        for start, stop in _chunks(features)
+        for row in torch.nonzero(~torch.isfinite(_float32(features, start, stop)).all(1))
+    ]
+    if broken:
         raise UserError(
-            f"{name}: row {int(broken[0])} holds NaN or infinity ({len(broken)} such rows): a diverged or overflowing "
+            f"{name}: row {broken[0]} holds NaN or infinity ({len(broken)} such rows): a diverged or overflowing "
             "model, or a damaged image; embed again"
         )
     return features
 
 
+def _chunks(features: Features) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the rows that are worked on at once: whole tiles, 16 MiB in float32."""
+    step = max(CHUNK_BYTES // (4 * max(features.shape[1], 1)) // COLUMN_TILE, 1) * COLUMN_TILE
+    for start in range(0, len(features), step):
+        yield start, min(start + step, len(features))
+
+
+def _float32(features: Features, start: int, stop: int) -> Tensor:
+    """These rows in float32; a part of an array is copied, since a tensor cannot stand for a read-only one."""
+    rows = features[start:stop]
+    if isinstance(rows, Tensor):
+        return rows.float()
+    with np.errstate(over="ignore"):  # an overflow is found as infinity
+        return torch.from_numpy(rows.astype(np.float32))
+
+
+def _columns(gallery: Features, center: Tensor | None) -> Iterator[_Columns]:
+    """The gallery chunk by chunk, prepared."""
+    for start, stop in _chunks(gallery):
+        features = _prepared(_float32(gallery, start, stop), center, COLUMN_TILE)
+        yield _Columns(start, features, features.square().sum(1))
+
+
 def _prepared(features: Tensor, center: Tensor | None, tile: int) -> Tensor:
-    """Float32 features, normalised (no center) or shifted by the center, with zero rows up to a whole tile."""
-    features = features.float()
+    """Features normalised (no center) or shifted by the center, with zero rows up to a whole tile."""
     features = F.normalize(features, dim=1) if center is None else features - center
-    return F.pad(features, (0, 0, 0, _whole(len(features), tile) - len(features)))
+    missing = _whole(len(features), tile) - len(features)
+    return F.pad(features, (0, 0, 0, missing)) if missing else features
 
 
-def _center(gallery: Tensor) -> Tensor:
+def _center(gallery: Features) -> Tensor:
     """A point (1, D) in the middle of the gallery, to shift both sides by before Euclidean distances.
 
     Distances stay, and float32 keeps its digits where all features lie in a narrow cone far from the origin, as an
     LLM's do. The mean is rounded coarsely so that it does not change with the gallery's order.
     """
-    if not len(gallery):
-        return torch.zeros(1, gallery.shape[1], device=gallery.device)
-    return gallery.mean(0, keepdim=True, dtype=torch.float64).bfloat16().float()
+    total = torch.zeros(1, gallery.shape[1], dtype=torch.float64)
+    for start, stop in _chunks(gallery):
+        total += _float32(gallery, start, stop).sum(0, keepdim=True, dtype=torch.float64).cpu()
+    return (total / max(len(gallery), 1)).bfloat16().float()
 
 
 def _whole(count: int, tile: int) -> int:

@@ -121,8 +121,13 @@ def test_camera_rule():
     assert score([1], [2, 1, 1]).mAP == 1.0  # a stranger of the same camera stays; the far match is dropped
     assert score([-1], [-1, -1, -1]).mAP == pytest.approx((1 + 2 / 3) / 2)  # unknown equals nothing
     assert score([1], [-1, 1, 1]).mAP == 1.0
-    alone = score([1], [1, 1, 1])  # one camera for all: every match is dropped
-    assert alone.num_valid == 0 and alone.num_queries == 1
+
+
+def test_clothes_in_the_cameras_place():
+    """The rule of clothes-changing sets: matches of the query's own clothes are dropped."""
+    g = np.array([[1, 0], [0.9, 0.1], [0.8, 0.3], [0.5, 0.5]], dtype=np.float32)
+    got = evaluate_retrieval(g[:1], g, [7], [7, 8, 7, 7], [3], [3, 3, 3, 4], ranks=(1, 2))
+    assert got.match_ranks[0].tolist() == [2] and got.mAP == 0.5 and got.cmc == {1: 0.0, 2: 1.0}
 
 
 def test_edges_have_right_answers():
@@ -136,16 +141,91 @@ def test_edges_have_right_answers():
     assert (
         np.isnan(some.average_precision).tolist() == np.isnan(some.inverse_negative_penalty).tolist() == [False, True]
     )
-    for queries, gallery in ((2, 0), (0, 2), (0, 0), (2, 2)):
-        none = evaluate_retrieval(
-            eye[:queries], eye[:gallery], [5] * queries, [6] * gallery, [1] * queries, [1] * gallery
-        )
-        assert (none.num_queries, none.num_valid) == (queries, 0) and math.isnan(none.mAP)
-        assert none.to_dict() == {
-            **dict.fromkeys(["mAP", "rank1", "rank5", "rank10", "mINP"]),
-            "num_queries": queries,
-            "num_valid": 0,
-        }
+
+
+@pytest.mark.parametrize(
+    "queries, gallery, cameras, message",
+    [
+        (2, 0, None, "2 queries and 0 gallery images: give at least one"),
+        (0, 2, None, "0 queries and 2 gallery images: give at least one"),
+        (2, 3, None, r"none of the 2 persons of the queries is among the 1 of the gallery: number the persons"),
+        (
+            3,
+            2,
+            1,
+            r"same-camera filter .* all 2 of the queries' persons \(the gallery has 1 cameras\): leave the camera",
+        ),
+    ],
+)
+def test_no_query_with_a_match_says_why(queries, gallery, cameras, message):
+    eye, persons = np.eye(3, dtype=np.float32), ([5, 5, 5] if cameras else [1, 2, 3])
+    sides = [cameras] * queries if cameras else None, [cameras] * gallery if cameras else None
+    with pytest.raises(UserError, match=message):
+        evaluate_retrieval(eye[:queries], eye[:gallery], persons[:queries], [5] * gallery, *sides)
+
+
+def test_kinds_of_ids_agree():
+    q, g, qp, gp, qc, gc = problem(7)
+    whole = evaluate_retrieval(q, g, qp, gp, qc, gc)
+    name = np.vectorize("person {}".format)
+    for make in (np.int32, np.uint8, torch.tensor, list, name, lambda ids: name(ids).astype(object)):
+        same(whole, evaluate_retrieval(q, g, make(qp), make(gp), qc.astype(np.int32), gc))
+    seen = qc >= 0  # a camera's name is never unknown
+    known = evaluate_retrieval(q[seen], g, qp[seen], gp, qc[seen], gc)
+    same(known, evaluate_retrieval(q[seen], g, name(qp[seen]), name(gp), name(qc[seen]), name(gc)))
+
+
+def test_200_random_problems():
+    """Sizes, widths, identities and cameras of every adversarial shape, against the naive evaluator."""
+    rng = np.random.default_rng(0)
+    checked, tied, seed = 0, 0, 0
+    while checked < 200:
+        seed += 1
+        queries, gallery = (int(x) for x in rng.choice([1, 2, 3, 15, 16, 17, 33], 2))
+        gallery *= int(rng.choice([1, 1, 4]))
+        sizes = {"persons": int(rng.choice([3, 4, 9, 60])), "cameras": int(rng.choice([0, 1, 2, 8]))}
+        q, g, qp, gp, qc, gc = problem(seed, queries, gallery, int(rng.choice([2, 7, 64, 257])), **sizes)
+        metric, ap = ("cosine", "euclidean")[seed % 2], ("step", "trapezoid")[seed // 2 % 2]
+        distances = np.concatenate([block.numpy() for _, block in distance_blocks(q, g, metric=metric)])
+        if any(len(np.unique(row)) < len(row) for row in distances):
+            tied += 1
+            continue
+        aps, inps, firsts = naive(distances, qp, gp, qc, gc, ap)
+        valid = np.isfinite(aps)
+        if not valid.any():
+            with pytest.raises(UserError, match="no query has a match"):
+                evaluate_retrieval(q, g, qp, gp, qc, gc, metric=metric, ap=ap)
+            continue
+        checked += 1
+        options = {"ranks": (1, 2, 5, 1000), "block_size": int(rng.choice([1, 5, 1000]))}
+        got = evaluate_retrieval(q, g, qp, gp, qc, gc, metric=metric, ap=ap, **options)
+        np.testing.assert_allclose(got.average_precision, aps, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(got.inverse_negative_penalty, inps, rtol=0, atol=1e-9)
+        np.testing.assert_array_equal(got.first_match_rank, firsts)
+        assert got.mAP == pytest.approx(np.nanmean(aps), abs=1e-9)
+        assert got.cmc == pytest.approx({k: (firsts[valid] <= k).mean() for k in (1, 2, 5, 1000)}, abs=1e-9)
+    assert tied < 40 and seed < 350
+
+
+def test_memory_mapped_galleries(tmp_path, monkeypatch):
+    """Read chunk by chunk and not kept, as where the gallery is larger than memory."""
+    q, g, qp, gp, qc, gc = problem(8, gallery=700)
+    np.save(tmp_path / "gallery.npy", g)
+    monkeypatch.setattr("modeling_mllmreid.retrieval.distances.CHUNK_BYTES", 1)
+    for kept, mode in ((0, "r"), (0, "c"), (2**20, "r+")):
+        monkeypatch.setattr("modeling_mllmreid.retrieval.distances.KEPT_BYTES", kept)
+        mapped = np.load(tmp_path / "gallery.npy", mmap_mode=mode)
+        for metric in ("cosine", "euclidean"):
+            whole = evaluate_retrieval(q, g, qp, gp, qc, gc, metric=metric)
+            same(whole, evaluate_retrieval(q, mapped, qp, gp, qc, gc, metric=metric, block_size=9))
+        assert isinstance(mapped, np.memmap) and np.array_equal(mapped, g)
+
+
+def test_duplicate_images():
+    """A copy of a query in the gallery ties with its own copies only; a stranger's copy of it counts as nearer."""
+    g = np.eye(4, dtype=np.float32)[[0, 0, 0, 1]]
+    got = evaluate_retrieval(g[:1], g, [1], [1, 1, 2, 1])
+    assert got.match_ranks[0].tolist() == [2, 3, 4]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -185,12 +265,15 @@ def test_users_mistakes_are_named():
     nan = g.copy()
     nan[[5, 9], 2] = np.nan
     for message, arguments, options in (
+        ("query_features: row 0 holds NaN", (q.astype(float) * 1e300, g, qp, gp), {}),
         (r"gallery_features: row 5 holds NaN or infinity \(2 such rows\)", (q, nan, qp, gp), {}),
         ("query_person_ids: 39 ids for 40 rows", (q, g, qp[1:], gp), {}),
         ("gallery_person_ids: 149 ids for 150 rows", (q, g, qp, gp[1:]), {}),
         ("query_camera_ids: 39 ids for 40 images", (q, g, qp, gp, qc[1:], gc), {}),
         ("gallery_camera_ids: missing", (q, g, qp, gp, qc), {}),
-        ("gallery_person_ids: .* no list of ids", (q, g, qp, gp.astype(str)), {}),
+        ("gallery_person_ids: .* no list of ids", (q, g, qp, gp + 0.5), {}),
+        ("person_ids: int64 in the queries, <U21 in the gallery", (q, g, qp, gp.astype(str)), {}),
+        ("query_person_ids: bool of shape", (q, g, qp > 3, gp), {}),
         ("ap: unknown 'area'", (q, g, qp, gp), {"ap": "area"}),
         ("metric: unknown 'l1'", (q, g, qp, gp), {"metric": "l1"}),
         ("below 1", (q, g, qp, gp), {"ranks": (0, 5)}),
