@@ -132,7 +132,7 @@ def match_ranks(row: np.ndarray, same: np.ndarray, dropped: np.ndarray) -> np.nd
     matches = np.sort(of_person[~dropped])
     if not len(matches):
         return np.empty(0, dtype=np.int64)
-    near = np.sort(row[row <= matches[-1]])
+    near = np.sort(row[np.flatnonzero(row <= matches[-1])])  # by index: a gather by flags is several times slower
     # Everybody at most as far, less the person's own images, kept or dropped.
     others = np.searchsorted(near, matches, side="right") - np.searchsorted(np.sort(of_person), matches, side="right")
     return 1 + others + np.arange(len(matches))

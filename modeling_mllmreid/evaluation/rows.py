@@ -34,6 +34,7 @@ def distance_rows(blocks: Blocks, same_person: SamePerson) -> Iterator[tuple[int
             raise UserError(f"distances of query rows {rows.start} to {rows.stop} hold NaN: mend what computed them")
         seen[rows] += 1
         yield from zip(numbers, distances, strict=True)
+        del block, distances  # before the next block is made
     if (seen != 1).any():
         row = int(np.flatnonzero(seen != 1)[0])
         raise UserError(f"distances: query row {row} came {seen[row]} times: give each row once")

@@ -13,10 +13,11 @@ from ..errors import UserError
 
 Features = np.ndarray | Tensor
 METRICS = ("cosine", "euclidean")
-BLOCK_BYTES = 32 * 2**20
+# Above 32 MiB the C library maps a block by itself; smaller ones leave holes in the heap that never close.
+BLOCK_BYTES = 48 * 2**20
 # A prepared gallery up to this size is kept; a larger one, such as a memory map, is prepared anew for every block.
 KEPT_BYTES = 256 * 2**20
-CHUNK_BYTES = 16 * 2**20
+CHUNK_BYTES = 4 * 2**20
 # Matrix products run other code at the edges of a matrix, which rounds otherwise: a collapsed model's equal distances
 # would differ by their place in the gallery, and every distance by the block size. Whole tiles keep them equal.
 ROW_TILE, COLUMN_TILE = 16, 64
@@ -38,7 +39,7 @@ def distance_blocks(
     query: (Q, D) and gallery: (G, D), NumPy arrays or tensors of any float type, on any device; the work is done on the
     gallery's device. A memory-mapped array is read chunk by chunk, and may be larger than memory.
     metric: "cosine" is 1 - dot product of the L2-normalised features, "euclidean" is not squared.
-    block_size: query rows per block; None takes as many as fit in 32 MiB. Each block is a new float32 tensor (rows, G).
+    block_size: query rows per block; None takes as many as fit in 48 MiB. Each block is a new float32 tensor (rows, G).
     A distance depends on its two features alone, not on the block size or the place in the gallery, and is a full
     float32 product under autocast and TF32 settings too.
     Raises UserError for features that are not two-dimensional floats, not finite, or of different widths.
@@ -63,21 +64,22 @@ def _blocks(query: Features, gallery: Features, metric: str, block_size: int) ->
     device = gallery.device if isinstance(gallery, Tensor) else torch.device("cpu")
     center = _center(gallery).to(device) if metric == "euclidean" else None
     size, width = gallery.shape
-    kept = list(_columns(gallery, center)) if 4 * size * width <= KEPT_BYTES else None
+    kept = [_joined(gallery, center, device)] if 4 * size * width <= KEPT_BYTES else None
     for start in range(0, len(query), block_size):
         block = _float32(query, start, start + block_size).to(device)
         rows = _prepared(block, center, ROW_TILE)
         row_squares = rows.square().sum(1, keepdim=True)
         distances = torch.empty(len(rows), _whole(size, COLUMN_TILE), device=device)
-        for columns in _columns(gallery, center) if kept is None else kept:
-            part = distances[:, columns.start : columns.start + len(columns.features)]
+        for first, columns, squares in _columns(gallery, center) if kept is None else kept:
+            part = distances[:, first : first + len(columns)]
             with torch.no_grad(), torch.autocast(device.type, enabled=False), _full_float32():
-                torch.mm(rows, columns.features.T, out=part)
+                torch.mm(rows, columns.T, out=part)
             if center is None:
                 part.neg_().add_(1)
             else:
-                part.mul_(-2).add_(columns.squares).add_(row_squares).clamp_(min=0).sqrt_()
+                part.mul_(-2).add_(squares).add_(row_squares).clamp_(min=0).sqrt_()
         yield slice(start, start + len(block)), distances[: len(block), :size]
+        del distances, part  # before the next block is made
 
 
 def _checked(features: Features, name: str) -> Features:
@@ -106,7 +108,7 @@ def _checked(features: Features, name: str) -> Features:
 
 
 def _chunks(features: Features) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the rows that are worked on at once: whole tiles, 16 MiB in float32."""
+    """(start, stop) of the rows that are worked on at once: whole tiles, 4 MiB in float32."""
     step = max(CHUNK_BYTES // (4 * max(features.shape[1], 1)) // COLUMN_TILE, 1) * COLUMN_TILE
     for start in range(0, len(features), step):
         yield start, min(start + step, len(features))
@@ -126,6 +128,17 @@ def _columns(gallery: Features, center: Tensor | None) -> Iterator[_Columns]:
     for start, stop in _chunks(gallery):
         features = _prepared(_float32(gallery, start, stop), center, COLUMN_TILE)
         yield _Columns(start, features, features.square().sum(1))
+
+
+def _joined(gallery: Features, center: Tensor | None, device: torch.device) -> _Columns:
+    """The whole gallery, prepared in one piece of memory."""
+    size, width = gallery.shape
+    features = torch.empty(_whole(size, COLUMN_TILE), width, device=device)
+    squares = torch.empty(len(features), device=device)
+    for start, part, part_squares in _columns(gallery, center):
+        features[start : start + len(part)] = part
+        squares[start : start + len(part)] = part_squares
+    return _Columns(0, features, squares)
 
 
 def _prepared(features: Tensor, center: Tensor | None, tile: int) -> Tensor:

@@ -1,0 +1,210 @@
+"""What ranking costs beside the matrix product that it cannot do without, and beside other evaluators.
+
+python benchmarks/evaluation.py [--sizes market msmt17 small] [--mAP 0.3 0.9] [--repeats 2]
+
+Synthetic 768-d features of the benchmark's size, identities and cameras, with noise set to the wanted mAP. In one run:
+(a) the float32 product alone in our blocks, (b) our product and ranking, (c) a plain NumPy argsort evaluator, and
+(d) the evaluators of torchreid, open-metric-learning and pytorch-metric-learning where they are installed. Each runs in
+a process of its own: wall time is the fastest of the repeats, memory the peak above the features. On a GPU where there
+is one, (a) and (b) run there too.
+"""
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from modeling_mllmreid import evaluate_retrieval
+from modeling_mllmreid.retrieval import distances
+
+WIDTH = 768
+# name: (queries, gallery images, identities, cameras)
+SIZES = {"market": (3368, 15913, 750, 6), "msmt17": (11659, 82161, 3060, 15), "small": (300, 3000, 100, 6)}
+# Beyond this many distances a whole-matrix evaluator needs more than 12 bytes each: not run.
+WHOLE_MATRIX = 2e8
+
+
+def main() -> None:
+    """Makes the problem, runs each evaluator in its own process, prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["market"], choices=SIZES)
+    parser.add_argument("--mAP", type=float, nargs="+", default=[0.3, 0.9])
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return work(args.worker[0], Path(args.worker[1]), torch.device(args.worker[2]), args.repeats)
+    for size in args.sizes:
+        for wanted in args.mAP:
+            with tempfile.TemporaryDirectory() as folder:
+                compare(size, wanted, Path(folder), args.repeats)
+
+
+def compare(size: str, wanted: float, folder: Path, repeats: int) -> None:
+    """Prints a line for each evaluator at this size and mAP."""
+    queries, gallery, identities, cameras = SIZES[size]
+    make_problem(folder, queries, gallery, identities, cameras, wanted)
+    print(f"\n{size}: {queries:,} x {gallery:,}, {WIDTH}-d, {identities:,} identities, {cameras} cameras")
+    print(f"{'':32} {'seconds':>8} {'/ product':>9} {'MiB above':>9} {'mAP':>8}")
+    runs = [("product", "cpu"), ("ours", "cpu"), ("argsort", "cpu"), *((name, "cpu") for name in PEERS)]
+    if torch.cuda.is_available():
+        runs = [("product", "cuda"), ("ours", "cuda"), *runs]
+    product = float("nan")
+    for name, device in runs:
+        if name in PEERS and importlib.util.find_spec(PEERS[name]) is None:
+            print(f"{name:32} not installed")
+            continue
+        if name not in ("product", "ours") and queries * gallery > WHOLE_MATRIX:
+            print(f"{name:32} not run: holds the whole matrix, {queries * gallery * 12 / 2**30:.0f} GiB with its order")
+            continue
+        command = [sys.executable, __file__, "--worker", name, str(folder), device, "--repeats", str(repeats)]
+        run = subprocess.run(command, capture_output=True, text=True)
+        if run.returncode:
+            print(f"{name:32} failed: {(run.stderr.splitlines() or [f'exit code {run.returncode}'])[-1]}")
+            continue
+        result = json.loads(run.stdout.splitlines()[-1])
+        product = result["seconds"] if name == "product" else product
+        score = "" if result["mAP"] is None else f"{result['mAP']:.6f}"
+        print(
+            f"{f'{name} ({device})':32} {result['seconds']:8.2f} {result['seconds'] / product:9.2f} "
+            f"{result['mib']:9.0f} {score:>8}",
+            flush=True,
+        )
+
+
+def make_problem(folder: Path, queries: int, gallery: int, identities: int, cameras: int, wanted: float) -> None:
+    """Writes features and ids whose mAP is close to the wanted one, found by bisection of the noise."""
+    rng = np.random.default_rng(0)
+    ids = {"qp": rng.integers(0, identities, queries), "gp": rng.integers(0, identities, gallery)}
+    ids |= {"qc": rng.integers(0, cameras, queries), "gc": rng.integers(0, cameras, gallery)}
+    centers = rng.standard_normal((identities, WIDTH), dtype=np.float32)
+    noise = {n: rng.standard_normal((count, WIDTH), dtype=np.float32) for n, count in (("q", queries), ("g", gallery))}
+    low, high = 0.0, 20.0
+    for _ in range(12):
+        sigma = (low + high) / 2
+        g = centers[ids["gp"]] + sigma * noise["g"]
+        q = centers[ids["qp"]] + sigma * noise["q"]
+        some = slice(0, 200)
+        score = evaluate_retrieval(q[some], g, ids["qp"][some], ids["gp"], ids["qc"][some], ids["gc"]).mAP
+        low, high = (sigma, high) if score > wanted else (low, sigma)
+    np.savez(folder / "ids.npz", **ids)
+    np.save(folder / "q.npy", q)
+    np.save(folder / "g.npy", g)
+
+
+def work(name: str, folder: Path, device: torch.device, repeats: int) -> None:
+    """Runs one evaluator and prints its time, its memory above the features and its mAP as JSON."""
+    q, g = (torch.from_numpy(np.load(folder / f"{part}.npy")).to(device) for part in "qg")
+    ids = [np.load(folder / "ids.npz")[key] for key in ("qp", "gp", "qc", "gc")]
+    run = {"product": product_alone, "ours": ours, "argsort": argsort}.get(name) or globals()[f"{PEERS[name]}_"]
+    gp, gc = ids[1][:64], ids[3][:64]
+    run(g[:16], g[:64], gp[:16], gp, gc[:16] + 1000, gc)  # imports and threads; every query finds itself
+    before, seconds = memory(device, reset=True), []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        score = run(q, g, *ids)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    print(json.dumps({"seconds": min(seconds), "mib": (memory(device) - before) / 2**20, "mAP": score}))
+
+
+def memory(device: torch.device, reset: bool = False) -> int:
+    """Peak bytes in use since the last reset: of the GPU, or of this process as the Linux kernel counts them."""
+    if device.type == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated()
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def product_alone(q, g, *ids) -> None:
+    """The product of our blocks, nothing else: what any evaluator pays."""
+    block = max(distances.BLOCK_BYTES // (4 * len(g)) // distances.ROW_TILE, 1) * distances.ROW_TILE
+    for start in range(0, len(q), block):
+        torch.mm(q[start : start + block], g.T)
+
+
+def ours(q, g, *ids) -> float:
+    """Our product, ranking and metrics."""
+    return evaluate_retrieval(q, g, *ids).mAP
+
+
+def argsort(q, g, qp, gp, qc, gc) -> float:
+    """The plain evaluator: the whole matrix, its whole order, its whole matches, then a walk over full rows."""
+    q, g = (torch.nn.functional.normalize(side).numpy() for side in (q, g))
+    order = np.argsort(1 - q @ g.T, axis=1)
+    matches = (gp[order] == qp[:, None]).astype(np.int32)
+    scores, curves = [], []
+    for row in range(len(q)):
+        dropped = (gp[order[row]] == qp[row]) & (gc[order[row]] == qc[row])
+        found = matches[row][~dropped]
+        if found.any():
+            hits = found.cumsum()
+            scores.append((hits / np.arange(1, len(hits) + 1) * found).sum() / found.sum())
+            curves.append(np.minimum(hits, 1)[:10])
+    return float(np.mean(scores))
+
+
+def torchreid_(q, g, *ids) -> float:
+    """torchreid's rank.py by its file: its package imports far more than it. Compiled where it was built."""
+    rank = module_of("torchreid", "reid/metrics/rank.py")
+    q, g = (torch.nn.functional.normalize(side) for side in (q, g))
+    matrix = (1 - q @ g.T).numpy()
+    return float(rank.evaluate_rank(matrix, *ids)[1])
+
+
+def oml_(q, g, *ids) -> float:
+    """open-metric-learning's nearest neighbours and mAP over the whole gallery; sequences stand for the cameras."""
+    from oml.functional.knn import batched_knn_qg
+    from oml.functional.metrics import calc_retrieval_metrics
+
+    qp, gp, qc, gc = (torch.from_numpy(side) for side in ids)
+    q, g = (torch.nn.functional.normalize(side) for side in (q, g))
+    drops = {"sequence_ids_query": qp * 1000 + qc, "sequence_ids_gallery": gp * 1000 + gc}
+    _, retrieved, matches = batched_knn_qg(q, g, len(g), qp, gp, **drops)
+    options = {"cmc_top_k": (), "precision_top_k": (), "map_top_k": (len(g),), "reduce": True, "verbose": False}
+    return float(calc_retrieval_metrics(retrieved, matches, **options)["map"][len(g)])
+
+
+def pytorch_metric_learning_(q, g, qp, gp, qc, gc) -> float:
+    """pytorch-metric-learning's mAP over the whole gallery: it has no camera rule, so its score is another."""
+    from pytorch_metric_learning.distances import CosineSimilarity
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+    from pytorch_metric_learning.utils.inference import CustomKNN
+
+    options = {"k": len(g), "knn_func": CustomKNN(CosineSimilarity(), batch_size=256), "device": q.device}
+    calculator = AccuracyCalculator(include=("mean_average_precision",), **options)
+    labels = torch.from_numpy(qp), torch.from_numpy(gp)
+    return float(calculator.get_accuracy(q, labels[0], g, labels[1])["mean_average_precision"])
+
+
+PEERS = {
+    "torchreid": "torchreid",
+    "open-metric-learning": "oml",
+    "pytorch-metric-learning": "pytorch_metric_learning",
+}
+
+
+def module_of(package: str, file: str) -> ModuleType:
+    """A module of an installed package, by its file alone."""
+    found = importlib.util.find_spec(package)
+    spec = importlib.util.spec_from_file_location("peer", Path(found.origin).parent / file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main()
