@@ -88,6 +88,7 @@ class EmbeddingArguments:
 
     batch_size: int = field(default=64, metadata={"help": "Images that go through the model at once."})
     num_workers: int = field(default=0, metadata={"help": "Processes that open and resize images; 0: none besides."})
+    flip_test: bool = field(default=False, metadata={"help": "Average the features of an image and its mirror image."})
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.num_workers < 0:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -24,12 +25,14 @@ def embed_images(
     batch_size: int = 64,
     num_workers: int = 0,
     device: torch.device | str | None = None,
+    flip_test: bool = False,
     progress: bool = True,
 ) -> dict[str, np.ndarray]:
     """The test features of all images, by name, each (N, D) float32 and L2-normalised, row i of images[i].
 
     names: "llm", "vision" or both, which gives "concat" too; without "llm" the language model does not run. The model
-    goes to `device` where one is given, runs in eval mode, and is left in the mode it was in.
+    goes to `device` where one is given, runs in eval mode, and is left in the mode it was in. flip_test: the feature is
+    the mean of those of the image and of its mirror image, normalised again.
     Raises UserError where there is no image, and naming the first one that is broken.
     """
     if not len(images):
@@ -47,7 +50,11 @@ def embed_images(
             # Raised here: what a worker process raises would reach the user as a traceback.
             if isinstance(pixel_values, UserError):
                 raise pixel_values
-            features = model.image_features(pixel_values.to(model.device), names)
+            pixel_values = pixel_values.to(model.device)
+            features = model.image_features(pixel_values, names)
+            if flip_test:
+                mirrored = model.image_features(pixel_values.flip(-1), names)
+                features = {name: F.normalize(feature + mirrored[name], dim=1) for name, feature in features.items()}
             for name, feature in features.items():
                 parts[name].append(feature.cpu().numpy())
             bar.update(len(pixel_values))

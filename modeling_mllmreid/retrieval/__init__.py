@@ -1,8 +1,9 @@
-"""Retrieval: distances by blocks, nearest images, stored embeddings, ranked sheets."""
+"""Retrieval: distances by blocks, nearest images, re-ranking, stored embeddings, ranked sheets."""
 
 from .distances import distance_blocks
 from .index import Embeddings, load_embeddings, save_embeddings
 from .ranking import Ranking, SamePerson, rank_gallery
+from .reranking import rerank_blocks
 from .sheet import ranked_sheet
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "load_embeddings",
     "rank_gallery",
     "ranked_sheet",
+    "rerank_blocks",
     "save_embeddings",
 ]

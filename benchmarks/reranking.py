@@ -1,0 +1,117 @@
+"""What k-reciprocal re-ranking costs beside the product of all images by all images, and beside the dense textbook.
+
+python benchmarks/reranking.py [--sizes market msmt17 small]
+
+Features as in benchmarks/evaluation.py, of mAP 0.5. In one run, each in a process of its own: the N x N float32 product
+alone in blocks, the re-ranking with its metrics, and the textbook version (whole matrices, NumPy), which is left out
+where its matrices do not fit. Wall time, memory above the features, mAP.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from evaluation import SIZES, make_problem, memory
+
+from modeling_mllmreid.evaluation.metrics import metrics_from_blocks
+from modeling_mllmreid.retrieval import SamePerson, rerank_blocks
+
+WHOLE_MATRIX = 30_000  # images; the textbook holds about 28 bytes for each pair
+
+
+def main() -> None:
+    """Makes the problem, runs each in its own process, prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["market"], choices=SIZES)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return work(args.worker[0], Path(args.worker[1]))
+    for size in args.sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            compare(size, Path(folder))
+
+
+def compare(size: str, folder: Path) -> None:
+    """Prints a line for each way at this size."""
+    queries, gallery, identities, cameras = SIZES[size]
+    make_problem(folder, queries, gallery, identities, cameras, 0.5)
+    print(f"\n{size}: {queries:,} + {gallery:,} images, {identities:,} identities, {cameras} cameras")
+    print(f"{'':12} {'seconds':>8} {'/ product':>9} {'MiB above':>9} {'mAP':>8}")
+    product = float("nan")
+    for name in ("product", "ours", "textbook"):
+        if name == "textbook" and queries + gallery > WHOLE_MATRIX:
+            print(f"{name:12} not run: its matrices take {(queries + gallery) ** 2 * 28 / 2**30:.0f} GiB")
+            continue
+        run = subprocess.run([sys.executable, __file__, "--worker", name, str(folder)], stdout=subprocess.PIPE)
+        run.check_returncode()
+        result = json.loads(run.stdout.splitlines()[-1])
+        product = result["seconds"] if name == "product" else product
+        score = "" if result["mAP"] is None else f"{result['mAP']:.6f}"
+        print(
+            f"{name:12} {result['seconds']:8.1f} {result['seconds'] / product:9.2f} {result['mib']:9.0f} {score:>8}",
+            flush=True,
+        )
+
+
+def work(name: str, folder: Path) -> None:
+    """Runs one way and prints its time, its memory above the features and its mAP as JSON."""
+    q, g = (torch.from_numpy(np.load(folder / f"{part}.npy")) for part in "qg")
+    rule = SamePerson(*(np.load(folder / "ids.npz")[key] for key in ("qp", "gp", "qc", "gc")))
+    torch.mm(q[:16], g[:64].T)
+    before, start = memory(torch.device("cpu"), reset=True), time.perf_counter()
+    if name == "product":
+        both = torch.cat([q, g])
+        for row in range(0, len(both), 512):
+            torch.mm(both[row : row + 512], both.T)
+        score = None
+    elif name == "ours":
+        score = metrics_from_blocks(rerank_blocks(q, g), rule).mAP
+    else:
+        score = metrics_from_blocks([(slice(0, len(q)), textbook(q, g))], rule).mAP
+    seconds = time.perf_counter() - start
+    print(json.dumps({"seconds": seconds, "mib": (memory(torch.device("cpu")) - before) / 2**20, "mAP": score}))
+
+
+def textbook(q: torch.Tensor, g: torch.Tensor, k1: int = 20, k2: int = 6, share: float = 0.3) -> np.ndarray:
+    """The dense recipe of Zhong et al. 2017 in plain NumPy: whole distances, whole order, dense weight vectors."""
+    both = torch.nn.functional.normalize(torch.cat([q, g])).numpy()
+    size, queries = len(both), len(q)
+    d = 2 - 2 * (both @ both.T)
+    d /= d.max(1, keepdims=True)
+    rank = np.argsort(d, axis=1)
+
+    def reciprocal(i: int, k: int) -> np.ndarray:
+        forward = rank[i, : k + 1]
+        return forward[(rank[forward, : k + 1] == i).any(1)]
+
+    weights = np.zeros_like(d)
+    for i in range(size):
+        start = reciprocal(i, k1)
+        grown = start
+        for j in start:
+            other = reciprocal(j, round(k1 / 2))
+            if len(np.intersect1d(other, start)) > 2 / 3 * len(other):
+                grown = np.append(grown, other)
+        grown = np.unique(grown)
+        values = np.exp(-d[i, grown])
+        weights[i, grown] = values / values.sum()
+    weights = np.stack([weights[rank[i, :k2]].mean(0) for i in range(size)])
+    holders = [np.flatnonzero(weights[:, i]) for i in range(size)]
+    result = np.empty((queries, size - queries), dtype=np.float32)
+    for i in range(queries):
+        shared = np.zeros(size, dtype=np.float32)
+        for j in np.flatnonzero(weights[i]):
+            shared[holders[j]] += np.minimum(weights[i, j], weights[holders[j], j])
+        result[i] = (1 - share) * (1 - shared / (2 - shared))[queries:] + share * d[i, queries:]
+    return result
+
+
+if __name__ == "__main__":
+    main()
