@@ -42,6 +42,7 @@ def main(argv: list[str]) -> None:
         "test_feature": model.config.test_feature,
         "height": processor.height,
         "width": processor.width,
+        "flip_test": embedding_args.flip_test,
         "probe": probe(model, processor).tolist(),
     }
     if Path(model_args.model).exists():

@@ -1,33 +1,85 @@
-"""`evaluate`: a model's mAP, CMC and mINP on the query and gallery parts of a data set."""
+"""`evaluate`: a model's metrics on the query and gallery parts of a data set, compared, broken down and drawn."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
+import numpy as np
+from datasets import Dataset, DatasetDict
 
 from ..data import load_reid_dataset
 from ..errors import UserError
-from ..evaluation import format_table, write_json
-from ..evaluation.protocol import draw_examples, embed_parts, histogram_row, metrics_of_features
+from ..evaluation import RetrievalMetrics, format_table, metrics_from_blocks, write_json
+from ..evaluation.breakdown import by_camera, data_set_matrix, worst_queries
+from ..evaluation.open_set import open_set_from_blocks
+from ..evaluation.plots import draw_curves, draw_roc
+from ..evaluation.protocol import draw_queries, embed_parts, evenly_spread, histogram_row, metrics_of_features
+from ..evaluation.statistics import PairedDifference, compare, confidence_intervals
+from ..evaluation.text_queries import TEXT_FEATURE, caption_queries, embed_captions, image_and_text, text_to_image
+from ..evaluation.verification import verification_from_blocks
 from ..model import MllmReIDModel, MllmReIDProcessor
+from ..retrieval import SamePerson, distance_blocks, expand_queries, rerank_blocks
 from .arguments import DataArguments, EmbeddingArguments, MethodArguments, ModelArguments
 from .loading import load_model, to_device
 from .options import parse
 
 
 @dataclass
-class EvaluateArguments:
-    """What is written, and where."""
+class EvaluatedModel(ModelArguments):
+    """Which model, in which number format, and what it is compared with."""
 
-    output_dir: str = field(default="runs/evaluate", metadata={"help": "Folder for metrics.json and sheet.png."})
+    model: str | None = field(default=None, metadata={"help": "A checkpoint of ours, or a native LLaVA."})  # type: ignore[assignment]
+    compare: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Checkpoints to compare with the model (without --model: with the first of them)."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.model is None and self.compare:
+            self.model, *self.compare = self.compare
+        if self.model is None:
+            raise ValueError("model is not given: add --model, or --compare with two checkpoints")
+
+
+@dataclass
+class EvaluateArguments:
+    """What is computed besides each feature's metrics, and where everything is written."""
+
+    output_dir: str = field(default="runs/evaluate", metadata={"help": "Folder for metrics.json and the pictures."})
     histogram: bool = field(default=False, metadata={"help": "Add the row of the colour histogram, the baseline."})
+    rerank: bool = field(
+        default=False, metadata={"help": "Add the row of k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)."}
+    )
+    expand: bool = field(default=False, metadata={"help": "Add the row of alpha query expansion (k 10, alpha 3)."})
+    text_queries: bool = field(
+        default=False, metadata={"help": "Add rows of captions as queries, alone and with their images."}
+    )
+    verification: bool = field(
+        default=False, metadata={"help": "Verification over all pairs (ROC, EER, TPR at FPR) and open-set search."}
+    )
+    plots: bool = field(
+        default=False, metadata={"help": "Draw the curves and the worst queries; needs the extra `plots`."}
+    )
+
+
+@dataclass
+class MatrixArguments:
+    """Instead of evaluating: the table of training sets against test sets from earlier evaluations."""
+
+    matrix: list[str] = field(
+        default_factory=list, metadata={"help": "metrics.json files to put into one table; needs no model, no data."}
+    )
 
 
 def main(argv: list[str]) -> None:
     """Prints a row for each test feature; writes the metrics as JSON and a ranked sheet of the configured feature."""
-    groups = (ModelArguments, MethodArguments, DataArguments, EmbeddingArguments, EvaluateArguments)
-    model_args, method_args, data_args, embedding_args, args = parse(groups, argv, "evaluate")
+    if "--matrix" in argv and not {"-h", "--help"} & set(argv):
+        return print_matrix(*parse((EvaluateArguments, MatrixArguments), argv, "evaluate"))
+    groups = (
+        *(EvaluatedModel, MethodArguments, DataArguments, EmbeddingArguments, EvaluateArguments, MatrixArguments),
+    )
+    model_args, method_args, data_args, embedding_args, args, _ = parse(groups, argv, "evaluate")
     dataset = load_reid_dataset(data_args.dataset, **data_args.options())
     if "query" not in dataset or "gallery" not in dataset:
         raise UserError(f"data set {data_args.dataset}: has {', '.join(dataset)}: evaluation needs query and gallery")
@@ -35,43 +87,151 @@ def main(argv: list[str]) -> None:
     to_device(model)
     facts = {"model": model_args.model, "dataset": data_args.dataset}
     options = asdict(embedding_args)
-    evaluate_and_report(model, processor, dataset, args.output_dir, facts, histogram=args.histogram, **options)
+    others = {
+        name: embedded_by_another(replace(model_args, model=name, compare=[]), dataset, **options)
+        for name in model_args.compare
+    }
+    evaluate_and_report(model, processor, dataset, args, facts, others=others, **options)
+
+
+def print_matrix(args: EvaluateArguments, matrix_args: MatrixArguments) -> None:
+    """Prints the matrix of the given reports and writes it as JSON."""
+    matrix = data_set_matrix(matrix_args.matrix)
+    path = Path(args.output_dir) / "matrix.json"
+    write_json(path, matrix.to_dict())
+    print(f"{matrix.format()}\nmatrix: {path}")
+
+
+def embedded_by_another(model_args: ModelArguments, dataset: DatasetDict, **options: Any) -> RetrievalMetrics:
+    """The metrics of another model's own test feature on the same parts."""
+    model, processor = load_model(model_args)
+    to_device(model)
+    query, gallery = dataset["query"], dataset["gallery"]
+    features = embed_parts(model, processor, query, gallery, **options)
+    return metrics_of_features(*features, query, gallery)[model.config.test_feature]
 
 
 def evaluate_and_report(
     model: MllmReIDModel,
     processor: MllmReIDProcessor,
     dataset: DatasetDict,
-    output_dir: str,
-    facts: dict[str, str],
+    args: EvaluateArguments,
+    facts: Mapping[str, str],
     *,
-    histogram: bool = False,
+    others: Mapping[str, RetrievalMetrics] | None = None,
     **options: Any,
 ) -> None:
-    """Evaluates on `query` and `gallery`: a table on the screen, metrics.json and sheet.png in `output_dir`.
+    """Evaluates on `query` and `gallery`: tables on the screen, metrics.json and pictures in `args.output_dir`.
 
-    facts: what metrics.json says of the run. histogram: the baseline's row too. options: those of `embed_images`.
+    facts: what metrics.json says of the run. others: the results of the models to compare with, on the same queries.
+    options: those of `embed_images`.
     """
     query, gallery = dataset["query"], dataset["gallery"]
+    persons = query["person_id"][:]
     query_features, gallery_features = embed_parts(model, processor, query, gallery, **options)
-    metrics = metrics_of_features(query_features, gallery_features, query, gallery)
-    if histogram:
-        metrics["histogram"] = histogram_row(query, gallery)
     feature = model.config.test_feature
-    report = {
+    rows, people = metrics_of_features(query_features, gallery_features, query, gallery), {}
+    ours = (query_features[feature], gallery_features[feature])
+    rule = SamePerson(*(part[column][:] for column in ("person_id", "camera_id") for part in (query, gallery)))
+    if args.rerank:
+        rows[f"{feature}, re-ranked"] = metrics_from_blocks(rerank_blocks(*ours), rule)
+    if args.expand:
+        expanded = expand_queries(*ours)
+        rows[f"{feature}, expanded"] = metrics_from_blocks(distance_blocks(expanded, ours[1]), rule)
+    if args.text_queries:
+        for_text = (query_features[TEXT_FEATURE], gallery_features[TEXT_FEATURE])
+        found, caption_people = rows_of_captions(model, processor, query, gallery, *for_text)
+        rows |= found
+        people = dict.fromkeys(found, caption_people)
+    if args.histogram:
+        rows["histogram"] = histogram_row(query, gallery)
+    intervals = {name: confidence_intervals(row, people.get(name, persons)) for name, row in rows.items()}
+    cameras = by_camera(rows[feature], query["camera_id"][:])
+    report: dict[str, Any] = {
         **facts,
+        "trained_on": model.config.trained_on or [],
+        "tested_on": sorted(set(query["source"][:])),
         "query_images": len(query),
         "gallery_images": len(gallery),
         "height": processor.height,
         "width": processor.width,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "flip_test": bool(options.get("flip_test")),
         "test_feature": feature,
-        "metrics": {name: row.to_dict() for name, row in metrics.items()},
+        "metrics": {name: row.to_dict() for name, row in rows.items()},
+        "intervals": {name: {key: i.to_dict() for key, i in row.items()} for name, row in intervals.items()},
+        "by_query_camera": {str(camera): row.to_dict() for camera, row in cameras.items()},
     }
-    folder = Path(output_dir)
+    folder = Path(args.output_dir)
+    print(format_table(list(rows.items()), intervals))
+    if len(cameras) > 1:
+        print(f"\nby query camera, {feature}:\n{format_table([(str(c), row) for c, row in cameras.items()])}")
+    if args.verification:
+        report |= verified(*ours, rule, folder, args.plots, f"{facts['dataset']}, feature {feature!r}")
+    for name, other in (others or {}).items():
+        differences = compare(rows[feature], other, persons)
+        report.setdefault("compare", {})[name] = {key: d.to_dict() for key, d in differences.items()}
+        print(f"\n{facts['model']} less {name}, same queries:\n{difference_lines(differences)}")
+
     title = f"{facts['dataset']}: nearest gallery images by the feature {feature!r}"
-    examples = (query_features[feature], gallery_features[feature], query, gallery)
-    draw_examples(folder / "sheet.png", *examples, title=title)
+    draw_queries(folder / "sheet.png", evenly_spread(len(query)), *ours, query, gallery, title=title)
+    pictures = ["sheet.png"]
+    if args.plots:
+        draw_curves(folder / "curves.png", rows, title=f"{facts['dataset']}: {facts['model']}")
+        draw_worst(folder / "worst.png", rows[feature], *ours, query, gallery, title=f"Worst queries by {feature!r}")
+        pictures += ["curves.png", "worst.png", *(["roc.png"] if args.verification else [])]
     write_json(folder / "metrics.json", report)
-    print(format_table(list(metrics.items())))
-    print(f"metrics: {folder / 'metrics.json'}\nranked sheet: {folder / 'sheet.png'}")
+    print(f"metrics: {folder / 'metrics.json'}\npictures: {', '.join(str(folder / name) for name in pictures)}")
+
+
+def rows_of_captions(
+    model: MllmReIDModel,
+    processor: MllmReIDProcessor,
+    query: Dataset,
+    gallery: Dataset,
+    query_features: np.ndarray,
+    gallery_features: np.ndarray,
+) -> tuple[dict[str, RetrievalMetrics], np.ndarray]:
+    """The rows of captions as queries, and the person of each caption (C,)."""
+    captions, of_row = caption_queries(query)
+    if not captions:
+        raise UserError("text_queries: the query part has no captions: give captions_file, or leave text_queries out")
+    if not model.config.reid_text:
+        print("text queries: this model was trained without reid_text: captions and images lie apart, expect chance")
+    texts = embed_captions(model, processor, captions)
+    rows = {
+        "text": text_to_image(texts, of_row, gallery_features, query, gallery),
+        "image and text": image_and_text(texts, of_row, query_features, gallery_features, query, gallery),
+    }
+    return rows, np.asarray(query["person_id"][:])[of_row]
+
+
+def verified(
+    query_features: np.ndarray, gallery_features: np.ndarray, rule: SamePerson, folder: Path, plots: bool, title: str
+) -> dict[str, Any]:
+    """Verification and open-set search, printed, drawn where wanted, and for JSON."""
+    pairs = verification_from_blocks(distance_blocks(query_features, gallery_features), rule)
+    searches = open_set_from_blocks(distance_blocks(query_features, gallery_features), rule)
+    percent = {True: "-", False: "{:.1%}"}
+    tpr = ", ".join(f"TPR {percent[np.isnan(t)].format(t)} at FPR {fpr:g}" for fpr, t in pairs.tpr.items())
+    tpir = ", ".join(f"TPIR {percent[np.isnan(t)].format(t)} at FPIR {rate:g}" for rate, t in searches.tpir.items())
+    print(f"\nverification over {pairs.num_genuine:,} genuine and {pairs.num_impostor:,} impostor pairs: ", end="")
+    print(f"EER {pairs.eer:.1%}, {tpr}\nopen-set search: {tpir}")
+    if plots:
+        draw_roc(folder / "roc.png", {f"EER {pairs.eer:.1%}": pairs.roc}, title=title)
+    return {"verification": pairs.to_dict(), "open_set": searches.to_dict()}
+
+
+def draw_worst(path: Path, metrics: RetrievalMetrics, *parts: Any, title: str) -> None:
+    """The queries of lowest average precision, with it and the number of their matches as captions."""
+    worst = worst_queries(metrics, 8)
+    titles = [f"AP {metrics.average_precision[row]:.1%} of {len(metrics.match_ranks[row])}" for row in worst]
+    draw_queries(path, worst, *parts, titles=titles, title=title)
+
+
+def difference_lines(differences: Mapping[str, PairedDifference]) -> str:
+    """The difference of each metric in percentage points, with its interval and p-value."""
+    return "\n".join(
+        f"  {name:7} {100 * d.difference:+6.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]  p = {d.p_value:.4f}"
+        for name, d in differences.items()
+    )

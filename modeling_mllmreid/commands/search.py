@@ -8,6 +8,7 @@ import numpy as np
 
 from ..data.images import open_image
 from ..errors import UserError
+from ..evaluation.threshold import load_thresholds
 from ..retrieval import load_embeddings, rank_gallery, ranked_sheet
 from .arguments import ModelArguments
 from .embed import embed_feature, probe
@@ -29,6 +30,10 @@ class SearchArguments:
     model: str | None = field(
         default=None, metadata={"help": "Where the model lies now; by default where it lay when it embedded."}
     )
+    threshold: float | None = field(
+        default=None,
+        metadata={"help": "Cosine distance beyond which nobody is found; by default the checkpoint's, chosen on val."},
+    )
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
@@ -36,13 +41,13 @@ class SearchArguments:
 
 
 def main(argv: list[str]) -> None:
-    """Prints the nearest images with their cosine distances and draws them on a sheet."""
+    """Prints the nearest images with their cosine distances and draws them on a sheet; says where nobody is found."""
     (args,) = parse((SearchArguments,), argv, "search")
     stored = load_embeddings(args.embeddings)
     facts = stored.metadata
-    if "probe" not in facts:
+    if "probe" not in facts or "flip_test" not in facts:
         raise UserError(
-            f"{args.embeddings}: does not say which model made it: give a folder written by the embed command"
+            f"{args.embeddings}: does not say how its model made it: give a folder written by the embed command"
         )
     query = open_image(args.query)
     name = args.model or facts["model"]
@@ -50,7 +55,8 @@ def main(argv: list[str]) -> None:
     to_device(model)
     check_same_model(name, model, processor, facts)
 
-    features = embed_feature(model, processor, [args.query], progress=False)
+    threshold = args.threshold if args.threshold is not None else stored_threshold(name, facts)
+    features = embed_feature(model, processor, [args.query], flip_test=facts["flip_test"], progress=False)
     ranking = rank_gallery(features, stored.features, args.top_k)
     folder = Path(facts["images"])
     paths = [folder / file_name for file_name in stored.file_names]
@@ -60,8 +66,30 @@ def main(argv: list[str]) -> None:
     )
     for place, (index, distance) in enumerate(zip(ranking.indices[0], ranking.distances[0], strict=True), start=1):
         if index >= 0:
-            print(f"{place:>4}  {max(distance, 0):.4f}  {stored.file_names[index]}")
+            beyond = "  beyond the threshold" if threshold is not None and distance > threshold else ""
+            print(f"{place:>4}  {max(distance, 0):.4f}  {stored.file_names[index]}{beyond}")
+    if threshold is not None and not (ranking.distances[0] <= threshold).any():
+        print(f"nobody: no image is within the threshold {threshold:.4f}; the images above are only the least unlike")
     print(f"ranked sheet: {args.output}")
+
+
+def stored_threshold(name: str, facts: dict[str, Any]) -> float | None:
+    """The checkpoint's threshold for the embeddings' feature, and what it promises, printed; None where it has none.
+
+    It was chosen on the feature as the checkpoint makes it: not on mirrored images, and not with other settings.
+    """
+    threshold = load_thresholds(name, facts["revision"]).get(facts["test_feature"])
+    if threshold is None:
+        return None
+    if facts["flip_test"] or set(facts["fields"]) - {"test_feature"}:
+        print("threshold: the checkpoint's was chosen without these settings and is not used; --threshold gives one")
+        return None
+    print(
+        f"threshold: {threshold.distance:.4f} [{threshold.low:.4f}, {threshold.high:.4f}]; on the validation people "
+        f"{threshold.fpir:.0%} of searches for somebody absent named another, {threshold.tpir:.0%} for somebody "
+        "present named the right one"
+    )
+    return threshold.distance
 
 
 def check_same_model(name: str, model: Any, processor: Any, facts: dict[str, Any]) -> None:

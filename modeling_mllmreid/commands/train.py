@@ -5,7 +5,7 @@ from ..errors import UserError
 from ..evaluation.protocol import check_parts
 from ..training import BatchArguments, ReIDTrainingArguments, train_reid
 from .arguments import DataArguments, MethodArguments, ModelArguments
-from .evaluate import evaluate_and_report
+from .evaluate import EvaluateArguments, evaluate_and_report
 from .loading import load_model
 from .options import parse
 
@@ -30,4 +30,4 @@ def main(argv: list[str]) -> None:
         return
     options = {"batch_size": training_args.per_device_eval_batch_size}
     facts = {"model": training_args.output_dir, "dataset": data_args.dataset}
-    evaluate_and_report(model, processor, dataset, training_args.output_dir, facts, **options)
+    evaluate_and_report(model, processor, dataset, EvaluateArguments(str(training_args.output_dir)), facts, **options)

@@ -1,6 +1,6 @@
 """Retrieval metrics of person re-identification: mAP, CMC and mINP from the ranks of the matches alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ AP_RULES = ("step", "trapezoid")
 
 @dataclass(frozen=True)
 class RetrievalMetrics:
-    """Averages over the queries that have a match, as fractions of 1.
+    """Averages over the queries that have a match, as fractions of 1; NaN where none has one.
 
     cmc: rank -> share of queries with a match at or before it. average_precision and inverse_negative_penalty: (Q,)
     float64, NaN where a query has no match. num_valid counts the queries that have one. match_ranks: for each query the
@@ -104,16 +104,21 @@ def metrics_from_blocks(
     for number, row in distance_rows(blocks, same_person):
         ranks_of[number] = match_ranks(row, *same_person.of(number))
     precision = np.array([average_precision(at, ap) if len(at) else np.nan for at in ranks_of])
+    if np.isnan(precision).all():
+        raise no_match_error(same_person)
+    return averages(ranks_of, precision, ranks=ranks)
+
+
+def averages(ranks_of: Sequence[np.ndarray], precision: np.ndarray, *, ranks: Iterable[int]) -> RetrievalMetrics:
+    """The metrics of queries whose matches are at these ranks (Q arrays) and give this average precision (Q,)."""
     penalty = np.array([len(at) / at[-1] if len(at) else np.nan for at in ranks_of])
     first = np.array([at[0] if len(at) else np.inf for at in ranks_of])
     valid = np.isfinite(first)
-    if not valid.any():
-        raise no_match_error(same_person)
     return RetrievalMetrics(
         mAP=_mean(precision[valid]),
         cmc={int(rank): _mean(first[valid] <= rank) for rank in ranks},
         mINP=_mean(penalty[valid]),
-        num_queries=count,
+        num_queries=len(ranks_of),
         num_valid=int(valid.sum()),
         average_precision=precision,
         inverse_negative_penalty=penalty,

@@ -1,7 +1,7 @@
 """The retrieval protocol on a data set's query and gallery parts: a row of metrics for each feature, from one pass."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,22 +79,28 @@ def check_parts(query: Dataset, gallery: Dataset) -> None:
             )
 
 
-def draw_examples(
+def evenly_spread(count: int, wanted: int = 8) -> np.ndarray:
+    """At most `wanted` of so many rows, at equal steps over all of them, whatever their score."""
+    return np.unique(np.linspace(0, count - 1, num=min(wanted, count)).round().astype(int))
+
+
+def draw_queries(
     path_png: str | os.PathLike[str],
+    rows: np.ndarray,
     query_features: np.ndarray,
     gallery_features: np.ndarray,
     query: Dataset,
     gallery: Dataset,
     *,
-    queries: int = 8,
+    titles: Sequence[str] | None = None,
     top_k: int = 10,
     title: str = "Nearest gallery images",
 ) -> None:
-    """A ranked sheet of queries taken at equal steps over the query part, whatever their score.
+    """A ranked sheet of these rows of the query part.
 
-    query_features: (Q, D); gallery_features: (G, D). Images of the query's person and camera are left out.
+    query_features: (Q, D); gallery_features: (G, D). Images of the query's person and camera are left out. titles: one
+    caption for each of the rows.
     """
-    rows = np.unique(np.linspace(0, len(query) - 1, num=min(queries, len(query))).round().astype(int))
     shown = query.select(rows)
     ids = {
         "query_person_ids": shown["person_id"][:],
@@ -103,8 +109,8 @@ def draw_examples(
         "gallery_camera_ids": gallery["camera_id"][:],
     }
     ranking = rank_gallery(query_features[rows], gallery_features, top_k, **ids)
-    query_images, gallery_images = ([_opener(source) for source in image_sources(part)] for part in (shown, gallery))
-    ranked_sheet(path_png, query_images, gallery_images, ranking, title=title, columns=top_k, **ids)
+    images, of_gallery = ([_opener(source) for source in image_sources(part)] for part in (shown, gallery))
+    ranked_sheet(path_png, images, of_gallery, ranking, query_titles=titles, title=title, columns=top_k, **ids)
 
 
 def _opener(source: ImageSource) -> Callable[[], Image.Image]:

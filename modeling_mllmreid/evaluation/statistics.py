@@ -111,9 +111,9 @@ def compare(
 
 
 def _values_of_queries(metrics: RetrievalMetrics, ranks: Iterable[int]) -> dict[str, np.ndarray]:
-    """Metric -> its value for each query (Q,) float64, of which the metric is the mean; NaN without a match."""
+    """Metric -> its value for each query (Q,) float64. The metric is their mean where mAP's, the AP, is not NaN."""
     first = metrics.first_match_rank
-    hits = {f"rank{rank}": np.where(np.isnan(first), np.nan, first <= rank) for rank in ranks}
+    hits = {f"rank{rank}": (first <= rank).astype(np.float64) for rank in ranks}
     return {"mAP": metrics.average_precision, **hits, "mINP": metrics.inverse_negative_penalty}
 
 

@@ -40,6 +40,8 @@ class MllmReIDConfig(PreTrainedConfig):
         The ReID losses act on the captions' latents too, for text-to-image search.
     num_identities (`int`):
         Rows of the ID classifiers; 0 means none (published exports).
+    trained_on (`list[str]`, *optional*):
+        Names of the data sets that the weights were trained on by this project, sorted.
     """
 
     model_type = "mllmreid"
@@ -65,6 +67,7 @@ class MllmReIDConfig(PreTrainedConfig):
     distillation_weight: float = 0.0
     reid_text: bool = False
     num_identities: int = 0
+    trained_on: list[str] | None = None
 
     def __post_init__(self, **kwargs):
         if not isinstance(self.mllm_config, PreTrainedConfig):

@@ -1,6 +1,7 @@
 """Retrieval: distances by blocks, nearest images, re-ranking, stored embeddings, ranked sheets."""
 
 from .distances import distance_blocks
+from .expansion import expand_queries
 from .index import Embeddings, load_embeddings, save_embeddings
 from .ranking import Ranking, SamePerson, rank_gallery
 from .reranking import rerank_blocks
@@ -11,6 +12,7 @@ __all__ = [
     "Ranking",
     "SamePerson",
     "distance_blocks",
+    "expand_queries",
     "load_embeddings",
     "rank_gallery",
     "ranked_sheet",

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..errors import UserError
 from .distances import Features
@@ -20,11 +21,15 @@ def expand_queries(query: Features, gallery: Features, *, k: int = 10, alpha: fl
     if alpha < 0:
         raise UserError(f"alpha: {alpha} is negative: use 0 (plain average) or more")
     ranking = rank_gallery(query, gallery, k)
-    found = torch.from_numpy(ranking.indices >= 0)
-    weights = torch.where(found, torch.from_numpy(1 - ranking.distances).clamp(min=0) ** alpha, 0.0)
-    rows = [
-        F.normalize(torch.as_tensor(own).float(), dim=0)
-        + weight @ F.normalize(torch.as_tensor(gallery[near]).float().cpu(), dim=1)
-        for own, weight, near in zip(torch.as_tensor(query).cpu(), weights, ranking.indices, strict=True)
-    ]
-    return F.normalize(torch.stack(rows), dim=1).numpy() if rows else np.empty(query.shape, dtype=np.float32)
+    rows = _unit(query)
+    for row, near, distances in zip(rows, ranking.indices, ranking.distances, strict=True):
+        found = near >= 0
+        weights = torch.from_numpy(1 - distances[found]).clamp(min=0) ** alpha
+        row += weights @ _unit(gallery[near[found]])
+    return F.normalize(rows, dim=1).numpy()
+
+
+def _unit(features: Features) -> Tensor:
+    """The features as a new float32 tensor on the CPU, L2-normalised. A memory-mapped array may be read-only."""
+    rows = features.detach().cpu() if isinstance(features, Tensor) else torch.from_numpy(features.astype(np.float32))
+    return F.normalize(rows.float(), dim=1)

@@ -55,7 +55,7 @@ def rerank_blocks(
     if not 0 <= lambda_value <= 1:
         raise UserError(f"lambda_value: {lambda_value} is no share: use 0 (Jaccard alone) to 1 (no re-ranking)")
     blocks = distance_blocks(query, gallery, metric=metric, block_size=block_size)
-    both = torch.cat([torch.as_tensor(side).float().cpu() for side in (query, gallery)])
+    both = torch.cat([_float32(side) for side in (query, gallery)])
     if metric == "cosine":
         both = torch.nn.functional.normalize(both, dim=1)
     return _blocks(blocks, both, len(query), k1, k2, lambda_value, metric)
@@ -65,6 +65,8 @@ def _blocks(
     blocks: Iterator[tuple[slice, Tensor]], both: Tensor, queries: int, k1: int, k2: int, share: float, metric: str
 ) -> Iterator[tuple[slice, Tensor]]:
     """The work of `rerank_blocks` over checked arguments."""
+    if not len(both):
+        return
     neighbours, farthest = _neighbours(both, max(k1 + 1, k2), metric)
     weights = _weights(both, neighbours, farthest, k1, metric)
     if k2 > 1:
@@ -76,6 +78,13 @@ def _blocks(
             shared = _shared_weight(weights, by_column, number, len(row))
             row += (1 - share) * (1 - shared / (2 - shared))
         yield rows, torch.from_numpy(distances)
+
+
+def _float32(features: Features) -> Tensor:
+    """The features as a float32 tensor on the CPU. A memory-mapped array is copied: no tensor can be read-only."""
+    if isinstance(features, Tensor):
+        return features.detach().float().cpu()
+    return torch.from_numpy(features.astype(np.float32))
 
 
 def _squared(block: Tensor, metric: str) -> Tensor:
@@ -107,17 +116,21 @@ def _weights(both: Tensor, neighbours: np.ndarray, farthest: np.ndarray, k1: int
         [_expanded(wide[i : i + ROWS], mutual[i : i + ROWS], narrow, mutual_narrow) + i * size for i in parts]
     )
     rows, columns = np.divmod(keys, size)
-    squares = np.concatenate(
-        [
-            (both[rows[i : i + PAIRS]] - both[columns[i : i + PAIRS]]).square_().sum(1).numpy()
-            for i in range(0, len(rows), PAIRS)
-        ]
-    )
     scale = 0.5 if metric == "cosine" else 1.0
-    values = np.exp(-scale * squares / farthest[rows])
+    values = np.exp(-scale * _pair_squares(both.numpy(), rows, columns) / farthest[rows])
     values /= np.bincount(rows, weights=values, minlength=size)[rows]
     starts = np.searchsorted(rows, np.arange(size + 1))
     return _Sparse(starts, columns.astype(np.int32), values.astype(np.float32))
+
+
+def _pair_squares(features: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Squared distances of pairs of images, (n,) float32: of features[rows] and features[columns]."""
+    squares = np.empty(len(rows), dtype=np.float32)
+    for start in range(0, len(rows), PAIRS):
+        some = slice(start, start + PAIRS)
+        difference = features[rows[some]] - features[columns[some]]
+        squares[some] = np.einsum("ij,ij->i", difference, difference)
+    return squares
 
 
 def _mutual(neighbours: np.ndarray, numbers: np.ndarray) -> np.ndarray:

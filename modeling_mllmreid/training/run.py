@@ -10,7 +10,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..data import check_images, image_sources, query_gallery_parts, split_validation
 from ..errors import UserError
+from ..evaluation.protocol import embed_parts
+from ..evaluation.threshold import Threshold, choose_threshold, save_thresholds
 from ..model import MllmReIDModel, MllmReIDProcessor
+from ..retrieval import SamePerson
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainCollator, TrainDataset
 from .freezing import freeze_unused_parameters
@@ -53,6 +56,7 @@ def train_reid(
     language = config.loss_lambda < 1
     samples = TrainDataset(train, processor, batch_args, seed=args.seed, language=language or config.reid_text)
     config.image_prefix_ids = processor.image_prefix_ids
+    config.trained_on = sorted({*(config.trained_on or []), *train["source"][:]})
     if config.num_identities != samples.num_identities:
         model.set_num_identities(samples.num_identities)
     frozen = freeze_unused_parameters(model)
@@ -77,7 +81,19 @@ def train_reid(
     trainer.train(resume_from_checkpoint=_checkpoint(args))
     trainer.save_model()
     trainer.save_state()
+    if parts is not None and args.process_index == 0:
+        save_thresholds(str(args.output_dir), thresholds_on_val(trainer, parts))
     return TrainedModel(trainer, parts)
+
+
+def thresholds_on_val(trainer: ReIDTrainer, parts: RetrievalParts) -> dict[str, Threshold]:
+    """For each feature the distance beyond which a search finds nobody, chosen on val; none where val is too small."""
+    options = {"batch_size": trainer.args.per_device_eval_batch_size, "progress": False}
+    model, processor = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
+    query, gallery = embed_parts(model, processor, *parts, **options)
+    ids = [part[column][:] for column in ("person_id", "camera_id") for part in parts]
+    chosen = {name: choose_threshold(rows, gallery[name], SamePerson(*ids)) for name, rows in query.items()}
+    return {name: threshold for name, threshold in chosen.items() if threshold is not None}
 
 
 def parameter_counts(model: MllmReIDModel) -> str:

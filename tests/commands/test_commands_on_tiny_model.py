@@ -15,6 +15,7 @@ from modeling_mllmreid.data import image_sources, load_reid_dataset
 from modeling_mllmreid.data.texts import read_records
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation import evaluate_retrieval
+from modeling_mllmreid.evaluation.threshold import Threshold, save_thresholds
 from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.retrieval import load_embeddings
 
@@ -115,6 +116,38 @@ def test_embed_takes_every_image_in_order_and_search_finds_the_query_itself(disk
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and lines[0].split() == ["1", "0.0000", stored.file_names[3]]
     assert lines[-1] == f"ranked sheet: {sheet}" and Image.open(sheet).width > 4 * 96
+
+
+def test_search_says_nobody_beyond_the_threshold(disk, embedded, capsys):
+    """The checkpoint's threshold by default, a given one before it, and none where the features are others."""
+
+    def lines(*flags) -> list[str]:
+        paths = ["--embeddings", str(embedded / "index"), "--output", str(embedded / "sheet.png"), "--top_k", "3"]
+        search.main(["--query", str(disk.people / "query/0003_c1s1_000001_01.jpg"), *paths, *flags])
+        return capsys.readouterr().out.splitlines()[:-1]
+
+    found = [line.split() for line in lines()]
+    distances = [float(distance) for _, distance, _ in found]
+    assert distances[0] == 0 and distances[2] > 1e-3
+    middle = (distances[1] + distances[2]) / 2 if distances[1] < distances[2] else distances[1]
+    threshold = Threshold(middle, middle - 0.1, middle + 0.1, fpir=0.1, tpir=0.8, searches=20, people=9)
+    save_thresholds(embedded / "model", {"vision": threshold})
+    said, *rest = lines()
+    assert f"threshold: {middle:.4f}" in said and "10% of searches for somebody absent" in said and "80% for" in said
+    beyond = ["beyond the threshold" in line for line in rest]
+    assert beyond == [distance > middle for distance in distances]
+    *ranked, nobody = lines("--threshold", "-0.5")
+    assert nobody.startswith("nobody: no image is within the threshold -0.5000") and len(ranked) == 3
+    assert all("beyond the threshold" in line for line in ranked)
+
+    flags = ["--images", str(disk.people), "--output", str(embedded / "index"), "--flip_test", "true"]
+    embed.main(["--model", str(embedded / "model"), "--test_feature", "vision", *flags])
+    capsys.readouterr()
+    said, first, *_ = lines()
+    assert "chosen without these settings and is not used" in said and first.split()[1] == "0.0000"
+    (embedded / "model/threshold.json").write_text('{"vision": {"distance": 1}}')
+    with pytest.raises(UserError, match=r"threshold.json: holds no thresholds \(KeyError"):
+        lines()
 
 
 def test_search_refuses_another_model(embedded):

@@ -9,7 +9,13 @@ from modeling_mllmreid.commands.demo.tiny_llava import build_processor, build_ti
 from modeling_mllmreid.data.columns import Row, make_split
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation.embedding import embed_images
-from modeling_mllmreid.evaluation.protocol import draw_examples, embed_parts, evaluate_model, histogram_row
+from modeling_mllmreid.evaluation.protocol import (
+    draw_queries,
+    embed_parts,
+    evaluate_model,
+    evenly_spread,
+    histogram_row,
+)
 from modeling_mllmreid.model import MllmReIDModel
 
 
@@ -65,6 +71,23 @@ def test_vision_alone_leaves_the_language_model_out(model, processor, root):
     assert list(features) == ["vision"]
 
 
+def test_flip_test_is_the_mean_of_image_and_mirror_image(model, processor, root, tmp_path):
+    paths = [root / f"{number}.png" for number in range(3)]
+    mirrored = [tmp_path / path.name for path in paths]
+    for path, mirrored_path in zip(paths, mirrored, strict=True):
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored_path)
+    plain, mirror, flipped, back = (
+        embed_images(model, processor, images, flip_test=flip, progress=False)
+        for images, flip in ((paths, False), (mirrored, False), (paths, True), (mirrored, True))
+    )
+    assert list(flipped) == ["llm", "vision", "concat"]
+    for name, rows in flipped.items():
+        mean = plain[name] + mirror[name]
+        np.testing.assert_allclose(rows, mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-4)
+        np.testing.assert_allclose(rows, back[name], atol=1e-4)
+        assert np.abs(plain[name] - mirror[name]).max() > 1e-2, name
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_broken_image_is_one_line_that_names_it_and_modes_come_back(model, processor, root, workers):
     model.train()
@@ -97,7 +120,7 @@ def test_examples_are_spread_over_the_queries(model, processor, root, tmp_path):
     query = split(root, [(number, number, 1) for number in range(5)])
     gallery = split(root, [(number, number, 2) for number in range(5)])
     rows = [features["llm"] for features in embed_parts(model, processor, query, gallery, progress=False)]
-    draw_examples(tmp_path / "sheet.png", *rows, query, gallery, queries=2, top_k=3)
+    draw_queries(tmp_path / "sheet.png", evenly_spread(len(query), 2), *rows, query, gallery, top_k=3)
     few = Image.open(tmp_path / "sheet.png").height
-    draw_examples(tmp_path / "sheet.png", *rows, query, gallery, queries=8, top_k=3)
+    draw_queries(tmp_path / "sheet.png", evenly_spread(len(query)), *rows, query, gallery, top_k=3)
     assert Image.open(tmp_path / "sheet.png").height - few > 2 * 192

@@ -28,6 +28,18 @@ def test_equals_a_loop(k, alpha):
     assert (q == before[0]).all() and (g == before[1]).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_read_only_arrays_gradients_and_empty_sides():
+    rng = np.random.default_rng(2)
+    q, g = rng.normal(size=(3, 6)).astype(np.float32), rng.normal(size=(9, 6)).astype(np.float32)
+    reference = expand_queries(q, g)
+    q.setflags(write=False)
+    np.testing.assert_array_equal(expand_queries(q, torch.tensor(g, requires_grad=True)), reference)
+    alone = expand_queries(q, g[:0])
+    np.testing.assert_allclose(alone, q / np.linalg.norm(q, axis=1, keepdims=True), atol=1e-6)
+    assert expand_queries(q[:0], g).shape == (0, 6)
+
+
 def test_it_mends_a_ranking():
     rng = np.random.default_rng(1)
     persons = np.repeat(np.arange(30), 12)

@@ -16,7 +16,13 @@ from modeling_mllmreid.data.synthetic import attribute_words, sample_description
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation import format_table, write_json
 from modeling_mllmreid.evaluation.language import image_helps
-from modeling_mllmreid.evaluation.protocol import draw_examples, embed_parts, histogram_row, metrics_of_features
+from modeling_mllmreid.evaluation.protocol import (
+    draw_queries,
+    embed_parts,
+    evenly_spread,
+    histogram_row,
+    metrics_of_features,
+)
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
 from modeling_mllmreid.text import generate_texts, kept_attribute_share, write_continuations
 from modeling_mllmreid.training import BatchArguments, ReIDTrainer, ReIDTrainingArguments, train_reid
@@ -157,6 +163,7 @@ def evaluate_demo(
     on_val = trainer.evaluate()
     chosen = max(("llm", "vision", "concat"), key=lambda name: on_val[f"eval_{name}_mAP"])
     model.config.test_feature = chosen
+    model.config.trained_on = ["rendered pedestrians"]
     trainer.save_model()
 
     query_features, gallery_features = embed_parts(model, processor, query, gallery)
@@ -164,8 +171,9 @@ def evaluate_demo(
     before = embed_parts(untrained, processor, query, gallery)
     rows[f"untrained {chosen}"] = metrics_of_features(*before, query, gallery)[chosen]
     rows["colour histogram"] = histogram_row(query, gallery)
-    draw_examples(
+    draw_queries(
         folder / "sheet.png",
+        evenly_spread(len(query)),
         *(query_features[chosen], gallery_features[chosen], query, gallery),
         title=f"Rendered pedestrians never seen in training, feature {chosen!r}",
     )

@@ -1,0 +1,86 @@
+"""Pictures of results: CMC, precision-recall, average precision, ROC. Needs matplotlib, the extra `plots`."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from ..retrieval.index import written_aside
+from .curves import cmc_curve, precision_recall_curve
+from .metrics import RetrievalMetrics
+
+# Okabe and Ito's palette, told apart by colour-blind readers too; the styles tell the lines apart in grey.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLES = ("-", "--", "-.", ":")
+MAX_RANK, BINS = 50, 20
+
+
+def draw_curves(path_png: str | os.PathLike[str], rows: Mapping[str, RetrievalMetrics], *, title: str) -> None:
+    """One picture for named results: CMC, precision-recall, and the histogram of the queries' average precision.
+
+    Raises UserError where matplotlib is not installed.
+    """
+    figure, (cmc, recall, histogram) = _figure(3, title)
+    edges = np.linspace(0, 1, BINS + 1)
+    for number, (name, metrics) in enumerate(rows.items()):
+        look = {"color": COLORS[number % len(COLORS)], "linestyle": STYLES[number % len(STYLES)], "linewidth": 1.8}
+        cmc.plot(np.arange(1, MAX_RANK + 1), cmc_curve(metrics, MAX_RANK), label=name, **look)
+        recall.plot(*precision_recall_curve(metrics), label=name, **look)
+        counts, _ = np.histogram(metrics.average_precision[~np.isnan(metrics.average_precision)], edges)
+        histogram.stairs(counts / counts.sum(), edges, label=name, **look)
+    _label(cmc, "CMC", "rank", "share of queries with a match")
+    _label(recall, "Precision and recall", "recall", "interpolated precision")
+    _label(histogram, "Average precision of the queries", "average precision", "share of queries")
+    cmc.set(xlim=(1, MAX_RANK), ylim=(0, 1.02), xticks=(1, 10, 20, 30, 40, 50))
+    recall.set(xlim=(0, 1), ylim=(0, 1.02))
+    histogram.set(xlim=(0, 1), ylim=(0, None))
+    cmc.legend(loc="lower right", frameon=False)
+    _save(figure, path_png)
+
+
+def draw_roc(
+    path_png: str | os.PathLike[str], curves: Mapping[str, tuple[np.ndarray, np.ndarray]], *, title: str
+) -> None:
+    """The ROC of verification for named (FPR, TPR) arrays, FPR on a logarithmic axis.
+
+    Raises UserError where matplotlib is not installed.
+    """
+    figure, (roc,) = _figure(1, title)
+    smallest = 1.0
+    for number, (name, (false, true)) in enumerate(curves.items()):
+        look = {"color": COLORS[number % len(COLORS)], "linestyle": STYLES[number % len(STYLES)], "linewidth": 1.8}
+        shown = false > 0
+        roc.plot(false[shown], true[shown], label=name, **look)
+        smallest = min(smallest, false[shown].min())
+    _label(roc, "Verification", "false positive rate", "true positive rate")
+    roc.set(xscale="log", xlim=(max(smallest, 1e-6), 1), ylim=(0, 1.02))
+    roc.legend(loc="lower right", frameon=False)
+    _save(figure, path_png)
+
+
+def _figure(panels: int, title: str) -> tuple[Any, tuple[Any, ...]]:
+    """A figure with this many panels side by side, without matplotlib's global state."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("pictures need matplotlib, which is not installed: pip install 'mllmreid[plots]'") from error
+    figure = Figure(figsize=(4.6 * panels + 0.4, 4.2), dpi=150, layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    return figure, tuple(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def _label(axes: Any, title: str, across: str, up: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _save(figure: Any, path_png: str | os.PathLike[str]) -> None:
+    with written_aside(path_png) as aside:
+        figure.savefig(aside, format="png")

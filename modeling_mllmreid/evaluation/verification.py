@@ -1,0 +1,149 @@
+"""Verification: are two crops of one person? ROC, EER and TPR at small FPR over all pairs, in bounded memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from ..retrieval.ranking import SamePerson
+from .open_set import share_of
+from .rows import Blocks, distance_rows, no_match_error
+
+# Thresholds at which impostors are counted: the float32 numbers that end in ten zero bits, about 1e-4 apart.
+BINS, DROPPED_BITS = 2**22, 10
+ROC_POINTS = 256
+BUFFER = 2**22
+
+
+@dataclass(frozen=True)
+class VerificationMetrics:
+    """Verification over all pairs of a query and a gallery image that the filter keeps.
+
+    eer: equal error rate. tpr: FPR -> share of genuine pairs (one person) accepted where at most that share of impostor
+    pairs is; NaN where there are too few impostor pairs to measure it. thresholds: FPR -> that largest distance.
+    roc: (FPR, TPR) arrays, ascending, at most 256 points from the smallest measurable FPR to 1.
+    """
+
+    eer: float
+    tpr: dict[float, float]
+    thresholds: dict[float, float]
+    roc: tuple[np.ndarray, np.ndarray]
+    num_genuine: int
+    num_impostor: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything for JSON, which has no NaN: None instead."""
+        return {
+            "eer": self.eer,
+            "tpr_at_fpr": {f"{fpr:g}": None if np.isnan(tpr) else tpr for fpr, tpr in self.tpr.items()},
+            "threshold_at_fpr": {f"{fpr:g}": None if np.isnan(t) else t for fpr, t in self.thresholds.items()},
+            "num_genuine": self.num_genuine,
+            "num_impostor": self.num_impostor,
+            "roc": {"fpr": self.roc[0].tolist(), "tpr": self.roc[1].tolist()},
+        }
+
+
+def verification_from_blocks(
+    blocks: Blocks, same_person: SamePerson, *, fprs: Sequence[float] = (1e-3, 1e-4)
+) -> VerificationMetrics:
+    """Verification metrics from blocks of distances, whoever makes them (as `metrics_from_blocks`).
+
+    A pair is accepted where its distance is at most the threshold. Pairs of the query's person and camera are left out.
+    TPR at FPR is exact: the smallest impostor distances are kept, 4 bytes for each that the largest FPR lets through,
+    and so is every point of the curve: FPR and TPR are counted at four million thresholds, about 1e-4 of a distance
+    apart. The EER is interpolated between two of them.
+    Raises UserError for an FPR outside 0 to 1, and where there is no genuine or no impostor pair.
+    Source: ISO/IEC 19795-1 (FPR and TPR as false and true match rates); Jain et al. 2008.
+    """
+    queries, size = len(same_person.query_persons), len(same_person.gallery_persons)
+    num_impostor = queries * size - sum(len(same_person.of(number)[0]) for number in range(queries))
+    impostors = _Impostors(kept=max((share_of(fpr, num_impostor) for fpr in fprs), default=0) + 1)
+    genuine_rows = []
+    for number, row in distance_rows(blocks, same_person):
+        same, dropped = same_person.of(number)
+        genuine_rows.append(row[same[~dropped]])
+        impostors.add(np.delete(row, same))
+    genuine = np.sort(np.concatenate(genuine_rows)) if genuine_rows else np.empty(0, dtype=np.float32)
+    if not len(genuine):
+        raise no_match_error(same_person)
+    if not num_impostor:
+        raise UserError("no impostor pair: every image shows one person: verification needs at least two")
+    false = np.cumsum(impostors.counts()) / num_impostor
+    true = np.cumsum(np.bincount(_bins(genuine), minlength=BINS)) / len(genuine)
+    tpr, thresholds = {}, {}
+    for fpr in fprs:
+        allowed = share_of(fpr, num_impostor)
+        # Fewer than one false acceptance in the pairs there are: not measurable.
+        limit = impostors.smallest()[allowed] if allowed else np.nan
+        accepted = np.searchsorted(genuine, limit, side="left")
+        tpr[fpr] = accepted / len(genuine) if allowed else np.nan
+        thresholds[fpr] = float(np.nextafter(limit, np.float32(-np.inf))) if allowed else np.nan
+    return VerificationMetrics(
+        _equal_error(false, true), tpr, thresholds, _thinned(false, true), len(genuine), num_impostor
+    )
+
+
+class _Impostors:
+    """Impostor distances as they come: how many fall in each bin, and the smallest of them."""
+
+    def __init__(self, kept: int):
+        self._kept = kept
+        self._smallest = np.empty(0, dtype=np.float32)
+        self._limit = np.float32(np.inf)
+        self._counts = np.zeros(BINS, dtype=np.int64)
+        self._waiting: list[np.ndarray] = []
+        self._waiting_size = 0
+
+    def add(self, distances: np.ndarray) -> None:
+        """Takes some more, counted a few million at a time."""
+        self._waiting.append(distances)
+        self._waiting_size += len(distances)
+        if self._waiting_size > BUFFER:
+            self._count()
+
+    def _count(self) -> None:
+        distances = np.concatenate([*self._waiting, np.empty(0, dtype=np.float32)])
+        self._waiting, self._waiting_size = [], 0
+        self._counts += np.bincount(_bins(distances), minlength=BINS)
+        self._smallest = np.concatenate([self._smallest, distances[np.flatnonzero(distances <= self._limit)]])
+        if len(self._smallest) > self._kept:
+            self._smallest = np.partition(self._smallest, self._kept - 1)[: self._kept]
+            self._limit = self._smallest.max()
+
+    def counts(self) -> np.ndarray:
+        """How many fall in each bin (BINS,)."""
+        self._count()
+        return self._counts
+
+    def smallest(self) -> np.ndarray:
+        """The smallest, ascending, as many as are kept."""
+        self._count()
+        return np.sort(self._smallest)
+
+
+def _bins(distances: np.ndarray) -> np.ndarray:
+    """The bin of each distance, ascending with it: the leading bits of its float32 number."""
+    bits = (distances + np.float32(0)).view(np.int32)  # adding 0 makes one zero of two
+    ordered = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+    return (ordered >> DROPPED_BITS) + BINS // 2
+
+
+def _equal_error(false: np.ndarray, true: np.ndarray) -> float:
+    """Where FPR and 1 - TPR cross, on the line between the two thresholds around the crossing."""
+    after = int(np.argmax(false >= 1 - true))
+    before_false, before_missed = (false[after - 1], 1 - true[after - 1]) if after else (0.0, 1.0)
+    gap_before, gap_after = before_missed - before_false, false[after] - (1 - true[after])
+    share = gap_before / (gap_before + gap_after) if gap_before + gap_after else 1.0
+    return float(before_false + share * (false[after] - before_false))
+
+
+def _thinned(false: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The curve at FPRs spread evenly over their logarithm, and at its ends."""
+    smallest = false[np.argmax(false > 0)]
+    wanted = np.geomspace(smallest, 1, ROC_POINTS)
+    # The last threshold at which the FPR is not above the wanted one.
+    places = np.unique(np.searchsorted(false, wanted * (1 + 1e-12), side="right") - 1)
+    places = places[places >= 0]
+    return false[places], true[places]

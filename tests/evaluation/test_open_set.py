@@ -1,0 +1,51 @@
+"""TPIR at FPIR against searches made one by one."""
+
+import numpy as np
+import pytest
+
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.evaluation.open_set import open_set_from_blocks, share_of, threshold_at
+from modeling_mllmreid.retrieval import SamePerson
+
+
+def test_equals_searches_one_by_one():
+    rng = np.random.default_rng(0)
+    qp, gp = rng.integers(0, 25, 60), rng.integers(0, 20, 100)
+    qc, gc = rng.integers(0, 3, 60), rng.integers(0, 3, 100)
+    matrix = rng.random((60, 100)).astype(np.float32)
+    matrix[qp[:, None] == gp[None]] *= 0.1
+    got = open_set_from_blocks([(slice(0, 60), matrix)], SamePerson(qp, gp, qc, gc), fpirs=(0.01, 0.05, 0.5))
+    nearest_other = np.array([matrix[i][gp != qp[i]].min() for i in range(60)])
+    mated, found = 0, dict.fromkeys((0.05, 0.5), 0)
+    for i, row in enumerate(matrix):
+        kept = ~((gp == qp[i]) & (gc == qc[i]))
+        if not (kept & (gp == qp[i])).any():
+            continue
+        mated += 1
+        first = np.flatnonzero(kept)[np.argmin(row[kept])]
+        for fpir in found:
+            assert (nearest_other <= got.thresholds[fpir]).mean() == fpir
+            found[fpir] += gp[first] == qp[i] and row[first] <= got.thresholds[fpir]
+    assert (got.num_mated, got.num_non_mated) == (mated, 60) and mated < 60
+    assert {fpir: got.tpir[fpir] for fpir in found} == {fpir: n / mated for fpir, n in found.items()}
+    assert 0 < got.tpir[0.05] < got.tpir[0.5] < 1
+    assert np.isnan(got.tpir[0.01]) and got.to_dict()["tpir_at_fpir"] == {
+        **{"0.01": None, "0.05": got.tpir[0.05], "0.5": got.tpir[0.5]}
+    }
+
+
+def test_a_collapsed_model_finds_nobody():
+    got = open_set_from_blocks([(slice(0, 2), np.full((2, 4), 0.3))], SamePerson([1, 2], [1, 2, 3, 4]), fpirs=(0.5,))
+    assert got.tpir[0.5] == 0 and got.thresholds[0.5] < np.float32(0.3)
+
+
+def test_shares_are_not_one_less_by_rounding():
+    assert share_of(0.29, 100) == 29 and share_of(0.1, 30) == 3 and share_of(0.1, 9) == 0
+    assert threshold_at(np.float32([0.5, 0.1, 0.3]), 0.1) == np.nextafter(np.float32(0.1), np.float32(0))
+
+
+def test_mistakes():
+    with pytest.raises(UserError, match="rate: 10 is not between 0 and 1"):
+        threshold_at(np.ones(3), 10)
+    with pytest.raises(UserError, match="no query has a match"):
+        open_set_from_blocks([(slice(0, 1), np.ones((1, 1)))], SamePerson([1], [2]))

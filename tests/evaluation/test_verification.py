@@ -1,0 +1,86 @@
+"""ROC, EER and TPR at FPR against all pairs compared at every threshold."""
+
+import json
+
+import numpy as np
+import pytest
+
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.evaluation import verification as module
+from modeling_mllmreid.evaluation.verification import verification_from_blocks
+from modeling_mllmreid.retrieval import SamePerson
+
+
+def problem(seed, queries=30, gallery=120, persons=9, cameras=3, shift=0.1):
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, persons, queries), rng.integers(0, persons, gallery)
+    ids += rng.integers(-1, cameras, queries), rng.integers(-1, cameras, gallery)
+    matrix = rng.normal(0.5, 0.1, (queries, gallery)).astype(np.float32)
+    matrix[ids[0][:, None] == ids[1][None]] -= shift
+    return matrix, ids
+
+
+def pairs(matrix, ids):
+    qp, gp, qc, gc = ids
+    same = qp[:, None] == gp[None]
+    dropped = same & (qc[:, None] == gc[None]) & (qc[:, None] != -1)
+    return matrix[same & ~dropped], matrix[~same]
+
+
+def parts(matrix):
+    return [(slice(10, len(matrix)), matrix[10:]), (slice(0, 10), matrix[:10])]
+
+
+@pytest.mark.parametrize("seed, shift", [(0, 0.1), (1, 0.3), (2, 0.0), (3, -0.2)])
+def test_equals_every_threshold(seed, shift, monkeypatch):
+    monkeypatch.setattr(module, "BUFFER", 500)
+    matrix, ids = problem(seed, shift=shift)
+    genuine, impostor = pairs(matrix, ids)
+    got = verification_from_blocks(parts(matrix), SamePerson(*ids), fprs=(0.3, 0.05, 1e-2, 1e-3, 1e-5))
+    assert (got.num_genuine, got.num_impostor) == (len(genuine), len(impostor))
+    thresholds = np.sort(matrix.ravel())
+    false = np.array([(impostor <= t).mean() for t in thresholds])
+    true = np.array([(genuine <= t).mean() for t in thresholds])
+    for fpr in (0.3, 0.05, 1e-2, 1e-3):
+        assert got.tpr[fpr] == max(true[false <= fpr], default=0)
+        threshold = got.thresholds[fpr]
+        assert (impostor <= threshold).mean() <= fpr and (genuine <= threshold).mean() == got.tpr[fpr]
+        assert (impostor <= np.nextafter(np.float32(threshold), np.float32(9))).mean() > fpr
+    assert np.isnan(got.tpr[1e-5]) and got.to_dict()["tpr_at_fpr"]["1e-05"] is None  # 1 in 100,000 of 3,000 pairs
+    crossing = np.argmin(np.abs(false - (1 - true)))
+    assert got.eer == pytest.approx((false[crossing] + 1 - true[crossing]) / 2, abs=2 / len(genuine))
+    fpr, tpr = got.roc
+    assert len(fpr) <= 256 and fpr[-1] == tpr[-1] == 1 and (np.diff(fpr) > 0).all() and (np.diff(tpr) >= 0).all()
+    curve = np.column_stack([false, true])
+    for point in np.column_stack([fpr, tpr])[::10]:
+        assert np.isclose(curve, point, atol=1e-9).all(1).any()  # a threshold's own rates
+        assert point[1] >= max(true[false <= point[0] + 1e-9]) - 2 / len(genuine)
+    assert json.loads(json.dumps(got.to_dict()))["roc"]["tpr"] == tpr.tolist()
+
+
+def test_known_ends():
+    ids = SamePerson([1, 2], [1, 2])
+    score = lambda matrix: verification_from_blocks([(slice(0, 2), np.array(matrix))], ids, fprs=(0.5,))  # noqa: E731
+    perfect = score([[0.1, 0.9], [0.8, 0.2]])
+    assert perfect.eer == 0 and perfect.tpr[0.5] == 1
+    assert score([[0.5, 0.5], [0.5, 0.5]]).eer == 0.5  # collapsed
+    assert score([[0.5, 0.5], [0.5, 0.5]]).tpr[0.5] == 0
+    worst = score([[0.9, 0.1], [0.1, 0.8]])
+    assert worst.eer == 1 and worst.tpr[0.5] == 0
+    assert score([[-1.0, -0.5], [-0.0, -1.0]]).eer == 0  # similarities with their sign turned
+
+
+def test_bins_ascend_with_the_distances():
+    values = np.sort(np.float32([-np.inf, -3.0, -1e-20, -0.0, 0.0, 1e-30, 0.5, 0.50002, 0.6, 2.0, np.inf]))
+    bins = module._bins(values)
+    assert (np.diff(bins) >= 0).all() and bins[0] >= 0 and bins[-1] < module.BINS
+    assert bins[3] == bins[4] and bins[6] < bins[8]
+
+
+def test_mistakes():
+    with pytest.raises(UserError, match="rate: 0 is not between 0 and 1: use a false positive rate such as"):
+        verification_from_blocks([], SamePerson([1], [1]), fprs=(0,))
+    with pytest.raises(UserError, match="no query has a match"):
+        verification_from_blocks([(slice(0, 1), np.ones((1, 1)))], SamePerson([1], [2]))
+    with pytest.raises(UserError, match="no impostor pair"):
+        verification_from_blocks([(slice(0, 1), np.ones((1, 2)))], SamePerson([1], [1, 1]))
