@@ -1,6 +1,6 @@
 """`evaluate`: a model's metrics on the query and gallery parts of a data set, compared, broken down and drawn."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ..evaluation.breakdown import by_camera, data_set_matrix, worst_queries
 from ..evaluation.open_set import open_set_from_blocks
 from ..evaluation.plots import draw_curves, draw_roc
 from ..evaluation.protocol import draw_queries, embed_parts, evenly_spread, histogram_row, metrics_of_features
-from ..evaluation.statistics import PairedDifference, compare, confidence_intervals
+from ..evaluation.statistics import Interval, PairedDifference, compare, confidence_intervals
 from ..evaluation.text_queries import TEXT_FEATURE, caption_queries, embed_captions, image_and_text, text_to_image
 from ..evaluation.verification import verification_from_blocks
 from ..model import MllmReIDModel, MllmReIDProcessor
@@ -145,7 +145,7 @@ def evaluate_and_report(
         people = dict.fromkeys(found, caption_people)
     if args.histogram:
         rows["histogram"] = histogram_row(query, gallery)
-    intervals = {name: confidence_intervals(row, people.get(name, persons)) for name, row in rows.items()}
+    intervals = {name: intervals_over_people(row, people.get(name, persons)) for name, row in rows.items()}
     cameras = by_camera(rows[feature], query["camera_id"][:])
     report: dict[str, Any] = {
         **facts,
@@ -182,6 +182,12 @@ def evaluate_and_report(
         pictures += ["curves.png", "worst.png", *(["roc.png"] if args.verification else [])]
     write_json(folder / "metrics.json", report)
     print(f"metrics: {folder / 'metrics.json'}\npictures: {', '.join(str(folder / name) for name in pictures)}")
+
+
+def intervals_over_people(metrics: RetrievalMetrics, persons: Sequence[int] | np.ndarray) -> dict[str, Interval]:
+    """The intervals of a result; none where all queries with a match are of one person."""
+    valid = np.asarray(persons)[~np.isnan(metrics.average_precision)]
+    return confidence_intervals(metrics, persons) if len(np.unique(valid)) > 1 else {}
 
 
 def rows_of_captions(
@@ -225,7 +231,7 @@ def verified(
 def draw_worst(path: Path, metrics: RetrievalMetrics, *parts: Any, title: str) -> None:
     """The queries of lowest average precision, with it and the number of their matches as captions."""
     worst = worst_queries(metrics, 8)
-    titles = [f"AP {metrics.average_precision[row]:.1%} of {len(metrics.match_ranks[row])}" for row in worst]
+    titles = [f"AP {metrics.average_precision[row]:.0%}, {len(metrics.match_ranks[row])} matches" for row in worst]
     draw_queries(path, worst, *parts, titles=titles, title=title)
 
 

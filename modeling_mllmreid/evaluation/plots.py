@@ -36,7 +36,7 @@ def draw_curves(path_png: str | os.PathLike[str], rows: Mapping[str, RetrievalMe
     cmc.set(xlim=(1, MAX_RANK), ylim=(0, 1.02), xticks=(1, 10, 20, 30, 40, 50))
     recall.set(xlim=(0, 1), ylim=(0, 1.02))
     histogram.set(xlim=(0, 1), ylim=(0, None))
-    cmc.legend(loc="lower right", frameon=False)
+    figure.legend(*cmc.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(rows), 6), frameon=False)
     _save(figure, path_png)
 
 
@@ -66,7 +66,7 @@ def _figure(panels: int, title: str) -> tuple[Any, tuple[Any, ...]]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("pictures need matplotlib, which is not installed: pip install 'mllmreid[plots]'") from error
-    figure = Figure(figsize=(4.6 * panels + 0.4, 4.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(4.6 * panels + 0.4, 4.4), dpi=150, layout="constrained")
     figure.suptitle(title, fontsize=12)
     return figure, tuple(figure.subplots(1, panels, squeeze=False)[0])
 

@@ -31,9 +31,9 @@ def format_table(
             queries = f"{metrics.num_valid:,} of {queries}"
         lines.append([name, *cells, _cell(metrics.mINP), queries])
     note = "In percent, one decimal. Queries: those with a match, of all."
-    if intervals:
-        share = next(interval.confidence for row in intervals.values() for interval in row.values())
-        note += f" In brackets: {share:.0%} bootstrap interval over people."
+    shares = [interval.confidence for row in (intervals or {}).values() for interval in row.values()]
+    if shares:
+        note += f" In brackets: {shares[0]:.0%} bootstrap interval over people."
     return f"{align(lines)}\n{note}"
 
 

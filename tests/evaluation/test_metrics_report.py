@@ -9,6 +9,7 @@ import pytest
 
 from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
 from modeling_mllmreid.evaluation.report import format_table, write_json
+from modeling_mllmreid.evaluation.statistics import Interval
 
 EYE = np.eye(4, dtype=np.float32)
 
@@ -23,6 +24,14 @@ def test_table_is_percent_with_one_decimal():
     assert lines[3].split() == ["a", "longer", "name", "-", "-", "-", "-", "-", "0", "of", "1"]
     assert len({len(line) for line in lines[:4]}) == 1
     assert "percent, one decimal" in lines[-1]
+
+
+def test_intervals_stand_behind_the_values():
+    some = evaluate_retrieval(EYE[:3], EYE, [0, 1, 9], [0, 2, 1, 3], ranks=(1, 10))
+    known = {"ours": {"mAP": Interval(0.625, 0.25, 1.0, 0.9), "rank1": Interval(0.5, 0.0, 1.0, 0.9)}}
+    lines = format_table([("ours", some), ("other", some)], known).splitlines()
+    assert "62.5 [25.0, 100.0]  50.0 [0.0, 100.0]" in lines[2] and "[" not in lines[3]
+    assert len({len(line) for line in lines[:4]}) == 1 and "90% bootstrap interval over people" in lines[-1]
 
 
 def test_json_is_whole_or_the_old_one(tmp_path):

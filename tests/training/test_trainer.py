@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
 from modeling_mllmreid.data import image_sources
 from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.evaluation.protocol import embed_parts
+from modeling_mllmreid.evaluation.threshold import load_thresholds
 from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.training import ReIDTrainer
 from modeling_mllmreid.training.batches import label_counts
@@ -92,6 +95,18 @@ def test_evaluation_selects_and_keeps_the_best_and_nothing_secret_is_saved(train
     # Nobody is both trained on and selected by.
     trained_on = set(trained.trainer.train_dataset.person_ids)
     assert trained_on.isdisjoint(trained.val.query["person_id"][:]) and len(trained_on) == 8
+    assert MllmReIDModel.from_pretrained(tmp_path / "run").config.trained_on == ["market1501"]
+
+
+def test_thresholds_are_chosen_on_val_and_kept_with_the_checkpoint(train, tmp_path):
+    trained = train(max_steps=2)
+    chosen = load_thresholds(str(tmp_path / "run"))
+    assert list(chosen) == ["llm", "vision", "concat"]
+    query, gallery = embed_parts(trained.trainer.model, trained.trainer.processing_class, *trained.val)
+    persons = [part["person_id"][:] for part in trained.val]
+    for name, threshold in chosen.items():
+        others = np.where(np.equal.outer(*persons), 2, 1 - query[name] @ gallery[name].T).min(1)
+        assert threshold.searches == len(others) == 12 and (others <= threshold.distance - 1e-6).sum() == 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])

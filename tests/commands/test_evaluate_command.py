@@ -1,0 +1,95 @@
+"""`evaluate` with everything on, two models compared, the matrix, and what it refuses."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from modeling_mllmreid.commands import evaluate
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.model import MllmReIDModel
+
+
+@pytest.fixture(scope="module")
+def flags(disk):
+    return ["--dataset", "market1501", "--data_dir", str(disk.people)]
+
+
+def test_everything_at_once(disk, flags, tmp_path, capsys):
+    output = tmp_path / "out"
+    wanted = ("rerank", "expand", "text_queries", "verification", "plots", "flip_test")
+    options = [word for name in wanted for word in (f"--{name}", "true")]
+    captions = ["--captions_file", str(disk.people / "reid_raw.json")]
+    evaluate.main(["--model", str(disk.ours), *flags, *captions, *options, "--output_dir", str(output)])
+    printed = capsys.readouterr().out
+    report = json.loads((output / "metrics.json").read_text())
+    rows = ["llm", "vision", "concat", "llm, re-ranked", "llm, expanded", "text", "image and text"]
+    assert list(report["metrics"]) == list(report["intervals"]) == rows
+    assert all(f"\n{name} " in printed for name in rows)
+    captions_of_queries = report["metrics"]["text"]["num_queries"]
+    assert captions_of_queries == report["metrics"]["image and text"]["num_queries"] == 12  # two for each of 6 queries
+    for name, row in report["intervals"].items():
+        assert row["mAP"]["low"] <= row["mAP"]["estimate"] <= row["mAP"]["high"]
+        assert row["mAP"]["estimate"] == pytest.approx(report["metrics"][name]["mAP"])
+    assert "trained without reid_text" in printed and "in brackets" in printed.lower()
+    assert list(report["by_query_camera"]) == ["1", "2"] and "by query camera, llm" in printed
+    assert sum(row["num_queries"] for row in report["by_query_camera"].values()) == 6
+    assert report["verification"]["num_genuine"] == 6 and 0 <= report["verification"]["eer"] <= 1
+    assert report["verification"]["tpr_at_fpr"] == {"0.001": None, "0.0001": None}  # 24 impostor pairs measure no such
+    assert "TPR - at FPR 0.001" in printed and report["open_set"]["num_non_mated"] == 6
+    assert report["flip_test"] and report["trained_on"] == [] and report["tested_on"] == ["market1501"]
+    for name in ("sheet", "curves", "worst", "roc"):
+        assert f"{output / name}.png" in printed and Image.open(output / f"{name}.png").width > 400
+
+
+@pytest.mark.parametrize("spelling", ["model", "compare alone"])
+def test_compare_on_the_same_queries(disk, flags, tmp_path, capsys, spelling):
+    (tmp_path / "other").symlink_to(disk.ours)
+    names = [str(disk.ours), str(tmp_path / "other")]
+    models = ["--model", names[0], "--compare", names[1]] if spelling == "model" else ["--compare", *names]
+    evaluate.main([*models, *flags, "--output_dir", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "out/metrics.json").read_text())
+    same = report["compare"][names[1]]["mAP"]
+    assert (same["difference"], same["low"], same["high"], same["p_value"]) == (0, 0, 0, 1)
+    assert f"{names[0]} less {names[1]}, same queries" in printed and "p = 1.0000" in printed
+
+
+def test_compare_another_model(disk, flags, tmp_path, capsys):
+    other = MllmReIDModel.from_pretrained(disk.ours)
+    other.config.test_feature = "vision"
+    other.save_pretrained(tmp_path / "other")
+    for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "other" / name).write_bytes((disk.ours / name).read_bytes())
+    evaluate.main(["--compare", str(disk.ours), str(tmp_path / "other"), *flags, "--output_dir", str(tmp_path / "out")])
+    report = json.loads((tmp_path / "out/metrics.json").read_text())
+    (difference,) = report["compare"].values()
+    rows = report["metrics"]
+    assert difference["mAP"]["difference"] == pytest.approx(rows["llm"]["mAP"] - rows["vision"]["mAP"], abs=1e-9)
+
+
+def test_matrix_of_earlier_reports(disk, flags, tmp_path, capsys):
+    evaluate.main(["--model", str(disk.ours), *flags, "--output_dir", str(tmp_path / "out")])
+    capsys.readouterr()
+    evaluate.main(["--matrix", str(tmp_path / "out/metrics.json"), "--output_dir", str(tmp_path / "all")])
+    printed = capsys.readouterr().out
+    matrix = json.loads((tmp_path / "all/matrix.json").read_text())
+    assert list(matrix) == ["nothing"] and list(matrix["nothing"]) == ["market1501"]
+    assert "trained on \\ tested on" in printed and str(tmp_path / "all/matrix.json") in printed
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "evaluate: model is not given: add --model, or --compare with two checkpoints"),
+        (["--compare", "/absent/model", "/other"], "model /absent/model: not loadable"),
+        (["--model", "OURS", "--text_queries", "true"], "text_queries: the query part has no captions"),
+        (["--model", "OURS", "--compare", "/absent/model"], "model /absent/model: not loadable"),
+    ],
+)
+def test_mistakes_write_nothing(disk, flags, tmp_path, more, message):
+    more = [str(disk.ours) if word == "OURS" else word for word in more]
+    with pytest.raises(UserError) as error:
+        evaluate.main([*more, *flags, "--output_dir", str(tmp_path / "out")])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
