@@ -14,12 +14,20 @@ from ..evaluation import RetrievalMetrics, format_table, metrics_from_blocks, wr
 from ..evaluation.breakdown import by_camera, data_set_matrix, worst_queries
 from ..evaluation.open_set import open_set_from_blocks
 from ..evaluation.plots import draw_curves, draw_roc
-from ..evaluation.protocol import draw_queries, embed_parts, evenly_spread, histogram_row, metrics_of_features
+from ..evaluation.pooling import pool_tracks
+from ..evaluation.protocol import (
+    draw_queries,
+    embed_parts,
+    evenly_spread,
+    histogram_row,
+    metrics_of_features,
+    same_person,
+)
 from ..evaluation.statistics import Interval, PairedDifference, compare, confidence_intervals
 from ..evaluation.text_queries import TEXT_FEATURE, caption_queries, embed_captions, image_and_text, text_to_image
 from ..evaluation.verification import verification_from_blocks
 from ..model import MllmReIDModel, MllmReIDProcessor
-from ..retrieval import SamePerson, distance_blocks, expand_queries, rerank_blocks
+from ..retrieval import Ranking, SamePerson, distance_blocks, expand_queries, rank_gallery, rerank_blocks
 from .arguments import DataArguments, EmbeddingArguments, MethodArguments, ModelArguments
 from .loading import load_model, to_device
 from .options import parse
@@ -48,6 +56,15 @@ class EvaluateArguments:
 
     output_dir: str = field(default="runs/evaluate", metadata={"help": "Folder for metrics.json and the pictures."})
     histogram: bool = field(default=False, metadata={"help": "Add the row of the colour histogram, the baseline."})
+    exclude: list[str] = field(
+        default_factory=lambda: ["camera_id"],
+        metadata={
+            "help": "Gallery images of the query's person are dropped where one of these is the same: camera_id, clothes_id."
+        },
+    )
+    pool_tracks: bool = field(
+        default=False, metadata={"help": "Average the images of a track, column track_id, to one query or gallery row."}
+    )
     rerank: bool = field(
         default=False, metadata={"help": "Add the row of k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)."}
     )
@@ -61,6 +78,11 @@ class EvaluateArguments:
     plots: bool = field(
         default=False, metadata={"help": "Draw the curves and the worst queries; needs the extra `plots`."}
     )
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.exclude) - {"camera_id", "clothes_id"})
+        if unknown:
+            raise ValueError(f"exclude: unknown column {unknown[0]!r}: use camera_id, clothes_id or both")
 
 
 @dataclass
@@ -88,7 +110,7 @@ def main(argv: list[str]) -> None:
     facts = {"model": model_args.model, "dataset": data_args.dataset}
     options = asdict(embedding_args)
     others = {
-        name: embedded_by_another(replace(model_args, model=name, compare=[]), dataset, **options)
+        name: result_of_another(replace(model_args, model=name, compare=[]), dataset, args, **options)
         for name in model_args.compare
     }
     evaluate_and_report(model, processor, dataset, args, facts, others=others, **options)
@@ -102,13 +124,50 @@ def print_matrix(args: EvaluateArguments, matrix_args: MatrixArguments) -> None:
     print(f"{matrix.format()}\nmatrix: {path}")
 
 
-def embedded_by_another(model_args: ModelArguments, dataset: DatasetDict, **options: Any) -> RetrievalMetrics:
+def result_of_another(
+    model_args: ModelArguments, dataset: DatasetDict, args: EvaluateArguments, **options: Any
+) -> RetrievalMetrics:
     """The metrics of another model's own test feature on the same parts."""
     model, processor = load_model(model_args)
     to_device(model)
+    features = features_of_parts(model, processor, dataset, args, **options)
+    return metrics_of_features(features.query, features.gallery, features.rule)[model.config.test_feature]
+
+
+@dataclass
+class PartsFeatures:
+    """Named features of the query and of the gallery rows, these rows, and the rule of which gallery rows count."""
+
+    query: dict[str, np.ndarray]
+    gallery: dict[str, np.ndarray]
+    query_rows: Dataset
+    gallery_rows: Dataset
+    rule: SamePerson
+
+
+def features_of_parts(
+    model: MllmReIDModel, processor: MllmReIDProcessor, dataset: DatasetDict, args: EvaluateArguments, **options: Any
+) -> PartsFeatures:
+    """The features of both parts, of images or where wanted of tracks. options: those of `embed_images`."""
     query, gallery = dataset["query"], dataset["gallery"]
-    features = embed_parts(model, processor, query, gallery, **options)
-    return metrics_of_features(*features, query, gallery)[model.config.test_feature]
+    same_person(query, gallery, args.exclude)  # a missing column is named before the long work
+    query_features, gallery_features = embed_parts(model, processor, query, gallery, **options)
+    if args.pool_tracks:
+        query_features, query = by_track(query_features, query, args.exclude)
+        gallery_features, gallery = by_track(gallery_features, gallery, args.exclude)
+    return PartsFeatures(query_features, gallery_features, query, gallery, same_person(query, gallery, args.exclude))
+
+
+def by_track(
+    features: dict[str, np.ndarray], part: Dataset, exclude: Sequence[str]
+) -> tuple[dict[str, np.ndarray], Dataset]:
+    """The features of tracks, and the rows of their first images."""
+    if "track_id" not in part.column_names:
+        raise UserError("pool_tracks: the data set has no column track_id: add it, or leave pool_tracks out")
+    ids = [part[column][:] for column in ("track_id", "person_id", *exclude)]
+    pooled = {name: pool_tracks(rows, *ids) for name, rows in features.items()}
+    _, first = next(iter(pooled.values()))
+    return {name: rows for name, (rows, _) in pooled.items()}, part.select(first)
 
 
 def evaluate_and_report(
@@ -126,25 +185,23 @@ def evaluate_and_report(
     facts: what metrics.json says of the run. others: the results of the models to compare with, on the same queries.
     options: those of `embed_images`.
     """
-    query, gallery = dataset["query"], dataset["gallery"]
-    persons = query["person_id"][:]
-    query_features, gallery_features = embed_parts(model, processor, query, gallery, **options)
+    features = features_of_parts(model, processor, dataset, args, **options)
+    query, gallery, rule = features.query_rows, features.gallery_rows, features.rule
+    persons, people = query["person_id"][:], {}
     feature = model.config.test_feature
-    rows, people = metrics_of_features(query_features, gallery_features, query, gallery), {}
-    ours = (query_features[feature], gallery_features[feature])
-    rule = SamePerson(*(part[column][:] for column in ("person_id", "camera_id") for part in (query, gallery)))
+    rows = metrics_of_features(features.query, features.gallery, rule)
+    ours = (features.query[feature], features.gallery[feature])
     if args.rerank:
         rows[f"{feature}, re-ranked"] = metrics_from_blocks(rerank_blocks(*ours), rule)
     if args.expand:
         expanded = expand_queries(*ours)
         rows[f"{feature}, expanded"] = metrics_from_blocks(distance_blocks(expanded, ours[1]), rule)
     if args.text_queries:
-        for_text = (query_features[TEXT_FEATURE], gallery_features[TEXT_FEATURE])
-        found, caption_people = rows_of_captions(model, processor, query, gallery, *for_text)
+        found, caption_people = rows_of_captions(model, processor, features)
         rows |= found
         people = dict.fromkeys(found, caption_people)
     if args.histogram:
-        rows["histogram"] = histogram_row(query, gallery)
+        rows["histogram"] = histogram_row(query, gallery, rule)
     intervals = {name: intervals_over_people(row, people.get(name, persons)) for name, row in rows.items()}
     cameras = by_camera(rows[feature], query["camera_id"][:])
     report: dict[str, Any] = {
@@ -157,6 +214,8 @@ def evaluate_and_report(
         "width": processor.width,
         "dtype": str(model.dtype).removeprefix("torch."),
         "flip_test": bool(options.get("flip_test")),
+        "exclude": args.exclude,
+        "pool_tracks": args.pool_tracks,
         "test_feature": feature,
         "metrics": {name: row.to_dict() for name, row in rows.items()},
         "intervals": {name: {key: i.to_dict() for key, i in row.items()} for name, row in intervals.items()},
@@ -174,11 +233,12 @@ def evaluate_and_report(
         print(f"\n{facts['model']} less {name}, same queries:\n{difference_lines(differences)}")
 
     title = f"{facts['dataset']}: nearest gallery images by the feature {feature!r}"
-    draw_queries(folder / "sheet.png", evenly_spread(len(query)), *ours, query, gallery, title=title)
+    ranking = rank_gallery(*ours, 10, same_person=rule)
+    draw_queries(folder / "sheet.png", ranking, evenly_spread(len(query)), query, gallery, title=title)
     pictures = ["sheet.png"]
     if args.plots:
         draw_curves(folder / "curves.png", rows, title=f"{facts['dataset']}: {facts['model']}")
-        draw_worst(folder / "worst.png", rows[feature], *ours, query, gallery, title=f"Worst queries by {feature!r}")
+        draw_worst(folder / "worst.png", rows[feature], ranking, query, gallery, f"Worst queries by {feature!r}")
         pictures += ["curves.png", "worst.png", *(["roc.png"] if args.verification else [])]
     write_json(folder / "metrics.json", report)
     print(f"metrics: {folder / 'metrics.json'}\npictures: {', '.join(str(folder / name) for name in pictures)}")
@@ -191,25 +251,21 @@ def intervals_over_people(metrics: RetrievalMetrics, persons: Sequence[int] | np
 
 
 def rows_of_captions(
-    model: MllmReIDModel,
-    processor: MllmReIDProcessor,
-    query: Dataset,
-    gallery: Dataset,
-    query_features: np.ndarray,
-    gallery_features: np.ndarray,
+    model: MllmReIDModel, processor: MllmReIDProcessor, features: PartsFeatures
 ) -> tuple[dict[str, RetrievalMetrics], np.ndarray]:
-    """The rows of captions as queries, and the person of each caption (C,)."""
-    captions, of_row = caption_queries(query)
+    """The rows of captions as queries, alone and with their images, and the person of each caption (C,)."""
+    captions, of_row = caption_queries(features.query_rows)
     if not captions:
         raise UserError("text_queries: the query part has no captions: give captions_file, or leave text_queries out")
     if not model.config.reid_text:
         print("text queries: this model was trained without reid_text: captions and images lie apart, expect chance")
     texts = embed_captions(model, processor, captions)
+    parts = (features.gallery[TEXT_FEATURE], features.query_rows, features.gallery_rows)
     rows = {
-        "text": text_to_image(texts, of_row, gallery_features, query, gallery),
-        "image and text": image_and_text(texts, of_row, query_features, gallery_features, query, gallery),
+        "text": text_to_image(texts, of_row, *parts),
+        "image and text": image_and_text(texts, of_row, features.query[TEXT_FEATURE], *parts),
     }
-    return rows, np.asarray(query["person_id"][:])[of_row]
+    return rows, np.asarray(features.query_rows["person_id"][:])[of_row]
 
 
 def verified(
@@ -228,11 +284,13 @@ def verified(
     return {"verification": pairs.to_dict(), "open_set": searches.to_dict()}
 
 
-def draw_worst(path: Path, metrics: RetrievalMetrics, *parts: Any, title: str) -> None:
+def draw_worst(
+    path: Path, metrics: RetrievalMetrics, ranking: Ranking, query: Dataset, gallery: Dataset, title: str
+) -> None:
     """The queries of lowest average precision, with it and the number of their matches as captions."""
     worst = worst_queries(metrics, 8)
     titles = [f"AP {metrics.average_precision[row]:.0%}, {len(metrics.match_ranks[row])} matches" for row in worst]
-    draw_queries(path, worst, *parts, titles=titles, title=title)
+    draw_queries(path, ranking, worst, query, gallery, titles=titles, title=title)
 
 
 def difference_lines(differences: Mapping[str, PairedDifference]) -> str:

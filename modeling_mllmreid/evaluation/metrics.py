@@ -7,7 +7,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..retrieval.distances import Features, distance_blocks
-from ..retrieval.ranking import Ids, SamePerson
+from ..retrieval.same_person import Ids, SamePerson
 from .rows import Blocks, distance_rows, no_match_error
 
 AP_RULES = ("step", "trapezoid")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..retrieval.ranking import SamePerson
+from ..retrieval.same_person import SamePerson
 from .rows import Blocks, distance_rows, no_match_error
 
 

@@ -12,10 +12,10 @@ from ..data.columns import UNKNOWN_CAMERA, image_sources
 from ..data.images import ImageSource, open_image
 from ..errors import UserError
 from ..model import MllmReIDModel, MllmReIDProcessor
-from ..retrieval import rank_gallery, ranked_sheet
+from ..retrieval import Ranking, SamePerson, distance_blocks, ranked_sheet
 from .color_histogram import color_histograms
 from .embedding import embed_images
-from .metrics import RetrievalMetrics, evaluate_retrieval
+from .metrics import RetrievalMetrics, metrics_from_blocks
 
 Features = Mapping[str, np.ndarray]
 
@@ -30,7 +30,7 @@ def evaluate_model(
     Raises UserError for an empty part, a broken image, and for queries that would find themselves.
     """
     query_features, gallery_features = embed_parts(model, processor, query, gallery, **options)
-    return metrics_of_features(query_features, gallery_features, query, gallery)
+    return metrics_of_features(query_features, gallery_features, same_person(query, gallery))
 
 
 def embed_parts(
@@ -45,19 +45,38 @@ def embed_parts(
     )
 
 
+def same_person(query: Dataset, gallery: Dataset, exclude: Sequence[str] = ("camera_id",)) -> SamePerson:
+    """The rule of the protocol: a match is of the query's person, and dropped where one of these columns is the same.
+
+    exclude: "camera_id", "clothes_id", both, or none. Raises UserError for a column that a part does not have.
+    """
+    for name, part in (("query", query), ("gallery", gallery)):
+        for column in exclude:
+            if column not in part.column_names:
+                raise UserError(f"exclude: the {name} part has no column {column}: add it, or leave it out of exclude")
+    columns = {
+        f"{side}_{column}s": part[column][:]
+        for column in ("person_id", *exclude)
+        for side, part in (("query", query), ("gallery", gallery))
+    }
+    return SamePerson(**columns)
+
+
 def metrics_of_features(
-    query_features: Features, gallery_features: Features, query: Dataset, gallery: Dataset
+    query_features: Features, gallery_features: Features, rule: SamePerson
 ) -> dict[str, RetrievalMetrics]:
-    """The metrics of each named feature, (Q, D) against (G, D), under the rule of person and camera."""
-    ids = [part[column][:] for column in ("person_id", "camera_id") for part in (query, gallery)]
-    return {name: evaluate_retrieval(rows, gallery_features[name], *ids) for name, rows in query_features.items()}
+    """The metrics of each named feature, (Q, D) against (G, D)."""
+    return {
+        name: metrics_from_blocks(distance_blocks(rows, gallery_features[name]), rule)
+        for name, rows in query_features.items()
+    }
 
 
-def histogram_row(query: Dataset, gallery: Dataset) -> RetrievalMetrics:
+def histogram_row(query: Dataset, gallery: Dataset, rule: SamePerson) -> RetrievalMetrics:
     """The metrics of the colour histogram: what a learned feature has to pass first."""
     check_parts(query, gallery)
-    query_rows, gallery_rows = (color_histograms(map(open_image, image_sources(part))) for part in (query, gallery))
-    return metrics_of_features({"histogram": query_rows}, {"histogram": gallery_rows}, query, gallery)["histogram"]
+    rows = (color_histograms(map(open_image, image_sources(part))) for part in (query, gallery))
+    return metrics_from_blocks(distance_blocks(*rows), rule)
 
 
 def check_parts(query: Dataset, gallery: Dataset) -> None:
@@ -86,21 +105,15 @@ def evenly_spread(count: int, wanted: int = 8) -> np.ndarray:
 
 def draw_queries(
     path_png: str | os.PathLike[str],
+    ranking: Ranking,
     rows: np.ndarray,
-    query_features: np.ndarray,
-    gallery_features: np.ndarray,
     query: Dataset,
     gallery: Dataset,
     *,
     titles: Sequence[str] | None = None,
-    top_k: int = 10,
     title: str = "Nearest gallery images",
 ) -> None:
-    """A ranked sheet of these rows of the query part.
-
-    query_features: (Q, D); gallery_features: (G, D). Images of the query's person and camera are left out. titles: one
-    caption for each of the rows.
-    """
+    """A ranked sheet of these rows (n,) of the query part. ranking: of all queries. titles: a caption for each row."""
     shown = query.select(rows)
     ids = {
         "query_person_ids": shown["person_id"][:],
@@ -108,9 +121,10 @@ def draw_queries(
         "query_camera_ids": shown["camera_id"][:],
         "gallery_camera_ids": gallery["camera_id"][:],
     }
-    ranking = rank_gallery(query_features[rows], gallery_features, top_k, **ids)
     images, of_gallery = ([_opener(source) for source in image_sources(part)] for part in (shown, gallery))
-    ranked_sheet(path_png, images, of_gallery, ranking, query_titles=titles, title=title, columns=top_k, **ids)
+    of_rows = Ranking(ranking.indices[rows], ranking.distances[rows])
+    columns = ranking.indices.shape[1]
+    ranked_sheet(path_png, images, of_gallery, of_rows, query_titles=titles, title=title, columns=columns, **ids)
 
 
 def _opener(source: ImageSource) -> Callable[[], Image.Image]:

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import UserError
-from ..retrieval.ranking import SamePerson
+from ..retrieval.same_person import SamePerson
 
 Blocks = Iterable[tuple[slice, np.ndarray | Tensor]]
 
@@ -46,15 +46,15 @@ def no_match_error(same_person: SamePerson) -> UserError:
     counts = f"{len(queries):,} queries and {len(persons):,} gallery images"
     if not (len(queries) and len(persons)):
         return UserError(f"no query has a match: {counts}: give at least one image on both sides")
-    shared = np.isin(persons, queries)
-    if not shared.any() or same_person.gallery_cameras is None:
+    shared = int(np.isin(persons, queries).sum())
+    if not shared or not same_person.excluded:
         return UserError(
             f"no query has a match: {counts}, but none of the {len(np.unique(queries)):,} persons of the queries is "
             f"among the {len(np.unique(persons)):,} of the gallery: number the persons of both sides alike"
         )
-    cameras = len(np.unique(same_person.gallery_cameras))
+    cameras = len(np.unique(same_person.excluded[0][1]))
     return UserError(
         f"no query has a match: {counts}; the same-camera filter drops gallery images of the query's person and "
-        f"camera, here all {int(shared.sum()):,} of the queries' persons (the gallery has {cameras} cameras): "
+        f"camera, here all {shared:,} of the queries' persons (the gallery has {cameras} cameras): "
         "leave the camera ids out for no filter, or give -1 where the camera is unknown"
     )

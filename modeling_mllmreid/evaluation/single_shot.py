@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..retrieval.ranking import SamePerson
+from ..retrieval.same_person import SamePerson
 from .rows import Blocks, distance_rows, no_match_error
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ..errors import UserError
-from ..retrieval.ranking import Ids, SamePerson
+from ..retrieval.same_person import Ids, SamePerson
 from .metrics import RetrievalMetrics
 
 # Resamples times identities that are worked on at once: 8 MiB for each array of counts.

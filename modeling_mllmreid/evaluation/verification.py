@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..retrieval.ranking import SamePerson
+from ..retrieval.same_person import SamePerson
 from .open_set import share_of
 from .rows import Blocks, distance_rows, no_match_error
 

@@ -3,8 +3,9 @@
 from .distances import distance_blocks
 from .expansion import expand_queries
 from .index import Embeddings, load_embeddings, save_embeddings
-from .ranking import Ranking, SamePerson, rank_gallery
+from .ranking import Ranking, rank_blocks, rank_gallery
 from .reranking import rerank_blocks
+from .same_person import SamePerson
 from .sheet import ranked_sheet
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "distance_blocks",
     "expand_queries",
     "load_embeddings",
+    "rank_blocks",
     "rank_gallery",
     "ranked_sheet",
     "rerank_blocks",

@@ -7,7 +7,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..errors import UserError
 from .index import written_aside
-from .ranking import Ids, Ranking
+from .ranking import Ranking
+from .same_person import Ids
 
 ImageSource = Image.Image | str | os.PathLike[str] | Callable[[], Image.Image]
 

@@ -10,10 +10,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..data import check_images, image_sources, query_gallery_parts, split_validation
 from ..errors import UserError
-from ..evaluation.protocol import embed_parts
+from ..evaluation.protocol import embed_parts, same_person
 from ..evaluation.threshold import Threshold, choose_threshold, save_thresholds
 from ..model import MllmReIDModel, MllmReIDProcessor
-from ..retrieval import SamePerson
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainCollator, TrainDataset
 from .freezing import freeze_unused_parameters
@@ -91,8 +90,8 @@ def thresholds_on_val(trainer: ReIDTrainer, parts: RetrievalParts) -> dict[str, 
     options = {"batch_size": trainer.args.per_device_eval_batch_size, "progress": False}
     model, processor = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
     query, gallery = embed_parts(model, processor, *parts, **options)
-    ids = [part[column][:] for column in ("person_id", "camera_id") for part in parts]
-    chosen = {name: choose_threshold(rows, gallery[name], SamePerson(*ids)) for name, rows in query.items()}
+    rule = same_person(*parts)
+    chosen = {name: choose_threshold(rows, gallery[name], rule) for name, rows in query.items()}
     return {name: threshold for name, threshold in chosen.items() if threshold is not None}
 
 

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from datasets import DatasetDict
 from PIL import Image
 
 from modeling_mllmreid.commands import evaluate
+from modeling_mllmreid.data import load_reid_dataset
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.model import MllmReIDModel
 
@@ -84,6 +86,7 @@ def test_matrix_of_earlier_reports(disk, flags, tmp_path, capsys):
         ([], "evaluate: model is not given: add --model, or --compare with two checkpoints"),
         (["--compare", "/absent/model", "/other"], "model /absent/model: not loadable"),
         (["--model", "OURS", "--text_queries", "true"], "text_queries: the query part has no captions"),
+        (["--model", "OURS", "--exclude", "caption"], "exclude: unknown column 'caption': use camera_id, clothes_id"),
         (["--model", "OURS", "--compare", "/absent/model"], "model /absent/model: not loadable"),
     ],
 )
@@ -93,3 +96,27 @@ def test_mistakes_write_nothing(disk, flags, tmp_path, more, message):
         evaluate.main([*more, *flags, "--output_dir", str(tmp_path / "out")])
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_tracks_and_clothes(disk, tmp_path):
+    """A saved data set with these columns: tracks become one row, and images in the same clothes are dropped."""
+    dataset = load_reid_dataset("market1501", data_dir=disk.people)
+    gallery = dataset["gallery"]
+    tracks = [100 * person + camera for person, camera in zip(gallery["person_id"], gallery["camera_id"], strict=True)]
+    persons = gallery["person_id"][:]
+    gallery = gallery.add_column("track_id", tracks).add_column("clothes_id", [int(p == persons[0]) for p in persons])
+    query = dataset["query"].add_column("track_id", [-1] * 6).add_column("clothes_id", [1] * 6)
+    DatasetDict(query=query, gallery=gallery).save_to_disk(tmp_path / "saved")
+    flags = ["--model", str(disk.ours), "--dataset", str(tmp_path / "saved"), "--output_dir", str(tmp_path / "out")]
+    evaluate.main([*flags, "--pool_tracks", "true", "--exclude", "camera_id", "clothes_id"])
+    report = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert report["gallery_images"] == len(set(tracks)) < len(gallery) and report["query_images"] == 6
+    assert report["exclude"] == ["camera_id", "clothes_id"] and report["pool_tracks"]
+    # Of the person who wears in the gallery what all wear in the queries, every image is dropped.
+    asking = query["person_id"][:].count(persons[0])
+    assert report["metrics"]["llm"]["num_valid"] == 6 - asking < 6
+    plain = ["--dataset", "market1501", "--data_dir", str(disk.people)]
+    with pytest.raises(UserError, match="exclude: the query part has no column clothes_id"):
+        evaluate.main(["--model", str(disk.ours), *plain, "--exclude", "clothes_id"])
+    with pytest.raises(UserError, match="pool_tracks: the data set has no column track_id"):
+        evaluate.main(["--model", str(disk.ours), *plain, "--pool_tracks", "true"])

@@ -9,7 +9,7 @@ import torch
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation.metrics import average_precision, evaluate_retrieval, match_ranks, metrics_from_blocks
 from modeling_mllmreid.retrieval.distances import distance_blocks
-from modeling_mllmreid.retrieval.ranking import SamePerson
+from modeling_mllmreid.retrieval.same_person import SamePerson
 
 
 def naive(distances, qp, gp, qc, gc, ap):

@@ -6,7 +6,8 @@ import torch
 
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.retrieval.distances import distance_blocks
-from modeling_mllmreid.retrieval.ranking import nearest_in_row, rank_gallery
+from modeling_mllmreid.retrieval.ranking import nearest_in_row, rank_blocks, rank_gallery
+from modeling_mllmreid.retrieval.same_person import SamePerson
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -26,12 +27,12 @@ def test_equals_a_full_stable_sort(metric):
 def test_filter_and_short_rows():
     g = torch.eye(4)
     q = torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]])
-    ids = {"query_person_ids": [7, 8], "gallery_person_ids": [7, 7, 8, 8]}
-    cameras = {"query_camera_ids": [1, -1], "gallery_camera_ids": [1, 2, 1, -1]}
-    ranking = rank_gallery(q, g, 4, **ids, **cameras)
+    ids = [7, 8], [7, 7, 8, 8]
+    rule = SamePerson(*ids, [1, -1], [1, 2, 1, -1])
+    ranking = rank_gallery(q, g, 4, same_person=rule)
     assert ranking.indices.tolist() == [[1, 2, 3, -1], [3, 2, 1, 0]]
     assert np.isinf(ranking.distances[0, 3]) and np.isfinite(ranking.distances[0, :3]).all()
-    assert rank_gallery(q, g, 4, **ids).indices.tolist() == [[0, 1, 2, 3], [3, 2, 1, 0]]
+    assert rank_gallery(q, g, 4, same_person=SamePerson(*ids)).indices.tolist() == [[0, 1, 2, 3], [3, 2, 1, 0]]
     assert rank_gallery(q, g[:2], 3).indices.tolist() == [[0, 1, -1], [1, 0, -1]]
     assert rank_gallery(q, g[:0], 2).indices.tolist() == [[-1, -1]] * 2
     assert rank_gallery(q[:0], g, 2).indices.shape == (0, 2)
@@ -43,20 +44,41 @@ def test_ties_at_the_border_go_to_the_lower_index():
     assert nearest_in_row(row, 6).tolist() == [3, 1, 0, 2, 4]
 
 
+def test_blocks_from_elsewhere_are_left_as_they_are():
+    matrix = np.random.default_rng(0).random((5, 30)).astype(np.float32)
+    before = matrix.copy()
+    rule = SamePerson(range(5), np.arange(30) % 6, [0] * 5, np.arange(30) % 2)
+    got = rank_blocks([(slice(3, 5), matrix[3:]), (slice(0, 3), torch.from_numpy(matrix[:3]))], 5, 7, same_person=rule)
+    np.testing.assert_array_equal(matrix, before)
+    for number, row in enumerate(matrix):
+        kept = np.flatnonzero((np.arange(30) % 6 != number) | (np.arange(30) % 2 != 0))
+        assert got.indices[number].tolist() == kept[np.argsort(row[kept])][:7].tolist()
+
+
+def test_same_person_drops_by_camera_and_by_clothes():
+    ids = [1], [1, 1, 1, 2, 1]
+    cameras = {"query_camera_ids": [5], "gallery_camera_ids": [5, 6, 6, 5, 6]}
+    clothes = {"query_clothes_ids": [0], "gallery_clothes_ids": [1, 0, 1, 0, -1]}
+    assert SamePerson(*ids).of(0)[1].tolist() == [False] * 4
+    for columns, dropped in ((cameras, [0]), (clothes, [1]), ({**cameras, **clothes}, [0, 1])):
+        same, out = SamePerson(*ids, **columns).of(0)
+        assert same.tolist() == [0, 1, 2, 4] and same[out].tolist() == dropped
+    unknown = SamePerson(*ids, query_clothes_ids=[-1], gallery_clothes_ids=[-1] * 5)
+    assert not unknown.of(0)[1].any()
+
+
 @pytest.mark.parametrize(
-    "k, ids, message",
+    "make, message",
     [
-        (0, {}, "k: 0"),
-        (1, {"query_person_ids": [1, 2]}, "person ids: missing on one side"),
-        (1, {"query_camera_ids": [1, 2], "gallery_camera_ids": [1, 2]}, "person ids: missing"),
-        (1, {"query_person_ids": [1, 2], "gallery_person_ids": [1]}, "gallery_person_ids: 1 ids for 2 images"),
-        (
-            1,
-            {"query_person_ids": [1, 2.5], "gallery_person_ids": [1, 2]},
-            "query_person_ids: float64 .* no list of ids",
-        ),
+        (lambda: rank_gallery(np.eye(2), np.eye(2), 0), "k: 0"),
+        (lambda: rank_gallery(np.eye(2), np.eye(2), 1, same_person=SamePerson([1], [1, 2])), "of 1 queries, not 2"),
+        (lambda: SamePerson([1, 2.5], [1, 2]), "query_person_ids: float64 .* no list of ids"),
+        (lambda: SamePerson([1], [1], [1]), "gallery_camera_ids: missing .* no camera filter"),
+        (lambda: SamePerson([1], [1], gallery_clothes_ids=[1]), "query_clothes_ids: missing .* no clothes filter"),
+        (lambda: SamePerson([1], [1], [1], [1, 2]), "gallery_camera_ids: 2 ids for 1 images"),
+        (lambda: SamePerson([1], ["1"]), "person_ids: int64 in the queries, <U1 in the gallery"),
     ],
 )
-def test_mistakes_in_a_ranking(k, ids, message):
+def test_mistakes(make, message):
     with pytest.raises(UserError, match=message):
-        rank_gallery(torch.eye(2), torch.eye(2), k, **ids)
+        make()

@@ -22,8 +22,10 @@ from modeling_mllmreid.evaluation.protocol import (
     evenly_spread,
     histogram_row,
     metrics_of_features,
+    same_person,
 )
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
+from modeling_mllmreid.retrieval import rank_gallery
 from modeling_mllmreid.text import generate_texts, kept_attribute_share, write_continuations
 from modeling_mllmreid.training import BatchArguments, ReIDTrainer, ReIDTrainingArguments, train_reid
 
@@ -167,14 +169,15 @@ def evaluate_demo(
     trainer.save_model()
 
     query_features, gallery_features = embed_parts(model, processor, query, gallery)
-    rows = metrics_of_features(query_features, gallery_features, query, gallery)
+    rule = same_person(query, gallery)
+    rows = metrics_of_features(query_features, gallery_features, rule)
     before = embed_parts(untrained, processor, query, gallery)
-    rows[f"untrained {chosen}"] = metrics_of_features(*before, query, gallery)[chosen]
-    rows["colour histogram"] = histogram_row(query, gallery)
+    rows[f"untrained {chosen}"] = metrics_of_features(*before, rule)[chosen]
+    rows["colour histogram"] = histogram_row(query, gallery, rule)
     draw_queries(
         folder / "sheet.png",
-        evenly_spread(len(query)),
-        *(query_features[chosen], gallery_features[chosen], query, gallery),
+        rank_gallery(query_features[chosen], gallery_features[chosen], 10, same_person=rule),
+        *(evenly_spread(len(query)), query, gallery),
         title=f"Rendered pedestrians never seen in training, feature {chosen!r}",
     )
     print(format_table(list(rows.items())))
