@@ -58,9 +58,7 @@ class EvaluateArguments:
     histogram: bool = field(default=False, metadata={"help": "Add the row of the colour histogram, the baseline."})
     exclude: list[str] = field(
         default_factory=lambda: ["camera_id"],
-        metadata={
-            "help": "Gallery images of the query's person are dropped where one of these is the same: camera_id, clothes_id."
-        },
+        metadata={"help": "Drops gallery images of the query's person that share one of these: camera_id, clothes_id."},
     )
     pool_tracks: bool = field(
         default=False, metadata={"help": "Average the images of a track, column track_id, to one query or gallery row."}

@@ -1,43 +1,42 @@
-"""Tracks: one feature for all images that a camera took of a person while following them."""
+"""Tracklets: the images of one track as one feature."""
+
+from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
 from ..errors import UserError
-from ..retrieval.distances import Features
-from ..retrieval.ranking import UNKNOWN, Ids
+
+NO_TRACK = -1
 
 
-def pool_tracks(features: Features, track_ids: Ids, *ids: Ids) -> tuple[np.ndarray, ...]:
-    """The mean feature of each track, and the ids that its images share (person, camera...).
+def pool_tracks(
+    features: np.ndarray, track_ids: Sequence[int] | np.ndarray, *ids: Sequence | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(mean features of the tracks (T, D) float32, L2-normalised, the row (T,) of each track's first image).
 
-    features: (N, D); track_ids and each of ids: (N,), tracks numbered over all persons and cameras. An image of track
-    -1 stays alone. Returns (M, D) float32 and as many (M,) arrays as ids were given, in the order of the tracks' first
-    images. The mean is taken in float64 and not normalised: the cosine distance needs no length.
-    Raises UserError for columns of another length, and for a track whose images differ in one of the ids.
+    features: (N, D), L2-normalised; track_ids: (N,) integers, -1 for an image that is of no track and stays alone; ids:
+    any number of (N,) arrays, such as person and camera, each of one value within a track. Tracks come in the order of
+    their first image.
+    Raises UserError for counts that differ, and for a track of two persons or cameras.
     """
-    rows = features.detach().float().cpu().numpy() if isinstance(features, Tensor) else np.asarray(features)
-    tracks, *columns = (np.asarray(column) for column in (track_ids, *ids))
+    tracks = np.asarray(track_ids)
+    columns = [np.asarray(column) for column in ids]
     for column in (tracks, *columns):
-        if column.shape != rows.shape[:1]:
-            raise UserError(f"tracks: {len(column)} ids for {len(rows)} features: give one of each kind per image")
-    # Tracks keep their numbers, lone images get their own below every number in use.
-    lone = np.flatnonzero(tracks == UNKNOWN)
-    keys = tracks.astype(np.int64)
-    keys[lone] = min(keys.min(initial=0), 0) - 1 - np.arange(len(lone))
-    _, first, place = np.unique(keys, return_index=True, return_inverse=True)
+        if column.shape != (len(features),):
+            raise UserError(f"ids of shape {column.shape} for {len(features)} features: give one per image")
+    keys = np.where(tracks == NO_TRACK, -1 - np.arange(len(tracks)), tracks)
+    _, first, codes = np.unique(keys, return_index=True, return_inverse=True)
     order = np.argsort(first)
-    first, place = first[order], np.argsort(order)[place]
+    first, codes = first[order], np.argsort(order)[codes]
     for column in columns:
-        differing = np.flatnonzero(column != column[first][place])
-        if len(differing):
-            row = int(differing[0])
-            one, other = column[first][place[row]], column[row]
+        mixed = np.flatnonzero(column != column[first][codes])
+        if len(mixed):
+            row = mixed[0]
             raise UserError(
-                f"track {tracks[row]}: its images have the ids {one} and {other}: number tracks over all persons and "
-                "cameras, -1 where there is none"
+                f"track {tracks[row]}: holds ids {column[first[codes[row]]]} and {column[row]}: number tracks so that "
+                "each is of one person and one camera"
             )
-    sums = np.zeros((len(first), rows.shape[1]))
-    np.add.at(sums, place, rows)
-    means = (sums / np.bincount(place, minlength=len(first))[:, None]).astype(np.float32)
-    return means, *(column[first] for column in columns)
+    sums = np.zeros((len(first), features.shape[1]))
+    np.add.at(sums, codes, features)
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    return (sums / np.maximum(norms, 1e-12)).astype(np.float32), first

@@ -1,105 +1,90 @@
-"""The distance beyond which an image is nobody's match: chosen on validation people, stored beside the checkpoint."""
+"""The distance beyond which a search says that nobody is found: chosen on val, kept beside the checkpoint."""
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from transformers.utils import cached_file
 
 from ..errors import UserError
 from ..retrieval.distances import Features, distance_blocks
-from ..retrieval.ranking import SamePerson
+from ..retrieval.same_person import SamePerson
 from .open_set import open_set_distances, share_of, threshold_at
 from .report import write_json
-from .rows import no_match_error
 
 THRESHOLD_FILE = "threshold.json"
+RESAMPLES, CONFIDENCE = 2000, 0.95
+# A checkpoint without the file, and a Hub out of reach, are no errors.
+QUIET = {
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_connection_errors": False,
+    "_raise_exceptions_for_gated_repo": False,
+}
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A decision threshold and what it was worth on val.
+    """A cosine distance up to which a search names somebody, and what it gives on the val part it was chosen on.
 
-    distance: the largest accepted one, of this metric; low and high: its percentile interval, `confidence` of which
-    hold the truth. fpir: the wanted share of searches for somebody absent that find an image all the same; tpir: the
-    share of searches for somebody present that name the right person. num_searches: the searches that it was chosen
-    on; num_gallery: the images they looked through. A larger gallery has a larger FPIR at the same distance.
+    low, high: its 95 % bootstrap interval over val's people. fpir: the share of searches for somebody who is not in the
+    gallery that name another. tpir: the share of searches for somebody who is there that name the right person.
     """
 
-    metric: str
     distance: float
     low: float
     high: float
-    confidence: float
     fpir: float
     tpir: float
-    num_searches: int
-    num_gallery: int
+    searches: int
+    people: int
 
 
 def choose_threshold(
-    query_features: Features,
-    gallery_features: Features,
-    same_person: SamePerson,
-    *,
-    fpir: float = 0.1,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Threshold:
-    """The cosine distance at which the FPIR is the wanted one, from the parts of val alone.
+    query_features: Features, gallery_features: Features, same_person: SamePerson, *, fpir: float = 0.1, seed: int = 0
+) -> Threshold | None:
+    """The largest cosine distance at which at most the share fpir of non-mated searches names somebody.
 
-    query_features: (Q, D); gallery_features: (G, D); same_person: their ids and cameras. The searches for somebody
-    absent are all queries, each against the gallery without its own person. The interval is that of the distance over
-    identities drawn with replacement, each with all its queries; the gallery stays as it is.
-    Raises UserError for an FPIR outside 0 to 1, for fewer searches than measure it, and where no query has a match or
-    the gallery shows nobody else.
-    Source: Grother and Ngan 2014 (FPIR, TPIR); Field and Welsh 2007 (cluster bootstrap).
+    query_features: (Q, D), gallery_features: (G, D) of val. Searches are those of `open_set_from_blocks`. None where
+    there are fewer than 1 / fpir searches, or no match.
+    Raises UserError for an fpir outside 0 to 1.
     """
-    found = open_set_distances(distance_blocks(query_features, gallery_features), same_person)
-    searches = len(found.other)
-    if not share_of(fpir, searches):
-        raise UserError(
-            f"val has {searches} searches, too few for a threshold at FPIR {fpir:g}: take at least {np.ceil(1 / fpir):.0f}"
-        )
-    if np.isinf(found.other).all():
-        raise UserError("val shows one person: a threshold needs at least two")
-    mated = found.mate[~np.isnan(found.mate)]
-    if not len(mated):
-        raise no_match_error(same_person)
-    distance = threshold_at(found.other, fpir)
-    persons = same_person.query_persons
-    of_person = [found.other[persons == person] for person in np.unique(persons)]
+    distances = open_set_distances(distance_blocks(query_features, gallery_features), same_person)
+    mated = distances.mate[~np.isnan(distances.mate)]
+    if not share_of(fpir, len(distances.other)) or not len(mated):
+        return None
+    distance = threshold_at(distances.other, fpir)
+    people, codes = np.unique(same_person.query_persons, return_inverse=True)
+    rows = [np.flatnonzero(codes == person) for person in range(len(people))]
     rng = np.random.default_rng(seed)
-    drawn = [
-        threshold_at(np.concatenate([of_person[i] for i in rng.integers(len(of_person), size=len(of_person))]), fpir)
-        for _ in range(resamples)
-    ]
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Threshold(
-        metric="cosine",
-        distance=distance,
-        low=float(low),
-        high=float(high),
-        confidence=confidence,
-        fpir=fpir,
-        tpir=float((mated <= distance).mean()),
-        num_searches=searches,
-        num_gallery=len(same_person.gallery_persons),
-    )
+    drawn = []
+    for _ in range(RESAMPLES):
+        some = np.concatenate([rows[person] for person in rng.integers(0, len(people), len(people))])
+        drawn.append(threshold_at(distances.other[some], fpir))
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    tpir = float((mated <= distance).mean())
+    return Threshold(distance, float(low), float(high), fpir, tpir, len(distances.other), len(people))
 
 
 def save_thresholds(folder: str | os.PathLike[str], thresholds: Mapping[str, Threshold]) -> None:
-    """Writes `threshold.json` with a threshold for each test feature into a checkpoint's folder."""
-    write_json(Path(folder) / THRESHOLD_FILE, {feature: asdict(row) for feature, row in thresholds.items()})
+    """Writes the threshold of each named feature as `threshold.json` into a checkpoint's folder."""
+    write_json(Path(folder) / THRESHOLD_FILE, {name: asdict(threshold) for name, threshold in thresholds.items()})
 
 
-def load_thresholds(path: str | os.PathLike[str]) -> dict[str, Threshold]:
-    """Reads a file of `save_thresholds`: test feature -> threshold. Raises UserError where it is none."""
+def load_thresholds(checkpoint: str, revision: str | None = None) -> dict[str, Threshold]:
+    """The thresholds kept with a checkpoint, a folder or a name on the Hub, by feature; none where it has no file.
+
+    Raises UserError for a file that does not hold them.
+    """
+    path = cached_file(checkpoint, THRESHOLD_FILE, revision=revision, **QUIET)
+    if path is None:
+        return {}
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {feature: Threshold(**row) for feature, row in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a file of thresholds ({error}): remove it, or train again") from error
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {
+            name: Threshold(**{f.name: values[f.name] for f in fields(Threshold)}) for name, values in stored.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: holds no thresholds ({error!r}): train again, or remove the file") from error
