@@ -23,6 +23,7 @@ from ..evaluation.protocol import (
     metrics_of_features,
     same_person,
 )
+from ..evaluation.single_shot import single_shot_cmc
 from ..evaluation.statistics import Interval, PairedDifference, compare, confidence_intervals
 from ..evaluation.text_queries import TEXT_FEATURE, caption_queries, embed_captions, image_and_text, text_to_image
 from ..evaluation.verification import verification_from_blocks
@@ -67,6 +68,10 @@ class EvaluateArguments:
         default=False, metadata={"help": "Add the row of k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)."}
     )
     expand: bool = field(default=False, metadata={"help": "Add the row of alpha query expansion (k 10, alpha 3)."})
+    single_shot: bool = field(
+        default=False,
+        metadata={"help": "CMC with one gallery image of each person drawn at random, the classic CUHK03 protocol."},
+    )
     text_queries: bool = field(
         default=False, metadata={"help": "Add rows of captions as queries, alone and with their images."}
     )
@@ -223,6 +228,11 @@ def evaluate_and_report(
     print(format_table(list(rows.items()), intervals))
     if len(cameras) > 1:
         print(f"\nby query camera, {feature}:\n{format_table([(str(c), row) for c, row in cameras.items()])}")
+    if args.single_shot:
+        drawn = single_shot_cmc(distance_blocks(*ours), rule)
+        report["single_shot_cmc"] = {f"rank{rank}": share for rank, share in drawn.items()}
+        shares = ", ".join(f"Rank-{rank} {100 * share:.1f}" for rank, share in drawn.items())
+        print(f"\nsingle gallery shot, 10 draws for each query, {feature}: {shares}")
     if args.verification:
         report |= verified(*ours, rule, folder, args.plots, f"{facts['dataset']}, feature {feature!r}")
     for name, other in (others or {}).items():

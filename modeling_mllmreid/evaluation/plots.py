@@ -14,7 +14,8 @@ from .metrics import RetrievalMetrics
 # Okabe and Ito's palette, told apart by colour-blind readers too; the styles tell the lines apart in grey.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", "-.", ":")
-MAX_RANK, BINS = 50, 20
+MAX_RANK, BINS, SMALLEST_FPR = 50, 20, 1e-6
+SHARES = (-0.02, 1.02)  # so that the frame does not cover lines at 0 and 1
 
 
 def draw_curves(path_png: str | os.PathLike[str], rows: Mapping[str, RetrievalMetrics], *, title: str) -> None:
@@ -25,7 +26,7 @@ def draw_curves(path_png: str | os.PathLike[str], rows: Mapping[str, RetrievalMe
     figure, (cmc, recall, histogram) = _figure(3, title)
     edges = np.linspace(0, 1, BINS + 1)
     for number, (name, metrics) in enumerate(rows.items()):
-        look = {"color": COLORS[number % len(COLORS)], "linestyle": STYLES[number % len(STYLES)], "linewidth": 1.8}
+        look = _look(number)
         cmc.plot(np.arange(1, MAX_RANK + 1), cmc_curve(metrics, MAX_RANK), label=name, **look)
         recall.plot(*precision_recall_curve(metrics), label=name, **look)
         counts, _ = np.histogram(metrics.average_precision[~np.isnan(metrics.average_precision)], edges)
@@ -33,11 +34,10 @@ def draw_curves(path_png: str | os.PathLike[str], rows: Mapping[str, RetrievalMe
     _label(cmc, "CMC", "rank", "share of queries with a match")
     _label(recall, "Precision and recall", "recall", "interpolated precision")
     _label(histogram, "Average precision of the queries", "average precision", "share of queries")
-    cmc.set(xlim=(1, MAX_RANK), ylim=(0, 1.02), xticks=(1, 10, 20, 30, 40, 50))
-    recall.set(xlim=(0, 1), ylim=(0, 1.02))
-    histogram.set(xlim=(0, 1), ylim=(0, None))
-    figure.legend(*cmc.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(rows), 6), frameon=False)
-    _save(figure, path_png)
+    cmc.set(xlim=(1, MAX_RANK), ylim=SHARES, xticks=(1, 10, 20, 30, 40, 50))
+    recall.set(xlim=(0, 1), ylim=SHARES)
+    histogram.set(xlim=(-0.01, 1.01), ylim=(0, None))
+    _save(figure, cmc, path_png)
 
 
 def draw_roc(
@@ -45,19 +45,19 @@ def draw_roc(
 ) -> None:
     """The ROC of verification for named (FPR, TPR) arrays, FPR on a logarithmic axis.
 
+    The axis begins at the smallest FPR above 0, at 1e-6 at the earliest and at 0.01 at the latest.
     Raises UserError where matplotlib is not installed.
     """
     figure, (roc,) = _figure(1, title)
     smallest = 1.0
     for number, (name, (false, true)) in enumerate(curves.items()):
-        look = {"color": COLORS[number % len(COLORS)], "linestyle": STYLES[number % len(STYLES)], "linewidth": 1.8}
         shown = false > 0
-        roc.plot(false[shown], true[shown], label=name, **look)
-        smallest = min(smallest, false[shown].min())
+        # A collapsed model has one point, of which no line can be drawn.
+        roc.plot(false[shown], true[shown], label=name, marker="o" if shown.sum() == 1 else "", **_look(number))
+        smallest = min(smallest, false[shown].min(initial=1.0))
     _label(roc, "Verification", "false positive rate", "true positive rate")
-    roc.set(xscale="log", xlim=(max(smallest, 1e-6), 1), ylim=(0, 1.02))
-    roc.legend(loc="lower right", frameon=False)
-    _save(figure, path_png)
+    roc.set(xscale="log", xlim=(min(max(smallest, SMALLEST_FPR), 0.01), 1.2), ylim=SHARES)
+    _save(figure, roc, path_png)
 
 
 def _figure(panels: int, title: str) -> tuple[Any, tuple[Any, ...]]:
@@ -71,6 +71,11 @@ def _figure(panels: int, title: str) -> tuple[Any, tuple[Any, ...]]:
     return figure, tuple(figure.subplots(1, panels, squeeze=False)[0])
 
 
+def _look(number: int) -> dict[str, Any]:
+    """The line of a result, by its place among them."""
+    return {"color": COLORS[number % len(COLORS)], "linestyle": STYLES[number % len(STYLES)], "linewidth": 1.8}
+
+
 def _label(axes: Any, title: str, across: str, up: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(across)
@@ -81,6 +86,10 @@ def _label(axes: Any, title: str, across: str, up: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _save(figure: Any, path_png: str | os.PathLike[str]) -> None:
+def _save(figure: Any, named: Any, path_png: str | os.PathLike[str]) -> None:
+    """Writes the figure with one legend below it, of the lines of the named axes."""
+    handles, names = named.get_legend_handles_labels()
+    columns = len(figure.axes) + 1  # long names fit
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
     with written_aside(path_png) as aside:
         figure.savefig(aside, format="png")

@@ -69,7 +69,8 @@ def ranked_sheet(
         _draw_crop(sheet, draw, (MARGIN, top), source, QUERY, name)
         camera = _camera(query_camera_ids, row)
         captions = [name, camera] if source is not None else [camera]
-        _draw_caption(draw, (MARGIN, top), captions)
+        # Nothing stands beside a query's caption: it may reach into the margins, and says more than a camera.
+        _draw_caption(draw, (MARGIN, top), captions, beyond=MARGIN - 4)
         for column in range(shown):
             index = int(ranking.indices[row, column])
             if index < 0:
@@ -133,11 +134,11 @@ def _draw_crop(
     draw.multiline_text((inside[0] + 6, inside[1] + 6), "\n".join(lines), fill=INK, font=font, spacing=3)
 
 
-def _draw_caption(draw: ImageDraw.ImageDraw, place: tuple[int, int], lines: Sequence[str]) -> None:
-    """Centred lines under a crop; empty ones are skipped."""
+def _draw_caption(draw: ImageDraw.ImageDraw, place: tuple[int, int], lines: Sequence[str], beyond: int = 0) -> None:
+    """Centred lines under a crop, at most so many pixels beyond its frame on both sides; empty ones are skipped."""
     center, top = place[0] + FRAME + CROP[0] // 2, place[1] + CROP[1] + 2 * FRAME + 10
     for number, line in enumerate(filter(None, lines)):
-        text = _fitted(line, _font(12), CROP[0] + 2 * FRAME)
+        text = _fitted(line, _font(12), CROP[0] + 2 * FRAME + 2 * beyond)
         draw.text((center, top + 15 * number), text, fill=FAINT if number else INK, font=_font(12), anchor="mm")
 
 

@@ -19,7 +19,7 @@ def flags(disk):
 
 def test_everything_at_once(disk, flags, tmp_path, capsys):
     output = tmp_path / "out"
-    wanted = ("rerank", "expand", "text_queries", "verification", "plots", "flip_test")
+    wanted = ("rerank", "expand", "single_shot", "text_queries", "verification", "plots", "flip_test")
     options = [word for name in wanted for word in (f"--{name}", "true")]
     captions = ["--captions_file", str(disk.people / "reid_raw.json")]
     evaluate.main(["--model", str(disk.ours), *flags, *captions, *options, "--output_dir", str(output)])
@@ -39,6 +39,11 @@ def test_everything_at_once(disk, flags, tmp_path, capsys):
     assert report["verification"]["num_genuine"] == 6 and 0 <= report["verification"]["eer"] <= 1
     assert report["verification"]["tpr_at_fpr"] == {"0.001": None, "0.0001": None}  # 24 impostor pairs measure no such
     assert "TPR - at FPR 0.001" in printed and report["open_set"]["num_non_mated"] == 6
+    assert (
+        list(report["single_shot_cmc"]) == ["rank1", "rank5", "rank10"] and "single gallery shot, 10 draws" in printed
+    )
+    # One gallery image of each person is kept: the draw has no choice.
+    assert report["single_shot_cmc"]["rank5"] == 1 and report["single_shot_cmc"]["rank1"] <= 1
     assert report["flip_test"] and report["trained_on"] == [] and report["tested_on"] == ["market1501"]
     for name in ("sheet", "curves", "worst", "roc"):
         assert f"{output / name}.png" in printed and Image.open(output / f"{name}.png").width > 400

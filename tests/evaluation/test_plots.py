@@ -4,21 +4,25 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation import evaluate_retrieval, plots
 from modeling_mllmreid.evaluation.verification import verification_from_blocks
-from modeling_mllmreid.retrieval import SamePerson
+from modeling_mllmreid.retrieval import Ranking, SamePerson, ranked_sheet
 
 EYE = np.eye(4, dtype=np.float32)
 
 
+def inked_pixels(path, color: str) -> np.ndarray:
+    """Which pixels (H, W) have (nearly) this colour."""
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    return np.abs(pixels - ImageColor.getrgb(color)).max(2) < 8
+
+
 def inked(path) -> dict[str, int]:
     """How many pixels have (nearly) each of the palette's colours."""
-    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    colors = {c: np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in plots.COLORS}
-    return {name: int((np.abs(pixels - color).max(2) < 8).sum()) for name, color in colors.items()}
+    return {color: int(inked_pixels(path, color).sum()) for color in plots.COLORS}
 
 
 def test_curves_of_the_edge_cases(tmp_path):
@@ -35,8 +39,37 @@ def test_roc(tmp_path):
     rng = np.random.default_rng(0)
     matrix = rng.random((10, 40)).astype(np.float32)
     got = verification_from_blocks([(slice(0, 10), matrix)], SamePerson(np.arange(10) % 4, np.arange(40) % 4))
-    plots.draw_roc(tmp_path / "roc.png", {"noise": got.roc, "perfect": (np.ones(1), np.ones(1))}, title="ROC")
+    plots.draw_roc(tmp_path / "roc.png", {"noise": got.roc}, title="ROC")
     assert inked(tmp_path / "roc.png")[plots.COLORS[0]] > 300
+
+
+@pytest.mark.filterwarnings("error")
+def test_roc_of_one_point_shows_it(tmp_path):
+    point = {"collapsed": (np.ones(1), np.ones(1))}
+    plots.draw_roc(tmp_path / "roc.png", point, title="ROC")
+    ink = inked_pixels(tmp_path / "roc.png", plots.COLORS[0])
+    assert ink[: len(ink) // 2].sum() > 50  # the legend is below
+
+
+def test_nothing_is_cut_off_or_covered(tmp_path):
+    never = evaluate_retrieval(np.ones((1, 2)), np.ones((80, 2)), [0], [0, *range(1, 80)])
+    names = [f"a feature of a rather long name {number}" for number in range(8)]
+    plots.draw_curves(tmp_path / "curves.png", dict.fromkeys(names, never), title="Many")
+    pixels = np.asarray(Image.open(tmp_path / "curves.png").convert("L"))
+    assert (pixels[:, [0, -1]] == 255).all()
+    plots.draw_curves(tmp_path / "zero.png", {"never": never}, title="A match at rank 80")
+    ink = inked_pixels(tmp_path / "zero.png", plots.COLORS[0])
+    assert ink[:, : ink.shape[1] // 3].sum(1).max() > 500  # the CMC stays at 0
+
+
+def test_captions_of_the_worst_queries_are_whole(tmp_path):
+    images = [Image.new("RGB", (32, 64), "gray")] * 2
+    ranking = Ranking(np.array([[0, 1]]), np.zeros((1, 2), dtype=np.float32))
+    sheets = []
+    for title in ("AP 3.1 %, 12 matches", "AP 3.1 %, 12 matchers"):
+        ranked_sheet(tmp_path / "worst.png", images[:1], images, ranking, query_titles=[title])
+        sheets.append(np.asarray(Image.open(tmp_path / "worst.png")))
+    assert (sheets[0] != sheets[1]).any()
 
 
 def test_without_matplotlib(tmp_path, monkeypatch):
