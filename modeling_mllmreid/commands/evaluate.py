@@ -12,7 +12,7 @@ from ..data import load_reid_dataset
 from ..errors import UserError
 from ..evaluation import RetrievalMetrics, format_table, metrics_from_blocks, write_json
 from ..evaluation.breakdown import by_camera, data_set_matrix, worst_queries
-from ..evaluation.open_set import open_set_from_blocks
+from ..evaluation.open_set import OpenSetMetrics, open_set_from_blocks
 from ..evaluation.plots import draw_curves, draw_roc
 from ..evaluation.pooling import pool_tracks
 from ..evaluation.protocol import (
@@ -26,7 +26,7 @@ from ..evaluation.protocol import (
 from ..evaluation.single_shot import single_shot_cmc
 from ..evaluation.statistics import Interval, PairedDifference, compare, confidence_intervals
 from ..evaluation.text_queries import TEXT_FEATURE, caption_queries, embed_captions, image_and_text, text_to_image
-from ..evaluation.verification import verification_from_blocks
+from ..evaluation.verification import VerificationMetrics, verification_from_blocks
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..retrieval import Ranking, SamePerson, distance_blocks, expand_queries, rank_gallery, rerank_blocks
 from .arguments import DataArguments, EmbeddingArguments, MethodArguments, ModelArguments
@@ -234,21 +234,28 @@ def evaluate_and_report(
         shares = ", ".join(f"Rank-{rank} {100 * share:.1f}" for rank, share in drawn.items())
         print(f"\nsingle gallery shot, 10 draws for each query, {feature}: {shares}")
     if args.verification:
-        report |= verified(*ours, rule, folder, args.plots, f"{facts['dataset']}, feature {feature!r}")
+        pairs = verification_from_blocks(distance_blocks(*ours), rule)
+        searches = open_set_from_blocks(distance_blocks(*ours), rule)
+        report |= {"verification": pairs.to_dict(), "open_set": searches.to_dict()}
+        print(f"\n{verification_lines(pairs, searches)}")
     for name, other in (others or {}).items():
         differences = compare(rows[feature], other, persons)
         report.setdefault("compare", {})[name] = {key: d.to_dict() for key, d in differences.items()}
         print(f"\n{facts['model']} less {name}, same queries:\n{difference_lines(differences)}")
 
-    title = f"{facts['dataset']}: nearest gallery images by the feature {feature!r}"
+    write_json(folder / "metrics.json", report)
     ranking = rank_gallery(*ours, 10, same_person=rule)
+    title = f"{facts['dataset']}: nearest gallery images by the feature {feature!r}"
     draw_queries(folder / "sheet.png", ranking, evenly_spread(len(query)), query, gallery, title=title)
     pictures = ["sheet.png"]
     if args.plots:
         draw_curves(folder / "curves.png", rows, title=f"{facts['dataset']}: {facts['model']}")
         draw_worst(folder / "worst.png", rows[feature], ranking, query, gallery, f"Worst queries by {feature!r}")
-        pictures += ["curves.png", "worst.png", *(["roc.png"] if args.verification else [])]
-    write_json(folder / "metrics.json", report)
+        pictures += ["curves.png", "worst.png"]
+    if args.plots and args.verification:
+        title = f"{facts['dataset']}, feature {feature!r}"
+        draw_roc(folder / "roc.png", {f"EER {pairs.eer:.1%}": pairs.roc}, title=title)
+        pictures.append("roc.png")
     print(f"metrics: {folder / 'metrics.json'}\npictures: {', '.join(str(folder / name) for name in pictures)}")
 
 
@@ -276,20 +283,15 @@ def rows_of_captions(
     return rows, np.asarray(features.query_rows["person_id"][:])[of_row]
 
 
-def verified(
-    query_features: np.ndarray, gallery_features: np.ndarray, rule: SamePerson, folder: Path, plots: bool, title: str
-) -> dict[str, Any]:
-    """Verification and open-set search, printed, drawn where wanted, and for JSON."""
-    pairs = verification_from_blocks(distance_blocks(query_features, gallery_features), rule)
-    searches = open_set_from_blocks(distance_blocks(query_features, gallery_features), rule)
+def verification_lines(pairs: VerificationMetrics, searches: OpenSetMetrics) -> str:
+    """Verification and open-set search in two lines; "-" for a rate that so few pairs or searches cannot measure."""
     percent = {True: "-", False: "{:.1%}"}
     tpr = ", ".join(f"TPR {percent[np.isnan(t)].format(t)} at FPR {fpr:g}" for fpr, t in pairs.tpr.items())
     tpir = ", ".join(f"TPIR {percent[np.isnan(t)].format(t)} at FPIR {rate:g}" for rate, t in searches.tpir.items())
-    print(f"\nverification over {pairs.num_genuine:,} genuine and {pairs.num_impostor:,} impostor pairs: ", end="")
-    print(f"EER {pairs.eer:.1%}, {tpr}\nopen-set search: {tpir}")
-    if plots:
-        draw_roc(folder / "roc.png", {f"EER {pairs.eer:.1%}": pairs.roc}, title=title)
-    return {"verification": pairs.to_dict(), "open_set": searches.to_dict()}
+    return (
+        f"verification over {pairs.num_genuine:,} genuine and {pairs.num_impostor:,} impostor pairs: "
+        f"EER {pairs.eer:.1%}, {tpr}\nopen-set search: {tpir}"
+    )
 
 
 def draw_worst(

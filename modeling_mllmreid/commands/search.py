@@ -1,5 +1,6 @@
 """`search`: the images of an embedded folder that look most like a query image."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class SearchArguments:
     def __post_init__(self) -> None:
         if self.top_k < 1:
             raise ValueError(f"top_k {self.top_k}: give 1 or more")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise ValueError(f"threshold {self.threshold}: is no distance: give a number, for cosine 0 to 2")
 
 
 def main(argv: list[str]) -> None:

@@ -51,10 +51,10 @@ def draw_roc(
     figure, (roc,) = _figure(1, title)
     smallest = 1.0
     for number, (name, (false, true)) in enumerate(curves.items()):
-        shown = false > 0
-        # A collapsed model has one point, of which no line can be drawn.
-        roc.plot(false[shown], true[shown], label=name, marker="o" if shown.sum() == 1 else "", **_look(number))
-        smallest = min(smallest, false[shown].min(initial=1.0))
+        smallest = min(smallest, false[false > 0].min(initial=1.0))
+        # FPR 0 lies beyond a logarithmic axis. A collapsed model has one point, of which no line can be drawn.
+        across = np.maximum(false, SMALLEST_FPR / 10)
+        roc.plot(across, true, label=name, marker="o" if len(false) == 1 else "", **_look(number))
     _label(roc, "Verification", "false positive rate", "true positive rate")
     roc.set(xscale="log", xlim=(min(max(smallest, SMALLEST_FPR), 0.01), 1.2), ylim=SHARES)
     _save(figure, roc, path_png)

@@ -31,6 +31,8 @@ class Threshold:
 
     low, high: its 95 % bootstrap interval over val's people. fpir: the share of searches for somebody who is not in the
     gallery that name another. tpir: the share of searches for somebody who is there that name the right person.
+    searches, people, gallery: numbers of searches, of people who were searched for, and of images searched through; in
+    a larger gallery the same distance names another more often.
     """
 
     distance: float
@@ -40,6 +42,8 @@ class Threshold:
     tpir: float
     searches: int
     people: int
+    gallery: int
+    metric: str = "cosine"
 
 
 def choose_threshold(
@@ -48,12 +52,12 @@ def choose_threshold(
     """The largest cosine distance at which at most the share fpir of non-mated searches names somebody.
 
     query_features: (Q, D), gallery_features: (G, D) of val. Searches are those of `open_set_from_blocks`. None where
-    there are fewer than 1 / fpir searches, or no match.
+    there are fewer than 1 / fpir searches, no match, or only one person.
     Raises UserError for an fpir outside 0 to 1.
     """
     distances = open_set_distances(distance_blocks(query_features, gallery_features), same_person)
     mated = distances.mate[~np.isnan(distances.mate)]
-    if not share_of(fpir, len(distances.other)) or not len(mated):
+    if not share_of(fpir, len(distances.other)) or not len(mated) or np.isinf(distances.other).all():
         return None
     distance = threshold_at(distances.other, fpir)
     people, codes = np.unique(same_person.query_persons, return_inverse=True)
@@ -65,7 +69,8 @@ def choose_threshold(
         drawn.append(threshold_at(distances.other[some], fpir))
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     tpir = float((mated <= distance).mean())
-    return Threshold(distance, float(low), float(high), fpir, tpir, len(distances.other), len(people))
+    sizes = len(distances.other), len(people), len(same_person.gallery_persons)
+    return Threshold(distance, float(low), float(high), fpir, tpir, *sizes)
 
 
 def save_thresholds(folder: str | os.PathLike[str], thresholds: Mapping[str, Threshold]) -> None:

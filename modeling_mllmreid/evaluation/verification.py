@@ -23,7 +23,7 @@ class VerificationMetrics:
 
     eer: equal error rate. tpr: FPR -> share of genuine pairs (one person) accepted where at most that share of impostor
     pairs is; NaN where there are too few impostor pairs to measure it. thresholds: FPR -> that largest distance.
-    roc: (FPR, TPR) arrays, ascending, at most 256 points from the smallest measurable FPR to 1.
+    roc: (FPR, TPR) arrays, ascending, at most 256 points up to FPR 1.
     """
 
     eer: float
@@ -140,10 +140,10 @@ def _equal_error(false: np.ndarray, true: np.ndarray) -> float:
 
 
 def _thinned(false: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The curve at FPRs spread evenly over their logarithm, and at its ends."""
+    """The curve at FPR 0 where genuine pairs are accepted there, and at FPRs spread evenly over their logarithm."""
     smallest = false[np.argmax(false > 0)]
-    wanted = np.geomspace(smallest, 1, ROC_POINTS)
+    wanted = np.append(0, np.geomspace(smallest, 1, ROC_POINTS - 1))
     # The last threshold at which the FPR is not above the wanted one.
     places = np.unique(np.searchsorted(false, wanted * (1 + 1e-12), side="right") - 1)
-    places = places[places >= 0]
+    places = places[(places >= 0) & (true[places] > 0)]
     return false[places], true[places]

@@ -80,8 +80,9 @@ def train_reid(
     trainer.train(resume_from_checkpoint=_checkpoint(args))
     trainer.save_model()
     trainer.save_state()
-    if parts is not None and args.process_index == 0:
-        save_thresholds(str(args.output_dir), thresholds_on_val(trainer, parts))
+    if args.process_index == 0:
+        # Without val an empty file: thresholds of an earlier run in this folder were of other weights.
+        save_thresholds(str(args.output_dir), {} if parts is None else thresholds_on_val(trainer, parts))
     return TrainedModel(trainer, parts)
 
 

@@ -130,7 +130,7 @@ def test_search_says_nobody_beyond_the_threshold(disk, embedded, capsys):
     distances = [float(distance) for _, distance, _ in found]
     assert distances[0] == 0 and distances[2] > 1e-3
     middle = (distances[1] + distances[2]) / 2 if distances[1] < distances[2] else distances[1]
-    threshold = Threshold(middle, middle - 0.1, middle + 0.1, fpir=0.1, tpir=0.8, searches=20, people=9)
+    threshold = Threshold(middle, middle - 0.1, middle + 0.1, fpir=0.1, tpir=0.8, searches=20, people=9, gallery=40)
     save_thresholds(embedded / "model", {"vision": threshold})
     said, *rest = lines()
     assert f"threshold: {middle:.4f}" in said and "10% of searches for somebody absent" in said and "80% for" in said
@@ -148,6 +148,8 @@ def test_search_says_nobody_beyond_the_threshold(disk, embedded, capsys):
     (embedded / "model/threshold.json").write_text('{"vision": {"distance": 1}}')
     with pytest.raises(UserError, match=r"threshold.json: holds no thresholds \(KeyError"):
         lines()
+    with pytest.raises(UserError, match="threshold nan: is no distance"):
+        lines("--threshold", "nan")
 
 
 def test_search_refuses_another_model(embedded):

@@ -49,3 +49,10 @@ def test_mistakes():
         threshold_at(np.ones(3), 10)
     with pytest.raises(UserError, match="no query has a match"):
         open_set_from_blocks([(slice(0, 1), np.ones((1, 1)))], SamePerson([1], [2]))
+
+
+def test_of_equal_distances_the_others_are_nearer():
+    """Below the threshold too: query 0 is as near to another person as to its own."""
+    matrix = np.array([[0.1, 0.1, 0.9], [0.9, 0.2, 0.5], [0.9, 0.8, 0.3]])
+    got = open_set_from_blocks([(slice(0, 3), matrix)], SamePerson([1, 2, 3], [1, 2, 3]), fpirs=(0.4,))
+    assert got.thresholds[0.4] > 0.3 and got.tpir[0.4] == pytest.approx(2 / 3)

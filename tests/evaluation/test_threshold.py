@@ -31,6 +31,7 @@ def test_it_holds_on_the_part_it_was_chosen_on_and_nearly_on_other_people():
 
 def test_too_few_searches_give_none():
     assert choose_threshold(*val(2, queries=1), fpir=0.1) is None
+    assert choose_threshold(*val(1, queries=20), fpir=0.1) is None  # one person alone is never another
 
 
 def test_the_file_travels_with_the_checkpoint(tmp_path):
@@ -46,3 +47,12 @@ def test_a_foreign_file_is_named(tmp_path, text):
     (tmp_path / "threshold.json").write_text(text)
     with pytest.raises(Exception, match=r"threshold.json: holds no thresholds"):
         load_thresholds(str(tmp_path))
+
+
+def test_people_are_drawn_not_searches():
+    """Each person's four searches are one search made four times: as wide an interval as with one search each."""
+    q, g, _ = val(40, queries=1)
+    persons = np.arange(40)
+    once = choose_threshold(q, g, SamePerson(persons, persons))
+    four = choose_threshold(np.repeat(q, 4, 0), g, SamePerson(np.repeat(persons, 4), persons))
+    assert (four.low, four.high) == (once.low, once.high)

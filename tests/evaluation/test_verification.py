@@ -65,6 +65,8 @@ def test_known_ends():
     assert perfect.eer == 0 and perfect.tpr[0.5] == 1
     assert score([[0.5, 0.5], [0.5, 0.5]]).eer == 0.5  # collapsed
     assert score([[0.5, 0.5], [0.5, 0.5]]).tpr[0.5] == 0
+    assert [side.tolist() for side in score([[0.1, 0.9], [0.9, 0.2]]).roc] == [[0, 1], [1, 1]]
+    assert [side.tolist() for side in score([[0.5, 0.5], [0.5, 0.5]]).roc] == [[1], [1]]
     worst = score([[0.9, 0.1], [0.1, 0.8]])
     assert worst.eer == 1 and worst.tpr[0.5] == 0
     assert score([[-1.0, -0.5], [-0.0, -1.0]]).eer == 0  # similarities with their sign turned

@@ -106,7 +106,13 @@ def test_thresholds_are_chosen_on_val_and_kept_with_the_checkpoint(train, tmp_pa
     persons = [part["person_id"][:] for part in trained.val]
     for name, threshold in chosen.items():
         others = np.where(np.equal.outer(*persons), 2, 1 - query[name] @ gallery[name].T).min(1)
-        assert threshold.searches == len(others) == 12 and (others <= threshold.distance - 1e-6).sum() == 1
+        assert (
+            threshold.gallery == len(persons[1])
+            and threshold.searches == len(others) == 12
+            and (others <= threshold.distance - 1e-6).sum() == 1
+        )
+    train(max_steps=2, batch={"val_identities": 0})
+    assert load_thresholds(str(tmp_path / "run")) == {}  # the old ones were of other weights
 
 
 @pytest.mark.parametrize("workers", [0, 2])
