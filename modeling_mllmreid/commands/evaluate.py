@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..evaluation import RetrievalMetrics, format_table, metrics_from_blocks, write_json
 from ..evaluation.breakdown import by_camera, data_set_matrix, worst_queries
 from ..evaluation.open_set import OpenSetMetrics, open_set_from_blocks
-from ..evaluation.plots import draw_curves, draw_roc
+from ..evaluation.plots import draw_curves, draw_roc, figure_class
 from ..evaluation.pooling import pool_tracks
 from ..evaluation.protocol import (
     draw_queries,
@@ -105,6 +105,8 @@ def main(argv: list[str]) -> None:
         *(EvaluatedModel, MethodArguments, DataArguments, EmbeddingArguments, EvaluateArguments, MatrixArguments),
     )
     model_args, method_args, data_args, embedding_args, args, _ = parse(groups, argv, "evaluate")
+    if args.plots:
+        figure_class()
     dataset = load_reid_dataset(data_args.dataset, **data_args.options())
     if "query" not in dataset or "gallery" not in dataset:
         raise UserError(f"data set {data_args.dataset}: has {', '.join(dataset)}: evaluation needs query and gallery")

@@ -60,13 +60,18 @@ def draw_roc(
     _save(figure, roc, path_png)
 
 
-def _figure(panels: int, title: str) -> tuple[Any, tuple[Any, ...]]:
-    """A figure with this many panels side by side, without matplotlib's global state."""
+def figure_class() -> Any:
+    """matplotlib's Figure. Raises UserError where it is not installed: ask before long work whose end is a picture."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("pictures need matplotlib, which is not installed: pip install 'mllmreid[plots]'") from error
-    figure = Figure(figsize=(4.6 * panels + 0.4, 4.4), dpi=150, layout="constrained")
+    return Figure
+
+
+def _figure(panels: int, title: str) -> tuple[Any, tuple[Any, ...]]:
+    """A figure with this many panels side by side, without matplotlib's global state."""
+    figure = figure_class()(figsize=(4.6 * panels + 0.4, 4.4), dpi=150, layout="constrained")
     figure.suptitle(title, fontsize=12)
     return figure, tuple(figure.subplots(1, panels, squeeze=False)[0])
 

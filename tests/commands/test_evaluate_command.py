@@ -1,6 +1,7 @@
 """`evaluate` with everything on, two models compared, the matrix, and what it refuses."""
 
 import json
+import sys
 
 import pytest
 from datasets import DatasetDict
@@ -124,3 +125,10 @@ def test_tracks_and_clothes(disk, tmp_path):
         evaluate.main(["--model", str(disk.ours), *plain, "--exclude", "clothes_id"])
     with pytest.raises(UserError, match="pool_tracks: the data set has no column track_id"):
         evaluate.main(["--model", str(disk.ours), *plain, "--pool_tracks", "true"])
+
+
+def test_pictures_without_matplotlib_are_refused_before_the_work(disk, flags, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match="pictures need matplotlib"):
+        evaluate.main(["--model", "/absent", *flags, "--plots", "true", "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
