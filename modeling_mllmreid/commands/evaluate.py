@@ -101,9 +101,7 @@ def main(argv: list[str]) -> None:
     """Prints a row for each test feature; writes the metrics as JSON and a ranked sheet of the configured feature."""
     if "--matrix" in argv and not {"-h", "--help"} & set(argv):
         return print_matrix(*parse((EvaluateArguments, MatrixArguments), argv, "evaluate"))
-    groups = (
-        *(EvaluatedModel, MethodArguments, DataArguments, EmbeddingArguments, EvaluateArguments, MatrixArguments),
-    )
+    groups = (EvaluatedModel, MethodArguments, DataArguments, EmbeddingArguments, EvaluateArguments, MatrixArguments)
     model_args, method_args, data_args, embedding_args, args, _ = parse(groups, argv, "evaluate")
     if args.plots:
         figure_class()
