@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from ..data.readers import READERS
+
 
 @dataclass
 class ModelArguments:
@@ -69,17 +71,29 @@ class DataArguments:
     """Which data set, and where it lies."""
 
     dataset: str = field(
-        metadata={"help": "A reader (market1501, cuhk_pedes) or a folder saved by save_to_disk with the same columns."}
+        metadata={"help": f"A reader ({', '.join(READERS)}), or a folder saved by save_to_disk with the same columns."}
     )
     data_dir: str | None = field(default=None, metadata={"help": "The reader's folder."})
     captions_file: str | None = field(
-        default=None, metadata={"help": "Captions for market1501: JSON of the CUHK-PEDES schema, joined by file_path."}
+        default=None,
+        metadata={"help": "Captions for sets in Market-1501's layout: JSON of the CUHK-PEDES schema, by file_path."},
     )
+    train_part: Literal["with_val", "without_val"] | None = field(
+        default=None, metadata={"help": "msmt17: train with list_val (the default, 32,621 images) or without."}
+    )
+    distractors: str | None = field(
+        default=None, metadata={"help": "market1501: the folder in data_dir with the 500,000 further distractors."}
+    )
+    on_error: Literal["stop", "skip"] = field(
+        default="stop", metadata={"help": "Stop at the first row that cannot be used, or leave such rows out."}
+    )
+    skipped_file: str = field(default="skipped.txt", metadata={"help": "Where rows that were left out are listed."})
     strict: bool = field(default=False, metadata={"help": "Make a mismatch with the published counts an error."})
 
     def options(self) -> dict[str, Any]:
         """What `load_reid_dataset` takes besides the name."""
-        return {"data_dir": self.data_dir, "captions_file": self.captions_file, "strict": self.strict or None}
+        options = {name: value for name, value in asdict(self).items() if name != "dataset"}
+        return {**options, "strict": self.strict or None}
 
 
 @dataclass

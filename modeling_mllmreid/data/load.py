@@ -2,8 +2,8 @@
 
 import difflib
 import inspect
+import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ from datasets import Dataset, DatasetDict, load_from_disk
 
 from ..errors import UserError
 from .columns import with_contract_columns
-from .cuhk_pedes import read_cuhk_pedes
-from .market1501 import read_market1501
+from .problems import Problems
+from .readers import READERS
 from .texts import join_continuations, read_records
 
-READERS: dict[str, Callable[..., DatasetDict]] = {"market1501": read_market1501, "cuhk_pedes": read_cuhk_pedes}
+logger = logging.getLogger(__name__)
 
 
 def load_reid_dataset(
@@ -23,12 +23,15 @@ def load_reid_dataset(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     texts: str | os.PathLike[str] | None = None,
+    on_error: str = "stop",
+    skipped_file: str | os.PathLike[str] = "skipped.txt",
     **options: Any,
 ) -> DatasetDict:
     """Person images with the columns of the data contract (`columns.FEATURES`), a split for each part that is there.
 
     name_or_path: a reader's name, `data_dir` being its folder and `options` its own options (None: not given); or a
-    folder that `DatasetDict.save_to_disk` wrote. texts: a `texts.jsonl` whose continuations are joined.
+    folder that `DatasetDict.save_to_disk` wrote. texts: a `texts.jsonl` whose continuations are joined. on_error:
+    "stop" at the first row that cannot be used, or "skip" such rows and list them in `skipped_file`.
     Raises UserError for an unknown name (with the nearest known), an unknown option, a missing or wrong folder or
     column, and for texts that do not belong to the data.
     """
@@ -39,11 +42,15 @@ def load_reid_dataset(
     else:
         if data_dir is None:
             raise UserError(f"data set {name_or_path}: data_dir is not given: give the folder that holds it")
-        known = list(inspect.signature(reader).parameters)[1:]
+        known = [name for name in inspect.signature(reader).parameters if name not in ("data_dir", "problems")]
         for option in options:
             if option not in known:
                 raise UserError(f"data set {name_or_path} has no option {option!r}: it takes {', '.join(known)}")
-        dataset = reader(data_dir, **options)
+        problems = Problems(on_error)
+        dataset = reader(data_dir, problems=problems, **options)
+        if problems.messages:
+            Path(skipped_file).write_text("\n".join(problems.messages) + "\n", encoding="utf-8")
+            logger.warning("%d rows were left out, listed in %s", len(problems.messages), skipped_file)
     return dataset if texts is None else _with_texts(dataset, texts)
 
 

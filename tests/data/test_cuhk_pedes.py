@@ -5,8 +5,9 @@ import json
 import pytest
 from PIL import Image
 
+from modeling_mllmreid.data import load_reid_dataset
 from modeling_mllmreid.data.columns import image_sources
-from modeling_mllmreid.data.cuhk_pedes import read_cuhk_pedes
+from modeling_mllmreid.data.readers.caption_sets import read_cuhk_pedes
 from modeling_mllmreid.errors import UserError
 
 ENTRIES = [
@@ -56,6 +57,10 @@ def without(number, field):
         (changed(1, id="7"), "entry 1, field 'id' is of type str: give int"),
         (changed(1, id=True), "entry 1, field 'id' is of type bool: give int"),
         (changed(1, captions="a man"), "entry 1, field 'captions' is of type str: give list"),
+        (
+            changed(1, captions=["a " * 2500]),
+            "entry 1, field 'captions': one has 5,000 characters: give fewer",
+        ),
         (changed(1, captions=["a man", " "]), "entry 1, field 'captions': not all are texts with words"),
         (changed(3, split="dev"), "entry 3, field 'split': 'dev' is unknown: give train, val or test"),
         (changed(3, file_path="CUHK01/9.png"), "entry 3, field 'file_path': there is no image .*9.png"),
@@ -84,3 +89,35 @@ def test_wrong_folder_and_counts(tmp_path, caplog):
         read_cuhk_pedes(root, strict=True)
     with pytest.raises(UserError, match="no file captions.json"):
         read_cuhk_pedes(root, json_name="captions.json")
+
+
+def test_other_schemas(tmp_path):
+    """ICFG-PEDES by its own file name; RSTPReid by img_path, with cameras in the names and ids from 0."""
+    write_set(tmp_path / "icfg", [])
+    (tmp_path / "icfg/ICFG-PEDES.json").write_text(json.dumps(ENTRIES))
+    assert set(load_reid_dataset("icfg_pedes", data_dir=tmp_path / "icfg")["query"]["source"]) == {"icfg_pedes"}
+    names = ["0000_c14_0031.jpg", "0001_c5_0022.jpg", "0001_c1_0002.jpg"]
+    (tmp_path / "rstp/imgs").mkdir(parents=True)
+    for name in names:
+        Image.new("RGB", (4, 8)).save(tmp_path / "rstp/imgs" / name)
+    entries = [
+        {"split": split, "captions": ["a", "b"], "img_path": name, "id": number}
+        for number, (split, name) in enumerate(zip(("train", "test", "test"), names, strict=True))
+    ]
+    (tmp_path / "rstp/data_captions.json").write_text(json.dumps(entries))
+    dataset = load_reid_dataset("rstpreid", data_dir=tmp_path / "rstp")
+    assert dataset["train"]["person_id"][:] == [0] and dataset["train"]["camera_id"][:] == [14]
+    assert dataset["query"]["camera_id"][:] == [5, 5, 1, 1] and len(dataset["gallery"]) == 2
+    with pytest.raises(UserError, match="data_captions.json: entry 0 has no field 'img_path'"):
+        (tmp_path / "rstp/data_captions.json").write_text(json.dumps(ENTRIES))
+        load_reid_dataset("rstpreid", data_dir=tmp_path / "rstp")
+
+
+def test_text_that_is_not_utf8_and_entries_left_out(tmp_path):
+    root = write_set(tmp_path, changed(3, file_path="CUHK01/9.png"))
+    listed = tmp_path / "skipped.txt"
+    dataset = load_reid_dataset("cuhk_pedes", data_dir=root, on_error="skip", skipped_file=listed)
+    assert len(dataset["gallery"]) == 1 and "entry 3" in listed.read_text()
+    (root / "reid_raw.json").write_bytes(b"[\xff]")
+    with pytest.raises(UserError, match=r"reid_raw.json: not UTF-8 text .*at byte 1.*: save it as UTF-8"):
+        read_cuhk_pedes(root)

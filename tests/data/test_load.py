@@ -64,7 +64,7 @@ def test_saved_folder_works_the_same_and_its_embedded_images_open(root):
         ("market", {}, "data set 'market' is unknown .*: did you mean 'market1501'"),
         ("CUHK-PEDES", {}, "did you mean 'cuhk_pedes'"),
         ("market1501", {}, "data_dir is not given"),
-        ("market1501", {"data_dir": "x", "jsn": 1}, "no option 'jsn': it takes captions_file, strict"),
+        ("market1501", {"data_dir": "x", "jsn": 1}, "no option 'jsn': it takes captions_file, distractors, strict"),
         (".", {}, "not a data set that save_to_disk wrote .*to read an image folder name its reader"),
         (".", {"data_dir": "x", "strict": True}, "saved data set, data_dir, strict does not apply"),
     ],

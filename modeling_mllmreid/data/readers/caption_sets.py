@@ -1,0 +1,247 @@
+"""CUHK-PEDES, ICFG-PEDES and RSTPReid: text-to-image sets, and the one parser of their captions files.
+
+    data_dir/reid_raw.json      CUHK-PEDES    split, captions, file_path, id;  images under data_dir/imgs/
+    data_dir/ICFG-PEDES.json    ICFG-PEDES    split, captions, file_path, id;  images under data_dir/imgs/
+    data_dir/data_captions.json RSTPReid      split, captions, img_path, id;   images under data_dir/imgs/
+The images may lie directly in data_dir as well.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from datasets import DatasetDict
+
+from ...errors import UserError
+from ..columns import UNKNOWN_CAMERA, Row, check_counts, count, make_split
+from ..images import safe_join
+from ..problems import Problems
+
+MAX_CAPTION = 5000
+
+
+@dataclass(frozen=True)
+class CaptionSet:
+    """What tells one such set from another. path_key: the field of the image's path; camera: its place in the name."""
+
+    source: str
+    title: str
+    json_name: str
+    path_key: str = "file_path"
+    camera: re.Pattern[str] | None = None
+    published: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+CUHK_PEDES = CaptionSet(
+    source="cuhk_pedes",
+    title="CUHK-PEDES",
+    json_name="reid_raw.json",
+    published={
+        "train": {"rows": 34_054, "identities": 11_003, "captions": 68_126},
+        "val": {"rows": 3_078, "identities": 1_000, "captions": 6_158},
+        "query": {"rows": 6_156, "identities": 1_000},
+        "gallery": {"rows": 3_074, "identities": 1_000},
+    },
+)
+ICFG_PEDES = CaptionSet(
+    source="icfg_pedes",
+    title="ICFG-PEDES",
+    json_name="ICFG-PEDES.json",
+    published={
+        "train": {"rows": 34_674, "identities": 3_102},
+        "query": {"rows": 19_848, "identities": 1_000},
+        "gallery": {"rows": 19_848, "identities": 1_000},
+    },
+)
+RSTPREID = CaptionSet(
+    source="rstpreid",
+    title="RSTPReid",
+    json_name="data_captions.json",
+    path_key="img_path",
+    camera=re.compile(r"[0-9]+_c(?P<camera>[0-9]+)_[0-9]+\.jpg"),
+    published={
+        "train": {"rows": 18_505, "identities": 3_701, "captions": 37_010},
+        "val": {"identities": 200},
+        "query": {"rows": 2_000, "identities": 200},
+        "gallery": {"rows": 1_000, "identities": 200},
+    },
+)
+
+
+class CaptionEntry(NamedTuple):
+    """One entry of a captions file, its number counted from 0. file_name: its path with forward slashes."""
+
+    number: int
+    split: str
+    captions: tuple[str, ...]
+    file_name: str
+    person_id: int
+
+
+def read_caption_entries(
+    json_path: str | os.PathLike[str],
+    root: str | os.PathLike[str],
+    *,
+    path_key: str = "file_path",
+    problems: Problems | None = None,
+) -> list[CaptionEntry]:
+    """The entries of a captions file, in its order; `processed_tokens` is not needed.
+
+    Every path is held inside `root`; whether the image exists is the caller's question. Raises UserError naming the
+    entry (counted from 0, as JSON readers do) and the field that is missing, of another type, empty or repeated.
+    """
+    problems = problems or Problems()
+    try:
+        content = json.loads(Path(json_path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{json_path}: cannot be read ({error.strerror}): give the captions file's path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{json_path}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{json_path}: not a JSON file ({error}): restore it") from error
+    if not isinstance(content, list) or not content:
+        raise UserError(f"{json_path}: not a JSON list of entries: give a file of the CUHK-PEDES schema")
+    entries: list[CaptionEntry] = []
+    numbers: dict[str, int] = {}
+    for number, fields in enumerate(content):
+        try:
+            entry = _entry(fields, number, f"{json_path}: entry {number}", root, path_key)
+            first = numbers.setdefault(entry.file_name, number)
+            if first != number:
+                raise UserError(
+                    f"{json_path}: entry {number}, field {path_key!r}: {entry.file_name} is entry {first} already: "
+                    "put all captions of an image into one entry"
+                )
+        except UserError as problem:
+            problems.report(problem)
+            continue
+        entries.append(entry)
+    return entries
+
+
+def _entry(fields: Any, number: int, where: str, root: str | os.PathLike[str], path_key: str) -> CaptionEntry:
+    kinds: dict[str, type] = {"split": str, "captions": list, path_key: str, "id": int}
+    if not isinstance(fields, dict):
+        raise UserError(f"{where} is not an object: give one with {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        if name not in fields:
+            raise UserError(f"{where} has no field {name!r}: add it")
+        if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
+            found = type(fields[name]).__name__
+            raise UserError(f"{where}, field {name!r} is of type {found}: give {kind.__name__}")
+    if fields["split"] not in ("train", "val", "test"):
+        raise UserError(f"{where}, field 'split': {fields['split']!r} is unknown: give train, val or test")
+    if not all(isinstance(caption, str) and caption.strip() for caption in fields["captions"]):
+        raise UserError(f"{where}, field 'captions': not all are texts with words: mend or remove the others")
+    longest = max(map(len, fields["captions"]), default=0)
+    if longest >= MAX_CAPTION:
+        raise UserError(f"{where}, field 'captions': one has {longest:,} characters: give fewer than {MAX_CAPTION:,}")
+    try:
+        safe_join(root, fields[path_key])
+    except UserError as error:
+        raise UserError(f"{where}, field {path_key!r}: {error}") from None
+    file_name = PurePosixPath(fields[path_key]).as_posix()
+    return CaptionEntry(number, fields["split"], tuple(fields["captions"]), file_name, fields["id"])
+
+
+def missing_image(
+    json_path: str | os.PathLike[str], entry: CaptionEntry, root: Path, path_key: str = "file_path"
+) -> UserError:
+    """The error of an entry whose image is not there."""
+    where = f"{json_path}: entry {entry.number}, field {path_key!r}"
+    return UserError(f"{where}: there is no image {root / entry.file_name}: restore it or remove the entry")
+
+
+def read_caption_set(
+    spec: CaptionSet,
+    data_dir: str | os.PathLike[str],
+    *,
+    json_name: str | None = None,
+    strict: bool = False,
+    problems: Problems | None = None,
+) -> DatasetDict:
+    """The set as `train`, `val`, and from its test part `gallery` (a row an image) and `query` (a row a caption).
+
+    A query row's image is the one that its caption describes. Cameras are unknown (-1) where the set has none. Splits
+    without entries are left out. The published counts are checked where the folder has the set's name or the published
+    number of training identities, a mismatch being one warning; `strict` checks always and makes it an error. Raises
+    UserError for a wrong layout, a wrong entry, and an image that is missing.
+    """
+    data_dir, problems = Path(data_dir), problems or Problems()
+    json_path = data_dir / (json_name or spec.json_name)
+    if not json_path.is_file():
+        raise UserError(f"{data_dir}: no file {json_path.name}: give data_dir the folder that holds it and imgs/")
+    root = data_dir / "imgs" if (data_dir / "imgs").is_dir() else data_dir
+    rows: dict[str, list[Row]] = {"train": [], "val": [], "query": [], "gallery": []}
+    for entry in read_caption_entries(json_path, root, path_key=spec.path_key, problems=problems):
+        if not (root / entry.file_name).is_file():
+            problems.report(missing_image(json_path, entry, root, spec.path_key))
+            continue
+        camera_id = UNKNOWN_CAMERA
+        if spec.camera is not None:
+            match = spec.camera.fullmatch(PurePosixPath(entry.file_name).name)
+            if match is None:
+                problems.report(UserError(f"{json_path}: entry {entry.number}: {entry.file_name} names no camera"))
+                continue
+            camera_id = int(match["camera"])
+        row = Row(entry.file_name, entry.person_id, camera_id, captions=entry.captions)
+        rows["gallery" if entry.split == "test" else entry.split].append(row)
+        if entry.split == "test":
+            rows["query"] += [row._replace(captions=(caption,)) for caption in entry.captions]
+    if not any(rows.values()):
+        raise UserError(f"{json_path}: no entry can be used: mend the file")
+    dataset = DatasetDict(
+        {name: make_split(part, root=root, source=spec.source) for name, part in rows.items() if part}
+    )
+    if "gallery" in dataset and "query" not in dataset:
+        raise UserError(
+            f"{json_path}: no entry of split 'test' has a caption: nothing can be searched for; add captions"
+        )
+    if strict or _looks_published(spec, data_dir, dataset):
+        check_counts(dataset, spec.published, name=spec.title, where=data_dir, strict=strict)
+    return dataset
+
+
+def read_cuhk_pedes(
+    data_dir: str | os.PathLike[str],
+    *,
+    json_name: str | None = None,
+    strict: bool = False,
+    problems: Problems | None = None,
+) -> DatasetDict:
+    """CUHK-PEDES (Li et al. 2017). Details: `read_caption_set`."""
+    return read_caption_set(CUHK_PEDES, data_dir, json_name=json_name, strict=strict, problems=problems)
+
+
+def read_icfg_pedes(
+    data_dir: str | os.PathLike[str],
+    *,
+    json_name: str | None = None,
+    strict: bool = False,
+    problems: Problems | None = None,
+) -> DatasetDict:
+    """ICFG-PEDES (Ding et al. 2021), one caption an image, of MSMT17's images. Details: `read_caption_set`."""
+    return read_caption_set(ICFG_PEDES, data_dir, json_name=json_name, strict=strict, problems=problems)
+
+
+def read_rstpreid(
+    data_dir: str | os.PathLike[str],
+    *,
+    json_name: str | None = None,
+    strict: bool = False,
+    problems: Problems | None = None,
+) -> DatasetDict:
+    """RSTPReid (Zhu et al. 2021), of MSMT17's images, cameras in their names. Details: `read_caption_set`."""
+    return read_caption_set(RSTPREID, data_dir, json_name=json_name, strict=strict, problems=problems)
+
+
+def _looks_published(spec: CaptionSet, data_dir: Path, dataset: DatasetDict) -> bool:
+    named_so = os.path.basename(os.path.abspath(data_dir)).upper() == spec.title.upper()
+    identities = spec.published["train"]["identities"]
+    return named_so or ("train" in dataset and count(dataset["train"])["identities"] == identities)
