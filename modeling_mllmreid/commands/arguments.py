@@ -84,6 +84,15 @@ class DataArguments:
     distractors: str | None = field(
         default=None, metadata={"help": "market1501: the folder in data_dir with the 500,000 further distractors."}
     )
+    columns: dict | None = field(
+        default=None,
+        metadata={"help": 'Ours: theirs, such as \'{"person_id": "pid"}\': reads any data set of the Hub or on disk.'},
+    )
+    splits_file: str | None = field(
+        default=None, metadata={"help": "Parts that were made for own data; by default splits.json in data_dir."}
+    )
+    test_share: float = field(default=0.5, metadata={"help": "Share of the people that made test parts take."})
+    split_seed: int = field(default=0, metadata={"help": "Of the people drawn into made parts."})
     on_error: Literal["stop", "skip"] = field(
         default="stop", metadata={"help": "Stop at the first row that cannot be used, or leave such rows out."}
     )

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
@@ -51,6 +51,17 @@ def make_split(rows: Iterable[Row], *, root: str | os.PathLike[str], source: str
         "file_name": [row.file_name for row in rows],
     }
     return Dataset.from_dict(columns, features=FEATURES)
+
+
+def number_names(names: Iterable[Any]) -> dict[Any, int]:
+    """Name -> number: whole numbers, as numbers or digits, as they are, others by their place in sorted order.
+
+    None and the empty text are no names.
+    """
+    distinct = {name for name in names if name not in (None, "")}
+    if all(isinstance(name, int) or str(name).isdigit() for name in distinct):
+        return {name: int(name) for name in distinct}
+    return {name: number for number, name in enumerate(sorted(distinct, key=str))}
 
 
 def image_sources(split: Dataset) -> list[ImageSource]:

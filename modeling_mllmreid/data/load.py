@@ -4,6 +4,7 @@ import difflib
 import inspect
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from datasets import Dataset, DatasetDict, load_from_disk
 
 from ..errors import UserError
 from .columns import with_contract_columns
+from .made_splits import split_where_whole
+from .mapped import read_mapped
 from .problems import Problems
 from .readers import READERS
 from .texts import join_continuations, read_records
@@ -25,19 +28,27 @@ def load_reid_dataset(
     texts: str | os.PathLike[str] | None = None,
     on_error: str = "stop",
     skipped_file: str | os.PathLike[str] = "skipped.txt",
+    columns: Mapping[str, str] | None = None,
+    splits_file: str | os.PathLike[str] | None = None,
+    test_share: float = 0.5,
+    split_seed: int = 0,
     **options: Any,
 ) -> DatasetDict:
     """Person images with the columns of the data contract (`columns.FEATURES`), a split for each part that is there.
 
     name_or_path: a reader's name, `data_dir` being its folder and `options` its own options (None: not given); or a
-    folder that `DatasetDict.save_to_disk` wrote. texts: a `texts.jsonl` whose continuations are joined. on_error:
+    folder that `DatasetDict.save_to_disk` wrote; or with `columns` any data set that `datasets.load_dataset` loads, see
+    `read_mapped`. Own data without parts gets them by `make_splits` (splits_file, by default splits.json in data_dir,
+    test_share, split_seed). texts: a `texts.jsonl` whose continuations are joined. on_error:
     "stop" at the first row that cannot be used, or "skip" such rows and list them in `skipped_file`.
     Raises UserError for an unknown name (with the nearest known), an unknown option, a missing or wrong folder or
     column, and for texts that do not belong to the data.
     """
     options = {name: value for name, value in options.items() if value is not None}
     reader = READERS.get(str(name_or_path))
-    if reader is None:
+    if columns is not None:
+        dataset = read_mapped(str(name_or_path), columns)
+    elif reader is None:
         dataset = _load_saved(Path(name_or_path), data_dir, options)
     else:
         if data_dir is None:
@@ -51,6 +62,8 @@ def load_reid_dataset(
         if problems.messages:
             Path(skipped_file).write_text("\n".join(problems.messages) + "\n", encoding="utf-8")
             logger.warning("%d rows were left out, listed in %s", len(problems.messages), skipped_file)
+        path = Path(data_dir) / "splits.json" if splits_file is None else splits_file
+        dataset = split_where_whole(dataset, path, test_share=test_share, seed=split_seed)
     return dataset if texts is None else _with_texts(dataset, texts)
 
 

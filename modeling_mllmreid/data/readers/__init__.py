@@ -7,6 +7,7 @@ from datasets import DatasetDict
 from .caption_sets import read_cuhk_pedes, read_icfg_pedes, read_rstpreid
 from .market_layout import read_dukemtmc, read_market1501, read_occluded_duke, read_personx, read_randperson
 from .msmt17 import read_msmt17
+from .own_data import read_folders, read_table
 
 READERS: dict[str, Callable[..., DatasetDict]] = {
     "market1501": read_market1501,
@@ -18,4 +19,6 @@ READERS: dict[str, Callable[..., DatasetDict]] = {
     "rstpreid": read_rstpreid,
     "randperson": read_randperson,
     "personx": read_personx,
+    "folders": read_folders,
+    "table": read_table,
 }
