@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datasets import DatasetDict
 
 from .caption_sets import read_cuhk_pedes, read_icfg_pedes, read_rstpreid
+from .cuhk03 import read_cuhk03
 from .market_layout import read_dukemtmc, read_market1501, read_occluded_duke, read_personx, read_randperson
 from .msmt17 import read_msmt17
 from .own_data import read_folders, read_table
@@ -12,6 +13,7 @@ from .own_data import read_folders, read_table
 READERS: dict[str, Callable[..., DatasetDict]] = {
     "market1501": read_market1501,
     "msmt17": read_msmt17,
+    "cuhk03": read_cuhk03,
     "dukemtmc": read_dukemtmc,
     "occluded_duke": read_occluded_duke,
     "cuhk_pedes": read_cuhk_pedes,
