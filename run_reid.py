@@ -8,6 +8,7 @@ COMMANDS = {
     "demo": ("modeling_mllmreid.commands.demo", "the whole road on rendered pedestrians, without network or GPU"),
     "train": ("modeling_mllmreid.commands.train", "train a model on a data set; keeps the best checkpoint"),
     "evaluate": ("modeling_mllmreid.commands.evaluate", "mAP, CMC and mINP of a model on query and gallery"),
+    "data": ("modeling_mllmreid.commands.data", "what a data set holds, and whether it is what the papers used"),
     "continuations": ("modeling_mllmreid.commands.continuations", "let the frozen LLM continue every caption"),
     "embed": ("modeling_mllmreid.commands.embed", "embed a folder of person crops"),
     "search": ("modeling_mllmreid.commands.search", "find the people of an embedded folder that look like a query"),

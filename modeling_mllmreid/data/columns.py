@@ -100,12 +100,16 @@ def with_contract_columns(dataset: DatasetDict, name: str) -> DatasetDict:
     return checked
 
 
+class CountMismatch(UserError):
+    """A data set is not the published one by its counts."""
+
+
 def check_counts(
     dataset: DatasetDict, published: Mapping[str, Mapping[str, int]], *, name: str, where: object, strict: bool
 ) -> None:
     """Compares each split that is there with its published numbers of "rows", "identities" and "captions".
 
-    A mismatch is a UserError where `strict`, otherwise one warning.
+    A mismatch is a CountMismatch where `strict`, otherwise one warning.
     """
     wrong = []
     for split_name, numbers in published.items():
@@ -115,7 +119,7 @@ def check_counts(
     if wrong:
         text = f"{where}: not the published {name}: {'; '.join(wrong)}: check that the copy is complete and unchanged"
         if strict:
-            raise UserError(f"{text}, or leave `strict` out")
+            raise CountMismatch(f"{text}, or leave `strict` out")
         logger.warning("%s. Results on it compare with no published table.", text)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_mllmreid.commands import continuations, embed, evaluate, search
+from modeling_mllmreid.commands import continuations, data, embed, evaluate, search
 from modeling_mllmreid.commands.arguments import ModelArguments
 from modeling_mllmreid.commands.embed import probe
 from modeling_mllmreid.commands.loading import load_model
@@ -215,3 +215,23 @@ def test_continuations_refuse_a_fine_tuned_teacher_and_data_without_captions(dis
         with pytest.raises(UserError, match=message):
             continuations.main([*flags, "--output", str(tmp_path / "texts.jsonl")])
     assert not (tmp_path / "texts.jsonl").exists()
+
+
+def test_data_tells_in_one_screen_what_is_there(disk, tmp_path, capsys):
+    captions = ["--captions_file", str(disk.people / "reid_raw.json")]
+    data.main([*MARKET, str(disk.people), *captions, "--output_dir", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "market1501: " in printed and "not the published Market-1501: train has 8 rows, not 12,936" in printed
+    assert len(printed.splitlines()) < 25 and "0 broken images" in printed and "0 images with copies" in printed
+    report = json.loads((tmp_path / "out/data.json").read_text())
+    assert report["parts"]["train"]["images"] == 8 and report["parts"]["train"]["captions"] == 16
+    assert Image.open(tmp_path / "out/sheet.png").width > 300
+    data.main([*MARKET, str(disk.people), "--images", "false", "--output_dir", str(tmp_path / "quick")])
+    assert [path.name for path in (tmp_path / "quick").iterdir()] == ["data.json"]
+
+
+def test_data_lists_broken_images(broken_people, tmp_path, capsys):
+    data.main([*MARKET, str(broken_people), "--output_dir", str(tmp_path / "out")])
+    assert "1 broken images" in capsys.readouterr().out and not (tmp_path / "out/sheet.png").exists()
+    (broken,) = json.loads((tmp_path / "out/data.json").read_text())["broken_images"]
+    assert "0001_c2s1_000001_00.jpg: broken image" in broken

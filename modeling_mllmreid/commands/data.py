@@ -1,0 +1,104 @@
+"""`data`: what a data set holds, whether it is what the papers used, and what is wrong with it."""
+
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+
+from ..data import load_reid_dataset
+from ..data.columns import CountMismatch
+from ..data.contact_sheet import contact_sheet
+from ..data.inspection import describe, examine_images, shared_persons
+from ..data.readers import READERS
+from ..evaluation.report import align, write_json
+from .arguments import DataArguments
+from .options import parse
+
+SHOWN = 5
+
+
+@dataclass
+class InspectionArguments:
+    """What is looked at, and where it is written."""
+
+    output_dir: str = field(default="runs/data", metadata={"help": "Folder for data.json and sheet.png."})
+    images: bool = field(
+        default=True, metadata={"help": "Read every image: finds broken ones and copies, and draws a contact sheet."}
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Prints one screen on a data set; writes data.json and, where the images are read, a contact sheet."""
+    data_args, args = parse((DataArguments, InspectionArguments), argv, "data")
+    dataset, verdict = load_with_verdict(data_args)
+    facts = {split: describe(part) for split, part in dataset.items()}
+    report: dict[str, Any] = {
+        "dataset": data_args.dataset,
+        "published_counts": verdict,
+        "parts": facts,
+        "shared_person_numbers": shared_persons(dataset),
+    }
+    print(f"{data_args.dataset}: {verdict}\n\n{format_facts(facts)}")
+    for pair, count in report["shared_person_numbers"].items():
+        if count:
+            print(f"{pair} share {count:,} person numbers (no leak where a set numbers its parts anew, as MSMT17 does)")
+    folder = Path(args.output_dir)
+    if args.images:
+        broken, copies = examine_images(dataset)
+        report |= {"broken_images": broken, "copies_across_parts": copies}
+        print_list(f"{len(broken):,} broken images", broken)
+        print_list(f"{len(copies):,} images with copies in another part", [" = ".join(group) for group in copies])
+    write_json(folder / "data.json", report)
+    print(f"data: {folder / 'data.json'}")
+    if args.images and not report["broken_images"]:
+        contact_sheet(folder / "sheet.png", dataset)
+        print(f"contact sheet: {folder / 'sheet.png'}")
+
+
+def load_with_verdict(data_args: DataArguments) -> tuple[DatasetDict, str]:
+    """The data set, and in words whether its counts are the published ones."""
+    options = data_args.options()
+    reader = READERS.get(data_args.dataset)
+    if reader is None or "strict" not in inspect.signature(reader).parameters or data_args.columns is not None:
+        return load_reid_dataset(data_args.dataset, **options), "no published counts are known"
+    try:
+        dataset = load_reid_dataset(data_args.dataset, **{**options, "strict": True})
+    except CountMismatch as mismatch:
+        return load_reid_dataset(data_args.dataset, **{**options, "strict": None}), str(mismatch).removesuffix(
+            ", or leave `strict` out"
+        )
+    return dataset, "the counts are the published ones"
+
+
+def format_facts(facts: dict[str, dict[str, Any]]) -> str:
+    """A table with a line for each part."""
+    lines = [["", "images", "persons", "images each", "cameras", "captions", "words each", "vocabulary"]]
+    for split, values in facts.items():
+        cameras = str(len(values["cameras"])) if values["cameras"] else "unknown"
+        lines.append(
+            [
+                split,
+                f"{values['images']:,}",
+                f"{values['persons']:,}",
+                _spread(values["images_of_a_person"]),
+                cameras,
+                f"{values['captions']:,}",
+                _spread(values["words_of_a_caption"]),
+                f"{values['vocabulary']:,}" if values["captions"] else "-",
+            ]
+        )
+    return align(lines)
+
+
+def print_list(title: str, items: list[str]) -> None:
+    """A title, and the first of the items below it."""
+    print("\n".join([title, *(f"  {item}" for item in items[:SHOWN])]))
+    if len(items) > SHOWN:
+        print(f"  and {len(items) - SHOWN:,} more, all in data.json")
+
+
+def _spread(spread: dict[str, float] | None) -> str:
+    """Smallest to largest, with the mean."""
+    return "-" if spread is None else f"{spread['min']}-{spread['max']}, mean {spread['mean']:.1f}"

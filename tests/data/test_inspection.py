@@ -1,0 +1,58 @@
+"""Counts, captions, copies and broken images of a data set, and its contact sheet."""
+
+import numpy as np
+import pytest
+from datasets import DatasetDict
+from PIL import Image
+
+from modeling_mllmreid.data.columns import Row, make_split
+from modeling_mllmreid.data.contact_sheet import contact_sheet
+from modeling_mllmreid.data.inspection import describe, examine_images, shared_persons
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Train: person 1 twice, person 2 once, two captions; query and gallery share persons, one file and its copy."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c", "d", "e"):
+        Image.fromarray(rng.integers(0, 256, (16, 8, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
+    parts = {
+        "train": [Row("a.png", 1, 2, ("A man, a RED hat.", "tall")), Row("b.png", 1, 2), Row("c.png", 2, -1)],
+        "query": [Row("d.png", 1, 1), Row("e.png", 9, 1)],
+        "gallery": [Row("copy.png", 9, 2), Row("d.png", 1, 2)],
+    }
+    return DatasetDict({split: make_split(rows, root=tmp_path, source="t") for split, rows in parts.items()})
+
+
+def test_counts(dataset):
+    train = describe(dataset["train"])
+    assert (train["images"], train["persons"], train["cameras"], train["images_of_unknown_camera"]) == (
+        3,
+        2,
+        {"2": 2},
+        1,
+    )
+    assert train["images_of_a_person"] == {"min": 1, "median": 1.5, "mean": 1.5, "max": 2}
+    assert train["persons_by_their_images"] == {"1": 1, "2": 1}
+    assert (train["captions"], train["vocabulary"]) == (2, 5)  # a, man, red, hat, tall
+    assert train["words_of_a_caption"] == {"min": 1, "median": 3.0, "mean": 3.0, "max": 5}
+    assert describe(dataset["query"])["words_of_a_caption"] is None
+    assert shared_persons(dataset) == {"train and query": 1, "train and gallery": 1}
+
+
+def test_copies_and_broken_images(dataset, tmp_path):
+    assert examine_images(dataset) == ([], [["gallery/copy.png", "train/a.png"]])  # d.png is one file of two parts
+    path = tmp_path / "b.png"
+    path.write_bytes(path.read_bytes()[:60])
+    (tmp_path / "c.png").unlink()
+    broken, copies = examine_images(dataset)
+    assert len(broken) == 2 and "b.png: broken image" in broken[0] and "c.png: no such image" in broken[1]
+    assert len(copies) == 1
+
+
+def test_contact_sheet(dataset, tmp_path):
+    contact_sheet(tmp_path / "sheet.png", dataset, people=2, images=2)
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.height > 6 * 144 and sheet.width > 2 * 72
+    assert len(sheet.convert("RGB").getcolors(2**20)) > 500  # the noise of the images is on it
