@@ -81,6 +81,9 @@ class DataArguments:
     train_part: Literal["with_val", "without_val"] | None = field(
         default=None, metadata={"help": "msmt17: train with list_val (the default, 32,621 images) or without."}
     )
+    split: int | None = field(
+        default=None, metadata={"help": "viper, prid, grid, ilids: which of the ten random splits, 0 to 9."}
+    )
     boxes: Literal["detected", "labelled"] | None = field(
         default=None, metadata={"help": "cuhk03: boxes of a detector (the default) or labelled by hand."}
     )

@@ -6,9 +6,11 @@ from datasets import DatasetDict
 
 from .caption_sets import read_cuhk_pedes, read_icfg_pedes, read_rstpreid
 from .cuhk03 import read_cuhk03
+from .cuhk_crops import read_cuhk02, read_cuhk_sysu
 from .market_layout import read_dukemtmc, read_market1501, read_occluded_duke, read_personx, read_randperson
 from .msmt17 import read_msmt17
 from .own_data import read_folders, read_table
+from .pair_sets import read_grid, read_ilids, read_prid, read_viper
 
 READERS: dict[str, Callable[..., DatasetDict]] = {
     "market1501": read_market1501,
@@ -21,6 +23,12 @@ READERS: dict[str, Callable[..., DatasetDict]] = {
     "rstpreid": read_rstpreid,
     "randperson": read_randperson,
     "personx": read_personx,
+    "cuhk02": read_cuhk02,
+    "cuhk_sysu": read_cuhk_sysu,
+    "viper": read_viper,
+    "prid": read_prid,
+    "grid": read_grid,
+    "ilids": read_ilids,
     "folders": read_folders,
     "table": read_table,
 }

@@ -1,0 +1,78 @@
+"""CUHK02 and CUHK-SYSU as the domain-generalisation protocols use them: person crops to train on, no test part.
+
+CUHK02:     data_dir/ or data_dir/Dataset/ with P1/cam1/001_1.png ... P5/cam2/...   pair, camera, person
+CUHK-SYSU:  data_dir/ or data_dir/cropped_image/ with p1_s1_2.png                   person, scene
+"""
+
+import os
+import re
+from pathlib import Path
+
+from datasets import DatasetDict
+
+from ...errors import UserError
+from ..columns import UNKNOWN_CAMERA, Row, check_counts, make_split
+from ..problems import Problems
+from .named_files import image_names
+
+PAIRS, PAIR_CAMERAS = range(1, 6), (1, 2)
+CUHK02_NAME = re.compile(r"(?P<person>[0-9]+)_[0-9]+\.png")
+CUHK02_PUBLISHED = {"train": {"rows": 7_264, "identities": 1_816}}
+SYSU_NAME = re.compile(r"p(?P<person>[0-9]+)_[0-9a-z_]+\.(png|jpg)")
+SYSU_PUBLISHED = {"train": {"rows": 34_574, "identities": 11_934}}
+# Persons are numbered anew in each pair of CUHK02.
+PERSONS_OF_A_PAIR = 10_000
+
+
+def read_cuhk02(
+    data_dir: str | os.PathLike[str], *, strict: bool = False, problems: Problems | None = None
+) -> DatasetDict:
+    """CUHK02 (Li and Wang 2013), all of it as `train`: person 10,000 x pair + number, ten cameras, two of each pair.
+
+    Raises UserError for another layout and a name that does not parse.
+    """
+    problems, root = problems or Problems(), Path(data_dir)
+    root = root if (root / "P1").is_dir() else root / "Dataset"
+    rows: list[Row] = []
+    for pair in PAIRS:
+        for camera in PAIR_CAMERAS:
+            folder = f"P{pair}/cam{camera}"
+            if not (root / folder).is_dir():
+                raise UserError(f"{root / folder}: no such folder: give data_dir the folder that holds P1 to P5")
+            for name in image_names(root / folder):
+                match = CUHK02_NAME.fullmatch(name)
+                if match is None:
+                    problems.report(UserError(f"{root / folder / name}: not a name like 001_1.png: move it away"))
+                    continue
+                person = PERSONS_OF_A_PAIR * pair + int(match["person"])
+                rows.append(Row(f"{folder}/{name}", person, 2 * pair + camera - 2))
+    return _train("cuhk02", rows, root, CUHK02_PUBLISHED, strict)
+
+
+def read_cuhk_sysu(
+    data_dir: str | os.PathLike[str], *, strict: bool = False, problems: Problems | None = None
+) -> DatasetDict:
+    """Person crops of CUHK-SYSU (Xiao et al. 2017), all of them as `train`; cameras are unknown.
+
+    Raises UserError for another layout and a name that does not parse.
+    """
+    problems, root = problems or Problems(), Path(data_dir)
+    folder = "cropped_image" if (root / "cropped_image").is_dir() else "."
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder: give data_dir the folder that holds cropped_image")
+    rows = []
+    for name in image_names(root / folder):
+        match = SYSU_NAME.fullmatch(name)
+        if match is None:
+            problems.report(UserError(f"{root / folder / name}: not a name like p1_s1_2.png: move it away"))
+            continue
+        rows.append(Row(name if folder == "." else f"{folder}/{name}", int(match["person"]), UNKNOWN_CAMERA))
+    return _train("cuhk_sysu", rows, root, SYSU_PUBLISHED, strict)
+
+
+def _train(source: str, rows: list[Row], root: Path, published: dict, strict: bool) -> DatasetDict:
+    if not rows:
+        raise UserError(f"{root}: no image of this set in it: restore the set")
+    dataset = DatasetDict(train=make_split(sorted(rows), root=root, source=source))
+    check_counts(dataset, published, name=source, where=root, strict=strict)
+    return dataset
