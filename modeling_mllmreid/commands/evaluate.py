@@ -1,5 +1,6 @@
 """`evaluate`: a model's metrics on the query and gallery parts of a data set, compared, broken down and drawn."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -9,26 +10,26 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from ..data import load_reid_dataset
+from ..data.readers import READERS
 from ..errors import UserError
 from ..evaluation import RetrievalMetrics, format_table, metrics_from_blocks, write_json
 from ..evaluation.breakdown import by_camera, data_set_matrix, worst_queries
 from ..evaluation.open_set import OpenSetMetrics, open_set_from_blocks
+from ..evaluation.parts import PartsFeatures, features_of_parts
 from ..evaluation.plots import draw_curves, draw_roc, figure_class
-from ..evaluation.pooling import pool_tracks
 from ..evaluation.protocol import (
     draw_queries,
-    embed_parts,
     evenly_spread,
     histogram_row,
     metrics_of_features,
-    same_person,
 )
+from ..evaluation.report import align
 from ..evaluation.single_shot import single_shot_cmc
 from ..evaluation.statistics import Interval, PairedDifference, compare, confidence_intervals
 from ..evaluation.text_queries import TEXT_FEATURE, caption_queries, embed_captions, image_and_text, text_to_image
 from ..evaluation.verification import VerificationMetrics, verification_from_blocks
 from ..model import MllmReIDModel, MllmReIDProcessor
-from ..retrieval import Ranking, SamePerson, distance_blocks, expand_queries, rank_gallery, rerank_blocks
+from ..retrieval import Ranking, distance_blocks, expand_queries, rank_gallery, rerank_blocks
 from .arguments import DataArguments, EmbeddingArguments, MethodArguments, ModelArguments
 from .loading import load_model, to_device
 from .options import parse
@@ -64,6 +65,9 @@ class EvaluateArguments:
     pool_tracks: bool = field(
         default=False, metadata={"help": "Average the images of a track, column track_id, to one query or gallery row."}
     )
+    splits: int = field(
+        default=1, metadata={"help": "viper, prid, grid, ilids: average over so many of the ten random splits."}
+    )
     rerank: bool = field(
         default=False, metadata={"help": "Add the row of k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)."}
     )
@@ -86,6 +90,12 @@ class EvaluateArguments:
         unknown = sorted(set(self.exclude) - {"camera_id", "clothes_id"})
         if unknown:
             raise ValueError(f"exclude: unknown column {unknown[0]!r}: use camera_id, clothes_id or both")
+        if not 1 <= self.splits <= 10:
+            raise ValueError(f"splits {self.splits}: give 1 to 10")
+
+    def protocol(self) -> dict[str, Any]:
+        """What `features_of_parts` takes of these."""
+        return {"exclude": self.exclude, "pool_tracks": self.pool_tracks}
 
 
 @dataclass
@@ -105,6 +115,8 @@ def main(argv: list[str]) -> None:
     model_args, method_args, data_args, embedding_args, args, _ = parse(groups, argv, "evaluate")
     if args.plots:
         figure_class()
+    if args.splits > 1:
+        return evaluate_splits(model_args, method_args, data_args, embedding_args, args)
     dataset = load_reid_dataset(data_args.dataset, **data_args.options())
     if "query" not in dataset or "gallery" not in dataset:
         raise UserError(f"data set {data_args.dataset}: has {', '.join(dataset)}: evaluation needs query and gallery")
@@ -117,6 +129,46 @@ def main(argv: list[str]) -> None:
         for name in model_args.compare
     }
     evaluate_and_report(model, processor, dataset, args, facts, others=others, **options)
+
+
+def evaluate_splits(
+    model_args: EvaluatedModel,
+    method_args: MethodArguments,
+    data_args: DataArguments,
+    embedding_args: EmbeddingArguments,
+    args: EvaluateArguments,
+) -> None:
+    """Prints and writes the mean and the standard deviation of each feature's metrics over random splits."""
+    reader = READERS.get(data_args.dataset)
+    if reader is None or "split" not in inspect.signature(reader).parameters or data_args.split is not None:
+        raise UserError("splits: only for viper, prid, grid and ilids, without split: leave it out")
+    model, processor = load_model(model_args, method_args.given())
+    to_device(model)
+    of_splits: list[dict[str, dict[str, Any]]] = []
+    for split in range(args.splits):
+        dataset = load_reid_dataset(data_args.dataset, **{**data_args.options(), "split": split})
+        features = features_of_parts(model, processor, dataset, **args.protocol(), **asdict(embedding_args))
+        rows = metrics_of_features(features.query, features.gallery, features.rule)
+        of_splits.append({name: row.to_dict() for name, row in rows.items()})
+    means = {
+        name: {key: _mean_and_deviation([split[name][key] for split in of_splits]) for key in of_splits[0][name]}
+        for name in of_splits[0]
+    }
+    shown = ("mAP", "rank1", "rank5", "rank10", "mINP")
+    lines = [["", *shown]]
+    for name, row in means.items():
+        lines.append([name, *(f"{100 * row[key][0]:.1f} +- {100 * row[key][1]:.1f}" for key in shown)])
+    print(f"{align(lines)}\nIn percent, mean and standard deviation over {args.splits} random splits.")
+    path = Path(args.output_dir) / "metrics.json"
+    facts = {"model": model_args.model, "dataset": data_args.dataset, "splits": args.splits}
+    report = {name: {key: {"mean": m, "deviation": d} for key, (m, d) in row.items()} for name, row in means.items()}
+    write_json(path, {**facts, "metrics_over_splits": report, "metrics_of_splits": of_splits})
+    print(f"metrics: {path}")
+
+
+def _mean_and_deviation(values: list[float]) -> tuple[float, float]:
+    """The mean and the sample standard deviation."""
+    return float(np.mean(values)), float(np.std(values, ddof=1))
 
 
 def print_matrix(args: EvaluateArguments, matrix_args: MatrixArguments) -> None:
@@ -133,44 +185,8 @@ def result_of_another(
     """The metrics of another model's own test feature on the same parts."""
     model, processor = load_model(model_args)
     to_device(model)
-    features = features_of_parts(model, processor, dataset, args, **options)
+    features = features_of_parts(model, processor, dataset, **args.protocol(), **options)
     return metrics_of_features(features.query, features.gallery, features.rule)[model.config.test_feature]
-
-
-@dataclass
-class PartsFeatures:
-    """Named features of the query and of the gallery rows, these rows, and the rule of which gallery rows count."""
-
-    query: dict[str, np.ndarray]
-    gallery: dict[str, np.ndarray]
-    query_rows: Dataset
-    gallery_rows: Dataset
-    rule: SamePerson
-
-
-def features_of_parts(
-    model: MllmReIDModel, processor: MllmReIDProcessor, dataset: DatasetDict, args: EvaluateArguments, **options: Any
-) -> PartsFeatures:
-    """The features of both parts, of images or where wanted of tracks. options: those of `embed_images`."""
-    query, gallery = dataset["query"], dataset["gallery"]
-    same_person(query, gallery, args.exclude)  # a missing column is named before the long work
-    query_features, gallery_features = embed_parts(model, processor, query, gallery, **options)
-    if args.pool_tracks:
-        query_features, query = by_track(query_features, query, args.exclude)
-        gallery_features, gallery = by_track(gallery_features, gallery, args.exclude)
-    return PartsFeatures(query_features, gallery_features, query, gallery, same_person(query, gallery, args.exclude))
-
-
-def by_track(
-    features: dict[str, np.ndarray], part: Dataset, exclude: Sequence[str]
-) -> tuple[dict[str, np.ndarray], Dataset]:
-    """The features of tracks, and the rows of their first images."""
-    if "track_id" not in part.column_names:
-        raise UserError("pool_tracks: the data set has no column track_id: add it, or leave pool_tracks out")
-    ids = [part[column][:] for column in ("track_id", "person_id", *exclude)]
-    pooled = {name: pool_tracks(rows, *ids) for name, rows in features.items()}
-    _, first = next(iter(pooled.values()))
-    return {name: rows for name, (rows, _) in pooled.items()}, part.select(first)
 
 
 def evaluate_and_report(
@@ -188,7 +204,7 @@ def evaluate_and_report(
     facts: what metrics.json says of the run. others: the results of the models to compare with, on the same queries.
     options: those of `embed_images`.
     """
-    features = features_of_parts(model, processor, dataset, args, **options)
+    features = features_of_parts(model, processor, dataset, **args.protocol(), **options)
     query, gallery, rule = features.query_rows, features.gallery_rows, features.rule
     persons, people = query["person_id"][:], {}
     feature = model.config.test_feature

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from datasets import DatasetDict
 from PIL import Image
@@ -132,3 +133,26 @@ def test_pictures_without_matplotlib_are_refused_before_the_work(disk, flags, tm
     with pytest.raises(UserError, match="pictures need matplotlib"):
         evaluate.main(["--model", "/absent", *flags, "--plots", "true", "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_ten_splits_are_averaged(disk, tmp_path, capsys):
+    """VIPeR's layout with noise for people: the mean is that of the splits evaluated one by one."""
+    rng = np.random.default_rng(0)
+    for camera, angle in (("cam_a", 0), ("cam_b", 90)):
+        folder = tmp_path / "viper" / camera
+        folder.mkdir(parents=True)
+        for person in range(16):
+            pixels = rng.integers(0, 256, (64, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{person:03d}_{angle}.bmp")
+    flags = ["--model", str(disk.ours), "--dataset", "viper", "--data_dir", str(tmp_path / "viper")]
+    evaluate.main([*flags, "--splits", "3", "--output_dir", str(tmp_path / "all")])
+    assert "mean and standard deviation over 3 random splits" in capsys.readouterr().out
+    report = json.loads((tmp_path / "all/metrics.json").read_text())
+    single = []
+    for split in range(3):
+        evaluate.main([*flags, "--split", str(split), "--output_dir", str(tmp_path / "one")])
+        single.append(json.loads((tmp_path / "one/metrics.json").read_text())["metrics"]["llm"]["mAP"])
+    averaged = report["metrics_over_splits"]["llm"]["mAP"]
+    assert averaged["mean"] == pytest.approx(sum(single) / 3) and len(set(single)) > 1
+    with pytest.raises(UserError, match="splits: only for viper, prid, grid and ilids"):
+        evaluate.main([*flags, "--splits", "3", "--split", "0"])
