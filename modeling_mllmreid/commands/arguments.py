@@ -74,6 +74,10 @@ class DataArguments:
         metadata={"help": f"A reader ({', '.join(READERS)}), or a folder saved by save_to_disk with the same columns."}
     )
     data_dir: str | None = field(default=None, metadata={"help": "The reader's folder."})
+    data_dirs: dict | None = field(
+        default=None,
+        metadata={"help": "For several sets (a+b, a>b, P-1, P-2:a, P-3:a): each one's folder, as JSON."},
+    )
     captions_file: str | None = field(
         default=None,
         metadata={"help": "Captions for sets in Market-1501's layout: JSON of the CUHK-PEDES schema, by file_path."},

@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from ..data import load_reid_dataset
+from ..data.leaks import overlaps
 from ..data.readers import READERS
 from ..errors import UserError
 from ..evaluation import RetrievalMetrics, format_table, metrics_from_blocks, write_json
@@ -227,6 +228,7 @@ def evaluate_and_report(
         **facts,
         "trained_on": model.config.trained_on or [],
         "tested_on": sorted(set(query["source"][:])),
+        "overlap": overlaps(model.config.trained_on or [], query["source"]),
         "query_images": len(query),
         "gallery_images": len(gallery),
         "height": processor.height,
@@ -241,6 +243,8 @@ def evaluate_and_report(
         "by_query_camera": {str(camera): row.to_dict() for camera, row in cameras.items()},
     }
     folder = Path(args.output_dir)
+    for overlap in report["overlap"]:
+        print(f"warning: {overlap}: this result is not that of unseen people")
     print(format_table(list(rows.items()), intervals))
     if len(cameras) > 1:
         print(f"\nby query camera, {feature}:\n{format_table([(str(c), row) for c, row in cameras.items()])}")

@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict, load_from_disk
 
 from ..errors import UserError
 from .columns import with_contract_columns
+from .combine import Combination, combine, parse_combination
 from .made_splits import split_where_whole
 from .mapped import read_mapped
 from .problems import Problems
@@ -25,6 +26,7 @@ def load_reid_dataset(
     name_or_path: str | os.PathLike[str],
     *,
     data_dir: str | os.PathLike[str] | None = None,
+    data_dirs: Mapping[str, str] | None = None,
     texts: str | os.PathLike[str] | None = None,
     on_error: str = "stop",
     skipped_file: str | os.PathLike[str] = "skipped.txt",
@@ -38,13 +40,20 @@ def load_reid_dataset(
 
     name_or_path: a reader's name, `data_dir` being its folder and `options` its own options (None: not given); or a
     folder that `DatasetDict.save_to_disk` wrote; or with `columns` any data set that `datasets.load_dataset` loads, see
-    `read_mapped`. Own data without parts gets them by `make_splits` (splits_file, by default splits.json in data_dir,
-    test_share, split_seed). texts: a `texts.jsonl` whose continuations are joined. on_error:
-    "stop" at the first row that cannot be used, or "skip" such rows and list them in `skipped_file`.
+    `read_mapped`; or several sets, or a protocol, as `data.combine` writes them, `data_dirs` being their folders.
+    Own data without parts gets them by `make_splits` (splits_file, by default splits.json in data_dir, test_share,
+    split_seed). texts: a `texts.jsonl` whose continuations are joined. on_error: "stop" at the first row that cannot be
+    used, or "skip" such rows and list them in `skipped_file`.
     Raises UserError for an unknown name (with the nearest known), an unknown option, a missing or wrong folder or
     column, and for texts that do not belong to the data.
     """
     options = {name: value for name, value in options.items() if value is not None}
+    combination = parse_combination(str(name_or_path))
+    if combination is not None:
+        dataset = _load_combination(str(name_or_path), combination, data_dirs or {}, options)
+        return dataset if texts is None else _with_texts(dataset, texts)
+    if data_dirs is not None:
+        raise UserError(f"data set {name_or_path}: data_dirs is for several sets: give data_dir")
     reader = READERS.get(str(name_or_path))
     if columns is not None:
         dataset = read_mapped(str(name_or_path), columns)
@@ -65,6 +74,23 @@ def load_reid_dataset(
         path = Path(data_dir) / "splits.json" if splits_file is None else splits_file
         dataset = split_where_whole(dataset, path, test_share=test_share, seed=split_seed)
     return dataset if texts is None else _with_texts(dataset, texts)
+
+
+def _load_combination(
+    name: str, combination: Combination, data_dirs: Mapping[str, str], options: dict[str, Any]
+) -> DatasetDict:
+    """`train` of all sources, and where there is one target whose folder is given its query and gallery."""
+    if options:
+        raise UserError(f"data set {name}: {', '.join(options)} does not apply to several sets: leave it out")
+    missing = [source for source in combination.sources if source not in data_dirs]
+    if missing:
+        raise UserError(f"data set {name}: data_dirs has no folder of {', '.join(missing)}: name it there")
+    loaded = {source: load_reid_dataset(source, data_dir=data_dirs[source]) for source in combination.sources}
+    dataset = DatasetDict(train=combine(loaded, all_parts=combination.all_parts))
+    if len(combination.targets) == 1 and combination.targets[0] in data_dirs:
+        target = load_reid_dataset(combination.targets[0], data_dir=data_dirs[combination.targets[0]])
+        dataset |= {split: target[split] for split in ("query", "gallery") if split in target}
+    return DatasetDict(dataset)
 
 
 def _load_saved(path: Path, data_dir: str | os.PathLike[str] | None, options: dict[str, Any]) -> DatasetDict:

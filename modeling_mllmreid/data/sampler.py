@@ -21,7 +21,9 @@ class PKSampler(Sampler[tuple[int, int, int]]):
     the person has fewer than K. The order is a pure function of (seed, epoch). An epoch has as many whole steps as
     there are images for, at least one.
 
-    person_ids, camera_ids: one per image; an unknown camera (-1) counts as one camera.
+    person_ids, camera_ids: one per image; an unknown camera (-1) counts as one camera. sources: the set of each image;
+    given, every pass has as many people of each set as the smallest set has, drawn anew, the sets taking turns, so that
+    a large set does not drown a small one.
     Raises UserError for P, K or world_size below 1, a negative seed, fewer people than P x world_size, and a K that is
     more than any person's images.
     """
@@ -35,6 +37,7 @@ class PKSampler(Sampler[tuple[int, int, int]]):
         images_per_identity: int,
         seed: int = 0,
         world_size: int = 1,
+        sources: Sequence[str] | None = None,
     ) -> None:
         settings = {
             "identities_per_batch": (identities_per_batch, 1),
@@ -49,15 +52,20 @@ class PKSampler(Sampler[tuple[int, int, int]]):
         for index, person_id in enumerate(person_ids):
             images[int(person_id)].append(index)
         self.identities = sorted(images)
+        of_set: dict[str, list[int]] = defaultdict(list)
+        for person_id in self.identities:
+            of_set["" if sources is None else sources[images[person_id][0]]].append(person_id)
+        self.sets = [of_set[name] for name in sorted(of_set)]
         self.images = images
         self.cameras = [int(camera) for _, camera in zip(person_ids, camera_ids, strict=True)]
         self.identities_per_step = identities_per_batch * world_size
         self.images_per_identity = images_per_identity
         self.seed = seed
         self.epoch = 0
-        if len(images) < self.identities_per_step:
+        people = min(map(len, self.sets), default=0) * len(self.sets)
+        if people < self.identities_per_step:
             raise UserError(
-                f"{len(images)} people to train on, but identities_per_batch {identities_per_batch} x world_size "
+                f"{people} people to train on, but identities_per_batch {identities_per_batch} x world_size "
                 f"{world_size} needs {self.identities_per_step}: lower identities_per_batch or give more people"
             )
         self.steps = max(1, len(self.cameras) // (self.identities_per_step * images_per_identity))
@@ -111,7 +119,8 @@ class PKSampler(Sampler[tuple[int, int, int]]):
         need = self.identities_per_step
         if len(waiting) >= need:
             return waiting[:need], waiting[need:]
-        fresh = [self.identities[i] for i in rng.permutation(len(self.identities))]
+        shuffled = [[people[i] for i in rng.permutation(len(people))] for people in self.sets]
+        fresh = [person_id for turn in zip(*shuffled, strict=False) for person_id in turn]
         have = set(waiting)
         added = [person_id for person_id in fresh if person_id not in have][: need - len(waiting)]
         taken = set(added)

@@ -41,7 +41,10 @@ class MllmReIDConfig(PreTrainedConfig):
     num_identities (`int`):
         Rows of the ID classifiers; 0 means none (published exports).
     trained_on (`list[str]`, *optional*):
-        Names of the data sets that the weights were trained on by this project, sorted.
+        Names of the data sets that the weights were trained on by this project, sorted; ":all" behind one says that
+        its test people were trained on too.
+    overlap (`list[str]`, *optional*):
+        In words, test people who were knowingly trained on (`allow_overlap`).
     """
 
     model_type = "mllmreid"
@@ -68,6 +71,7 @@ class MllmReIDConfig(PreTrainedConfig):
     reid_text: bool = False
     num_identities: int = 0
     trained_on: list[str] | None = None
+    overlap: list[str] | None = None
 
     def __post_init__(self, **kwargs):
         if not isinstance(self.mllm_config, PreTrainedConfig):

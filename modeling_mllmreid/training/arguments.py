@@ -44,6 +44,9 @@ class ReIDTrainingArguments(TrainingArguments):
 
     identities_per_batch: int = field(default=16, metadata={"help": "P: people in a batch."})
     images_per_identity: int = field(default=4, metadata={"help": "K: images of each person in a batch."})
+    balance_sets: bool = field(
+        default=False, metadata={"help": "Of several training sets, as many people of each in every pass."}
+    )
     learning_rates: dict[str, float] | str | None = field(
         default=None,
         metadata={"help": "Learning rates by regular expression on parameter names (JSON); the first match counts."},

@@ -55,7 +55,8 @@ def train_reid(
     language = config.loss_lambda < 1
     samples = TrainDataset(train, processor, batch_args, seed=args.seed, language=language or config.reid_text)
     config.image_prefix_ids = processor.image_prefix_ids
-    config.trained_on = sorted({*(config.trained_on or []), *train["source"][:]})
+    names = {name.partition(":")[0] for name in config.trained_on or []}
+    config.trained_on = sorted({*(config.trained_on or []), *(set(train["source"]) - names)})
     if config.num_identities != samples.num_identities:
         model.set_num_identities(samples.num_identities)
     frozen = freeze_unused_parameters(model)

@@ -61,6 +61,7 @@ class ReIDTrainer(Trainer):
             images_per_identity=self.args.images_per_identity,
             seed=self.args.seed,
             world_size=self.args.world_size,
+            sources=dataset.sources if self.args.balance_sets else None,
         )
         return self._pk_sampler
 

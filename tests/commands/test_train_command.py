@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from modeling_mllmreid.commands import continuations, train
+from modeling_mllmreid.commands import continuations, evaluate, train
 from modeling_mllmreid.commands.arguments import ModelArguments
 from modeling_mllmreid.commands.loading import load_model
 from modeling_mllmreid.errors import UserError
@@ -35,3 +35,23 @@ def test_train_names_the_text_that_is_missing(disk, tmp_path):
     data = ["--dataset", "market1501", "--data_dir", str(disk.people), "--texts", str(tmp_path / "texts.jsonl")]
     with pytest.raises(UserError, match="texts.jsonl: cannot be read"):
         train.main(["--model", str(disk.ours), *data, "--output_dir", str(tmp_path / "run"), "--use_cpu"])
+
+
+def test_training_on_test_people_of_a_target_is_refused_or_said(disk, tmp_path, capsys):
+    data = ["--dataset", "market1501", "--data_dir", str(disk.people), "--targets", "cuhk_pedes"]
+    flags = ["--model", str(disk.ours), *data, "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+    with pytest.raises(UserError, match="leak: market1501 and cuhk_pedes share images of market1501: leave out"):
+        train.main(flags)
+    assert not (tmp_path / "run").exists()
+    sizes = ["--identities_per_batch", "2", "--images_per_identity", "2", "--max_steps", "1"]
+    quiet = ["--eval_strategy", "no", "--save_strategy", "no", "--loss_lambda", "1", "--disable_tqdm", "true"]
+    train.main([*flags, "--allow_overlap", "true", *sizes, *quiet])
+    config = load_model(ModelArguments(str(tmp_path / "run")))[0].config
+    assert config.trained_on == ["market1501"]
+    assert config.overlap == ["market1501 and cuhk_pedes share images of market1501"]
+    capsys.readouterr()
+    config.trained_on = ["cuhk_pedes"]
+    config.save_pretrained(tmp_path / "run")
+    evaluate.main(["--model", str(tmp_path / "run"), *data[:4], "--output_dir", str(tmp_path / "out")])
+    assert "warning: cuhk_pedes and market1501 share images of market1501" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["overlap"]

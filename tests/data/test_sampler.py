@@ -123,3 +123,23 @@ def test_data_loader_gives_one_order_with_and_without_workers():
         return [key for batch in loader for key in batch]
 
     assert keys(0) == keys(2) == list(made)
+
+
+def test_sets_take_turns():
+    """A set of 40 people beside one of 6: half of every batch is of each, and all of the large one come in time."""
+    persons = [person for person in range(46) for _ in range(2)]
+    sources = ["large" if person < 40 else "small" for person in persons]
+    options = {"identities_per_batch": 4, "images_per_identity": 2}
+    sampler = PKSampler(persons, [0] * 92, **options, sources=sources)
+    seen = set()
+    for epoch in range(12):
+        sampler.set_epoch(epoch)
+        order = [persons[index] for index, _, _ in sampler]
+        assert len(order) == len(sampler) == 88
+        for start in range(0, 88, 8):
+            batch = set(order[start : start + 8])
+            assert len(batch) == 4 and sum(person >= 40 for person in batch) == 2
+        seen |= set(order)
+    assert seen == set(range(46))
+    with pytest.raises(UserError, match="12 people to train on, but identities_per_batch 13"):
+        PKSampler(persons, [0] * 92, identities_per_batch=13, images_per_identity=2, sources=sources)
