@@ -9,6 +9,7 @@ COMMANDS = {
     "train": ("modeling_mllmreid.commands.train", "train a model on a data set; keeps the best checkpoint"),
     "evaluate": ("modeling_mllmreid.commands.evaluate", "mAP, CMC and mINP of a model on query and gallery"),
     "data": ("modeling_mllmreid.commands.data", "what a data set holds, and whether it is what the papers used"),
+    "prepare": ("modeling_mllmreid.commands.prepare", "write a data set as Parquet with its card, for the Hub too"),
     "continuations": ("modeling_mllmreid.commands.continuations", "let the frozen LLM continue every caption"),
     "embed": ("modeling_mllmreid.commands.embed", "embed a folder of person crops"),
     "search": ("modeling_mllmreid.commands.search", "find the people of an embedded folder that look like a query"),

@@ -4,6 +4,7 @@ import difflib
 import inspect
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from .columns import with_contract_columns
 from .combine import Combination, combine, parse_combination
 from .made_splits import split_where_whole
 from .mapped import read_mapped
+from .prepare import read_prepared
 from .problems import Problems
 from .readers import READERS
 from .texts import join_continuations, read_records
 
 logger = logging.getLogger(__name__)
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def load_reid_dataset(
@@ -38,9 +42,10 @@ def load_reid_dataset(
 ) -> DatasetDict:
     """Person images with the columns of the data contract (`columns.FEATURES`), a split for each part that is there.
 
-    name_or_path: a reader's name, `data_dir` being its folder and `options` its own options (None: not given); or a
-    folder that `DatasetDict.save_to_disk` wrote; or with `columns` any data set that `datasets.load_dataset` loads, see
-    `read_mapped`; or several sets, or a protocol, as `data.combine` writes them, `data_dirs` being their folders.
+    name_or_path: a reader's name, `data_dir` being its folder and `options` its own options (None: not given); a folder
+    that `DatasetDict.save_to_disk` or `prepare` wrote, or the latter's name on the Hub (owner/name); with `columns` any
+    data set that `datasets.load_dataset` loads, see `read_mapped`; or several sets, or a protocol, as `data.combine`
+    writes them, `data_dirs` being their folders.
     Own data without parts gets them by `make_splits` (splits_file, by default splits.json in data_dir, test_share,
     split_seed). texts: a `texts.jsonl` whose continuations are joined. on_error: "stop" at the first row that cannot be
     used, or "skip" such rows and list them in `skipped_file`.
@@ -57,6 +62,8 @@ def load_reid_dataset(
     reader = READERS.get(str(name_or_path))
     if columns is not None:
         dataset = read_mapped(str(name_or_path), columns)
+    elif reader is None and HUB_NAME.fullmatch(str(name_or_path)) and not Path(name_or_path).exists():
+        dataset = read_prepared(str(name_or_path))
     elif reader is None:
         dataset = _load_saved(Path(name_or_path), data_dir, options)
     else:
@@ -104,7 +111,11 @@ def _load_saved(path: Path, data_dir: str | os.PathLike[str] | None, options: di
     if given:
         raise UserError(f"{path} is a saved data set, {', '.join(given)} does not apply: leave it out or name a reader")
     try:
+        if (path / "data").is_dir() and any((path / "data").glob("*.parquet")):
+            return read_prepared(str(path))
         dataset = load_from_disk(str(path))
+    except UserError:
+        raise
     except Exception as error:  # a half-written folder fails in JSON, Arrow or file reading alike
         raise UserError(
             f"{path}: not a data set that save_to_disk wrote ({' '.join(str(error).split())[:200]}): "

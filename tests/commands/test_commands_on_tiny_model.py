@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_mllmreid.commands import continuations, data, embed, evaluate, search
+from modeling_mllmreid.commands import continuations, data, embed, evaluate, prepare, search
 from modeling_mllmreid.commands.arguments import ModelArguments
 from modeling_mllmreid.commands.embed import probe
 from modeling_mllmreid.commands.loading import load_model
@@ -235,3 +235,18 @@ def test_data_lists_broken_images(broken_people, tmp_path, capsys):
     assert "1 broken images" in capsys.readouterr().out and not (tmp_path / "out/sheet.png").exists()
     (broken,) = json.loads((tmp_path / "out/data.json").read_text())["broken_images"]
     assert "0001_c2s1_000001_00.jpg: broken image" in broken
+
+
+def test_prepared_data_trains_and_evaluates_like_its_origin(disk, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    prepare.main([*MARKET, str(disk.people), "--output", str(tmp_path / "prepared")])
+    assert "20 rows in train, query, gallery" in capsys.readouterr().out
+    scores = []
+    for data_flags in ([*MARKET, str(disk.people)], ["--dataset", str(tmp_path / "prepared")]):
+        evaluate.main(["--model", str(disk.ours), *data_flags, "--output_dir", str(tmp_path / "out")])
+        scores.append(json.loads((tmp_path / "out/metrics.json").read_text())["metrics"])
+    assert scores[0] == scores[1]
+    with pytest.raises(UserError, match="prepared: exists already: remove it or give another"):
+        prepare.main([*MARKET, str(disk.people), "--output", str(tmp_path / "prepared")])
+    with pytest.raises(UserError, match="push_to needs the images in the tables: leave embed true"):
+        prepare.main([*MARKET, "x", "--output", str(tmp_path / "p"), "--embed", "false", "--push_to", "a/b"])

@@ -1,0 +1,51 @@
+"""`prepare`: a data set as Parquet with its card, to load by one name from disk or from the Hub."""
+
+from dataclasses import dataclass, field
+
+from ..data import load_reid_dataset
+from ..data.prepare import read_prepared, write_prepared
+from ..errors import UserError
+from .arguments import DataArguments
+from .options import parse
+
+
+@dataclass
+class PrepareArguments:
+    """Where the prepared data goes."""
+
+    output: str = field(metadata={"help": "Folder for the Parquet files and the card."})
+    texts: str | None = field(default=None, metadata={"help": "texts.jsonl with continuations to join."})
+    embed: bool = field(default=True, metadata={"help": "Put the images into the tables; otherwise their paths."})
+    push_to: str | None = field(
+        default=None, metadata={"help": "Name of a data set on the Hub to push to as well: private, with the images."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.push_to and not self.embed:
+            raise ValueError("push_to needs the images in the tables: leave embed true")
+
+
+def main(argv: list[str]) -> None:
+    """Writes the tables and the card, and pushes them where a name is given."""
+    data_args, args = parse((DataArguments, PrepareArguments), argv, "prepare")
+    dataset = load_reid_dataset(data_args.dataset, texts=args.texts, **data_args.options())
+    facts = {"data set": data_args.dataset, "captions": data_args.captions_file, "continuations": args.texts}
+    facts |= {"MSMT17's training part": data_args.train_part, "CUHK03's boxes": data_args.boxes}
+    write_prepared(args.output, dataset, name=data_args.dataset, embed=args.embed, facts=facts)
+    print(f"{sum(map(len, dataset.values())):,} rows in {', '.join(dataset)}: {args.output}")
+    if args.push_to:
+        push(args.output, args.push_to)
+
+
+def push(folder: str, name: str) -> None:
+    """Uploads the folder as a private data set. Raises UserError where the Hub refuses it."""
+    from huggingface_hub import HfApi
+
+    read_prepared(folder)  # what is pushed can be loaded
+    try:
+        api = HfApi()
+        api.create_repo(name, repo_type="dataset", private=True, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=name, repo_type="dataset", commit_message="Prepared data")
+    except Exception as error:  # the Hub's client raises its own and the network's errors
+        raise UserError(f"push_to {name}: {' '.join(str(error).split())[:300]}") from error
+    print(f"pushed: {name} (private)")
