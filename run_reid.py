@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": ("modeling_mllmreid.commands.evaluate", "mAP, CMC and mINP of a model on query and gallery"),
     "data": ("modeling_mllmreid.commands.data", "what a data set holds, and whether it is what the papers used"),
     "prepare": ("modeling_mllmreid.commands.prepare", "write a data set as Parquet with its card, for the Hub too"),
+    "caption": ("modeling_mllmreid.commands.caption", "let a multimodal LLM describe the images that have no captions"),
     "continuations": ("modeling_mllmreid.commands.continuations", "let the frozen LLM continue every caption"),
     "embed": ("modeling_mllmreid.commands.embed", "embed a folder of person crops"),
     "search": ("modeling_mllmreid.commands.search", "find the people of an embedded folder that look like a query"),

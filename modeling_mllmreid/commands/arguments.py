@@ -80,7 +80,7 @@ class DataArguments:
     )
     captions_file: str | None = field(
         default=None,
-        metadata={"help": "Captions for sets in Market-1501's layout: JSON of the CUHK-PEDES schema, by file_path."},
+        metadata={"help": "Captions: a .jsonl that caption wrote; for Market-1501's layout also CUHK-PEDES' JSON."},
     )
     train_part: Literal["with_val", "without_val"] | None = field(
         default=None, metadata={"help": "msmt17: train with list_val (the default, 32,621 images) or without."}

@@ -10,6 +10,7 @@ from ..data import load_reid_dataset
 from ..errors import UserError
 from ..model import MllmReIDProcessor
 from ..text import instruction_text, write_continuations
+from ..text.licences import licence_of
 from .arguments import DataArguments, ModelArguments
 from .loading import model_type, to_device
 from .options import parse
@@ -28,6 +29,9 @@ class ContinuationArguments:
     do_sample: bool = field(default=False, metadata={"help": "Draw the texts at random in place of the likeliest."})
     temperature: float = field(default=1.0, metadata={"help": "Of the draws: above 1 more varied, below 1 less."})
     seed: int = field(default=0, metadata={"help": "Of the draws."})
+    licence: str | None = field(
+        default=None, metadata={"help": "Licence of the language model; by default read off its architecture."}
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -58,6 +62,7 @@ def main(argv: list[str]) -> None:
         settings.pop("output"),
         instruction=instruction_text(settings.pop("instruction")),
         model_name=name,
+        licence=settings.pop("licence") or licence_of(mllm.config),
         # The commit, so that the texts can be written again after a branch moved.
         revision=getattr(mllm.config, "_commit_hash", None) or model_args.revision,
         **settings,

@@ -1,14 +1,17 @@
 """`train`: a model on a data set's training part; the best checkpoint by the validation people is kept."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from datasets import DatasetDict
 
 from ..data import load_reid_dataset
 from ..data.combine import parse_combination
 from ..data.leaks import refuse_overlaps
+from ..data.texts import CaptionRecord, read_records
 from ..errors import UserError
 from ..evaluation.protocol import check_parts
+from ..text.licences import refuse_licences
 from ..training import BatchArguments, ReIDTrainingArguments, train_reid
 from .arguments import DataArguments, MethodArguments, ModelArguments
 from .evaluate import EvaluateArguments, evaluate_and_report
@@ -18,7 +21,7 @@ from .options import parse
 
 @dataclass
 class LeakArguments:
-    """Which sets the model will be tested on."""
+    """Which sets the model will be tested on, and what must not be trained on."""
 
     targets: list[str] = field(
         default_factory=list,
@@ -26,6 +29,9 @@ class LeakArguments:
     )
     allow_overlap: bool = field(
         default=False, metadata={"help": "Train on test people of a target all the same; the configuration says so."}
+    )
+    allow_licence: bool = field(
+        default=False, metadata={"help": "Train on texts whose writer's licence forbids it for other language models."}
     )
 
 
@@ -36,6 +42,9 @@ def main(argv: list[str]) -> None:
     dataset = load_reid_dataset(data_args.dataset, texts=batch_args.texts, **data_args.options())
     trained_on, overlap = what_is_trained_on(data_args.dataset, dataset, leak_args)
     model, processor = load_model(model_args, method_args.given())
+    if model.config.loss_lambda < 1:
+        provenances = provenances_of_texts(data_args.captions_file, batch_args.texts)
+        refuse_licences(provenances, model.config, allow=leak_args.allow_licence)
     model.config.trained_on = sorted({*(model.config.trained_on or []), *trained_on})
     model.config.overlap = sorted({*(model.config.overlap or []), *overlap}) or None
     train_reid(model, processor, dataset, batch_args, training_args)
@@ -67,3 +76,13 @@ def what_is_trained_on(name: str, dataset: DatasetDict, leak_args: LeakArguments
     if "query" in dataset:
         targets |= set(dataset["query"]["source"])
     return trained_on, refuse_overlaps(trained_on, targets, allow=leak_args.allow_overlap)
+
+
+def provenances_of_texts(captions_file: str | None, texts: str | None) -> list[dict[str, Any]]:
+    """How generated captions and continuations were written; nothing where they are not generated, or not there."""
+    found: list[dict[str, Any]] = []
+    if captions_file and captions_file.endswith(".jsonl"):
+        found += [record.provenance for record in read_records(captions_file, CaptionRecord)]
+    if texts:
+        found += [record.provenance for record in read_records(texts)]
+    return found

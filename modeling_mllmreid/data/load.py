@@ -19,7 +19,7 @@ from .mapped import read_mapped
 from .prepare import read_prepared
 from .problems import Problems
 from .readers import READERS
-from .texts import join_continuations, read_records
+from .texts import CaptionRecord, join_captions, join_continuations, read_records
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +30,7 @@ def load_reid_dataset(
     name_or_path: str | os.PathLike[str],
     *,
     data_dir: str | os.PathLike[str] | None = None,
-    data_dirs: Mapping[str, str] | None = None,
     texts: str | os.PathLike[str] | None = None,
-    on_error: str = "stop",
-    skipped_file: str | os.PathLike[str] = "skipped.txt",
-    columns: Mapping[str, str] | None = None,
-    splits_file: str | os.PathLike[str] | None = None,
-    test_share: float = 0.5,
-    split_seed: int = 0,
     **options: Any,
 ) -> DatasetDict:
     """Person images with the columns of the data contract (`columns.FEATURES`), a split for each part that is there.
@@ -48,39 +41,58 @@ def load_reid_dataset(
     writes them, `data_dirs` being their folders.
     Own data without parts gets them by `make_splits` (splits_file, by default splits.json in data_dir, test_share,
     split_seed). texts: a `texts.jsonl` whose continuations are joined. on_error: "stop" at the first row that cannot be
-    used, or "skip" such rows and list them in `skipped_file`.
+    used, or "skip" such rows and list them in `skipped_file`. captions_file: a `.jsonl` that `caption` wrote, for any
+    data set; other kinds are the reader's own option.
     Raises UserError for an unknown name (with the nearest known), an unknown option, a missing or wrong folder or
     column, and for texts that do not belong to the data.
     """
-    options = {name: value for name, value in options.items() if value is not None}
-    combination = parse_combination(str(name_or_path))
-    if combination is not None:
-        dataset = _load_combination(str(name_or_path), combination, data_dirs or {}, options)
-        return dataset if texts is None else _with_texts(dataset, texts)
-    if data_dirs is not None:
-        raise UserError(f"data set {name_or_path}: data_dirs is for several sets: give data_dir")
-    reader = READERS.get(str(name_or_path))
-    if columns is not None:
-        dataset = read_mapped(str(name_or_path), columns)
-    elif reader is None and HUB_NAME.fullmatch(str(name_or_path)) and not Path(name_or_path).exists():
-        dataset = read_prepared(str(name_or_path))
-    elif reader is None:
-        dataset = _load_saved(Path(name_or_path), data_dir, options)
-    else:
-        if data_dir is None:
-            raise UserError(f"data set {name_or_path}: data_dir is not given: give the folder that holds it")
-        known = [name for name in inspect.signature(reader).parameters if name not in ("data_dir", "problems")]
-        for option in options:
-            if option not in known:
-                raise UserError(f"data set {name_or_path} has no option {option!r}: it takes {', '.join(known)}")
-        problems = Problems(on_error)
-        dataset = reader(data_dir, problems=problems, **options)
-        if problems.messages:
-            Path(skipped_file).write_text("\n".join(problems.messages) + "\n", encoding="utf-8")
-            logger.warning("%d rows were left out, listed in %s", len(problems.messages), skipped_file)
-        path = Path(data_dir) / "splits.json" if splits_file is None else splits_file
-        dataset = split_where_whole(dataset, path, test_share=test_share, seed=split_seed)
+    generated = str(options.get("captions_file") or "").endswith(".jsonl")
+    captions = options.pop("captions_file") if generated else None
+    dataset = _read(str(name_or_path), data_dir, **options)
+    if captions is not None:
+        dataset = _with_captions(dataset, captions)
     return dataset if texts is None else _with_texts(dataset, texts)
+
+
+def _read(
+    name: str,
+    data_dir: str | os.PathLike[str] | None,
+    *,
+    data_dirs: Mapping[str, str] | None = None,
+    on_error: str = "stop",
+    skipped_file: str | os.PathLike[str] = "skipped.txt",
+    columns: Mapping[str, str] | None = None,
+    splits_file: str | os.PathLike[str] | None = None,
+    test_share: float = 0.5,
+    split_seed: int = 0,
+    **options: Any,
+) -> DatasetDict:
+    """The data set by its name, without generated texts: the options of `load_reid_dataset`."""
+    options = {option: value for option, value in options.items() if value is not None}
+    combination = parse_combination(name)
+    if combination is not None:
+        return _load_combination(name, combination, data_dirs or {}, options)
+    if data_dirs is not None:
+        raise UserError(f"data set {name}: data_dirs is for several sets: give data_dir")
+    reader = READERS.get(name)
+    if columns is not None:
+        return read_mapped(name, columns)
+    if reader is None:
+        on_hub = HUB_NAME.fullmatch(name) and not Path(name).exists()
+        return read_prepared(name) if on_hub else _load_saved(Path(name), data_dir, options)
+    if data_dir is None:
+        raise UserError(f"data set {name}: data_dir is not given: give the folder that holds it")
+    known = [option for option in inspect.signature(reader).parameters if option not in ("data_dir", "problems")]
+    for option in options:
+        if option not in known:
+            raise UserError(f"data set {name} has no option {option!r}: it takes {', '.join(known)}")
+    problems = Problems(on_error)
+    dataset = reader(data_dir, problems=problems, **options)
+    if problems.messages:
+        Path(skipped_file).write_text("\n".join(problems.messages) + "\n", encoding="utf-8")
+        logger.warning("%d rows were left out, listed in %s", len(problems.messages), skipped_file)
+    path = Path(data_dir) / "splits.json" if splits_file is None else splits_file
+    return split_where_whole(dataset, path, test_share=test_share, seed=split_seed)
 
 
 def _load_combination(
@@ -124,6 +136,18 @@ def _load_saved(path: Path, data_dir: str | os.PathLike[str] | None, options: di
     if isinstance(dataset, Dataset):
         raise UserError(f"{path}: a single split: save a DatasetDict with train, val, or query and gallery")
     return with_contract_columns(dataset, str(path))
+
+
+def _with_captions(dataset: DatasetDict, captions: str) -> DatasetDict:
+    """The data set with the captions that were written for its images."""
+    records = read_records(captions, CaptionRecord)
+    try:
+        joined = DatasetDict({name: join_captions(split, name, records) for name, split in dataset.items()})
+    except UserError as error:
+        raise UserError(f"{captions}: {error}") from None
+    if not any(caption for split in joined.values() for caption in split["caption"]):
+        raise UserError(f"{captions}: no record is of this data set: give the captions that were written for it")
+    return joined
 
 
 def _with_texts(dataset: DatasetDict, texts: str | os.PathLike[str]) -> DatasetDict:

@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from datasets import Dataset
 
@@ -42,10 +42,27 @@ class TextRecord:
         return TextKey(self.source, self.split, self.file_name, self.caption_index)
 
 
-RECORD_FIELDS = tuple(field.name for field in fields(TextRecord))
+@dataclass(frozen=True)
+class CaptionRecord:
+    """One line of a captions sidecar: a caption that a model wrote for an image, and its provenance."""
+
+    source: str
+    split: str
+    file_name: str
+    caption_index: int
+    caption: str
+    provenance: dict[str, Any]
+
+    @property
+    def key(self) -> TextKey:
+        """The image, and the caption's place among those written for it."""
+        return TextKey(self.source, self.split, self.file_name, self.caption_index)
 
 
-def append_records(path: str | os.PathLike[str], records: Iterable[TextRecord]) -> None:
+Record = TypeVar("Record", TextRecord, CaptionRecord)
+
+
+def append_records(path: str | os.PathLike[str], records: Iterable[TextRecord | CaptionRecord]) -> None:
     """Appends whole lines and waits until they are on disk; what a killed run left of a last line is cut off first."""
     lines = "".join(json.dumps(asdict(record)) + "\n" for record in records).encode()
     with open(path, "ab+") as file:
@@ -59,21 +76,27 @@ def append_records(path: str | os.PathLike[str], records: Iterable[TextRecord]) 
         os.fsync(file.fileno())
 
 
-def read_records(path: str | os.PathLike[str]) -> list[TextRecord]:
-    """The sidecar's records in file order; a last line without its line end was torn by a kill and does not count.
+def read_records(
+    path: str | os.PathLike[str],
+    kind: type[Record] = TextRecord,  # type: ignore[assignment]
+) -> list[Record]:
+    """The sidecar's records, of this kind, in file order.
 
+    A last line without its line end was torn by a kill and does not count.
     Raises UserError naming the file, and the line (from 1) that is no record or gives a caption another continuation.
     """
     try:
         lines = Path(path).read_bytes().split(b"\n")[:-1]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): give the texts file's path") from error
-    records: dict[TextKey, TextRecord] = {}
+    records: dict[TextKey, Record] = {}
+    names = [field.name for field in fields(kind)]
+    texts = [name for name in ("source", "split", "file_name", "caption", "continuation") if name in names]
     for number, line in enumerate(lines, start=1):
         try:
             values = json.loads(line)
-            record = TextRecord(**{name: values[name] for name in RECORD_FIELDS})
-            strings = (record.source, record.split, record.file_name, record.caption, record.continuation)
+            record = kind(**{name: values[name] for name in names})
+            strings = [values[name] for name in texts]
             if not all(isinstance(value, str) for value in strings) or not isinstance(record.caption_index, int):
                 raise TypeError("a field of another type")
         except (ValueError, KeyError, TypeError) as error:
@@ -93,6 +116,25 @@ def caption_keys(dataset: Dataset, split: str) -> Iterator[list[tuple[TextKey, s
         start = seen[source, file_name]
         seen[source, file_name] += len(captions)
         yield [(TextKey(source, split, file_name, start + i), caption) for i, caption in enumerate(captions)]
+
+
+def join_captions(dataset: Dataset, split: str, records: Iterable[CaptionRecord]) -> Dataset:
+    """The split with the captions that were written for its images, in their order, where it has none of its own.
+
+    Raises UserError for an image that has captions already.
+    """
+    written: dict[tuple[str, str], list[CaptionRecord]] = defaultdict(list)
+    for record in records:
+        if record.split == split:
+            written[record.source, record.file_name].append(record)
+    joined = []
+    for source, file_name, captions in zip(*(dataset[n][:] for n in ("source", "file_name", "caption")), strict=True):
+        of_image = sorted(written.get((source, file_name), []), key=lambda record: record.caption_index)
+        if captions and of_image:
+            raise UserError(f"{file_name} ({source}, {split}) has captions already: leave the written ones out")
+        joined.append(captions or [record.caption for record in of_image])
+    filled = dataset.remove_columns("caption").add_column("caption", joined, feature=FEATURES["caption"])
+    return filled.select_columns(dataset.column_names)
 
 
 def missing_captions(dataset: Dataset, split: str, records: Iterable[TextRecord]) -> list[tuple[TextKey, str]]:

@@ -4,17 +4,15 @@ import difflib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
-from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
-from ..data.texts import TextKey, TextRecord, append_records, missing_captions, read_records
+from ..data.texts import TextKey, TextRecord, missing_captions
 from ..errors import UserError
 from ..model import MllmReIDProcessor
 from .generation import check_generation_settings, generate_texts
+from .sidecar import Sidecar
 
 TARGET_MODES = ("continuation", "caption", "split")
 
@@ -28,6 +26,7 @@ def write_continuations(
     instruction: str,
     model_name: str,
     revision: str | None,
+    licence: str | None = None,
     max_new_tokens: int = 32,
     do_sample: bool = False,
     temperature: float = 1.0,
@@ -36,17 +35,17 @@ def write_continuations(
 ) -> int:
     """Writes a continuation for every caption that the sidecar has none for; returns how many records were appended.
 
-    dataset_splits: splits of the data contract by name. instruction: the instruction's text. model_name, revision:
-    where `mllm` came from, kept as provenance with the prompt and the settings. Records are on disk batch by batch, so
+    dataset_splits: splits of the data contract by name. instruction: the instruction's text. model_name, revision,
+    licence: of `mllm`, kept as provenance with the prompt and the settings. Records are on disk batch by batch, so
     a killed run is resumed by the same call. Identical captions are generated once.
     Raises UserError, before anything is written: the sidecar was written otherwise or for other captions, a caption
     holds an image token, the path cannot be written, a setting is out of range.
     """
     check_generation_settings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
-    path = Path(out_path)
     provenance = {
         "model": model_name,
         "revision": revision,
+        "licence": licence,
         "instruction": instruction,
         "prompt": processor.prompt_prefix + "{caption}" + processor.prompt_suffix.format(instruction=instruction),
         "max_new_tokens": max_new_tokens,
@@ -54,48 +53,49 @@ def write_continuations(
         "temperature": temperature if do_sample else None,
         "seed": seed if do_sample else None,
     }
-    records = read_records(path) if path.exists() else []
-    _check_provenance(path, records, provenance)
+    # Before the file is made: a caption that cannot be read must leave nothing behind.
+    for split, dataset in dataset_splits.items():
+        for key, caption in missing_captions(dataset, split, []):
+            _prompt_ids(processor, key, caption, instruction)
+    sidecar = Sidecar(out_path, TextRecord, provenance)
     missing: dict[str, list[TextKey]] = {}
     for split, dataset in dataset_splits.items():
-        for key, caption in missing_captions(dataset, split, records):
+        for key, caption in missing_captions(dataset, split, sidecar.records):
             missing.setdefault(caption, []).append(key)
-    known = {record.caption: record.continuation for record in records if record.caption in missing}
+    known = {record.caption: record.continuation for record in sidecar.records if record.caption in missing}
     prompts = {
         caption: _prompt_ids(processor, keys[0], caption, instruction)
         for caption, keys in missing.items()
         if caption not in known
     }
-    _make_writable(path)
 
     def append(continuations: Mapping[str, str]) -> None:
-        append_records(
-            path,
+        sidecar.append(
             [
                 TextRecord(*key, caption=caption, continuation=continuation, provenance=provenance)
                 for caption, continuation in continuations.items()
                 for key in missing[caption]
-            ],
+            ]
         )
 
-    append(known)
+    def write_batch(captions: Sequence[str]) -> None:
+        texts = generate_texts(
+            mllm,
+            processor.tokenizer,
+            [prompts[caption] for caption in captions],
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            temperature=temperature,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        append(dict(zip(captions, texts, strict=True)))
+
+    if sidecar.state.is_main_process:
+        append(known)
     # The engine's own order, over all captions: whole batches of like length, and after a resume the same batches.
     queue = sorted(prompts, key=lambda caption: len(prompts[caption]), reverse=True)
-    with tqdm(total=len(queue), desc="continuations", unit="caption") as progress:
-        for start in range(0, len(queue), batch_size):
-            captions = queue[start : start + batch_size]
-            texts = generate_texts(
-                mllm,
-                processor.tokenizer,
-                [prompts[caption] for caption in captions],
-                max_new_tokens=max_new_tokens,
-                do_sample=do_sample,
-                temperature=temperature,
-                seed=seed,
-                batch_size=batch_size,
-            )
-            append(dict(zip(captions, texts, strict=True)))
-            progress.update(len(captions))
+    sidecar.write(queue, batch_size, write_batch, "continuation")
     return sum(map(len, missing.values()))
 
 
@@ -140,17 +140,6 @@ def kept_attribute_share(
     return math.fsum(shares) / len(shares) if shares else math.nan
 
 
-def _check_provenance(path: Path, records: Sequence[TextRecord], provenance: Mapping[str, Any]) -> None:
-    for record in records:
-        if record.provenance != provenance:
-            names = sorted(provenance.keys() | record.provenance.keys())
-            name = next(name for name in names if record.provenance.get(name) != provenance.get(name))
-            raise UserError(
-                f"{path}: holds texts written with {name} {record.provenance.get(name)!r}, not "
-                f"{provenance.get(name)!r}: give another file, the same settings, or remove the file"
-            )
-
-
 def _prompt_ids(processor: MllmReIDProcessor, key: TextKey, caption: str, instruction: str) -> list[int]:
     try:
         return processor.text_prompt_ids(caption, instruction)
@@ -158,12 +147,3 @@ def _prompt_ids(processor: MllmReIDProcessor, key: TextKey, caption: str, instru
         raise UserError(
             f"caption {key.caption_index} of {key.file_name} ({key.source}, {key.split}): {error}"
         ) from error
-
-
-def _make_writable(path: Path) -> None:
-    """Makes the sidecar and its folder where they are missing: a bad path must fail before the hours of generation."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        append_records(path, [])
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}): give another path") from error

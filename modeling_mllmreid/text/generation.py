@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
-from transformers import GenerationConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LlavaForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
 
@@ -32,7 +32,7 @@ def generate_texts(
     Raises UserError for a setting that is out of range.
     """
     check_generation_settings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
-    special = _special_tokens(mllm, tokenizer)
+    special = special_tokens(mllm, tokenizer)
     unnamed = range(len(tokenizer), mllm.config.get_text_config().vocab_size)
     # No end-of-text id: nothing can stop a row before its full length.
     settings = GenerationConfig(
@@ -68,7 +68,8 @@ def check_generation_settings(*, max_new_tokens: int, temperature: float, batch_
         raise UserError(f"temperature is {temperature}: give a number above 0, or turn do_sample off for greedy texts")
 
 
-def _special_tokens(mllm: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+def special_tokens(mllm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Id -> text of every special token, the image token among them."""
     tokens = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     tokens.update(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     image = getattr(mllm.config, "image_token_id", None)  # a language model alone has none

@@ -1,0 +1,67 @@
+"""`caption`: a multimodal LLM describes a data set's images that have no captions, for `continuations` and `train`."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from ..data import load_reid_dataset
+from ..errors import UserError
+from ..text.captioning import write_captions
+from ..text.instructions import STANDARD_INSTRUCTION, STANDARD_POOL
+from ..text.licences import licence_of
+from .arguments import DataArguments, ModelArguments
+from .loading import to_device
+from .options import parse
+
+
+@dataclass
+class CaptionArguments:
+    """How the captions are written, and where they go."""
+
+    output: str = field(default="captions.jsonl", metadata={"help": "File for the captions; a cut-off run goes on."})
+    splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "Parts whose images are described."})
+    prompts: Literal["one", "pool"] = field(
+        default="pool", metadata={"help": "One prompt for all, or one drawn from a pool for each caption."}
+    )
+    captions_per_image: int = field(default=2, metadata={"help": "Captions of each image."})
+    licence: str | None = field(
+        default=None, metadata={"help": "Licence of the captioning model; by default read off its architecture."}
+    )
+    max_new_tokens: int = field(default=64, metadata={"help": "A caption's tokens at most."})
+    batch_size: int = field(default=16, metadata={"help": "Captions written at once."})
+    do_sample: bool = field(default=False, metadata={"help": "Draw the captions at random, not the likeliest."})
+    temperature: float = field(default=1.0, metadata={"help": "Of the draws: above 1 more varied, below 1 less."})
+    seed: int = field(default=0, metadata={"help": "Of the prompts and the draws."})
+
+
+def main(argv: list[str]) -> None:
+    """Writes the captions that are missing; under `accelerate launch` each process writes a share."""
+    model_args, data_args, args = parse((ModelArguments, DataArguments, CaptionArguments), argv, "caption")
+    dataset = load_reid_dataset(data_args.dataset, **data_args.options())
+    absent = [split for split in args.splits if split not in dataset]
+    if absent:
+        raise UserError(f"data set {data_args.dataset}: has no part {absent[0]}: give some of {', '.join(dataset)}")
+    name, at = model_args.model, {"revision": model_args.revision}
+    try:
+        config = AutoConfig.from_pretrained(name, **at)
+        processor = AutoProcessor.from_pretrained(name, **at)
+        mllm = AutoModelForImageTextToText.from_pretrained(name, dtype=getattr(torch, model_args.dtype), **at)
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"model {name}: not loadable as an image-text-to-text model ({reason})") from error
+    to_device(mllm)
+    settings = asdict(args)
+    written = write_captions(
+        mllm,
+        processor,
+        {split: dataset[split] for split in settings.pop("splits")},
+        settings.pop("output"),
+        prompts=[STANDARD_INSTRUCTION] if settings.pop("prompts") == "one" else STANDARD_POOL,
+        model_name=name,
+        revision=getattr(config, "_commit_hash", None) or model_args.revision,
+        licence=settings.pop("licence") or licence_of(config),
+        **settings,
+    )
+    print(f"{written:,} captions written: {args.output}; read them with --captions_file")

@@ -1,0 +1,156 @@
+"""Captions for images that have none: written by a multimodal LLM, kept in a sidecar with their provenance."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image, ImageOps
+from transformers import GenerationConfig
+
+from ..data.columns import image_sources
+from ..data.images import ImageSource, open_image
+from ..data.texts import CaptionRecord, TextKey
+from ..errors import UserError
+from .generation import check_generation_settings, special_tokens
+from .sidecar import Sidecar
+
+MIN_NEW_TOKENS = 3
+
+
+def write_captions(
+    mllm: Any,
+    processor: Any,
+    dataset_splits: Mapping[str, Dataset],
+    out_path: str | os.PathLike[str],
+    *,
+    prompts: Sequence[str],
+    captions_per_image: int = 1,
+    model_name: str,
+    revision: str | None,
+    licence: str | None,
+    max_new_tokens: int = 64,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> int:
+    """Writes captions for every image that has none; returns how many were written, over all processes.
+
+    mllm, processor: an image-text-to-text model of the library and its processor with a chat template. prompts: the
+    pool that each caption's prompt is drawn from, by the seed and the image. Crops are padded to squares first: the
+    stock processors would cut off heads and feet. Records are on disk batch by batch, so a killed run is resumed by
+    the same call; under several processes each writes a share. licence: the model's, kept with its name, revision,
+    prompts and settings.
+    Raises UserError, before anything is written, for a setting out of range and a file written otherwise; and for a
+    broken image.
+    """
+    check_generation_settings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
+    if captions_per_image < 1 or not prompts:
+        raise UserError(f"captions_per_image {captions_per_image}, {len(prompts)} prompts: give at least one of each")
+    if captions_per_image > 1 and not do_sample and len(prompts) < captions_per_image:
+        raise UserError(f"{captions_per_image} captions of one prompt would be equal: give do_sample, or more prompts")
+    provenance = {
+        "model": model_name,
+        "revision": revision,
+        "licence": licence,
+        "prompts": list(prompts),
+        "max_new_tokens": max_new_tokens,
+        "do_sample": do_sample,
+        "temperature": temperature if do_sample else None,
+        "seed": seed,
+    }
+    sidecar = Sidecar(out_path, CaptionRecord, provenance)
+    written = {record.key for record in sidecar.records}
+    queue = [
+        (key, source)
+        for split, dataset in dataset_splits.items()
+        for key, source in _wanted(dataset, split, captions_per_image)
+        if key not in written
+    ]
+
+    def write_batch(batch: Sequence[tuple[TextKey, ImageSource]]) -> None:
+        images = [_square(open_image(source)) for _, source in batch]
+        chosen = [_prompt(prompts, key, seed) for key, _ in batch]
+        # What is drawn depends on the batch's keys, so that after a kill the same texts come.
+        state = int.from_bytes(hashlib.sha256(repr((seed, [key for key, _ in batch])).encode()).digest()[:8], "big")
+        texts = describe_images(
+            mllm, processor, images, chosen, max_new_tokens, temperature if do_sample else None, state
+        )
+        for (key, _), text in zip(batch, texts, strict=True):
+            if not text:
+                raise UserError(f"{key.file_name}: the model wrote an empty caption: try another prompt or model")
+        sidecar.append([CaptionRecord(*key, text, provenance) for (key, _), text in zip(batch, texts, strict=True)])
+
+    sidecar.write(queue, batch_size, write_batch, "caption")
+    return len(queue)
+
+
+def describe_images(
+    mllm: Any,
+    processor: Any,
+    images: Sequence[Image.Image],
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    temperature: float | None,
+    seed: int,
+) -> list[str]:
+    """What the model answers to each prompt about its image, on one line. temperature: None for the likeliest text."""
+    chats = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}] for prompt in prompts]
+    texts = [processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
+    tokenizer = processor.tokenizer
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    try:
+        inputs = processor(images=list(images), text=texts, padding=True, return_tensors="pt").to(mllm.device)
+    finally:
+        tokenizer.padding_side = side
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(mllm.dtype)
+    drawing = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    # Ordinary tokens alone, until the text may end.
+    unnamed = range(len(tokenizer), mllm.config.get_text_config().vocab_size)
+    suppressed = [*(token for token in special_tokens(mllm, tokenizer) if token != tokenizer.eos_token_id), *unnamed]
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min(MIN_NEW_TOKENS, max_new_tokens),
+        suppress_tokens=suppressed,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **drawing,
+    )
+    with torch.inference_mode(), torch.random.fork_rng(devices=[mllm.device] if mllm.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        written = mllm.eval().generate(**inputs, generation_config=settings)
+    answers = tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [" ".join(answer.split()) for answer in answers]
+
+
+def _wanted(dataset: Dataset, split: str, count: int) -> list[tuple[TextKey, ImageSource]]:
+    """The captions to be written for a split: each image without captions once, whatever its rows."""
+    sources = image_sources(dataset)
+    columns = (dataset[name][:] for name in ("source", "file_name", "caption"))
+    images: dict[tuple[str, str], ImageSource] = {}
+    for row, (source, file_name, captions) in enumerate(zip(*columns, strict=True)):
+        if not captions:
+            images.setdefault((source, file_name), sources[row])
+    return [
+        (TextKey(source, split, file_name, index), image)
+        for (source, file_name), image in images.items()
+        for index in range(count)
+    ]
+
+
+def _prompt(prompts: Sequence[str], key: TextKey, seed: int) -> str:
+    """The caption's prompt: those of one image are all different as long as the pool lasts."""
+    own = int.from_bytes(hashlib.sha256(repr((seed, key[:3])).encode()).digest()[:8], "big")
+    order = np.random.default_rng(own).permutation(len(prompts))
+    return prompts[order[key.caption_index % len(prompts)]]
+
+
+def _square(image: Image.Image) -> Image.Image:
+    """The crop in the middle of a grey square."""
+    side = max(image.size)
+    return ImageOps.pad(image, (side, side), color="#7a7a7a")

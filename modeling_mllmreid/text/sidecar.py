@@ -1,0 +1,93 @@
+"""What the writers of generated texts share: provenance, parts for several processes, batches that survive a kill."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+from tqdm import tqdm
+
+from ..data.texts import CaptionRecord, TextRecord, append_records, read_records
+from ..errors import UserError
+
+Record = TypeVar("Record", CaptionRecord, TextRecord)
+Item = TypeVar("Item")
+
+
+class Sidecar:
+    """One file of records that several processes write: each into a part of its own, joined before and after the work.
+
+    path: the file. kind: the records' class. provenance: what every record must have been written with.
+    Raises UserError, before anything is written, where the file was written otherwise or cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], kind: type, provenance: Mapping[str, Any]):
+        self.path, self.kind, self.provenance = Path(path), kind, dict(provenance)
+        self.state = PartialState()
+        if self.state.is_main_process:
+            _make_writable(self.path)
+            self._join_parts()
+        self.state.wait_for_everyone()
+        self.records = read_records(self.path, kind)
+        self._check_provenance()
+
+    @property
+    def _own(self) -> Path:
+        """Where this process writes: the file itself where it is alone."""
+        rank = self.state.process_index
+        alone = self.state.num_processes == 1
+        return self.path if alone else self.path.with_name(f"{self.path.name}.part-{rank:05d}")
+
+    def append(self, records: Sequence[Any]) -> None:
+        """Puts these records on disk."""
+        append_records(self._own, records)
+
+    def write(
+        self, queue: Sequence[Item], batch_size: int, write_batch: Callable[[Sequence[Item]], None], what: str
+    ) -> None:
+        """Hands this process's share of the queue to `write_batch`, batch by batch; returns when all have done theirs.
+
+        The order is the queue's, so that after a kill the same batches come again.
+        """
+        batches = [queue[start : start + batch_size] for start in range(0, len(queue), batch_size)]
+        mine = batches[self.state.process_index :: self.state.num_processes]
+        with tqdm(total=sum(map(len, mine)), desc=f"{what}s", unit=what) as progress:
+            for batch in mine:
+                write_batch(batch)
+                progress.update(len(batch))
+        self.state.wait_for_everyone()
+        if self.state.is_main_process:
+            self._join_parts()
+        self.state.wait_for_everyone()
+
+    def _join_parts(self) -> None:
+        """Appends what the parts hold to the file, each record once, and removes them."""
+        parts = sorted(self.path.parent.glob(f"{self.path.name}.part-*"))
+        if not parts:
+            return
+        known = {record.key for record in read_records(self.path, self.kind)}
+        for part in parts:
+            records = [record for record in read_records(part, self.kind) if record.key not in known]
+            append_records(self.path, records)
+            known |= {record.key for record in records}
+            part.unlink()
+
+    def _check_provenance(self) -> None:
+        for record in self.records:
+            if record.provenance != self.provenance:
+                names = sorted(self.provenance.keys() | record.provenance.keys())
+                name = next(n for n in names if record.provenance.get(n) != self.provenance.get(n))
+                raise UserError(
+                    f"{self.path}: holds texts written with {name} {record.provenance.get(name)!r}, not "
+                    f"{self.provenance.get(name)!r}: give another file, the same settings, or remove the file"
+                )
+
+
+def _make_writable(path: Path) -> None:
+    """Makes the sidecar and its folder where they are missing: a bad path must fail before the hours of generation."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        append_records(path, [])
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}): give another path") from error

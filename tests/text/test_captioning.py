@@ -1,0 +1,164 @@
+"""Captions by any image-text-to-text model: what is written, resuming, several processes, licences."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoConfig, GPT2Config, LlavaProcessor
+
+from modeling_mllmreid.commands import caption, train
+from modeling_mllmreid.commands.demo.tiny_llava import build_processor, build_tiny_llava
+from modeling_mllmreid.data import load_reid_dataset
+from modeling_mllmreid.data.texts import CaptionRecord, read_records
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.text import captioning
+from modeling_mllmreid.text.licences import licence_of, refuse_licences
+
+TEMPLATE = (
+    "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }}"
+    "{% endif %}{% endfor %}{% endfor %} ASSISTANT:"
+)
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory):
+    """A tiny LLaVA with the processor of its own library, on disk."""
+    folder = tmp_path_factory.mktemp("native")
+    ours = build_processor(["a red shirt and blue jeans .", "a woman in a coat"], height=64, width=64, patch_size=16)
+    model = build_tiny_llava(ours, hidden_size=32, tower_layers=1, lm_layers=1, seed=0)
+    model.config.vision_config.image_size = 64
+    model.save_pretrained(folder)
+    token = ours.tokenizer.convert_ids_to_tokens(model.config.image_token_id)
+    fields = {"patch_size": 16, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    LlavaProcessor(
+        image_processor=ours.image_processor,
+        tokenizer=ours.tokenizer,
+        image_token=token,
+        chat_template=TEMPLATE.replace("<image>", token),
+        **fields,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def people(tmp_path):
+    rng = np.random.default_rng(0)
+    for folder, count in (("bounding_box_train", 5), ("query", 1), ("bounding_box_test", 1)):
+        (tmp_path / "people" / folder).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 256, (40, 16, 3), dtype=np.uint8)
+            name = f"{number + 1:04d}_c{1 + (folder == 'query')}s1_000001_01.jpg"
+            Image.fromarray(pixels).save(tmp_path / "people" / folder / name)
+    return tmp_path / "people"
+
+
+def flags(native, people, output):
+    data = ["--dataset", "market1501", "--data_dir", str(people)]
+    return ["--model", str(native), *data, "--output", str(output), "--max_new_tokens", "5", "--batch_size", "3"]
+
+
+def test_captions_are_written_and_read(native, people, tmp_path, capsys):
+    path = tmp_path / "captions.jsonl"
+    caption.main(flags(native, people, path))
+    assert "10 captions written" in capsys.readouterr().out
+    records = read_records(path, CaptionRecord)
+    assert len({record.key for record in records}) == 10 and {record.split for record in records} == {"train"}
+    provenance = records[0].provenance
+    assert provenance["model"] == str(native) and provenance["licence"] == "llama2"
+    assert len(provenance["prompts"]) == 10 and provenance["max_new_tokens"] == 5
+    dataset = load_reid_dataset("market1501", data_dir=people, captions_file=str(path))
+    assert all(len(captions) == 2 and all(captions) for captions in dataset["train"]["caption"])
+    assert dataset["query"]["caption"][:] == [[]]
+    caption.main(flags(native, people, path))
+    assert "0 captions written" in capsys.readouterr().out
+    with pytest.raises(UserError, match="captions.jsonl: holds texts written with max_new_tokens 5, not 6"):
+        caption.main([*flags(native, people, path), "--max_new_tokens", "6"])
+    path.write_text("")
+    with pytest.raises(UserError, match="captions.jsonl: no record is of this data set"):
+        load_reid_dataset("market1501", data_dir=people, captions_file=str(path))
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_killed_run_goes_on_to_the_same_captions(native, people, tmp_path, monkeypatch, do_sample):
+    draw = ["--do_sample", str(do_sample).lower()]
+    caption.main([*flags(native, people, tmp_path / "whole.jsonl"), *draw])
+    real, calls = captioning.describe_images, []
+
+    def dies(*arguments):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(captioning, "describe_images", dies)
+    with pytest.raises(KeyboardInterrupt):
+        caption.main([*flags(native, people, tmp_path / "cut.jsonl"), *draw])
+    with (tmp_path / "cut.jsonl").open("ab") as file:
+        file.write(b'{"source": "mark')  # torn by the kill
+    monkeypatch.setattr(captioning, "describe_images", real)
+    assert len(read_records(tmp_path / "cut.jsonl", CaptionRecord)) == 6
+    caption.main([*flags(native, people, tmp_path / "cut.jsonl"), *draw])
+    whole, cut = ((tmp_path / f"{name}.jsonl").read_bytes() for name in ("whole", "cut"))
+    assert cut == whole
+
+
+def test_two_processes_write_shares(native, people, tmp_path):
+    """Both write all ten captions together, and none twice, a part that a killed run left included."""
+    path = tmp_path / "captions.jsonl"
+    code = f"from modeling_mllmreid.commands import caption; caption.main({flags(native, people, path)!r})"
+    (tmp_path / "run.py").write_text(code)
+    caption.main(flags(native, people, tmp_path / "alone.jsonl"))
+    alone = {record.key: record for record in read_records(tmp_path / "alone.jsonl", CaptionRecord)}
+    first = (tmp_path / "alone.jsonl").read_text().splitlines(keepends=True)[0]
+    (tmp_path / "captions.jsonl.part-00007").write_text(first)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    run = subprocess.run([*command, str(tmp_path / "run.py")], capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr[-2000:]
+    together = {record.key: record for record in read_records(path, CaptionRecord)}
+    assert together.keys() == alone.keys() and len(path.read_text().splitlines()) == 10
+    assert not list(tmp_path.glob("*.part-*"))
+
+
+def test_prompts_of_one_image_differ(native, people, tmp_path, monkeypatch):
+    seen = []
+    real = captioning.describe_images
+
+    def spy(mllm, processor, images, prompts, *rest):
+        seen.extend(prompts)
+        assert all(image.width == image.height == 40 for image in images)  # whole crops in squares
+        return real(mllm, processor, images, prompts, *rest)
+
+    monkeypatch.setattr(captioning, "describe_images", spy)
+    caption.main([*flags(native, people, tmp_path / "c.jsonl"), "--captions_per_image", "3"])
+    of_images = [seen[start : start + 3] for start in range(0, 15, 3)]
+    assert all(len(set(prompts)) == 3 for prompts in of_images) and len(set(seen)) > 3
+
+
+def test_mistakes(native, people, tmp_path):
+    good = flags(native, people, tmp_path / "c.jsonl")
+    for more, message in (
+        (["--splits", "val"], "has no part val: give some of train, query, gallery"),
+        (["--prompts", "one"], "2 captions of one prompt would be .*: give do_sample, or more prompts"),
+        (["--captions_per_image", "0"], "captions_per_image 0, 10 prompts: give at least one of each"),
+        (["--model", "/absent/model"], "model /absent/model: not loadable as an image-text-to-text model"),
+    ):
+        with pytest.raises(UserError, match=message):
+            caption.main([*good, *more])
+    assert not (tmp_path / "c.jsonl").exists()
+
+
+def test_licences(native, people, tmp_path):
+    llava = AutoConfig.from_pretrained(native)
+    assert licence_of(llava) == "llama2" and licence_of(GPT2Config()) is None
+    texts = [{"licence": None}, {}, {"licence": "llama2", "model": "m"}]
+    refuse_licences(texts, llava, allow=False)
+    refuse_licences(texts, GPT2Config(), allow=True)
+    with pytest.raises(UserError, match="texts written by m under the licence 'llama2' may not train another"):
+        refuse_licences(texts, GPT2Config(), allow=False)
+    path = tmp_path / "captions.jsonl"
+    caption.main(flags(native, people, path))
+    assert train.provenances_of_texts(str(path), None)[0]["licence"] == "llama2"
+    assert json.loads(path.read_text().splitlines()[0])["caption_index"] == 0
