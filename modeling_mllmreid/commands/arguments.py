@@ -86,7 +86,8 @@ class DataArguments:
         default=None, metadata={"help": "msmt17: train with list_val (the default, 32,621 images) or without."}
     )
     split: int | None = field(
-        default=None, metadata={"help": "viper, prid, grid, ilids: which of the ten random splits, 0 to 9."}
+        default=None,
+        metadata={"help": "viper, prid, grid, ilids: which of the ten (or a file's) splits, from 0."},
     )
     boxes: Literal["detected", "labelled"] | None = field(
         default=None, metadata={"help": "cuhk03: boxes of a detector (the default) or labelled by hand."}

@@ -8,8 +8,8 @@ from typing import Any
 from datasets import DatasetDict
 
 from ..data import load_reid_dataset
-from ..data.columns import CountMismatch
 from ..data.contact_sheet import contact_sheet
+from ..data.counts import CountMismatch
 from ..data.inspection import describe, examine_images, shared_persons
 from ..data.readers import READERS
 from ..evaluation.report import align, write_json

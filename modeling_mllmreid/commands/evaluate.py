@@ -67,7 +67,7 @@ class EvaluateArguments:
         default=False, metadata={"help": "Average the images of a track, column track_id, to one query or gallery row."}
     )
     splits: int = field(
-        default=1, metadata={"help": "viper, prid, grid, ilids: average over so many of the ten random splits."}
+        default=1, metadata={"help": "viper, prid, grid, ilids: average over so many of the ten (or a file's) splits."}
     )
     rerank: bool = field(
         default=False, metadata={"help": "Add the row of k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)."}
@@ -91,8 +91,8 @@ class EvaluateArguments:
         unknown = sorted(set(self.exclude) - {"camera_id", "clothes_id"})
         if unknown:
             raise ValueError(f"exclude: unknown column {unknown[0]!r}: use camera_id, clothes_id or both")
-        if not 1 <= self.splits <= 10:
-            raise ValueError(f"splits {self.splits}: give 1 to 10")
+        if not 1 <= self.splits <= 20:
+            raise ValueError(f"splits {self.splits}: give 1 to 20")
 
     def protocol(self) -> dict[str, Any]:
         """What `features_of_parts` takes of these."""

@@ -1,8 +1,7 @@
 """The data contract: the columns that every reader yields, and the few steps that all readers share."""
 
-import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +9,6 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
 from ..errors import UserError
 from .images import EmbeddedImage, ImageSource
-
-logger = logging.getLogger(__name__)
 
 FEATURES = Features(
     {
@@ -98,35 +95,3 @@ def with_contract_columns(dataset: DatasetDict, name: str) -> DatasetDict:
                     ) from error
         checked[split_name] = split
     return checked
-
-
-class CountMismatch(UserError):
-    """A data set is not the published one by its counts."""
-
-
-def check_counts(
-    dataset: DatasetDict, published: Mapping[str, Mapping[str, int]], *, name: str, where: object, strict: bool
-) -> None:
-    """Compares each split that is there with its published numbers of "rows", "identities" and "captions".
-
-    A mismatch is a CountMismatch where `strict`, otherwise one warning.
-    """
-    wrong = []
-    for split_name, numbers in published.items():
-        if split_name in dataset:
-            found = count(dataset[split_name])
-            wrong += [f"{split_name} has {found[k]:,} {k}, not {n:,}" for k, n in numbers.items() if found[k] != n]
-    if wrong:
-        text = f"{where}: not the published {name}: {'; '.join(wrong)}: check that the copy is complete and unchanged"
-        if strict:
-            raise CountMismatch(f"{text}, or leave `strict` out")
-        logger.warning("%s. Results on it compare with no published table.", text)
-
-
-def count(split: Dataset) -> dict[str, int]:
-    """The numbers of "rows", "identities" and "captions" of a split."""
-    return {
-        "rows": len(split),
-        "identities": len(set(split["person_id"][:])),
-        "captions": sum(len(captions) for captions in split["caption"][:]),
-    }

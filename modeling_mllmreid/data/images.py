@@ -66,13 +66,8 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         raise UserError(f"{name}: broken image ({reason}): replace or remove it") from error
 
 
-def check_images(
-    sources: Sequence[ImageSource], *, threads: int = 8, shown: int = 5, max_pixels: int = MAX_PIXELS
-) -> None:
-    """Decodes every image, so that a broken one stops a run before its first step and not after hours.
-
-    Raises one UserError: the number of broken images and what is wrong with the first `shown` of them.
-    """
+def broken_images(sources: Sequence[ImageSource], *, threads: int = 8, max_pixels: int = MAX_PIXELS) -> dict[int, str]:
+    """Decodes every image. Returns what is wrong with each that does not open, by its place among the sources."""
 
     def complaint(source: ImageSource) -> str | None:
         try:
@@ -83,7 +78,16 @@ def check_images(
 
     with ThreadPoolExecutor(threads) as pool:
         results = tqdm(pool.map(complaint, sources), total=len(sources), desc="checking images", unit="image")
-        broken = [text for text in results if text is not None]
+        return {place: text for place, text in enumerate(results) if text is not None}
+
+
+def check_images(sources: Sequence[ImageSource], *, shown: int = 5, **options: int) -> None:
+    """Decodes every image, so that a broken one stops a run before its first step and not after hours.
+
+    Raises one UserError: the number of broken images and what is wrong with the first `shown` of them. options: those
+    of `broken_images`.
+    """
+    broken = list(broken_images(sources, **options).values())
     if broken:
         more = f"; and {len(broken) - shown} more" if len(broken) > shown else ""
         raise UserError(f"{len(broken)} of {len(sources)} images cannot be used: {'; '.join(broken[:shown])}{more}")

@@ -12,8 +12,9 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from ..errors import UserError
-from .columns import with_contract_columns
+from .columns import image_sources, with_contract_columns
 from .combine import Combination, combine, parse_combination
+from .images import broken_images
 from .made_splits import split_where_whole
 from .mapped import read_mapped
 from .prepare import read_prepared
@@ -31,6 +32,8 @@ def load_reid_dataset(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     texts: str | os.PathLike[str] | None = None,
+    on_error: str = "stop",
+    skipped_file: str | os.PathLike[str] = "skipped.txt",
     **options: Any,
 ) -> DatasetDict:
     """Person images with the columns of the data contract (`columns.FEATURES`), a split for each part that is there.
@@ -41,14 +44,20 @@ def load_reid_dataset(
     writes them, `data_dirs` being their folders.
     Own data without parts gets them by `make_splits` (splits_file, by default splits.json in data_dir, test_share,
     split_seed). texts: a `texts.jsonl` whose continuations are joined. on_error: "stop" at the first row that cannot be
-    used, or "skip" such rows and list them in `skipped_file`. captions_file: a `.jsonl` that `caption` wrote, for any
-    data set; other kinds are the reader's own option.
+    used, or "skip" such rows, and those of images that do not open, and list them in `skipped_file`.
+    captions_file: a `.jsonl` that `caption` wrote, for any data set; other kinds are the reader's own option.
     Raises UserError for an unknown name (with the nearest known), an unknown option, a missing or wrong folder or
     column, and for texts that do not belong to the data.
     """
+    problems = Problems(on_error)
     generated = str(options.get("captions_file") or "").endswith(".jsonl")
     captions = options.pop("captions_file") if generated else None
-    dataset = _read(str(name_or_path), data_dir, **options)
+    dataset = _read(str(name_or_path), data_dir, problems, **options)
+    if on_error == "skip":
+        dataset = DatasetDict({split: _opening(part, problems) for split, part in dataset.items()})
+    if problems.messages:
+        Path(skipped_file).write_text("\n".join(problems.messages) + "\n", encoding="utf-8")
+        logger.warning("%d rows were left out, listed in %s", len(problems.messages), skipped_file)
     if captions is not None:
         dataset = _with_captions(dataset, captions)
     return dataset if texts is None else _with_texts(dataset, texts)
@@ -57,10 +66,9 @@ def load_reid_dataset(
 def _read(
     name: str,
     data_dir: str | os.PathLike[str] | None,
+    problems: Problems,
     *,
     data_dirs: Mapping[str, str] | None = None,
-    on_error: str = "stop",
-    skipped_file: str | os.PathLike[str] = "skipped.txt",
     columns: Mapping[str, str] | None = None,
     splits_file: str | os.PathLike[str] | None = None,
     test_share: float = 0.5,
@@ -71,7 +79,7 @@ def _read(
     options = {option: value for option, value in options.items() if value is not None}
     combination = parse_combination(name)
     if combination is not None:
-        return _load_combination(name, combination, data_dirs or {}, options)
+        return _load_combination(name, combination, data_dirs or {}, problems, options)
     if data_dirs is not None:
         raise UserError(f"data set {name}: data_dirs is for several sets: give data_dir")
     reader = READERS.get(name)
@@ -86,17 +94,21 @@ def _read(
     for option in options:
         if option not in known:
             raise UserError(f"data set {name} has no option {option!r}: it takes {', '.join(known)}")
-    problems = Problems(on_error)
     dataset = reader(data_dir, problems=problems, **options)
-    if problems.messages:
-        Path(skipped_file).write_text("\n".join(problems.messages) + "\n", encoding="utf-8")
-        logger.warning("%d rows were left out, listed in %s", len(problems.messages), skipped_file)
     path = Path(data_dir) / "splits.json" if splits_file is None else splits_file
-    return split_where_whole(dataset, path, test_share=test_share, seed=split_seed)
+    return split_where_whole(dataset, path, test_share=test_share, seed=split_seed, problems=problems)
+
+
+def _opening(part: Dataset, problems: Problems) -> Dataset:
+    """The part without the rows whose image does not open."""
+    broken = broken_images(image_sources(part))
+    for problem in dict.fromkeys(broken.values()):
+        problems.report(UserError(problem))
+    return part.select([row for row in range(len(part)) if row not in broken]) if broken else part
 
 
 def _load_combination(
-    name: str, combination: Combination, data_dirs: Mapping[str, str], options: dict[str, Any]
+    name: str, combination: Combination, data_dirs: Mapping[str, str], problems: Problems, options: dict[str, Any]
 ) -> DatasetDict:
     """`train` of all sources, and where there is one target whose folder is given its query and gallery."""
     if options:
@@ -104,10 +116,10 @@ def _load_combination(
     missing = [source for source in combination.sources if source not in data_dirs]
     if missing:
         raise UserError(f"data set {name}: data_dirs has no folder of {', '.join(missing)}: name it there")
-    loaded = {source: load_reid_dataset(source, data_dir=data_dirs[source]) for source in combination.sources}
+    loaded = {source: _read(source, data_dirs[source], problems) for source in combination.sources}
     dataset = DatasetDict(train=combine(loaded, all_parts=combination.all_parts))
     if len(combination.targets) == 1 and combination.targets[0] in data_dirs:
-        target = load_reid_dataset(combination.targets[0], data_dir=data_dirs[combination.targets[0]])
+        target = _read(combination.targets[0], data_dirs[combination.targets[0]], problems)
         dataset |= {split: target[split] for split in ("query", "gallery") if split in target}
     return DatasetDict(dataset)
 

@@ -1,6 +1,7 @@
 """The MSMT17 reader: lists, both versions, the fork of its training part, and wrong lines by their number."""
 
 import pytest
+from PIL import Image
 
 from modeling_mllmreid.data import load_reid_dataset
 from modeling_mllmreid.errors import UserError
@@ -20,7 +21,7 @@ def write_set(root, folders=("train", "test"), lists=LISTS):
         for line in LISTS[name]:
             path = folder / line.split()[0]
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            Image.new("RGB", (2, 4)).save(path)
         (root / name).write_text("\n".join(lines) + "\n")
     return root
 

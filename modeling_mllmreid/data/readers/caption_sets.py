@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from datasets import DatasetDict
 
 from ...errors import UserError
-from ..columns import UNKNOWN_CAMERA, Row, check_counts, count, make_split
+from ..columns import UNKNOWN_CAMERA, Row, make_split
+from ..counts import check_counts, count, count_parts
 from ..images import safe_join
 from ..problems import Problems
 
@@ -204,7 +205,7 @@ def read_caption_set(
             f"{json_path}: no entry of split 'test' has a caption: nothing can be searched for; add captions"
         )
     if strict or _looks_published(spec, data_dir, dataset):
-        check_counts(dataset, spec.published, name=spec.title, where=data_dir, strict=strict)
+        check_counts(count_parts(dataset), spec.published, name=spec.title, where=data_dir, strict=strict)
     return dataset
 
 

@@ -18,7 +18,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ...errors import UserError
-from ..columns import Row, check_counts, make_split
+from ..columns import Row, make_split
+from ..counts import check_counts, count_parts
 from ..problems import Problems
 
 SOURCE = "cuhk03"
@@ -72,7 +73,13 @@ def read_cuhk03(
     parts: dict[str, list[Row]] = {}
     for split, key in INDEXES.items():
         parts[split] = []
-        for index in np.ravel(config[key]).astype(int) - 1:  # counted from 1
+        indexes = np.ravel(config[key]).astype(int) - 1  # counted from 1
+        known = np.isin(indexes, np.arange(min(len(names), len(persons))))
+        if not known.all() or len(np.unique(indexes)) < len(indexes):
+            raise UserError(
+                f"{root / CONFIGS[boxes]}: {key} repeats an image or names none: give the new protocol's file"
+            )
+        for index in indexes:
             name = names[index]
             match = NAME.fullmatch(name)
             if match is None or not (root / folder / name).is_file():
@@ -81,7 +88,7 @@ def read_cuhk03(
                 continue
             parts[split].append(Row(f"{folder}/{name}", int(persons[index]), int(match["camera"])))
     dataset = DatasetDict({split: make_split(sorted(rows), root=root, source=SOURCE) for split, rows in parts.items()})
-    check_counts(dataset, PUBLISHED[boxes], name=f"CUHK03-NP, {boxes}", where=root, strict=strict)
+    check_counts(count_parts(dataset), PUBLISHED[boxes], name=f"CUHK03-NP, {boxes}", where=root, strict=strict)
     return dataset
 
 

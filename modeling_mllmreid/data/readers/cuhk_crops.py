@@ -1,7 +1,7 @@
 """CUHK02 and CUHK-SYSU as the domain-generalisation protocols use them: person crops to train on, no test part.
 
 CUHK02:     data_dir/ or data_dir/Dataset/ with P1/cam1/001_1.png ... P5/cam2/...   pair, camera, person
-CUHK-SYSU:  data_dir/ or data_dir/cropped_image/ with p1_s1_2.png                   person, scene
+CUHK-SYSU:  data_dir/ or data_dir/cropped_images/ with p11422_s16929_1.jpg          person, scene; cropped_image too
 """
 
 import os
@@ -11,7 +11,8 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from ...errors import UserError
-from ..columns import UNKNOWN_CAMERA, Row, check_counts, make_split
+from ..columns import UNKNOWN_CAMERA, Row, make_split
+from ..counts import check_counts, count_parts
 from ..problems import Problems
 from .named_files import image_names
 
@@ -19,6 +20,7 @@ PAIRS, PAIR_CAMERAS = range(1, 6), (1, 2)
 CUHK02_NAME = re.compile(r"(?P<person>[0-9]+)_[0-9]+\.png")
 CUHK02_PUBLISHED = {"train": {"rows": 7_264, "identities": 1_816}}
 SYSU_NAME = re.compile(r"p(?P<person>[0-9]+)_[0-9a-z_]+\.(png|jpg)")
+SYSU_FOLDERS = ("cropped_images", "cropped_image")
 SYSU_PUBLISHED = {"train": {"rows": 34_574, "identities": 11_934}}
 # Persons are numbered anew in each pair of CUHK02.
 PERSONS_OF_A_PAIR = 10_000
@@ -57,14 +59,14 @@ def read_cuhk_sysu(
     Raises UserError for another layout and a name that does not parse.
     """
     problems, root = problems or Problems(), Path(data_dir)
-    folder = "cropped_image" if (root / "cropped_image").is_dir() else "."
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder: give data_dir the folder that holds cropped_image")
+        raise UserError(f"{root}: no such folder: give data_dir the folder that holds {SYSU_FOLDERS[0]}")
+    folder = next((name for name in SYSU_FOLDERS if (root / name).is_dir()), ".")
     rows = []
     for name in image_names(root / folder):
         match = SYSU_NAME.fullmatch(name)
         if match is None:
-            problems.report(UserError(f"{root / folder / name}: not a name like p1_s1_2.png: move it away"))
+            problems.report(UserError(f"{root / folder / name}: not a name like p11422_s16929_1.jpg: move it away"))
             continue
         rows.append(Row(name if folder == "." else f"{folder}/{name}", int(match["person"]), UNKNOWN_CAMERA))
     return _train("cuhk_sysu", rows, root, SYSU_PUBLISHED, strict)
@@ -74,5 +76,5 @@ def _train(source: str, rows: list[Row], root: Path, published: dict, strict: bo
     if not rows:
         raise UserError(f"{root}: no image of this set in it: restore the set")
     dataset = DatasetDict(train=make_split(sorted(rows), root=root, source=source))
-    check_counts(dataset, published, name=source, where=root, strict=strict)
+    check_counts(count_parts(dataset), published, name=source, where=root, strict=strict)
     return dataset

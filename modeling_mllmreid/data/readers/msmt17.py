@@ -15,7 +15,8 @@ from typing import Literal
 from datasets import DatasetDict
 
 from ...errors import UserError
-from ..columns import Row, check_counts, make_split
+from ..columns import Row, make_split
+from ..counts import check_counts, count_parts
 from ..images import safe_join
 from ..problems import Problems
 
@@ -64,8 +65,9 @@ def read_msmt17(
         rows[split] = [row for name in lists for row in _read_list(root, LISTS[name], folder, problems)]
     dataset = DatasetDict({split: make_split(sorted(part), root=root, source=SOURCE) for split, part in rows.items()})
     published = {"train": PUBLISHED_TRAIN[train_part], **PUBLISHED}
-    check_counts(dataset, published, name=f"MSMT17 ({train_part.replace('_', ' ')})", where=root, strict=strict)
-    logger.info("MSMT17 trains %s: %d images", train_part.replace("_", " "), len(dataset["train"]))
+    name = f"MSMT17 ({train_part.replace('_', ' ')})"
+    check_counts(count_parts(dataset), published, name=name, where=root, strict=strict)
+    logger.info("%s trains on %d images", name, len(dataset["train"]))
     return dataset
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from ...errors import UserError
-from ..columns import Row, check_counts, count, make_split
+from ..columns import Row, make_split
+from ..counts import check_counts, count, count_parts
 from ..images import safe_join
 from ..problems import Problems
 from .caption_sets import missing_image, read_caption_entries
@@ -74,7 +75,7 @@ def read_named_files(
         rows = _with_captions(rows, root, captions_file, problems)
     dataset = DatasetDict({split: make_split(part, root=root, source=spec.source) for split, part in rows.items()})
     if spec.published and extra_gallery is None and (strict or _looks_published(spec, root, dataset)):
-        check_counts(dataset, spec.published, name=spec.title, where=root, strict=strict)
+        check_counts(count_parts(dataset), spec.published, name=spec.title, where=root, strict=strict)
     if spec.note:
         logger.warning("%s: %s", spec.title, spec.note)
     return dataset
@@ -89,8 +90,12 @@ def parse_name(spec: NamedFiles, file_name: str) -> tuple[int, int]:
 
 
 def image_names(folder: Path) -> list[str]:
-    """The names of the images in a folder, sorted, whatever case their suffix has; other files are no images."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(IMAGE_SUFFIXES))
+    """The names of the images in a folder, sorted, whatever case their suffix has.
+
+    Other files are no images, and neither are hidden ones, which systems leave beside images (`._1.jpg`).
+    """
+    names = (entry.name for entry in os.scandir(folder))
+    return sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
 
 
 def _root(spec: NamedFiles, data_dir: Path) -> Path:

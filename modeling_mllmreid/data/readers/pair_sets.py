@@ -6,27 +6,35 @@ data_dir/                   or data_dir/VIPeR, .../prid_2011, .../underground_re
     GRID:   probe/0001_1_25004_107_32_106_221.jpeg, gallery/...   person and camera; person 0 is nobody's pair;
             features_and_partitions.mat                      the published ten splits (needs the extra `mat`)
     iLIDS:  Persons/0001001.jpg                              person (4 digits) and image (3 digits)
+The halves of VIPeR, PRID and iLIDS are those of a split file (`split_files`) beside the folder, else drawn by number.
 """
 
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from datasets import DatasetDict
 
 from ...errors import UserError
-from ..columns import Row, check_counts, make_split
+from ..columns import UNKNOWN_CAMERA, Row, make_split
+from ..counts import check_counts, count_rows
 from ..problems import Problems
 from .named_files import image_names
+from .split_files import IMAGES, PERSONS, find_split_file, parts_of_images, read_split
 
 SPLITS = 10
+# Images and persons of each folder.
 PUBLISHED = {
-    "viper": {"query": {"rows": 316, "identities": 316}, "gallery": {"rows": 316, "identities": 316}},
-    "prid": {"query": {"rows": 100, "identities": 100}, "gallery": {"rows": 649, "identities": 649}},
-    "grid": {"query": {"rows": 125, "identities": 125}, "gallery": {"rows": 900}},
-    "ilids": {"query": {"rows": 60, "identities": 60}, "gallery": {"rows": 60, "identities": 60}},
+    "viper": {"cam_a": {"rows": 632, "identities": 632}, "cam_b": {"rows": 632, "identities": 632}},
+    "prid": {
+        "single_shot/cam_a": {"rows": 385, "identities": 385},
+        "single_shot/cam_b": {"rows": 749, "identities": 749},
+    },
+    "grid": {"probe": {"rows": 250, "identities": 250}, "gallery": {"rows": 1_025, "identities": 251}},
+    "ilids": {"Persons": {"rows": 476, "identities": 119}},
 }
 PATTERNS = {
     "viper": re.compile(r"(?P<person>[0-9]+)_[0-9]+\.bmp"),
@@ -34,9 +42,26 @@ PATTERNS = {
     "grid": re.compile(r"(?P<person>[0-9]+)_(?P<camera>[0-9]+)_[0-9_]+\.jpe?g"),
     "ilids": re.compile(r"(?P<person>[0-9]{4})[0-9]{3}\.jpg"),
 }
+# The camera of each folder's images; None: it is in their names.
+CAMERAS: dict[str, tuple[int | None, ...]] = {
+    "viper": (1, 2),
+    "prid": (1, 2),
+    "grid": (None, None),
+    "ilids": (UNKNOWN_CAMERA,),
+}
 PRID_PAIRS = 200
 
 Folder = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A set as it lies there. rows: its images by folder. entry: the split's in a split file, where there is one."""
+
+    root: Path
+    rows: dict[str, list[Row]]
+    split_file: Path | None
+    entry: dict[str, list] | None
 
 
 def read_viper(
@@ -44,10 +69,13 @@ def read_viper(
 ) -> DatasetDict:
     """VIPeR (Gray et al. 2007): half of the 632 people are tested on, camera a asks, camera b answers.
 
-    split: which of ten halvings, drawn by the split's number. Raises UserError for another layout or split.
+    split: which of ten halvings, drawn by the split's number; a split file has 20, in every other one of which camera b
+    asks. Raises UserError for another layout or split.
     """
-    root = _root(data_dir, split, ("cam_a", "cam_b"), ("VIPeR",))
-    a, b = (_rows("viper", root, folder, camera, problems) for camera, folder in enumerate(("cam_a", "cam_b"), start=1))
+    found = _find("viper", data_dir, split, ("cam_a", "cam_b"), "VIPeR", strict, problems)
+    a, b = found.rows.values()
+    if found.split_file is not None and found.entry is not None:
+        return _dataset("viper", parts_of_images(found.split_file, found.entry, a + b), found.root)
     persons = sorted({row.person_id for row in a} & {row.person_id for row in b})
     test = _half(persons, split, len(persons) // 2)
     parts = {
@@ -55,7 +83,7 @@ def read_viper(
         "query": [row for row in a if row.person_id in test],
         "gallery": [row for row in b if row.person_id in test],
     }
-    return _dataset("viper", parts, root, strict)
+    return _dataset("viper", parts, found.root)
 
 
 def read_prid(
@@ -66,16 +94,17 @@ def read_prid(
     Camera a asks; the gallery is camera b without the training people, with everybody seen by it alone. split: which
     of ten halvings, drawn by the split's number. Raises UserError for another layout or split.
     """
-    root = _root(data_dir, split, ("single_shot",), ("prid_2011",))
     folders = ("single_shot/cam_a", "single_shot/cam_b")
-    a, b = (_rows("prid", root, folder, camera, problems) for camera, folder in enumerate(folders, start=1))
-    test = _half(range(1, PRID_PAIRS + 1), split, PRID_PAIRS // 2)
+    found = _find("prid", data_dir, split, folders, "prid_2011", strict, problems)
+    a, b = found.rows.values()
+    drawn = _half(range(1, PRID_PAIRS + 1), split, PRID_PAIRS // 2)
+    test = drawn if found.entry is None else set(found.entry["test"])
     parts = {
         "train": [row for row in a + b if row.person_id <= PRID_PAIRS and row.person_id not in test],
         "query": [row for row in a if row.person_id in test],
         "gallery": [row for row in b if row.person_id in test or row.person_id > PRID_PAIRS],
     }
-    return _dataset("prid", parts, root, strict)
+    return _dataset("prid", parts, found.root)
 
 
 def read_grid(
@@ -85,15 +114,16 @@ def read_grid(
 
     split: which of the ten partitions. Raises UserError for another layout or split, and without the partitions' file.
     """
-    root = _root(data_dir, split, ("probe", "gallery"), ("underground_reid",))
-    probe, gallery = (_rows("grid", root, folder, None, problems) for folder in ("probe", "gallery"))
-    train = _grid_partition(root / "features_and_partitions.mat", split)
+    folders = ("probe", "gallery")
+    found = _find("grid", data_dir, split, folders, "underground_reid", strict, problems)
+    probe, gallery = found.rows.values()
+    train = _grid_partition(found.root / "features_and_partitions.mat", split)
     parts = {
         "train": [row for row in probe + gallery if row.person_id in train],
         "query": [row for row in probe if row.person_id not in train],
         "gallery": [row for row in gallery if row.person_id not in train],
     }
-    return _dataset("grid", parts, root, strict)
+    return _dataset("grid", parts, found.root)
 
 
 def read_ilids(
@@ -103,8 +133,10 @@ def read_ilids(
 
     split: which of ten draws, by the split's number. Raises UserError for another layout or split.
     """
-    root = _root(data_dir, split, ("Persons",), ("i-LIDS_Pedestrian",))
-    rows = _rows("ilids", root, "Persons", -1, problems)
+    found = _find("ilids", data_dir, split, ("Persons",), "i-LIDS_Pedestrian", strict, problems)
+    (rows,) = found.rows.values()
+    if found.split_file is not None and found.entry is not None:
+        return _dataset("ilids", parts_of_images(found.split_file, found.entry, rows), found.root)
     persons = sorted({row.person_id for row in rows})
     test = _half(persons, split, -(-len(persons) // 2))
     rng = np.random.default_rng([split, 1])
@@ -116,28 +148,47 @@ def read_ilids(
     for person in sorted(test):
         images = [row for row in rows if row.person_id == person]
         if len(images) < 2:
-            raise UserError(f"{root / 'Persons'}: person {person} has one image: restore the set, two are needed")
+            where = found.root / "Persons"
+            raise UserError(f"{where}: person {person} has one image: restore the set, two are needed")
         query, gallery = rng.choice(len(images), 2, replace=False)
         parts["query"].append(images[query])
         parts["gallery"].append(images[gallery])
-    return _dataset("ilids", parts, root, strict)
+    return _dataset("ilids", parts, found.root)
 
 
-def _root(data_dir: Folder, split: int, folders: tuple[str, ...], archive: tuple[str, ...]) -> Path:
-    """The folder that holds these folders."""
-    if not 0 <= split < SPLITS:
-        raise UserError(f"split: {split} is none of the ten: use 0 to {SPLITS - 1}")
-    for root in (Path(data_dir), *(Path(data_dir) / name for name in archive)):
+def _find(
+    source: str,
+    data_dir: Folder,
+    split: int,
+    folders: tuple[str, ...],
+    archive: str,
+    strict: bool,
+    problems: Problems | None,
+) -> _Found:
+    """The images of these folders, in `data_dir` or the archive's folder inside it, their counts checked."""
+    data_dir = Path(data_dir)
+    for root in (data_dir, data_dir / archive):
         if all((root / folder).is_dir() for folder in folders):
-            return root
-    raise UserError(f"{data_dir}: not in this set's layout: give data_dir the folder that holds {', '.join(folders)}")
+            break
+    else:
+        wanted = ", ".join(folders)
+        raise UserError(f"{data_dir}: not in this set's layout: give data_dir the folder that holds {wanted}")
+    split_file = None if source == "grid" else find_split_file(root, data_dir)
+    if split_file is None and not 0 <= split < SPLITS:
+        raise UserError(f"split: {split} is none of the ten: use 0 to {SPLITS - 1}")
+    entry = None if split_file is None else read_split(split_file, split, PERSONS if source == "prid" else IMAGES)
+    rows = {
+        folder: _rows(source, root, folder, CAMERAS[source][place], problems or Problems())
+        for place, folder in enumerate(folders)
+    }
+    found = {folder: count_rows(of_folder) for folder, of_folder in rows.items()}
+    check_counts(found, PUBLISHED[source], name=source, where=root, strict=strict)
+    return _Found(root, rows, split_file, entry)
 
 
-def _rows(source: str, root: Path, folder: str, camera: int | None, problems: Problems | None) -> list[Row]:
+def _rows(source: str, root: Path, folder: str, camera: int | None, problems: Problems) -> list[Row]:
     """The images of a folder; the camera is read from the name where none is given."""
-    rows, problems = [], problems or Problems()
-    if not (root / folder).is_dir():
-        raise UserError(f"{root / folder}: no such folder: restore it")
+    rows = []
     for name in image_names(root / folder):
         match = PATTERNS[source].fullmatch(name)
         if match is None:
@@ -170,7 +221,5 @@ def _grid_partition(path: Path, split: int) -> set[int]:
         raise UserError(f"{path}: holds no partitions as published ({error}): restore the file") from error
 
 
-def _dataset(source: str, parts: dict[str, list[Row]], root: Path, strict: bool) -> DatasetDict:
-    dataset = DatasetDict({name: make_split(sorted(rows), root=root, source=source) for name, rows in parts.items()})
-    check_counts(dataset, PUBLISHED[source], name=source, where=root, strict=strict)
-    return dataset
+def _dataset(source: str, parts: dict[str, list[Row]], root: Path) -> DatasetDict:
+    return DatasetDict({name: make_split(sorted(rows), root=root, source=source) for name, rows in parts.items()})

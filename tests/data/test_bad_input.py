@@ -1,0 +1,167 @@
+"""Every reader against the same mistakes: what is wrong is named in one line, what is not ours is left alone."""
+
+import json
+
+import pytest
+from PIL import Image
+from trees import SMALL, write_tree
+
+from modeling_mllmreid.data import image_sources, images, load_reid_dataset
+from modeling_mllmreid.data.images import check_images
+from modeling_mllmreid.errors import UserError
+
+# The readers whose rows are listed in a file, and those whose rows are the images in their folders.
+CAPTION_SETS = {
+    "cuhk_pedes": ("reid_raw.json", "file_path"),
+    "icfg_pedes": ("ICFG-PEDES.json", "file_path"),
+    "rstpreid": ("data_captions.json", "img_path"),
+}
+LISTED = ("msmt17", "cuhk03", "table", *CAPTION_SETS)
+NAMED = [name for name in SMALL if name not in (*LISTED, "folders")]
+ALL = list(SMALL)
+
+
+@pytest.fixture
+def small(tmp_path):
+    return lambda name: write_tree(tmp_path, name, SMALL[name])
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Loads a set whose mistakes are left out and listed in tmp_path / "skipped.txt"."""
+    skipping = {"on_error": "skip", "skipped_file": tmp_path / "skipped.txt"}
+    return lambda name, root, skip=False: load_reid_dataset(name, data_dir=root, **(skipping if skip else {}))
+
+
+def size(dataset):
+    return {split: len(part) for split, part in dataset.items()}
+
+
+def some_image(name, root):
+    """An image of the set that no other row depends on."""
+    return sorted(path for path in root.rglob("*.*") if path.suffix in (".jpg", ".png", ".bmp", ".jpeg"))[-1]
+
+
+def refused(name, root, match):
+    with pytest.raises(UserError, match=match) as caught:
+        load_reid_dataset(name, data_dir=root)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_ids_with_gaps_and_files_that_are_no_images(small, load, name):
+    root = small(name)
+    clean = load(name, root)
+    for folder in [path for path in (root, *root.rglob("*")) if path.is_dir()]:
+        for stray in ("Thumbs.db", ".DS_Store", "readme.txt", "._0002_c1s1_000451_03.jpg"):
+            (folder / stray).write_bytes(b"\0\1")
+    assert size(load(name, root)) == size(clean) and min(size(clean).values()) > 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_folder_that_is_missing_or_renamed(small, name):
+    root = small(name)
+    where = root / "imgs" if (root / "imgs").is_dir() else root
+    folders = sorted(path for path in where.iterdir() if path.is_dir())
+    if folders and name != "folders":
+        folders[0].rename(where / "renamed")
+        refused(name, root, "no such folder|no folder|not in .* layout|there is no image|no images_detected|restore")
+    refused(name, root / "absent", "absent")
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_stray_image_and_a_name_that_does_not_parse(small, load, tmp_path, name):
+    root = small(name)
+    before = size(load(name, root))
+    image = some_image(name, root)
+    for stray in (f"holiday{image.suffix}", f"x{image.name}", image.name.upper()):
+        path = image.with_name(stray)
+        path.write_bytes(image.read_bytes())
+        assert str(path) in refused(name, root, "not a name (like|of)")
+        assert size(load(name, root, skip=True)) == before
+        assert str(path) in (tmp_path / "skipped.txt").read_text()
+        path.unlink()
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_listed_image_that_is_missing_and_one_that_is_not_listed(small, load, tmp_path, name):
+    root = small(name)
+    before = sum(size(load(name, root)).values())
+    image = some_image(name, root)
+    (image.parent / "holiday.jpg").write_bytes(image.read_bytes())
+    assert sum(size(load(name, root)).values()) == before  # the list says what belongs to the set
+    image.rename(image.with_suffix(image.suffix.upper()))
+    assert image.name in refused(name, root, "there is no image|no such image")
+    left = size(load(name, root, skip=True))
+    assert sum(left.values()) < before and image.name in (tmp_path / "skipped.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_broken_image_and_a_bomb(small, load, tmp_path, name, monkeypatch):
+    root = small(name)
+    before = load(name, root)
+    used = {source for part in before.values() for source in image_sources(part)}
+    broken, bomb = sorted(used)[-1], sorted(used)[0]
+    for path in (broken, bomb):
+        (root / path).unlink()  # they are links to one file
+    (root / broken).write_bytes(b"\xff\xd8\xff no image")
+    Image.new("RGB", (100, 101)).save(bomb)
+    monkeypatch.setattr(images.open_image, "__kwdefaults__", {"max_pixels": 10_000})
+    monkeypatch.setattr(images.broken_images, "__kwdefaults__", {"threads": 2, "max_pixels": 10_000})
+    with pytest.raises(UserError, match="2 of .* images cannot be used: ") as caught:
+        check_images(sorted(used))
+    assert broken in str(caught.value) and "too large an image" in str(caught.value)
+    left = load(name, root, skip=True)
+    assert not {broken, bomb} & {source for part in left.values() for source in image_sources(part)}
+    assert {broken, bomb} <= {line.split(": ")[0] for line in (tmp_path / "skipped.txt").read_text().splitlines()}
+
+
+@pytest.mark.parametrize("name", CAPTION_SETS)
+def test_wrong_entries_of_captions_files(small, load, tmp_path, name):
+    root = small(name)
+    path, key = root / CAPTION_SETS[name][0], CAPTION_SETS[name][1]
+    entries = json.loads(path.read_text())
+    before = size(load(name, root))["train"]
+
+    def mistake(match, **fields):
+        wrong = {field: value for field, value in {**entries[0], **fields}.items() if value is not None}
+        path.write_text(json.dumps([wrong, *entries[1:]]))
+        assert "entry 0" in refused(name, root, match)
+        assert size(load(name, root, skip=True))["train"] == before - 1
+
+    mistake(f"has no field '{key}': add it", **{key: None}, image=entries[0][key])
+    mistake("has no field 'id': add it", id=None, person=3)
+    mistake("field 'captions': not all are texts", captions=["a man", ""])
+    mistake("one has 5,000 characters", captions=["x" * 5_000])
+    mistake("is not inside the data folder", **{key: f"../imgs/{entries[0][key]}"})
+    mistake("is not inside the data folder", **{key: str(root / "imgs" / entries[0][key])})
+    mistake("there is no image", **{key: entries[0][key].replace(".", "9.")})
+    path.write_text(json.dumps([*entries, entries[0]]))
+    assert f"entry {len(entries)}" in refused(name, root, "is entry 0 already: put all captions of an image into one")
+    path.write_bytes(json.dumps(entries).encode().replace(b"red", b"r\xe9d"))
+    refused(name, root, r"not UTF-8 text \(invalid continuation byte at byte [0-9]+\): save it as UTF-8")
+
+
+def test_cuhk03_indexes_that_name_no_image(small):
+    from scipy.io import loadmat, savemat
+
+    root = small("cuhk03")
+    path = root / "cuhk03_new_protocol_config_detected.mat"
+    config = {key: value for key, value in loadmat(path).items() if not key.startswith("__")}
+    for wrong in ([[999]], [[0]], [[1], [1]]):
+        savemat(path, {**config, "query_idx": wrong})
+        refused("cuhk03", root, "config_detected.mat: query_idx repeats an image or names none")
+
+
+def test_what_is_left_out_of_several_sets_is_listed_together(tmp_path):
+    dirs = {}
+    for name in ("market1501", "cuhk_sysu"):
+        dirs[name] = str(write_tree(tmp_path / name, name, SMALL[name]))
+        some = some_image(name, tmp_path / name)
+        some.with_name(f"holiday{some.suffix}").write_bytes(some.read_bytes())
+    with pytest.raises(UserError, match="holiday"):
+        load_reid_dataset("market1501+cuhk_sysu", data_dirs=dirs)
+    listed = tmp_path / "skipped.txt"
+    load_reid_dataset("market1501+cuhk_sysu", data_dirs=dirs, on_error="skip", skipped_file=listed)
+    assert listed.read_text().count("holiday") == 2
