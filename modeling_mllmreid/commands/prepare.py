@@ -38,14 +38,20 @@ def main(argv: list[str]) -> None:
 
 
 def push(folder: str, name: str) -> None:
-    """Uploads the folder as a private data set. Raises UserError where the Hub refuses it."""
+    """Uploads the folder as a private data set. Raises UserError where the Hub refuses it, and for a public one."""
     from huggingface_hub import HfApi
 
     read_prepared(folder)  # what is pushed can be loaded
     try:
         api = HfApi()
         api.create_repo(name, repo_type="dataset", private=True, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=name, repo_type="dataset", commit_message="Prepared data")
+        private = api.dataset_info(name).private
+        if private:
+            api.upload_folder(folder_path=folder, repo_id=name, repo_type="dataset", commit_message="Prepared data")
     except Exception as error:  # the Hub's client raises its own and the network's errors
         raise UserError(f"push_to {name}: {' '.join(str(error).split())[:300]}") from error
+    if not private:
+        raise UserError(
+            f"push_to {name}: is public: pictures of people would be open to all: make it private or give another name"
+        )
     print(f"pushed: {name} (private)")

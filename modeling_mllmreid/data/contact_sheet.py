@@ -1,6 +1,7 @@
-"""A picture of a data set: a row for each of some people, with some images of each."""
+"""A picture of a data set: how many images people have, and below a row for each of some people."""
 
 import os
+from collections import Counter
 
 import numpy as np
 from datasets import DatasetDict
@@ -10,25 +11,30 @@ from .columns import UNKNOWN_CAMERA, image_sources
 from .images import open_image
 
 CROP, GAP, CAPTION, HEAD = (72, 144), 6, 16, 26
-PAPER, INK, FAINT = "#ffffff", "#1c2733", "#6b7785"
+PAPER, INK, FAINT, BAR = "#ffffff", "#1c2733", "#6b7785", "#3b6ea5"
+HISTOGRAM, BARS = 96, 24
 
 
 def contact_sheet(
     path_png: str | os.PathLike[str], dataset: DatasetDict, *, people: int = 4, images: int = 8, seed: int = 0
 ) -> None:
-    """Draws people of each split, drawn by the seed, each with the first images by file name, captioned by camera.
+    """Draws for each split how many images people have, and some people's first images by file name.
 
+    The people are drawn by the seed; images are captioned by camera.
     Raises UserError for a broken image.
     """
     rows = [
         (split, row) for split, part in dataset.items() for row in _rows(part["person_id"][:], people, images, seed)
     ]
     width = 2 * GAP + images * (CROP[0] + GAP)
-    height = GAP + sum(CROP[1] + CAPTION + HEAD + GAP for _ in rows)
+    height = 2 * GAP + HISTOGRAM + sum(CROP[1] + CAPTION + HEAD + GAP for _ in rows)
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     sources = {split: image_sources(part) for split, part in dataset.items()}
-    top = GAP
+    panel = (width - 2 * GAP) // len(dataset)
+    for place, (split, part) in enumerate(dataset.items()):
+        _histogram(draw, split, part["person_id"][:], left=GAP + place * panel, width=panel - 3 * GAP)
+    top = 2 * GAP + HISTOGRAM
     for split, indices in rows:
         part = dataset[split]
         captions = part[indices[0]]["caption"]
@@ -44,6 +50,22 @@ def contact_sheet(
             draw.text((left, top + CROP[1] + 2), text, fill=FAINT, font=ImageFont.load_default(11))
         top += CROP[1] + CAPTION + GAP
     sheet.save(path_png, format="PNG", optimize=True)
+
+
+def _histogram(draw: ImageDraw.ImageDraw, split: str, person_ids: list[int], *, left: int, width: int) -> None:
+    """How many people have how many images; the last bar holds those with more than there are bars."""
+    counts = Counter(min(count, BARS) for count in Counter(person_ids).values())
+    last = max(counts)
+    bottom, tallest, bar = GAP + HISTOGRAM - CAPTION, max(counts.values()), width / last
+    small = ImageFont.load_default(11)
+    draw.text((left, GAP), f"{split}: images of a person", fill=INK, font=ImageFont.load_default(13))
+    for number, people in counts.items():
+        height = max(round((HISTOGRAM - CAPTION - HEAD) * people / tallest), 1)
+        x = left + (number - 1) * bar
+        draw.rectangle((x, bottom - height, x + max(bar - 2, 1), bottom), fill=BAR)
+    draw.text((left, bottom + 2), "1", fill=FAINT, font=small)
+    most = f"{last}{' or more' if last == BARS else ''}, highest bar {tallest:,} people"
+    draw.text((left + width, bottom + 2), most, fill=FAINT, font=small, anchor="ra")
 
 
 def _rows(person_ids: list[int], people: int, images: int, seed: int) -> list[list[int]]:
