@@ -1,4 +1,4 @@
-"""The README's lines for features of other toolkits do what it says."""
+"""The README's lines for features of other toolkits do what it says, and its table has every reader."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from modeling_mllmreid import evaluate_retrieval
+from modeling_mllmreid.data.readers import READERS
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -23,3 +24,8 @@ def test_features_of_other_toolkits_in_five_lines(tmp_path, monkeypatch, capsys)
     exec(compile(code, "README.md", "exec"), {})
     expected = evaluate_retrieval(*sides.values(), *ids.values(), *cameras.values())
     assert capsys.readouterr().out.split() == [str(x) for x in (expected.mAP, expected.cmc[1], expected.mINP)]
+
+
+def test_the_table_of_layouts_names_every_reader():
+    cells = [line.split("|")[1] for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    assert set(READERS) <= {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         broken, copies = examine_images(dataset)
         report |= {"broken_images": broken, "copies_across_parts": copies}
         print_list(f"{len(broken):,} broken images", broken)
-        print_list(f"{len(copies):,} images with copies in another part", [" = ".join(group) for group in copies])
+        print_list(f"{len(copies):,} images with copies in another part", [format_group(group) for group in copies])
     write_json(folder / "data.json", report)
     print(f"data: {folder / 'data.json'}")
     if args.images and not report["broken_images"]:
@@ -97,6 +97,12 @@ def print_list(title: str, items: list[str]) -> None:
     print("\n".join([title, *(f"  {item}" for item in items[:SHOWN])]))
     if len(items) > SHOWN:
         print(f"  and {len(items) - SHOWN:,} more, all in data.json")
+
+
+def format_group(names: list[str], shown: int = 3) -> str:
+    """Names of the same image in one line."""
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return " = ".join(names[:shown]) + more
 
 
 def _spread(spread: dict[str, float] | None) -> str:

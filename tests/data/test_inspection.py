@@ -5,6 +5,7 @@ import pytest
 from datasets import DatasetDict
 from PIL import Image
 
+from modeling_mllmreid.commands.data import format_group
 from modeling_mllmreid.data.columns import Row, make_split
 from modeling_mllmreid.data.contact_sheet import contact_sheet
 from modeling_mllmreid.data.inspection import describe, examine_images, shared_persons
@@ -49,6 +50,7 @@ def test_copies_and_broken_images(dataset, tmp_path):
     broken, copies = examine_images(dataset)
     assert len(broken) == 2 and "b.png: broken image" in broken[0] and "c.png: no such image" in broken[1]
     assert len(copies) == 1
+    assert format_group(["a", "b"]) == "a = b" and format_group([*"abcde"]) == "a = b = c and 2 more"
 
 
 def test_contact_sheet(dataset, tmp_path):
