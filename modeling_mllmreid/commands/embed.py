@@ -8,10 +8,10 @@ from PIL import Image
 
 from ..errors import UserError
 from ..evaluation.embedding import embed_images, eval_mode
-from ..model import MllmReIDModel, MllmReIDProcessor
+from ..model import ImageEncoder, ImageEncoderProcessor
 from ..retrieval import save_embeddings
 from .arguments import EmbeddingArguments, MethodArguments, ModelArguments
-from .loading import load_model, to_device
+from .loading import load_encoder, to_device
 from .options import parse
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     model_args, method_args, embedding_args, args = parse(groups, argv, "embed")
     folder = Path(args.images)
     names = image_names(folder)
-    model, processor = load_model(model_args, method_args.given())
+    model, processor = load_encoder(model_args, method_args.given())
     to_device(model)
     paths = [folder / name for name in names]
     features = embed_feature(model, processor, paths, **asdict(embedding_args))
@@ -62,14 +62,14 @@ def image_names(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def embed_feature(model: MllmReIDModel, processor: MllmReIDProcessor, images: list, **options) -> np.ndarray:
+def embed_feature(model: ImageEncoder, processor: ImageEncoderProcessor, images: list, **options) -> np.ndarray:
     """The model's configured feature alone, (N, D) float32. options: those of `embed_images`."""
     feature = model.config.test_feature
     names = ("llm", "vision") if feature == "concat" else (feature,)
     return embed_images(model, processor, images, names=names, **options)[feature]
 
 
-def probe(model: MllmReIDModel, processor: MllmReIDProcessor) -> np.ndarray:
+def probe(model: ImageEncoder, processor: ImageEncoderProcessor) -> np.ndarray:
     """The embedding (D,) of one fixed drawn image: other weights, sizes or image backends give another."""
     rows, columns = np.mgrid[0:128, 0:64]
     pixels = np.stack([2 * rows, 4 * columns, (rows * columns) % 256], axis=-1) % 256

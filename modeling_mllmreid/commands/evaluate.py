@@ -29,10 +29,10 @@ from ..evaluation.single_shot import single_shot_cmc
 from ..evaluation.statistics import Interval, PairedDifference, compare, confidence_intervals
 from ..evaluation.text_queries import TEXT_FEATURE, caption_queries, embed_captions, image_and_text, text_to_image
 from ..evaluation.verification import VerificationMetrics, verification_from_blocks
-from ..model import MllmReIDModel, MllmReIDProcessor
+from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDProcessor
 from ..retrieval import Ranking, distance_blocks, expand_queries, rank_gallery, rerank_blocks
 from .arguments import DataArguments, EmbeddingArguments, MethodArguments, ModelArguments
-from .loading import load_model, to_device
+from .loading import load_encoder, to_device
 from .options import parse
 
 
@@ -121,7 +121,7 @@ def main(argv: list[str]) -> None:
     dataset = load_reid_dataset(data_args.dataset, **data_args.options())
     if "query" not in dataset or "gallery" not in dataset:
         raise UserError(f"data set {data_args.dataset}: has {', '.join(dataset)}: evaluation needs query and gallery")
-    model, processor = load_model(model_args, method_args.given())
+    model, processor = load_encoder(model_args, method_args.given())
     to_device(model)
     facts = {"model": model_args.model, "dataset": data_args.dataset}
     options = asdict(embedding_args)
@@ -143,7 +143,7 @@ def evaluate_splits(
     reader = READERS.get(data_args.dataset)
     if reader is None or "split" not in inspect.signature(reader).parameters or data_args.split is not None:
         raise UserError("splits: only for viper, prid, grid and ilids, without split: leave it out")
-    model, processor = load_model(model_args, method_args.given())
+    model, processor = load_encoder(model_args, method_args.given())
     to_device(model)
     of_splits: list[dict[str, dict[str, Any]]] = []
     for split in range(args.splits):
@@ -184,15 +184,15 @@ def result_of_another(
     model_args: ModelArguments, dataset: DatasetDict, args: EvaluateArguments, **options: Any
 ) -> RetrievalMetrics:
     """The metrics of another model's own test feature on the same parts."""
-    model, processor = load_model(model_args)
+    model, processor = load_encoder(model_args)
     to_device(model)
     features = features_of_parts(model, processor, dataset, **args.protocol(), **options)
     return metrics_of_features(features.query, features.gallery, features.rule)[model.config.test_feature]
 
 
 def evaluate_and_report(
-    model: MllmReIDModel,
-    processor: MllmReIDProcessor,
+    model: ImageEncoder,
+    processor: ImageEncoderProcessor,
     dataset: DatasetDict,
     args: EvaluateArguments,
     facts: Mapping[str, str],
@@ -286,12 +286,14 @@ def intervals_over_people(metrics: RetrievalMetrics, persons: Sequence[int] | np
 
 
 def rows_of_captions(
-    model: MllmReIDModel, processor: MllmReIDProcessor, features: PartsFeatures
+    model: ImageEncoder, processor: ImageEncoderProcessor, features: PartsFeatures
 ) -> tuple[dict[str, RetrievalMetrics], np.ndarray]:
     """The rows of captions as queries, alone and with their images, and the person of each caption (C,)."""
     captions, of_row = caption_queries(features.query_rows)
     if not captions:
         raise UserError("text_queries: the query part has no captions: give captions_file, or leave text_queries out")
+    if not isinstance(model, MllmReIDModel) or not isinstance(processor, MllmReIDProcessor):
+        raise UserError("text_queries: a vision form reads no text: give the checkpoint it was exported from")
     if not model.config.reid_text:
         print("text queries: this model was trained without reid_text: captions and images lie apart, expect chance")
     texts = embed_captions(model, processor, captions)

@@ -1,4 +1,4 @@
-"""A model and its processor, whether the name is a checkpoint of ours or a native LLaVA."""
+"""A model and its processor, whether the name is a checkpoint of ours, its vision form, or a native LLaVA."""
 
 from typing import Any
 
@@ -7,7 +7,16 @@ from torch import nn
 from transformers import AutoConfig
 
 from ..errors import UserError
-from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
+from ..model import (
+    ImageEncoder,
+    ImageEncoderProcessor,
+    MllmReIDConfig,
+    MllmReIDModel,
+    MllmReIDProcessor,
+    MllmReIDVisionConfig,
+    MllmReIDVisionModel,
+    MllmReIDVisionProcessor,
+)
 from .arguments import ModelArguments
 
 
@@ -24,6 +33,8 @@ def load_model(
     at: dict[str, Any] = {"revision": arguments.revision}
     weights: dict[str, Any] = {**at, "dtype": getattr(torch, arguments.dtype)}
     kind = model_type(arguments)
+    if kind == MllmReIDVisionConfig.model_type:
+        raise UserError(f"model {name}: a vision form has no language model: give the checkpoint it was exported from")
     try:
         if kind == "llava":
             size = {side: fields[side] for side in ("height", "width") if side in fields}
@@ -43,20 +54,37 @@ def load_model(
     return model, processor
 
 
+def load_encoder(
+    arguments: ModelArguments, fields: dict[str, Any] | None = None
+) -> tuple[ImageEncoder, ImageEncoderProcessor]:
+    """What embeds images: a vision form, or what `load_model` loads. Raises UserError as there."""
+    if model_type(arguments) != MllmReIDVisionConfig.model_type:
+        return load_model(arguments, fields)
+    name = arguments.model
+    at: dict[str, Any] = {"revision": arguments.revision}
+    if fields:
+        raise UserError(f"model {name}: a vision form has its settings from its export: leave out {', '.join(fields)}")
+    try:
+        processor = MllmReIDVisionProcessor.from_pretrained(name, **at)
+        return MllmReIDVisionModel.from_pretrained(name, dtype=getattr(torch, arguments.dtype), **at), processor
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {name}: {_one_line(error)}") from error
+
+
 def to_device(model: nn.Module) -> None:
     """Moves a model to the GPU where there is one."""
     model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def model_type(arguments: ModelArguments) -> str:
-    """What lies under the name: "mllmreid" or "llava". Raises UserError for anything else."""
+    """What lies under the name: "mllmreid", "mllmreid_vision" or "llava". Raises UserError for anything else."""
     try:
         kind = AutoConfig.from_pretrained(arguments.model, revision=arguments.revision).model_type
     except (OSError, ValueError) as error:
         raise UserError(
             f"model {arguments.model}: not loadable ({_one_line(error)}): give a checkpoint's folder or a Hub name"
         ) from error
-    if kind not in ("mllmreid", "llava"):
+    if kind not in ("mllmreid", MllmReIDVisionConfig.model_type, "llava"):
         raise UserError(f"model {arguments.model}: of type {kind!r}: give a native LLaVA or a checkpoint of ours")
     return kind
 

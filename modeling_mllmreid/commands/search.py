@@ -13,7 +13,7 @@ from ..evaluation.threshold import load_thresholds
 from ..retrieval import load_embeddings, rank_gallery, ranked_sheet
 from .arguments import ModelArguments
 from .embed import embed_feature, probe
-from .loading import load_model, to_device
+from .loading import load_encoder, to_device
 from .options import parse
 
 # Euclidean distance that two runs of one model may lie apart: other hardware, other kernels.
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
         )
     query = open_image(args.query)
     name = args.model or facts["model"]
-    model, processor = load_model(ModelArguments(name, facts["revision"], facts["dtype"]), facts["fields"])
+    model, processor = load_encoder(ModelArguments(name, facts["revision"], facts["dtype"]), facts["fields"])
     to_device(model)
     check_same_model(name, model, processor, facts)
 

@@ -13,12 +13,12 @@ from tqdm.auto import tqdm
 
 from ..data.images import ImageSource, open_image
 from ..errors import UserError
-from ..model import MllmReIDModel, MllmReIDProcessor
+from ..model import ImageEncoder, ImageEncoderProcessor
 
 
 def embed_images(
-    model: MllmReIDModel,
-    processor: MllmReIDProcessor,
+    model: ImageEncoder,
+    processor: ImageEncoderProcessor,
     images: Sequence[ImageSource],
     *,
     names: tuple[str, ...] = ("llm", "vision"),
@@ -92,7 +92,7 @@ class _Images(Dataset):
 class _Collate:
     """Images to pixel values (B, 3, H, W), or the first UserError among them. A class: workers must pickle it."""
 
-    def __init__(self, processor: MllmReIDProcessor):
+    def __init__(self, processor: ImageEncoderProcessor):
         self.processor = processor
 
     def __call__(self, images: list) -> Tensor | UserError:

@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from ..errors import UserError
-from ..model import MllmReIDModel, MllmReIDProcessor
+from ..model import ImageEncoder, ImageEncoderProcessor
 from ..retrieval import SamePerson
 from .pooling import pool_tracks
 from .protocol import embed_parts, same_person
@@ -26,8 +26,8 @@ class PartsFeatures:
 
 
 def features_of_parts(
-    model: MllmReIDModel,
-    processor: MllmReIDProcessor,
+    model: ImageEncoder,
+    processor: ImageEncoderProcessor,
     dataset: DatasetDict,
     *,
     exclude: Sequence[str] = ("camera_id",),

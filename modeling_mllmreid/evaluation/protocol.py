@@ -11,7 +11,7 @@ from PIL import Image
 from ..data.columns import UNKNOWN_CAMERA, image_sources
 from ..data.images import ImageSource, open_image
 from ..errors import UserError
-from ..model import MllmReIDModel, MllmReIDProcessor
+from ..model import ImageEncoder, ImageEncoderProcessor
 from ..retrieval import Ranking, SamePerson, distance_blocks, ranked_sheet
 from .color_histogram import color_histograms
 from .embedding import embed_images
@@ -21,7 +21,7 @@ Features = Mapping[str, np.ndarray]
 
 
 def evaluate_model(
-    model: MllmReIDModel, processor: MllmReIDProcessor, query: Dataset, gallery: Dataset, **options: Any
+    model: ImageEncoder, processor: ImageEncoderProcessor, query: Dataset, gallery: Dataset, **options: Any
 ) -> dict[str, RetrievalMetrics]:
     """The metrics of each test feature ("llm", "vision", "concat"), from one pass over the images.
 
@@ -34,7 +34,7 @@ def evaluate_model(
 
 
 def embed_parts(
-    model: MllmReIDModel, processor: MllmReIDProcessor, query: Dataset, gallery: Dataset, **options: Any
+    model: ImageEncoder, processor: ImageEncoderProcessor, query: Dataset, gallery: Dataset, **options: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The features of the query and of the gallery images, by name. options: those of `embed_images`."""
     check_parts(query, gallery)

@@ -5,9 +5,27 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from .configuration_mllmreid import MllmReIDConfig
 from .modeling_mllmreid import MllmReIDModel, MllmReIDOutput
 from .processing_mllmreid import MllmReIDProcessor
+from .vision_mllmreid import MllmReIDVisionConfig, MllmReIDVisionModel, MllmReIDVisionProcessor
 
-__all__ = ["MllmReIDConfig", "MllmReIDModel", "MllmReIDOutput", "MllmReIDProcessor"]
+__all__ = [
+    "ImageEncoder",
+    "ImageEncoderProcessor",
+    "MllmReIDConfig",
+    "MllmReIDModel",
+    "MllmReIDOutput",
+    "MllmReIDProcessor",
+    "MllmReIDVisionConfig",
+    "MllmReIDVisionModel",
+    "MllmReIDVisionProcessor",
+]
+
+# What embeds images, and what prepares them for it: the whole model or its vision form.
+ImageEncoder = MllmReIDModel | MllmReIDVisionModel
+ImageEncoderProcessor = MllmReIDProcessor | MllmReIDVisionProcessor
 
 AutoConfig.register(MllmReIDConfig.model_type, MllmReIDConfig)
 AutoModel.register(MllmReIDConfig, MllmReIDModel)
 AutoProcessor.register(MllmReIDConfig, MllmReIDProcessor)
+AutoConfig.register(MllmReIDVisionConfig.model_type, MllmReIDVisionConfig)
+AutoModel.register(MllmReIDVisionConfig, MllmReIDVisionModel)
+AutoProcessor.register(MllmReIDVisionConfig, MllmReIDVisionProcessor)

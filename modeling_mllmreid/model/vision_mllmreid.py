@@ -1,0 +1,147 @@
+"""The vision form: visual encoder and head alone, the ReID backbone that the training was for, without the LLM."""
+
+import copy
+import os
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, BatchFeature, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.image_utils import load_image
+
+from .heads import ReIDHead, mean_pool
+
+
+class MllmReIDVisionConfig(PreTrainedConfig):
+    r"""Configuration of [`MllmReIDVisionModel`].
+
+    vision_config (`dict` or `PreTrainedConfig`):
+        Configuration of the visual encoder, cut after the block whose patches are pooled.
+    height, width (`int`):
+        Size in pixels of a person crop.
+    class_token (`bool`):
+        Whether the encoder's first state is a class token, which is not pooled.
+    bnneck, feature_after_bn (`bool`):
+        Whether there is a batch norm, and whether the feature is taken after it.
+    trained_on, overlap (`list[str]`, *optional*):
+        As in [`MllmReIDConfig`].
+    """
+
+    model_type = "mllmreid_vision"
+    sub_configs = {"vision_config": AutoConfig}
+
+    vision_config: dict | PreTrainedConfig | None = None
+    height: int = 252
+    width: int = 126
+    class_token: bool = True
+    bnneck: bool = True
+    feature_after_bn: bool = True
+    test_feature: Literal["vision"] = "vision"
+    trained_on: list[str] | None = None
+    overlap: list[str] | None = None
+
+    def __post_init__(self, **kwargs):
+        if not isinstance(self.vision_config, PreTrainedConfig):
+            fields = {"model_type": "clip_vision_model", **(self.vision_config or {})}
+            self.vision_config = AutoConfig.for_model(**fields)
+        super().__post_init__(**kwargs)
+
+
+class MllmReIDVisionModel(PreTrainedModel):
+    """A visual encoder with its ReID head: the "vision" feature of the [`MllmReIDModel`] that it was taken from."""
+
+    config_class = MllmReIDVisionConfig
+    base_model_prefix = "tower"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _keep_in_fp32_modules_strict = ["reid_head"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: MllmReIDVisionConfig):
+        super().__init__(config)
+        self.tower = AutoModel.from_config(config.vision_config)
+        self.reid_head = ReIDHead(config.vision_config.hidden_size, 0, config.bnneck)
+        self.post_init()
+
+    @classmethod
+    def from_reid_model(cls, model: PreTrainedModel) -> "MllmReIDVisionModel":
+        """The visual encoder and the "vision" head of a [`MllmReIDModel`], copied, without its ID classifier.
+
+        Blocks above the pooled layer are left out: no feature reads them.
+        """
+        whole, tower = model.config, model._llava.vision_tower
+        vision_config = copy.deepcopy(whole.vision_config)
+        depth, layer = vision_config.num_hidden_layers, model.vision_layer
+        vision_config.num_hidden_layers = layer if layer >= 0 else depth + 1 + layer
+        has_head = "vision" in model.reid_head
+        config = cls.config_class(
+            vision_config=vision_config,
+            height=whole.height,
+            width=whole.width,
+            class_token=whole.mllm_config.vision_feature_select_strategy == "default",
+            bnneck=has_head and whole.bnneck,
+            feature_after_bn=whole.feature_after_bn,
+            trained_on=whole.trained_on,
+            overlap=whole.overlap,
+        )
+        form = cls(config).to(tower.device)
+        form.tower.to(tower.dtype)
+        weights = tower.state_dict()
+        form.tower.load_state_dict({name: weights[name] for name in form.tower.state_dict()})
+        if config.bnneck:
+            form.reid_head.bottleneck.load_state_dict(model.reid_head["vision"].bottleneck.state_dict())
+        return form.train(model.training)
+
+    def image_features(self, pixel_values: Tensor, names: tuple[str, ...] = ("vision",)) -> dict[str, Tensor]:
+        """{"vision": (B, D)}, float32, L2-normalised. pixel_values: (B, 3, H, W). Other features have no model here.
+
+        Raises ValueError where "vision" is not among the names.
+        """
+        if "vision" not in names:
+            raise ValueError(f"a vision form has the feature 'vision' alone, not {', '.join(names)}")
+        states = self.tower(
+            pixel_values.to(self.tower.dtype), interpolate_pos_encoding=True, output_hidden_states=True
+        ).hidden_states[-1]
+        pooled = mean_pool(states[:, 1:] if self.config.class_token else states)
+        if self.config.bnneck and self.config.feature_after_bn:
+            pooled, _ = self.reid_head(pooled)
+        return {"vision": F.normalize(pooled.float(), dim=-1)}
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """The embedding of person crops. pixel_values: (B, 3, H, W). Returns (B, D), float32, L2-normalised."""
+        return self.image_features(pixel_values)["vision"]
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """`encode_images`."""
+        return self.encode_images(pixel_values)
+
+
+class MllmReIDVisionProcessor(ProcessorMixin):
+    """Whole person crops to pixels, as in [`MllmReIDProcessor`], without a tokenizer."""
+
+    def __init__(self, image_processor=None, **kwargs):
+        super().__init__(image_processor)
+
+    @property
+    def height(self) -> int:
+        """Height in pixels that crops are resized to."""
+        return self.image_processor.size["height"]
+
+    @property
+    def width(self) -> int:
+        """Width in pixels that crops are resized to."""
+        return self.image_processor.size["width"]
+
+    def __call__(self, images=None, **kwargs) -> BatchFeature:
+        """`pixel_values`, (B, 3, H, W). images: a path, a PIL image, or a list of them, of any size."""
+        if images is None:
+            raise ValueError("give images")
+        images = list(images) if isinstance(images, (list, tuple)) else [images]
+        loaded = [load_image(image if hasattr(image, "size") else os.fspath(image)) for image in images]
+        return BatchFeature(dict(self.image_processor(images=loaded, return_tensors="pt", **kwargs)))
+
+
+MllmReIDVisionConfig.register_for_auto_class()
+MllmReIDVisionModel.register_for_auto_class("AutoModel")
+MllmReIDVisionProcessor.register_for_auto_class()
