@@ -108,7 +108,11 @@ class MllmReIDModel(PreTrainedModel):
         """As in transformers, under the names the model has now.
 
         The legacy names that LLaVA is saved under would be left unread, with a mere warning, by a Trainer's resume.
+        Where the LLaVA came from a folder, that folder's path is not told: what is saved may be published.
         """
+        origin = self.config.mllm_config._name_or_path
+        if os.path.isabs(origin) or os.path.isdir(origin):
+            self.config.mllm_config._name_or_path = ""
         super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -64,6 +64,15 @@ def test_the_full_form_leaves_out_the_templates_of_the_training_people(disk, tra
     np.testing.assert_allclose(embedded(form, disk, tmp_path / "a"), embedded(trained, disk, tmp_path / "b"), atol=1e-6)
 
 
+def test_no_path_of_this_machine_is_published(disk, tmp_path):
+    model, processor = load_model(ModelArguments(str(disk.native)), {"height": 64, "width": 32})
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "ours")
+    export.main(["--model", str(tmp_path / "ours"), "--to", "vision", "--output", str(tmp_path / "vision")])
+    written = [path.read_text() for path in tmp_path.rglob("*.json")]
+    assert len(written) >= 5 and not [text for text in written if str(disk.native.parent) in text]
+
+
 def test_mistakes(disk, trained, tmp_path):
     form = tmp_path / "vision"
     export.main(["--model", str(trained), "--to", "vision", "--output", str(form)])
