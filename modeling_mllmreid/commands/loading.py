@@ -17,6 +17,7 @@ from ..model import (
     MllmReIDVisionModel,
     MllmReIDVisionProcessor,
 )
+from ..processes import this_process
 from .arguments import ModelArguments
 
 
@@ -72,8 +73,8 @@ def load_encoder(
 
 
 def to_device(model: nn.Module) -> None:
-    """Moves a model to the GPU where there is one."""
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    """Moves a model to this process's GPU, where there is one."""
+    model.to(this_process().device)
 
 
 def model_type(arguments: ModelArguments) -> str:

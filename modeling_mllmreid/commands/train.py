@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     dataset = load_reid_dataset(data_args.dataset, texts=batch_args.texts, **data_args.options())
     trained_on, overlap = what_is_trained_on(data_args.dataset, dataset, leak_args)
     model, processor = load_model(model_args, method_args.given())
-    if model.config.loss_lambda < 1:
+    if model.config.loss_lambda < 1 or model.config.reid_text:
         provenances = provenances_of_texts(data_args.captions_file, batch_args.texts)
         refuse_licences(provenances, model.config, allow=leak_args.allow_licence)
     model.config.trained_on = sorted({*(model.config.trained_on or []), *trained_on})

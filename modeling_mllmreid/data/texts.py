@@ -25,16 +25,14 @@ class TextKey(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TextRecord:
-    """One line of the sidecar: a caption, its continuation and provenance (model, revision, instruction, settings)."""
+class CaptionOfImage:
+    """What both kinds of records begin with: an image, the caption's place among its captions, and the caption."""
 
     source: str
     split: str
     file_name: str
     caption_index: int
     caption: str
-    continuation: str
-    provenance: dict[str, Any]
 
     @property
     def key(self) -> TextKey:
@@ -43,20 +41,18 @@ class TextRecord:
 
 
 @dataclass(frozen=True)
-class CaptionRecord:
-    """One line of a captions sidecar: a caption that a model wrote for an image, and its provenance."""
+class TextRecord(CaptionOfImage):
+    """One line of the sidecar: a caption, its continuation and provenance (model, revision, instruction, settings)."""
 
-    source: str
-    split: str
-    file_name: str
-    caption_index: int
-    caption: str
+    continuation: str
     provenance: dict[str, Any]
 
-    @property
-    def key(self) -> TextKey:
-        """The image, and the caption's place among those written for it."""
-        return TextKey(self.source, self.split, self.file_name, self.caption_index)
+
+@dataclass(frozen=True)
+class CaptionRecord(CaptionOfImage):
+    """One line of a captions sidecar: a caption that a model wrote for an image, and its provenance."""
+
+    provenance: dict[str, Any]
 
 
 Record = TypeVar("Record", TextRecord, CaptionRecord)

@@ -4,12 +4,13 @@ import os
 
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
-from transformers.image_utils import load_image
+
+from .crops import CropSize, as_list, crop_pixels
 
 IGNORED = -100
 
 
-class MllmReIDProcessor(ProcessorMixin):
+class MllmReIDProcessor(CropSize, ProcessorMixin):
     r"""Image processor and tokenizer of a LLaVA, set up for whole person crops (no centre crop) and for two branches.
 
     Both branches share one template, prefix + (image tokens or caption) + suffix, and the target is tokenised alone and
@@ -63,16 +64,6 @@ class MllmReIDProcessor(ProcessorMixin):
         )
 
     # ---- sizes and prompts ---------------------------------------------------------------------------------------
-
-    @property
-    def height(self) -> int:
-        """Height in pixels that crops are resized to."""
-        return self.image_processor.size["height"]
-
-    @property
-    def width(self) -> int:
-        """Width in pixels that crops are resized to."""
-        return self.image_processor.size["width"]
 
     @property
     def num_image_tokens(self) -> int:
@@ -148,19 +139,14 @@ class MllmReIDProcessor(ProcessorMixin):
             raise ValueError("give images, text, or both")
         data = {}
         if images is not None:
-            images = [load_image(image if hasattr(image, "size") else os.fspath(image)) for image in _as_list(images)]
-            data.update(self.image_processor(images=images, return_tensors="pt", **kwargs))
+            data.update(crop_pixels(self.image_processor, images, **kwargs))
         if text is not None:
-            captions = [self.caption_ids(caption) for caption in _as_list(text)]
+            captions = [self.caption_ids(caption) for caption in as_list(text)]
             rows = [self.image_prefix_ids + ids for ids in captions]
             data["input_ids"] = self._padded(rows, self._pad_token_id())
             data["attention_mask"] = self._padded([[1] * len(row) for row in rows], 0)
             data["caption_mask"] = self.caption_mask(captions, data["input_ids"].shape[1])
         return BatchFeature(data)
-
-
-def _as_list(value) -> list:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 MllmReIDProcessor.register_for_auto_class()

@@ -1,14 +1,13 @@
 """The vision form: visual encoder and head alone, the ReID backbone that the training was for, without the LLM."""
 
 import copy
-import os
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, BatchFeature, PreTrainedConfig, PreTrainedModel, ProcessorMixin
-from transformers.image_utils import load_image
 
+from .crops import CropSize, crop_pixels
 from .heads import ReIDHead, mean_pool
 
 
@@ -117,29 +116,17 @@ class MllmReIDVisionModel(PreTrainedModel):
         return self.encode_images(pixel_values)
 
 
-class MllmReIDVisionProcessor(ProcessorMixin):
+class MllmReIDVisionProcessor(CropSize, ProcessorMixin):
     """Whole person crops to pixels, as in [`MllmReIDProcessor`], without a tokenizer."""
 
     def __init__(self, image_processor=None, **kwargs):
         super().__init__(image_processor)
 
-    @property
-    def height(self) -> int:
-        """Height in pixels that crops are resized to."""
-        return self.image_processor.size["height"]
-
-    @property
-    def width(self) -> int:
-        """Width in pixels that crops are resized to."""
-        return self.image_processor.size["width"]
-
     def __call__(self, images=None, **kwargs) -> BatchFeature:
         """`pixel_values`, (B, 3, H, W). images: a path, a PIL image, or a list of them, of any size."""
         if images is None:
             raise ValueError("give images")
-        images = list(images) if isinstance(images, (list, tuple)) else [images]
-        loaded = [load_image(image if hasattr(image, "size") else os.fspath(image)) for image in images]
-        return BatchFeature(dict(self.image_processor(images=loaded, return_tensors="pt", **kwargs)))
+        return BatchFeature(crop_pixels(self.image_processor, images, **kwargs))
 
 
 MllmReIDVisionConfig.register_for_auto_class()

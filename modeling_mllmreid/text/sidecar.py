@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from accelerate import PartialState
 from tqdm import tqdm
 
 from ..data.texts import CaptionRecord, TextRecord, append_records, read_records
 from ..errors import UserError
+from ..processes import this_process
 
 Record = TypeVar("Record", CaptionRecord, TextRecord)
 Item = TypeVar("Item")
@@ -24,7 +24,7 @@ class Sidecar:
 
     def __init__(self, path: str | os.PathLike[str], kind: type, provenance: Mapping[str, Any]):
         self.path, self.kind, self.provenance = Path(path), kind, dict(provenance)
-        self.state = PartialState()
+        self.state = this_process()
         if self.state.is_main_process:
             _make_writable(self.path)
             self._join_parts()

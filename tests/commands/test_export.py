@@ -77,11 +77,12 @@ def test_mistakes(disk, trained, tmp_path):
     form = tmp_path / "vision"
     export.main(["--model", str(trained), "--to", "vision", "--output", str(form)])
     market = ["--dataset", "market1501", "--data_dir", str(disk.people), "--output_dir", str(tmp_path / "out")]
+    captions = ["--captions_file", str(disk.people / "reid_raw.json")]
     for command, flags, message in (
         (export.main, ["--model", str(trained), "--output", str(form)], "vision: exists already: remove it or give"),
         (export.main, ["--model", str(form), "--output", str(tmp_path / "x")], "a vision form has no language model"),
         (embed.main, ["--height", "32"], "a vision form has its settings from its export: leave out height"),
-        (evaluate.main, [*market, "--text_queries", "true"], "a vision form reads no text|has no captions"),
+        (evaluate.main, [*market, *captions, "--text_queries", "true"], "text_queries: a vision form reads no text"),
     ):
         model = [] if command is export.main else ["--model", str(form)]
         if command is embed.main:

@@ -1,6 +1,7 @@
 """Every reader against the same mistakes: what is wrong is named in one line, what is not ours is left alone."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -10,12 +11,13 @@ from modeling_mllmreid.data import image_sources, images, load_reid_dataset
 from modeling_mllmreid.data.images import check_images
 from modeling_mllmreid.errors import UserError
 
-# The readers whose rows are listed in a file, and those whose rows are the images in their folders.
+# The text sets: their captions file, and its field of an image's path.
 CAPTION_SETS = {
     "cuhk_pedes": ("reid_raw.json", "file_path"),
     "icfg_pedes": ("ICFG-PEDES.json", "file_path"),
     "rstpreid": ("data_captions.json", "img_path"),
 }
+# The readers whose rows are listed in a file, and those whose rows are the images with a name of the set.
 LISTED = ("msmt17", "cuhk03", "table", *CAPTION_SETS)
 NAMED = [name for name in SMALL if name not in (*LISTED, "folders")]
 ALL = list(SMALL)
@@ -37,8 +39,8 @@ def size(dataset):
     return {split: len(part) for split, part in dataset.items()}
 
 
-def some_image(name, root):
-    """An image of the set that no other row depends on."""
+def last_image(root):
+    """The last image under the folder."""
     return sorted(path for path in root.rglob("*.*") if path.suffix in (".jpg", ".png", ".bmp", ".jpeg"))[-1]
 
 
@@ -74,7 +76,7 @@ def test_a_folder_that_is_missing_or_renamed(small, name):
 def test_a_stray_image_and_a_name_that_does_not_parse(small, load, tmp_path, name):
     root = small(name)
     before = size(load(name, root))
-    image = some_image(name, root)
+    image = last_image(root)
     for stray in (f"holiday{image.suffix}", f"x{image.name}", image.name.upper()):
         path = image.with_name(stray)
         path.write_bytes(image.read_bytes())
@@ -88,7 +90,7 @@ def test_a_stray_image_and_a_name_that_does_not_parse(small, load, tmp_path, nam
 def test_a_listed_image_that_is_missing_and_one_that_is_not_listed(small, load, tmp_path, name):
     root = small(name)
     before = sum(size(load(name, root)).values())
-    image = some_image(name, root)
+    image = last_image(root)
     (image.parent / "holiday.jpg").write_bytes(image.read_bytes())
     assert sum(size(load(name, root)).values()) == before  # the list says what belongs to the set
     image.rename(image.with_suffix(image.suffix.upper()))
@@ -104,8 +106,8 @@ def test_a_broken_image_and_a_bomb(small, load, tmp_path, name, monkeypatch):
     used = {source for part in before.values() for source in image_sources(part)}
     broken, bomb = sorted(used)[-1], sorted(used)[0]
     for path in (broken, bomb):
-        (root / path).unlink()  # they are links to one file
-    (root / broken).write_bytes(b"\xff\xd8\xff no image")
+        Path(path).unlink()  # they are links to one file
+    Path(broken).write_bytes(b"\xff\xd8\xff no image")
     Image.new("RGB", (100, 101)).save(bomb)
     monkeypatch.setattr(images.open_image, "__kwdefaults__", {"max_pixels": 10_000})
     monkeypatch.setattr(images.broken_images, "__kwdefaults__", {"threads": 2, "max_pixels": 10_000})
@@ -158,7 +160,7 @@ def test_what_is_left_out_of_several_sets_is_listed_together(tmp_path):
     dirs = {}
     for name in ("market1501", "cuhk_sysu"):
         dirs[name] = str(write_tree(tmp_path / name, name, SMALL[name]))
-        some = some_image(name, tmp_path / name)
+        some = last_image(tmp_path / name)
         some.with_name(f"holiday{some.suffix}").write_bytes(some.read_bytes())
     with pytest.raises(UserError, match="holiday"):
         load_reid_dataset("market1501+cuhk_sysu", data_dirs=dirs)

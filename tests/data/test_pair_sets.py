@@ -74,7 +74,7 @@ def test_split_files_decide_where_they_are(tmp_path):
         dataset = load_reid_dataset(name, data_dir=tmp_path / name, split=split)
         return {part: rows["file_name"][:] for part, rows in dataset.items()}
 
-    a, b = "/home/x/reid/viper/VIPeR/cam_a/004_0.bmp", "/home/x/reid/viper/VIPeR/cam_b/004_90.bmp"
+    a, b = "/reid/viper/VIPeR/cam_a/004_0.bmp", "/reid/viper/VIPeR/cam_b/004_90.bmp"
     train = [["C:\\viper\\VIPeR\\cam_a\\002_0.bmp", 0, 0], ["C:\\viper\\VIPeR\\cam_b\\002_90.bmp", 0, 1]]
     there = {"train": train, "query": [[a, 0, 0]], "gallery": [[b, 0, 1]], "num_train_pids": 1}
     back = {**there, "query": there["gallery"], "gallery": there["query"]}

@@ -105,18 +105,34 @@ def test_a_killed_run_goes_on_to_the_same_captions(native, people, tmp_path, mon
     assert cut == whole
 
 
+SHARE = """
+from modeling_mllmreid.commands import caption
+from modeling_mllmreid.processes import this_process
+from modeling_mllmreid.text import captioning
+
+real, wrote = captioning.describe_images, []
+captioning.describe_images = lambda mllm, processor, images, *rest: wrote.extend(images) or real(
+    mllm, processor, images, *rest
+)
+caption.main({flags!r})
+state = this_process()
+print(f"process {{state.process_index}} of {{state.num_processes}} wrote {{len(wrote)}}", flush=True)
+"""
+
+
 def test_two_processes_write_shares(native, people, tmp_path):
     """Both write all ten captions together, and none twice, a part that a killed run left included."""
     path = tmp_path / "captions.jsonl"
-    code = f"from modeling_mllmreid.commands import caption; caption.main({flags(native, people, path)!r})"
-    (tmp_path / "run.py").write_text(code)
+    (tmp_path / "run.py").write_text(SHARE.format(flags=flags(native, people, path)))
     caption.main(flags(native, people, tmp_path / "alone.jsonl"))
     alone = {record.key: record for record in read_records(tmp_path / "alone.jsonl", CaptionRecord)}
     first = (tmp_path / "alone.jsonl").read_text().splitlines(keepends=True)[0]
     (tmp_path / "captions.jsonl.part-00007").write_text(first)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    run = subprocess.run([*command, str(tmp_path / "run.py")], capture_output=True, text=True, timeout=240)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(tmp_path / "run.py")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr[-2000:]
+    # Nine captions were left, in batches of three.
+    assert "process 0 of 2 wrote 6" in run.stdout and "process 1 of 2 wrote 3" in run.stdout
     together = {record.key: record for record in read_records(path, CaptionRecord)}
     assert together.keys() == alone.keys() and len(path.read_text().splitlines()) == 10
     assert not list(tmp_path.glob("*.part-*"))
