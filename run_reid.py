@@ -12,7 +12,8 @@ COMMANDS = {
     "prepare": ("modeling_mllmreid.commands.prepare", "write a data set as Parquet with its card, for the Hub too"),
     "caption": ("modeling_mllmreid.commands.caption", "let a multimodal LLM describe the images that have no captions"),
     "continuations": ("modeling_mllmreid.commands.continuations", "let the frozen LLM continue every caption"),
-    "export": ("modeling_mllmreid.commands.export", "write a checkpoint as it is published: whole, or the vision form"),
+    "export": ("modeling_mllmreid.commands.export", "write a checkpoint as it is published: full, thin or vision"),
+    "push": ("modeling_mllmreid.commands.push", "put a checkpoint on the Hub, with its card, private by default"),
     "embed": ("modeling_mllmreid.commands.embed", "embed a folder of person crops"),
     "search": ("modeling_mllmreid.commands.search", "find the people of an embedded folder that look like a query"),
 }

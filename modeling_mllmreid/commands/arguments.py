@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from ..data.readers import READERS
 
 
@@ -12,9 +14,15 @@ class ModelArguments:
 
     model: str = field(metadata={"help": "A checkpoint of ours, or a native LLaVA: a folder or a name on the Hub."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
-    dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "Number format of the weights; the ReID heads stay in float32."}
+    dtype: Literal["float32", "bfloat16", "float16", "bf16", "fp16"] = field(
+        default="float32",
+        metadata={"help": "Number format of the weights, in training of the frozen ones; heads: float32."},
     )
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The number format, whichever of its names was given."""
+        return getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}.get(self.dtype, self.dtype))
 
 
 @dataclass

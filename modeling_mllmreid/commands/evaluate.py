@@ -29,6 +29,7 @@ from ..evaluation.single_shot import single_shot_cmc
 from ..evaluation.statistics import Interval, PairedDifference, compare, confidence_intervals
 from ..evaluation.text_queries import TEXT_FEATURE, caption_queries, embed_captions, image_and_text, text_to_image
 from ..evaluation.verification import VerificationMetrics, verification_from_blocks
+from ..evaluation.weights import weights_digest
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDProcessor
 from ..retrieval import Ranking, distance_blocks, expand_queries, rank_gallery, rerank_blocks
 from .arguments import DataArguments, EmbeddingArguments, MethodArguments, ModelArguments
@@ -228,6 +229,7 @@ def evaluate_and_report(
     cameras = by_camera(rows[feature], query["camera_id"][:])
     report: dict[str, Any] = {
         **facts,
+        "weights": weights_digest(facts["model"]),
         "trained_on": model.config.trained_on or [],
         "tested_on": sorted(set(query["source"][:])),
         "overlap": overlaps(model.config.trained_on or [], query["source"]),

@@ -1,10 +1,11 @@
 """A model and its processor, whether the name is a checkpoint of ours, its vision form, or a native LLaVA."""
 
+import os
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import AutoConfig
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..errors import UserError
 from ..model import (
@@ -18,21 +19,27 @@ from ..model import (
     MllmReIDVisionProcessor,
 )
 from ..processes import this_process
+from ..training.adapters import AdapterArguments, prepare_training
 from .arguments import ModelArguments
 
 
 def load_model(
-    arguments: ModelArguments, fields: dict[str, Any] | None = None
+    arguments: ModelArguments, fields: dict[str, Any] | None = None, adapters: AdapterArguments | None = None
 ) -> tuple[MllmReIDModel, MllmReIDProcessor]:
     """The model, on the CPU, and its processor.
 
     fields: configuration fields that replace those of a checkpoint of ours, or make a new model around a native LLaVA.
+    adapters: for training: what is trained of it, and in which form the rest is held.
     Raises UserError for a name that cannot be loaded, for another kind of model, and for fields that it refuses.
     """
     fields = dict(fields or {})
     name = arguments.model
     at: dict[str, Any] = {"revision": arguments.revision}
-    weights: dict[str, Any] = {**at, "dtype": getattr(torch, arguments.dtype)}
+    dtype = arguments.torch_dtype
+    weights: dict[str, Any] = {**at, "dtype": dtype}
+    if adapters is not None and adapters.thin:
+        # As stored: what is trained goes to float32 from there, not by way of the frozen weights' format.
+        weights |= {"dtype": "auto", "quantization_config": adapters.quantization_config(dtype)}
     kind = model_type(arguments)
     if kind == MllmReIDVisionConfig.model_type:
         raise UserError(f"model {name}: a vision form has no language model: give the checkpoint it was exported from")
@@ -49,10 +56,33 @@ def load_model(
             config = MllmReIDConfig.from_dict({**stored.to_dict(), **fields})
             processor = MllmReIDProcessor.from_pretrained(name, **at)
             processor.image_processor.size = {"height": config.height, "width": config.width}
+            if config.backbone is not None:
+                weights |= {"dtype": dtype, "is_trainable": adapters is not None}
             model = MllmReIDModel.from_pretrained(name, config=config, **weights)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise UserError(f"model {name}: {_one_line(error)}") from error
+    if adapters is not None and model.config.backbone is None:
+        prepare_training(model, adapters, backbone=name, revision=commit_of(arguments), dtype=dtype)
     return model, processor
+
+
+def commit_of(arguments: ModelArguments) -> str | None:
+    """The commit of a model on the Hub, which a branch's name does not pin; None for a folder."""
+    if os.path.isdir(arguments.model):
+        return None
+    return extract_commit_hash(cached_file(arguments.model, "config.json", revision=arguments.revision), None)
+
+
+def load_config(arguments: ModelArguments, fields: dict[str, Any]) -> MllmReIDConfig:
+    """The configuration that `load_model` would build from, without weights. Raises UserError as there."""
+    at: dict[str, Any] = {"revision": arguments.revision}
+    try:
+        if model_type(arguments) == "llava":
+            return MllmReIDConfig(mllm_config=AutoConfig.from_pretrained(arguments.model, **at), **fields)
+        stored = MllmReIDConfig.from_pretrained(arguments.model, **at).to_dict()
+        return MllmReIDConfig.from_dict({**stored, **fields})
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {arguments.model}: {_one_line(error)}") from error
 
 
 def load_encoder(
@@ -67,7 +97,7 @@ def load_encoder(
         raise UserError(f"model {name}: a vision form has its settings from its export: leave out {', '.join(fields)}")
     try:
         processor = MllmReIDVisionProcessor.from_pretrained(name, **at)
-        return MllmReIDVisionModel.from_pretrained(name, dtype=getattr(torch, arguments.dtype), **at), processor
+        return MllmReIDVisionModel.from_pretrained(name, dtype=arguments.torch_dtype, **at), processor
     except (OSError, ValueError) as error:
         raise UserError(f"model {name}: {_one_line(error)}") from error
 

@@ -1,5 +1,6 @@
 """`train`: a model on a data set's training part; the best checkpoint by the validation people is kept."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +12,18 @@ from ..data.leaks import refuse_overlaps
 from ..data.texts import CaptionRecord, read_records
 from ..errors import UserError
 from ..evaluation.protocol import check_parts
+from ..model import MllmReIDModel, MllmReIDProcessor
 from ..text.licences import refuse_licences
-from ..training import BatchArguments, ReIDTrainingArguments, train_reid
+from ..training import AdapterArguments, BatchArguments, ReIDTrainingArguments, train_reid
+from ..training.memory import estimate_memory
+from ..training.record import write_record
 from .arguments import DataArguments, MethodArguments, ModelArguments
 from .evaluate import EvaluateArguments, evaluate_and_report
-from .loading import load_model
+from .loading import load_config, load_model
 from .options import parse
+
+# The classifier's size is not known without the data: about that of the benchmarks.
+DRY_RUN_IDENTITIES = 1000
 
 
 @dataclass
@@ -35,22 +42,79 @@ class LeakArguments:
     )
 
 
+@dataclass
+class RunArguments:
+    """Whether anything is trained at all."""
+
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Only tell what would be trained and how much memory it takes; needs no weights, no data."},
+    )
+
+
 def main(argv: list[str]) -> None:
     """Trains, saves into `output_dir`, and where the data set has query and gallery evaluates the saved model there."""
-    groups = (ModelArguments, MethodArguments, DataArguments, BatchArguments, LeakArguments, ReIDTrainingArguments)
-    model_args, method_args, data_args, batch_args, leak_args, training_args = parse(groups, argv, "train")
+    groups = (ModelArguments, MethodArguments, AdapterArguments, DataArguments, BatchArguments, LeakArguments)
+    parsed = parse((RunArguments, *groups, ReIDTrainingArguments), argv, "train")
+    run_args, model_args, method_args, adapter_args, data_args, batch_args, leak_args, training_args = parsed
+    if run_args.dry_run:
+        return dry_run(model_args, method_args, adapter_args, batch_args, training_args)
     dataset = load_reid_dataset(data_args.dataset, texts=batch_args.texts, **data_args.options())
     trained_on, overlap = what_is_trained_on(data_args.dataset, dataset, leak_args)
-    model, processor = load_model(model_args, method_args.given())
+    model, processor = load_model(model_args, method_args.given(), adapter_args)
+    provenances: list[dict[str, Any]] = []
     if model.config.loss_lambda < 1 or model.config.reid_text:
         provenances = provenances_of_texts(data_args.captions_file, batch_args.texts)
         refuse_licences(provenances, model.config, allow=leak_args.allow_licence)
     model.config.trained_on = sorted({*(model.config.trained_on or []), *trained_on})
     model.config.overlap = sorted({*(model.config.overlap or []), *overlap}) or None
-    train_reid(model, processor, dataset, batch_args, training_args)
-    if training_args.process_index != 0:
-        return
-    print(f"checkpoint: {training_args.output_dir}")
+    started = time.monotonic()
+    trained = train_reid(model, processor, dataset, batch_args, training_args)
+    seconds = time.monotonic() - started
+    if training_args.process_index == 0:
+        folder = str(training_args.output_dir)
+        write_record(
+            folder,
+            dataset,
+            base_model=model_args.model,
+            adapters=adapter_args,
+            batches=batch_args,
+            texts=provenances,
+            seconds=seconds,
+        )
+        print(f"checkpoint: {folder}")
+        evaluate_where_possible(model, processor, dataset, training_args, data_args.dataset)
+    if training_args.push_to_hub:
+        # Last, so that the card has what was measured.
+        print(f"pushed: {trained.trainer.push_to_hub()}")
+
+
+def dry_run(
+    model_args: ModelArguments,
+    method_args: MethodArguments,
+    adapter_args: AdapterArguments,
+    batch_args: BatchArguments,
+    training_args: ReIDTrainingArguments,
+) -> None:
+    """Prints trained parameters and bytes of one step, from the model's configuration file alone."""
+    config = load_config(model_args, {"num_identities": DRY_RUN_IDENTITIES, **method_args.given()})
+    memory = estimate_memory(config, adapter_args, training_args, batch_args, dtype=model_args.torch_dtype)
+    print(memory.format())
+    print(
+        f"{training_args.identities_per_batch} x {training_args.images_per_identity} images of {config.height} x "
+        f"{config.width}, {config.num_image_tokens} image tokens; ID classifier for {DRY_RUN_IDENTITIES:,} people. "
+        "Besides these the device needs its own context, and room for what is not kept."
+    )
+
+
+def evaluate_where_possible(
+    model: MllmReIDModel,
+    processor: MllmReIDProcessor,
+    dataset: DatasetDict,
+    training_args: ReIDTrainingArguments,
+    name: str,
+) -> None:
+    """Evaluates where the data set has a query and a gallery part that fit; says so where they do not."""
     if "query" not in dataset or "gallery" not in dataset:
         return
     try:
@@ -59,8 +123,8 @@ def main(argv: list[str]) -> None:
         # The training itself was no mistake.
         print(f"not evaluated: {reason}")
         return
-    options = {"batch_size": training_args.per_device_eval_batch_size}
-    facts = {"model": training_args.output_dir, "dataset": data_args.dataset}
+    options: dict[str, Any] = {"batch_size": training_args.per_device_eval_batch_size}
+    facts = {"model": str(training_args.output_dir), "dataset": name}
     evaluate_and_report(model, processor, dataset, EvaluateArguments(str(training_args.output_dir)), facts, **options)
 
 

@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .configuration_mllmreid import MllmReIDConfig
 from .modeling_mllmreid import MllmReIDModel, MllmReIDOutput
+from .pipeline_mllmreid import PersonReIDPipeline, register_person_reid
 from .processing_mllmreid import MllmReIDProcessor
 from .vision_mllmreid import MllmReIDVisionConfig, MllmReIDVisionModel, MllmReIDVisionProcessor
 
@@ -17,6 +18,7 @@ __all__ = [
     "MllmReIDVisionConfig",
     "MllmReIDVisionModel",
     "MllmReIDVisionProcessor",
+    "PersonReIDPipeline",
 ]
 
 # What embeds images, and what prepares them for it: the whole model or its vision form.
@@ -29,3 +31,4 @@ AutoProcessor.register(MllmReIDConfig, MllmReIDProcessor)
 AutoConfig.register(MllmReIDVisionConfig.model_type, MllmReIDVisionConfig)
 AutoModel.register(MllmReIDVisionConfig, MllmReIDVisionModel)
 AutoProcessor.register(MllmReIDVisionConfig, MllmReIDVisionProcessor)
+register_person_reid()

@@ -4,6 +4,8 @@ from typing import Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .pipeline_mllmreid import without_known_entry
+
 
 class MllmReIDConfig(PreTrainedConfig):
     r"""Configuration of [`MllmReIDModel`].
@@ -45,6 +47,14 @@ class MllmReIDConfig(PreTrainedConfig):
         its test people were trained on too.
     overlap (`list[str]`, *optional*):
         In words, test people who were knowingly trained on (`allow_overlap`).
+    backbone, backbone_revision (`str`, *optional*):
+        Of a thin checkpoint: name and commit of the LLaVA (or full checkpoint) whose frozen weights it stands on.
+    backbone_probe (`list[float]`, *optional*):
+        A few of the backbone's weights, by which another one of the same size is told.
+    own_modules (`list[str]`, *optional*):
+        Modules besides the heads whose weights a thin checkpoint holds itself.
+    adapter (`str`, *optional*):
+        Sub-folder of a thin checkpoint with its LoRA.
     """
 
     model_type = "mllmreid"
@@ -72,11 +82,16 @@ class MllmReIDConfig(PreTrainedConfig):
     num_identities: int = 0
     trained_on: list[str] | None = None
     overlap: list[str] | None = None
+    backbone: str | None = None
+    backbone_revision: str | None = None
+    backbone_probe: list[float] | None = None
+    own_modules: list[str] | None = None
+    adapter: str | None = None
 
     def __post_init__(self, **kwargs):
         if not isinstance(self.mllm_config, PreTrainedConfig):
             self.mllm_config = AutoConfig.for_model(**{"model_type": "llava", **(self.mllm_config or {})})
-        super().__post_init__(**kwargs)
+        super().__post_init__(**without_known_entry(kwargs))
         if not 0 <= self.loss_lambda <= 1:
             raise ValueError(f"loss_lambda is {self.loss_lambda}; give a number from 0 to 1")
         if self.reid_text and "llm" not in self.reid_heads:

@@ -1,7 +1,6 @@
 """MllmReIDModel: a LLaVA with DirectReID heads, its language loss, and the embeddings that ReID ranks by."""
 
 import copy
-import os
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .checkpoints import ReIDCheckpoints
 from .configuration_mllmreid import MllmReIDConfig
 from .heads import ReIDHead, mean_pool
 from .losses import distillation_sum, language_loss_sum, mix_losses
@@ -45,7 +45,7 @@ def _graph_where_trained(module: nn.Module, *inputs: Tensor) -> torch.set_grad_e
     return torch.set_grad_enabled(torch.is_grad_enabled() and needed)
 
 
-class MllmReIDModel(PreTrainedModel):
+class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
     """LLaVA by composition, with ReID heads on the LLM's latent image features (DirectReID) and the visual encoder's.
 
     Source: MLLMReID, arXiv 2401.13201. The language loss trains on a continuation after an image or after its caption.
@@ -70,50 +70,10 @@ class MllmReIDModel(PreTrainedModel):
         )
         self.post_init()
 
-    # ---- building, loading, saving -------------------------------------------------------------------------------
-
-    @classmethod
-    def from_mllm_pretrained(
-        cls,
-        name_or_path: str | os.PathLike,
-        *,
-        dtype: torch.dtype | str = torch.float32,
-        revision=None,
-        **config_fields,
-    ) -> "MllmReIDModel":
-        """A new model around the weights of a native LLaVA; only the ReID head is new.
-
-        `config_fields` are fields of [`MllmReIDConfig`]. Raises ValueError where the checkpoint is not a LLaVA.
-        """
-        mllm = AutoModelForImageTextToText.from_pretrained(name_or_path, dtype=dtype, revision=revision)
-        return cls.from_mllm(mllm, **config_fields)
-
-    @classmethod
-    def from_mllm(cls, mllm: PreTrainedModel, **config_fields) -> "MllmReIDModel":
-        """A new model around a LLaVA that is already in memory; the LLaVA is not copied."""
-        if mllm.config.model_type != "llava":
-            raise ValueError(f"{mllm.config.model_type!r} is not a LLaVA; give a checkpoint of model_type 'llava'")
-        config = MllmReIDConfig(mllm_config=mllm.config, **config_fields)
-        # On the meta device: a second full-size LLaVA is never made.
-        with torch.device("meta"):
-            model = cls(config)
-        model.mllm = mllm
-        model.reid_head.to_empty(device=mllm.device)
-        model.reid_head.float().apply(model._init_weights)
-        if mllm.generation_config is not None:
-            model.generation_config = copy.deepcopy(mllm.generation_config)
-        return model
-
-    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
-        """As in transformers, under the names the model has now.
-
-        The legacy names that LLaVA is saved under would be left unread, with a mere warning, by a Trainer's resume.
-        Where the LLaVA came from a folder, that folder's path is not told: what is saved may be published.
-        """
-        origin = self.config.mllm_config._name_or_path
-        if os.path.isabs(origin) or os.path.isdir(origin):
-            self.config.mllm_config._name_or_path = ""
-        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+    @property
+    def dtype(self) -> torch.dtype:
+        """The language model's number format: a trained visual encoder may stay in float32 beside it."""
+        return self.mllm.lm_head.weight.dtype
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

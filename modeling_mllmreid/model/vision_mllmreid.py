@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, BatchFeature, PreTrainedConfig, 
 
 from .crops import CropSize, crop_pixels
 from .heads import ReIDHead, mean_pool
+from .pipeline_mllmreid import person_reid_entry, without_known_entry
 
 
 class MllmReIDVisionConfig(PreTrainedConfig):
@@ -43,7 +44,7 @@ class MllmReIDVisionConfig(PreTrainedConfig):
         if not isinstance(self.vision_config, PreTrainedConfig):
             fields = {"model_type": "clip_vision_model", **(self.vision_config or {})}
             self.vision_config = AutoConfig.for_model(**fields)
-        super().__post_init__(**kwargs)
+        super().__post_init__(**without_known_entry(kwargs))
 
 
 class MllmReIDVisionModel(PreTrainedModel):
@@ -114,6 +115,11 @@ class MllmReIDVisionModel(PreTrainedModel):
     def forward(self, pixel_values: Tensor) -> Tensor:
         """`encode_images`."""
         return self.encode_images(pixel_values)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; config.json names the pipeline, too."""
+        self.config.custom_pipelines = person_reid_entry()
+        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 class MllmReIDVisionProcessor(CropSize, ProcessorMixin):

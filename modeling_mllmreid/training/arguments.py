@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from ..errors import UserError
 
@@ -59,6 +60,7 @@ class ReIDTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = field(default="mAP", metadata={"help": "What best means: mAP, rank1, mINP."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: batches are made here."})
     report_to: str | list[str] = field(default="none", metadata={"help": "Where to log: none, tensorboard, ..."})
+    hub_private_repo: bool | None = field(default=True, metadata={"help": "Make a new repository on the Hub private."})
 
     def __post_init__(self) -> None:
         if self.remove_unused_columns:
@@ -68,6 +70,11 @@ class ReIDTrainingArguments(TrainingArguments):
             self.load_best_model_at_end = False
         self.learning_rates = _learning_rates(self.learning_rates)
         super().__post_init__()
+        if self.push_to_hub and self.hub_strategy in ("checkpoint", "all_checkpoints"):
+            raise UserError(
+                f"hub_strategy {HubStrategy(self.hub_strategy).value}: would publish optimiser states, which are "
+                "pickles: use every_save or end"
+            )
 
     def to_public_dict(self) -> dict[str, Any]:
         """All settings as JSON can hold them, without tokens and without this machine's paths for logs."""

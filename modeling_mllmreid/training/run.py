@@ -79,7 +79,8 @@ def train_reid(
         processing_class=processor,
     )
     trainer.train(resume_from_checkpoint=_checkpoint(args))
-    trainer.save_model()
+    # Not `save_model()`, which would push as well: what is measured next belongs into the card.
+    trainer.save_model(_internal_call=True)
     trainer.save_state()
     if args.process_index == 0:
         # Without val an empty file: thresholds of an earlier run in this folder were of other weights.

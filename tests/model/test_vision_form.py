@@ -56,7 +56,12 @@ def test_it_loads_by_one_line_with_and_without_the_package(make_model, tiny_proc
     model = make_model().eval()
     MllmReIDVisionModel.from_reid_model(model).save_pretrained(tmp_path)
     MllmReIDVisionProcessor(tiny_processor.image_processor).save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.glob("*.py")} == {"crops.py", "heads.py", "vision_mllmreid.py"}
+    assert {path.name for path in tmp_path.glob("*.py")} == {
+        "crops.py",
+        "heads.py",
+        "pipeline_mllmreid.py",
+        "vision_mllmreid.py",
+    }
     image = Image.linear_gradient("L").convert("RGB").resize((50, 90))
     expected = model.image_features(tiny_processor(images=[image])["pixel_values"], ("vision",))["vision"]
     here, processor = AutoModel.from_pretrained(tmp_path).eval(), AutoProcessor.from_pretrained(tmp_path)

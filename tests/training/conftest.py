@@ -9,7 +9,13 @@ from modeling_mllmreid.commands.demo.tiny_llava import build_processor, build_ti
 from modeling_mllmreid.data import load_reid_dataset
 from modeling_mllmreid.data.synthetic import sample_descriptions, write_pedestrians
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.training import BatchArguments, ReIDTrainingArguments, train_reid
+from modeling_mllmreid.training import (
+    AdapterArguments,
+    BatchArguments,
+    ReIDTrainingArguments,
+    prepare_training,
+    train_reid,
+)
 
 
 @pytest.fixture(scope="session")
@@ -35,13 +41,24 @@ def parts():
 
 @pytest.fixture
 def train(world, parts, tmp_path):
-    """train(output=..., batch={...}, model={...}, **training arguments) -> what `train_reid` returns."""
+    """train(output=..., batch={...}, model={...}, adapters={...}, **training arguments) -> what `train_reid` returns.
+
+    adapters: fields of `AdapterArguments`; the backbone is then the tiny LLaVA on disk, whole or quantised.
+    """
     processor, llava = parts
 
-    def run(output="run", *, batch=None, model=None, dataset=None, half=False, **arguments):
+    def run(output="run", *, batch=None, model=None, dataset=None, half=False, adapters=None, **arguments):
         torch.manual_seed(0)
-        size = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids}
-        reid = MllmReIDModel.from_mllm(copy.deepcopy(llava), **{**size, **(model or {})})
+        fields = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids, **(model or {})}
+        if adapters is None:
+            reid = MllmReIDModel.from_mllm(copy.deepcopy(llava), **fields)
+        else:
+            backbone, of = tmp_path / "backbone", AdapterArguments(**adapters)
+            if not backbone.exists():
+                llava.save_pretrained(backbone)
+            config = of.quantization_config(torch.float32)
+            reid = MllmReIDModel.from_mllm_pretrained(backbone, quantization_config=config, **fields)
+            prepare_training(reid, of, backbone=str(backbone), revision=None, dtype=torch.float32)
         if half:
             reid.mllm.to(torch.bfloat16)
         settings = {

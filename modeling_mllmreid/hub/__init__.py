@@ -1,0 +1,1 @@
+"""What is published: exports of a model, their ONNX file and card, and the way to the Hub."""

@@ -1,0 +1,238 @@
+"""The model card: what a run measured and was told, rendered by model_cards/card.md.jinja; no number from elsewhere."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from transformers import PreTrainedConfig
+
+from ..evaluation.weights import weights_digest
+from ..retrieval.index import written_aside
+from ..text.licences import LLAMA2
+from .licences import LLAMA2_NOTICE, base_licence, data_licence
+from .loss_curves import loss_points, loss_table
+from .training_facts import duration, settings
+
+TEMPLATE = "card.md.jinja"
+SNIPPET = """\
+import torch
+from transformers import AutoModel, AutoProcessor
+
+processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True).eval()
+images = ["query.jpg", "gallery.jpg"]  # crops of one person each, of any size
+with torch.inference_mode():
+    embeddings = model.encode_images(processor(images=images)["pixel_values"])  # (2, D), float32, L2-normalised
+print(embeddings @ embeddings.T)  # cosine similarities
+"""
+SHOWN = {"mAP": "mAP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mINP": "mINP"}
+# Of these the Hub's index holds the test feature's.
+INDEXED = {"mAP": "mAP", "rank1": "rank-1", "mINP": "mINP"}
+NAME_ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass
+class CardFacts:
+    """What the card says, and nothing else.
+
+    form: "full", "thin" or "vision". name: the repository's or the folder's. config: as in config.json. metrics, run,
+    training_args: those files' contents, None where they are absent or of other weights. log_history: of
+    trainer_state.json, empty without a loss. weights_sha: digest of the folder's own weights.
+    """
+
+    form: str
+    name: str
+    config: dict[str, Any]
+    metrics: dict[str, Any] | None = None
+    training_args: dict[str, Any] | None = None
+    log_history: list[dict[str, Any]] = field(default_factory=list)
+    run: dict[str, Any] | None = None
+    parameters: int = 0
+    weights_sha: str = ""
+    has_loss_picture: bool = False
+
+
+def read_facts(
+    folder: str | Path, form: str, name: str, *, parameters: int = 0, measured_on: str | None = None
+) -> CardFacts:
+    """The facts that lie in a checkpoint's or an export's folder.
+
+    measured_on: digest of the checkpoint that an export was made from; its reports speak of that one. Reports of other
+    weights, or of weights that they do not name, are left out. Raises OSError where there is no config.json.
+    """
+    folder = Path(folder)
+    own = weights_digest(folder)
+    wanted = own if measured_on is None else measured_on
+    metrics, run = (_of_weights(_read(folder / report), wanted) for report in ("metrics.json", "run.json"))
+    history = (_read(folder / "trainer_state.json") or {}).get("log_history", [])
+    return CardFacts(
+        form=form,
+        name=name,
+        config=json.loads((folder / "config.json").read_text(encoding="utf-8")),
+        metrics=metrics if metrics and "metrics" in metrics else None,
+        training_args=_read(folder / "training_args.json"),
+        log_history=history if loss_points(history) else [],
+        run=run,
+        parameters=parameters,
+        weights_sha=own,
+        has_loss_picture=(folder / "loss.png").is_file(),
+    )
+
+
+def write_card(folder: str | Path, facts: CardFacts) -> None:
+    """Writes README.md."""
+    with written_aside(Path(folder) / "README.md") as aside:
+        aside.write_text(render_card(facts), encoding="utf-8")
+
+
+def render_card(facts: CardFacts) -> str:
+    """The card as Markdown, its metadata in front. Raises ValueError where the Hub would read other metadata."""
+    metadata = card_metadata(facts)
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["cell"] = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
+    rows, run = result_rows(facts), facts.run or {}
+    trained_on = facts.config.get("trained_on") or []
+    tested_on = (facts.metrics or {}).get("tested_on") or []
+    sources = {name.partition(":")[0] for name in (*trained_on, *tested_on)}
+    text = environment.get_template(TEMPLATE).render(
+        facts=facts,
+        config=facts.config,
+        feature=facts.config.get("test_feature", "not recorded"),
+        metrics=facts.metrics if rows else None,
+        run=run,
+        metadata=metadata.to_yaml(),
+        snippet=SNIPPET.format(name=facts.name),
+        base=base_model(facts),
+        columns=list(SHOWN.values()),
+        rows=rows,
+        protocol=protocol(facts.metrics) if facts.metrics and rows else "",
+        confidence=_confidence(facts.metrics or {}),
+        trained_on=trained_on,
+        data_licences={name: data_licence(name) for name in sorted(sources)},
+        overlap=facts.config.get("overlap") or [],
+        settings=settings(facts.config, facts.training_args, run, facts.log_history),
+        duration=duration(run["seconds"]) if run.get("seconds") is not None else None,
+        losses=loss_table(facts.log_history),
+        llama2=base_licence(facts.config) == LLAMA2,
+        clip=_vision_type(facts.config).startswith("clip"),
+    )
+    if ModelCard(text).data.to_dict() != metadata.to_dict():
+        raise ValueError(f"model card of {facts.name}: its metadata does not survive YAML: choose a plainer name")
+    return text
+
+
+def card_metadata(facts: CardFacts) -> ModelCardData:
+    """The card's front matter; results only of people that were not knowingly trained on, in percent."""
+    names = sorted({name.partition(":")[0] for name in facts.config.get("trained_on") or []})
+    llama2, results = base_licence(facts.config) == LLAMA2, indexed_results(facts)
+    return ModelCardData(
+        license="llama2" if llama2 else "other",
+        license_name=None if llama2 else "see-licences-that-carry-over",
+        license_link=None if llama2 else "README.md",
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=["person-re-identification", "mllmreid"],
+        base_model=base_model(facts),
+        datasets=[name for name in names if re.fullmatch(r"[\w.-]+", name)] or None,
+        model_name=facts.name if results else None,
+        eval_results=results or None,
+    )
+
+
+def indexed_results(facts: CardFacts) -> list[EvalResult]:
+    """The test feature's metrics for the Hub's model index; none where tested people were trained on."""
+    metrics, feature = facts.metrics, facts.config.get("test_feature")
+    row = next((row for name, row in _shown_metrics(facts).items() if name == feature), None)
+    if metrics is None or row is None or metrics.get("overlap"):
+        return []
+    tested_on = "+".join(metrics.get("tested_on") or ["unknown"])
+    return [
+        EvalResult(
+            task_type="image-retrieval",
+            task_name="Person re-identification",
+            dataset_type=tested_on,
+            dataset_name=tested_on,
+            metric_type=kind,
+            metric_name=f"{SHOWN[key]}, percent",
+            metric_value=round(100 * row[key], 2),
+        )
+        for key, kind in INDEXED.items()
+        if row.get(key) is not None
+    ]
+
+
+def result_rows(facts: CardFacts) -> list[list[str]]:
+    """Cells for each result: its name, then each metric in percent with its interval; "-" where there is none."""
+    intervals = (facts.metrics or {}).get("intervals") or {}
+    return [
+        [name, *(_cell(row.get(key), intervals.get(name, {}).get(key)) for key in SHOWN)]
+        for name, row in _shown_metrics(facts).items()
+    ]
+
+
+def protocol(metrics: Mapping[str, Any]) -> str:
+    """How the results were measured, in words."""
+    excluded = [column.removesuffix("_id") for column in metrics.get("exclude") or []]
+    rule = (
+        f"Gallery images that show the query's person with the query's {' or '.join(excluded)} are dropped."
+        if excluded
+        else "No gallery image is dropped."
+    )
+    words = ["Each query image ranks all gallery images by cosine distance.", rule]
+    words += ["Of equal distances the wrong image counts as nearer."]
+    if metrics.get("flip_test"):
+        words.append("Each feature is the mean of the image's and its mirror image's.")
+    if metrics.get("pool_tracks"):
+        words.append("Images of one track are pooled into one feature.")
+    return " ".join(words)
+
+
+def licence_notice(config: Mapping[str, Any] | PreTrainedConfig) -> str | None:
+    """The text of the NOTICE file that a full export with a Llama 2 inside must carry; None for others."""
+    fields = config.to_dict() if isinstance(config, PreTrainedConfig) else config
+    return LLAMA2_NOTICE if base_licence(fields) == LLAMA2 else None
+
+
+def base_model(facts: CardFacts) -> str | None:
+    """The base's name on the Hub, where one is known: a thin checkpoint's backbone, or what its training began with."""
+    name = facts.config.get("backbone") or (facts.run or {}).get("base_model") or ""
+    return name if NAME_ON_THE_HUB.fullmatch(name) and not Path(name).exists() else None
+
+
+def _shown_metrics(facts: CardFacts) -> dict[str, dict[str, Any]]:
+    """The rows of metrics.json that this form can give: a vision form has one feature, whatever was measured beside."""
+    rows = (facts.metrics or {}).get("metrics") or {}
+    if facts.form != "vision":
+        return rows
+    return {name: row for name, row in rows.items() if name.partition(",")[0] in ("vision", "histogram")}
+
+
+def _confidence(metrics: Mapping[str, Any]) -> float | None:
+    """The share that the intervals were made for, in percent."""
+    shares = [i["confidence"] for row in (metrics.get("intervals") or {}).values() for i in row.values()]
+    return 100 * shares[0] if shares else None
+
+
+def _cell(share: float | None, interval: Mapping[str, float] | None) -> str:
+    if share is None:
+        return "-"
+    return f"{100 * share:.1f}" + (f" [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]" if interval else "")
+
+
+def _vision_type(config: Mapping[str, Any]) -> str:
+    nested = config.get("vision_config") or (config.get("mllm_config") or {}).get("vision_config") or {}
+    return str(nested.get("model_type", ""))
+
+
+def _of_weights(report: dict[str, Any] | None, digest: str) -> dict[str, Any] | None:
+    return report if report and digest and report.get("weights") == digest else None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

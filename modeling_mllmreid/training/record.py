@@ -1,0 +1,71 @@
+"""What a run was and on what it ran, for the model card: run.json beside the weights it speaks of."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+
+from ..evaluation.report import write_json
+from ..evaluation.weights import weights_digest
+from .adapters import AdapterArguments
+from .arguments import BatchArguments
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "datasets", "mllmreid")
+
+
+def write_record(
+    folder: str | os.PathLike[str],
+    dataset: DatasetDict,
+    *,
+    base_model: str,
+    adapters: AdapterArguments,
+    batches: BatchArguments,
+    texts: Iterable[Mapping[str, Any]],
+    seconds: float,
+) -> None:
+    """Writes `run.json` for the weights that lie in the folder.
+
+    base_model: what the training began with. texts: provenances of generated captions and continuations. seconds: of
+    the training alone.
+    """
+    unique = {tuple(sorted((key, str(value)) for key, value in provenance.items())) for provenance in texts}
+    record = {
+        "weights": weights_digest(folder),
+        "base_model": base_model,
+        "data": {
+            part: {"images": len(rows), "persons": len({*zip(rows["source"][:], rows["person_id"][:], strict=True)})}
+            for part, rows in dataset.items()
+        },
+        "sources": sorted({source for rows in dataset.values() for source in rows["source"][:]}),
+        "texts": [dict(provenance) for provenance in sorted(unique)],
+        "adapters": asdict(adapters),
+        "batches": {name: value for name, value in asdict(batches).items() if name != "texts"},
+        "hardware": hardware(),
+        "environment": versions(),
+        "seconds": round(seconds, 1),
+    }
+    write_json(os.path.join(folder, "run.json"), record)
+
+
+def hardware() -> str:
+    """What the model was trained on, in words."""
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)} ({memory:.0f} GiB)"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of what the result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

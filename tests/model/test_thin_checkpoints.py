@@ -1,0 +1,251 @@
+"""Thin checkpoints: what they hold, the same embeddings back by every road, LoRA for PEFT too, and what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load, load_file, save_file
+from transformers import AutoModel, BitsAndBytesConfig, LlavaForConditionalGeneration
+
+from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel
+from modeling_mllmreid.training import AdapterArguments, prepare_training
+
+MODES = [("lora", "full"), ("lora", "lora"), ("lora", "frozen"), ("frozen", "full"), ("frozen", "lora")]
+
+
+def stirred(model):
+    """Every trained weight and statistic moved, so that a lost one shows."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        for head in model.reid_head.values():
+            head.bottleneck.running_mean.add_(0.1)
+    return model.eval()
+
+
+@pytest.fixture
+def native(make_llava, tmp_path):
+    """The backbone: a native LLaVA on disk that reads the last but one layer, as the real one does."""
+    make_llava(seed=5).save_pretrained(tmp_path / "native")
+    return tmp_path / "native"
+
+
+@pytest.fixture
+def make_thin(native, tiny_processor):
+    def make(language_model="lora", tower="full", *, quantize=None, dtype=torch.float32, **fields):
+        args = AdapterArguments(language_model=language_model, tower=tower, lora_rank=4, quantize=quantize)
+        size = {"height": 64, "width": 32, "image_prefix_ids": tiny_processor.image_prefix_ids, "num_identities": 4}
+        torch.manual_seed(0)
+        config = args.quantization_config(dtype)
+        model = MllmReIDModel.from_mllm_pretrained(native, quantization_config=config, **{**size, **fields})
+        prepare_training(model, args, backbone=str(native), revision=None, dtype=dtype)
+        return model
+
+    return make
+
+
+def embeddings(model, batch):
+    with torch.inference_mode():
+        return model.eval().image_features(batch["pixel_values"])["concat"]
+
+
+@pytest.mark.parametrize(("language_model", "tower"), MODES)
+def test_there_and_back_in_each_mode(make_thin, make_batch, tmp_path, language_model, tower):
+    model, batch = make_thin(language_model, tower), make_batch()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+    in_tower = {name for name in trained if "vision_tower" in name}
+    assert bool(in_tower) == (tower != "frozen") and all((".lora_" in name) == (tower == "lora") for name in in_tower)
+    of_llm = {name for name in trained if "language_model" in name or "lm_head" in name}
+    assert bool(of_llm) == (language_model == "lora") and all(".lora_" in name for name in of_llm)
+    assert {name for name in trained if "projector" in name} and type(model) is MllmReIDModel
+    expected = embeddings(stirred(model), batch)
+    model.save_pretrained(tmp_path / "thin")
+    held = set(load_file(tmp_path / "thin/model.safetensors"))
+    assert not [name for name in held if "language_model" in name or "lm_head" in name]
+    assert bool([name for name in held if "vision_tower" in name]) == (tower == "full")
+    assert (tmp_path / "thin/adapter/adapter_model.safetensors").is_file() == ("lora" in (language_model, tower))
+    assert not (tmp_path / "thin/adapter_config.json").exists()
+    loaded = AutoModel.from_pretrained(tmp_path / "thin")
+    assert type(loaded) is MllmReIDModel and not loaded.training
+    torch.testing.assert_close(embeddings(loaded, batch), expected, atol=1e-6, rtol=0)
+    # Saved again from what was loaded: the same files.
+    loaded.save_pretrained(tmp_path / "again")
+    for path in sorted((tmp_path / "thin").rglob("*.safetensors")):
+        first, second = load_file(path), load_file(tmp_path / "again" / path.relative_to(tmp_path / "thin"))
+        assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    # Its training goes on with the same weights as before.
+    again = MllmReIDModel.from_pretrained(tmp_path / "thin", is_trainable=True)
+    assert {name for name, p in again.named_parameters() if p.requires_grad} == trained
+    merged = loaded.merge_and_unload()
+    torch.testing.assert_close(embeddings(merged, batch), expected, atol=1e-5, rtol=0)
+    vision = MllmReIDVisionModel.from_reid_model(merged).eval()
+    with torch.inference_mode():
+        of_vision = vision.encode_images(batch["pixel_values"])
+    torch.testing.assert_close(of_vision, merged.image_features(batch["pixel_values"])["vision"], atol=1e-6, rtol=0)
+    merged.save_pretrained(tmp_path / "full")
+    full = AutoModel.from_pretrained(tmp_path / "full")
+    assert full.config.backbone is None and not [name for name in full.state_dict() if ".lora_" in name]
+    torch.testing.assert_close(embeddings(full, batch), expected, atol=1e-5, rtol=0)
+
+
+CLEAN_PROCESS = """
+import sys
+sys.modules["modeling_mllmreid"] = None
+import torch
+from transformers import AutoModel, BitsAndBytesConfig
+folder, batch, out = sys.argv[1:]
+pixels = torch.load(batch)
+rows = {}
+for name, options in {
+    "plain": {},
+    "mapped": {"device_map": "auto"},
+    "bf16": {"dtype": torch.bfloat16},
+    "4bit": {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")},
+}.items():
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True, **options).eval()
+    assert type(model).__name__ == "MllmReIDModel", type(model)
+    kinds = {type(m).__name__ for m in model.mllm.model.language_model.modules()}
+    assert ("Linear4bit" in str(kinds)) == (name == "4bit"), kinds
+    assert not [n for n, m in model.named_modules() if "4bit" in type(m).__name__ and "language_model" not in n]
+    with torch.inference_mode():
+        rows[name] = model.image_features(pixels)["concat"]
+    assert rows[name].dtype == torch.float32
+torch.save(rows, out)
+"""
+
+
+def test_one_line_loads_it_without_the_package_in_any_format(make_thin, make_batch, tmp_path):
+    model, batch = stirred(make_thin("lora", "full")), make_batch()
+    expected = embeddings(model, batch)
+    model.save_pretrained(tmp_path / "thin")
+    torch.save(batch["pixel_values"], tmp_path / "pixels.pt")
+    command = [sys.executable, "-I", "-c", CLEAN_PROCESS, *(str(tmp_path / n) for n in ("thin", "pixels.pt", "out.pt"))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = torch.load(tmp_path / "out.pt")
+    for name in ("plain", "mapped"):
+        torch.testing.assert_close(rows[name], expected, atol=1e-6, rtol=0)
+    assert (rows["bf16"] - expected).abs().max() < 1e-2
+    assert (rows["4bit"] - expected).abs().max() > 1e-6 and torch.nn.functional.cosine_similarity(
+        rows["4bit"], expected
+    ).min() > 0.9
+
+
+def test_the_adapter_is_a_lora_of_the_native_llava_for_peft(make_thin, native, make_batch, tmp_path):
+    from peft import PeftModel
+
+    model, batch = stirred(make_thin("lora", "frozen")), make_batch()
+    model.save_pretrained(tmp_path / "thin")
+    llava = PeftModel.from_pretrained(
+        LlavaForConditionalGeneration.from_pretrained(native), tmp_path / "thin", subfolder="adapter"
+    )
+    rows = {name: batch[f"text_{name}"] for name in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        torch.testing.assert_close(llava(**rows).logits, model.mllm(**rows).logits, atol=1e-5, rtol=0)
+
+
+def test_a_full_checkpoint_of_ours_can_be_the_backbone(make_model, make_batch, tmp_path):
+    make_model(num_identities=0).save_pretrained(tmp_path / "ours")
+    model = MllmReIDModel.from_pretrained(tmp_path / "ours")
+    args = AdapterArguments(language_model="lora", lora_rank=2)
+    prepare_training(model, args, backbone=str(tmp_path / "ours"), revision=None, dtype=torch.float32)
+    expected = embeddings(stirred(model), make_batch())
+    model.save_pretrained(tmp_path / "thin")
+    torch.testing.assert_close(
+        embeddings(AutoModel.from_pretrained(tmp_path / "thin"), make_batch()), expected, atol=1e-6, rtol=0
+    )
+
+
+def test_bfloat16_for_what_is_frozen_float32_for_what_is_trained(make_thin, tmp_path):
+    model = make_thin("lora", "full", dtype=torch.bfloat16)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    model.save_pretrained(tmp_path / "thin")
+    assert json.loads((tmp_path / "thin/config.json").read_text())["dtype"] == "bfloat16"
+    loaded = MllmReIDModel.from_pretrained(tmp_path / "thin", is_trainable=True)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), loaded.parameters(), strict=True))
+
+
+@pytest.fixture
+def thin(make_thin, tmp_path):
+    make_thin("lora", "full").save_pretrained(tmp_path / "thin")
+    return tmp_path / "thin"
+
+
+def test_a_backbone_that_is_missing_of_another_size_or_another_one(thin, native, make_llava, tiny_processor):
+    from modeling_mllmreid.commands.demo.tiny_llava import build_tiny_llava
+
+    shutil.rmtree(native)
+    with pytest.raises(OSError, match=r"thin: its backbone .*native cannot be found .* get a full checkpoint"):
+        MllmReIDModel.from_pretrained(thin)
+    build_tiny_llava(tiny_processor, hidden_size=16, tower_layers=3, lm_layers=2, seed=0).save_pretrained(native)
+    with pytest.raises(ValueError, match="is of another size: text_config.hidden_size is 16, not 32: give the right"):
+        MllmReIDModel.from_pretrained(thin)
+    make_llava(seed=6).save_pretrained(native)
+    with pytest.raises(ValueError, match="has other weights than the one that was trained on: give that one"):
+        MllmReIDModel.from_pretrained(thin)
+
+
+def test_the_same_backbone_in_another_number_format_is_known_again(thin, native):
+    llava = LlavaForConditionalGeneration.from_pretrained(native)
+    llava.to(torch.float16).save_pretrained(native)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert MllmReIDModel.from_pretrained(thin, dtype=dtype).dtype == dtype
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "adapter/adapter_model.safetensors"])
+def test_files_that_are_cut_off_lack_a_weight_or_are_of_another_model(thin, file):
+    content = (thin / file).read_bytes()
+    whole = load(content)
+    (thin / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"a .safetensors file is cut off or broken .*: get it again"):
+        MllmReIDModel.from_pretrained(thin)
+    first = next(iter(whole))
+    save_file({name: weight for name, weight in whole.items() if name != first}, thin / file)
+    with pytest.raises(ValueError, match="is missing: it is another model's or not whole"):
+        MllmReIDModel.from_pretrained(thin)
+    save_file({**whole, first: torch.zeros(3)}, thin / file)
+    with pytest.raises(ValueError, match=r"is \(3,\) and the model's .*: it is another model's"):
+        MllmReIDModel.from_pretrained(thin)
+
+
+@pytest.mark.parametrize("form", ["thin", "full"])
+def test_pickled_weights_are_not_loaded(thin, make_model, tmp_path, form):
+    folder = thin
+    if form == "full":
+        folder = tmp_path / "full"
+        make_model().save_pretrained(folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"pytorch_model.bin is a pickle, which can run code .*convert it with"):
+        MllmReIDModel.from_pretrained(folder)
+
+
+def test_a_full_checkpoint_that_is_cut_off_or_lacks_a_weight(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path / "full")
+    file = tmp_path / "full/model.safetensors"
+    content = file.read_bytes()
+    whole = load(content)
+    file.write_bytes(content[:-1000])
+    with pytest.raises(ValueError, match="is cut off or broken"):
+        MllmReIDModel.from_pretrained(tmp_path / "full")
+    name = "mllm.model.multi_modal_projector.linear_1.weight"
+    save_file({key: value for key, value in whole.items() if key != name}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"1 weights are missing, {name} first: get it again"):
+        MllmReIDModel.from_pretrained(tmp_path / "full")
+
+
+def test_quantised_weights_take_no_lora_in_and_only_the_language_model_is_quantised(make_thin, native):
+    model = make_thin("lora", "full", quantize="8bit")
+    assert {type(m).__name__ for m in model.mllm.model.vision_tower.modules()} & {"Linear8bitLt", "Linear4bit"} == set()
+    with pytest.raises(ValueError, match="is quantised and cannot take the LoRA in: load the model without"):
+        model.merge_and_unload()
+    too_much = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=["lm_head"])
+    with pytest.raises(ValueError, match=r"multi_modal_projector.linear_1 is quantised: leave llm_int8_skip"):
+        MllmReIDModel.from_mllm_pretrained(native, quantization_config=too_much, height=64, width=32)
