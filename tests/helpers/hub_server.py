@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -59,7 +60,8 @@ class HubServer:
     """repos: (kind, name) -> Repo. seen: how often each "METHOD route" was asked.
 
     fail: "METHOD route" -> called with the number of the request to that route from 1; what it returns decides: None
-    goes on, a number is answered as that status, "cut" closes the connection in the middle. Routes are the names below.
+    goes on, a number is answered as that status, "cut" hangs up: in the middle of what is sent, or before anything is
+    done. Routes are the names below.
     """
 
     def __init__(self) -> None:
@@ -248,6 +250,7 @@ def handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        cut = False
 
         def log_message(self, *_: object) -> None:
             pass
@@ -268,21 +271,31 @@ def handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                         self.route(name, match.groupdict(), Request(body, parse_qs(url.query), dict(self.headers)))
                 raise Answer(404, {"error": f"no route {method} {url.path}"})
             except Answer as answer:
+                if answer.status == 0:
+                    return self.hang_up()
                 self.send_response(answer.status)
                 for key, value in {"Content-Type": "application/json", **answer.headers}.items():
                     self.send_header(key, value)
                 self.send_header("Content-Length", str(len(answer.body)))
                 self.end_headers()
-                if self.command != "HEAD":
+                if self.cut:
+                    self.wfile.write(answer.body[: len(answer.body) // 2])
+                    self.hang_up()
+                elif self.command != "HEAD":
                     self.wfile.write(answer.body)
+
+        def hang_up(self) -> None:
+            self.close_connection = True
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
 
         def route(self, name: str, groups: dict[str, str | None], request: Request) -> None:
             key = f"{self.command} {name}"
             hub.seen[key] += 1
             trouble = hub.fail.get(key, lambda _: None)(hub.seen[key])
-            if trouble == "cut":
-                self.close_connection = True
-                self.connection.close()
+            self.cut = trouble == "cut"
+            if self.cut and self.command != "GET":
+                raise Answer(0)
             if isinstance(trouble, int):
                 raise Answer(trouble, {"error": "injected"})
             authorized = request.headers.get("authorization", request.headers.get("Authorization")) == f"Bearer {TOKEN}"

@@ -1,0 +1,331 @@
+"""Publishing over a loopback Hub: every form there and back in a clean process, and everything that can go wrong."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import TOKEN, HubServer
+
+from modeling_mllmreid.commands import export
+from modeling_mllmreid.commands.demo.tiny_llava import build_processor, build_tiny_llava
+from modeling_mllmreid.data.synthetic import sample_descriptions, write_pedestrians
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.hub.push import check_publishable
+from modeling_mllmreid.model import MllmReIDModel
+
+ROOT = Path(__file__).parents[2]
+# One process with the package serves many calls: each new one would import for seconds. The Hub's address is read once.
+SERVER = """
+import contextlib, io, json, os, sys
+import torch
+import run_reid, modeling_mllmreid
+from huggingface_hub import HfApi
+from transformers import AutoModel, AutoProcessor
+answers = sys.stdout
+
+def upload(folder, name):
+    HfApi().create_repo(name, private=True)
+    HfApi().upload_folder(repo_id=name, folder_path=folder)
+
+def embed(folder, image):
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    with torch.inference_mode():
+        return model.encode_images(processor(images=[image])["pixel_values"]).tolist()
+
+def cli(*argv):
+    sys.argv = ["run_reid.py", *argv]
+    return run_reid.main()
+
+for line in sys.stdin:
+    name, arguments, token = json.loads(line)
+    os.environ.pop("HF_TOKEN", None)
+    if token is not None:
+        os.environ["HF_TOKEN"] = token
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        result = {"upload": upload, "embed": embed, "cli": cli}[name](*arguments)
+    print(json.dumps([result, out.getvalue(), err.getvalue()]), file=answers, flush=True)
+"""
+CLEAN_PROCESS = """
+import json, sys
+sys.modules["modeling_mllmreid"] = None
+import torch
+from transformers import AutoModel, AutoProcessor, pipeline
+rows = []
+for name, revision, image in json.loads(sys.argv[1]):
+    at = {"trust_remote_code": True, "revision": revision}
+    processor, model = AutoProcessor.from_pretrained(name, **at), AutoModel.from_pretrained(name, **at).eval()
+    assert type(model).__name__ in ("MllmReIDModel", "MllmReIDVisionModel"), type(model)
+    with torch.inference_mode():
+        embedding = model.encode_images(processor(images=[image])["pixel_values"])
+    piped = pipeline("person-reid", model=name, **at)(image)
+    torch.testing.assert_close(torch.from_numpy(piped), embedding[0], atol=1e-6, rtol=0)
+    rows.append(embedding.tolist())
+print(json.dumps(rows))
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def no_trouble(hub):
+    yield
+    hub.fail.clear()
+
+
+def environment(hub, home, cache):
+    names = ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **hub.environment(home / cache)}
+
+
+@pytest.fixture(scope="module")
+def call(hub, home):
+    """call("cli" | "embed" | "upload", *arguments, token=...) -> (result, stdout, stderr)."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        env=environment(hub, home, "cache"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def call(name, *arguments, token=TOKEN):
+        process.stdin.write(json.dumps([name, list(map(str, arguments)), token]) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    yield call
+    process.stdin.close()
+    process.wait(timeout=60)
+
+
+def loaded_elsewhere(hub, home, *rows, cache="clean"):
+    """The embeddings of (name, revision, image) by a process without the package and with an empty cache."""
+    command = [sys.executable, "-I", "-c", CLEAN_PROCESS, json.dumps([list(map(str, row)) for row in rows])]
+    done = subprocess.run(command, env=environment(hub, home, cache), capture_output=True, text=True, cwd=home)
+    assert done.returncode == 0, done.stderr
+    return [torch.tensor(row) for row in json.loads(done.stdout.splitlines()[-1])]
+
+
+@pytest.fixture(scope="module")
+def trained(call, home):
+    """A LoRA training that pushes on the way: its folder, and the repository `tester/reid`.
+
+    The backbone, a tiny native LLaVA, lies on the Hub and nowhere else.
+    """
+    write_pedestrians(home / "people", train_identities=4, test_identities=3, images_per_camera=2, cameras=2)
+    texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
+    processor = build_processor(texts, height=64, width=32, patch_size=16)
+    llava = build_tiny_llava(processor, hidden_size=32, tower_layers=1, lm_layers=1, seed=0)
+    for part in (processor.tokenizer, processor.image_processor, llava):
+        part.save_pretrained(home / "native")
+    call("upload", home / "native", "tester/llava")
+    shutil.rmtree(home / "native")
+    data = ["--dataset", "market1501", "--data_dir", home / "people", "--output_dir", home / "run"]
+    data += ["--captions_file", home / "people/reid_raw.json", "--target", "caption"]
+    flags = "--height 64 --width 32 --language_model lora --lora_rank 4 --disable_tqdm true --use_cpu true"
+    flags += " --identities_per_batch 2 --images_per_identity 2 --logging_steps 1 --eval_strategy no"
+    flags += " --max_steps 4 --save_strategy steps --save_steps 2 --push_to_hub true --hub_model_id tester/reid"
+    code, out, err = call("cli", "train", "--model", "tester/llava", *data, *flags.split(), "--hub_token", TOKEN)
+    assert code == 0 and "pushed: " in out, err
+    return home / "run"
+
+
+@pytest.fixture(scope="module")
+def image(home, trained):
+    return sorted((home / "people/query").iterdir())[0]
+
+
+def test_every_pushed_revision_is_whole_loadable_and_without_secrets(hub, home, call, trained, image):
+    repo = hub.repos["models", "tester/reid"]
+    assert repo.private
+    pushed = [(sha, files) for sha, files in repo.commits if "config.json" in files]
+    assert len(pushed) == 3  # steps 2 and 4, and the end
+    needed = {"model.safetensors", "adapter/adapter_model.safetensors", "processor_config.json", "tokenizer.json"}
+    needed |= {"modeling_mllmreid.py", "pipeline_mllmreid.py", "checkpoints.py", "adapters.py", "README.md"}
+    needed |= {"training_args.json"}
+    for _, files in pushed:
+        assert needed <= files.keys(), needed - files.keys()
+        assert not [name for name in files if re.search(r"\.(bin|pt|pth|pkl)$|^checkpoint-|\.jpg$", name)]
+        for secret in (TOKEN, str(home)):
+            assert not [name for name, content in files.items() if secret.encode() in content]
+        config = json.loads(files["config.json"])
+        assert config["num_identities"] == 0 and b"classifier" not in files["model.safetensors"]
+        at = hub.repos["models", "tester/llava"].commits[-1][0]
+        assert (config["backbone"], config["backbone_revision"]) == ("tester/llava", at)
+    embeddings = loaded_elsewhere(hub, home, *(("tester/reid", sha, image) for sha, _ in pushed))
+    here = torch.tensor(call("embed", trained, image)[0])
+    torch.testing.assert_close(embeddings[-1], here, atol=1e-6, rtol=0)
+    assert (embeddings[-1] - embeddings[0]).abs().max() > 1e-6  # training went on between them
+    card = pushed[-1][1]["README.md"].decode()
+    metrics = json.loads((trained / "metrics.json").read_text())["metrics"]["llm"]
+    assert f"{100 * metrics['mAP']:.1f}" in card and "tester/llava" in card
+    secrets = [path for path in trained.glob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert not secrets and not (trained / ".published").exists()
+
+
+def test_export_push_delete_load_by_name_in_a_clean_process(hub, home, call, trained, image):
+    expected = []
+    for form in ("full", "vision"):
+        code, _, err = call("cli", "export", "--model", trained, "--to", form, "--output", home / form)
+        assert code == 0, err
+        expected.append(torch.tensor(call("embed", home / form, image)[0]))
+        code, out, err = call("cli", "push", "--model", home / form, "--to", f"tester/{form}")
+        assert code == 0 and f"tester/{form}/commit/" in out, err
+        shutil.rmtree(home / form)
+        files = hub.files("models", f"tester/{form}")
+        assert ("NOTICE" in files) == (form == "full") and not [name for name in files if "adapter/" in name]
+    # The merged model is the thin one's equal.
+    torch.testing.assert_close(expected[0], torch.tensor(call("embed", trained, image)[0]), atol=1e-5, rtol=0)
+    found = loaded_elsewhere(hub, home, *((f"tester/{form}", "main", image) for form in ("full", "vision")))
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)
+
+
+def test_a_download_that_breaks_off_goes_on_and_is_whole(hub, home, trained, image):
+    before = hub.seen["GET resolve"]
+    hub.fail["GET resolve"] = lambda number: "cut" if number % 8 == 0 else None
+    (embedding,) = loaded_elsewhere(hub, home, ("tester/reid", "main", image), cache="broken")
+    hub.fail.clear()
+    assert hub.seen["GET resolve"] >= before + 16  # so at least two were cut
+    (again,) = loaded_elsewhere(hub, home, ("tester/reid", "main", image))
+    torch.testing.assert_close(embedding, again, atol=0, rtol=0)
+
+
+def test_an_export_in_half_the_bytes(call, home, trained, image):
+    flags = ["--dtype", "bf16", "--output", home / "half"]
+    code, _, err = call("cli", "export", "--model", trained, *flags)
+    assert code == 0, err
+    sizes = [
+        sum(path.stat().st_size for path in folder.rglob("*.safetensors") if "checkpoint-" not in str(path))
+        for folder in (home / "half", trained)
+    ]
+    assert sizes[0] < 0.7 * sizes[1]  # names and shapes take their share of so small files
+    half, whole = (torch.tensor(call("embed", folder, image)[0]) for folder in (home / "half", trained))
+    assert (half - whole).abs().max() < 1e-2
+
+
+def test_a_training_folder_is_pushed_as_its_export_and_stays_as_it_was(hub, call, trained):
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    code, _, err = call("cli", "push", "--model", trained, "--to", "tester/again", "--private", "false")
+    assert code == 0, err
+    assert not hub.repos["models", "tester/again"].private
+    files = hub.files("models", "tester/again")
+    assert json.loads(files["config.json"])["num_identities"] == 0 and "sheet.png" not in files
+    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_what_goes_wrong_is_one_line_and_can_be_taken_up_again(hub, call, trained):
+    def refused(name, token=TOKEN):
+        code, _, err = call("cli", "push", "--model", trained, "--to", name, token=token)
+        assert code == 2 and err.strip().splitlines()[-1].startswith("error: "), err
+        return err.strip().splitlines()[-1]
+
+    assert "no token: run `hf auth login`" in refused("tester/none", token=None)
+    assert "the token is not valid: run `hf auth login`" in refused("tester/none", token="hf_wrong")
+    hub.fail["POST create"] = lambda number: 403
+    assert "may not write there: give a name of your own" in refused("somebody/else")
+    hub.fail.clear()
+    # The weights arrive, the commit does not: the next try sends no weight again.
+    hub.large.clear()
+    hub.fail["POST commit"] = lambda number: 403
+    refused("tester/broken")
+    arrived, sent = len(hub.large), hub.seen["PUT upload"]
+    assert arrived >= 2 and "config.json" not in hub.files("models", "tester/broken")
+    hub.fail.clear()
+    code, _, err = call("cli", "push", "--model", trained, "--to", "tester/broken")
+    assert code == 0, err
+    assert hub.seen["PUT upload"] == sent and "model.safetensors" in hub.files("models", "tester/broken")
+    for number, trouble in enumerate((500, "cut")):
+        hub.fail["POST commit"] = lambda _, trouble=trouble: trouble
+        assert "push tester/broken" in refused(f"tester/broken{number}")
+    assert (trained / "model.safetensors").is_file()
+
+
+def test_a_push_that_fails_during_training_leaves_the_trained_model(hub, call, home, trained):
+    data = ["--dataset", "market1501", "--data_dir", home / "people", "--output_dir", home / "alone"]
+    flags = "--loss_lambda 1 --identities_per_batch 2 --images_per_identity 2 --eval_strategy no --use_cpu true"
+    flags += " --max_steps 2 --save_strategy steps --save_steps 1 --push_to_hub true --hub_model_id tester/alone"
+    hub.fail["POST preupload"] = lambda number: 403
+    code, _, err = call("cli", "train", "--model", trained, *data, *flags.split(), "--disable_tqdm", "true")
+    last = err.strip().splitlines()[-1]
+    assert code == 2 and f"run_reid.py push --model {home / 'alone'} --to tester/alone" in last
+    assert (home / "alone/model.safetensors").is_file() and (home / "alone/metrics.json").is_file()
+    hub.fail.clear()
+    code, _, err = call("cli", "push", "--model", home / "alone", "--to", "tester/alone")
+    assert code == 0 and "model.safetensors" in hub.files("models", "tester/alone"), err
+
+
+@pytest.fixture
+def folder(make_model, tiny_processor, tmp_path):
+    """An export that can be published, without a Hub."""
+    make_model(num_identities=0).save_pretrained(tmp_path / "ours")
+    tiny_processor.save_pretrained(tmp_path / "ours")
+    export.main(["--model", str(tmp_path / "ours"), "--output", str(tmp_path / "export")])
+    check_publishable(tmp_path / "export")
+    return tmp_path / "export"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "config.json cannot be read"),
+        (lambda f: (f / "README.md").unlink(), "has no README.md: make it with run_reid.py export"),
+        (lambda f: (f / "modeling_mllmreid.py").unlink(), "has no modeling_mllmreid.py: make it with"),
+        (lambda f: (f / "model.safetensors").unlink(), r"has no weights \(\*.safetensors\): make it with"),
+        (lambda f: (f / "training_args.bin").write_bytes(b"x"), "holds training_args.bin, a pickle, which can run"),
+        (lambda f: configure(f, num_identities=3), "has the ID classifier, templates of the training people"),
+        (lambda f: configure(f, backbone=str(f)), "is a folder, which others do not have: export it with --backbone"),
+    ],
+)
+def test_what_is_not_whole_is_not_pushed(folder, spoil, message):
+    spoil(folder)
+    with pytest.raises(UserError, match=message):
+        check_publishable(folder)
+
+
+def configure(folder: Path, **fields):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+def test_a_full_disk_leaves_the_model_and_nothing_half_written(folder, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(MllmReIDModel, "save_pretrained", full)
+    with pytest.raises(UserError, match="no space left on the disk: free some, the model is as it was"):
+        export.main(["--model", str(tmp_path / "ours"), "--output", str(tmp_path / "other")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "ours"]
+
+
+def test_push_to_hub_of_the_model_itself_is_private_and_refuses_a_local_backbone(make_model, monkeypatch):
+    seen = {}
+
+    def stock(self, repo_id, **options):
+        seen.update(options, classifiers=self.reid_head["llm"].classifier, count=self.config.num_identities)
+
+    monkeypatch.setattr("transformers.PreTrainedModel.push_to_hub", stock)
+    model = make_model()
+    model.push_to_hub("tester/x")
+    assert seen == {"private": True, "classifiers": None, "count": 0}
+    assert model.reid_head["llm"].classifier is not None and model.config.num_identities == 4
+    model.config.backbone = str(ROOT)
+    with pytest.raises(ValueError, match="is a folder, which others do not have"):
+        model.push_to_hub("tester/x")

@@ -1,0 +1,55 @@
+"""README, "Publish yours" and "Use a published model", executed line by line against a loopback Hub."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from hub_server import HubServer
+
+from modeling_mllmreid.commands.demo import main
+
+ROOT = Path(__file__).parents[2]
+SIZES = {"train_identities": 6, "test_identities": 3, "images_per_camera": 2, "cameras": 2, "height": 64, "width": 32}
+SIZES |= {"hidden_size": 32, "tower_layers": 1, "lm_layers": 1, "lesson_people": 50, "lesson_steps": 3}
+SIZES |= {"identities_per_batch": 2, "images_per_identity": 2, "val_identities": 2, "max_steps": 2, "eval_steps": 2}
+SIZES |= {"save_steps": 2, "warmup_steps": 1, "logging_steps": 2, "dataloader_num_workers": 0}
+
+
+def block_of(section: str, language: str) -> str:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    (block,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return block
+
+
+def test_publish_and_use_as_the_readme_says(tmp_path):
+    main([f"--{name}={value}" for name, value in {**SIZES, "output_dir": tmp_path / "runs/demo"}.items()])
+    people = tmp_path / "runs/demo/pedestrians/query"
+    for name, image in zip(("query", "a", "b"), sorted(people.iterdir()), strict=False):
+        (tmp_path / f"{name}.jpg").write_bytes(image.read_bytes())
+    with HubServer() as hub:
+        kept = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
+        kept |= {"OMP_NUM_THREADS": "1"}
+
+        def run(*command, cache):
+            variables = kept | hub.environment(tmp_path / cache)
+            done = subprocess.run(command, env=variables, capture_output=True, text=True, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        lines = [shlex.split(line) for line in block_of("Publish yours", "bash").splitlines()]
+        assert [line[2] for line in lines] == ["evaluate", "push", "export", "push"]
+        for line in lines:
+            assert line[:2] == ["python", "run_reid.py"]
+            run(sys.executable, str(ROOT / "run_reid.py"), *line[2:], cache="mine")
+        assert hub.repos["models", "you/pedestrians-reid"].private
+        card = hub.files("models", "you/pedestrians-reid")["README.md"].decode()
+        assert "| llm" in card and "not measured" not in card
+        # Elsewhere: no package, an empty cache.
+        (tmp_path / "use.py").write_text(
+            "import sys\nsys.modules['modeling_mllmreid'] = None\n" + block_of("Use a published model", "python")
+        )
+        said = run(sys.executable, "-I", "use.py", cache="theirs")
+        assert re.search(r"\[\{'index': [01], 'score': [-\d.e]+\}, \{'index': [01], 'score': [-\d.e]+\}\]", said)
