@@ -1,6 +1,7 @@
 """`push`: a checkpoint to the Hub, private by default, as its export: loadable, with a card, without ID classifier."""
 
 import json
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,14 +34,24 @@ def main(argv: list[str]) -> None:
     try:
         if not is_export(folder):
             model, processor = load_encoder(model_args)
-            name = args.to.rpartition("/")[2]
-            write_export(model, processor, staged, to=form_of(model), name=name, source=folder)
+            write_export(model, processor, staged, to=form_of(model), name=args.to, source=folder)
             folder = staged
+        else:
+            name_in_card(folder, args.to)
         check_publishable(folder)
         name = create_repository(args.to, private=args.private)
         print(f"pushed: {upload(folder, name, message='Push of the model', revision=args.branch)}")
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def name_in_card(folder: Path, name: str) -> None:
+    """Lets the card of an export, which was written before it had a name on the Hub, load the model by that name."""
+    card = folder / "README.md"
+    text = re.sub(
+        r'(from_pretrained\(")[^"]*(", trust_remote_code=True\))', rf"\g<1>{name}\g<2>", card.read_text("utf-8")
+    )
+    card.write_text(text, encoding="utf-8")
 
 
 def is_export(folder: Path) -> bool:

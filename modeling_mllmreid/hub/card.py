@@ -156,8 +156,9 @@ def indexed_results(facts: CardFacts) -> list[EvalResult]:
         EvalResult(
             task_type="image-retrieval",
             task_name="Person re-identification",
-            dataset_type=tested_on,
-            dataset_name=tested_on,
+            # Not the set's name alone: the reader gives it to whatever lies in that layout.
+            dataset_type="person-crops",
+            dataset_name=f"{tested_on}, {metrics['query_images']} query and {metrics['gallery_images']} gallery images",
             metric_type=kind,
             metric_name=f"{SHOWN[key]}, percent",
             metric_value=round(100 * row[key], 2),

@@ -116,7 +116,8 @@ def test_the_metadata_is_what_the_hub_reads(facts, metrics):
     assert data.tags == ["person-re-identification", "mllmreid"] and data.datasets == ["market1501"]
     assert data.model_name == "owner/person"
     found = {result.metric_type: result for result in data.eval_results}
-    assert all(result.dataset_type == "market1501" for result in data.eval_results)
+    assert all(result.dataset_type == "person-crops" for result in data.eval_results)
+    assert all(result.dataset_name.startswith("market1501, ") for result in data.eval_results)
     for kind, key in {"mAP": "mAP", "rank-1": "rank1", "mINP": "mINP"}.items():
         assert found.pop(kind).metric_value == pytest.approx(100 * metrics["metrics"]["llm"][key])
     assert not found

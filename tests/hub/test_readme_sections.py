@@ -1,5 +1,6 @@
 """README, "Publish yours" and "Use a published model", executed line by line against a loopback Hub."""
 
+import json
 import os
 import re
 import shlex
@@ -46,7 +47,11 @@ def test_publish_and_use_as_the_readme_says(tmp_path):
             run(sys.executable, str(ROOT / "run_reid.py"), *line[2:], cache="mine")
         assert hub.repos["models", "you/pedestrians-reid"].private
         card = hub.files("models", "you/pedestrians-reid")["README.md"].decode()
-        assert "| llm" in card and "not measured" not in card
+        measured = json.loads((tmp_path / "runs/demo/metrics.json").read_text())["metrics"]
+        assert all(f"{100 * row['mAP']:.1f}" in card for row in measured.values()) and len(measured) == 3
+        for name in ("you/pedestrians-reid", "you/pedestrians-reid-vision"):
+            pushed = hub.files("models", name)["README.md"].decode()
+            assert pushed.count(f'from_pretrained("{name}", trust_remote_code=True)') == 2
         # Elsewhere: no package, an empty cache.
         (tmp_path / "use.py").write_text(
             "import sys\nsys.modules['modeling_mllmreid'] = None\n" + block_of("Use a published model", "python")
