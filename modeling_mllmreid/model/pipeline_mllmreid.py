@@ -83,6 +83,11 @@ class PersonReIDPipeline(Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
+    def push_to_hub(self, repo_id, **kwargs):
+        """The model by its own `push_to_hub`, private and without ID classifier, and the processor."""
+        self.model.push_to_hub(repo_id, **kwargs)
+        self.processor.push_to_hub(repo_id, **{key: kwargs[key] for key in ("token", "revision") if key in kwargs})
+
 
 def person_reid_entry() -> dict:
     """What `custom_pipelines` says in a config.json, so that the Hub's users get this pipeline with the checkpoint."""

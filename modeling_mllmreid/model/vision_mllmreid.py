@@ -121,6 +121,10 @@ class MllmReIDVisionModel(PreTrainedModel):
         self.config.custom_pipelines = person_reid_entry()
         super().save_pretrained(save_directory, *args, **kwargs)
 
+    def push_to_hub(self, repo_id: str, *, private: bool | None = True, **kwargs) -> str:
+        """As in transformers, but private where not said otherwise."""
+        return super().push_to_hub(repo_id, private=private, **kwargs)
+
 
 class MllmReIDVisionProcessor(CropSize, ProcessorMixin):
     """Whole person crops to pixels, as in [`MllmReIDProcessor`], without a tokenizer."""

@@ -55,22 +55,22 @@ class AdapterArguments:
         return (self.lora_targets or "|".join(patterns)) if patterns else None
 
     def quantization_config(self, dtype: torch.dtype) -> Any:
-        """The `BitsAndBytesConfig` of the language model, computing in `dtype`, or None."""
+        """The `BitsAndBytesConfig` of the language model, computing in `dtype`, or None. UserError without bitsandbytes."""
         from transformers import BitsAndBytesConfig
+        from transformers.utils import is_bitsandbytes_available
 
         if self.quantize is None:
             return None
-        try:
-            if self.quantize == "8bit":
-                return BitsAndBytesConfig(load_in_8bit=True)
-            return BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-            )
-        except ImportError as error:
-            raise UserError(f"quantize: {error}") from error
+        if not is_bitsandbytes_available():
+            raise UserError(f"quantize {self.quantize}: needs bitsandbytes: pip install bitsandbytes, or leave it out")
+        if self.quantize == "8bit":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
 
 
 def apply_adapters(model: MllmReIDModel, args: AdapterArguments, dtype: torch.dtype) -> list[str] | None:

@@ -17,7 +17,7 @@ from modeling_mllmreid.commands.demo.tiny_llava import build_processor, build_ti
 from modeling_mllmreid.data.synthetic import sample_descriptions, write_pedestrians
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.hub.push import check_publishable
-from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.model import MllmReIDModel, PersonReIDPipeline
 
 ROOT = Path(__file__).parents[2]
 # One process with the package serves many calls: each new one would import for seconds. The Hub's address is read once.
@@ -315,7 +315,7 @@ def test_a_full_disk_leaves_the_model_and_nothing_half_written(folder, tmp_path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "ours"]
 
 
-def test_push_to_hub_of_the_model_itself_is_private_and_refuses_a_local_backbone(make_model, monkeypatch):
+def test_push_to_hub_of_the_model_itself_is_private(make_model, tiny_processor, monkeypatch):
     seen = {}
 
     def stock(self, repo_id, **options):
@@ -326,6 +326,13 @@ def test_push_to_hub_of_the_model_itself_is_private_and_refuses_a_local_backbone
     model.push_to_hub("tester/x")
     assert seen == {"private": True, "classifiers": None, "count": 0}
     assert model.reid_head["llm"].classifier is not None and model.config.num_identities == 4
+    # The pipeline and the vision form push no other way.
+    seen.clear()
+    pushed = []
+    monkeypatch.setattr(tiny_processor, "push_to_hub", lambda name, **options: pushed.append((name, options)))
+    PersonReIDPipeline(model, processor=tiny_processor, device="cpu").push_to_hub("tester/x", token="t")
+    assert seen == {"private": True, "classifiers": None, "count": 0, "token": "t"}
+    assert pushed == [("tester/x", {"token": "t"})]
     model.config.backbone = str(ROOT)
     with pytest.raises(ValueError, match="is a folder, which others do not have"):
         model.push_to_hub("tester/x")

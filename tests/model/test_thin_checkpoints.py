@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load, load_file, save_file
 from transformers import AutoModel, BitsAndBytesConfig, LlavaForConditionalGeneration
 
+from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel
 from modeling_mllmreid.training import AdapterArguments, prepare_training
 
@@ -213,6 +214,15 @@ def test_files_that_are_cut_off_lack_a_weight_or_are_of_another_model(thin, file
     save_file({**whole, first: torch.zeros(3)}, thin / file)
     with pytest.raises(ValueError, match=r"is \(3,\) and the model's .*: it is another model's"):
         MllmReIDModel.from_pretrained(thin)
+
+
+def test_4_bits_without_bitsandbytes(thin, make_thin, monkeypatch):
+    four_bits = BitsAndBytesConfig(load_in_4bit=True)
+    monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: False)
+    with pytest.raises(ImportError, match="4-bit and 8-bit weights need bitsandbytes: pip install bitsandbytes, or"):
+        MllmReIDModel.from_pretrained(thin, quantization_config=four_bits)
+    with pytest.raises(UserError, match="quantize 4bit: needs bitsandbytes: pip install bitsandbytes, or leave it out"):
+        make_thin("lora", "full", quantize="4bit")
 
 
 @pytest.mark.parametrize("form", ["thin", "full"])
