@@ -61,6 +61,9 @@ def test_4bit_gradients_equal_those_of_the_dequantised_weights_also_after_an_eva
     make_llava, tiny_processor, make_batch, tmp_path
 ):
     model, batch = quantised(make_llava, tiny_processor, tmp_path, "4bit"), make_batch()
+    # Where the processor has AVX512-BF16, a forward pass would repack them; elsewhere the flag alone can be seen.
+    layers = [module for module in model.modules() if quantized_class(module)]
+    assert len(layers) == 2 * 7 and not any(layer.support_avx512bf16_for_cpu for layer in layers)
     plain = dequantised(model)
     expected = gradients(plain, batch)
     assert len([name for name in expected if ".lora_" in name]) == 2 * 7 * 2
