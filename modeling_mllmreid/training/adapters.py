@@ -55,7 +55,7 @@ class AdapterArguments:
         return (self.lora_targets or "|".join(patterns)) if patterns else None
 
     def quantization_config(self, dtype: torch.dtype) -> Any:
-        """The `BitsAndBytesConfig` of the language model, computing in `dtype`, or None; UserError without the package."""
+        """The language model's `BitsAndBytesConfig`, computing in `dtype`, or None; UserError without the package."""
         from transformers import BitsAndBytesConfig
         from transformers.utils import is_bitsandbytes_available
 
