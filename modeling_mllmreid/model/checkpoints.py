@@ -18,16 +18,8 @@ from .quantization import check_quantized, for_language_model
 FULL_WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # What of a call belongs to the backbone as well; a revision or a sub-folder is the checkpoint's own.
-BACKBONE: tuple[str, ...] = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "token",
-    "dtype",
-    "quantization_config",
-    "device_map",
-)
-BACKBONE += ("max_memory", "offload_folder", "attn_implementation")
+BACKBONE = ("cache_dir", "force_download", "local_files_only", "token", "dtype", "quantization_config")
+BACKBONE = (*BACKBONE, "device_map", "max_memory", "offload_folder", "attn_implementation")
 
 
 class ReIDCheckpoints:
@@ -55,7 +47,7 @@ class ReIDCheckpoints:
         """A new model around a LLaVA that is already in memory; the LLaVA is not copied."""
         if mllm.config.model_type != "llava":
             raise ValueError(f"{mllm.config.model_type!r} is not a LLaVA; give a checkpoint of model_type 'llava'")
-        return cls._around(mllm, cls.config_class(mllm_config=mllm.config, **config_fields))
+        return cls._around(mllm, cls.config_class(mllm_config=plain_config(mllm), **config_fields))
 
     @classmethod
     def _around(cls, mllm: PreTrainedModel, config):
@@ -114,7 +106,7 @@ class ReIDCheckpoints:
             of_mllm = {key.removeprefix("mllm").removeprefix("."): at for key, at in options["device_map"].items()}
             options["device_map"] = {key: at for key, at in of_mllm.items() if not key.startswith("reid_head")}
         mllm = load_backbone(cls, config, options, name_or_path)
-        config.mllm_config = mllm.config
+        config.mllm_config = plain_config(mllm)
         model = cls._around(mllm, config)
         own = read_weights(name_or_path, hub)
         settings, adapter = (None, {}) if config.adapter is None else read_adapter(name_or_path, config.adapter, hub)
@@ -236,12 +228,12 @@ def readable(name_or_path, hub: dict) -> Iterator[None]:
     except SafetensorError as error:
         raise ValueError(f"{name_or_path}: a .safetensors file is cut off or broken ({error}): get it again") from error
     except OSError as error:
-        name = os.fspath(name_or_path)
+        name, known = os.fspath(name_or_path), ("revision", "token", "cache_dir", "local_files_only")
         pickle = "pytorch_model.bin"
         if os.path.isdir(name):
             found = os.path.isfile(os.path.join(name, pickle))
         else:
-            found = has_file(name, pickle, **{key: hub[key] for key in ("revision", "token") if key in hub})
+            found = has_file(name, pickle, **{key: value for key, value in hub.items() if key in known})
         if not found:
             raise
         raise ValueError(
@@ -277,6 +269,15 @@ def read_adapter(name_or_path, folder: str, hub: dict) -> tuple[dict, dict[str, 
         weights = load_file(cached_file(name_or_path, f"{folder}/{WEIGHTS}", **hub))
     kept = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "bias")
     return {key: settings[key] for key in kept if key in settings}, weights
+
+
+def plain_config(mllm: PreTrainedModel):
+    """The LLaVA's configuration; of a quantised one a copy that does not say so, for what is saved is not quantised."""
+    config = mllm.config
+    if getattr(config, "quantization_config", None) is not None:
+        config = copy.deepcopy(config)
+        del config.quantization_config
+    return config
 
 
 # ---- backbone --------------------------------------------------------------------------------------------------------

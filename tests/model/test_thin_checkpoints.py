@@ -138,6 +138,22 @@ def test_one_line_loads_it_without_the_package_in_any_format(make_thin, make_bat
     ).min() > 0.9
 
 
+def test_what_was_trained_over_4_bits_loads_over_4_bits_or_whole(make_thin, make_batch, tmp_path):
+    model, batch = stirred(make_thin("lora", "full", quantize="4bit")), make_batch()
+    expected = embeddings(model, batch)
+    model.save_pretrained(tmp_path / "thin")
+    assert "quantization" not in (tmp_path / "thin/config.json").read_text()
+    four_bits = AdapterArguments(language_model="lora", quantize="4bit").quantization_config(torch.float32)
+    again = AutoModel.from_pretrained(tmp_path / "thin", quantization_config=four_bits)
+    torch.testing.assert_close(embeddings(again, batch), expected, atol=1e-5, rtol=0)
+    whole = MllmReIDModel.from_pretrained(tmp_path / "thin")
+    assert torch.nn.functional.cosine_similarity(embeddings(whole, batch), expected).min() > 0.9
+    merged = embeddings(whole.merge_and_unload(), batch)
+    torch.testing.assert_close(
+        merged, embeddings(MllmReIDModel.from_pretrained(tmp_path / "thin"), batch), atol=1e-5, rtol=0
+    )
+
+
 def test_the_adapter_is_a_lora_of_the_native_llava_for_peft(make_thin, native, make_batch, tmp_path):
     from peft import PeftModel
 
