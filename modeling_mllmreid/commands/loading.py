@@ -62,7 +62,9 @@ def load_model(
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"model {name}: {_one_line(error)}") from error
     if adapters is not None and model.config.backbone is None:
-        prepare_training(model, adapters, backbone=name, revision=commit_of(arguments), dtype=dtype)
+        # A folder is named so that the checkpoint loads from any working directory.
+        backbone = os.path.abspath(name) if os.path.isdir(name) else name
+        prepare_training(model, adapters, backbone=backbone, revision=commit_of(arguments), dtype=dtype)
     return model, processor
 
 

@@ -55,3 +55,23 @@ def test_training_on_test_people_of_a_target_is_refused_or_said(disk, tmp_path, 
     evaluate.main(["--model", str(tmp_path / "run"), *data[:4], "--output_dir", str(tmp_path / "out")])
     assert "warning: cuhk_pedes and market1501 share images of market1501" in capsys.readouterr().out
     assert json.loads((tmp_path / "out/metrics.json").read_text())["overlap"]
+
+
+def test_a_thin_checkpoint_by_the_commands_loads_from_anywhere(disk, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(disk.native.parent)
+    data = ["--dataset", "market1501", "--data_dir", str(disk.people), "--output_dir", str(tmp_path / "run")]
+    sizes = (
+        "--height 64 --width 32 --language_model lora --lora_rank 2 --identities_per_batch 2 --images_per_identity 2"
+    )
+    quiet = "--max_steps 1 --eval_strategy no --save_strategy no --loss_lambda 1 --use_cpu true --disable_tqdm true"
+    train.main(["--model", disk.native.name, *data, *sizes.split(), *quiet.split()])
+    monkeypatch.chdir(tmp_path)
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["backbone"] == str(disk.native) and config["adapter"] == "adapter"
+    capsys.readouterr()
+    evaluate.main(["--model", "run", *data[:4], "--output_dir", "out"])
+    first, again = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("run", "out"))
+    assert first["metrics"] == again["metrics"] and first["weights"] == again["weights"] != ""
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["weights"] == first["weights"] and record["adapters"]["lora_rank"] == 2
+    assert record["data"]["train"] == {"images": 8, "persons": 2}
