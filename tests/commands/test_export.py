@@ -80,7 +80,10 @@ def test_mistakes(disk, trained, tmp_path):
     captions = ["--captions_file", str(disk.people / "reid_raw.json")]
     for command, flags, message in (
         (export.main, ["--model", str(trained), "--output", str(form)], "vision: exists already: remove it or give"),
-        (export.main, ["--model", str(form), "--output", str(tmp_path / "x")], "a vision form has no language model"),
+        (export.main, ["--model", str(form), "--to", "full", "--output", str(tmp_path / "x")], "has no language model"),
+        (export.main, ["--model", str(trained), "--to", "thin", "--output", str(tmp_path / "x")], "names no backbone"),
+        (export.main, ["--model", str(trained), "--onnx", "true", "--output", str(tmp_path / "x")], "add --to vision"),
+        (export.main, ["--model", str(trained), "--backbone", "a/b", "--output", str(tmp_path / "x")], "leave it out"),
         (embed.main, ["--height", "32"], "a vision form has its settings from its export: leave out height"),
         (evaluate.main, [*market, *captions, "--text_queries", "true"], "text_queries: a vision form reads no text"),
     ):
