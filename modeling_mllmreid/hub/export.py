@@ -93,8 +93,10 @@ def converted(
     if not isinstance(model, MllmReIDModel):
         raise UserError("to: a vision form has no language model: give the checkpoint it was exported from")
     if to == "thin":
-        raise UserError("to thin: this checkpoint holds every weight and names no backbone: only training with "
-                        "language_model lora or frozen makes thin ones")  # fmt: skip
+        raise UserError(
+            "to thin: this checkpoint holds every weight and names no backbone: only training with language_model lora "
+            "or frozen makes thin ones"
+        )
     try:
         model.merge_and_unload()
     except ValueError as error:
