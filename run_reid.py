@@ -12,6 +12,7 @@ COMMANDS = {
     "prepare": ("modeling_mllmreid.commands.prepare", "write a data set as Parquet with its card, for the Hub too"),
     "caption": ("modeling_mllmreid.commands.caption", "let a multimodal LLM describe the images that have no captions"),
     "continuations": ("modeling_mllmreid.commands.continuations", "let the frozen LLM continue every caption"),
+    "ablate": ("modeling_mllmreid.commands.ablate", "the paper's comparisons over seeds, with contrasts and a report"),
     "export": ("modeling_mllmreid.commands.export", "write a checkpoint as it is published: full, thin or vision"),
     "push": ("modeling_mllmreid.commands.push", "put a checkpoint on the Hub, with its card, private by default"),
     "embed": ("modeling_mllmreid.commands.embed", "embed a folder of person crops"),

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from modeling_mllmreid.commands.demo.tiny_llava import build_processor, build_tiny_llava
 from modeling_mllmreid.data import load_reid_dataset, open_image
 from modeling_mllmreid.data.sampler import PKSampler
 from modeling_mllmreid.data.synthetic import write_pedestrians
 from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
 from modeling_mllmreid.training import BatchArguments
 from modeling_mllmreid.training.batches import TrainCollator, TrainDataset
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_mllmreid.commands.demo.tiny_llava import build_processor, build_tiny_llava
 from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
 
 CAPTIONS = [
     "a man with a red shirt and blue jeans .",

@@ -9,7 +9,7 @@ from transformers import LlavaForConditionalGeneration
 from ..data import load_reid_dataset
 from ..errors import UserError
 from ..model import MllmReIDProcessor
-from ..text import instruction_text, write_continuations
+from ..text import instruction_texts, write_continuations
 from ..text.licences import licence_of
 from .arguments import DataArguments, ModelArguments
 from .loading import model_type, to_device
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
         MllmReIDProcessor.from_mllm_pretrained(name, revision=model_args.revision),
         {"train": dataset["train"]},
         settings.pop("output"),
-        instruction=instruction_text(settings.pop("instruction")),
+        instruction=instruction_texts(settings.pop("instruction"))[0],
         model_name=name,
         licence=settings.pop("licence") or licence_of(mllm.config),
         # The commit, so that the texts can be written again after a branch moved.

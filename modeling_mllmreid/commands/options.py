@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from argparse import SUPPRESS, ArgumentError
+from argparse import SUPPRESS, ArgumentError, ArgumentTypeError
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -22,19 +22,41 @@ def parse(dataclasses: Sequence[Any], argv: Sequence[str], command: str) -> tupl
     exits. Raises UserError naming the file and key, or the flag: for an unknown one with the nearest known, for a value
     of a wrong type, for a missing one, and for values that a dataclass itself refuses.
     """
-    parser = _Parser(dataclasses, prog=f"run_reid.py {command}", usage="%(prog)s [config.yaml] [--field value ...]")
+    return build_options(dataclasses, read_options(dataclasses, argv, command), command)
+
+
+def read_options(dataclasses: Sequence[Any], argv: Sequence[str], command: str) -> dict[str, Any]:
+    """What the file and the flags give, by field; defaults are not in it. Exits and raises as `parse` does."""
+    parser = _parser(dataclasses, command)
     if {"-h", "--help"} & set(argv):
         parser.print_help()
         raise SystemExit(0)
-    for action in parser._actions:
-        # Only what was given is wanted: the dataclasses have the defaults.
-        action.default, action.required = SUPPRESS, False
     given: dict[str, Any] = {}
     flags = list(argv)
     if flags and not flags[0].startswith("-"):
         given = _read_yaml(Path(flags.pop(0)), parser, _type_hints(dataclasses))
-    given.update(parser.given(flags, command))
+    return {**given, **parser.given(flags, command)}
+
+
+def read_mapping(dataclasses: Sequence[Any], content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields that a mapping gives, as from a YAML file; `where` stands in the errors."""
+    return _read_mapping(content, _parser(dataclasses, where), _type_hints(dataclasses), where)
+
+
+def build_options(dataclasses: Sequence[Any], given: Mapping[str, Any], command: str) -> tuple[Any, ...]:
+    """One instance of each dataclass from those of the given values that are its fields. Raises as `parse` does."""
     return tuple(_build(dataclass, given, command) for dataclass in dataclasses)
+
+
+def _parser(dataclasses: Sequence[Any], command: str) -> "_Parser":
+    parser = _Parser(dataclasses, prog=f"run_reid.py {command}", usage="%(prog)s [config.yaml] [--field value ...]")
+    for action in parser._actions:
+        # Only what was given is wanted: the dataclasses have the defaults.
+        action.default, action.required = SUPPRESS, False
+        if action.type is dict:
+            # argparse would call `dict` on the text.
+            action.type = _json_object
+    return parser
 
 
 class _Parser(HfArgumentParser):
@@ -75,10 +97,15 @@ def _read_yaml(path: Path, parser: _Parser, hints: Mapping[str, Any]) -> dict[st
         return {}
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a list of `field: value` lines: write one field a line")
+    return _read_mapping(content, parser, hints, str(path))
+
+
+def _read_mapping(content: Mapping[str, Any], parser: _Parser, hints: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The fields of a mapping. path: what it is of, for the errors."""
     given: dict[str, Any] = {}
     for key, value in content.items():
         if key not in hints:
-            raise UserError(_unknown(str(path), str(key), hints))
+            raise UserError(_unknown(path, str(key), hints))
         kinds = {hints[key], *get_args(hints[key])}
         if value is None:
             if NoneType not in kinds:
@@ -91,8 +118,19 @@ def _read_yaml(path: Path, parser: _Parser, hints: Mapping[str, Any]) -> dict[st
             )
         if isinstance(value, list) and list not in kinds | {get_origin(kind) for kind in kinds}:
             raise UserError(f"{path}: {key}: takes one value, not a list: give one")
-        given.update(parser.given(_as_flags(key, value), str(path)))
+        given.update(parser.given(_as_flags(key, value), path))
     return given
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    """The object that a flag gives as JSON."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value
 
 
 def _as_flags(key: str, value: Any) -> list[str]:

@@ -1,11 +1,16 @@
-"""Does the image help the language model? The loss of a text given its own image, and given another person's."""
+"""Does the image help the language model? The loss of each row's text given its image, another one, or its caption."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
+from torch import Tensor
 
 from ..data import image_sources, open_image
+from ..data.images import ImageSource
+from ..errors import UserError
 from ..model import MllmReIDModel, MllmReIDProcessor
 from .embedding import eval_mode
 
@@ -22,25 +27,96 @@ def image_helps(
     """(loss given the own image, loss given another person's), both the mean over target tokens in nats.
 
     split: N rows of the data contract; texts: N targets, text i of row i. The other image is that of the next row of
-    another person. Raises ValueError where all rows are of one person.
+    another person. Raises UserError where all rows are of one person.
     """
-    people = split["person_id"][:]
-    if len(set(people)) < 2:
-        raise ValueError("all rows are of one person: give rows of at least two")
-    rows = len(people)
-    others = [next(j % rows for j in range(i + 1, i + rows) if people[j % rows] != people[i]) for i in range(rows)]
-    sources = image_sources(split)
+    sources, others = image_sources(split), rows_of_others(split["person_id"][:])
     targets = [processor.target_ids(text, max_target_tokens) for text in texts]
+    prompt, count = processor.image_prompt_ids(), max(sum(map(len, targets)), 1)
+    own, other = (
+        image_losses(model, processor, [sources[row] for row in order], prompt, targets, batch_size=batch_size)
+        for order in (range(len(sources)), others)
+    )
+    return float(own.sum()) / count, float(other.sum()) / count
+
+
+def rows_of_others(person_ids: Sequence[int]) -> list[int]:
+    """For each row (N,) the next row of another person, from the start again after the last.
+
+    Raises UserError where all rows are of one person.
+    """
+    count = len(person_ids)
+    if len(set(person_ids)) < 2:
+        raise UserError(f"all {count} rows are of one person: give rows of at least two")
+    following = (range(row + 1, row + count) for row in range(count))
+    return [
+        next(at % count for at in rows if person_ids[at % count] != person_ids[row])
+        for row, rows in enumerate(following)
+    ]
+
+
+def image_losses(
+    model: MllmReIDModel,
+    processor: MllmReIDProcessor,
+    images: Sequence[ImageSource],
+    prompt: list[int],
+    targets: Sequence[list[int]],
+    *,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """The loss of each target after an image prompt with its image: (N,) float64, nats summed over its tokens.
+
+    prompt: ids of `processor.image_prompt_ids`; targets: N lists of ids. The model runs in eval mode and is left in the
+    mode it was in.
+    """
     losses = []
-    for order in (range(rows), others):
-        total, count = 0.0, 0
-        for start in range(0, rows, batch_size):
-            batch = range(start, min(start + batch_size, rows))
-            inputs = processor.rows([processor.image_prompt_ids()] * len(batch), [targets[i] for i in batch])
-            pixels = processor(images=[open_image(sources[order[i]]) for i in batch])["pixel_values"]
-            with eval_mode(model), torch.inference_mode():
-                inputs = {name: value.to(model.device) for name, value in inputs.items()}
-                loss, tokens = model.image_language_loss(pixels.to(model.device), **inputs)
-                total, count = total + float(loss), count + tokens
-        losses.append(total / max(count, 1))
-    return losses[0], losses[1]
+    with eval_mode(model), torch.inference_mode():
+        for rows in _batches(len(targets), batch_size):
+            inputs = _inputs(model, processor, [prompt] * len(rows), [targets[row] for row in rows])
+            pixels = read_pixels(model, processor, [images[row] for row in rows])
+            image = model._image_embeddings(model._tower(pixels))
+            losses.append(_row_losses(model, model._embed_with_image(inputs["input_ids"], image), inputs))
+    return np.concatenate(losses)
+
+
+def text_losses(
+    model: MllmReIDModel,
+    processor: MllmReIDProcessor,
+    prompts: Sequence[list[int]],
+    targets: Sequence[list[int]],
+    *,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """The loss of each target after its text prompt, as `image_losses`. prompts: N lists of ids."""
+    losses = []
+    with eval_mode(model), torch.inference_mode():
+        for rows in _batches(len(targets), batch_size):
+            inputs = _inputs(model, processor, [prompts[row] for row in rows], [targets[row] for row in rows])
+            losses.append(_row_losses(model, model._embed(inputs["input_ids"]), inputs))
+    return np.concatenate(losses)
+
+
+def read_pixels(model: MllmReIDModel, processor: MllmReIDProcessor, images: Sequence[ImageSource]) -> Tensor:
+    """Images as pixel values (B, 3, H, W) on the model's device."""
+    return processor(images=[open_image(image) for image in images])["pixel_values"].to(model.device)
+
+
+def _batches(count: int, batch_size: int) -> Iterator[range]:
+    for start in range(0, count, batch_size):
+        yield range(start, min(start + batch_size, count))
+
+
+def _inputs(
+    model: MllmReIDModel, processor: MllmReIDProcessor, prompts: list[list[int]], targets: list[list[int]]
+) -> dict[str, Tensor]:
+    return {name: value.to(model.device) for name, value in processor.rows(prompts, targets).items()}
+
+
+def _row_losses(model: MllmReIDModel, embeddings: Tensor, inputs: dict[str, Tensor]) -> np.ndarray:
+    """(B,) float64 nats of each row's labels; embeddings: (B, T, D). The head runs at label positions alone."""
+    hidden, _ = model._language_model(embeddings, inputs["attention_mask"], whole=True)
+    targets = inputs["labels"][:, 1:]
+    at_labels = targets != -100
+    logits = model.get_output_embeddings()(hidden[:, :-1][at_labels])
+    nats = torch.zeros(targets.shape, dtype=torch.float64, device=targets.device)
+    nats[at_labels] = F.cross_entropy(logits.float(), targets[at_labels], reduction="none").double()
+    return nats.sum(1).cpu().numpy()

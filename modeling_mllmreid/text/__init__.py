@@ -2,22 +2,16 @@
 
 from .continuations import TARGET_MODES, kept_attribute_share, target_text, write_continuations
 from .generation import generate_texts
-from .instructions import (
-    COMMON_INSTRUCTION,
-    STANDARD_INSTRUCTION,
-    STANDARD_POOL,
-    draw_standard_instruction,
-    instruction_text,
-)
+from .instructions import COMMON_INSTRUCTION, INSTRUCTIONS, STANDARD_INSTRUCTION, STANDARD_POOL, instruction_texts
 
 __all__ = [
     "COMMON_INSTRUCTION",
+    "INSTRUCTIONS",
     "STANDARD_INSTRUCTION",
     "STANDARD_POOL",
     "TARGET_MODES",
-    "draw_standard_instruction",
     "generate_texts",
-    "instruction_text",
+    "instruction_texts",
     "kept_attribute_share",
     "target_text",
     "write_continuations",

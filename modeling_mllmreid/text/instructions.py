@@ -2,8 +2,6 @@
 
 import difflib
 
-import numpy as np
-
 from ..errors import UserError
 
 COMMON_INSTRUCTION = "Continue the following text."
@@ -21,19 +19,19 @@ STANDARD_POOL = (
     "Describe this pedestrian: hair, sleeves, trousers or skirt, shoes, bag and hat.",
 )
 
-_INSTRUCTIONS = {"common": COMMON_INSTRUCTION, "standard": STANDARD_INSTRUCTION}
+# What a training draws from for each image; a single one is no draw.
+INSTRUCTIONS: dict[str, tuple[str, ...]] = {
+    "common": (COMMON_INSTRUCTION,),
+    "standard": (STANDARD_INSTRUCTION,),
+    "pool": STANDARD_POOL,
+}
 
 
-def instruction_text(name: str) -> str:
-    """The text of the instruction "common" or "standard". Raises UserError for another name, with the nearest one."""
-    if name not in _INSTRUCTIONS:
-        nearest = difflib.get_close_matches(name.lower(), _INSTRUCTIONS, n=1, cutoff=0)[0]
+def instruction_texts(name: str) -> tuple[str, ...]:
+    """The texts of "common", "standard" or "pool". Raises UserError for another name, with the nearest one."""
+    if name not in INSTRUCTIONS:
+        nearest = difflib.get_close_matches(name.lower(), INSTRUCTIONS, n=1, cutoff=0)[0]
         raise UserError(
-            f"instruction {name!r} is unknown, nearest is {nearest!r}: give one of {', '.join(_INSTRUCTIONS)}"
+            f"instruction {name!r} is unknown, nearest is {nearest!r}: give one of {', '.join(INSTRUCTIONS)}"
         )
-    return _INSTRUCTIONS[name]
-
-
-def draw_standard_instruction(rng: np.random.Generator) -> str:
-    """One instruction of STANDARD_POOL, each equally likely; the same for the same state of `rng`."""
-    return STANDARD_POOL[rng.integers(len(STANDARD_POOL))]
+    return INSTRUCTIONS[name]

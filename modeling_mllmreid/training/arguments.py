@@ -24,8 +24,9 @@ class BatchArguments:
     )
     text_branch: bool = field(default=True, metadata={"help": "Train on captions too, with the same targets."})
     max_target_tokens: int = field(default=32, metadata={"help": "Targets are cut to this many tokens."})
-    instruction: Literal["common", "standard"] = field(
-        default="common", metadata={"help": "The Common Instruction, or a standard person-description prompt."}
+    instruction: Literal["common", "standard", "pool"] = field(
+        default="common",
+        metadata={"help": "The Common Instruction, a standard description prompt, or one of a pool for each image."},
     )
     val_identities: int = field(
         default=0,
@@ -52,6 +53,10 @@ class ReIDTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Learning rates by regular expression on parameter names (JSON); the first match counts."},
     )
+    diagnostics_steps: int = field(
+        default=500,
+        metadata={"help": "Log gradients at the visual encoder, spread and texts every so many steps; 0: never."},
+    )
     # What follows replaces the stock defaults.
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate on val: no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch, best."})
@@ -65,6 +70,8 @@ class ReIDTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if self.remove_unused_columns:
             raise UserError("remove_unused_columns is true: set it to false, the batches are made of those columns")
+        if self.diagnostics_steps < 0:
+            raise UserError(f"diagnostics_steps is {self.diagnostics_steps}: give a number of steps, or 0 for never")
         self.per_device_train_batch_size = self.identities_per_batch * self.images_per_identity
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False

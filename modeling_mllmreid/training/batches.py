@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from ..data import PersonAugmentation, image_sources, label_mapping, open_image, rng_for
 from ..errors import UserError
 from ..model import MllmReIDProcessor
-from ..text import instruction_text, target_text
+from ..text import instruction_texts, target_text
 from .arguments import BatchArguments
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ class TrainDataset(Dataset):
         self.augmentation = PersonAugmentation(
             processor.height, processor.width, flip=args.flip, pad=args.pad, erase=args.erase
         )
+        self.num_instructions = len(instruction_texts(args.instruction))
         self.texts = _texts(split, processor, args) if language else [[] for _ in self.images]
 
     def __len__(self) -> int:
@@ -53,9 +54,11 @@ class TrainDataset(Dataset):
         texts = self.texts[index]
         # Without a text the row has an empty caption and no target: it counts in the ReID losses alone.
         caption, target = texts[rng.integers(len(texts))] if texts else ([], [])
+        instruction = int(rng.integers(self.num_instructions)) if texts and self.num_instructions > 1 else 0
         return {
             "pixel_values": self.augmentation.erase(pixels, rng),
             "person_ids": self.labels[index],
+            "instruction": instruction,
             "caption": caption,
             "target": target,
         }
@@ -86,17 +89,20 @@ def _texts(
 
 
 class TrainCollator:
-    """Samples to the model's batch: image rows, and text rows with the same targets.
+    """Samples to the model's batch: image rows, and text rows with the same instructions and targets.
 
-    instruction: "common" or "standard". language: whether rows carry prompts and targets at all.
+    language: whether rows carry prompts and targets at all.
     """
+
+    # Whether samples must hold captions even where no loss of the model's own reads them.
+    needs_captions = False
 
     def __init__(self, processor: MllmReIDProcessor, args: BatchArguments, *, language: bool, reid_text: bool):
         self.processor = processor
         self.language, self.text_rows = language, args.text_branch and language or reid_text
-        self.instruction = instruction_text(args.instruction)
-        self.image_prompt = processor.image_prompt_ids(self.instruction)
-        self.suffix = self.image_prompt[len(processor.image_prefix_ids) + processor.num_image_tokens :]
+        self.image_prompts = [processor.image_prompt_ids(text) for text in instruction_texts(args.instruction)]
+        before = len(processor.image_prefix_ids) + processor.num_image_tokens
+        self.suffixes = [prompt[before:] for prompt in self.image_prompts]
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         batch = {
@@ -105,10 +111,13 @@ class TrainCollator:
         }
         targets = [sample["target"] for sample in samples]
         if self.language:
-            batch |= self.processor.rows([self.image_prompt] * len(samples), targets)
+            prompts = [self.image_prompts[sample["instruction"]] for sample in samples]
+            batch |= self.processor.rows(prompts, targets)
         if self.text_rows:
             prefix, captions = self.processor.image_prefix_ids, [sample["caption"] for sample in samples]
-            rows = self.processor.rows([prefix + caption + self.suffix for caption in captions], targets)
+            suffixes = [self.suffixes[sample["instruction"]] for sample in samples]
+            prompts = [prefix + caption + suffix for caption, suffix in zip(captions, suffixes, strict=True)]
+            rows = self.processor.rows(prompts, targets)
             rows["caption_mask"] = self.processor.caption_mask(captions, rows["input_ids"].shape[1])
             batch |= {f"text_{name}": value for name, value in rows.items()}
         return batch

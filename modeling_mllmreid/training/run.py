@@ -1,6 +1,7 @@
 """One training run, from a loaded data set to the best checkpoint and its metrics."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,10 +36,14 @@ def train_reid(
     dataset: DatasetDict,
     batch_args: BatchArguments,
     args: ReIDTrainingArguments,
+    *,
+    collator: type[TrainCollator] = TrainCollator,
+    prepare: Callable[[MllmReIDModel], None] | None = None,
 ) -> TrainedModel:
     """Trains on `dataset["train"]`, selects on val, and saves the model with its processor into `args.output_dir`.
 
-    Every image is decoded once before the first step. Never looks at query and gallery.
+    Every image is decoded once before the first step. Never looks at query and gallery. collator: what makes batches.
+    prepare: what else is done to the model once it is known what is trained of it, before there is an optimiser.
     Raises UserError for a data set without a training part, broken images, and settings that do not fit the data.
     """
     if "train" not in dataset:
@@ -53,13 +58,16 @@ def train_reid(
 
     config = model.config
     language = config.loss_lambda < 1
-    samples = TrainDataset(train, processor, batch_args, seed=args.seed, language=language or config.reid_text)
+    wanted = language or config.reid_text or collator.needs_captions
+    samples = TrainDataset(train, processor, batch_args, seed=args.seed, language=wanted)
     config.image_prefix_ids = processor.image_prefix_ids
     names = {name.partition(":")[0] for name in config.trained_on or []}
     config.trained_on = sorted({*(config.trained_on or []), *(set(train["source"]) - names)})
     if config.num_identities != samples.num_identities:
         model.set_num_identities(samples.num_identities)
     frozen = freeze_unused_parameters(model)
+    if prepare is not None:
+        prepare(model)
     half = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32]
     if half:
         raise UserError(
@@ -75,7 +83,7 @@ def train_reid(
         args=args,
         train_dataset=samples,
         eval_dataset=parts,
-        data_collator=TrainCollator(processor, batch_args, language=language, reid_text=config.reid_text),
+        data_collator=collator(processor, batch_args, language=language, reid_text=config.reid_text),
         processing_class=processor,
     )
     trainer.train(resume_from_checkpoint=_checkpoint(args))

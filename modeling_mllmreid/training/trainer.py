@@ -25,6 +25,7 @@ from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.losses import mix_losses
 from .arguments import ReIDTrainingArguments
 from .batches import TrainDataset, label_counts
+from .diagnostics import Diagnostics
 from .optimizer import parameter_groups
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class ReIDTrainer(Trainer):
         self._part_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
         self._part_steps = 0
         self._pk_sampler: PKSampler | None = None
+        self._diagnostics = Diagnostics(self)
         self.add_callback(_SamplerEpoch(self))
 
     # ---- data ----------------------------------------------------------------------------------------------------
@@ -79,6 +81,7 @@ class ReIDTrainer(Trainer):
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = torch.tensor(sum(label_counts(batch) for batch in samples), device=device, dtype=torch.float64)
         self._window_counts = self.accelerator.reduce(counts, reduction="sum")
+        self._diagnostics.begin_step()
         return samples, None
 
     # ---- loss ----------------------------------------------------------------------------------------------------
@@ -92,7 +95,8 @@ class ReIDTrainer(Trainer):
         the ReID loss is on all processes' features already and is averaged over micro-batches. The Trainer divides what
         is returned by their number.
         """
-        outputs = model(**inputs)
+        with self._diagnostics.watch(inputs) as seen:
+            outputs = model(**inputs)
         language = None
         if outputs.language_loss_sums:
             image, text = self._window_counts.tolist()  # type: ignore[union-attr]
@@ -101,13 +105,15 @@ class ReIDTrainer(Trainer):
             language = unwrapped.language_loss(outputs.language_loss_sums, counts)
             language = language * self.accelerator.num_processes * self.current_gradient_accumulation_steps
         loss = mix_losses(language, outputs.reid_loss, self.model.config.loss_lambda)
+        if seen is not None:
+            self._diagnostics.measure(seen, inputs, outputs, language)
         for name, value in outputs.loss_parts.items():
             self._part_sums[name] += value
         self._part_steps += 1
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each loss part since the last log."""
+        """Adds the mean of each loss part since the last log; what was diagnosed since follows in own entries."""
         if "loss" in logs and self._part_steps:
             names = sorted(self._part_sums)
             sums = torch.stack([self._part_sums[name] for name in names]) / self._part_steps
@@ -116,6 +122,8 @@ class ReIDTrainer(Trainer):
             self._part_sums.clear()
             self._part_steps = 0
         super().log(logs, start_time)
+        for values in self._diagnostics.take():
+            super().log(values)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimiser with a learning rate for each module (`learning_rates`)."""

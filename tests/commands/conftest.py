@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from modeling_mllmreid.commands.demo.tiny_llava import build_processor, build_tiny_llava
 from modeling_mllmreid.data.synthetic import sample_descriptions, write_pedestrians
 from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_mllmreid.commands.demo.tiny_llava import build_processor, build_tiny_llava
 from modeling_mllmreid.data.columns import Row, make_split
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation.embedding import embed_images
@@ -19,6 +18,7 @@ from modeling_mllmreid.evaluation.protocol import (
 )
 from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.retrieval import rank_gallery
+from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ import torch
 from hub_server import TOKEN, HubServer
 
 from modeling_mllmreid.commands import export
-from modeling_mllmreid.commands.demo.tiny_llava import build_processor, build_tiny_llava
 from modeling_mllmreid.data.synthetic import sample_descriptions, write_pedestrians
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.hub.push import check_publishable
 from modeling_mllmreid.model import MllmReIDModel, PersonReIDPipeline
+from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
 
 ROOT = Path(__file__).parents[2]
 # One process with the package serves many calls: each new one would import for seconds. The Hub's address is read once.

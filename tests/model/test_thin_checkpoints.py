@@ -196,7 +196,7 @@ def thin(make_thin, tmp_path):
 
 
 def test_a_backbone_that_is_missing_of_another_size_or_another_one(thin, native, make_llava, tiny_processor):
-    from modeling_mllmreid.commands.demo.tiny_llava import build_tiny_llava
+    from modeling_mllmreid.tiny.llava import build_tiny_llava
 
     shutil.rmtree(native)
     with pytest.raises(OSError, match=r"thin: its backbone .*native cannot be found .* get a full checkpoint"):

@@ -10,12 +10,12 @@ from PIL import Image
 from transformers import AutoConfig, GPT2Config, LlavaProcessor
 
 from modeling_mllmreid.commands import caption, train
-from modeling_mllmreid.commands.demo.tiny_llava import build_processor, build_tiny_llava
 from modeling_mllmreid.data import load_reid_dataset
 from modeling_mllmreid.data.texts import CaptionRecord, read_records
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.text import captioning
 from modeling_mllmreid.text.licences import licence_of, refuse_licences
+from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
 
 TEMPLATE = (
     "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }}"

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from modeling_mllmreid.commands.demo.tiny_llava import build_processor, build_tiny_llava
 from modeling_mllmreid.data import load_reid_dataset
 from modeling_mllmreid.data.synthetic import sample_descriptions, write_pedestrians
 from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
 from modeling_mllmreid.training import (
     AdapterArguments,
     BatchArguments,

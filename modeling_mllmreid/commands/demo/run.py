@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoModel, AutoProcessor
 
 from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.data.synthetic import attribute_words, sample_descriptions, write_pedestrians
+from modeling_mllmreid.data.synthetic import attribute_words, write_pedestrians
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation import format_table, write_json
 from modeling_mllmreid.evaluation.language import image_helps
@@ -27,34 +27,23 @@ from modeling_mllmreid.evaluation.protocol import (
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
 from modeling_mllmreid.retrieval import rank_gallery
 from modeling_mllmreid.text import generate_texts, kept_attribute_share, write_continuations
+from modeling_mllmreid.tiny import TinyArguments, build_tiny, teach_tiny
 from modeling_mllmreid.training import BatchArguments, ReIDTrainer, ReIDTrainingArguments, train_reid
 
 from ..arguments import MethodArguments
 from ..options import parse
-from .language import teach_language
-from .tiny_llava import build_processor, build_tiny_llava
 
 CONFIG = Path(__file__).parents[3] / "configs" / "demo.yaml"
-# The two parts that continuations are read from: other seeds than the people who are trained and tested on.
-VOCABULARY_SEED, LESSON_SEED = 101, 102
 
 
 @dataclass
 class DemoArguments:
-    """Sizes of the rendered world and of the tiny LLaVA."""
+    """Sizes of the rendered world."""
 
     train_identities: int = field(default=100, metadata={"help": "People to train on, val's among them."})
     test_identities: int = field(default=60, metadata={"help": "People to test on, none of them trained on."})
     images_per_camera: int = field(default=5, metadata={"help": "Images of each person from each camera."})
     cameras: int = field(default=4, metadata={"help": "Cameras."})
-    patch_size: int = field(default=16, metadata={"help": "Side in pixels of the vision tower's patches."})
-    hidden_size: int = field(default=64, metadata={"help": "Width of the vision tower and of the language model."})
-    tower_layers: int = field(default=2, metadata={"help": "Blocks of the vision tower."})
-    lm_layers: int = field(default=2, metadata={"help": "Blocks of the language model."})
-    lesson_people: int = field(default=8000, metadata={"help": "People whose captions the language model learns on."})
-    lesson_steps: int = field(default=800, metadata={"help": "Steps of the language model's lesson."})
-    lesson_batch_size: int = field(default=32, metadata={"help": "Captions in a step of the lesson."})
-    lesson_learning_rate: float = field(default=3e-3, metadata={"help": "Learning rate of the lesson."})
     threads: int = field(default=1, metadata={"help": "Threads of torch: on a tiny model more of them are slower."})
 
 
@@ -64,8 +53,8 @@ def main(argv: list[str]) -> None:
         if not CONFIG.is_file():
             raise UserError("demo: no configs/demo.yaml beside run_reid.py: give the configuration's path first")
         argv = [str(CONFIG), *argv]
-    groups = (DemoArguments, MethodArguments, BatchArguments, ReIDTrainingArguments)
-    args, method_args, batch_args, training_args = parse(groups, argv, "demo")
+    groups = (DemoArguments, TinyArguments, MethodArguments, BatchArguments, ReIDTrainingArguments)
+    args, tiny_args, method_args, batch_args, training_args = parse(groups, argv, "demo")
     started, folder = time.monotonic(), Path(training_args.output_dir)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"output_dir {folder}: exists and is not empty: remove it or give another")
@@ -78,17 +67,10 @@ def main(argv: list[str]) -> None:
     write_pedestrians(data_dir, seed=training_args.seed, **{name: getattr(args, name) for name in world})
 
     _say("2. A tiny LLaVA learns to continue captions of other people; a frozen copy is the teacher")
-    processor, mllm = build_model(args, method_args, training_args.seed)
+    height, width = method_args.height or 128, method_args.width or 64
+    processor, mllm = build_tiny(tiny_args, height=height, width=width, seed=training_args.seed)
     teacher = copy.deepcopy(mllm)
-    lesson = {"people": args.lesson_people, "steps": args.lesson_steps, "batch_size": args.lesson_batch_size}
-    lesson_loss = teach_language(
-        teacher,
-        processor,
-        learning_rate=args.lesson_learning_rate,
-        target_tokens=batch_args.max_target_tokens,
-        seed=LESSON_SEED,
-        **lesson,
-    )
+    lesson_loss = teach_tiny(teacher, processor, tiny_args, target_tokens=batch_args.max_target_tokens)
     teacher.requires_grad_(False)
     print(f"loss at the end of the lesson: {lesson_loss:.3f} nats a token")
 
@@ -126,7 +108,12 @@ def main(argv: list[str]) -> None:
     _say("6. The checkpoint, as others load it")
     difference = reload_difference(trained.trainer, processor, dataset["query"], folder)
     report |= {"reload_difference": difference, "seconds": round(time.monotonic() - started, 1)}
-    report["settings"] = {"demo": asdict(args), "method": method_args.given(), "batches": asdict(batch_args)}
+    report["settings"] = {
+        "demo": asdict(args),
+        "tiny": asdict(tiny_args),
+        "method": method_args.given(),
+        "batches": asdict(batch_args),
+    }
     write_json(folder / "metrics.json", report)
     print(f"AutoModel.from_pretrained gives the same embeddings, largest difference {difference:.1e}")
     print(f"\ncheckpoint:   {folder}\nranked sheet: {folder / 'sheet.png'}\nmetrics:      {folder / 'metrics.json'}")
@@ -135,15 +122,6 @@ def main(argv: list[str]) -> None:
 
 def _say(step: str) -> None:
     print(f"\n{step}", flush=True)
-
-
-def build_model(args: DemoArguments, method: MethodArguments, seed: int) -> tuple[MllmReIDProcessor, Any]:
-    """Processor and untaught LLaVA of the demo's sizes; the vocabulary is that of captions of other people."""
-    captions = [caption for group in sample_descriptions(2000, seed=VOCABULARY_SEED) for caption in group]
-    size = {"height": method.height or 128, "width": method.width or 64}
-    processor = build_processor(captions, patch_size=args.patch_size, **size)
-    shape = {name: getattr(args, name) for name in ("hidden_size", "tower_layers", "lm_layers")}
-    return processor, build_tiny_llava(processor, seed=seed, **shape)
 
 
 def kept_share(split: Dataset) -> float:

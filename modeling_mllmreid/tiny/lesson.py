@@ -1,27 +1,31 @@
-"""The demo's language lesson: a tiny LLaVA learns to continue captions, so that its continuations mean something.
+"""The language lesson: a tiny LLaVA learns to continue captions, so that its continuations mean something.
 
 An untrained language model would teach noise. It learns on captions of people who are used nowhere else.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import LlavaForConditionalGeneration
 
-from modeling_mllmreid.data.synthetic import sample_descriptions
-from modeling_mllmreid.model import MllmReIDProcessor
+from ..data.synthetic import sample_descriptions
+from ..model import MllmReIDProcessor
 
 
 def lesson_ids(
-    processor: MllmReIDProcessor, *, people: int, target_tokens: int, seed: int
+    processor: MllmReIDProcessor, instructions: Sequence[str], *, people: int, target_tokens: int, seed: int
 ) -> list[tuple[list[int], list[int]]]:
-    """(prompt ids, target ids) of `people`: after a caption come other captions of the same person in the same view."""
+    """(prompt ids, target ids) of `people`: after a caption come other captions of the same person in the same view.
+
+    The instructions take turns, so that the language model knows them all alike.
+    """
     lessons = []
-    for first, *others in sample_descriptions(people, seed=seed, captions=4):
+    for number, (first, *others) in enumerate(sample_descriptions(people, seed=seed, captions=4)):
         target = processor.target_ids(" ".join(others), target_tokens)
-        lessons.append((processor.text_prompt_ids(first), target))
+        lessons.append((processor.text_prompt_ids(first, instructions[number % len(instructions)]), target))
     return lessons
 
 
@@ -29,6 +33,7 @@ def teach_language(
     mllm: LlavaForConditionalGeneration,
     processor: MllmReIDProcessor,
     *,
+    instructions: Sequence[str],
     people: int,
     steps: int,
     batch_size: int,
@@ -37,7 +42,7 @@ def teach_language(
     seed: int,
 ) -> float:
     """Trains the language model alone, in place; returns the loss of the last tenth of the steps, nats a token."""
-    lessons = lesson_ids(processor, people=people, target_tokens=target_tokens, seed=seed)
+    lessons = lesson_ids(processor, instructions, people=people, target_tokens=target_tokens, seed=seed)
     parameters = [*mllm.model.language_model.parameters(), *mllm.lm_head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(

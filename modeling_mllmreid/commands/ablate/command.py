@@ -1,0 +1,130 @@
+"""The ablation's steps, in order: the plan, what runs begin with, what a step costs, the runs, the report."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+
+from ...errors import UserError
+from ...evaluation.plots import figure_class
+from ...evaluation.protocol import check_parts
+from ...evaluation.report import write_json
+from ...model import MllmReIDConfig
+from ...tiny import TinyArguments
+from ...training import BatchArguments
+from ..options import build_options, read_mapping, read_options
+from ..train import LeakArguments, what_is_trained_on
+from .arguments import AblationArguments, TreatmentArguments
+from .base import Teacher, base_identity, check_captions, load_set, one_image_each, prepare_base, teacher_folder
+from .cost import step_costs
+from .plan import NOT_TOLD, SPEED, Cost, Plan, Run, check_plan
+from .report import write_report
+from .results import Results
+from .run import GROUPS, Place
+from .sweep import run_all
+
+# The default of the model's configuration.
+LOSS_LAMBDA: float = inspect.signature(MllmReIDConfig.__init__).parameters["loss_lambda"].default
+
+
+def main(argv: list[str]) -> None:
+    """Runs the plan and writes the report; the same command again goes on where a killed one was."""
+    shared_groups = tuple(group for group in GROUPS if group is not TreatmentArguments)
+    given = read_options((AblationArguments, TinyArguments, *shared_groups), argv, "ablate")
+    args, tiny = build_options((AblationArguments, TinyArguments), given, "ablate")
+    figure_class()  # before the work, not after it
+    rows = {name: read_mapping(GROUPS, fields, f"rows: {name!r}") for name, fields in check_plan(args).items()}
+    own = {name for group in GROUPS for name in group.__dataclass_fields__}
+    shared = {name: value for name, value in given.items() if name in own}
+    max_steps, folder = shared.get("max_steps", 0), Path(shared.get("output_dir", "runs/ablation"))
+    if max_steps < 1:
+        raise UserError("max_steps is not given: say how many steps each row is trained")
+
+    _say("1. The sets, and what every run begins with")
+    sets = {name: load_set(args, name) for name in dict.fromkeys((*args.train_sets, *args.test_sets))}
+    _check_sets(args, sets)
+    base = prepare_base(args, tiny, shared, folder / "base")
+    # Said in every row, so that one that names the default is the same run as one that does not.
+    shared.setdefault("loss_lambda", LOSS_LAMBDA)
+    settings = {
+        name: {key: value for key, value in {**shared, **row}.items() if key not in NOT_TOLD}
+        for name, row in rows.items()
+    }
+    plan = Plan(args, settings, max_steps, base_identity(args, base))
+    (batches,) = build_options((BatchArguments,), shared, "ablate")
+    teacher = Teacher(base, teacher_folder(folder / "base", plan.base), batches.max_target_tokens)
+    texts, test_texts = write_texts(plan, sets, teacher)
+    speed = {name: shared[name] for name in SPEED if name in shared}
+    places = {name: Place(args, base, texts.get(name), test_texts, speed) for name in args.train_sets}
+
+    costs: dict[str, Cost] = {}
+    if "flops" in args.budgets:
+        _say("2. What a step costs")
+        costs = step_costs(plan, places[args.train_sets[0]])
+
+    _say("3. The runs")
+    runs = plan.runs(costs)
+    write_json(folder / "plan.json", _as_json(plan, costs, runs))
+    run_all([(run, places[run.train_set]) for run in runs], folder / "runs", processes=args.processes)
+
+    _say("4. The report")
+    path = write_report(plan, costs, Results(runs, folder / "runs"), sets, teacher, folder)
+    print(f"report: {path}\nJSON:   {path.with_suffix('.json')}\nruns:   {folder / 'runs'}")
+
+
+def write_texts(
+    plan: Plan, sets: Mapping[str, DatasetDict], teacher: Teacher
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The continuations of the training parts, where a row trains on them, and of captions of the test parts.
+
+    Those of the test parts are what both branches are compared on, and are never trained on. Raises UserError for a
+    training part without captions where a row needs them.
+    """
+    train: dict[str, Path] = {}
+    told = plan.settings.values()
+    language = [
+        row for row in told if row["loss_lambda"] < 1 or row.get("attribute_weight") or row.get("language_first")
+    ]
+    continued = any(row.get("target", "continuation") == "continuation" for row in language)
+    for name in plan.args.train_sets if language else ():
+        check_captions(name, sets[name]["train"])
+        if continued:
+            train[name] = teacher.continue_captions(name, "train", sets[name]["train"])
+    test: dict[str, Path] = {}
+    if plan.args.agreement_images and language:
+        for name in plan.args.test_sets:
+            shown = one_image_each(sets[name]["query"], plan.args.agreement_images)
+            if len(shown) > 1:
+                test[name] = teacher.continue_captions(name, "query", shown)
+    return train, test
+
+
+def _check_sets(args: AblationArguments, sets: Mapping[str, DatasetDict]) -> None:
+    """Raises UserError where a set lacks the part that it is named for, and where test people would be trained on."""
+    for name in args.train_sets:
+        if "train" not in sets[name]:
+            raise UserError(f"train_sets: {name}: has {', '.join(sets[name])}: leave it out, or give its training part")
+        what_is_trained_on(name, sets[name], LeakArguments(targets=args.test_sets))
+    for name in args.test_sets:
+        if "query" not in sets[name] or "gallery" not in sets[name]:
+            raise UserError(f"test_sets: {name}: has {', '.join(sets[name])}: give a set with query and gallery")
+        check_parts(sets[name]["query"], sets[name]["gallery"])
+
+
+def _as_json(plan: Plan, costs: Mapping[str, Cost], runs: list[Run]) -> dict[str, Any]:
+    """What was decided before the first run."""
+    return {
+        "plan": asdict(plan.args),
+        "max_steps": plan.max_steps,
+        "base": plan.base,
+        "rows": {name: dict(row) for name, row in plan.settings.items()},
+        "flops_per_step": {row: asdict(cost) for row, cost in costs.items()},
+        "runs": [{"folder": run.folder, "row": run.row, "budget": run.budget, "seed": run.seed} for run in runs],
+    }
+
+
+def _say(step: str) -> None:
+    print(f"\n{step}", flush=True)

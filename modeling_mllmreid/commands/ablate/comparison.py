@@ -1,0 +1,107 @@
+"""The numbers of the report: every row with its interval, every contrast with its test, by budget, sets and feature."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...evaluation.contrasts import Contrast, contrast, holm, interval_over_seeds
+from ...evaluation.statistics import Interval
+from .arguments import FEATURES, AblationArguments, row_names
+from .results import Results
+
+METRICS = ("mAP", "rank1")
+LEVEL = 0.05
+
+
+class View(NamedTuple):
+    """What numbers are compared within: a budget, a training set, a test set and a feature."""
+
+    budget: str
+    train_set: str
+    test_set: str
+    feature: str
+
+
+class Tested(NamedTuple):
+    """A contrast with its p-value after Holm's correction over the contrasts of its view."""
+
+    contrast: Contrast
+    adjusted: float
+
+    @property
+    def verdict(self) -> str:
+        """What may be said of it, in words."""
+        if np.isnan(self.adjusted):
+            return "one seed: no test"
+        if self.contrast.detectable == 0:
+            return "equal in every query" if self.contrast.difference == 0 else "the same difference in every query"
+        if self.adjusted < LEVEL:
+            return "better" if self.contrast.difference > 0 else "worse"
+        return f"no difference seen; one of {100 * self.contrast.detectable:.1f} would have been"
+
+
+def views(args: AblationArguments) -> list[View]:
+    """Every view of a plan."""
+    return [
+        View(budget, train_set, test_set, feature)
+        for budget in args.budgets
+        for train_set in args.train_sets
+        for test_set in args.test_sets
+        for feature in FEATURES
+    ]
+
+
+def row_intervals(results: Results, view: View, rows: Sequence[str], resamples: int) -> dict[str, dict[str, Interval]]:
+    """Row -> metric -> its mean over seeds and queries with the interval."""
+    found = {}
+    for row in rows:
+        values = results.queries((view.budget, row, view.train_set), view.test_set, view.feature)
+        found[row] = {
+            metric: interval_over_seeds(values[metric], values["person_ids"], resamples=resamples) for metric in METRICS
+        }
+    return found
+
+
+def tested_contrasts(results: Results, view: View, args: AblationArguments) -> dict[str, dict[str, Tested]]:
+    """Contrast -> metric -> the tested difference; Holm's correction is over the contrasts, for each metric alone."""
+    found: dict[str, dict[str, Tested]] = {name: {} for name in args.contrasts}
+    for metric in METRICS:
+        differences = []
+        for sides in args.contrasts.values():
+            a, b = (_side(results, view, row_names(side), metric) for side in sides)
+            people = results.queries(_cell(view, row_names(sides[0])[0]), view.test_set, view.feature)["person_ids"]
+            differences.append(contrast(a, b, people, resamples=args.resamples))
+        adjusted = holm([difference.p_value for difference in differences])
+        for name, difference, p_value in zip(args.contrasts, differences, adjusted, strict=True):
+            found[name][metric] = Tested(difference, p_value)
+    return found
+
+
+def intervals_as_json(rows: dict[str, dict[str, Interval]]) -> dict[str, Any]:
+    """For the report's JSON."""
+    return {row: {metric: interval.to_dict() for metric, interval in of.items()} for row, of in rows.items()}
+
+
+def contrasts_as_json(contrasts: dict[str, dict[str, Tested]]) -> dict[str, Any]:
+    """For the report's JSON: None for NaN."""
+    return {
+        name: {
+            metric: {
+                **tested.contrast.to_dict(),
+                "holm": None if np.isnan(tested.adjusted) else tested.adjusted,
+                "verdict": tested.verdict,
+            }
+            for metric, tested in of.items()
+        }
+        for name, of in contrasts.items()
+    }
+
+
+def _cell(view: View, row: str) -> tuple[str, str, str]:
+    return view.budget, row, view.train_set
+
+
+def _side(results: Results, view: View, rows: Sequence[str], metric: str) -> np.ndarray:
+    """The mean over some rows, (seeds, queries)."""
+    return np.mean([results.queries(_cell(view, row), view.test_set, view.feature)[metric] for row in rows], axis=0)

@@ -1,0 +1,205 @@
+"""Do the image branch and the text branch agree? The target's perplexity in both, and what the image alone writes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import GenerationConfig
+
+from ..data import image_sources
+from ..data.images import ImageSource
+from ..errors import UserError
+from ..model import MllmReIDModel, MllmReIDProcessor
+from ..text.generation import check_generation_settings, special_tokens
+from .embedding import eval_mode
+from .language import image_losses, read_pixels, rows_of_others, text_losses
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """Both branches on N rows with a target text each. Arrays are (N,), in the order of the rows.
+
+    texts: the targets; written: what the model writes greedily given the image. num_tokens: int64, target tokens.
+    image_nats, text_nats, other_image_nats: float64, the target's loss given the row's image, its caption, and another
+    person's image, in nats summed over its tokens. equal_tokens: int64, at how many of the target's positions the
+    written token is the target's.
+    """
+
+    person_ids: np.ndarray
+    texts: tuple[str, ...]
+    written: tuple[str, ...]
+    num_tokens: np.ndarray
+    image_nats: np.ndarray
+    text_nats: np.ndarray
+    other_image_nats: np.ndarray
+    equal_tokens: np.ndarray
+
+    @property
+    def image_perplexity(self) -> np.ndarray:
+        """exp of the mean nats per target token given the image, (N,) float64."""
+        return _perplexity(self.image_nats, self.num_tokens)
+
+    @property
+    def text_perplexity(self) -> np.ndarray:
+        """exp of the mean nats per target token given the caption, (N,) float64."""
+        return _perplexity(self.text_nats, self.num_tokens)
+
+    @property
+    def exact(self) -> np.ndarray:
+        """Where the written tokens are the target's at all of its positions, (N,) bool."""
+        return self.equal_tokens == self.num_tokens
+
+    @property
+    def equal_share(self) -> np.ndarray:
+        """The share of the target's positions where the written token is the target's, (N,) float64."""
+        return self.equal_tokens / self.num_tokens
+
+    def means(self, rows: np.ndarray | slice = slice(None)) -> dict[str, float | int]:
+        """The means over some rows, all by default: losses in nats per token and their perplexities, over all tokens.
+
+        exact_match is the share of rows, equal_tokens the share of tokens.
+        """
+        tokens = int(self.num_tokens[rows].sum())
+        image, text, other = (
+            float(nats[rows].sum()) / tokens for nats in (self.image_nats, self.text_nats, self.other_image_nats)
+        )
+        return {
+            "rows": len(self.num_tokens[rows]),
+            "image_loss": image,
+            "text_loss": text,
+            "other_image_loss": other,
+            "image_perplexity": float(_perplexity(np.float64(image), 1)),
+            "text_perplexity": float(_perplexity(np.float64(text), 1)),
+            "other_image_perplexity": float(_perplexity(np.float64(other), 1)),
+            "exact_match": float(self.exact[rows].mean()),
+            "equal_tokens": int(self.equal_tokens[rows].sum()) / tokens,
+        }
+
+    def by_person(self) -> dict[int, dict[str, float | int]]:
+        """The means over each person's rows, by person id in ascending order."""
+        return {int(person): self.means(self.person_ids == person) for person in np.unique(self.person_ids)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The means over all rows, over each person's, and every row, for JSON: None for what is not finite."""
+        columns = zip(
+            *(self.person_ids.tolist(), self.texts, self.written, self.num_tokens.tolist()),
+            *(self.image_perplexity.tolist(), self.text_perplexity.tolist()),
+            *(self.exact.tolist(), self.equal_share.tolist()),
+            strict=True,
+        )
+        names = ("person_id", "text", "written", "num_tokens", "image_perplexity", "text_perplexity", "exact_match")
+        return {
+            "overall": _for_json(self.means()),
+            "by_person": {str(person): _for_json(means) for person, means in self.by_person().items()},
+            "rows": [_for_json(dict(zip((*names, "equal_tokens"), row, strict=True))) for row in columns],
+        }
+
+
+def branch_agreement(
+    model: MllmReIDModel,
+    processor: MllmReIDProcessor,
+    split: Dataset,
+    texts: Sequence[str],
+    *,
+    instruction: str,
+    max_target_tokens: int = 32,
+    batch_size: int = 64,
+) -> Agreement:
+    """Both branches of a model on N rows of the data contract, text i the target of row i.
+
+    texts: what the frozen language model wrote after the row's first caption, which the text branch is given; cut to
+    `max_target_tokens`. instruction: the text of it, in both branches' prompts. The image branch writes as many tokens,
+    ordinary ones as the targets' are. The other image is that of the next row of another person. The model runs in eval
+    mode and is left in the mode it was in.
+    Raises UserError for texts that differ in number from the rows, an empty text, a row without a caption, rows of one
+    person, a setting that is out of range.
+    """
+    check_generation_settings(max_new_tokens=max_target_tokens, temperature=1.0, batch_size=batch_size)
+    if len(texts) != len(split):
+        raise UserError(f"texts: {len(texts)} for {len(split)} rows: give one for each")
+    captions, names, people = (split[name][:] for name in ("caption", "file_name", "person_id"))
+    others = rows_of_others(people)
+    targets, prompts = [], []
+    for text, of_row, name in zip(texts, captions, names, strict=True):
+        if not of_row:
+            raise UserError(f"{name}: has no caption for the text branch: leave out rows without one")
+        try:
+            targets.append(processor.target_ids(text, max_target_tokens))
+            prompts.append(processor.text_prompt_ids(of_row[0], instruction))
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from error
+        if not targets[-1]:
+            raise UserError(f"{name}: its text is empty: leave out rows without a target")
+    images, image_prompt = image_sources(split), processor.image_prompt_ids(instruction)
+    own, other = (
+        image_losses(model, processor, [images[row] for row in order], image_prompt, targets, batch_size=batch_size)
+        for order in (range(len(images)), others)
+    )
+    written = write_from_images(model, processor, images, image_prompt, max_target_tokens, batch_size=batch_size)
+    return Agreement(
+        person_ids=np.array(people),
+        texts=tuple(texts),
+        written=tuple(processor.tokenizer.batch_decode(written, clean_up_tokenization_spaces=False)),
+        num_tokens=np.array([len(target) for target in targets]),
+        image_nats=own,
+        text_nats=text_losses(model, processor, prompts, targets, batch_size=batch_size),
+        other_image_nats=other,
+        equal_tokens=np.array(
+            [
+                sum(a == b for a, b in zip(ids, target, strict=False))
+                for ids, target in zip(written, targets, strict=True)
+            ]
+        ),
+    )
+
+
+def write_from_images(
+    model: MllmReIDModel,
+    processor: MllmReIDProcessor,
+    images: Sequence[ImageSource],
+    prompt: list[int],
+    max_new_tokens: int,
+    *,
+    batch_size: int = 64,
+) -> list[list[int]]:
+    """What the model writes greedily after an image prompt with each image: N lists of `max_new_tokens` ordinary ids.
+
+    The counterpart of `generate_texts`, which has no image. Modes and generation settings are left as found.
+    """
+    tokenizer, mllm = processor.tokenizer, model.mllm
+    unnamed = range(len(tokenizer), mllm.config.get_text_config().vocab_size)
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        suppress_tokens=[*sorted(special_tokens(mllm, tokenizer)), *unnamed],
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    written: list[list[int]] = []
+    defaults = mllm.generation_config
+    mllm.generation_config = GenerationConfig()  # `generate` would fill our gaps from a checkpoint's beams or penalties
+    try:
+        with eval_mode(model), torch.inference_mode():
+            for start in range(0, len(images), batch_size):
+                pixels = read_pixels(model, processor, images[start : start + batch_size])
+                ids = torch.tensor([prompt] * len(pixels), device=model.device)
+                # Equal prompts need no padding, so that every position is attended to.
+                mask = torch.ones_like(ids)
+                written += model.generate(ids, pixels, attention_mask=mask, generation_config=settings).tolist()
+    finally:
+        mllm.generation_config = defaults
+    return written
+
+
+def _perplexity(nats: np.ndarray | np.float64, tokens: np.ndarray | int) -> np.ndarray:
+    with np.errstate(over="ignore"):  # infinity says what there is to say
+        return np.exp(nats / tokens)
+
+
+def _for_json(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
