@@ -14,6 +14,8 @@ from transformers import HfArgumentParser
 
 from ..errors import UserError
 
+USAGE = "%(prog)s [config.yaml] [--field value ...]"
+
 
 def parse(dataclasses: Sequence[Any], argv: Sequence[str], command: str) -> tuple[Any, ...]:
     """One instance of each dataclass from `[config.yaml] [--field value ...]`; no field name may be in two of them.
@@ -27,10 +29,10 @@ def parse(dataclasses: Sequence[Any], argv: Sequence[str], command: str) -> tupl
 
 def read_options(dataclasses: Sequence[Any], argv: Sequence[str], command: str) -> dict[str, Any]:
     """What the file and the flags give, by field; defaults are not in it. Exits and raises as `parse` does."""
-    parser = _parser(dataclasses, command)
     if {"-h", "--help"} & set(argv):
-        parser.print_help()
+        _Parser(dataclasses, prog=f"run_reid.py {command}", usage=USAGE).print_help()
         raise SystemExit(0)
+    parser = _parser(dataclasses, command)
     given: dict[str, Any] = {}
     flags = list(argv)
     if flags and not flags[0].startswith("-"):
@@ -49,7 +51,7 @@ def build_options(dataclasses: Sequence[Any], given: Mapping[str, Any], command:
 
 
 def _parser(dataclasses: Sequence[Any], command: str) -> "_Parser":
-    parser = _Parser(dataclasses, prog=f"run_reid.py {command}", usage="%(prog)s [config.yaml] [--field value ...]")
+    parser = _Parser(dataclasses, prog=f"run_reid.py {command}", usage=USAGE)
     for action in parser._actions:
         # Only what was given is wanted: the dataclasses have the defaults.
         action.default, action.required = SUPPRESS, False

@@ -156,7 +156,8 @@ def sweep(plan: Plan, intervals: Intervals) -> str:
         row = sweep_name(str(args.sweep_of), value)
         views = [View(args.budgets[0], args.train_sets[0], args.test_sets[0], feature) for feature in FEATURES]
         cells.append([f"{value:g}", *(_interval(intervals[view][row]["mAP"]) for view in views)])
-    return f"## Lambda: row {args.sweep_of}, mAP, equal {LABELS[args.budgets[0]]}\n\n" + table(["lambda", *FEATURES], cells)
+    title = f"## Lambda: row {args.sweep_of}, mAP, equal {LABELS[args.budgets[0]]}"
+    return f"{title}\n\n{table(['lambda', *FEATURES], cells)}"
 
 
 def cost(plan: Plan, costs: Mapping[str, Cost], results: Results) -> str:
@@ -263,7 +264,8 @@ def table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 
 def _named(view: View) -> str:
-    return f"feature {view.feature}, trained on {view.train_set}, tested on {view.test_set}, equal {LABELS[view.budget]}"
+    budget = f"equal {LABELS[view.budget]}"
+    return f"feature {view.feature}, trained on {view.train_set}, tested on {view.test_set}, {budget}"
 
 
 def _interval(interval: Interval) -> str:
