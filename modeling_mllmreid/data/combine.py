@@ -3,13 +3,14 @@
 market1501+cuhk03           the training parts of both
 market1501+cuhk03:all       all their parts, test people too
 market1501>msmt17           trained on one, tested on another
+market1501+cuhk03:all>msmt17  several before the sign too
 P-1                         Market-1501, CUHK02, CUHK03, CUHK-SYSU, all parts; tested on VIPeR, PRID, GRID, iLIDS
 P-2:msmt17, P-3:msmt17      the others of Market-1501, MSMT17, CUHK03 with CUHK-SYSU; training parts, or all parts
 """
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
@@ -43,8 +44,9 @@ def parse_combination(name: str) -> Combination | None:
         others = tuple(source for source in LEAVE_ONE_OUT if source != target)
         return Combination((*others, "cuhk_sysu"), all_parts=protocol == "P-3", targets=(target,))
     if ">" in name:
-        source, _, target = name.partition(">")
-        return Combination((source,), targets=(target,))
+        trained, _, target = name.partition(">")
+        combination = parse_combination(trained) or Combination((trained,))
+        return replace(combination, targets=(target,))
     if "+" in name:
         sets, _, parts = name.partition(":")
         if parts not in ("", "all"):

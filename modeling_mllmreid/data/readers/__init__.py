@@ -11,6 +11,7 @@ from .market_layout import read_dukemtmc, read_market1501, read_occluded_duke, r
 from .msmt17 import read_msmt17
 from .own_data import read_folders, read_table
 from .pair_sets import read_grid, read_ilids, read_prid, read_viper
+from .rendered import RENDERED
 
 READERS: dict[str, Callable[..., DatasetDict]] = {
     "market1501": read_market1501,
@@ -31,4 +32,5 @@ READERS: dict[str, Callable[..., DatasetDict]] = {
     "ilids": read_ilids,
     "folders": read_folders,
     "table": read_table,
+    **RENDERED,
 }

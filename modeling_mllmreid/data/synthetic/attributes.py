@@ -64,6 +64,14 @@ LOOKALIKE_EVERY = 5
 
 
 @dataclass(frozen=True)
+class Crowd:
+    """How many look-alikes there are: the last `copies` of every `size` people are copies of the one before them."""
+
+    size: int = LOOKALIKE_EVERY
+    copies: int = 1
+
+
+@dataclass(frozen=True)
 class Person:
     """The appearance of one identity: what captions may tell (first block) and what they never do (`NEVER_TOLD`).
 
@@ -109,15 +117,24 @@ def random_stream(seed: int, *key: object) -> Random:
     return Random(":".join(str(part) for part in (seed, *key)))
 
 
-def make_person(seed: int, group: str, index: int) -> Person:
+def make_person(
+    seed: int,
+    group: str,
+    index: int,
+    crowd: Crowd = Crowd(),
+    dress: Callable[[Random, "Person"], "Person"] | None = None,
+) -> Person:
     """Identity number `index` (from 0) of `group` ("train", "test", "other"); a pure function of its arguments.
 
-    Every `LOOKALIKE_EVERY`-th identity is a look-alike of the one before it (`look_alike`).
+    Look-alikes (`look_alike`) are as many as the crowd says. dress: what the world's people wear.
     """
     rng = random_stream(seed, group, "person", index)
-    if index % LOOKALIKE_EVERY == LOOKALIKE_EVERY - 1:
-        return look_alike(rng, make_person(seed, group, index - 1))
-    return random_person(rng)
+    original = crowd.size - crowd.copies - 1
+    place = index % crowd.size
+    if place > original:
+        return look_alike(rng, make_person(seed, group, index - place + original, crowd, dress))
+    person = random_person(rng)
+    return person if dress is None else dress(rng, person)
 
 
 def random_person(rng: Random) -> Person:

@@ -20,6 +20,7 @@ class Camera:
     `gain`: white balance per channel, applied after `gamma`; `saturation`: 0 is grey; `lift`: added light (haze);
     `blur`: Gaussian sigma in pixels; `noise`: standard deviation, 1 being full scale; `light`: side shading, -1 to 1;
     `wall`, `ground`, `clutter`: the scene's colours; `foliage`: the scene's clutter is round instead of upright.
+    `detail`: resolution that it records at, as a share of the crop's.
     """
 
     views: tuple[float, float, float, float]
@@ -36,6 +37,7 @@ class Camera:
     ground: RGB
     clutter: tuple[RGB, ...]
     foliage: bool = False
+    detail: float = 1.0
 
 
 CAMERAS = (
@@ -133,10 +135,13 @@ CAMERAS = (
 )
 
 
-@lru_cache(maxsize=len(CAMERAS))
-def scene(seed: int, number: int) -> Image.Image:
-    """The still background of camera `number` (from 0): a wall, things before it, and the ground; RGB of `SCENE`."""
-    camera, rng = CAMERAS[number], random_stream(seed, "scene", number)
+@lru_cache(maxsize=16)
+def scene(seed: int, number: int, camera: Camera) -> Image.Image:
+    """The still background of a camera, `number` (from 0) of its network: a wall, things before it, and the ground.
+
+    RGB of `SCENE`.
+    """
+    rng = random_stream(seed, "scene", number)
     width, height = SCENE
     horizon = rng.randint(62, 78)
     image = Image.new("RGB", SCENE, camera.wall)
@@ -174,6 +179,9 @@ def expose(image: Image.Image, camera: Camera, *, brightness: float, noise_seed:
     grey = pixels.mean(axis=2, keepdims=True)
     pixels = camera.lift + (1 - camera.lift) * (grey + camera.saturation * (pixels - grey))
     blurred = Image.fromarray(_bytes(pixels)).filter(ImageFilter.GaussianBlur(camera.blur))
+    if camera.detail < 1:
+        small = (round(CROP[0] * camera.detail), round(CROP[1] * camera.detail))
+        blurred = blurred.resize(small, Image.Resampling.BOX).resize(CROP, Image.Resampling.BILINEAR)
     noise = np.random.default_rng(noise_seed).standard_normal(pixels.shape, dtype=np.float32)
     return Image.fromarray(_bytes(np.asarray(blurred, dtype=np.float32) / 255 + camera.noise * noise))
 

@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
 from .attributes import Person, random_person
-from .cameras import CAMERAS, SCENE, Camera, expose, scene
+from .cameras import SCENE, Camera, expose, scene
 from .figure import draw_figure
+from .look import STREET, Look, paint
 from .sketch import SIZE, VIEWS, Stance
 
 OCCLUDERS = ("post", "railing", "bin", "passer-by")
-OCCLUDED_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Shot:
     noise_seed: int
 
 
-def plan_shot(rng: Random, camera: int) -> Shot:
-    """A random image plan for camera number `camera` (from 0)."""
-    occluder = rng.choice(OCCLUDERS) if rng.random() < OCCLUDED_SHARE else None
+def plan_shot(rng: Random, camera: int, look: Look = STREET) -> Shot:
+    """A random image plan for camera number `camera` (from 0) of a world's look."""
+    occluder = rng.choice(OCCLUDERS) if rng.random() < look.occluded else None
     return Shot(
         camera=camera,
-        view=rng.choices(VIEWS, CAMERAS[camera].views)[0],
+        view=rng.choices(VIEWS, look.cameras[camera].views)[0],
         occluder=occluder,
         occluder_x=rng.choice((-1, 1)) * rng.uniform(0.5, 1.0),
         phase=rng.uniform(0, 2 * math.pi),
@@ -56,23 +56,25 @@ def plan_shot(rng: Random, camera: int) -> Shot:
     )
 
 
-def render(person: Person, shot: Shot, *, seed: int) -> Image.Image:
+def render(person: Person, shot: Shot, *, seed: int, look: Look = STREET) -> Image.Image:
     """The person crop (RGB of `cameras.CROP`) of a plan; `seed` is that of the cameras' scenes."""
-    camera = CAMERAS[shot.camera]
-    canvas = _background(shot, seed)
+    camera = look.cameras[shot.camera]
+    canvas = _background(shot, seed, camera)
     stance = _stance(shot, camera)
     _cast_shadow(canvas, stance)
-    _place(canvas, person, stance, camera)
-    _occlude(canvas, shot, stance, camera)
+    _place(canvas, person, stance, camera, look)
+    _occlude(canvas, shot, stance, camera, look)
     return expose(canvas, camera, brightness=shot.brightness, noise_seed=shot.noise_seed)
 
 
-def _background(shot: Shot, seed: int) -> Image.Image:
+def _background(shot: Shot, seed: int, camera: Camera) -> Image.Image:
     width, height = SIZE[0] // 2, SIZE[1] // 2
     left = int(shot.place * (SCENE[0] - width))
     top = int((SCENE[1] - height) / 2 - shot.shift[1])
     return (
-        scene(seed, shot.camera).crop((left, top, left + width, top + height)).resize(SIZE, Image.Resampling.BILINEAR)
+        scene(seed, shot.camera, camera)
+        .crop((left, top, left + width, top + height))
+        .resize(SIZE, Image.Resampling.BILINEAR)
     )
 
 
@@ -91,16 +93,17 @@ def _cast_shadow(canvas: Image.Image, stance: Stance) -> None:
     canvas.paste((0, 0, 0), mask=mask)
 
 
-def _place(canvas: Image.Image, person: Person, stance: Stance, camera: Camera) -> None:
+def _place(canvas: Image.Image, person: Person, stance: Stance, camera: Camera, look: Look) -> None:
     """Draws a person into the scene, darker towards the edges and away from the light."""
     figure, mask = draw_figure(person, stance)
+    figure = paint(figure, mask, look)
     across = np.clip((np.arange(SIZE[0]) - stance.center) / 40, -1, 1)
     row = 255 * (1 - 0.2 * across**2) * (1 - abs(camera.light) * (1 + np.sign(camera.light) * across) / 2)
     light = np.broadcast_to(row.astype(np.uint8)[None, :, None], (SIZE[1], SIZE[0], 3))
     canvas.paste(ImageChops.multiply(figure, Image.fromarray(np.ascontiguousarray(light))), mask=mask)
 
 
-def _occlude(canvas: Image.Image, shot: Shot, stance: Stance, camera: Camera) -> None:
+def _occlude(canvas: Image.Image, shot: Shot, stance: Stance, camera: Camera, look: Look) -> None:
     """Draws what stands before the person: nothing, a post, a railing or a bin at the feet, or a passer-by."""
     draw, sole = ImageDraw.Draw(canvas), stance.top + stance.length
     dark = tuple(channel // 2 for channel in camera.ground)
@@ -122,4 +125,4 @@ def _occlude(canvas: Image.Image, shot: Shot, stance: Stance, camera: Camera) ->
         view = rng.choice(VIEWS)
         center = stance.center + (52 + 10 * abs(shot.occluder_x)) * (1 if shot.occluder_x > 0 else -1)
         near = Stance(view, center, stance.top + 14, stance.length, stance.tilt, rng.uniform(0, 2 * math.pi))
-        _place(canvas, random_person(rng), near, camera)
+        _place(canvas, random_person(rng), near, camera, look)

@@ -1,0 +1,57 @@
+"""The rendered worlds: fixed synthetic data sets, rendered into their folder where they are not there yet.
+
+data_dir/                      Market-1501's layout, person 0 a distractor
+    bounding_box_train/ query/ bounding_box_test/
+    reid_raw.json              captions of every image
+    world.json                 which world, and its version
+"""
+
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from datasets import DatasetDict
+
+from ...errors import UserError
+from ..problems import Problems
+from ..synthetic.worlds import VERSION, WORLDS
+from ..synthetic.write import CAPTIONS_FILE, WORLD_FILE, write_world
+from .market_layout import FOLDERS, MARKET1501
+from .named_files import NamedFiles, read_named_files
+
+
+def read_rendered(world: str, data_dir: str | os.PathLike[str], *, problems: Problems | None = None) -> DatasetDict:
+    """A world of `WORLDS` with its captions; a folder that is missing or empty is rendered first.
+
+    Raises UserError for a folder that holds something else, another world, or another version of it.
+    """
+    root, name = Path(data_dir), f"rendered_{world}"
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        print(f"{name}: rendered into {root}", flush=True)
+        write_world(root, world)
+    try:
+        found = json.loads((root / WORLD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{root}: no {WORLD_FILE} in it, so not the data set {name}: give a new folder") from None
+    if found != {"world": world, "version": VERSION}:
+        raise UserError(
+            f"{root}: holds the world {found.get('world')!r}, version {found.get('version')}, not {world!r}, version "
+            f"{VERSION}: give another folder, or remove this one to render it anew"
+        )
+    spec = NamedFiles(
+        source=name,
+        title=name,
+        folders=FOLDERS,
+        archive=(),
+        name=MARKET1501.name,
+        example=MARKET1501.example,
+        distractors=True,
+    )
+    return read_named_files(spec, root, captions_file=root / CAPTIONS_FILE, problems=problems)
+
+
+RENDERED: dict[str, Callable[..., DatasetDict]] = {
+    f"rendered_{world}": partial(read_rendered, world) for world in WORLDS
+}
