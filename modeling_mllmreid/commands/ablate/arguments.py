@@ -32,6 +32,9 @@ class AblationArguments:
         metadata={"help": "steps: every row takes max_steps. flops: as many as cost what flops_of costs in max_steps."},
     )
     flops_of: str | None = field(default=None, metadata={"help": "The row whose cost the others get under flops."})
+    flops_tolerance: float = field(
+        default=0.05, metadata={"help": "A row whose cost differs by less than this share keeps max_steps under flops."}
+    )
     sweep_of: str | None = field(default=None, metadata={"help": "The row that is repeated over sweep_lambdas."})
     sweep_lambdas: list[float] = field(default_factory=list, metadata={"help": "Values of loss_lambda for sweep_of."})
     agreement_of: str | None = field(

@@ -61,7 +61,9 @@ class Plan:
         steps, told = self.max_steps, self.settings[row]
         first = told.get("language_first", 0.0)
         if cost is not None:
-            steps = max(1, round(self.max_steps * cost.reference / cost.of_steps(first)))
+            ratio = cost.reference / cost.of_steps(first)
+            if abs(1 - 1 / ratio) >= self.args.flops_tolerance:
+                steps = max(1, round(self.max_steps * ratio))
         stages = (round(steps * first), steps - round(steps * first))
         return Run(row, train_set, budget, seed, told, tuple(self.args.test_sets), self.base, stages)
 

@@ -178,7 +178,11 @@ def cost(plan: Plan, costs: Mapping[str, Cost], results: Results) -> str:
         header += [f"steps, equal {LABELS[budget]}", "seconds of training"]
     if costs:
         header += ["GFLOPs a step", f"of {plan.args.flops_of}'s"]
-    return "## Cost\n\nSeconds are those of runs beside one another on one machine.\n\n" + table(header, cells)
+    note = "Seconds are those of runs beside one another on one machine."
+    if costs:
+        share = f"{100 * plan.args.flops_tolerance:g} %"
+        note += f" Under equal FLOPs a row whose step costs within {share} of {plan.args.flops_of}'s keeps its steps."
+    return f"## Cost\n\n{note}\n\n{table(header, cells)}"
 
 
 def continuations(analysis: Mapping[str, ContinuationAnalysis]) -> str:
