@@ -1,22 +1,24 @@
-"""The tiny LLaVA's sizes and its lesson, and both steps by them."""
+"""The tiny LLaVA's sizes and its lessons, and the steps by them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import LlavaForConditionalGeneration
 
 from ..data.synthetic import sample_descriptions
 from ..model import MllmReIDProcessor
+from .alignment import align_images
 from .lesson import teach_language
 from .llava import build_processor, build_tiny_llava
 
-# The two parts that continuations are read from: other seeds than the people who are trained and tested on.
-VOCABULARY_SEED, LESSON_SEED = 101, 102
+# What the language model and its vocabulary come from: other seeds than the people who are trained and tested on.
+VOCABULARY_SEED, LESSON_SEED, ALIGNMENT_SEED = 101, 102, 103
 
 
 @dataclass
 class TinyArguments:
-    """Sizes of the tiny LLaVA and of its language model's lesson."""
+    """Sizes of the tiny LLaVA and of its lessons."""
 
     patch_size: int = field(default=16, metadata={"help": "Side in pixels of the vision tower's patches."})
     hidden_size: int = field(default=64, metadata={"help": "Width of the vision tower and of the language model."})
@@ -26,6 +28,11 @@ class TinyArguments:
     lesson_steps: int = field(default=800, metadata={"help": "Steps of the language model's lesson."})
     lesson_batch_size: int = field(default=32, metadata={"help": "Captions in a step of the lesson."})
     lesson_learning_rate: float = field(default=3e-3, metadata={"help": "Learning rate of the lesson."})
+    alignment_people: int = field(
+        default=1000, metadata={"help": "People whose images the whole LLaVA learns to describe after that."}
+    )
+    alignment_steps: int = field(default=0, metadata={"help": "Steps of this second lesson; 0: none."})
+    alignment_learning_rate: float = field(default=2e-3, metadata={"help": "Learning rate of the second lesson."})
 
 
 def build_tiny(
@@ -46,16 +53,32 @@ def teach_tiny(
     *,
     target_tokens: int,
     instructions: Sequence[str] | None = None,
-) -> float:
-    """The lesson, in place; returns its last loss. instructions: by default the processor's own alone."""
-    return teach_language(
-        mllm,
-        processor,
-        instructions=instructions or [processor.instruction],
-        people=args.lesson_people,
-        steps=args.lesson_steps,
-        batch_size=args.lesson_batch_size,
-        learning_rate=args.lesson_learning_rate,
-        target_tokens=target_tokens,
-        seed=LESSON_SEED,
-    )
+) -> dict[str, float]:
+    """The lessons, in place; returns the last loss of each. instructions: by default the processor's own alone."""
+    shared: dict[str, Any] = {
+        "instructions": instructions or [processor.instruction],
+        "batch_size": args.lesson_batch_size,
+        "target_tokens": target_tokens,
+    }
+    losses = {
+        "language": teach_language(
+            mllm,
+            processor,
+            people=args.lesson_people,
+            steps=args.lesson_steps,
+            learning_rate=args.lesson_learning_rate,
+            seed=LESSON_SEED,
+            **shared,
+        )
+    }
+    if args.alignment_steps:
+        losses["images"] = align_images(
+            mllm,
+            processor,
+            people=args.alignment_people,
+            steps=args.alignment_steps,
+            learning_rate=args.alignment_learning_rate,
+            seed=ALIGNMENT_SEED,
+            **shared,
+        )
+    return losses

@@ -25,7 +25,7 @@ class AblationArguments:
     data_dirs: dict = field(default_factory=dict, metadata={"help": "Each set's folder, as JSON."})
     captions_files: dict = field(default_factory=dict, metadata={"help": "Each set's captions, as JSON."})
     seeds: list[int] = field(
-        default_factory=lambda: [0, 1, 2], metadata={"help": "Of batches, augmentation, heads, the tiny LLaVA's tower."}
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Of batches, augmentation and heads."}
     )
     budgets: list[str] = field(
         default_factory=lambda: ["steps"],

@@ -43,7 +43,7 @@ def load_set(args: AblationArguments, name: str, texts: Path | None = None) -> D
 def prepare_base(args: AblationArguments, tiny: TinyArguments, shared: Mapping[str, Any], folder: Path) -> str:
     """The name of the native LLaVA that all runs begin with; a tiny one is made and taught where it is not there yet.
 
-    All instructions take turns in the lesson, so that none is at a disadvantage for being new.
+    All instructions take turns in its lessons, so that none is at a disadvantage for being new.
     """
     if args.base_model != TINY:
         return args.base_model
@@ -54,12 +54,12 @@ def prepare_base(args: AblationArguments, tiny: TinyArguments, shared: Mapping[s
     if root.is_dir():
         return str(root)
     processor, mllm = build_tiny(tiny, height=height, width=width, seed=TEST_SEED, instructions=INSTRUCTIONS)
-    loss = teach_tiny(mllm, processor, tiny, target_tokens=batches.max_target_tokens, instructions=INSTRUCTIONS)
+    losses = teach_tiny(mllm, processor, tiny, target_tokens=batches.max_target_tokens, instructions=INSTRUCTIONS)
     folder.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".tiny-", suffix=".part", dir=folder))
     for part in (processor.tokenizer, processor.image_processor, mllm):
         part.save_pretrained(aside)
-    write_json(aside / "lesson.json", {**told, "loss": loss})
+    write_json(aside / "lesson.json", {**told, "losses": losses})
     aside.rename(root)
     return str(root)
 
@@ -135,16 +135,6 @@ def one_image_each(query: Dataset, most: int) -> Dataset:
 def teacher_folder(folder: Path, base: str) -> Path:
     """Where a base's texts lie."""
     return folder / f"texts-{hashlib.sha256(base.encode()).hexdigest()[:8]}"
-
-
-def fresh_tower(model: Any, seed: int) -> None:
-    """New random weights for a tiny LLaVA's visual encoder and projector, by the seed; the language model stays."""
-    config = model.config.mllm_config
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        new = LlavaForConditionalGeneration(config).model
-    for name in ("vision_tower", "multi_modal_projector"):
-        getattr(model.mllm.model, name).load_state_dict(getattr(new, name).state_dict())
 
 
 def check_captions(name: str, split: Dataset) -> None:

@@ -31,7 +31,7 @@ from ..arguments import MethodArguments, ModelArguments
 from ..loading import load_model
 from ..options import build_options
 from .arguments import FEATURES, TINY, AblationArguments, TreatmentArguments
-from .base import fresh_tower, load_set, one_image_each
+from .base import load_set, one_image_each
 from .oracle import AttributeCollator, add_attribute_head
 from .plan import Run
 from .treatments import permute_captions, spoil_captions
@@ -80,7 +80,7 @@ def _run(run: Run, place: Place, folder: Path) -> None:
     torch.set_num_threads(place.args.threads)
     torch.manual_seed(run.seed)
     method, adapters, batches, treatment, training = arguments_of(run, place, folder / "training")
-    model, processor = start(place, method, adapters, run.seed)
+    model, processor = start(place, method, adapters)
     dataset = training_data(run, place, treatment)
     trainer, history = train_stages(run, model, processor, dataset, batches, treatment, training)
     report: dict[str, Any] = {
@@ -118,17 +118,12 @@ def arguments_of(run: Run, place: Place, output_dir: Path) -> tuple[Any, ...]:
     return build_options(GROUPS, {**run.settings, **place.speed, **fixed}, f"row {run.row!r}")
 
 
-def start(
-    place: Place, method: MethodArguments, adapters: AdapterArguments, seed: int
-) -> tuple[MllmReIDModel, MllmReIDProcessor]:
-    """The base with new heads; a tiny one with a new tower, which is what a seed varies there."""
+def start(place: Place, method: MethodArguments, adapters: AdapterArguments) -> tuple[MllmReIDModel, MllmReIDProcessor]:
+    """The base with new heads."""
     fields = method.given()
     if place.args.base_model == TINY:
         fields = {"height": 128, "width": 64, **fields}
-    model, processor = load_model(ModelArguments(place.base), fields, adapters)
-    if place.args.base_model == TINY:
-        fresh_tower(model, seed)
-    return model, processor
+    return load_model(ModelArguments(place.base), fields, adapters)
 
 
 def training_data(run: Run, place: Place, treatment: TreatmentArguments) -> DatasetDict:

@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     height, width = method_args.height or 128, method_args.width or 64
     processor, mllm = build_tiny(tiny_args, height=height, width=width, seed=training_args.seed)
     teacher = copy.deepcopy(mllm)
-    lesson_loss = teach_tiny(teacher, processor, tiny_args, target_tokens=batch_args.max_target_tokens)
+    lesson_loss = teach_tiny(teacher, processor, tiny_args, target_tokens=batch_args.max_target_tokens)["language"]
     teacher.requires_grad_(False)
     print(f"loss at the end of the lesson: {lesson_loss:.3f} nats a token")
 
