@@ -18,12 +18,14 @@ def euclidean_distances(a: Tensor, b: Tensor) -> Tensor:
     """Euclidean distances sqrt(max(d^2, 1e-12)). a: (N, D), b: (M, D). Returns (N, M).
 
     Both sides are shifted by one common mean first: distances stay, and float32 keeps its digits where all features lie
-    in a narrow cone far from the origin, as an LLM's do.
+    in a narrow cone far from the origin, as an LLM's do. Computed in the inputs' own format: autocast would take the
+    product in half precision, where a row is a margin away from itself.
     """
-    center = b.detach().mean(dim=0)
-    a, b = a - center, b - center
-    squared = a.pow(2).sum(1, keepdim=True) + b.pow(2).sum(1) - 2 * a @ b.T
-    return squared.clamp(min=1e-12).sqrt()
+    with torch.autocast(a.device.type, enabled=False):
+        center = b.detach().mean(dim=0)
+        a, b = a - center, b - center
+        squared = a.pow(2).sum(1, keepdim=True) + b.pow(2).sum(1) - 2 * a @ b.T
+        return squared.clamp(min=1e-12).sqrt()
 
 
 def batch_hard_triplet_loss(

@@ -193,7 +193,7 @@ def test_every_run_tells_what_it_was(ablation):
             assert arrays["vision_ap"].mean() == pytest.approx(result["tests"]["market1501"]["vision"]["mAP"])
     rows = {result["row"]: result for result in runs.values()}
     assert rows["S"]["agreement"]["market1501"]["image_perplexity"] > 1 and rows["B0"]["agreement"] == {}
-    assert rows["two-stage"]["stages"] == [2, 2] or rows["two-stage"]["stages"][0] >= 1
+    assert [2, 2] in [result["stages"] for result in runs.values() if result["row"] == "two-stage"]
 
 
 def test_the_report_is_of_the_runs(ablation):
@@ -205,7 +205,7 @@ def test_the_report_is_of_the_runs(ablation):
     assert view["contrasts"]["language"]["mAP"]["difference"] == pytest.approx(difference)
     assert view["contrasts"]["language"]["mAP"]["holm"] >= view["contrasts"]["language"]["mAP"]["p_value"]
     text = (ablation / "ablation" / "report.md").read_text()
-    assert "power is too low for a verdict" in text and "feature concat" in text and "equal FLOPs" in text
+    assert "Power: with 2 seeds" in text and "feature concat" in text and "equal FLOPs" in text
     for picture in ("rows-steps.png", "contrasts-flops.png", "losses.png", "agreement.png"):
         assert picture in text and (ablation / "ablation" / picture).stat().st_size > 5000
     assert all(name in text for name in runs_of(ablation))
@@ -242,7 +242,7 @@ def test_a_run_that_fails_is_named_and_leaves_no_result(ablation, tmp_path):
         ),
         (["--test_sets", "nowhere"], "data set 'nowhere' is unknown"),
         (["--rows=B0"], "ablate: rows: 'B0' is not JSON"),
-        (["--train_sets", "market1501:all+x"], "data_dirs has no folder of market1501:all"),
+        (["--train_sets", "market1501+msmt17"], "data_dirs has no folder of msmt17: name it there"),
     ],
 )
 def test_mistakes_are_said_before_the_work(ablation, flags, message):

@@ -30,6 +30,14 @@ def naive_triplet(anchors, labels, others, other_labels, margin, soft, own):
     return sum(terms) / len(terms)
 
 
+def test_distances_keep_their_digits_under_autocast():
+    torch.manual_seed(0)
+    rows = torch.randn(16, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        distances = euclidean_distances(rows, rows)
+    assert distances.dtype == torch.float32 and torch.allclose(distances, torch.cdist(rows, rows), atol=5e-3)
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_triplet_with_unequal_identity_counts_equals_a_naive_loop(soft):
     torch.manual_seed(0)
