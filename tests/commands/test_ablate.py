@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from datasets import Dataset
 
 from modeling_mllmreid.commands.ablate import main
 from modeling_mllmreid.commands.ablate.arguments import AblationArguments, TreatmentArguments
+from modeling_mllmreid.commands.ablate.command import read_configuration
 from modeling_mllmreid.commands.ablate.oracle import WORDS, attribute_loss
 from modeling_mllmreid.commands.ablate.plan import Cost, Plan, check_plan
 from modeling_mllmreid.commands.ablate.treatments import permute_captions, spoil_captions
@@ -17,6 +19,7 @@ from modeling_mllmreid.data.columns import FEATURES
 from modeling_mllmreid.data.synthetic import write_pedestrians
 from modeling_mllmreid.errors import UserError
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 ROWS = {
     "B0": {"reid_on": "vision", "loss_lambda": 1.0},
     "S": {"reid_on": "vision"},
@@ -78,6 +81,13 @@ def test_treatments_that_exclude_one_another():
         TreatmentArguments(permute_captions=True, caption_noise=0.2)
     with pytest.raises(ValueError, match="language_first 1: give a share, at least 0 and below 1"):
         TreatmentArguments(language_first=1)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("ablation_*.yaml")), ids=lambda path: path.stem)
+def test_the_plans_of_configs_hold_together(path):
+    args, _, shared, rows = read_configuration([str(path), "--use_cpu=true"])
+    assert len(rows) >= 3 and args.contrasts and shared["max_steps"] > 0
+    assert len(args.seeds) >= 2
 
 
 # ---- treatments ------------------------------------------------------------------------------------------------------
@@ -237,7 +247,7 @@ def test_a_run_that_fails_is_named_and_leaves_no_result(ablation, tmp_path):
     [
         (["--max_steps=0"], "max_steps is not given: say how many steps each row is trained"),
         (
-            ['--rows={"B0": {"loss_lamda": 1}}', "--contrasts={}"],
+            ['--rows={"B0": {"loss_lamda": 1}}', "--contrasts={}", "--agreement_of=B0"],
             "rows: 'B0': unknown field 'loss_lamda': did you mean",
         ),
         (["--test_sets", "nowhere"], "data set 'nowhere' is unknown"),

@@ -1,7 +1,7 @@
 """What an ablation is told: its rows and contrasts, the sets, seeds and budgets."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 FEATURES = ("vision", "llm", "concat")
 BUDGETS = ("steps", "flops")
@@ -21,6 +21,9 @@ class AblationArguments:
     base_model: str = field(
         default=TINY,
         metadata={"help": "A native LLaVA that every run begins with; tiny: one made and taught here, no download."},
+    )
+    base_dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Number format of the base's frozen weights, as train's dtype."}
     )
     data_dirs: dict = field(default_factory=dict, metadata={"help": "Each set's folder, as JSON."})
     captions_files: dict = field(default_factory=dict, metadata={"help": "Each set's captions, as JSON."})

@@ -72,8 +72,9 @@ def base_identity(args: AblationArguments, base: str) -> str:
 class Teacher:
     """The base as the frozen writer of continuations, loaded where there is something to write."""
 
-    def __init__(self, base: str, folder: Path, max_new_tokens: int):
+    def __init__(self, args: AblationArguments, base: str, folder: Path, max_new_tokens: int):
         self.base, self.folder, self.max_new_tokens = base, folder, max_new_tokens
+        self.dtype = getattr(torch, args.base_dtype)
         self._mllm: LlavaForConditionalGeneration | None = None
         self.processor = MllmReIDProcessor.from_mllm_pretrained(base)
 
@@ -81,7 +82,10 @@ class Teacher:
     def mllm(self) -> LlavaForConditionalGeneration:
         """The language model, on the device."""
         if self._mllm is None:
-            self._mllm = LlavaForConditionalGeneration.from_pretrained(self.base).requires_grad_(False).eval()
+            self._mllm = LlavaForConditionalGeneration.from_pretrained(self.base, dtype=self.dtype).requires_grad_(
+                False
+            )
+            self._mllm.eval()
             to_device(self._mllm)
         return self._mllm
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,30 +32,21 @@ LOSS_LAMBDA: float = inspect.signature(MllmReIDConfig.__init__).parameters["loss
 
 def main(argv: list[str]) -> None:
     """Runs the plan and writes the report; the same command again goes on where a killed one was."""
-    shared_groups = tuple(group for group in GROUPS if group is not TreatmentArguments)
-    given = read_options((AblationArguments, TinyArguments, *shared_groups), argv, "ablate")
-    args, tiny = build_options((AblationArguments, TinyArguments), given, "ablate")
+    args, tiny, shared, rows = read_configuration(argv)
     figure_class()  # before the work, not after it
-    rows = {name: read_mapping(GROUPS, fields, f"rows: {name!r}") for name, fields in check_plan(args).items()}
-    own = {name for group in GROUPS for name in group.__dataclass_fields__}
-    shared = {name: value for name, value in given.items() if name in own}
-    max_steps, folder = shared.get("max_steps", 0), Path(shared.get("output_dir", "runs/ablation"))
-    if max_steps < 1:
-        raise UserError("max_steps is not given: say how many steps each row is trained")
+    folder = Path(shared.get("output_dir", "runs/ablation"))
 
     _say("1. The sets, and what every run begins with")
     sets = {name: load_set(args, name) for name in dict.fromkeys((*args.train_sets, *args.test_sets))}
     _check_sets(args, sets)
     base = prepare_base(args, tiny, shared, folder / "base")
-    # Said in every row, so that one that names the default is the same run as one that does not.
-    shared.setdefault("loss_lambda", LOSS_LAMBDA)
     settings = {
         name: {key: value for key, value in {**shared, **row}.items() if key not in NOT_TOLD}
         for name, row in rows.items()
     }
-    plan = Plan(args, settings, max_steps, base_identity(args, base))
+    plan = Plan(args, settings, shared["max_steps"], base_identity(args, base))
     (batches,) = build_options((BatchArguments,), shared, "ablate")
-    teacher = Teacher(base, teacher_folder(folder / "base", plan.base), batches.max_target_tokens)
+    teacher = Teacher(args, base, teacher_folder(folder / "base", plan.base), batches.max_target_tokens)
     texts, test_texts = write_texts(plan, sets, teacher)
     speed = {name: shared[name] for name in SPEED if name in shared}
     places = {name: Place(args, base, texts.get(name), test_texts, speed) for name in args.train_sets}
@@ -73,6 +64,27 @@ def main(argv: list[str]) -> None:
     _say("4. The report")
     path = write_report(plan, costs, Results(runs, folder / "runs"), sets, teacher, folder)
     print(f"report: {path}\nJSON:   {path.with_suffix('.json')}\nruns:   {folder / 'runs'}")
+
+
+def read_configuration(
+    argv: list[str],
+) -> tuple[AblationArguments, TinyArguments, dict[str, Any], dict[str, dict[str, Any]]]:
+    """The plan, the tiny LLaVA's sizes, the fields that all rows share, and those of each row.
+
+    Raises UserError naming what does not hold together, before anything is made.
+    """
+    shared_groups = tuple(group for group in GROUPS if group is not TreatmentArguments)
+    given = read_options((AblationArguments, TinyArguments, *shared_groups), argv, "ablate")
+    args, tiny = build_options((AblationArguments, TinyArguments), given, "ablate")
+    rows = {name: read_mapping(GROUPS, fields, f"rows: {name!r}") for name, fields in check_plan(args).items()}
+    own = {field.name for group in GROUPS for field in fields(group)}
+    # Lambda is said in every row, so that one that names the default is the same run as one that does not.
+    shared = {"loss_lambda": LOSS_LAMBDA, **{name: value for name, value in given.items() if name in own}}
+    if shared.get("max_steps", 0) < 1:
+        raise UserError("max_steps is not given: say how many steps each row is trained")
+    for name, row in rows.items():
+        build_options(GROUPS, {**shared, **row}, f"row {name!r}")
+    return args, tiny, shared, rows
 
 
 def write_texts(

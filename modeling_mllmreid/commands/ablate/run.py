@@ -123,7 +123,7 @@ def start(place: Place, method: MethodArguments, adapters: AdapterArguments) -> 
     fields = method.given()
     if place.args.base_model == TINY:
         fields = {"height": 128, "width": 64, **fields}
-    return load_model(ModelArguments(place.base), fields, adapters)
+    return load_model(ModelArguments(place.base, dtype=place.args.base_dtype), fields, adapters)
 
 
 def training_data(run: Run, place: Place, treatment: TreatmentArguments) -> DatasetDict:
