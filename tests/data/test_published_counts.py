@@ -26,7 +26,13 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+# Tens of thousands of files each: the small sets stand for their readers in the fast suite.
+LARGE = {"cuhk_pedes", "icfg_pedes", "rstpreid", "cuhk_sysu", "msmt17"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in CASES]
+)
 def test_full_size(tmp_path, name, caplog):
     root = write_tree(tmp_path, name)
     dataset = load_reid_dataset(name, data_dir=root, strict=True)

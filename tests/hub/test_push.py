@@ -198,6 +198,7 @@ def test_export_push_delete_load_by_name_in_a_clean_process(hub, home, call, tra
         torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_download_that_breaks_off_goes_on_and_is_whole(hub, home, trained, image):
     before = hub.seen["GET resolve"]
     hub.fail["GET resolve"] = lambda number: "cut" if number % 8 == 0 else None

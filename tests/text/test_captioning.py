@@ -120,6 +120,7 @@ print(f"process {{state.process_index}} of {{state.num_processes}} wrote {{len(w
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_shares(native, people, tmp_path):
     """Both write all ten captions together, and none twice, a part that a killed run left included."""
     path = tmp_path / "captions.jsonl"
