@@ -14,8 +14,7 @@ from ..data import image_sources
 from ..data.images import ImageSource
 from ..errors import UserError
 from ..model import MllmReIDModel, MllmReIDProcessor
-from ..text.generation import check_generation_settings, special_tokens
-from .embedding import eval_mode
+from ..text.generation import check_generation_settings, ready_to_generate, special_tokens
 from .language import image_losses, read_pixels, rows_of_others, text_losses
 
 
@@ -179,18 +178,13 @@ def write_from_images(
         pad_token_id=tokenizer.pad_token_id,
     )
     written: list[list[int]] = []
-    defaults = mllm.generation_config
-    mllm.generation_config = GenerationConfig()  # `generate` would fill our gaps from a checkpoint's beams or penalties
-    try:
-        with eval_mode(model), torch.inference_mode():
-            for start in range(0, len(images), batch_size):
-                pixels = read_pixels(model, processor, images[start : start + batch_size])
-                ids = torch.tensor([prompt] * len(pixels), device=model.device)
-                # Equal prompts need no padding, so that every position is attended to.
-                mask = torch.ones_like(ids)
-                written += model.generate(ids, pixels, attention_mask=mask, generation_config=settings).tolist()
-    finally:
-        mllm.generation_config = defaults
+    with ready_to_generate(mllm), torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            pixels = read_pixels(model, processor, images[start : start + batch_size])
+            ids = torch.tensor([prompt] * len(pixels), device=model.device)
+            # Equal prompts need no padding, so that every position is attended to.
+            mask = torch.ones_like(ids)
+            written += model.generate(ids, pixels, attention_mask=mask, generation_config=settings).tolist()
     return written
 
 

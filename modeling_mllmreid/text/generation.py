@@ -44,7 +44,7 @@ def generate_texts(
     )
     texts = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-    with _ready_to_generate(mllm), torch.inference_mode():
+    with ready_to_generate(mllm), torch.inference_mode():
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             batch = [prompts[index] for index in indices]
@@ -105,7 +105,7 @@ def _without(literals: Collection[str], text: str) -> str:
 
 
 @contextmanager
-def _ready_to_generate(mllm: LlavaForConditionalGeneration) -> Iterator[None]:
+def ready_to_generate(mllm: LlavaForConditionalGeneration) -> Iterator[None]:
     """Eval mode and blank generation defaults; afterwards every module's own mode and the defaults are put back."""
     modes = [(module, module.training) for module in mllm.modules()]
     defaults = mllm.generation_config

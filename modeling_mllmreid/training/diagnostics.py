@@ -7,22 +7,19 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, Trainer
 
 from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
 from ..model.distributed import gather_with_gradient
 from ..model.losses import batch_hard_triplet_loss, id_loss
-from ..text.generation import _ready_to_generate, special_tokens
+from ..text.generation import ready_to_generate, special_tokens
 from .arguments import ReIDTrainingArguments
-from .freezing import _tower_up_to
-
-if TYPE_CHECKING:
-    from .trainer import ReIDTrainer
+from .freezing import tower_up_to
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +160,7 @@ def written_and_wanted(
         suppress_tokens=[*sorted(special_tokens(model.mllm, tokenizer)), *unnamed],
         pad_token_id=tokenizer.pad_token_id,
     )
-    with _ready_to_generate(model.mllm):
+    with ready_to_generate(model.mllm):
         written = model.generate(
             prompts,
             inputs["pixel_values"][chosen],
@@ -239,8 +236,8 @@ class Diagnostics:
     Gradients are absent too with torch.compile and with re-entrant checkpoints, which allow no `autograd.grad`.
     """
 
-    def __init__(self, trainer: "ReIDTrainer"):
-        self.trainer = trainer
+    def __init__(self, trainer: Trainer, args: ReIDTrainingArguments, processor: MllmReIDProcessor):
+        self.trainer, self.args, self.processor = trainer, args, processor
         self._due = False
         self._measured: list[dict[str, float]] = []
         self._found: set[str] = set()
@@ -248,7 +245,7 @@ class Diagnostics:
 
     def begin_step(self) -> None:
         """To be called before the first micro-batch of each optimiser step."""
-        every, step = self.trainer.args.diagnostics_steps, self._step
+        every, step = self.args.diagnostics_steps, self._step
         self._due = every > 0 and (step == 1 or step % every == 0)
 
     @property
@@ -272,7 +269,7 @@ class Diagnostics:
         # Before the forward pass, while its activations take no memory yet.
         if not self._sharded and "labels" in inputs and model.config.loss_lambda < 1:
             with trainer.accelerator.autocast():
-                seen["texts"] = written_and_wanted(model, trainer.processing_class, inputs)
+                seen["texts"] = written_and_wanted(model, self.processor, inputs)
         tower = model.mllm.model.vision_tower
         layers = model.config.mllm_config.vision_feature_layer
         read = [model.vision_layer, *([layers] if isinstance(layers, int) else layers)]
@@ -280,10 +277,10 @@ class Diagnostics:
         def keep(module: Any, args: Any, output: Any) -> None:
             states = output.hidden_states
             depth = min(range(len(states))[layer] for layer in read)
-            if any(p.requires_grad for p in _tower_up_to(tower, [depth])):
+            if any(p.requires_grad for p in tower_up_to(tower, [depth])):
                 seen["state"] = states[depth]
 
-        if self._sharded or trainer.args.torch_compile:
+        if self._sharded or self.args.torch_compile:
             yield seen
             return
         hook = tower.register_forward_hook(keep)
@@ -312,7 +309,7 @@ class Diagnostics:
         digits = {f"diag_{name}": float(f"{value:.6g}") for name, value in values.items()}
         self._measured.append({"diag_step": self._step, **digits})
 
-        args, state = self.trainer.args, self.trainer.state
+        args, state = self.args, self.trainer.state
         if self._step > max(1, args.get_warmup_steps(state.max_steps), MIN_PROGRESS * state.max_steps):
             people = len(person_ids.unique())
             found = findings(values, config, args, images=len(person_ids), people=people)
@@ -337,7 +334,7 @@ class Diagnostics:
         self, state: Tensor, inputs: Mapping[str, Tensor], outputs: Any, language: Tensor | None, config: MllmReIDConfig
     ) -> dict[str, float]:
         accelerator = self.trainer.accelerator
-        args = self.trainer.args
+        args = self.args
         reentrant = dict(args.activation_checkpointing_kwargs or {}).get("use_reentrant")  # type: ignore[arg-type]
         if args.activation_checkpointing and reentrant and state.requires_grad:
             return {}

@@ -49,10 +49,10 @@ def _used(model: MllmReIDModel) -> Iterable[nn.Parameter]:
     if on_vision:
         layers_read.append(model.vision_layer)
     if layers_read:
-        yield from _tower_up_to(llava.vision_tower, layers_read)
+        yield from tower_up_to(llava.vision_tower, layers_read)
 
 
-def _tower_up_to(tower: PreTrainedModel, hidden_states: list[int]) -> Iterable[nn.Parameter]:
+def tower_up_to(tower: PreTrainedModel, hidden_states: list[int]) -> Iterable[nn.Parameter]:
     """Embeddings and blocks that the given hidden states of a vision tower are computed by."""
     blocks: nn.ModuleList = tower.encoder.layers  # type: ignore[union-attr, assignment]
     depth = max(layer if layer >= 0 else len(blocks) + 1 + layer for layer in hidden_states)

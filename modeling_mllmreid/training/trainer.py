@@ -58,7 +58,7 @@ class ReIDTrainer(Trainer):
         self._part_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
         self._part_steps = 0
         self._pk_sampler: PKSampler | None = None
-        self._diagnostics = Diagnostics(self)
+        self._diagnostics = Diagnostics(self, self.args, self.processing_class)
         self.add_callback(_SamplerEpoch(self))
 
     # ---- data ----------------------------------------------------------------------------------------------------
