@@ -1,6 +1,8 @@
 """All runs of a plan: those that are there are kept, the others are run, several at once."""
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -30,7 +32,8 @@ def run_all(tasks: Sequence[tuple[Run, Place]], runs: Path, *, processes: int) -
     if not waiting:
         return
     # A new process each: torch's threads and the Trainer's state do not survive a fork.
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_the_sweep) as pool:
         going = {pool.submit(execute, run, place, folder_of(run, runs)): run for run, place in waiting.values()}
         with tqdm(total=len(going), desc="runs", unit="run") as bar:
             for future in as_completed(going):
@@ -49,3 +52,13 @@ def run_all(tasks: Sequence[tuple[Run, Place]], runs: Path, *, processes: int) -
                         "the same command goes on with what is left"
                     ) from error
                 bar.update()
+
+
+def _end_with_the_sweep() -> None:
+    """Ends this process when the sweep's ends, however that was: a run that goes on alone would meet its own repeat."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
