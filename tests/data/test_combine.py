@@ -39,6 +39,8 @@ def test_protocols_by_name():
     assert parse_combination("a+b+c") == Combination(("a", "b", "c"))
     assert parse_combination("a+b:all") == Combination(("a", "b"), all_parts=True)
     assert parse_combination("a>b") == Combination(("a",), targets=("b",))
+    assert parse_combination("a+b>c") == Combination(("a", "b"), targets=("c",))
+    assert parse_combination("a+b:all>c") == Combination(("a", "b"), all_parts=True, targets=("c",))
     one = parse_combination("P-1")
     assert one.sources == ("market1501", "cuhk02", "cuhk03", "cuhk_sysu") and one.all_parts
     assert one.targets == ("viper", "prid", "grid", "ilids")
@@ -67,6 +69,9 @@ def test_loading_several(tmp_path):
     dirs = {"market1501": market(tmp_path / "market", 1), "personx": str(personx)}
     dataset = load_reid_dataset("market1501+personx", data_dirs=dirs)
     assert list(dataset) == ["train"] and dataset["train"]["person_id"][:] == [0, 0, 1]
+    several = load_reid_dataset("market1501+personx:all>market1501", data_dirs=dirs)
+    assert list(several) == ["train", "query", "gallery"] and set(several["query"]["source"]) == {"market1501"}
+    assert set(several["train"]["source"]) == {"market1501", "personx"} and len(several["train"]) > 3
     across = load_reid_dataset("personx>market1501", data_dirs=dirs)
     assert list(across) == ["train", "query", "gallery"] and set(across["query"]["source"]) == {"market1501"}
     with pytest.raises(UserError, match=r"P-2:msmt17: data_dirs has no folder of cuhk03, cuhk_sysu: name it there"):
@@ -79,6 +84,7 @@ def test_loading_several(tmp_path):
 
 def test_leaks():
     assert overlaps(["market1501"], ["market1501", "msmt17"]) == []
+    assert overlaps(["rendered_summer", "rendered_winter"], ["rendered_uniforms", "rendered_lookalikes"]) == []
     assert overlaps(["market1501:all"], ["market1501"]) == ["market1501's own test people are trained on"]
     assert overlaps(["cuhk_pedes"], ["market1501"]) == ["cuhk_pedes and market1501 share images of market1501"]
     assert overlaps(["icfg_pedes", "rstpreid"], ["msmt17"]) == [

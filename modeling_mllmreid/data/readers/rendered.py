@@ -25,7 +25,7 @@ from .named_files import NamedFiles, read_named_files
 def read_rendered(world: str, data_dir: str | os.PathLike[str], *, problems: Problems | None = None) -> DatasetDict:
     """A world of `WORLDS` with its captions; a folder that is missing or empty is rendered first.
 
-    Raises UserError for a folder that holds something else, another world, or another version of it.
+    Raises UserError for a folder that holds something else, another world, another version or a part of it.
     """
     root, name = Path(data_dir), f"rendered_{world}"
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
@@ -33,13 +33,19 @@ def read_rendered(world: str, data_dir: str | os.PathLike[str], *, problems: Pro
         write_world(root, world)
     try:
         found = json.loads((root / WORLD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{root}: no {WORLD_FILE} in it, so not the data set {name}: give a new folder") from None
-    if found != {"world": world, "version": VERSION}:
+        there, version = found["world"], found["version"]
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"{root}: holds the world {found.get('world')!r}, version {found.get('version')}, not {world!r}, version "
-            f"{VERSION}: give another folder, or remove this one to render it anew"
+            f"{root}: no {WORLD_FILE} in it that names a world, so not the data set {name}: give a new folder"
+        ) from None
+    if (there, version) != (world, VERSION):
+        raise UserError(
+            f"{root}: holds the world {there!r}, version {version}, not {world!r}, version {VERSION}: give another "
+            "folder, or remove this one to render it anew"
         )
+    missing = [part for part in (*FOLDERS.values(), CAPTIONS_FILE) if not (root / part).exists()]
+    if missing:
+        raise UserError(f"{root}: {', '.join(missing)} of {name} is missing: remove the folder to render it anew")
     spec = NamedFiles(
         source=name,
         title=name,

@@ -132,7 +132,13 @@ def make_person(
     original = crowd.size - crowd.copies - 1
     place = index % crowd.size
     if place > original:
-        return look_alike(rng, make_person(seed, group, index - place + original, crowd, dress))
+        first = index - place + original
+        copied, *others = (make_person(seed, group, number, crowd, dress) for number in range(first, index))
+        person = look_alike(rng, copied)
+        # Copies of one person may come out alike, and nobody could tell these apart.
+        while _shown(person) in map(_shown, others):
+            person = look_alike(rng, copied)
+        return person
     person = random_person(rng)
     return person if dress is None else dress(rng, person)
 
@@ -199,6 +205,16 @@ def look_alike(rng: Random, person: Person) -> Person:
     for change in rng.sample(garments, 1) if rng.random() < 0.5 else rng.sample(smaller, 2):
         person = replace(person, **change())
     return replace(person, **rng.choice(untold))
+
+
+def _shown(person: Person) -> Person:
+    """The person without what a look-alike may have and no image shows."""
+    bare, no_side = person.lower in ("shorts", "skirt"), person.bag in (None, "backpack")
+    return replace(
+        person,
+        seam_color=None if bare else person.seam_color,
+        bag_side="left" if no_side else person.bag_side,
+    )
 
 
 def _color(rng: Random, *avoid: str | None) -> str:
