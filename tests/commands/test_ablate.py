@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +236,42 @@ def test_a_killed_sweep_goes_on_and_finished_runs_are_kept(ablation, capsys):
     assert {path for path in after if after[path] != before[path]} == {lost / "result.json"}
     # Alone or among others, a run gives the same numbers.
     assert json.loads((lost / "result.json").read_text())["tests"] == result["tests"]
+
+
+def children(pid: int) -> set[int]:
+    """The processes that a process started, and theirs."""
+    of: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            of.setdefault(int(entry.read_text().rpartition(")")[2].split()[1]), []).append(int(entry.parent.name))
+        except OSError:
+            continue
+    return {grandchild for child in of.get(pid, []) for grandchild in (child, *children(child))}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the process table from /proc")
+def test_a_sweep_that_is_killed_takes_its_runs_with_it_and_goes_on(ablation, tmp_path):
+    flags = [f"--output_dir={tmp_path / 'other'}", "--max_steps=40", "--budgets", "steps", "--processes=2"]
+    command = [str(CONFIGS.parent / "run_reid.py"), "ablate", str(ablation / "config.yaml"), *flags]
+    sweep = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    runs = tmp_path / "other" / "runs"
+    wait_until(lambda: len(list(runs.glob(".*.part"))) == 2, seconds=180)
+    started = children(sweep.pid)
+    sweep.kill()
+    sweep.wait()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), seconds=20)
+    finished = list(runs.glob("*/result.json"))
+    main([str(ablation / "config.yaml"), *flags])
+    assert len(finished) < len(list(runs.glob("*/result.json"))) == 10
+    assert not list(runs.glob(".*.part"))
+
+
+def wait_until(condition, *, seconds: int) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.2)
 
 
 def test_a_run_that_fails_is_named_and_leaves_no_result(ablation, tmp_path):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -28,6 +29,9 @@ def run_all(tasks: Sequence[tuple[Run, Place]], runs: Path, *, processes: int) -
     that were going on beside it are finished first.
     """
     waiting = {run.key: (run, place) for run, place in tasks if not (folder_of(run, runs) / RESULT).is_file()}
+    for left in runs.glob(".*.part"):
+        # Of a sweep that was killed; its runs are done anew.
+        shutil.rmtree(left)
     print(f"{len({run.key for run, _ in tasks})} runs, {len(waiting)} of them to do, {processes} at once", flush=True)
     if not waiting:
         return
