@@ -6,7 +6,8 @@ from trees import PUBLISHED, write_tree
 from modeling_mllmreid.data import load_reid_dataset
 from modeling_mllmreid.errors import UserError
 
-SLOW = ("msmt17",)
+# Tens of thousands of files each: the small sets stand for their readers in the fast suite.
+SLOW = ("cuhk_pedes", "icfg_pedes", "rstpreid", "cuhk_sysu", "msmt17")
 CASES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in PUBLISHED]
 PARTS = {
     "market1501": {"train": 12_936, "query": 3_368, "gallery": 15_913},
@@ -26,13 +27,7 @@ PARTS = {
 }
 
 
-# Tens of thousands of files each: the small sets stand for their readers in the fast suite.
-LARGE = {"cuhk_pedes", "icfg_pedes", "rstpreid", "cuhk_sysu", "msmt17"}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in CASES]
-)
+@pytest.mark.parametrize("name", CASES)
 def test_full_size(tmp_path, name, caplog):
     root = write_tree(tmp_path, name)
     dataset = load_reid_dataset(name, data_dir=root, strict=True)
