@@ -1,10 +1,10 @@
 """The second lesson: a tiny LLaVA learns to describe images, as a real one has before anybody trains it for ReID.
 
 Without it the image tokens are noise to the language model, and the language loss has next to nothing to tell the
-visual encoder. It learns on people who are used nowhere else.
+visual encoder. It learns on people who are used nowhere else, and goes on with the first lesson beside: from images
+alone it soon forgets to continue a caption, and its continuations then say little of the person.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +18,8 @@ from ..data.synthetic.cameras import CAMERAS
 from ..data.synthetic.captions import write_captions
 from ..data.synthetic.shots import plan_shot, render
 from ..model import MllmReIDModel, MllmReIDProcessor
+from .descent import descend
+from .lesson import LanguageLesson
 
 IMAGES_EACH = 3
 
@@ -37,7 +39,7 @@ def described_images(processor: MllmReIDProcessor, people: int, *, seed: int) ->
 
 def align_images(
     mllm: LlavaForConditionalGeneration,
-    processor: MllmReIDProcessor,
+    lesson: LanguageLesson,
     *,
     instructions: Sequence[str],
     people: int,
@@ -49,33 +51,35 @@ def align_images(
 ) -> float:
     """Trains the whole LLaVA to write an image's caption, in place; the instructions are drawn at random.
 
-    Returns the loss of the last tenth of the steps, nats a token.
+    Every step is one of `lesson` too, at the same weight. Returns the sum of both losses in the last tenth of the
+    steps, nats a token.
     """
+    processor = lesson.processor
     pixels, captions = described_images(processor, people, seed=seed)
     targets = [[processor.target_ids(text, target_tokens) for text in texts] for texts in captions]
     prompts = [processor.image_prompt_ids(instruction) for instruction in instructions]
     model = MllmReIDModel.from_mllm(mllm, height=processor.height, width=processor.width, loss_lambda=0.0)
     model.config.image_prefix_ids = processor.image_prefix_ids
-    parameters = list(mllm.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
-    )
-    rng, losses = np.random.default_rng(seed), []
-    mllm.train()
-    for _ in tqdm(range(steps), desc="image lesson", unit="step"):
+    rng = np.random.default_rng(seed)
+
+    def loss_of_step() -> Tensor:
         chosen = rng.integers(len(pixels), size=batch_size)
         of_rows = [targets[row][rng.integers(len(targets[row]))] for row in chosen]
         rows = processor.rows([prompts[rng.integers(len(prompts))] for _ in chosen], of_rows)
         batch = pixels[torch.from_numpy(chosen)]
         mirrored = torch.from_numpy(rng.random(batch_size) < 0.5)[:, None, None, None]
         total, tokens = model.image_language_loss(torch.where(mirrored, batch.flip(-1), batch), **rows)
-        loss = total / tokens
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
+        return total / tokens + lesson.loss(mllm, batch_size, rng)
+
+    mllm.train()
+    last = descend(
+        loss_of_step,
+        mllm.parameters(),
+        steps=steps,
+        warmup=100,
+        learning_rate=learning_rate,
+        weight_decay=0.05,
+        name="image lesson",
+    )
     mllm.eval()
-    return float(torch.stack(losses[-max(1, steps // 10) :]).mean())
+    return last

@@ -2,18 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from transformers import LlavaForConditionalGeneration
 
 from ..data.synthetic import sample_descriptions
 from ..model import MllmReIDProcessor
 from .alignment import align_images
-from .lesson import teach_language
+from .lesson import LanguageLesson, teach_language
 from .llava import build_processor, build_tiny_llava
 
 # What the language model and its vocabulary come from: other seeds than the people who are trained and tested on.
 VOCABULARY_SEED, LESSON_SEED, ALIGNMENT_SEED = 101, 102, 103
+
+# Counted up where the lessons change, so that nobody takes a LLaVA taught by older ones for one of these.
+LESSONS_VERSION = 2
 
 
 @dataclass
@@ -31,7 +33,9 @@ class TinyArguments:
     alignment_people: int = field(
         default=1000, metadata={"help": "People whose images the whole LLaVA learns to describe after that."}
     )
-    alignment_steps: int = field(default=0, metadata={"help": "Steps of this second lesson; 0: none."})
+    alignment_steps: int = field(
+        default=0, metadata={"help": "Steps of this second lesson, the first going on beside; 0: none."}
+    )
     alignment_learning_rate: float = field(default=2e-3, metadata={"help": "Learning rate of the second lesson."})
 
 
@@ -55,30 +59,30 @@ def teach_tiny(
     instructions: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """The lessons, in place; returns the last loss of each. instructions: by default the processor's own alone."""
-    shared: dict[str, Any] = {
-        "instructions": instructions or [processor.instruction],
-        "batch_size": args.lesson_batch_size,
-        "target_tokens": target_tokens,
-    }
+    instructions = instructions or [processor.instruction]
+    lesson = LanguageLesson(
+        processor, instructions, people=args.lesson_people, target_tokens=target_tokens, seed=LESSON_SEED
+    )
     losses = {
         "language": teach_language(
             mllm,
-            processor,
-            people=args.lesson_people,
+            lesson,
             steps=args.lesson_steps,
+            batch_size=args.lesson_batch_size,
             learning_rate=args.lesson_learning_rate,
             seed=LESSON_SEED,
-            **shared,
         )
     }
     if args.alignment_steps:
-        losses["images"] = align_images(
+        losses["both"] = align_images(
             mllm,
-            processor,
+            lesson,
+            instructions=instructions,
             people=args.alignment_people,
             steps=args.alignment_steps,
+            batch_size=args.lesson_batch_size,
             learning_rate=args.alignment_learning_rate,
+            target_tokens=target_tokens,
             seed=ALIGNMENT_SEED,
-            **shared,
         )
     return losses

@@ -23,7 +23,7 @@ from ...model import MllmReIDProcessor
 from ...model.heads import mean_pool
 from ...text import COMMON_INSTRUCTION, STANDARD_POOL, write_continuations
 from ...text.licences import licence_of
-from ...tiny import TinyArguments, build_tiny, teach_tiny
+from ...tiny import LESSONS_VERSION, TinyArguments, build_tiny, teach_tiny
 from ...training import BatchArguments
 from ..arguments import MethodArguments, ModelArguments
 from ..loading import commit_of, to_device
@@ -49,7 +49,8 @@ def prepare_base(args: AblationArguments, tiny: TinyArguments, shared: Mapping[s
         return args.base_model
     method, batches = (_build(kind, shared) for kind in (MethodArguments, BatchArguments))
     height, width = method.height or 128, method.width or 64
-    told = {**asdict(tiny), "height": height, "width": width, "target_tokens": batches.max_target_tokens}
+    size = {"height": height, "width": width, "target_tokens": batches.max_target_tokens}
+    told = {"lessons": LESSONS_VERSION, **asdict(tiny), **size}
     root = folder / f"tiny-{_digest(told)}"
     if root.is_dir():
         return str(root)
