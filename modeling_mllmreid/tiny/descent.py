@@ -36,5 +36,5 @@ def descend(
             optimizer.zero_grad()
             losses.append(loss.detach())
             if len(losses) % 50 == 0:
-                bar.set_postfix(loss=f"{float(loss):.3f}")
+                bar.set_postfix(loss=f"{float(losses[-1]):.3f}")
     return float(torch.stack(losses[-max(1, steps // 10) :]).mean())

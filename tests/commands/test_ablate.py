@@ -219,6 +219,8 @@ def test_the_report_is_of_the_runs(ablation):
     assert view["contrasts"]["language"]["mAP"]["holm"] >= view["contrasts"]["language"]["mAP"]["p_value"]
     text = (ablation / "ablation" / "report.md").read_text()
     assert "Power: with 2 seeds" in text and "feature concat" in text and "equal FLOPs" in text
+    assert "| contrast | vision | llm | concat |" in text
+    assert "| row | mAP vision | mAP llm | mAP concat | Rank-1 vision |" in text
     for picture in ("rows-steps.png", "contrasts-flops.png", "losses.png", "agreement.png"):
         assert picture in text and (ablation / "ablation" / picture).stat().st_size > 5000
     assert all(name in text for name in runs_of(ablation))

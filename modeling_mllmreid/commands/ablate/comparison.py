@@ -30,6 +30,11 @@ class Tested(NamedTuple):
     adjusted: float
 
     @property
+    def word(self) -> str:
+        """better, worse, or unclear."""
+        return ("better" if self.contrast.difference > 0 else "worse") if self.adjusted < LEVEL else "unclear"
+
+    @property
     def verdict(self) -> str:
         """What may be said of it, in words."""
         if np.isnan(self.adjusted):
@@ -37,7 +42,7 @@ class Tested(NamedTuple):
         if self.contrast.detectable == 0:
             return "equal in every query" if self.contrast.difference == 0 else "the same difference in every query"
         if self.adjusted < LEVEL:
-            return "better" if self.contrast.difference > 0 else "worse"
+            return self.word
         return f"no difference seen; one of {100 * self.contrast.detectable:.1f} would have been"
 
 

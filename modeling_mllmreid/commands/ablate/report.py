@@ -77,11 +77,12 @@ def write_report(
         for view in intervals
     ]
     write_json(folder / "report.json", {**facts, "views": views_json})
+    first = [view for view in intervals if view[1:3] == (args.train_sets[0], args.test_sets[0])]
     parts = [
         tables.head(plan, results, facts, sets),
         tables.verdicts(plan, contrasts),
-        *(tables.rows_of_view(plan, view, intervals, histograms) for view in _first_features(intervals)),
-        *(tables.contrasts_of_view(view, contrasts) for view in _first_features(contrasts)),
+        *(tables.rows_of_views(plan, view, intervals, histograms) for view in first if view.feature == FEATURES[0]),
+        *(tables.contrasts_of_view(view, contrasts) for view in first if contrasts),
         tables.matrices(plan, intervals, contrasts),
         tables.sweep(plan, intervals),
         tables.cost(plan, costs, results),
@@ -188,11 +189,3 @@ def copy_sheet(plan: Plan, results: Results, folder: Path) -> str | None:
         return None
     shutil.copyfile(finished.folder / "agreement-0.png", folder / "agreement.png")
     return f"agreement.png: row {row}, seed {finished.run.seed}, people of {name} that it never saw"
-
-
-def _first_features(by_view: Mapping[View, Any]) -> list[View]:
-    """The views of a plan's first pair of sets."""
-    if not by_view:
-        return []
-    first = next(iter(by_view))
-    return [view for view in by_view if (view.train_set, view.test_set) == (first.train_set, first.test_set)]

@@ -17,6 +17,8 @@ Intervals = Mapping[View, Mapping[str, Mapping[str, Interval]]]
 Contrasts = Mapping[View, Mapping[str, Mapping[str, Tested]]]
 
 LABELS = {"steps": "steps", "flops": "FLOPs"}
+METRIC_LABELS = {"mAP": "mAP", "rank1": "Rank-1"}
+POWER_TOO_LOW = " (the paper claims 3.1: **the power is too low for a verdict**)"
 CORPUS = {
     "num_texts": "texts",
     "num_different": "different texts",
@@ -77,45 +79,46 @@ def head(plan: Plan, results: Results, facts: Mapping[str, Any], sets: Mapping[s
 
 
 def verdicts(plan: Plan, contrasts: Contrasts) -> str:
-    """Each contrast on the feature that the paper is about, in a sentence; and whether there were runs enough."""
+    """Every contrast on every feature in a word; and whether there were runs enough."""
     if not contrasts:
         return ""
-    view = next(iter(contrasts))
-    lines = []
-    for name, tested in contrasts[view].items():
-        found = tested["mAP"]
-        lines.append(f"- **{name}**: {_signed(found)} mAP, {found.verdict}")
-    detectable = [tested["mAP"].contrast.detectable for tested in contrasts[view].values()]
-    note = ""
-    if not np.isnan(detectable).any():
-        note = (
-            f"\n\nPower: with {len(plan.args.seeds)} seeds and these people the contrasts would show true differences "
-            f"of {100 * min(detectable):.1f} to {100 * max(detectable):.1f} mAP with probability 0.8 (uncorrected)."
-        )
-        if max(detectable) > 0.03:
-            note += (
-                " The paper claims 3.1 mAP: **the power is too low for a verdict** on an effect of that size; "
-                "give more seeds or test people."
-            )
-    what = f"feature {view.feature}, {view.train_set} to {view.test_set}, equal {LABELS[view.budget]}"
-    return f"## In short ({what})\n\n" + "\n".join(lines) + note
-
-
-def rows_of_view(plan: Plan, view: View, intervals: Intervals, histograms: Mapping[str, Mapping[str, Any]]) -> str:
-    """Every row of a view with its intervals."""
+    first = next(iter(contrasts))
+    of_feature = {feature: contrasts[first._replace(feature=feature)] for feature in FEATURES}
     cells = [
-        [row, _interval(intervals[view][row]["mAP"]), _interval(intervals[view][row]["rank1"])] for row in plan.settings
+        [name, *(f"{_signed(found[name]['mAP'])} {found[name]['mAP'].word}" for found in of_feature.values())]
+        for name in plan.args.contrasts
     ]
-    histogram = histograms[view.test_set]
-    cells.append(["colour histogram", f"{100 * histogram['mAP']:.1f}", f"{100 * histogram['rank1']:.1f}"])
-    return f"## Rows: {_named(view)}\n\n" + table(["row", "mAP", "Rank-1"], cells)
+    lines = []
+    for feature, found in of_feature.items():
+        detectable = [tested["mAP"].contrast.detectable for tested in found.values()]
+        if not np.isnan(detectable).any():
+            least, most = (f"{100 * limit:.1f}" for limit in (min(detectable), max(detectable)))
+            lines.append(f"{feature} {least} to {most}" + (POWER_TOO_LOW if max(detectable) > 0.03 else ""))
+    power = ""
+    if lines:
+        power = (
+            f"\n\nPower: with {len(plan.args.seeds)} seeds and these people a true difference is shown with "
+            f"probability 0.8 (uncorrected) from this many points of mAP on, by contrast: {'; '.join(lines)}."
+        )
+    title = f"## In short: mAP, {_named(first, feature=False)}"
+    return f"{title}\n\n{table(['contrast', *FEATURES], cells)}{power}"
+
+
+def rows_of_views(plan: Plan, first: View, intervals: Intervals, histograms: Mapping[str, Mapping[str, Any]]) -> str:
+    """Every row with its intervals, on each feature beside the others."""
+    of = [intervals[first._replace(feature=feature)] for feature in FEATURES]
+    histogram = histograms[first.test_set]
+    header = ["row", *(f"{label} {feature}" for label in METRIC_LABELS.values() for feature in FEATURES)]
+    cells = [[row, *(_interval(rows[row][metric]) for metric in METRIC_LABELS for rows in of)] for row in plan.settings]
+    cells.append(["colour histogram", *(f"{100 * histogram[metric]:.1f}" for metric in METRIC_LABELS for _ in of)])
+    return f"## Rows: {_named(first, feature=False)}\n\n{table(header, cells)}"
 
 
 def contrasts_of_view(view: View, contrasts: Contrasts) -> str:
     """Every contrast of a view with its test."""
     cells = []
     for name, of in contrasts[view].items():
-        for metric, label in (("mAP", "mAP"), ("rank1", "Rank-1")):
+        for metric, label in METRIC_LABELS.items():
             found = of[metric]
             p_values = [_p(found.contrast.p_value), _p(found.adjusted)]
             seeds = "-" if np.isnan(found.contrast.seed_sd) else f"{100 * found.contrast.seed_sd:.1f}"
@@ -267,9 +270,9 @@ def table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *cells))
 
 
-def _named(view: View) -> str:
-    budget = f"equal {LABELS[view.budget]}"
-    return f"feature {view.feature}, trained on {view.train_set}, tested on {view.test_set}, {budget}"
+def _named(view: View, *, feature: bool = True) -> str:
+    of = f"feature {view.feature}, " if feature else ""
+    return f"{of}trained on {view.train_set}, tested on {view.test_set}, equal {LABELS[view.budget]}"
 
 
 def _interval(interval: Interval) -> str:
