@@ -25,7 +25,7 @@ def test_both_lessons_teach_words():
     untaught = cost()
     losses = teach_tiny(mllm, processor, args, target_tokens=TOKENS)
     assert not mllm.training
-    assert losses["language"] < untaught - 2 and cost() < untaught - 2
+    assert losses["language"] < untaught - 1.5 and cost() < untaught - 1.5
     assert losses["both"] > losses["language"]  # A sum of two.
 
 
