@@ -226,6 +226,11 @@ def test_the_report_is_of_the_runs(ablation):
     assert all(name in text for name in runs_of(ablation))
 
 
+def test_texts_of_the_llava_made_here_are_under_nobody_elses_licence(ablation):
+    (sidecar, *_) = (ablation / "ablation" / "base").glob("texts-*/*train*.jsonl")
+    assert all(json.loads(line)["provenance"]["licence"] is None for line in sidecar.read_text().splitlines())
+
+
 def test_a_killed_sweep_goes_on_and_finished_runs_are_kept(ablation, capsys):
     folder = ablation / "ablation"
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*/result.json")}

@@ -76,6 +76,7 @@ class Teacher:
     def __init__(self, args: AblationArguments, base: str, folder: Path, max_new_tokens: int):
         self.base, self.folder, self.max_new_tokens = base, folder, max_new_tokens
         self.dtype = getattr(torch, args.base_dtype)
+        self.made_here = args.base_model == TINY
         self._mllm: LlavaForConditionalGeneration | None = None
         self.processor = MllmReIDProcessor.from_mllm_pretrained(base)
 
@@ -122,7 +123,7 @@ class Teacher:
                 instruction=COMMON_INSTRUCTION,
                 model_name=self.base,
                 revision=None,
-                licence=licence_of(self.mllm.config),
+                licence=None if self.made_here else licence_of(self.mllm.config),
                 max_new_tokens=self.max_new_tokens,
                 batch_size=128,
             )
