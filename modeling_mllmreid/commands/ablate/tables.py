@@ -95,7 +95,7 @@ def verdicts(plan: Plan, contrasts: Contrasts) -> str:
             continue
         ranges.append(f"{feature} {100 * min(detectable.values()):.1f} to {100 * max(detectable.values()):.1f}")
         undecided = [name for name in found if detectable[name] > CLAIM and found[name]["mAP"].word == "unclear"]
-        weak += [f"{feature}: {', '.join(undecided)}"] if undecided else []
+        weak += [f"- {feature}: {'; '.join(undecided)}"] if undecided else []
     power = ""
     if ranges:
         power = (
@@ -104,8 +104,8 @@ def verdicts(plan: Plan, contrasts: Contrasts) -> str:
         )
     if weak:
         power += (
-            f"\n\n**The power is too low for a verdict** on an effect as large as the paper's {100 * CLAIM:.1f} mAP in "
-            f"{'; '.join(weak)}: give more seeds or test people."
+            f"\n\n**The power is too low for a verdict** on an effect as large as the paper's {100 * CLAIM:.1f} mAP "
+            "here; give more seeds or test people:\n\n" + "\n".join(weak)
         )
     title = f"## In short: mAP, {_named(first, feature=False)}"
     return f"{title}\n\n{table(['contrast', *FEATURES], cells)}{power}"
