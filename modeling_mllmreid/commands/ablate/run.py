@@ -146,7 +146,8 @@ def train_stages(
     training: ReIDTrainingArguments,
 ) -> tuple[ReIDTrainer, list[dict[str, Any]]]:
     """Both stages, each with its own schedule; returns the last trainer and the logs, steps counted through."""
-    loss_lambda, trained = model.config.loss_lambda, [p for p in model.parameters() if p.requires_grad]
+    # By what is frozen, not by what is trained: the first stage makes the ID classifier, and freezes it as unused.
+    loss_lambda, frozen = model.config.loss_lambda, {p for p in model.parameters() if not p.requires_grad}
     collator, prepare = TrainCollator, None
     if treatment.attribute_weight:
         collator = AttributeCollator
@@ -160,8 +161,8 @@ def train_stages(
         if not steps:
             continue
         model.config.loss_lambda = 0.0 if stage == 0 else loss_lambda
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter not in frozen)
         training.max_steps = steps
         before = history[-1]["step"] if history else 0
         trainer = train_reid(
