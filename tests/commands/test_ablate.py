@@ -206,7 +206,10 @@ def test_every_run_tells_what_it_was(ablation):
             assert arrays["vision_ap"].mean() == pytest.approx(result["tests"]["market1501"]["vision"]["mAP"])
     rows = {result["row"]: result for result in runs.values()}
     assert rows["S"]["agreement"]["market1501"]["image_perplexity"] > 1 and rows["B0"]["agreement"] == {}
-    assert [2, 2] in [result["stages"] for result in runs.values() if result["row"] == "two-stage"]
+    two_stages = next(result for result in runs.values() if result["stages"] == [2, 2])
+    assert two_stages["row"] == "two-stage"
+    # The first stage needs no ID classifier and freezes it: the second trains all that a row of one stage trains.
+    assert two_stages["trained_parameters"] == rows["B0"]["trained_parameters"] > 0
 
 
 def test_the_report_is_of_the_runs(ablation):

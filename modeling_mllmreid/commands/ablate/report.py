@@ -137,7 +137,7 @@ def draw_pictures(
     args, drawn = plan.args, {}
     train_set, test_set = args.train_sets[0], args.test_sets[0]
     for budget in args.budgets:
-        where = f"trained on {train_set}, tested on {test_set}, equal {budget}"
+        where = f"trained on {train_set}, tested on {test_set}, equal {tables.LABELS[budget]}"
         by_feature = {feature: View(budget, train_set, test_set, feature) for feature in FEATURES}
         by_row = {
             feature: {row: found["mAP"] for row, found in intervals[view].items()}

@@ -90,6 +90,7 @@ def _run(run: Run, place: Place, folder: Path) -> None:
         "stages": run.stages,
         "settings": dict(run.settings),
         "base": run.base,
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "tests": {},
         "agreement": {},
         "seconds": round(time.monotonic() - started, 1),
