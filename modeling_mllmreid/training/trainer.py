@@ -1,36 +1,25 @@
 """ReIDTrainer: the Trainer with exact loss scaling, P x K batches, loss parts by name and retrieval evaluation."""
 
-import json
-import logging
-import shutil
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import HubStrategy
+from transformers import TrainerCallback
 
 from ..data import PKSampler
-from ..errors import UserError
 from ..evaluation.protocol import evaluate_model
-from ..evaluation.report import write_json
-from ..hub.export import form_of, write_export
-from ..hub.push import create_repository, upload
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.losses import mix_losses
 from .arguments import ReIDTrainingArguments
 from .batches import TrainDataset, label_counts
+from .checkpoints import CheckpointingTrainer
 from .diagnostics import Diagnostics
 from .optimizer import parameter_groups
-
-logger = logging.getLogger(__name__)
-
-TRAINING_ARGUMENTS_FILE = "training_args.json"
+from .publishing import PublishingTrainer
 
 
 class RetrievalParts(NamedTuple):
@@ -40,7 +29,7 @@ class RetrievalParts(NamedTuple):
     gallery: Dataset
 
 
-class ReIDTrainer(Trainer):
+class ReIDTrainer(PublishingTrainer, CheckpointingTrainer):
     """Trains [`MllmReIDModel`] on [`TrainDataset`]; evaluates retrieval on [`RetrievalParts`].
 
     Metrics are `eval_mAP`, `eval_rank1`, ... of the model's test feature, and `eval_<feature>_mAP`, ... of each.
@@ -50,7 +39,6 @@ class ReIDTrainer(Trainer):
     model: MllmReIDModel
     eval_dataset: Any
     processing_class: MllmReIDProcessor
-    hub_model_id: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -138,7 +126,7 @@ class ReIDTrainer(Trainer):
             self.optimizer = optimizer_class(groups, **settings)
         return self.optimizer
 
-    # ---- evaluation and saving -----------------------------------------------------------------------------------
+    # ---- evaluation -----------------------------------------------------------------------------------
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -164,97 +152,6 @@ class ReIDTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Every weight of the checkpoint, in its full or its thin form; the stock method leaves out what it misses.
-
-        DeepSpeed and FSDP load their own shards.
-        """
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self._load_weights(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        """As `_load_from_checkpoint`, from the checkpoint that is best on val."""
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            super()._load_best_model()
-        else:
-            self._load_weights(str(self.state.best_model_checkpoint))
-
-    def _load_weights(self, folder: str) -> None:
-        try:
-            self.accelerator.unwrap_model(self.model).load_weights(folder)
-        except (OSError, ValueError) as error:
-            raise UserError(f"checkpoint {' '.join(str(error).split())}") from error
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Model, processor and training arguments as JSON.
-
-        The stock method pickles the arguments, the Hub's token among them, into what is pushed.
-        """
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
-        self.processing_class.save_pretrained(folder)
-        write_json(folder / TRAINING_ARGUMENTS_FILE, json.loads(json.dumps(self.args.to_public_dict(), default=str)))
-
-    # ---- publishing ----------------------------------------------------------------------------------------------
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Makes the repository, private where not said otherwise. Raises UserError where the Hub refuses."""
-        if not self.is_world_process_zero():
-            return
-        private = self.args.hub_private_repo if private is None else private
-        name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
-        self.hub_model_id = create_repository(name, private=private is not False, token=token or self.args.hub_token)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """A saved checkpoint as a whole export: the stock method pushes no code, and a pickle that holds the token.
-
-        A push that fails is said in the log, and the next one sends what is missing.
-        """
-        if self.args.hub_strategy == HubStrategy.END or not self.is_world_process_zero():
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        try:
-            self._publish(Path(checkpoint_folder), f"Training in progress, step {self.state.global_step}")
-        except UserError as error:
-            logger.warning("%s; training goes on", error)
-
-    def push_to_hub(  # type: ignore[override]
-        self, commit_message: str | None = "End of training", token: str | None = None, **_: Any
-    ) -> str | None:
-        """Pushes what `output_dir` holds, as an export; returns the commit's address.
-
-        Raises UserError where the Hub refuses it; the trained model in `output_dir` is whole all the same.
-        """
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token)
-        if not self.is_world_process_zero():
-            return None
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        try:
-            return self._publish(Path(str(self.args.output_dir)), commit_message or "End of training", token)
-        except UserError as error:
-            raise UserError(
-                f"{error} (the model is in {self.args.output_dir}: run_reid.py push --model {self.args.output_dir} "
-                f"--to {self.hub_model_id})"
-            ) from error
-
-    def _publish(self, folder: Path, message: str, token: str | None = None) -> str:
-        """Writes the model in memory as an export with the folder's reports, uploads it, and removes the export."""
-        model = self.accelerator.unwrap_model(self.model)
-        name = str(self.hub_model_id)
-        aside = Path(str(self.args.output_dir)) / ".published"
-        shutil.rmtree(aside, ignore_errors=True)
-        try:
-            write_export(model, self.processing_class, aside, to=form_of(model), name=name, source=folder)
-            return upload(
-                aside, name, message=message, revision=self.args.hub_revision, token=token or self.args.hub_token
-            )
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
 
 
 class _SamplerEpoch(TrainerCallback):

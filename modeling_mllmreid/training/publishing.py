@@ -1,0 +1,77 @@
+"""What a training pushes to the Hub: whole exports, never a pickle and never the ID classifier."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from transformers.trainer_utils import HubStrategy
+
+from ..errors import UserError
+from ..hub.export import form_of, write_export
+from ..hub.push import create_repository, upload
+
+logger = logging.getLogger(__name__)
+
+
+class PublishingTrainer(Trainer):
+    """A Trainer of [`MllmReIDModel`] that pushes exports."""
+
+    hub_model_id: Any
+    processing_class: Any
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Makes the repository, private where not said otherwise. Raises UserError where the Hub refuses."""
+        if not self.is_world_process_zero():
+            return
+        private = self.args.hub_private_repo if private is None else private
+        name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
+        self.hub_model_id = create_repository(name, private=private is not False, token=token or self.args.hub_token)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """A saved checkpoint as a whole export: the stock method pushes no code, and a pickle that holds the token.
+
+        A push that fails is said in the log, and the next one sends what is missing.
+        """
+        if self.args.hub_strategy == HubStrategy.END or not self.is_world_process_zero():
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        try:
+            self._publish(Path(checkpoint_folder), f"Training in progress, step {self.state.global_step}")
+        except UserError as error:
+            logger.warning("%s; training goes on", error)
+
+    def push_to_hub(  # type: ignore[override]
+        self, commit_message: str | None = "End of training", token: str | None = None, **_: Any
+    ) -> str | None:
+        """Pushes what `output_dir` holds, as an export; returns the commit's address.
+
+        Raises UserError where the Hub refuses it; the trained model in `output_dir` is whole all the same.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token)
+        if not self.is_world_process_zero():
+            return None
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        try:
+            return self._publish(Path(str(self.args.output_dir)), commit_message or "End of training", token)
+        except UserError as error:
+            raise UserError(
+                f"{error} (the model is in {self.args.output_dir}: run_reid.py push --model {self.args.output_dir} "
+                f"--to {self.hub_model_id})"
+            ) from error
+
+    def _publish(self, folder: Path, message: str, token: str | None = None) -> str:
+        """Writes the model in memory as an export with the folder's reports, uploads it, and removes the export."""
+        model = self.accelerator.unwrap_model(self.model)
+        name = str(self.hub_model_id)
+        aside = Path(str(self.args.output_dir)) / ".published"
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            write_export(model, self.processing_class, aside, to=form_of(model), name=name, source=folder)
+            return upload(
+                aside, name, message=message, revision=self.args.hub_revision, token=token or self.args.hub_token
+            )
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
