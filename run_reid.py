@@ -28,7 +28,10 @@ def table_of_contents() -> str:
 
 
 def main() -> int:
-    """Runs the command that `sys.argv` names. Returns 0 on success, 2 for a user's mistake, 130 where interrupted."""
+    """Runs the command that `sys.argv` names.
+
+    Returns 0 on success, 2 for a user's mistake, 130 where interrupted, 143 where SIGTERM stopped a training.
+    """
     command, *argv = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help", "help"):
         print(table_of_contents())
@@ -45,7 +48,7 @@ def main() -> int:
             importlib.import_module(COMMANDS[command][0]).main(argv)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            return 2
+            return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import DatasetDict
+from transformers import set_seed
 
 from ..data import load_reid_dataset
 from ..data.combine import parse_combination
@@ -61,6 +62,8 @@ def main(argv: list[str]) -> None:
         return dry_run(model_args, method_args, adapter_args, batch_args, training_args)
     dataset = load_reid_dataset(data_args.dataset, texts=batch_args.texts, **data_args.options())
     trained_on, overlap = what_is_trained_on(data_args.dataset, dataset, leak_args)
+    # New heads are random: a run that is killed before its first checkpoint starts with the same ones.
+    set_seed(training_args.seed)
     model, processor = load_model(model_args, method_args.given(), adapter_args)
     provenances: list[dict[str, Any]] = []
     if model.config.loss_lambda < 1 or model.config.reid_text:

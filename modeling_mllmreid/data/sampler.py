@@ -102,7 +102,11 @@ class PKSampler(Sampler[tuple[int, int, int]]):
         return self.steps * self.identities_per_step * self.images_per_identity
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        epoch, position = self.epoch, 0
+        return self.of_epoch(self.epoch)
+
+    def of_epoch(self, epoch: int) -> Iterator[tuple[int, int, int]]:
+        """What an epoch yields, whichever is set."""
+        position = 0
         # The spawn key keeps this stream apart from those of the augmentation.
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch], spawn_key=(1,)))
         pools: dict[int, list[int]] = defaultdict(list)

@@ -23,6 +23,7 @@ class MllmReIDOutput(ModelOutput):
 
     loss: scalar, the mix of all parts; present with labels or person ids.
     features: per feature ("llm", "vision"), (B, D) un-normalised, before the batch norm.
+    text_features: of the captions, (B, D) un-normalised; present with `reid_text`.
     id_logits: per ReID head, (B, C).
     reid_loss: scalar, the mean of the heads' weighted ID and triplet losses.
     loss_parts: detached scalars by name, for the log.
@@ -32,6 +33,7 @@ class MllmReIDOutput(ModelOutput):
 
     loss: Tensor | None = None
     features: dict[str, Tensor] | None = None
+    text_features: Tensor | None = None
     id_logits: dict[str, Tensor] | None = None
     reid_loss: Tensor | None = None
     loss_parts: dict[str, Tensor] | None = None
@@ -285,14 +287,19 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
             logits["text"] = self._label_logits(hidden, text_labels, sums, counts, "text")
             if self.config.reid_text:
                 text_features = mean_pool(pooled_from, text_caption_mask)
-        elif text_input_ids is not None and reid and self.config.reid_text:
+        elif text_input_ids is not None and self.config.reid_text:
             text_features = self._pooled_text(text_input_ids, text_attention_mask, text_caption_mask)
         if self.config.distillation_weight and len(logits) == 2:
             sums["distillation"] = distillation_sum(logits["image"], logits["text"])
             counts["distillation"] = counts["image"]
 
-        output = MllmReIDOutput(features=features, language_loss_sums=sums or None, label_counts=counts or None)
-        output.loss_parts = {}
+        output = MllmReIDOutput(
+            features=features,
+            text_features=text_features,
+            language_loss_sums=sums or None,
+            label_counts=counts or None,
+            loss_parts={},
+        )
         if reid:
             output.reid_loss, output.id_logits = reid_loss(
                 self.config, self.reid_head, features, text_features, person_ids, output.loss_parts

@@ -57,6 +57,16 @@ class ReIDTrainingArguments(TrainingArguments):
         default=500,
         metadata={"help": "Log gradients at the visual encoder, spread and texts every so many steps; 0: never."},
     )
+    grad_cache_chunk: int = field(
+        default=0,
+        metadata={
+            "help": "Images computed at once: the batch's gradient in the memory of so many, for one more pass; 0: all."
+        },
+    )
+    max_skipped_steps: int = field(
+        default=3,
+        metadata={"help": "Steps in a row that are skipped, as their loss or gradient is not finite, before the end."},
+    )
     # What follows replaces the stock defaults.
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate on val: no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch, best."})
@@ -65,6 +75,8 @@ class ReIDTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = field(default="mAP", metadata={"help": "What best means: mAP, rank1, mINP."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: batches are made here."})
     report_to: str | list[str] = field(default="none", metadata={"help": "Where to log: none, tensorboard, ..."})
+    # A step that is not finite is found without asking the device for every micro-batch.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not needed: see max_skipped_steps."})
     hub_private_repo: bool | None = field(default=True, metadata={"help": "Make a new repository on the Hub private."})
 
     def __post_init__(self) -> None:
@@ -72,6 +84,9 @@ class ReIDTrainingArguments(TrainingArguments):
             raise UserError("remove_unused_columns is true: set it to false, the batches are made of those columns")
         if self.diagnostics_steps < 0:
             raise UserError(f"diagnostics_steps is {self.diagnostics_steps}: give a number of steps, or 0 for never")
+        for name in ("grad_cache_chunk", "max_skipped_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}: give 0 or more")
         self.per_device_train_batch_size = self.identities_per_batch * self.images_per_identity
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False

@@ -33,6 +33,7 @@ class TrainDataset(Dataset):
         self.person_ids: list[int] = split["person_id"][:]
         self.camera_ids: list[int] = split["camera_id"][:]
         self.sources: list[str] = split["source"][:]
+        self.file_names: list[str] = split["file_name"][:]
         mapping = label_mapping(self.person_ids)
         self.num_identities = len(mapping)
         self.labels = [mapping[person_id] for person_id in self.person_ids]

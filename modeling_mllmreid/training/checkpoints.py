@@ -1,22 +1,39 @@
-"""What a training keeps on disk: checkpoints that are loaded whole, and no pickle of the arguments."""
+"""What a training keeps on disk: checkpoints that are there whole or not at all, and that are loaded whole."""
 
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ..errors import UserError
 from ..evaluation.report import write_json
+from .resume import RUN_FILE, last_checkpoint
 
 TRAINING_ARGUMENTS_FILE = "training_args.json"
+# Inside `output_dir`: what a killed run leaves in it is no checkpoint, and the next one to be written removes it.
+ASIDE = ".saving"
 
 
 class CheckpointingTrainer(Trainer):
-    """A Trainer of [`MllmReIDModel`] whose checkpoints, full or thin, are resumed from with every weight."""
+    """A Trainer of [`MllmReIDModel`] whose checkpoints, full or thin, are resumed from with every weight.
+
+    A checkpoint is written aside, put on the disk, and renamed; only then are older ones removed and is it pushed.
+    """
 
     args: Any
     processing_class: Any
+    # What a checkpoint says of its run, see `resume.run_facts`.
+    run_facts: dict[str, Any] | None = None
+    _aside: Path | None = None
+
+    # ---- loading -------------------------------------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Every weight of the checkpoint, in its full or its thin form; the stock method leaves out what it misses.
@@ -41,13 +58,123 @@ class CheckpointingTrainer(Trainer):
         except (OSError, ValueError) as error:
             raise UserError(f"checkpoint {' '.join(str(error).split())}") from error
 
+    # ---- saving --------------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """While a checkpoint is written, the folder aside."""
+        return super()._get_output_dir(trial) if self._aside is None else str(self._aside)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The whole checkpoint, or none: older ones stay until it is there.
+
+        Raises UserError where the disk refuses it, naming the checkpoint that is left.
+        """
+        folder = Path(str(self.args.output_dir))
+        final = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        aside = folder / ASIDE
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._aside, written = aside, aside / final.name
+        try:
+            with _whole_or_nothing(aside, final):
+                super()._save_checkpoint(model, trial)
+                if self.state.best_global_step == self.state.global_step:
+                    self.state.best_model_checkpoint = str(final)
+                if self.args.should_save:
+                    self.state.save_to_json(str(written / "trainer_state.json"))
+                    write_json(written / RUN_FILE, self.run_facts or {})
+                if self.is_local_process_zero():
+                    _to_disk(written)
+        finally:
+            self._aside = None
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            _put(written, final)
+        self.accelerator.wait_for_everyone()
+        # Where the machines of a run share no folder, each has its own processes' part.
+        if self.is_local_process_zero() and written.is_dir():
+            _put(written, final)
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+            rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Not before the checkpoint is whole: a run that is killed while it pushes has lost nothing."""
+        if self._aside is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Model, processor and training arguments as JSON.
+        """Model, processor and training arguments as JSON, each file whole.
 
         The stock method pickles the arguments, the Hub's token among them, into what is pushed.
         """
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or str(self.args.output_dir))
+        if self._aside is not None:
+            self._write(folder, state_dict)
+            return
+        aside = folder / ASIDE
+        shutil.rmtree(aside, ignore_errors=True)
+        with _whole_or_nothing(aside, folder):
+            self._write(aside, state_dict)
+            _to_disk(aside)
+            for path in sorted(aside.iterdir()):
+                _put(path, folder / path.name)
+        shutil.rmtree(aside)
+
+    def _write(self, folder: Path, state_dict: dict | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
         self.processing_class.save_pretrained(folder)
         write_json(folder / TRAINING_ARGUMENTS_FILE, json.loads(json.dumps(self.args.to_public_dict(), default=str)))
+
+
+@contextmanager
+def _whole_or_nothing(aside: Path, final: Path) -> Iterator[None]:
+    """What the block wrote aside is removed where it fails, with one line where the disk refused it."""
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        plain = _refused_by_disk(error, final)
+        if plain is None:
+            raise
+        raise plain from error
+
+
+def _put(written: Path, final: Path) -> None:
+    """Renames; a folder that was there before is moved out of the way first."""
+    if final.is_dir():
+        before = written.with_name(f"{written.name}.before")
+        shutil.rmtree(before, ignore_errors=True)
+        final.rename(before)
+        written.rename(final)
+        shutil.rmtree(before)
+    else:
+        os.replace(written, final)
+
+
+def _to_disk(folder: Path) -> None:
+    """Waits until every file is on the disk, not in the system's memory alone."""
+    for path in [*folder.rglob("*"), folder]:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def _refused_by_disk(error: BaseException, final: Path) -> UserError | None:
+    """The one line for a disk that is full or broken, or None for anything else."""
+    reason = " ".join(str(error).split())
+    of_torch = isinstance(error, RuntimeError) and ("PytorchStreamWriter" in reason or "file write" in reason)
+    if not (of_torch or isinstance(error, OSError | SafetensorError)):
+        return None
+    folder = final.parent if final.name.startswith(PREFIX_CHECKPOINT_DIR) else final
+    left = last_checkpoint(folder)
+    kept = f"{left.name} is whole, and the same command goes on from it" if left else "there is no checkpoint before it"
+    return UserError(f"{final}: cannot be written ({reason[:200]}): free space on the disk; {kept}")

@@ -233,7 +233,8 @@ class Diagnostics:
     Warned of is what two measured steps in a row show, once in a run: one batch has few pairs, and some are unlucky.
 
     DeepSpeed and FSDP shard what a second backward or a generation would need: there only spread and gap are measured.
-    Gradients are absent too with torch.compile and with re-entrant checkpoints, which allow no `autograd.grad`.
+    Gradients are absent too with torch.compile, with re-entrant checkpoints, which allow no `autograd.grad`, and with
+    cached gradients, which never have the whole batch's graph.
     """
 
     def __init__(self, trainer: Trainer, args: ReIDTrainingArguments, processor: MllmReIDProcessor):
@@ -280,7 +281,7 @@ class Diagnostics:
             if any(p.requires_grad for p in tower_up_to(tower, [depth])):
                 seen["state"] = states[depth]
 
-        if self._sharded or self.args.torch_compile:
+        if self._sharded or self.args.torch_compile or self.args.grad_cache_chunk:
             yield seen
             return
         hook = tower.register_forward_hook(keep)

@@ -3,11 +3,9 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from datasets import DatasetDict
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..data import check_images, image_sources, query_gallery_parts, split_validation
 from ..errors import UserError
@@ -17,6 +15,7 @@ from ..model import MllmReIDModel, MllmReIDProcessor
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainCollator, TrainDataset
 from .freezing import freeze_unused_parameters
+from .resume import checkpoint_to_resume, run_facts
 from .trainer import ReIDTrainer, RetrievalParts
 
 logger = logging.getLogger(__name__)
@@ -77,6 +76,10 @@ def train_reid(
     if args.process_index == 0:
         print(f"{len(samples):,} training images of {samples.num_identities:,} people; {parameter_counts(model)}")
     logger.info("frozen, as no loss reaches them: %s", ", ".join(frozen) or "none")
+    facts = run_facts(args, batch_args, model, samples)
+    checkpoint = checkpoint_to_resume(args, facts)
+    if checkpoint is not None and args.process_index == 0:
+        print(f"goes on from {checkpoint}")
 
     trainer = ReIDTrainer(
         model=model,
@@ -86,7 +89,8 @@ def train_reid(
         data_collator=collator(processor, batch_args, language=language, reid_text=config.reid_text),
         processing_class=processor,
     )
-    trainer.train(resume_from_checkpoint=_checkpoint(args))
+    trainer.run_facts = facts
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     # Not `save_model()`, which would push as well: what is measured next belongs into the card.
     trainer.save_model(_internal_call=True)
     trainer.save_state()
@@ -112,18 +116,3 @@ def parameter_counts(model: MllmReIDModel) -> str:
         sum(p.numel() for p in model.parameters() if p.requires_grad or not only) for only in (False, True)
     )
     return f"{every:,} parameters, {trained:,} trained"
-
-
-def _checkpoint(args: ReIDTrainingArguments) -> str | None:
-    """The checkpoint to go on from: a folder that was given, or with "true" the last one in `output_dir`."""
-    wanted = args.resume_from_checkpoint
-    if wanted is None or str(wanted).lower() in ("false", "none"):
-        return None
-    if str(wanted).lower() != "true":
-        if not Path(wanted).is_dir():
-            raise UserError(f"resume_from_checkpoint {wanted}: no such folder: give a checkpoint-* folder, or true")
-        return str(wanted)
-    last = get_last_checkpoint(args.output_dir) if Path(str(args.output_dir)).is_dir() else None
-    if last is None:
-        raise UserError(f"resume_from_checkpoint: no checkpoint in {args.output_dir}: leave it out to start anew")
-    return last

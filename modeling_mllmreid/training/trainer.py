@@ -1,23 +1,29 @@
 """ReIDTrainer: the Trainer with exact loss scaling, P x K batches, loss parts by name and retrieval evaluation."""
 
-from collections import defaultdict
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
 from ..data import PKSampler
+from ..errors import UserError
 from ..evaluation.protocol import evaluate_model
+from ..evaluation.report import write_json
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.losses import mix_losses
 from .arguments import ReIDTrainingArguments
 from .batches import TrainDataset, label_counts
+from .cached_step import average_gradients, cached_backward
 from .checkpoints import CheckpointingTrainer
 from .diagnostics import Diagnostics
+from .guards import Preempted, StepGuard, said_plainly
 from .optimizer import parameter_groups
 from .publishing import PublishingTrainer
 
@@ -29,7 +35,7 @@ class RetrievalParts(NamedTuple):
     gallery: Dataset
 
 
-class ReIDTrainer(PublishingTrainer, CheckpointingTrainer):
+class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
     """Trains [`MllmReIDModel`] on [`TrainDataset`]; evaluates retrieval on [`RetrievalParts`].
 
     Metrics are `eval_mAP`, `eval_rank1`, ... of the model's test feature, and `eval_<feature>_mAP`, ... of each.
@@ -42,12 +48,38 @@ class ReIDTrainer(PublishingTrainer, CheckpointingTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._window_counts: Tensor | None = None
-        self._part_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
-        self._part_steps = 0
+        self._window_counts: dict[str, float] = {}
+        self._parts = LossParts(self.args.device)
         self._pk_sampler: PKSampler | None = None
         self._diagnostics = Diagnostics(self, self.args, self.processing_class)
+        self._guard = StepGuard(self, self.args)
         self.add_callback(_SamplerEpoch(self))
+        self.add_callback(self._guard)
+        if self.args.grad_cache_chunk and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise UserError(
+                f"grad_cache_chunk is {self.args.grad_cache_chunk}: DeepSpeed and FSDP reduce their shards in every "
+                "backward pass, of which a cached step has many: set it to 0, with activation_checkpointing true and "
+                "a smaller identities_per_batch, or train with DDP"
+            )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; what the user can mend is raised as UserError, and Preempted after SIGTERM."""
+        try:
+            with self._guard.listening():
+                output = super().train(*args, **kwargs)
+        except Exception as error:
+            config = self.model.config
+            images = f"{config.height} x {config.width}, {config.num_image_tokens} image tokens"
+            plain = said_plainly(error, self.args, images)
+            if plain is None:
+                raise
+            raise plain from error
+        if self._guard.preempted:
+            step = self.state.global_step
+            raise Preempted(
+                f"SIGTERM: stopped after step {step}, checkpoint-{step} is written: the same command goes on"
+            )
+        return output
 
     # ---- data ----------------------------------------------------------------------------------------------------
 
@@ -66,13 +98,40 @@ class ReIDTrainer(PublishingTrainer, CheckpointingTrainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
         """The micro-batches of one optimiser step; counts their target tokens, over all processes."""
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed from the last step: the stock loop would take one more.
+            self.control.should_training_stop = True
+            return [], None
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._parts.end_step(counted=not self._guard.skipped)
+        self._guard.begin_step(self.accelerator.unwrap_model(self.model))
         counts = torch.tensor(sum(label_counts(batch) for batch in samples), device=device, dtype=torch.float64)
-        self._window_counts = self.accelerator.reduce(counts, reduction="sum")
+        image, text = self.accelerator.reduce(counts, reduction="sum").tolist()
+        self._window_counts = {"image": image, "text": text, "distillation": image}
         self._diagnostics.begin_step()
         return samples, None
 
+    def files_of_step(self, step: int) -> list[str]:
+        """The training images of an optimiser step, counted from 1, of all processes and micro-batches."""
+        sampler, dataset = self._pk_sampler, self.train_dataset
+        runs = sampler.steps  # type: ignore[union-attr]
+        accumulated = self.args.gradient_accumulation_steps
+        steps_of_epoch = -(-runs // accumulated)
+        epoch, step_of_epoch = divmod(step - 1, steps_of_epoch)
+        of_epoch = [index for index, _, _ in sampler.of_epoch(epoch)]  # type: ignore[union-attr]
+        images = len(of_epoch) // runs
+        first = step_of_epoch * accumulated * images
+        return [dataset.file_names[index] for index in of_epoch[first : first + accumulated * images]]  # type: ignore
+
     # ---- loss ----------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of one micro-batch, with `grad_cache_chunk` in parts."""
+        if self.args.grad_cache_chunk:
+            loss = self._cached_step(model, inputs)
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        return self._guard.see_loss(loss)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -85,33 +144,76 @@ class ReIDTrainer(PublishingTrainer, CheckpointingTrainer):
         """
         with self._diagnostics.watch(inputs) as seen:
             outputs = model(**inputs)
-        language = None
-        if outputs.language_loss_sums:
-            image, text = self._window_counts.tolist()  # type: ignore[union-attr]
-            counts = {"image": image, "text": text, "distillation": image}
-            unwrapped = self.accelerator.unwrap_model(model)
-            language = unwrapped.language_loss(outputs.language_loss_sums, counts)
-            language = language * self.accelerator.num_processes * self.current_gradient_accumulation_steps
+        language = self._language_loss(outputs.language_loss_sums) if outputs.language_loss_sums else None
         loss = mix_losses(language, outputs.reid_loss, self.model.config.loss_lambda)
         if seen is not None:
             self._diagnostics.measure(seen, inputs, outputs, language)
-        for name, value in outputs.loss_parts.items():
-            self._part_sums[name] += value
-        self._part_steps += 1
+        self._parts.add(outputs.loss_parts)
         return (loss, outputs) if return_outputs else loss
+
+    def _language_loss(self, sums: dict[str, Tensor]) -> Tensor:
+        """What summed losses add to the micro-batch's language loss, before the Trainer divides by accumulation."""
+        language = self.accelerator.unwrap_model(self.model).language_loss(sums, self._window_counts)
+        return language * self.accelerator.num_processes * self.current_gradient_accumulation_steps
+
+    def _cached_step(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """`compute_loss` and its backward pass, `grad_cache_chunk` images at once."""
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        accelerator, config = self.accelerator, self.model.config
+        # Not the wrapped model: DDP would reduce after every chunk, and never the head, which runs outside a forward.
+        unwrapped = accelerator.unwrap_model(model)
+        scaler = accelerator.scaler
+        with self._diagnostics.watch(inputs) as seen, self.compute_loss_context_manager():
+            loss, outputs = cached_backward(
+                unwrapped,
+                inputs,
+                chunk=self.args.grad_cache_chunk,
+                language_part=lambda sums: (
+                    (1 - config.loss_lambda) * self._language_loss(sums) / self.current_gradient_accumulation_steps
+                ),
+                reid_weight=config.loss_lambda / self.current_gradient_accumulation_steps,
+                backward=accelerator.backward,
+                scale=1.0 if scaler is None else scaler.get_scale(),
+            )
+        if seen is not None:
+            self._diagnostics.measure(seen, inputs, outputs, None)
+        self._parts.add(outputs.loss_parts or {})
+        if accelerator.sync_gradients:
+            average_gradients(unwrapped)
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each loss part since the last log; what was diagnosed since follows in own entries."""
-        if "loss" in logs and self._part_steps:
-            names = sorted(self._part_sums)
-            sums = torch.stack([self._part_sums[name] for name in names]) / self._part_steps
-            means = self.accelerator.reduce(sums, reduction="mean").tolist()
-            logs |= {name: round(value, 4) for name, value in zip(names, means, strict=True)}
-            self._part_sums.clear()
-            self._part_steps = 0
+        if "loss" in logs:
+            self._parts.end_step(counted=not self._guard.skipped)
+            logs |= self._parts.take(self.accelerator)
         super().log(logs, start_time)
         for values in self._diagnostics.take():
             super().log(values)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._guard.see_grad_norm(norm)
+        return norm
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Beside it, what was summed up since the last log: a resumed run's entries are those of one that went on."""
+        super()._save_rng_state(output_dir)
+        self._parts.end_step(counted=not self._guard.skipped)
+        window = {"loss": self._tr_loss.item(), "step": self._globalstep_last_logged, "parts": self._parts.to_dict()}
+        write_json(self._window_file(output_dir), window)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None and (path := self._window_file(checkpoint)).is_file():
+            window = json.loads(path.read_text(encoding="utf-8"))
+            self._tr_loss.fill_(window["loss"])
+            self._globalstep_last_logged = window["step"]
+            self._parts.load(window["parts"])
+
+    def _window_file(self, folder: str) -> Path:
+        return Path(folder) / f"log_window_{self.args.process_index}.json"
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimiser with a learning rate for each module (`learning_rates`)."""
@@ -154,8 +256,52 @@ class ReIDTrainer(PublishingTrainer, CheckpointingTrainer):
         return metrics
 
 
+class LossParts:
+    """Means of the loss parts by name between two logs; the micro-batches of a skipped step do not count."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._of_step: list[dict[str, Tensor]] = []
+
+    def add(self, parts: dict[str, Tensor]) -> None:
+        """The parts of one micro-batch, detached scalars."""
+        self._of_step.append(parts)
+
+    def end_step(self, *, counted: bool) -> None:
+        """The optimiser step is over: its micro-batches count, or are forgotten."""
+        for parts in self._of_step if counted else ():
+            self._count += 1
+            for name, value in parts.items():
+                self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._of_step = []
+
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means over micro-batches and processes since the last call, and starts anew."""
+        if not self._count:
+            return {}
+        names = sorted(self._sums)
+        sums = torch.stack([self._sums[name] for name in names]) / self._count
+        means = accelerator.reduce(sums, reduction="mean").tolist()
+        self._sums, self._count = {}, 0
+        return {name: round(value, 4) for name, value in zip(names, means, strict=True)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """This process's sums, for JSON, to the last digit."""
+        return {"sums": {name: float(value) for name, value in self._sums.items()}, "count": self._count}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Goes on from `to_dict`."""
+        self._sums = {name: torch.tensor(value, device=self.device) for name, value in saved["sums"].items()}
+        self._count = saved["count"]
+
+
 class _SamplerEpoch(TrainerCallback):
-    """Tells the sampler its epoch: after a resume in the middle of one the loader's own call does not arrive."""
+    """Tells the sampler its epoch: after a resume in the middle of one the loader's own call does not arrive.
+
+    And an epoch in which a resumed run had no step left ends without the evaluation and the checkpoint that it has had.
+    """
 
     def __init__(self, trainer: ReIDTrainer):
         self.trainer = trainer
@@ -163,3 +309,8 @@ class _SamplerEpoch(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer._pk_sampler is not None:
             self.trainer._pk_sampler.set_epoch(int(state.epoch or 0))
+        self.begun = state.global_step
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.begun:
+            control.should_log = control.should_evaluate = control.should_save = False

@@ -1,0 +1,133 @@
+"""Cached gradients against the plain step: the same gradient of every parameter, whatever is trained and how."""
+
+import copy
+
+import pytest
+import torch
+
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.model.reid_loss import reid_loss
+from modeling_mllmreid.training.cached_step import _split, cached_backward
+from modeling_mllmreid.training.freezing import freeze_unused_parameters
+from modeling_mllmreid.training.trainer import ReIDTrainer
+
+LORA = {"language_model": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.3}
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def language_part(model, batch):
+    counts = {
+        branch: max(int((batch[labels][:, 1:] != -100).sum()), 1)
+        for branch, labels in (("image", "labels"), ("text", "text_labels"), ("distillation", "labels"))
+    }
+    return lambda sums: (1 - model.config.loss_lambda) * model.language_loss(sums, counts)
+
+
+def cached(model, batch, chunk):
+    model.zero_grad()
+    loss, output = cached_backward(
+        model,
+        batch,
+        chunk=chunk,
+        language_part=language_part(model, batch),
+        reid_weight=model.config.loss_lambda,
+        backward=lambda part: part.backward(),
+    )
+    return loss, output, gradients(model)
+
+
+def assert_equal(got, expected):
+    assert got.keys() == expected.keys()
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert float((got[name] - gradient).abs().max()) < 1e-5 * scale, name
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"loss_lambda": 1.0},
+        {"loss_lambda": 0.0},
+        {"reid_on": "vision"},
+        {"reid_text": True, "distillation_weight": 0.5, "llm_layer": 1},
+        {"reid_text": True, "loss_lambda": 1.0, "bnneck": False},
+    ],
+)
+def test_gradients_losses_and_statistics_are_those_of_the_plain_step(make_model, make_batch, chunk, fields):
+    plain, batch = make_model(**fields).train(), make_batch(8)
+    freeze_unused_parameters(plain)
+    model = copy.deepcopy(plain)
+    expected = plain(**batch)
+    expected.loss.backward()
+    loss, output, got = cached(model, batch, chunk)
+    torch.testing.assert_close(loss, expected.loss.detach(), rtol=1e-5, atol=1e-6)
+    assert_equal(got, gradients(plain))
+    assert output.loss_parts.keys() == expected.loss_parts.keys()
+    for name, part in expected.loss_parts.items():
+        torch.testing.assert_close(output.loss_parts[name], part, rtol=1e-4, atol=1e-5)
+    assert output.label_counts == expected.label_counts
+    # The batch norm saw the whole batch, once.
+    for one, other in zip(plain.reid_head.buffers(), model.reid_head.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_is_the_same_in_both_passes(train):
+    trained = train(adapters=LORA, max_steps=1, diagnostics_steps=0).trainer
+    model, batch = trained.model.train(), next(iter(trained.get_train_dataloader()))
+    torch.manual_seed(3)
+    _, _, got = cached(model, batch, 3)
+
+    # The same chunks with their whole graph: features of all, then one backward pass.
+    model.zero_grad()
+    torch.manual_seed(3)
+    features, states = [], []
+    with torch.no_grad():
+        for rows in _split({k: v for k, v in batch.items() if k != "person_ids" and not k.startswith("text_")}, 3):
+            states.append(torch.get_rng_state())
+            model(**rows)
+    sums = []
+    for state, rows in zip(states, _split({k: v for k, v in batch.items() if k != "person_ids"}, 3), strict=True):
+        torch.set_rng_state(state)
+        output = model(**rows)
+        features.append(output.features)
+        sums.append(language_part(model, batch)(output.language_loss_sums))
+    whole = {name: torch.cat([part[name] for part in features]) for name in features[0]}
+    reid, _ = reid_loss(model.config, model.reid_head, whole, None, batch["person_ids"], {})
+    (model.config.loss_lambda * reid + sum(sums)).backward()
+    assert_equal(got, gradients(model))
+    torch.manual_seed(4)
+    _, _, other = cached(model, batch, 3)
+    assert any((other[name] - got[name]).abs().max() > 1e-4 for name in got)
+
+
+@pytest.mark.parametrize(
+    "adapters", [None, LORA | {"lora_dropout": 0.0}, LORA | {"lora_dropout": 0.0, "quantize": "4bit"}]
+)
+def test_a_training_takes_the_same_steps(train, adapters):
+    settings = {"adapters": adapters, "max_steps": 3, "gradient_accumulation_steps": 2, "max_grad_norm": 1e9}
+    # Plain SGD: what adaptive optimisers make of a gradient of nearly zero hangs on its last digit.
+    settings |= {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant"}
+    plain, parts = (train(f"run{chunk}", grad_cache_chunk=chunk, **settings).trainer for chunk in (0, 3))
+    for one, other in zip(plain.state.log_history, parts.state.log_history, strict=True):
+        for name in ("loss", "grad_norm", "id_llm", "triplet_vision", "lm_image", "diag_rank_llm"):
+            assert (name in one) == (name in other)
+            assert name not in one or one[name] == pytest.approx(other[name], rel=1e-3), name
+    for (name, one), other in zip(plain.model.named_parameters(), parts.model.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=2e-6, rtol=1e-4), name
+
+
+def test_it_is_refused_where_shards_are_reduced_in_every_backward_pass(train, monkeypatch):
+    made = ReIDTrainer.create_accelerator_and_postprocess
+
+    def sharded(trainer):
+        made(trainer)
+        trainer.is_fsdp_enabled = True
+
+    monkeypatch.setattr(ReIDTrainer, "create_accelerator_and_postprocess", sharded)
+    with pytest.raises(UserError, match="grad_cache_chunk is 4: DeepSpeed and FSDP reduce their shards"):
+        train(max_steps=1, grad_cache_chunk=4)

@@ -1,0 +1,178 @@
+"""A training that is killed, stopped or refused by the disk: the same command goes on, to the last bit."""
+
+import os
+import resource
+import shutil
+import signal
+
+import pytest
+import torch
+from datasets import DatasetDict
+
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.training import checkpoints, trainer
+from modeling_mllmreid.training.guards import Preempted, StepGuard
+from modeling_mllmreid.training.publishing import PublishingTrainer
+from modeling_mllmreid.training.trainer import ReIDTrainer
+
+# Two evaluations, three checkpoints of which two are kept, dropout whose random numbers must go on too.
+RUN = {
+    "max_steps": 8,
+    "save_strategy": "steps",
+    "save_steps": 3,
+    "eval_strategy": "steps",
+    "eval_steps": 3,
+    "logging_steps": 2,
+    "gradient_accumulation_steps": 2,
+    "adapters": {"language_model": "lora", "lora_rank": 4, "lora_dropout": 0.3},
+}
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Where the uninterrupted run's result is kept once it was made."""
+    return {}
+
+
+def result(trained) -> tuple[list[dict], dict[str, torch.Tensor]]:
+    times = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
+    history = [{k: v for k, v in entry.items() if k not in times} for entry in trained.trainer.state.log_history]
+    return history, {name: tensor.clone() for name, tensor in trained.trainer.model.state_dict().items()}
+
+
+def assert_same(got, expected) -> None:
+    assert got[0] == expected[0]
+    assert got[1].keys() == expected[1].keys()
+    for name, tensor in expected[1].items():
+        assert torch.equal(got[1][name], tensor), name
+
+
+def die(*_, **__) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(run) -> None:
+    """Runs it in a child process, which must be killed while it runs."""
+    child = os.fork()
+    if child == 0:
+        try:
+            run()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def at_call(owner, name: str, call: int, monkeypatch) -> None:
+    """The process dies when the method is called for the nth time."""
+    method, calls = getattr(owner, name), []
+
+    def counted(*args, **kwargs):
+        calls.append(0)
+        if len(calls) == call:
+            die()
+        return method(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+MOMENTS = {
+    "before any checkpoint": (StepGuard, "see_loss", 3),
+    "in a step": (StepGuard, "see_loss", 10),
+    "in an evaluation": (trainer, "evaluate_model", 2),
+    "while a checkpoint is written": (ReIDTrainer, "_save_optimizer_and_scheduler", 2),
+    "before it is renamed": (checkpoints, "_put", 2),
+    "while older ones are removed": (checkpoints, "rotate_checkpoints", 2),
+    "while it is pushed": (PublishingTrainer, "_publish", 1),
+    "while the model is written": (checkpoints, "_put", 6),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_goes_on_to_the_same_bits(train, whole, monkeypatch, moment):
+    pushed = {"push_to_hub": True, "hub_model_id": "someone/model"} if moment == "while it is pushed" else {}
+    with monkeypatch.context() as patch:
+        patch.setattr(ReIDTrainer, "init_hf_repo", lambda *_, **__: None)
+        patch.setattr(PublishingTrainer, "_publish", lambda *_: "")
+        if not whole:
+            whole["result"] = result(train("whole", **RUN))
+        at_call(*MOMENTS[moment], patch)
+        killed(lambda: train(**RUN, **pushed))
+    monkeypatch.setattr(ReIDTrainer, "init_hf_repo", lambda *_, **__: None)
+    monkeypatch.setattr(PublishingTrainer, "_publish", lambda *_: "")
+    again = train(**RUN, **pushed)
+    assert_same(result(again), whole["result"])
+    folder = again.trainer.args.output_dir
+    assert sorted(name for name in os.listdir(folder) if name.startswith(("checkpoint-", "."))) == [
+        f"checkpoint-{step}" for step in sorted({6, 8} if again.trainer.state.best_global_step != 3 else {3, 8})
+    ]
+
+
+def test_a_finished_run_takes_no_step_more_and_another_run_is_refused(train, world, capsys):
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    first = result(train(**settings))
+    capsys.readouterr()
+    assert_same((first[0], result(train(**settings))[1]), first)
+    assert "goes on from" in capsys.readouterr().out
+    with pytest.raises(
+        UserError, match=r"checkpoint-2: is of a run with other settings \(learning_rate 0.001, now 0.01"
+    ):
+        train(**settings, learning_rate=0.01)
+    with pytest.raises(UserError, match=r"other settings \(loss_lambda 0.7, now 0.5\): give another output_dir, or"):
+        train(**settings, model={"loss_lambda": 0.5})
+    with pytest.raises(UserError, match=r"other settings \(other training images or texts\)"):
+        train(**settings, dataset=DatasetDict(train=world["train"].select(range(70))))
+    longer = train(**{**settings, "max_steps": 3}, resume_from_checkpoint="true")
+    assert longer.trainer.state.global_step == 3
+    anew = train(**settings, learning_rate=0.01, resume_from_checkpoint="false")
+    assert [entry["step"] for entry in anew.trainer.state.log_history if "loss" in entry] == [1, 2]
+
+
+def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(train, whole, monkeypatch):
+    if not whole:
+        whole["result"] = result(train("whole", **RUN))
+    before, see_loss, calls = signal.getsignal(signal.SIGTERM), StepGuard.see_loss, []
+
+    def at_the_tenth(guard, loss):
+        calls.append(0)
+        if len(calls) == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return see_loss(guard, loss)
+
+    monkeypatch.setattr(StepGuard, "see_loss", at_the_tenth)
+    with pytest.raises(
+        Preempted, match="SIGTERM: stopped after step 5, checkpoint-5 is written: the same command"
+    ) as stop:
+        train(**RUN)
+    assert stop.value.exit_code == 143 and signal.getsignal(signal.SIGTERM) is before
+    assert_same(result(train(**RUN)), whole["result"])
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(train, tmp_path):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "adapters": None}
+    expected = result(train("whole", **settings))
+    shutil.rmtree(tmp_path / "whole")
+
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            save = ReIDTrainer._save_checkpoint
+
+            def small(of, *args):
+                if of.state.global_step == 4:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+                return save(of, *args)
+
+            ReIDTrainer._save_checkpoint = small
+            train("run", **settings)
+        except UserError as error:
+            (tmp_path / "said").write_text(str(error))
+            code = 7
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    said = (tmp_path / "said").read_text()
+    assert "checkpoint-4: cannot be written" in said and "checkpoint-2 is whole, and the same command goes on" in said
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-2"]
+    assert_same(result(train("run", **settings)), expected)
