@@ -74,7 +74,6 @@ def estimate_memory(
     by_part = {part: sum(p.numel() for name, p in trained if key in name) for part, key in parts.items()}
     by_part["lm_head"] = sum(p.numel() for name, p in trained if "lm_head" in name)
     count = sum(p.numel() for _, p in trained)
-    state = next((size for key, size in STATE_BYTES.items() if key in str(getattr(args.optim, "value", args.optim))), 8)
     labels = batches.max_target_tokens * args.per_device_train_batch_size * (2 if batches.text_branch else 1)
     language = config.loss_lambda < 1
     vocabulary = config.get_text_config().vocab_size
@@ -84,11 +83,17 @@ def estimate_memory(
         trained_by_part={part: number for part, number in by_part.items() if number},
         weights=_weight_bytes(model, adapters.quantize),
         gradients=4 * count,
-        optimizer=state * count,
+        optimizer=optimizer_state_bytes(args) * count,
         activations=_activation_bytes(model, args, batches),
         # In the model's format, in float32 for the loss, and their gradient.
         logits=labels * vocabulary * (2 + 4 + 4) if language else 0,
     )
+
+
+def optimizer_state_bytes(args: ReIDTrainingArguments) -> int:
+    """Bytes of the optimiser's state for each trained parameter."""
+    name = str(getattr(args.optim, "value", args.optim))
+    return next((size for key, size in STATE_BYTES.items() if key in name), 8)
 
 
 def _weight_bytes(model: MllmReIDModel, quantize: str | None) -> int:

@@ -13,6 +13,7 @@ from ..evaluation.protocol import embed_parts, same_person
 from ..evaluation.threshold import Threshold, choose_threshold, save_thresholds
 from ..model import MllmReIDModel, MllmReIDProcessor
 from .arguments import BatchArguments, ReIDTrainingArguments
+from .batch_size import settle_batch_size
 from .batches import TrainCollator, TrainDataset
 from .freezing import freeze_unused_parameters
 from .resume import checkpoint_to_resume, run_facts
@@ -75,6 +76,9 @@ def train_reid(
         )
     if args.process_index == 0:
         print(f"{len(samples):,} training images of {samples.num_identities:,} people; {parameter_counts(model)}")
+    batches = collator(processor, batch_args, language=language, reid_text=config.reid_text)
+    if args.auto_find_batch_size:
+        settle_batch_size(args, model, samples, batches)
     logger.info("frozen, as no loss reaches them: %s", ", ".join(frozen) or "none")
     facts = run_facts(args, batch_args, model, samples)
     checkpoint = checkpoint_to_resume(args, facts)
@@ -86,7 +90,7 @@ def train_reid(
         args=args,
         train_dataset=samples,
         eval_dataset=parts,
-        data_collator=collator(processor, batch_args, language=language, reid_text=config.reid_text),
+        data_collator=batches,
         processing_class=processor,
     )
     trainer.run_facts = facts

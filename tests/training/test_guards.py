@@ -1,0 +1,142 @@
+"""What ends a training early, and how: not finite numbers, a dead loader, memory that runs out."""
+
+import os
+import signal
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.training.batch_size import largest
+from modeling_mllmreid.training.batches import TrainDataset
+from modeling_mllmreid.training.trainer import ReIDTrainer
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """broken(positions) makes the pixels of these samples NaN; returns the files that were read, by position."""
+
+    def breaking(positions):
+        read, get = {}, TrainDataset.__getitem__
+
+        def with_nan(samples, sample):
+            item = get(samples, sample)
+            read[sample[1], sample[2]] = samples.file_names[sample[0]]
+            if sample[2] in positions:
+                item["pixel_values"] = torch.full_like(item["pixel_values"], float("nan"))
+            return item
+
+        monkeypatch.setattr(TrainDataset, "__getitem__", with_nan)
+        return read
+
+    return breaking
+
+
+@pytest.fixture
+def weights(monkeypatch):
+    """The state of the model after every optimiser step."""
+    states = []
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    made = ReIDTrainer.__init__
+
+    def init(trainer, *args, **kwargs):
+        made(trainer, *args, **kwargs)
+        trainer.add_callback(Keep())
+
+    monkeypatch.setattr(ReIDTrainer, "__init__", init)
+    return states
+
+
+def test_a_step_that_is_not_finite_leaves_nothing_behind(train, broken, weights):
+    # 4 x 2 images a micro-batch, two of them a step: position 20 is in the second step's first.
+    broken({20})
+    trained = train(max_steps=3, gradient_accumulation_steps=2, diagnostics_steps=0)
+    first, second, third = weights
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]) or "num_batches" in name, name
+    assert any(not torch.equal(second[name], third[name]) for name in second)
+    assert all(torch.isfinite(tensor).all() for tensor in third.values() if tensor.is_floating_point())
+    logs = [entry for entry in trained.trainer.state.log_history if "loss" in entry]
+    assert all(entry["id_llm"] > 0 for entry in (logs[0], logs[2])) and "id_llm" not in logs[1]
+
+
+def test_after_too_many_the_files_are_named(train, broken):
+    read = broken(set(range(8, 100)))
+    with pytest.raises(UserError, match="3 steps in a row") as stop:
+        train(max_steps=9, max_skipped_steps=2, max_grad_norm=0.0, batch={"val_identities": 0})
+    said = str(stop.value)
+    assert said.startswith("step 4: loss or gradient not finite") and "max_skipped_steps 2" in said
+    assert f"images: {', '.join(read[0, position] for position in range(24, 32))}: look at learning_rate" in said
+
+
+def test_files_of_a_step_are_those_that_were_read(train, broken):
+    read = broken(set())
+    trainer = train(max_steps=5, gradient_accumulation_steps=2, num_train_epochs=3).trainer
+    # Six micro-batches of eight in an epoch, two a step.
+    for step, (epoch, first) in {1: (0, 0), 3: (0, 32), 4: (1, 0), 5: (1, 16)}.items():
+        expected = [read[epoch, position] for position in range(first, first + 16)]
+        assert trainer.files_of_step(step) == expected
+
+
+def test_a_loading_process_that_dies_is_told(train, monkeypatch):
+    def die(samples, sample):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(TrainDataset, "__getitem__", die)
+    with pytest.raises(UserError, match=r"a data loading process died .*lower dataloader_num_workers \(1\)"):
+        train(max_steps=2, dataloader_num_workers=1)
+
+
+@pytest.fixture
+def memory_of(monkeypatch):
+    """memory_of(rows): more images than that in one forward pass are out of memory."""
+
+    def limit(rows):
+        forward = MllmReIDModel.forward
+
+        def limited(model, pixel_values, **batch):
+            if len(pixel_values) > rows:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return forward(model, pixel_values, **batch)
+
+        monkeypatch.setattr(MllmReIDModel, "forward", limited)
+
+    return limit
+
+
+def test_out_of_memory_names_sizes_and_settings(train, memory_of):
+    memory_of(5)
+    words = (
+        r"out of memory with 4 x 2 images of 64 x 32, 8 image tokens .*: set grad_cache_chunk \(off\) to a few images"
+    )
+    with pytest.raises(UserError, match=words):
+        train(max_steps=1)
+
+
+def test_the_largest_number_of_people_that_fits_is_found_and_kept(train, memory_of, monkeypatch, capsys):
+    memory_of(7)
+    settings = {"auto_find_batch_size": True, "identities_per_batch": 6, "save_strategy": "steps", "save_steps": 1}
+    trainer = train(max_steps=1, **settings).trainer
+    assert "identities_per_batch: 3, the most that fit with 2 images each" in capsys.readouterr().out
+    assert trainer.args.per_device_train_batch_size == 6 and trainer._train_batch_size == 6
+    # A run that goes on has the number it began with, whatever is free now.
+    memory_of(6)
+    assert train(max_steps=2, resume_from_checkpoint="true", **settings).trainer.args.identities_per_batch == 3
+    memory_of(1)
+    with pytest.raises(UserError, match="not even one person's 2 images fit"):
+        train("other", max_steps=1, **settings)
+    with pytest.raises(UserError, match="not how grad_cache_chunk takes them"):
+        train("other", max_steps=1, grad_cache_chunk=2, **settings)
+
+
+@pytest.mark.parametrize("limit", range(9))
+def test_bisection_finds_the_limit(limit):
+    tried = []
+    assert largest(lambda people: tried.append(people) or people <= limit, 8) == limit
+    assert len(tried) == len(set(tried)) <= 4
