@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import nn
 
 from ..errors import UserError
 from ..model import MllmReIDModel
@@ -33,7 +34,7 @@ def settle_batch_size(
         )
     found = _of_checkpoint(args)
     if found is None:
-        model.to(args.device)
+        nn.Module.to(model, args.device)
         most = min(args.identities_per_batch, samples.num_identities // args.world_size)
         found = largest(lambda people: _try_step(args, model, samples, collator, people), most)
         if dist.is_available() and dist.is_initialized():
@@ -68,10 +69,8 @@ def _try_step(
     args: ReIDTrainingArguments, model: MllmReIDModel, samples: TrainDataset, collator: TrainCollator, people: int
 ) -> bool:
     """Whether a step's memory is there: longest texts, forward, backward, and the optimiser's state beside them."""
-    longest = max(
-        range(len(samples)),
-        key=lambda i: max((len(prompt) + len(target) for prompt, target in samples.texts[i]), default=0),
-    )
+    lengths = [max((len(prompt) + len(target) for prompt, target in texts), default=0) for texts in samples.texts]
+    longest = lengths.index(max(lengths))
     trained = [p for p in model.parameters() if p.requires_grad]
     count = sum(p.numel() for p in trained)
     # DDP has its own copy of the gradients.

@@ -13,6 +13,7 @@ from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.training import checkpoints, trainer
 from modeling_mllmreid.training.guards import Preempted, StepGuard
 from modeling_mllmreid.training.publishing import PublishingTrainer
+from modeling_mllmreid.training.resume import last_checkpoint
 from modeling_mllmreid.training.trainer import ReIDTrainer
 
 # Two evaluations, three checkpoints of which two are kept, dropout whose random numbers must go on too.
@@ -76,28 +77,31 @@ def at_call(owner, name: str, call: int, monkeypatch) -> None:
     monkeypatch.setattr(owner, name, counted)
 
 
+# What is called for the nth time, and the last whole checkpoint then.
 MOMENTS = {
-    "before any checkpoint": (StepGuard, "see_loss", 3),
-    "in a step": (StepGuard, "see_loss", 10),
-    "in an evaluation": (trainer, "evaluate_model", 2),
-    "while a checkpoint is written": (ReIDTrainer, "_save_optimizer_and_scheduler", 2),
-    "before it is renamed": (checkpoints, "_put", 2),
-    "while older ones are removed": (checkpoints, "rotate_checkpoints", 2),
-    "while it is pushed": (PublishingTrainer, "_publish", 1),
-    "while the model is written": (checkpoints, "_put", 6),
+    "before any checkpoint": (StepGuard, "see_loss", 3, None),
+    "in a step": (StepGuard, "see_loss", 10, 3),
+    "in an evaluation": (trainer, "evaluate_model", 2, 3),
+    "while a checkpoint is written": (ReIDTrainer, "_save_optimizer_and_scheduler", 2, 3),
+    "before it is renamed": (checkpoints, "_put", 2, 3),
+    "while older ones are removed": (checkpoints, "rotate_checkpoints", 2, 6),
+    "while it is pushed": (PublishingTrainer, "_publish", 2, 6),
+    "while the model is written": (checkpoints, "_put", 6, 8),
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_run_goes_on_to_the_same_bits(train, whole, monkeypatch, moment):
+def test_a_killed_run_goes_on_to_the_same_bits(train, whole, monkeypatch, tmp_path, moment):
+    *call, last = MOMENTS[moment]
     pushed = {"push_to_hub": True, "hub_model_id": "someone/model"} if moment == "while it is pushed" else {}
     with monkeypatch.context() as patch:
         patch.setattr(ReIDTrainer, "init_hf_repo", lambda *_, **__: None)
         patch.setattr(PublishingTrainer, "_publish", lambda *_: "")
         if not whole:
             whole["result"] = result(train("whole", **RUN))
-        at_call(*MOMENTS[moment], patch)
+        at_call(*call, patch)
         killed(lambda: train(**RUN, **pushed))
+    assert last_checkpoint(tmp_path / "run") == (None if last is None else tmp_path / f"run/checkpoint-{last}")
     monkeypatch.setattr(ReIDTrainer, "init_hf_repo", lambda *_, **__: None)
     monkeypatch.setattr(PublishingTrainer, "_publish", lambda *_: "")
     again = train(**RUN, **pushed)
