@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from modeling_mllmreid.data.synthetic import sample_descriptions, write_pedestrians
 from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
+from modeling_mllmreid.training.resume import last_checkpoint
 
 pytestmark = [
     pytest.mark.slow,
@@ -133,27 +134,27 @@ def ranks(launcher: int) -> list[int]:
 
 
 def test_two_processes_of_which_one_dies_and_a_launch_that_is_stopped(world, tmp_path):
-    steps, every = 60, 10
+    steps, every = 200, 10
     to_the_end(command(world, tmp_path / "whole", 2, steps, every), tmp_path / "whole.log")
     log, output = tmp_path / "killed.log", tmp_path / "killed"
     arguments = command(world, output, 2, steps, every)
 
     process = start(arguments, log)
     wait_for_training(process, log)
-    wait_for(output / "checkpoint-10")
+    wait_for(output, 10)
     os.kill(ranks(process.pid)[1], signal.SIGKILL)
     died = time.monotonic()
     assert process.wait(60) != 0 and time.monotonic() - died < 60
     assert not ranks(process.pid)
 
     process = start(arguments, log)
-    wait_for(output / "checkpoint-30")
+    wait_for(output, 50)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)
 
     process = start(arguments, log)
     wait_for_training(process, log)
-    wait_for(output / "checkpoint-40")
+    wait_for(output, 60)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) != 0
     said = re.search(r"SIGTERM: stopped after step (\d+), checkpoint-\1 is written", log.read_text())
@@ -163,8 +164,9 @@ def test_two_processes_of_which_one_dies_and_a_launch_that_is_stopped(world, tmp
     assert_equal(output, tmp_path / "whole")
 
 
-def wait_for(path: Path) -> None:
+def wait_for(output: Path, steps: int) -> None:
+    """Until there is a checkpoint of so many steps."""
     deadline = time.monotonic() + 180
-    while not path.exists():
-        assert time.monotonic() < deadline, f"waited too long for {path.name}"
+    while (last := last_checkpoint(output)) is None or int(last.name.rpartition("-")[2]) < steps:
+        assert time.monotonic() < deadline, f"waited too long for {steps} steps"
         time.sleep(0.05)
