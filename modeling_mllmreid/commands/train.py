@@ -1,5 +1,6 @@
 """`train`: a model on a data set's training part; the best checkpoint by the validation people is kept."""
 
+import os
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from ..data.texts import CaptionRecord, read_records
 from ..errors import UserError
 from ..evaluation.protocol import check_parts
 from ..model import MllmReIDModel, MllmReIDProcessor
+from ..processes import refuse_lost_processes
 from ..text.licences import refuse_licences
 from ..training import AdapterArguments, BatchArguments, ReIDTrainingArguments, train_reid
 from ..training.memory import estimate_memory
@@ -60,6 +62,7 @@ def main(argv: list[str]) -> None:
     run_args, model_args, method_args, adapter_args, data_args, batch_args, leak_args, training_args = parsed
     if run_args.dry_run:
         return dry_run(model_args, method_args, adapter_args, batch_args, training_args)
+    refuse_lost_processes(training_args.distributed_state, os.environ)
     dataset = load_reid_dataset(data_args.dataset, texts=batch_args.texts, **data_args.options())
     trained_on, overlap = what_is_trained_on(data_args.dataset, dataset, leak_args)
     # New heads are random: a run that is killed before its first checkpoint starts with the same ones.

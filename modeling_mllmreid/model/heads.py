@@ -1,15 +1,17 @@
-"""From hidden states to an identity: mean pooling over positions, BNNeck and ID classifier, all in float32."""
+"""From hidden states to an identity: mean pooling over positions, BNNeck and ID classifier, float32 at least."""
 
 import torch
 from torch import Tensor, nn
 
+from .precision import at_least_float32
+
 
 def mean_pool(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over positions in float32. hidden_states: (B, T, D); mask: (B, T), True where counted. Returns (B, D)."""
-    hidden_states = hidden_states.float()
+    """Mean over positions, float32 at least: (B, D). hidden_states: (B, T, D); mask: (B, T), True where counted."""
+    hidden_states = at_least_float32(hidden_states)
     if mask is None:
         return hidden_states.mean(dim=1)
-    weights = mask.unsqueeze(-1).float()
+    weights = mask.unsqueeze(-1).to(hidden_states.dtype)
     return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
@@ -32,14 +34,15 @@ class ReIDHead(nn.Module):
 
     def remake_classifier(self, num_identities: int, device: torch.device | None = None) -> None:
         """A new classifier, N(0, 0.001), for other identities; 0 drops it."""
+        dtype = next((parameter.dtype for parameter in self.parameters()), torch.float32)
         self.classifier = None
         if num_identities:
-            self.classifier = nn.Linear(self.feature_size, num_identities, bias=False, device=device)
+            self.classifier = nn.Linear(self.feature_size, num_identities, bias=False, device=device, dtype=dtype)
             nn.init.normal_(self.classifier.weight, std=0.001)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         """features: (B, D). Returns the feature after the neck (B, D) and the ID logits (B, C) or None."""
         # Autocast would turn the linear layer to bfloat16.
         with torch.autocast(features.device.type, enabled=False):
-            after = self.bottleneck(features.float())
+            after = self.bottleneck(at_least_float32(features))
             return after, None if self.classifier is None else self.classifier(after)

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .precision import at_least_float32
+
 
 def id_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.1) -> Tensor:
     """Cross-entropy over identities with label smoothing in the eps/C form.
@@ -11,7 +13,7 @@ def id_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.1) -> Ten
     logits: (B, C); labels: (B,) in 0..C-1. Returns a scalar, the mean over the batch.
     Source: Szegedy et al. 2016; as used with the BNNeck by Luo et al. 2019.
     """
-    return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+    return F.cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing)
 
 
 def euclidean_distances(a: Tensor, b: Tensor) -> Tensor:
@@ -45,9 +47,9 @@ def batch_hard_triplet_loss(
     left the loss is a zero that keeps its graph.
     Source: Hermans et al. 2017, equation 5 (hinge) and section 3.2 (soft margin).
     """
-    anchors = anchors.float()
+    anchors = at_least_float32(anchors)
     own = others is None
-    others, other_labels = (anchors, anchor_labels) if own else (others.float(), other_labels)
+    others, other_labels = (anchors, anchor_labels) if own else (at_least_float32(others), other_labels)
     distances = euclidean_distances(anchors, others)
     same = anchor_labels[:, None] == other_labels[None, :]
     positive = same & ~torch.eye(len(anchors), dtype=torch.bool, device=same.device) if own else same
@@ -62,7 +64,7 @@ def batch_hard_triplet_loss(
 
 def language_loss_sum(logits: Tensor, targets: Tensor) -> Tensor:
     """Sum of the next-token negative log-likelihood. logits: (T, V) at label positions only; targets: (T,)."""
-    return F.cross_entropy(logits.float(), targets, reduction="sum")
+    return F.cross_entropy(at_least_float32(logits), targets, reduction="sum")
 
 
 def distillation_sum(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -75,8 +77,8 @@ def distillation_sum(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
             f"image branch has {len(student_logits)} target tokens, text branch {len(teacher_logits)}: "
             "distillation needs the same target in both"
         )
-    student = F.log_softmax(student_logits.float(), dim=-1)
-    teacher = F.log_softmax(teacher_logits.detach().float(), dim=-1)
+    student = F.log_softmax(at_least_float32(student_logits), dim=-1)
+    teacher = F.log_softmax(at_least_float32(teacher_logits.detach()), dim=-1)
     return F.kl_div(student, teacher, reduction="sum", log_target=True)
 
 

@@ -14,6 +14,7 @@ from .checkpoints import ReIDCheckpoints
 from .configuration_mllmreid import MllmReIDConfig
 from .heads import ReIDHead, mean_pool
 from .losses import distillation_sum, language_loss_sum, mix_losses
+from .precision import at_least_float32
 from .reid_loss import reid_loss
 
 
@@ -199,7 +200,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
     def _test_feature(self, name: str, pooled: Tensor) -> Tensor:
         if name in self.reid_head and self.config.feature_after_bn:
             pooled, _ = self.reid_head[name](pooled)
-        return F.normalize(pooled.float(), dim=-1)
+        return F.normalize(at_least_float32(pooled), dim=-1)
 
     def image_features(self, pixel_values: Tensor, names: tuple[str, ...] = ("llm", "vision")) -> dict[str, Tensor]:
         """The test features from one pass: "llm", "vision" and, with both, "concat" (each normalised, then / sqrt 2).

@@ -106,7 +106,7 @@ class MllmReIDVisionModel(PreTrainedModel):
         pooled = mean_pool(states[:, 1:] if self.config.class_token else states)
         if self.config.bnneck and self.config.feature_after_bn:
             pooled, _ = self.reid_head(pooled)
-        return {"vision": F.normalize(pooled.float(), dim=-1)}
+        return {"vision": F.normalize(pooled, dim=-1)}
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """The embedding of person crops. pixel_values: (B, 3, H, W). Returns (B, D), float32, L2-normalised."""

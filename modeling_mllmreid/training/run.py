@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from datasets import DatasetDict
 
 from ..data import check_images, image_sources, query_gallery_parts, split_validation
@@ -68,7 +67,7 @@ def train_reid(
     frozen = freeze_unused_parameters(model)
     if prepare is not None:
         prepare(model)
-    half = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32]
+    half = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype.itemsize < 4]
     if half:
         raise UserError(
             f"{half[0]} is trained in {model.get_parameter(half[0]).dtype}, where small updates are lost: load the "

@@ -1,0 +1,105 @@
+"""Two gloo processes by the real training against one with the doubled batch: losses, batches, parameters."""
+
+import os
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from modeling_mllmreid.data import load_reid_dataset
+from modeling_mllmreid.data.synthetic import sample_descriptions
+from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
+from modeling_mllmreid.training import BatchArguments, ReIDTrainer, ReIDTrainingArguments, train_reid
+
+WHOLE = {"reid_on": "both", "loss_lambda": 0.7, "distillation_weight": 0.5}
+# name -> (fields of the model's configuration, steps, gradient accumulation, number format)
+SETTINGS = {
+    "both branches": (WHOLE, 20, 1, torch.float64),
+    "both branches in float32": (WHOLE, 20, 1, torch.float32),
+    "both branches, accumulated": (WHOLE, 10, 2, torch.float64),
+    "ReID losses alone": ({"reid_on": "both", "loss_lambda": 1.0}, 10, 1, torch.float64),
+    "captions too": ({**WHOLE, "reid_text": True}, 10, 1, torch.float64),
+}
+
+
+def train_all(people: str, output: str, identities_per_batch: int) -> dict[str, dict]:
+    """By setting: `losses` (steps,), `rows` of each micro-batch (person, pixels' sum), and the trained `weights`."""
+    texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
+    processor = build_processor(texts, height=64, width=32, patch_size=16)
+    world = load_reid_dataset("market1501", data_dir=people, captions_file=f"{people}/reid_raw.json")
+    results = {}
+    for number, (name, (fields, steps, accumulation, dtype)) in enumerate(SETTINGS.items()):
+        llava = build_tiny_llava(processor, hidden_size=32, tower_layers=1, lm_layers=1, seed=0)
+        size = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids}
+        torch.manual_seed(0)
+        model = MllmReIDModel.from_mllm(llava, **size, **fields).to(dtype)
+        args = ReIDTrainingArguments(
+            output_dir=f"{output}/{number}",
+            identities_per_batch=identities_per_batch,
+            images_per_identity=2,
+            max_steps=steps,
+            gradient_accumulation_steps=accumulation,
+            learning_rate=1e-3,
+            eval_strategy="no",
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        losses, rows = [], []
+        compute_loss = ReIDTrainer.compute_loss
+
+        def watched(self, model, inputs, compute_loss=compute_loss, losses=losses, rows=rows, **kwargs):
+            loss = compute_loss(self, model, inputs, **kwargs)
+            losses.append(loss.detach().double())
+            rows.append(torch.stack([inputs["person_ids"].double(), inputs["pixel_values"].double().sum((1, 2, 3))], 1))
+            return loss
+
+        ReIDTrainer.compute_loss = watched
+        try:
+            trained = train_reid(model, processor, world, BatchArguments(target="caption"), args).trainer
+        finally:
+            ReIDTrainer.compute_loss = compute_loss
+        results[name] = {
+            "losses": torch.stack(losses).view(steps, accumulation).mean(1),
+            "rows": torch.stack(rows),
+            "weights": trained.accelerator.unwrap_model(trained.model).state_dict(),
+            "processes": trained.accelerator.num_processes,
+        }
+    return results
+
+
+def one_of_two(rank: int, people: str, output: str, port: int) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)
+    torch.save(train_all(people, f"{output}/two", identities_per_batch=4), f"{output}/rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def runs(people, tmp_path_factory):
+    """(what one process with 8 people a batch gives, what each of two with 4 gives)."""
+    output = tmp_path_factory.mktemp("engines")
+    context = mp.spawn(one_of_two, (str(people), str(output), 29500 + os.getpid() % 1000), nprocs=2, join=False)
+    one = train_all(str(people), f"{output}/one", identities_per_batch=8)
+    while not context.join():
+        pass
+    return one, [torch.load(output / f"rank{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_train_as_one_with_the_doubled_batch(runs, name):
+    one, two = runs[0][name], [rank[name] for rank in runs[1]]
+    assert (one["processes"], *(rank["processes"] for rank in two)) == (1, 2, 2)
+    # Together the ranks have the one process's batch, and no person is in two of them.
+    assert torch.equal(torch.cat([rank["rows"] for rank in two], dim=1), one["rows"])
+    for first, second in zip(*(rank["rows"][:, :, 0].tolist() for rank in two), strict=True):
+        assert set(first).isdisjoint(second) and len({*first, *second}) == 8
+    exact = SETTINGS[name][-1] == torch.float64
+    mean = (two[0]["losses"] + two[1]["losses"]) / 2
+    torch.testing.assert_close(mean, one["losses"], rtol=1e-9 if exact else 1e-4, atol=0)
+    for key, weight in one["weights"].items():
+        assert torch.equal(two[0]["weights"][key], two[1]["weights"][key]), key
+        tolerance = {"rtol": 1e-7, "atol": 1e-9} if exact else {"rtol": 1e-3, "atol": 1e-4}
+        torch.testing.assert_close(two[0]["weights"][key], weight, **tolerance, msg=key)
