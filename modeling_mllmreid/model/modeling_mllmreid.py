@@ -112,12 +112,23 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         layer = self.config.mllm_config.vision_feature_layer
         return layer if isinstance(layer, int) else layer[-1]
 
-    def _tower(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """All hidden states of the vision tower, each (B, 1 + patches, D); position embeddings fit any crop size."""
+    @property
+    def _projected_layers(self) -> list[int]:
+        """Indices into the tower's hidden states that the projector reads."""
+        layers = self.config.mllm_config.vision_feature_layer
+        return [layers] if isinstance(layers, int) else list(layers)
+
+    def _tower(self, pixel_values: Tensor) -> tuple[Tensor | None, ...]:
+        """Hidden states of the vision tower, each (B, 1 + patches, D); position embeddings fit any crop size.
+
+        None stands for those that nothing reads: keeping them would cost an inference their memory.
+        """
         tower = self._llava.vision_tower
         with _graph_where_trained(tower):
             return tower(
-                pixel_values.to(tower.dtype), interpolate_pos_encoding=True, output_hidden_states=True
+                pixel_values.to(tower.dtype),
+                interpolate_pos_encoding=True,
+                output_hidden_states=[*self._projected_layers, self.vision_layer],
             ).hidden_states
 
     def _patches(self, hidden_states: Tensor) -> Tensor:
@@ -130,9 +141,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
 
     def _image_embeddings(self, tower_states: tuple[Tensor, ...]) -> Tensor:
         """What the language model reads in the image tokens' places: (B, image tokens, D)."""
-        layers = self.config.mllm_config.vision_feature_layer
-        layers = [layers] if isinstance(layers, int) else layers
-        selected = torch.cat([self._patches(tower_states[layer]) for layer in layers], dim=-1)
+        selected = torch.cat([self._patches(tower_states[layer]) for layer in self._projected_layers], dim=-1)
         projector = self._llava.multi_modal_projector
         with _graph_where_trained(projector, selected):
             return projector(selected)
@@ -159,7 +168,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
                 inputs_embeds=embeddings,
                 attention_mask=attention_mask,
                 use_cache=False,
-                output_hidden_states=whole and not at_end,
+                output_hidden_states=[layer] if whole and not at_end else False,
             )
         last = output.last_hidden_state
         return last, (output.hidden_states[layer] if whole and not at_end else last)

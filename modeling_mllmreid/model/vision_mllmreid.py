@@ -101,7 +101,7 @@ class MllmReIDVisionModel(PreTrainedModel):
         if "vision" not in names:
             raise ValueError(f"a vision form has the feature 'vision' alone, not {', '.join(names)}")
         states = self.tower(
-            pixel_values.to(self.tower.dtype), interpolate_pos_encoding=True, output_hidden_states=True
+            pixel_values.to(self.tower.dtype), interpolate_pos_encoding=True, output_hidden_states=[-1]
         ).hidden_states[-1]
         pooled = mean_pool(states[:, 1:] if self.config.class_token else states)
         if self.config.bnneck and self.config.feature_after_bn:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor, LlavaForConditionalGeneration
 
-from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
+from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor, MllmReIDVisionModel
 from modeling_mllmreid.model.heads import ReIDHead, mean_pool
 
 
@@ -158,6 +158,22 @@ def test_an_earlier_layer_is_pooled_and_the_rest_is_not_run(make_model, make_bat
     whole = torch.nn.functional.normalize(model(**batch).features["llm"], dim=-1)
     assert torch.allclose(short, whole, atol=1e-6)
     assert len(language.layers) == 2 and language.config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize(("fields", "read"), [({}, [3]), ({"vision_layer": 1}, [1, 3])])
+def test_hidden_states_of_the_visual_encoder_that_nothing_reads_are_not_kept(make_model, make_batch, fields, read):
+    model, pixels = make_model(**fields).eval(), make_batch()["pixel_values"]
+    states = model._tower(pixels)
+    every = model.mllm.model.vision_tower(
+        pixels, interpolate_pos_encoding=True, output_hidden_states=True
+    ).hidden_states
+    assert [i for i, state in enumerate(states) if state is not None] == read and len(states) == len(every)
+    assert all(torch.equal(states[i], every[i]) for i in read)
+    form = MllmReIDVisionModel.from_reid_model(model)
+    kept = []
+    form.tower.register_forward_hook(lambda module, args, output: kept.extend(output.hidden_states))
+    form.encode_images(pixels)
+    assert [state is not None for state in kept] == [False] * (len(kept) - 1) + [True]
 
 
 def test_frozen_parts_run_without_a_graph(make_model, make_batch):
