@@ -39,11 +39,12 @@ def cached(model, batch, chunk):
     return loss, output, gradients(model)
 
 
-def assert_equal(got, expected):
+def assert_equal(got, expected, rtol):
+    """Every gradient, relative to the largest of its own."""
     assert got.keys() == expected.keys()
-    scale = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in expected.items():
-        assert float((got[name] - gradient).abs().max()) < 1e-5 * scale, name
+        # The bias of a key projection has none: what is there is rounding.
+        assert float((got[name] - gradient).abs().max()) <= rtol * float(gradient.abs().max()) + 1e-15, name
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8, 100])
@@ -59,21 +60,22 @@ def assert_equal(got, expected):
     ],
 )
 def test_gradients_losses_and_statistics_are_those_of_the_plain_step(make_model, make_batch, chunk, fields):
-    plain, batch = make_model(**fields).train(), make_batch(8)
+    plain, batch = make_model(**fields).double().train(), make_batch(8)
+    batch["pixel_values"] = batch["pixel_values"].double()
     freeze_unused_parameters(plain)
     model = copy.deepcopy(plain)
     expected = plain(**batch)
     expected.loss.backward()
     loss, output, got = cached(model, batch, chunk)
-    torch.testing.assert_close(loss, expected.loss.detach(), rtol=1e-5, atol=1e-6)
-    assert_equal(got, gradients(plain))
+    torch.testing.assert_close(loss, expected.loss.detach(), rtol=1e-12, atol=0)
+    assert_equal(got, gradients(plain), rtol=1e-9)
     assert output.loss_parts.keys() == expected.loss_parts.keys()
     for name, part in expected.loss_parts.items():
-        torch.testing.assert_close(output.loss_parts[name], part, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(output.loss_parts[name], part, rtol=1e-12, atol=0)
     assert output.label_counts == expected.label_counts
     # The batch norm saw the whole batch, once.
     for one, other in zip(plain.reid_head.buffers(), model.reid_head.buffers(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
 
 
 def test_dropout_is_the_same_in_both_passes(train):
@@ -99,7 +101,7 @@ def test_dropout_is_the_same_in_both_passes(train):
     whole = {name: torch.cat([part[name] for part in features]) for name in features[0]}
     reid, _ = reid_loss(model.config, model.reid_head, whole, None, batch["person_ids"], {})
     (model.config.loss_lambda * reid + sum(sums)).backward()
-    assert_equal(got, gradients(model))
+    assert_equal(got, gradients(model), rtol=1e-5)
     torch.manual_seed(4)
     _, _, other = cached(model, batch, 3)
     assert any((other[name] - got[name]).abs().max() > 1e-4 for name in got)
