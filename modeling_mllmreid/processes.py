@@ -1,15 +1,24 @@
-"""The processes that a launcher started, of which this is one."""
+"""The processes that a launcher started, of which this is one, and what they tell each other besides gradients."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import cache
+from typing import ParamSpec, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import DistributedType, PartialState
 
 from .errors import UserError
 
+Value = TypeVar("Value")
+Given = ParamSpec("Given")
+
 # What a launcher tells each of its processes: torchrun, Open MPI, Intel MPI and Slurm's PMI, MVAPICH2.
 WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+# The others wait while process 0 works alone, on pictures or a re-ranking: a GPU's own group gives up in ten minutes.
+PATIENCE = timedelta(days=1)
 
 
 def this_process() -> PartialState:
@@ -54,3 +63,53 @@ def _count(environ: Mapping[str, str], name: str) -> int:
     """A number of processes in the environment; 0 where none is told."""
     value = environ.get(name, "")
     return int(value) if value.isdecimal() else 0
+
+
+def raise_together(value: Value | UserError) -> Value:
+    """The value, where every process has one; else the lowest process's UserError is raised on every one of them.
+
+    All processes call it at the same place: one that ended alone would leave the others waiting for it.
+    """
+    if this_process().num_processes > 1:
+        errors: list[UserError | None] = [None] * this_process().num_processes
+        dist.all_gather_object(errors, value if isinstance(value, UserError) else None, group=_objects())
+        value = next((error for error in errors if error is not None), value)
+    if isinstance(value, UserError):
+        raise value
+    return value
+
+
+def on_main(function: Callable[Given, Value], *args: Given.args, **kwargs: Given.kwargs) -> Value:
+    """What the function returns on process 0, which alone calls it, on every process; all of them call `on_main`.
+
+    A UserError that it raises is raised on every process.
+    """
+    state = this_process()
+    if state.num_processes == 1:
+        return function(*args, **kwargs)
+    result: list[Value | UserError | None] = [None]
+    if state.is_main_process:
+        try:
+            result = [function(*args, **kwargs)]
+        except UserError as error:
+            result = [error]
+    dist.broadcast_object_list(result, src=0, group=_objects())
+    if isinstance(result[0], UserError):
+        raise result[0]
+    return result[0]  # type: ignore[return-value]
+
+
+def gather_on_main(value: Value) -> list[Value]:
+    """The values of all processes, in their order, on process 0; an empty list on the others. All of them call it."""
+    state = this_process()
+    if state.num_processes == 1:
+        return [value]
+    values: list[Value] | None = [value] * state.num_processes if state.is_main_process else None
+    dist.gather_object(value, values, group=_objects())
+    return values or []
+
+
+@cache
+def _objects() -> dist.ProcessGroup:
+    """All processes, over main memory, where these objects are; the default group of GPUs would copy them there."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE)

@@ -9,6 +9,7 @@ from PIL import Image
 from ..errors import UserError
 from ..evaluation.embedding import embed_images, eval_mode
 from ..model import ImageEncoder, ImageEncoderProcessor
+from ..processes import on_main, this_process
 from ..retrieval import save_embeddings
 from .arguments import EmbeddingArguments, MethodArguments, ModelArguments
 from .loading import load_encoder, to_device
@@ -26,7 +27,7 @@ class EmbedArguments:
 
 
 def main(argv: list[str]) -> None:
-    """Writes the configured feature of every image under a folder, in the order of their names."""
+    """Writes the configured feature of every image under a folder, ordered by name; processes share the images."""
     groups = (ModelArguments, MethodArguments, EmbeddingArguments, EmbedArguments)
     model_args, method_args, embedding_args, args = parse(groups, argv, "embed")
     folder = Path(args.images)
@@ -48,8 +49,9 @@ def main(argv: list[str]) -> None:
     if Path(model_args.model).exists():
         # The index must stay usable from another working folder.
         facts["model"] = str(Path(model_args.model).resolve())
-    save_embeddings(args.output, features, names, facts)
-    print(f"{len(names):,} embeddings of {features.shape[1]} numbers ({model.config.test_feature}): {args.output}")
+    on_main(save_embeddings, args.output, features, names, facts)
+    if this_process().is_main_process:
+        print(f"{len(names):,} embeddings of {features.shape[1]} numbers ({model.config.test_feature}): {args.output}")
 
 
 def image_names(folder: Path) -> list[str]:
@@ -63,7 +65,7 @@ def image_names(folder: Path) -> list[str]:
 
 
 def embed_feature(model: ImageEncoder, processor: ImageEncoderProcessor, images: list, **options) -> np.ndarray:
-    """The model's configured feature alone, (N, D) float32. options: those of `embed_images`."""
+    """The model's configured feature alone, (N, D) float32, on process 0. options: those of `embed_images`."""
     feature = model.config.test_feature
     names = ("llm", "vision") if feature == "concat" else (feature,)
     return embed_images(model, processor, images, names=names, **options)[feature]

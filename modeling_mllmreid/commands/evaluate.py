@@ -31,6 +31,7 @@ from ..evaluation.text_queries import TEXT_FEATURE, caption_queries, embed_capti
 from ..evaluation.verification import VerificationMetrics, verification_from_blocks
 from ..evaluation.weights import weights_digest
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDProcessor
+from ..processes import on_main
 from ..retrieval import Ranking, distance_blocks, expand_queries, rank_gallery, rerank_blocks
 from .arguments import DataArguments, EmbeddingArguments, MethodArguments, ModelArguments
 from .loading import load_encoder, to_device
@@ -110,9 +111,12 @@ class MatrixArguments:
 
 
 def main(argv: list[str]) -> None:
-    """Prints a row for each test feature; writes the metrics as JSON and a ranked sheet of the configured feature."""
+    """Prints a row for each test feature; writes the metrics as JSON and a ranked sheet of the configured feature.
+
+    Processes share the images; process 0 does all else.
+    """
     if "--matrix" in argv and not {"-h", "--help"} & set(argv):
-        return print_matrix(*parse((EvaluateArguments, MatrixArguments), argv, "evaluate"))
+        return on_main(print_matrix, *parse((EvaluateArguments, MatrixArguments), argv, "evaluate"))
     groups = (EvaluatedModel, MethodArguments, DataArguments, EmbeddingArguments, EvaluateArguments, MatrixArguments)
     model_args, method_args, data_args, embedding_args, args, _ = parse(groups, argv, "evaluate")
     if args.plots:
@@ -152,8 +156,14 @@ def evaluate_splits(
     for split in range(args.splits):
         dataset = load_reid_dataset(data_args.dataset, **{**data_args.options(), "split": split})
         features = features_of_parts(model, processor, dataset, **args.protocol(), **asdict(embedding_args))
-        rows = metrics_of_features(features.query, features.gallery, features.rule)
+        rows = on_main(metrics_of_features, features.query, features.gallery, features.rule)
         of_splits.append({name: row.to_dict() for name, row in rows.items()})
+    facts = {"model": model_args.model, "dataset": data_args.dataset, "splits": args.splits}
+    on_main(report_splits, of_splits, args, facts)
+
+
+def report_splits(of_splits: Sequence[dict[str, dict[str, Any]]], args: EvaluateArguments, facts: dict) -> None:
+    """The table and the JSON of the metrics of each split, by feature. facts: what metrics.json says of the run."""
     means = {
         name: {key: _mean_and_deviation([split[name][key] for split in of_splits]) for key in of_splits[0][name]}
         for name in of_splits[0]
@@ -164,7 +174,6 @@ def evaluate_splits(
         lines.append([name, *(f"{100 * row[key][0]:.1f} +- {100 * row[key][1]:.1f}" for key in shown)])
     print(f"{align(lines)}\nIn percent, mean and standard deviation over {args.splits} random splits.")
     path = Path(args.output_dir) / "metrics.json"
-    facts = {"model": model_args.model, "dataset": data_args.dataset, "splits": args.splits}
     report = {name: {key: {"mean": m, "deviation": d} for key, (m, d) in row.items()} for name, row in means.items()}
     write_json(path, {**facts, "metrics_over_splits": report, "metrics_of_splits": of_splits})
     print(f"metrics: {path}")
@@ -190,7 +199,7 @@ def result_of_another(
     model, processor = load_encoder(model_args)
     to_device(model)
     features = features_of_parts(model, processor, dataset, **args.protocol(), **options)
-    return metrics_of_features(features.query, features.gallery, features.rule)[model.config.test_feature]
+    return on_main(metrics_of_features, features.query, features.gallery, features.rule)[model.config.test_feature]
 
 
 def evaluate_and_report(
@@ -206,9 +215,24 @@ def evaluate_and_report(
     """Evaluates on `query` and `gallery`: tables on the screen, metrics.json and pictures in `args.output_dir`.
 
     facts: what metrics.json says of the run. others: the results of the models to compare with, on the same queries.
-    options: those of `embed_images`.
+    options: those of `embed_images`. Processes share the images and captions; process 0 does all else.
     """
     features = features_of_parts(model, processor, dataset, **args.protocol(), **options)
+    texts = features_of_captions(model, processor, features.query_rows) if args.text_queries else None
+    facts_of_run = {**facts, "flip_test": bool(options.get("flip_test"))}
+    on_main(report_metrics, model, processor, features, texts, args, facts_of_run, others or {})
+
+
+def report_metrics(
+    model: ImageEncoder,
+    processor: ImageEncoderProcessor,
+    features: PartsFeatures,
+    texts: np.ndarray | None,
+    args: EvaluateArguments,
+    facts: Mapping[str, Any],
+    others: Mapping[str, RetrievalMetrics],
+) -> None:
+    """What `evaluate_and_report` prints, writes and draws of these features. texts: (C, D) of the queries' captions."""
     query, gallery, rule = features.query_rows, features.gallery_rows, features.rule
     persons, people = query["person_id"][:], {}
     feature = model.config.test_feature
@@ -219,8 +243,11 @@ def evaluate_and_report(
     if args.expand:
         expanded = expand_queries(*ours)
         rows[f"{feature}, expanded"] = metrics_from_blocks(distance_blocks(expanded, ours[1]), rule)
-    if args.text_queries:
-        found, caption_people = rows_of_captions(model, processor, features)
+    if texts is not None:
+        if not model.config.reid_text:
+            lies_apart = "this model was trained without reid_text: captions and images lie apart, expect chance"
+            print(f"text queries: {lies_apart}")
+        found, caption_people = rows_of_captions(texts, features)
         rows |= found
         people = dict.fromkeys(found, caption_people)
     if args.histogram:
@@ -238,7 +265,6 @@ def evaluate_and_report(
         "height": processor.height,
         "width": processor.width,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "flip_test": bool(options.get("flip_test")),
         "exclude": args.exclude,
         "pool_tracks": args.pool_tracks,
         "test_feature": feature,
@@ -262,7 +288,7 @@ def evaluate_and_report(
         searches = open_set_from_blocks(distance_blocks(*ours), rule)
         report |= {"verification": pairs.to_dict(), "open_set": searches.to_dict()}
         print(f"\n{verification_lines(pairs, searches)}")
-    for name, other in (others or {}).items():
+    for name, other in others.items():
         differences = compare(rows[feature], other, persons)
         report.setdefault("compare", {})[name] = {key: d.to_dict() for key, d in differences.items()}
         print(f"\n{facts['model']} less {name}, same queries:\n{difference_lines(differences)}")
@@ -289,18 +315,19 @@ def intervals_over_people(metrics: RetrievalMetrics, persons: Sequence[int] | np
     return confidence_intervals(metrics, persons) if len(np.unique(valid)) > 1 else {}
 
 
-def rows_of_captions(
-    model: ImageEncoder, processor: ImageEncoderProcessor, features: PartsFeatures
-) -> tuple[dict[str, RetrievalMetrics], np.ndarray]:
-    """The rows of captions as queries, alone and with their images, and the person of each caption (C,)."""
-    captions, of_row = caption_queries(features.query_rows)
+def features_of_captions(model: ImageEncoder, processor: ImageEncoderProcessor, query: Dataset) -> np.ndarray:
+    """The latents of every caption of a query part, (C, D), on process 0. Raises UserError where there are none."""
+    captions, _ = caption_queries(query)
     if not captions:
         raise UserError("text_queries: the query part has no captions: give captions_file, or leave text_queries out")
     if not isinstance(model, MllmReIDModel) or not isinstance(processor, MllmReIDProcessor):
         raise UserError("text_queries: a vision form reads no text: give the checkpoint it was exported from")
-    if not model.config.reid_text:
-        print("text queries: this model was trained without reid_text: captions and images lie apart, expect chance")
-    texts = embed_captions(model, processor, captions)
+    return embed_captions(model, processor, captions)
+
+
+def rows_of_captions(texts: np.ndarray, features: PartsFeatures) -> tuple[dict[str, RetrievalMetrics], np.ndarray]:
+    """The rows of captions (C, D) as queries, alone and with their images, and the person of each caption (C,)."""
+    _, of_row = caption_queries(features.query_rows)
     parts = (features.gallery[TEXT_FEATURE], features.query_rows, features.gallery_rows)
     rows = {
         "text": text_to_image(texts, of_row, *parts),

@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
             seconds=seconds,
         )
         print(f"checkpoint: {folder}")
-        evaluate_where_possible(model, processor, dataset, training_args, data_args.dataset)
+    evaluate_where_possible(model, processor, dataset, training_args, data_args.dataset)
     if training_args.push_to_hub:
         # Last, so that the card has what was measured.
         print(f"pushed: {trained.trainer.push_to_hub()}")
@@ -120,14 +120,18 @@ def evaluate_where_possible(
     training_args: ReIDTrainingArguments,
     name: str,
 ) -> None:
-    """Evaluates where the data set has a query and a gallery part that fit; says so where they do not."""
+    """Evaluates where the data set has a query and a gallery part that fit; says so where they do not.
+
+    Processes share the images.
+    """
     if "query" not in dataset or "gallery" not in dataset:
         return
     try:
         check_parts(dataset["query"], dataset["gallery"])
     except UserError as reason:
         # The training itself was no mistake.
-        print(f"not evaluated: {reason}")
+        if training_args.process_index == 0:
+            print(f"not evaluated: {reason}")
         return
     options: dict[str, Any] = {"batch_size": training_args.per_device_eval_batch_size}
     facts = {"model": str(training_args.output_dir), "dataset": name}

@@ -1,6 +1,5 @@
 """From image files to features: a model's embeddings of many images, in order, in one pass."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from ..data.images import ImageSource, open_image
 from ..errors import UserError
 from ..model import ImageEncoder, ImageEncoderProcessor
+from ..processes import raise_together
+from .sharded import rows_on_main, share_of_batches
 
 
 def embed_images(
@@ -33,32 +33,28 @@ def embed_images(
     names: "llm", "vision" or both, which gives "concat" too; without "llm" the language model does not run. The model
     goes to `device` where one is given, runs in eval mode, and is left in the mode it was in. flip_test: the feature is
     the mean of those of the image and of its mirror image, normalised again.
-    Raises UserError where there is no image, and naming the first one that is broken.
+    Where several processes were launched, all of them call this with the same images and share the batches; process 0
+    gets the features of all, the others arrays without rows, (0, D).
+    Raises UserError where there is no image, and naming the first one that is broken, on every process.
     """
     if not len(images):
         raise UserError("there is no image to embed: give at least one")
     if device is not None:
         nn.Module.to(model, device)
-    loader = DataLoader(_Images(images), batch_size=batch_size, num_workers=num_workers, collate_fn=_Collate(processor))
-    parts: dict[str, list[np.ndarray]] = defaultdict(list)
-    with (
-        eval_mode(model),
-        torch.inference_mode(),
-        tqdm(total=len(images), desc="embedding", unit="image", disable=not progress) as bar,
-    ):
-        for pixel_values in loader:
-            # Raised here: what a worker process raises would reach the user as a traceback.
-            if isinstance(pixel_values, UserError):
-                raise pixel_values
-            pixel_values = pixel_values.to(model.device)
-            features = model.image_features(pixel_values, names)
-            if flip_test:
-                mirrored = model.image_features(pixel_values.flip(-1), names)
-                features = {name: F.normalize(feature + mirrored[name], dim=1) for name, feature in features.items()}
-            for name, feature in features.items():
-                parts[name].append(feature.cpu().numpy())
-            bar.update(len(pixel_values))
-    return {name: np.concatenate(part) for name, part in parts.items()}
+    share = share_of_batches(len(images), batch_size)
+    loader = DataLoader(_Images(images), batch_sampler=share, num_workers=num_workers, collate_fn=_Collate(processor))
+
+    def features_of(batch: Tensor | UserError) -> dict[str, Tensor]:
+        # Raised here: what a worker process raises would reach the user as a traceback.
+        pixel_values = raise_together(batch).to(model.device)
+        features = model.image_features(pixel_values, names)
+        if flip_test:
+            mirrored = model.image_features(pixel_values.flip(-1), names)
+            features = {name: F.normalize(feature + mirrored[name], dim=1) for name, feature in features.items()}
+        return features
+
+    with eval_mode(model), torch.inference_mode():
+        return rows_on_main(features_of, loader, len(images), unit="image", progress=progress)
 
 
 @contextmanager

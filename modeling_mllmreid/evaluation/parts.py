@@ -16,7 +16,10 @@ from .protocol import embed_parts, same_person
 
 @dataclass
 class PartsFeatures:
-    """Named features of the query and of the gallery rows, these rows, and the rule of which gallery rows count."""
+    """Named features of the query and of the gallery rows, these rows, and the rule of which gallery rows count.
+
+    Features are on process 0, without rows on the others; the rest is on every process.
+    """
 
     query: dict[str, np.ndarray]
     gallery: dict[str, np.ndarray]
@@ -55,6 +58,7 @@ def _by_track(
     if "track_id" not in part.column_names:
         raise UserError("pool_tracks: the data set has no column track_id: add it, or leave pool_tracks out")
     ids = [part[column][:] for column in ("track_id", "person_id", *exclude)]
-    pooled = {name: pool_tracks(rows, *ids) for name, rows in features.items()}
-    _, first = next(iter(pooled.values()))
-    return {name: rows for name, (rows, _) in pooled.items()}, part.select(first)
+    # By the ids alone: only process 0 has features.
+    _, first = pool_tracks(np.empty((len(part), 0)), *ids)
+    pooled = {name: pool_tracks(rows, *ids)[0] if len(rows) else rows for name, rows in features.items()}
+    return pooled, part.select(first)

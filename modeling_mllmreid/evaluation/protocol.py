@@ -12,6 +12,7 @@ from ..data.columns import UNKNOWN_CAMERA, image_sources
 from ..data.images import ImageSource, open_image
 from ..errors import UserError
 from ..model import ImageEncoder, ImageEncoderProcessor
+from ..processes import on_main
 from ..retrieval import Ranking, SamePerson, distance_blocks, ranked_sheet
 from .color_histogram import color_histograms
 from .embedding import embed_images
@@ -26,17 +27,21 @@ def evaluate_model(
     """The metrics of each test feature ("llm", "vision", "concat"), from one pass over the images.
 
     query, gallery: splits of the data contract. Gallery images of the query's person and camera are dropped, an unknown
-    camera (-1) being no camera's match. options: those of `embed_images`.
+    camera (-1) being no camera's match. options: those of `embed_images`. Processes share the images, process 0
+    computes the metrics, and every process gets them.
     Raises UserError for an empty part, a broken image, and for queries that would find themselves.
     """
     query_features, gallery_features = embed_parts(model, processor, query, gallery, **options)
-    return metrics_of_features(query_features, gallery_features, same_person(query, gallery))
+    return on_main(metrics_of_features, query_features, gallery_features, same_person(query, gallery))
 
 
 def embed_parts(
     model: ImageEncoder, processor: ImageEncoderProcessor, query: Dataset, gallery: Dataset, **options: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The features of the query and of the gallery images, by name. options: those of `embed_images`."""
+    """The features of the query and of the gallery images, by name. options: those of `embed_images`.
+
+    Processes share the images; the features are on process 0, and the others have arrays without rows.
+    """
     check_parts(query, gallery)
     features = embed_images(model, processor, [*image_sources(query), *image_sources(gallery)], **options)
     return (

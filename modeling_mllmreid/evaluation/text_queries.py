@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
+from torch import Tensor
 
 from ..errors import UserError
 from ..model import MllmReIDModel, MllmReIDProcessor
 from .embedding import eval_mode
 from .metrics import RetrievalMetrics, evaluate_retrieval
+from .sharded import rows_on_main, share_of_batches
 
 # The image feature that captions share their space with.
 TEXT_FEATURE = "llm"
@@ -26,17 +27,21 @@ def embed_captions(
 ) -> np.ndarray:
     """The captions' latents in the space of the "llm" image feature, (N, D) float32 and L2-normalised.
 
-    They lie near the images only where the model was trained with `reid_text`.
+    They lie near the images only where the model was trained with `reid_text`. Processes share the captions as they do
+    images (`embed_images`): process 0 gets all latents, the others none, (0, D).
     Raises UserError where there is no caption.
     """
     if not len(captions):
         raise UserError("there is no caption to embed: give a data set with captions")
-    parts = []
+
+    def latents_of(batch: list[int]) -> dict[str, Tensor]:
+        inputs = processor(text=[captions[row] for row in batch])
+        return {TEXT_FEATURE: model.encode_text(**inputs.to(model.device))}
+
+    share = share_of_batches(len(captions), batch_size)
     with eval_mode(model), torch.inference_mode():
-        for start in tqdm(range(0, len(captions), batch_size), desc="captions", unit="batch", disable=not progress):
-            batch = processor(text=list(captions[start : start + batch_size]))
-            parts.append(model.encode_text(**batch.to(model.device)).cpu().numpy())
-    return np.concatenate(parts)
+        rows = rows_on_main(latents_of, share, len(captions), unit="caption", progress=progress)
+    return rows[TEXT_FEATURE]
 
 
 def caption_queries(query: Dataset) -> tuple[list[str], np.ndarray]:

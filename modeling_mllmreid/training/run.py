@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..evaluation.protocol import embed_parts, same_person
 from ..evaluation.threshold import Threshold, choose_threshold, save_thresholds
 from ..model import MllmReIDModel, MllmReIDProcessor
+from ..processes import on_main
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batch_size import settle_batch_size
 from .batches import TrainCollator, TrainDataset
@@ -97,20 +98,28 @@ def train_reid(
     # Not `save_model()`, which would push as well: what is measured next belongs into the card.
     trainer.save_model(_internal_call=True)
     trainer.save_state()
+    # Without val an empty file: thresholds of an earlier run in this folder were of other weights.
+    thresholds = {} if parts is None else thresholds_on_val(trainer, parts)
     if args.process_index == 0:
-        # Without val an empty file: thresholds of an earlier run in this folder were of other weights.
-        save_thresholds(str(args.output_dir), {} if parts is None else thresholds_on_val(trainer, parts))
+        save_thresholds(str(args.output_dir), thresholds)
     return TrainedModel(trainer, parts)
 
 
 def thresholds_on_val(trainer: ReIDTrainer, parts: RetrievalParts) -> dict[str, Threshold]:
-    """For each feature the distance beyond which a search finds nobody, chosen on val; none where val is too small."""
+    """For each feature the distance beyond which a search finds nobody, chosen on val; none where val is too small.
+
+    Processes share the images; every one gets the thresholds.
+    """
     options = {"batch_size": trainer.args.per_device_eval_batch_size, "progress": False}
     model, processor = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
     query, gallery = embed_parts(model, processor, *parts, **options)
     rule = same_person(*parts)
-    chosen = {name: choose_threshold(rows, gallery[name], rule) for name, rows in query.items()}
-    return {name: threshold for name, threshold in chosen.items() if threshold is not None}
+
+    def choose() -> dict[str, Threshold]:
+        chosen = {name: choose_threshold(rows, gallery[name], rule) for name, rows in query.items()}
+        return {name: threshold for name, threshold in chosen.items() if threshold is not None}
+
+    return on_main(choose)
 
 
 def parameter_counts(model: MllmReIDModel) -> str:

@@ -233,7 +233,10 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Retrieval metrics of the query against the gallery, 0 to 1. eval_dataset: [`RetrievalParts`]."""
+        """Retrieval metrics of the query against the gallery, 0 to 1. eval_dataset: [`RetrievalParts`].
+
+        Processes share the images and get the same numbers: what is saved and stopped by them must not differ.
+        """
         parts = self.eval_dataset if eval_dataset is None else eval_dataset
         model = self.accelerator.unwrap_model(self.model)
         rows = evaluate_model(
