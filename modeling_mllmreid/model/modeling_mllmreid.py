@@ -139,7 +139,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
             else hidden_states
         )
 
-    def _image_embeddings(self, tower_states: tuple[Tensor, ...]) -> Tensor:
+    def _image_embeddings(self, tower_states: tuple[Tensor | None, ...]) -> Tensor:
         """What the language model reads in the image tokens' places: (B, image tokens, D)."""
         selected = torch.cat([self._patches(tower_states[layer]) for layer in self._projected_layers], dim=-1)
         projector = self._llava.multi_modal_projector

@@ -98,7 +98,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
         """The micro-batches of one optimiser step; counts their target tokens, over all processes."""
-        if self.state.global_step >= self.state.max_steps:
+        if self.is_in_train and self.state.global_step >= self.state.max_steps:
             # Resumed from the last step: the stock loop would take one more.
             self.control.should_training_stop = True
             return [], None
