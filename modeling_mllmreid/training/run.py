@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 from datasets import DatasetDict
 
@@ -16,6 +18,7 @@ from .arguments import BatchArguments, ReIDTrainingArguments
 from .batch_size import settle_batch_size
 from .batches import TrainCollator, TrainDataset
 from .freezing import freeze_unused_parameters
+from .lock import only_writer
 from .resume import checkpoint_to_resume, run_facts
 from .trainer import ReIDTrainer, RetrievalParts
 
@@ -81,10 +84,6 @@ def train_reid(
         settle_batch_size(args, model, samples, batches)
     logger.info("frozen, as no loss reaches them: %s", ", ".join(frozen) or "none")
     facts = run_facts(args, batch_args, model, samples)
-    checkpoint = checkpoint_to_resume(args, facts)
-    if checkpoint is not None and args.process_index == 0:
-        print(f"goes on from {checkpoint}")
-
     trainer = ReIDTrainer(
         model=model,
         args=args,
@@ -94,14 +93,18 @@ def train_reid(
         processing_class=processor,
     )
     trainer.run_facts = facts
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    # Not `save_model()`, which would push as well: what is measured next belongs into the card.
-    trainer.save_model(_internal_call=True)
-    trainer.save_state()
-    # Without val an empty file: thresholds of an earlier run in this folder were of other weights.
-    thresholds = {} if parts is None else thresholds_on_val(trainer, parts)
-    if args.process_index == 0:
-        save_thresholds(str(args.output_dir), thresholds)
+    with only_writer(Path(str(args.output_dir))) if args.process_index == 0 else nullcontext():
+        checkpoint = on_main(checkpoint_to_resume, args, facts)
+        if checkpoint is not None and args.process_index == 0:
+            print(f"goes on from {checkpoint}")
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        # Not `save_model()`, which would push as well: what is measured next belongs into the card.
+        trainer.save_model(_internal_call=True)
+        trainer.save_state()
+        # Without val an empty file: thresholds of an earlier run in this folder were of other weights.
+        thresholds = {} if parts is None else thresholds_on_val(trainer, parts)
+        if args.process_index == 0:
+            save_thresholds(str(args.output_dir), thresholds)
     return TrainedModel(trainer, parts)
 
 

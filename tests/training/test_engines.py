@@ -13,13 +13,15 @@ from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
 from modeling_mllmreid.training import BatchArguments, ReIDTrainer, ReIDTrainingArguments, train_reid
 
 WHOLE = {"reid_on": "both", "loss_lambda": 0.7, "distillation_weight": 0.5}
-# name -> (fields of the model's configuration, steps, gradient accumulation, number format)
+# name -> (fields of the model's configuration, steps, gradient accumulation, number format, chunk of cached gradients)
 SETTINGS = {
-    "both branches": (WHOLE, 20, 1, torch.float64),
-    "both branches in float32": (WHOLE, 20, 1, torch.float32),
-    "both branches, accumulated": (WHOLE, 10, 2, torch.float64),
-    "ReID losses alone": ({"reid_on": "both", "loss_lambda": 1.0}, 10, 1, torch.float64),
-    "captions too": ({**WHOLE, "reid_text": True}, 10, 1, torch.float64),
+    "both branches": (WHOLE, 20, 1, torch.float64, 0),
+    "both branches in float32": (WHOLE, 20, 1, torch.float32, 0),
+    "both branches, accumulated": (WHOLE, 10, 2, torch.float64, 0),
+    "ReID losses alone": ({"reid_on": "both", "loss_lambda": 1.0}, 10, 1, torch.float64, 0),
+    "captions too": ({**WHOLE, "reid_text": True}, 10, 1, torch.float64, 0),
+    "captions too, cached": ({**WHOLE, "reid_text": True}, 10, 1, torch.float64, 3),
+    "both branches, accumulated, cached": (WHOLE, 10, 2, torch.float64, 5),
 }
 
 
@@ -29,7 +31,7 @@ def train_all(people: str, output: str, identities_per_batch: int) -> dict[str, 
     processor = build_processor(texts, height=64, width=32, patch_size=16)
     world = load_reid_dataset("market1501", data_dir=people, captions_file=f"{people}/reid_raw.json")
     results = {}
-    for number, (name, (fields, steps, accumulation, dtype)) in enumerate(SETTINGS.items()):
+    for number, (name, (fields, steps, accumulation, dtype, chunk)) in enumerate(SETTINGS.items()):
         llava = build_tiny_llava(processor, hidden_size=32, tower_layers=1, lm_layers=1, seed=0)
         size = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids}
         torch.manual_seed(0)
@@ -40,6 +42,7 @@ def train_all(people: str, output: str, identities_per_batch: int) -> dict[str, 
             images_per_identity=2,
             max_steps=steps,
             gradient_accumulation_steps=accumulation,
+            grad_cache_chunk=chunk,
             learning_rate=1e-3,
             eval_strategy="no",
             save_strategy="no",
@@ -47,21 +50,21 @@ def train_all(people: str, output: str, identities_per_batch: int) -> dict[str, 
             disable_tqdm=True,
         )
         losses, rows = [], []
-        compute_loss = ReIDTrainer.compute_loss
+        training_step = ReIDTrainer.training_step
 
-        def watched(self, model, inputs, compute_loss=compute_loss, losses=losses, rows=rows, **kwargs):
-            loss = compute_loss(self, model, inputs, **kwargs)
-            losses.append(loss.detach().double())
+        def watched(self, model, inputs, *given, step=training_step, losses=losses, rows=rows):
             rows.append(torch.stack([inputs["person_ids"].double(), inputs["pixel_values"].double().sum((1, 2, 3))], 1))
+            loss = step(self, model, inputs, *given)
+            losses.append(loss.double())
             return loss
 
-        ReIDTrainer.compute_loss = watched
+        ReIDTrainer.training_step = watched
         try:
             trained = train_reid(model, processor, world, BatchArguments(target="caption"), args).trainer
         finally:
-            ReIDTrainer.compute_loss = compute_loss
+            ReIDTrainer.training_step = training_step
         results[name] = {
-            "losses": torch.stack(losses).view(steps, accumulation).mean(1),
+            "losses": torch.stack(losses).view(steps, accumulation).sum(1),
             "rows": torch.stack(rows),
             "weights": trained.accelerator.unwrap_model(trained.model).state_dict(),
             "processes": trained.accelerator.num_processes,
@@ -96,10 +99,18 @@ def test_two_processes_train_as_one_with_the_doubled_batch(runs, name):
     assert torch.equal(torch.cat([rank["rows"] for rank in two], dim=1), one["rows"])
     for first, second in zip(*(rank["rows"][:, :, 0].tolist() for rank in two), strict=True):
         assert set(first).isdisjoint(second) and len({*first, *second}) == 8
-    exact = SETTINGS[name][-1] == torch.float64
+    exact = SETTINGS[name][3] == torch.float64
     mean = (two[0]["losses"] + two[1]["losses"]) / 2
     torch.testing.assert_close(mean, one["losses"], rtol=1e-9 if exact else 1e-4, atol=0)
     for key, weight in one["weights"].items():
         assert torch.equal(two[0]["weights"][key], two[1]["weights"][key]), key
         tolerance = {"rtol": 1e-7, "atol": 1e-9} if exact else {"rtol": 1e-3, "atol": 1e-4}
         torch.testing.assert_close(two[0]["weights"][key], weight, **tolerance, msg=key)
+
+
+@pytest.mark.parametrize("name", ["captions too", "both branches, accumulated"])
+def test_cached_gradients_train_as_plain_ones(runs, name):
+    plain, cached = (runs[0][of] for of in (name, f"{name}, cached"))
+    torch.testing.assert_close(cached["losses"], plain["losses"], rtol=1e-9, atol=0)
+    for key, weight in plain["weights"].items():
+        torch.testing.assert_close(cached["weights"][key], weight, rtol=1e-7, atol=1e-9, msg=key)

@@ -10,7 +10,7 @@ import torch
 from datasets import DatasetDict
 
 from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.training import checkpoints, trainer
+from modeling_mllmreid.training import checkpoints, lock, trainer
 from modeling_mllmreid.training.guards import Preempted, StepGuard
 from modeling_mllmreid.training.publishing import PublishingTrainer
 from modeling_mllmreid.training.resume import last_checkpoint
@@ -180,3 +180,10 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(train, tmp_path
     assert "checkpoint-4: cannot be written" in said and "checkpoint-2 is whole, and the same command goes on" in said
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-2"]
     assert_same(result(train("run", **settings)), expected)
+
+
+def test_two_trainings_in_one_folder_are_refused(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.3)
+    with lock.only_writer(tmp_path / "run"), pytest.raises(UserError, match="another training writes there"):
+        train(max_steps=1)
+    assert train(max_steps=1).trainer.state.global_step == 1
