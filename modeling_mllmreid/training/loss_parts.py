@@ -1,0 +1,48 @@
+"""The parts of the loss, for the log: means between two entries, over all processes."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class LossParts:
+    """Means of the loss parts by name between two logs; the micro-batches of a skipped step do not count."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._of_step: list[dict[str, Tensor]] = []
+
+    def add(self, parts: dict[str, Tensor]) -> None:
+        """The parts of one micro-batch, detached scalars."""
+        self._of_step.append(parts)
+
+    def end_step(self, *, counted: bool) -> None:
+        """The optimiser step is over: its micro-batches count, or are forgotten."""
+        for parts in self._of_step if counted else ():
+            self._count += 1
+            for name, value in parts.items():
+                self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._of_step = []
+
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means over micro-batches and processes since the last call, and starts anew."""
+        if not self._count:
+            return {}
+        names = sorted(self._sums)
+        sums = torch.stack([self._sums[name] for name in names]) / self._count
+        means = accelerator.reduce(sums, reduction="mean").tolist()
+        self._sums, self._count = {}, 0
+        return {name: round(value, 4) for name, value in zip(names, means, strict=True)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """This process's sums, for JSON, to the last digit."""
+        return {"sums": {name: float(value) for name, value in self._sums.items()}, "count": self._count}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Goes on from `to_dict`."""
+        self._sums = {name: torch.tensor(value, device=self.device) for name, value in saved["sums"].items()}
+        self._count = saved["count"]
