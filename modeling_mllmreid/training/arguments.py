@@ -75,6 +75,16 @@ class ReIDTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = field(default="mAP", metadata={"help": "What best means: mAP, rank1, mINP."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: batches are made here."})
     report_to: str | list[str] = field(default="none", metadata={"help": "Where to log: none, tensorboard, ..."})
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Left out: the last checkpoint in output_dir, where it is this run's; true: it, whatever its run was "
+            "told; false: none; or a checkpoint's folder."
+        },
+    )
+    auto_find_batch_size: bool = field(
+        default=False, metadata={"help": "Take the largest identities_per_batch that fits, at most the given one."}
+    )
     # A step that is not finite is found without asking the device for every micro-batch.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not needed: see max_skipped_steps."})
     hub_private_repo: bool | None = field(default=True, metadata={"help": "Make a new repository on the Hub private."})
