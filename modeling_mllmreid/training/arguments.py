@@ -78,8 +78,8 @@ class ReIDTrainingArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Left out: the last checkpoint in output_dir, where it is this run's; true: it, whatever its run was "
-            "told; false: none; or a checkpoint's folder."
+            "help": "Left out: the last checkpoint in output_dir, where it is this run's; true: it, whatever its run "
+            "was told; false: none; or a checkpoint's folder."
         },
     )
     auto_find_batch_size: bool = field(
