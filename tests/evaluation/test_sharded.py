@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import torch.multiprocessing as mp
 from PIL import Image
 
+from modeling_mllmreid import processes
 from modeling_mllmreid.commands import embed, evaluate
 from modeling_mllmreid.data.columns import Row, make_split
 from modeling_mllmreid.data.synthetic import sample_descriptions, write_pedestrians
@@ -123,6 +125,7 @@ def one_of_two(rank: int, root: Path, output: Path, port: int) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
+    processes.PATIENCE = timedelta(seconds=100)  # processes that wait for each other must fail, not hang
     torch.save(everything(root, output), output / f"got{rank}.pt")
     torch.distributed.destroy_process_group()
 
