@@ -92,7 +92,9 @@ def main(argv: list[str]) -> None:
     evaluate_where_possible(model, processor, dataset, training_args, data_args.dataset)
     if training_args.push_to_hub:
         # Last, so that the card has what was measured.
-        print(f"pushed: {trained.trainer.push_to_hub()}")
+        address = trained.trainer.push_to_hub()
+        if training_args.process_index == 0:
+            print(f"pushed: {address}")
 
 
 def dry_run(
