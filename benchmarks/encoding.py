@@ -1,0 +1,87 @@
+"""What an embedding costs beside the modules that it cannot do without.
+
+python benchmarks/encoding.py [--size small] [--batch_size 8] [--dtype float32] [--repeats 30]
+
+In one run and in turns, in inference mode, on the same random crops: `encode_images` by each feature, the vision form,
+and as floors the same modules called bare: the tower alone, and for "llm" tower, projector and language model over
+prefix and image tokens, without an output layer. Ratios, and images a second.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import timing
+import torch
+from models import SIZES, write_llava
+from torch import Tensor
+
+from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor, MllmReIDVisionModel
+
+
+def main() -> None:
+    """Prints the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="small", choices=SIZES)
+    parser.add_argument("--backbone", help="a LLaVA, in place of a random one of this size")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    timing.add_arguments(parser, repeats=30)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        if args.backbone is None:
+            write_llava(args.size, Path(folder))
+        model, pixels = load(args.backbone or folder, args)
+        compare(model, pixels, args)
+
+
+def load(name: str, args: argparse.Namespace) -> tuple[MllmReIDModel, Tensor]:
+    """The model with its heads, and random crops."""
+    height, width = SIZES[args.size][:2]
+    processor = MllmReIDProcessor.from_mllm_pretrained(name, height=height, width=width)
+    fields = {"height": height, "width": width, "image_prefix_ids": processor.image_prefix_ids}
+    model = MllmReIDModel.from_mllm_pretrained(name, dtype=getattr(torch, args.dtype), **fields)
+    model = model.to(args.device).eval()
+    return model, torch.randn(args.batch_size, 3, height, width, device=args.device)
+
+
+def compare(model: MllmReIDModel, pixels: Tensor, args: argparse.Namespace) -> None:
+    """Times all of them in turns."""
+    form = MllmReIDVisionModel.from_reid_model(model)
+    bare = pixels.to(form.tower.dtype)
+    ways = {
+        "floor_form": lambda: form.tower(bare, interpolate_pos_encoding=True),
+        "form": lambda: form.encode_images(pixels),
+        "floor_vision": lambda: model.mllm.model.vision_tower(bare, interpolate_pos_encoding=True),
+        "vision": lambda: model.image_features(pixels, ("vision",)),
+        "floor_llm": lambda: bare_language_model(model, bare),
+        "llm": lambda: model.image_features(pixels, ("llm",)),
+        "both": lambda: model.image_features(pixels),
+    }
+    with torch.inference_mode():
+        seconds = timing.alternate(ways, args.repeats, args.device)
+    results, setting = timing.Results(args), f"{args.size}, batch {args.batch_size}, {args.dtype}"
+    results.ratio(f"vision form / bare tower ({setting})", seconds["form"], seconds["floor_form"], 1.05)
+    results.ratio(f"encode_images, vision / bare tower ({setting})", seconds["vision"], seconds["floor_vision"], 1.05)
+    results.ratio(f"encode_images, llm / bare tower + LLM ({setting})", seconds["llm"], seconds["floor_llm"], 1.05)
+    results.ratio(f"encode_images, concat / bare tower + LLM ({setting})", seconds["both"], seconds["floor_llm"], 1.05)
+    for name, what in (("form", "vision form"), ("vision", "vision"), ("llm", "llm"), ("both", "concat")):
+        results.add(f"images a second, {what} ({setting})", f"{args.batch_size / np.median(seconds[name]):.1f}")
+    results.append()
+
+
+def bare_language_model(model: MllmReIDModel, pixels: Tensor) -> Tensor:
+    """Tower, projector and language model over prefix and image tokens. pixels: (B, 3, H, W). Returns (B, T, D)."""
+    llava, config = model.mllm.model, model.config.mllm_config
+    layer = config.vision_feature_layer
+    states = llava.vision_tower(pixels, interpolate_pos_encoding=True, output_hidden_states=[layer]).hidden_states
+    image = llava.multi_modal_projector(states[layer][:, 1:])
+    prefix = model.get_input_embeddings()(torch.tensor([model.config.image_prefix_ids], device=pixels.device))
+    rows = torch.cat([prefix.expand(len(image), -1, -1), image], dim=1)
+    return llava.language_model(inputs_embeds=rows, use_cache=False).last_hidden_state
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""How the cost of training and of encoding grows with batch, image tokens, identities and processes.
+
+python benchmarks/scaling.py [--size small] [--parts batch tokens identities ranks] [--repeats 6] [--field value ...]
+
+For each quantity the sizes take turns. Printed are the seconds at each size, how many times the first one's cost the
+last one has, and the exponent b of a fitted cost = a * size^b: 1 is linear, 0 is free.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import timing
+import torch
+from models import make_batches
+from training import ByHand, make_trainer, run_parts, start_worker
+
+from modeling_mllmreid.training import BatchArguments, ReIDTrainer
+from modeling_mllmreid.training.batches import TrainCollator
+
+
+def main() -> None:
+    """Runs the parts."""
+    run_parts(__doc__, {part.__name__: part for part in (batch, tokens, identities, ranks)}, repeats=6)
+
+
+def batch(args: Any, results: timing.Results) -> None:
+    """Images in a batch, of half to twice as many people as were asked for."""
+    trainer = make_trainer(args)[0]
+    people = trainer.args.identities_per_batch
+    made = [new_batch(trainer, number, trainer.processing_class) for number in (people // 2, people, 2 * people)]
+    both_kinds("images", trainer, [len(batch["pixel_values"]) for batch in made], made, args, results)
+
+
+def tokens(args: Any, results: timing.Results) -> None:
+    """Image tokens, by the crop's size at one ratio of its sides."""
+    trainer = make_trainer(args)[0]
+    processor, made, sizes = trainer.processing_class, [], []
+    for part in (3, 6, 9, 12):
+        other = copy.copy(processor)
+        other.image_processor = copy.deepcopy(processor.image_processor)
+        side = part * processor.patch_size
+        other.image_processor.size = {"height": 2 * side, "width": side}
+        sizes.append(other.num_image_tokens)
+        made.append(new_batch(trainer, trainer.args.identities_per_batch, other))
+    both_kinds("image tokens", trainer, sizes, made, args, results)
+
+
+def identities(args: Any, results: timing.Results) -> None:
+    """Rows of the ID classifiers."""
+    trainer, batches = make_trainer(args)
+    model, ways = trainer.model.train(), {}
+    sizes = [100, 1_000, 10_000, 100_000]
+    for size in sizes:
+        model.set_num_identities(size)
+        heads = {name: head.classifier for name, head in model.reid_head.items()}
+        ways[size] = partial(step_with, heads, ByHand(trainer, batches[:1]))
+    fit("training step, identities", timing.alternate(ways, args.repeats, args.device), args, results)
+
+
+def ranks(args: Any, results: timing.Results) -> None:
+    """Processes, each with a batch of its own: the ReID losses are those of all images."""
+    if args.device == "cuda" and torch.cuda.device_count() < 2:
+        return results.add("training step, processes", "not run: there is one GPU")
+    seconds: dict[Any, list[float]] = {1: [], 2: []}
+    for _ in range(2):
+        for count in seconds:
+            seconds[count].append(start_worker(args, {}, count)["seconds"])
+    fit("training step, processes", seconds, args, results)
+
+
+def new_batch(trainer: ReIDTrainer, people: int, processor: Any) -> dict[str, torch.Tensor]:
+    """A batch like the trainer's of so many people, with a processor's crops."""
+    images = trainer.args.images_per_identity
+    collator = TrainCollator(processor, BatchArguments(), language=True, reid_text=False)
+    return make_batches(processor, collator, people, images, target_tokens=32, count=1)[0]
+
+
+def step_with(heads: dict[str, torch.nn.Module], by_hand: ByHand) -> None:
+    """A step under these ID classifiers."""
+    for name, classifier in heads.items():
+        by_hand.model.reid_head[name].classifier = classifier
+    by_hand(0)
+
+
+def both_kinds(name: str, trainer: ReIDTrainer, sizes: list[int], batches: list, args: Any, results: Any) -> None:
+    """Training and encoding on each of these batches."""
+    model, by_hand = trainer.model, ByHand(trainer, batches)
+    model.train()
+    ways: dict[Any, Callable[[], Any]] = {size: partial(by_hand, i) for i, size in enumerate(sizes)}
+    fit(f"training step, {name}", timing.alternate(ways, args.repeats, args.device), args, results)
+    model.eval()
+    pixels = [batch["pixel_values"].to(args.device) for batch in batches]
+    ways = {size: partial(model.encode_images, rows) for size, rows in zip(sizes, pixels, strict=True)}
+    with torch.inference_mode():
+        fit(f"encoding, {name}", timing.alternate(ways, args.repeats, args.device), args, results)
+
+
+def fit(what: str, seconds: dict[Any, list[float]], args: Any, results: timing.Results) -> None:
+    """Prints the growth over the sizes."""
+    sizes, medians = list(seconds), [float(np.median(values)) for values in seconds.values()]
+    exponent = np.polyfit(np.log(sizes), np.log(medians), 1)[0]
+    times = " ".join(f"{median:.3f}" for median in medians)
+    range_of = f"{sizes[0]:,} to {sizes[-1]:,} ({args.size}; {times} s)"
+    results.add(f"{what} {range_of}", f"x {medians[-1] / medians[0]:.2f}, exponent {exponent:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,392 @@
+"""What a training step costs beside what it cannot do without, beside a loop by hand, in parts and in processes.
+
+python benchmarks/training.py [--size small] [--parts floor trainer adapters processes padding] [--repeats 12]
+                              [--recipe configs/NAME.yaml] [--field value ...]
+
+floor      a step of `ReIDTrainer` (forward, losses, backward, optimiser) against a bare forward and backward of the
+           same modules over as many tokens without padding: image branch alone, both branches, and lambda 1.
+trainer    the same step against a loop written by hand: same model, batches, losses and optimiser.
+adapters   steps with a LoRA, and over 4 bits, against those of all weights.
+processes  images a second of two processes against those of one.
+padding    the share of padding in batches of rendered pedestrians with captions and continuations.
+cached     steps of 64 x 4 images with cached gradients (`grad_cache_chunk`) against plain ones of 8 x 4: time per image
+           and peak memory. Left out unless asked for.
+
+The sides of a ratio take turns in one run, batches are made beforehand, logging is at its default rate. Fields are
+those of `run_reid.py train`, over those of a recipe.
+"""
+
+import argparse
+import dataclasses
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timing
+import torch
+from evaluation import memory
+from models import SIZES, Prepared, make_batches, useful_tokens, write_llava
+from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback
+from transformers.utils import is_bitsandbytes_available
+
+from modeling_mllmreid.commands.arguments import DataArguments, MethodArguments, ModelArguments
+from modeling_mllmreid.commands.loading import load_model
+from modeling_mllmreid.commands.options import build_options, read_options
+from modeling_mllmreid.data import PKSampler, load_reid_dataset
+from modeling_mllmreid.data.synthetic import write_pedestrians
+from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.tiny.llava import build_processor
+from modeling_mllmreid.training import AdapterArguments, BatchArguments, ReIDTrainer, ReIDTrainingArguments
+from modeling_mllmreid.training.batches import TrainCollator, TrainDataset
+from modeling_mllmreid.training.freezing import freeze_unused_parameters
+
+GROUPS = (ModelArguments, MethodArguments, AdapterArguments, DataArguments, BatchArguments, ReIDTrainingArguments)
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "full": {"language_model": "full", "tower": "full", "quantize": None},
+    "lora": {"language_model": "lora", "tower": "full", "quantize": None},
+    "4bit": {"language_model": "lora", "tower": "full", "quantize": "4bit"},
+}
+IDENTITIES = 751  # of Market-1501's training part
+
+
+def main() -> None:
+    """Runs the parts and prints their ratios."""
+    parts = (floor, trainer, adapters, processes, padding, cached)
+    run_parts(__doc__, {part.__name__: part for part in parts}, repeats=12, left_out=("cached",))
+
+
+def run_parts(
+    description: str | None,
+    parts: Mapping[str, Callable[[argparse.Namespace, timing.Results], object]],
+    *,
+    repeats: int,
+    left_out: tuple[str, ...] = (),
+) -> None:
+    """Reads the command line and runs the parts asked for, all but `left_out` by default."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--size", default="small", choices=SIZES)
+    parser.add_argument("--backbone", help="a LLaVA, in place of a random one of this size")
+    parser.add_argument("--recipe", help="a configuration of `train`")
+    parser.add_argument("--parts", nargs="+", default=[name for name in parts if name not in left_out], choices=parts)
+    parser.add_argument("--adapters", nargs="+", default=list(ADAPTERS), choices=ADAPTERS)
+    parser.add_argument("--steps", type=int, default=6, help="steps of each process in the parts that start some")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    timing.add_arguments(parser, repeats)
+    args, flags = parser.parse_known_args()
+    args.fields = read_options(GROUPS, [*([] if args.recipe is None else [args.recipe]), *flags], "train")
+    torch.set_num_threads(args.threads)
+    if args.worker is not None:
+        return work(args, json.loads(args.worker))
+    with tempfile.TemporaryDirectory() as folder:
+        if args.backbone is None:
+            args.backbone = str(Path(folder) / "llava")
+            write_llava(args.size, Path(args.backbone))
+        results = timing.Results(args)
+        for name in args.parts:
+            parts[name](args, results)
+            gc.collect()
+        results.append()
+
+
+# ---- what is timed ---------------------------------------------------------------------------------------------------
+
+
+def make_trainer(
+    args: argparse.Namespace, *, num_identities: int = IDENTITIES, **fields: Any
+) -> tuple[ReIDTrainer, list[dict[str, Tensor]]]:
+    """A trainer as `train` makes it, and the batches that it goes through. fields: of `train`, over the given ones."""
+    height, width = SIZES[args.size][:2]
+    given = {"identities_per_batch": 4, "images_per_identity": 2, "dataset": "prepared", **args.fields}
+    given |= {"model": args.backbone, "height": height, "width": width, "output_dir": tempfile.mkdtemp()}
+    given |= {"eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "use_cpu": args.device == "cpu"}
+    given |= {"dataloader_num_workers": 0, "logging_steps": 500, "max_steps": args.repeats + 2, **fields}
+    model_args, method, adapter, _, batch_args, arguments = build_options(GROUPS, given, "train")
+    model, processor = load_model(model_args, method.given(), adapter)
+    model.set_num_identities(num_identities)
+    freeze_unused_parameters(model)
+    people, images = arguments.identities_per_batch, arguments.images_per_identity
+    collator = TrainCollator(
+        processor, batch_args, language=model.config.loss_lambda < 1, reid_text=model.config.reid_text
+    )
+    batches = make_batches(processor, collator, people, images, target_tokens=batch_args.max_target_tokens)
+    rows = Prepared(batches, people * arguments.world_size, images * 100)
+    made = ReIDTrainer(
+        model=model, args=arguments, train_dataset=rows, data_collator=rows.collate, processing_class=processor
+    )
+    made.remove_callback(PrinterCallback)
+    return made, batches
+
+
+class Turns(TrainerCallback):
+    """Times the steps of a training, and after each of them what else is to be compared with it."""
+
+    def __init__(self, device: str, others: Mapping[str, Callable[[int], object]]):
+        self.device, self.others = device, others
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self._mark: float | None = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._mark is None:
+            self._mark = timing.now(self.device)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds["trainer"].append(timing.now(self.device) - self._mark)
+        for name, other in self.others.items():
+            start = timing.now(self.device)
+            other(state.global_step - 1)
+            self.seconds[name].append(timing.now(self.device) - start)
+        # The logging of the last step is in the next one's time.
+        self._mark = timing.now(self.device)
+
+
+def train_in_turns(
+    trainer: ReIDTrainer, others: Mapping[str, Callable[[int], object]], device: str
+) -> dict[str, list[float]]:
+    """Seconds of each step of the trainer's own loop and of each other, without the first two."""
+    turns = Turns(device, others)
+    trainer.add_callback(turns)
+    trainer.train()
+    return {name: values[2:] for name, values in turns.seconds.items()}
+
+
+class Floor:
+    """A bare forward and backward of the model's modules over rows without padding, with a batch's number of tokens.
+
+    The same rows, each of the batch's mean length, rounded down, and with the mean number of targets.
+    """
+
+    def __init__(self, trainer: ReIDTrainer, batch: dict[str, Tensor]):
+        self.model: MllmReIDModel = trainer.model
+        self.half, self.device = trainer.args.bf16, trainer.args.device
+        self.pixels = batch["pixel_values"].to(self.device)
+        rows, words = len(self.pixels), self.model.config.get_text_config().vocab_size
+        self.ids, self.targets = {}, {}
+        for branch in ("", "text_"):
+            if f"{branch}labels" in batch:
+                length = int(batch[f"{branch}attention_mask"].sum()) // rows
+                count = int((batch[f"{branch}labels"] != -100).sum()) // rows
+                self.ids[branch] = torch.randint(5, words, (rows, length), device=self.device)
+                self.targets[branch] = self.ids[branch][:, -count:].flatten()
+
+    def __call__(self) -> None:
+        """Leaves no gradient behind."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+            loss = self._loss()
+        loss.backward()
+        self.model.zero_grad()
+
+    def _loss(self) -> Tensor:
+        llava, layer = self.model.mllm.model, self.model.config.mllm_config.vision_feature_layer
+        trained = any(p.requires_grad for p in llava.vision_tower.parameters())
+        with torch.set_grad_enabled(trained):
+            pixels = self.pixels.to(llava.vision_tower.dtype)
+            states = llava.vision_tower(pixels, interpolate_pos_encoding=True, output_hidden_states=[layer])
+        image, embed = llava.multi_modal_projector(states.hidden_states[layer][:, 1:]), llava.get_input_embeddings()
+        prefix = torch.tensor([self.model.config.image_prefix_ids] * len(image), device=self.device)
+        before = embed(prefix)
+        if not self.ids:
+            rows = torch.cat([before, image.to(before.dtype)], dim=1)
+            return llava.language_model(inputs_embeds=rows, use_cache=False).last_hidden_state.float().mean()
+        after = embed(self.ids[""][:, prefix.shape[1] + image.shape[1] :])
+        rows = {"": torch.cat([before, image.to(before.dtype), after], dim=1)}
+        if "text_" in self.ids:
+            rows["text_"] = embed(self.ids["text_"])
+        losses = []
+        for branch, embeddings in rows.items():
+            hidden = llava.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+            count = len(self.targets[branch]) // len(hidden)
+            logits = self.model.mllm.lm_head(hidden[:, -count - 1 : -1].flatten(0, 1))
+            losses.append(torch.nn.functional.cross_entropy(logits.float(), self.targets[branch]))
+        return torch.stack(losses).mean()
+
+
+class ByHand:
+    """A training step in a loop of one's own: the model's loss, clipping, the trainer's optimiser, a schedule."""
+
+    def __init__(self, trainer: ReIDTrainer, batches: list[dict[str, Tensor]]):
+        self.model, self.args, self.batches = trainer.model, trainer.args, batches
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer_class, settings = trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = optimizer_class(self.parameters, **settings)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
+
+    def __call__(self, step: int) -> None:
+        """One step on the batch of this number."""
+        batch = self.batches[step % len(self.batches)]
+        batch = {name: value.to(self.args.device) for name, value in batch.items()}
+        with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
+            loss = self.model(**batch).loss
+        loss.backward()
+        if self.args.max_grad_norm > 0:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.args.max_grad_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+
+
+def setting(args: argparse.Namespace, trainer: ReIDTrainer) -> str:
+    """Size, batch and number format of a training, in a few words."""
+    arguments, recipe = trainer.args, "" if args.recipe is None else f"{Path(args.recipe).stem}, "
+    batch = f"{arguments.identities_per_batch} x {arguments.images_per_identity}"
+    return f"{recipe}{args.size}, {batch}, {'bfloat16' if arguments.bf16 else 'float32'}"
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------
+
+
+def floor(args: argparse.Namespace, results: timing.Results) -> None:
+    """The trainer's step against the bare modules over its useful tokens."""
+    kinds = {"image branch": {"text_branch": False}, "both branches": {}, "lambda 1": {"loss_lambda": 1.0}}
+    for kind, fields in kinds.items():
+        trainer, batches = make_trainer(args, **fields)
+        floors = [Floor(trainer, batch) for batch in batches]
+        seconds = train_in_turns(trainer, {"floor": lambda step, of=floors: of[step % len(of)]()}, args.device)
+        what = f"step / bare modules over useful tokens, {kind} ({setting(args, trainer)})"
+        results.ratio(what, seconds["trainer"], seconds["floor"], 1.15)
+        if kind == "both branches":
+            tokens = np.mean([useful_tokens(batch) for batch in batches]) / np.median(seconds["trainer"])
+            results.add(f"useful tokens a second, {kind} ({setting(args, trainer)})", f"{tokens:,.0f}")
+        del trainer, floors
+        gc.collect()
+
+
+def trainer(args: argparse.Namespace, results: timing.Results) -> None:
+    """The trainer's step against one by hand."""
+    made, batches = make_trainer(args)
+    seconds = train_in_turns(made, {"hand": ByHand(made, batches)}, args.device)
+    results.ratio(f"ReIDTrainer / loop by hand ({setting(args, made)})", seconds["trainer"], seconds["hand"], 1.03)
+
+
+def adapters(args: argparse.Namespace, results: timing.Results) -> None:
+    """Steps by what is trained and how the rest is held, against the first one asked for."""
+    ways, made = {}, {}
+    for name in args.adapters:
+        if name == "4bit" and not is_bitsandbytes_available():
+            results.add("step over 4 bits", "not run: bitsandbytes is not installed")
+            continue
+        made[name], batches = make_trainer(args, **ADAPTERS[name])
+        if made[name].args.activation_checkpointing:
+            made[name].model.activation_checkpointing_enable()
+        made[name].model.train()
+        step = ByHand(made[name], batches)
+        ways[name] = lambda step=step: step(0)
+    seconds = timing.alternate(ways, args.repeats, args.device)
+    first, *others = ways
+    for name in others:
+        results.ratio(f"step, {name} / {first} ({setting(args, made[name])})", seconds[name], seconds[first])
+
+
+def processes(args: argparse.Namespace, results: timing.Results) -> None:
+    """Images a second of two processes against one, each run anew in turns."""
+    if args.device == "cuda" and torch.cuda.device_count() < 2:
+        return results.add("images a second, 2 processes / 1", "not run: there is one GPU")
+    speeds: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(2):
+        for count in speeds:
+            run = start_worker(args, {}, count)
+            speeds[count].append(run["images"] / run["seconds"])
+    results.ratio(f"images a second, 2 processes / 1 ({args.size})", speeds[2], speeds[1])
+
+
+def cached(args: argparse.Namespace, results: timing.Results) -> None:
+    """Large batches with cached gradients against small plain ones, each run in a process of its own."""
+    if "grad_cache_chunk" not in {field.name for field in dataclasses.fields(ReIDTrainingArguments)}:
+        return results.add("cached gradients", "not run: train has no field grad_cache_chunk")
+    plain = {"identities_per_batch": 8, "images_per_identity": 4}
+    large = {"identities_per_batch": 64, "images_per_identity": 4, "grad_cache_chunk": 32}
+    runs: dict[str, list[dict[str, float]]] = {"plain": [], "cached": []}
+    for _ in range(2):
+        for name, fields in {"plain": plain, "cached": large}.items():
+            runs[name].append(start_worker(args, fields, 1))
+    a_image = {name: [run["seconds"] / run["images"] for run in of] for name, of in runs.items()}
+    peaks = {name: [run["mib"] for run in of] for name, of in runs.items()}
+    results.ratio(f"time an image, 64 x 4 cached / 8 x 4 plain ({args.size})", a_image["cached"], a_image["plain"])
+    results.ratio(f"peak memory, 64 x 4 cached / 8 x 4 plain ({args.size})", peaks["cached"], peaks["plain"], 1.2)
+
+
+def padding(args: argparse.Namespace, results: timing.Results) -> None:
+    """Padding tokens in all tokens, over one epoch of rendered pedestrians, crops of 128 x 64 with 32 image tokens."""
+    with tempfile.TemporaryDirectory() as folder:
+        people = Path(folder) / "people"
+        write_pedestrians(people, train_identities=60, test_identities=1)
+        train = load_reid_dataset("market1501", data_dir=people, captions_file=people / "reid_raw.json")["train"]
+        captions = train["caption"][:]
+        written = [[" ".join([*texts[:i], *texts[i + 1 :], texts[i]]) for i in range(len(texts))] for texts in captions]
+        if "continuation" in train.column_names:
+            train = train.remove_columns("continuation")
+        train = train.add_column("continuation", written)
+        words = [text for texts in captions for text in texts]
+        processor = build_processor(words, height=128, width=64, patch_size=16)
+        for target in ("continuation", "caption"):
+            batch_args = BatchArguments(target=target)
+            samples = TrainDataset(train, processor, batch_args, seed=0, language=True)
+            sampler = PKSampler(samples.person_ids, samples.camera_ids, identities_per_batch=16, images_per_identity=4)
+            collator = TrainCollator(processor, batch_args, language=True, reid_text=False)
+            loader = torch.utils.data.DataLoader(samples, batch_size=64, sampler=sampler, collate_fn=collator)
+            masks: dict[str, list[Tensor]] = {"both": [], "text": []}
+            for batch in loader:
+                masks["text"].append(batch["text_attention_mask"].flatten())
+                masks["both"] += [batch["attention_mask"].flatten(), masks["text"][-1]]
+            for branch, of in masks.items():
+                share = 1 - float(torch.cat(of).float().mean())
+                wanted = "<= 10 %" if branch == "both" and target == "continuation" else ""
+                results.add(
+                    f"padding, {branch} branch{'es' if branch == 'both' else ''}, {target}s, 16 x 4",
+                    f"{share:.1%}",
+                    wanted,
+                )
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+
+def start_worker(args: argparse.Namespace, fields: dict[str, Any], count: int) -> dict[str, float]:
+    """A training in `count` fresh processes: median seconds of a step, its images over all processes, peak MiB."""
+    launch = [] if count == 1 else ["-m", "torch.distributed.run", "--nproc_per_node", str(count)]
+    own = {name: str(getattr(args, name)) for name in ("size", "backbone", "device", "threads", "steps")}
+    flags = [word for name, value in own.items() for word in (f"--{name}", value)]
+    flags += ["--worker", json.dumps({**args.fields, **fields})]
+    run = subprocess.run([sys.executable, *launch, __file__, *flags], stdout=subprocess.PIPE, text=True)
+    run.check_returncode()
+    return json.loads(next(line for line in run.stdout.splitlines() if line.startswith('{"seconds"')))
+
+
+def work(args: argparse.Namespace, fields: dict[str, Any]) -> None:
+    """One process of a training; the first prints what was measured as JSON, memory above that before the steps."""
+    trainer, batches = make_trainer(args, **fields, max_steps=args.steps + 2)
+    device, clock = trainer.args.device, [0.0]
+    steps: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not state.global_step:
+                self.before = memory(device, reset=True)
+            clock[0] = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            steps.append(time.perf_counter() - clock[0])
+
+    watch = Clock()
+    trainer.add_callback(watch)
+    trainer.train()
+    if trainer.args.process_index == 0:
+        mib = (memory(device) - watch.before) / 2**20
+        images = len(batches[0]["pixel_values"]) * trainer.args.world_size
+        print(json.dumps({"seconds": float(np.median(steps[2:])), "images": images, "mib": mib}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
