@@ -63,7 +63,7 @@ def identities(args: Any, results: timing.Results) -> None:
 def ranks(args: Any, results: timing.Results) -> None:
     """Processes, each with a batch of its own: the ReID losses are those of all images."""
     if args.device == "cuda" and torch.cuda.device_count() < 2:
-        return results.add("training step, processes", "not run: there is one GPU")
+        return results.skip("processes", "there is one GPU")
     seconds: dict[Any, list[float]] = {1: [], 2: []}
     for _ in range(2):
         for count in seconds:

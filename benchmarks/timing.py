@@ -67,6 +67,10 @@ class Results:
         self.rows.append((what, value, target))
         print(f"{what:72} {value:24} {target}", flush=True)
 
+    def skip(self, what: str, why: str) -> None:
+        """Says what is not measured here; the table does not."""
+        print(f"{what}: not run, {why}", flush=True)
+
     def append(self) -> None:
         """Writes the rows where `--append` says."""
         if self.args.append is None:
@@ -92,9 +96,10 @@ def commit() -> str:
 
 
 def command() -> str:
-    """What was called, without where the results go."""
+    """What was called, without this machine's paths: where the results go, and where the model lay."""
     words = sys.argv[1:]
-    if "--append" in words:
-        at = words.index("--append")
-        words = words[:at] + words[at + 2 :]
+    for flag in ("--append", "--backbone"):
+        if flag in words:
+            at = words.index(flag)
+            words = words[:at] + words[at + 2 :]
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])

@@ -273,7 +273,7 @@ def adapters(args: argparse.Namespace, results: timing.Results) -> None:
     ways, made = {}, {}
     for name in args.adapters:
         if name == "4bit" and not is_bitsandbytes_available():
-            results.add("step over 4 bits", "not run: bitsandbytes is not installed")
+            results.skip("step over 4 bits", "bitsandbytes is not installed")
             continue
         made[name], batches = make_trainer(args, **ADAPTERS[name])
         if made[name].args.activation_checkpointing:
@@ -290,7 +290,7 @@ def adapters(args: argparse.Namespace, results: timing.Results) -> None:
 def processes(args: argparse.Namespace, results: timing.Results) -> None:
     """Images a second of two processes against one, each run anew in turns."""
     if args.device == "cuda" and torch.cuda.device_count() < 2:
-        return results.add("images a second, 2 processes / 1", "not run: there is one GPU")
+        return results.skip("2 processes", "there is one GPU")
     speeds: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(2):
         for count in speeds:
@@ -302,7 +302,7 @@ def processes(args: argparse.Namespace, results: timing.Results) -> None:
 def cached(args: argparse.Namespace, results: timing.Results) -> None:
     """Large batches with cached gradients against small plain ones, each run in a process of its own."""
     if "grad_cache_chunk" not in {field.name for field in dataclasses.fields(ReIDTrainingArguments)}:
-        return results.add("cached gradients", "not run: train has no field grad_cache_chunk")
+        return results.skip("cached gradients", "train has no field grad_cache_chunk")
     plain = {"identities_per_batch": 8, "images_per_identity": 4}
     large = {"identities_per_batch": 64, "images_per_identity": 4, "grad_cache_chunk": 32}
     runs: dict[str, list[dict[str, float]]] = {"plain": [], "cached": []}
