@@ -1,0 +1,74 @@
+"""What a launcher left in the environment, and the launch configurations that are read by accelerate."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from accelerate import DistributedType
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.processes import refuse_lost_processes
+
+ROOT = Path(__file__).parents[1]
+LAUNCHES = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
+
+
+def state(processes: int, kind: DistributedType = DistributedType.NO) -> SimpleNamespace:
+    return SimpleNamespace(num_processes=processes, distributed_type=kind)
+
+
+@pytest.mark.parametrize(
+    ("place", "environ", "said"),
+    [
+        (state(1), {"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but this process is alone: .*--num_processes 2"),
+        (state(1), {"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE is 4"),
+        (state(1), {"WORLD_SIZE": "1", "PMI_SIZE": "3"}, "PMI_SIZE is 3"),
+        (state(1), {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1"}, "told several processes and started one"),
+        (state(2, DistributedType.MULTI_CPU), {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, "without GPUs"),
+    ],
+)
+def test_a_launch_that_lost_its_processes_is_refused(place, environ, said):
+    with pytest.raises(UserError, match=said):
+        refuse_lost_processes(place, environ)
+
+
+@pytest.mark.parametrize(
+    ("place", "environ"),
+    [
+        (state(1), {}),
+        (state(1), {"WORLD_SIZE": "1", "ACCELERATE_USE_CPU": "false", "MASTER_ADDR": "127.0.0.1"}),
+        (state(1), {"ACCELERATE_USE_CPU": "false"}),
+        (state(1), {"MASTER_ADDR": "127.0.0.1"}),
+        (state(1), {"WORLD_SIZE": "several"}),
+        (state(2, DistributedType.MULTI_CPU), {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}),
+        (state(2, DistributedType.MULTI_GPU), {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}),
+    ],
+)
+def test_a_launch_that_is_what_was_meant_goes_on(place, environ):
+    refuse_lost_processes(place, environ)
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)
+def test_accelerate_reads_the_launch_configuration(path):
+    """Its loader refuses unknown keys at the top; those of an engine it passes on unread."""
+    config = load_config_from_file(str(path))
+    told = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert config.distributed_type == DistributedType(told["distributed_type"])
+    assert config.num_processes == told["num_processes"] and (config.num_processes > 1) == (path.stem != "one_gpu")
+    # The launcher takes each of these for the option of the same name.
+    options = {action.dest for action in launch_command_parser()._actions}
+    assert set(config.fsdp_config) | set(config.deepspeed_config) <= options
+    assert (config.distributed_type == DistributedType.FSDP) == bool(config.fsdp_config)
+    engine = config.deepspeed_config
+    assert (config.distributed_type == DistributedType.DEEPSPEED) == bool(engine)
+    assert not engine or (ROOT / engine["deepspeed_config_file"]).is_file()
+
+
+def test_a_key_that_accelerate_does_not_know_is_refused(tmp_path):
+    path = tmp_path / "launch.yaml"
+    path.write_text(LAUNCHES[0].read_text(encoding="utf-8") + "number_of_processes: 2\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="number_of_processes"):
+        load_config_from_file(str(path))
