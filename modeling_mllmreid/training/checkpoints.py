@@ -84,6 +84,8 @@ class CheckpointingTrainer(Trainer):
                 if self.args.should_save:
                     self.state.save_to_json(str(written / "trainer_state.json"))
                     write_json(written / RUN_FILE, self.run_facts or {})
+                # Every process has written its part: one that still renames would be met half-way.
+                self.accelerator.wait_for_everyone()
                 if self.is_local_process_zero():
                     _to_disk(written)
         finally:
