@@ -60,6 +60,7 @@ def test_it_loads_by_one_line_with_and_without_the_package(make_model, tiny_proc
         "crops.py",
         "heads.py",
         "pipeline_mllmreid.py",
+        "precision.py",
         "vision_mllmreid.py",
     }
     image = Image.linear_gradient("L").convert("RGB").resize((50, 90))
