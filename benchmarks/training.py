@@ -1,6 +1,6 @@
 """What a training step costs beside what it cannot do without, beside a loop by hand, in parts and in processes.
 
-python benchmarks/training.py [--size small] [--parts floor trainer adapters processes padding] [--repeats 12]
+python benchmarks/training.py [--size small] [--parts floor trainer adapters processes cached padding] [--repeats 12]
                               [--recipe configs/NAME.yaml] [--field value ...]
 
 floor      a step of `ReIDTrainer` (forward, losses, backward, optimiser) against a bare forward and backward of the
@@ -10,14 +10,13 @@ adapters   steps with a LoRA, and over 4 bits, against those of all weights.
 processes  images a second of two processes against those of one.
 padding    the share of padding in batches of rendered pedestrians with captions and continuations.
 cached     steps of 64 x 4 images with cached gradients (`grad_cache_chunk`) against plain ones of 8 x 4: time per image
-           and peak memory. Left out unless asked for.
+           and peak memory.
 
 The sides of a ratio take turns in one run, batches are made beforehand, logging is at its default rate. Fields are
 those of `run_reid.py train`, over those of a recipe.
 """
 
 import argparse
-import dataclasses
 import gc
 import json
 import subprocess
@@ -61,7 +60,7 @@ IDENTITIES = 751  # of Market-1501's training part
 def main() -> None:
     """Runs the parts and prints their ratios."""
     parts = (floor, trainer, adapters, processes, padding, cached)
-    run_parts(__doc__, {part.__name__: part for part in parts}, repeats=12, left_out=("cached",))
+    run_parts(__doc__, {part.__name__: part for part in parts}, repeats=12)
 
 
 def run_parts(
@@ -69,16 +68,15 @@ def run_parts(
     parts: Mapping[str, Callable[[argparse.Namespace, timing.Results], object]],
     *,
     repeats: int,
-    left_out: tuple[str, ...] = (),
 ) -> None:
-    """Reads the command line and runs the parts asked for, all but `left_out` by default."""
+    """Reads the command line and runs the parts asked for, all by default."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--size", default="small", choices=SIZES)
     parser.add_argument("--backbone", help="a LLaVA, in place of a random one of this size")
     parser.add_argument("--recipe", help="a configuration of `train`")
-    parser.add_argument("--parts", nargs="+", default=[name for name in parts if name not in left_out], choices=parts)
+    parser.add_argument("--parts", nargs="+", default=list(parts), choices=parts)
     parser.add_argument("--adapters", nargs="+", default=list(ADAPTERS), choices=ADAPTERS)
     parser.add_argument("--steps", type=int, default=6, help="steps of each process in the parts that start some")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -301,8 +299,6 @@ def processes(args: argparse.Namespace, results: timing.Results) -> None:
 
 def cached(args: argparse.Namespace, results: timing.Results) -> None:
     """Large batches with cached gradients against small plain ones, each run in a process of its own."""
-    if "grad_cache_chunk" not in {field.name for field in dataclasses.fields(ReIDTrainingArguments)}:
-        return results.skip("cached gradients", "train has no field grad_cache_chunk")
     plain = {"identities_per_batch": 8, "images_per_identity": 4}
     large = {"identities_per_batch": 64, "images_per_identity": 4, "grad_cache_chunk": 32}
     runs: dict[str, list[dict[str, float]]] = {"plain": [], "cached": []}

@@ -24,16 +24,16 @@ def settle_batch_size(
     """Sets `identities_per_batch` to the most that fit, at most what it is; `images_per_identity` stays.
 
     A run that goes on from a checkpoint keeps the number it began with. All processes take the smallest of theirs.
-    Raises UserError where a single person's images do not fit, and for engines that shard the model later.
+    Raises UserError where a single person's images do not fit, and with cached gradients, whose memory is not P's.
     """
-    if args.deepspeed or args.fsdp or args.grad_cache_chunk:
-        other = "grad_cache_chunk" if args.grad_cache_chunk else "DeepSpeed and FSDP"
+    if args.grad_cache_chunk:
         raise UserError(
-            f"auto_find_batch_size: tries steps of the whole model on one device, which is not how {other} takes them: "
-            "set it to false and choose identities_per_batch"
+            f"auto_find_batch_size: with grad_cache_chunk ({args.grad_cache_chunk}) a step's memory is that of the "
+            "chunk, whatever P is: set it to false and choose both"
         )
-    found = _of_checkpoint(args)
+    found, why = _of_checkpoint(args), "as the checkpoint's run has it"
     if found is None:
+        why = f"the most that fit with {args.images_per_identity} images each"
         nn.Module.to(model, args.device)
         most = min(args.identities_per_batch, samples.num_identities // args.world_size)
         found = largest(lambda people: _try_step(args, model, samples, collator, people), most)
@@ -51,7 +51,7 @@ def settle_batch_size(
     # Settled: the Trainer would halve the batch, K and all.
     args.auto_find_batch_size = False
     if args.process_index == 0:
-        print(f"identities_per_batch: {found}, the most that fit with {args.images_per_identity} images each")
+        print(f"identities_per_batch: {found}, {why}")
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
@@ -76,6 +76,11 @@ def _try_step(
     # DDP has its own copy of the gradients.
     size = optimizer_state_bytes(args) * count + (4 * count if args.world_size > 1 else 0)
     training = model.training
+    if args.activation_checkpointing:
+        # As the Trainer does, later.
+        given = dict(args.activation_checkpointing_kwargs or {})  # type: ignore[arg-type]
+        own = {name: given.pop(name) for name in ("every_n_layers", "offload") if name in given}
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=given or None, **own)
     try:
         reserved = torch.empty(size, dtype=torch.uint8, device=args.device)
         batch = collator([samples[longest, 0, i] for i in range(people * args.images_per_identity)])
@@ -100,9 +105,11 @@ def _try_step(
 
 
 def _of_checkpoint(args: ReIDTrainingArguments) -> int | None:
-    """What the run in `output_dir` began with, where this one goes on from it."""
-    last = last_checkpoint(Path(str(args.output_dir)))
-    if last is None or str(args.resume_from_checkpoint).lower() == "false":
+    """What the run began with that this one goes on from; None for a start."""
+    wanted = str(args.resume_from_checkpoint).lower()
+    named = args.resume_from_checkpoint is not None and wanted not in ("true", "false", "none")
+    last = Path(str(args.resume_from_checkpoint)) if named else last_checkpoint(Path(str(args.output_dir)))
+    if last is None or wanted == "false":
         return None
     try:
         settings = json.loads((last / RUN_FILE).read_text(encoding="utf-8"))["settings"]

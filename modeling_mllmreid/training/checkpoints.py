@@ -25,6 +25,7 @@ class CheckpointingTrainer(Trainer):
     """A Trainer of [`MllmReIDModel`] whose checkpoints, full or thin, are resumed from with every weight.
 
     A checkpoint is written aside, put on the disk, and renamed; only then are older ones removed and is it pushed.
+    `output_dir` lies on a disk that all processes share.
     """
 
     args: Any
@@ -86,20 +87,15 @@ class CheckpointingTrainer(Trainer):
                     write_json(written / RUN_FILE, self.run_facts or {})
                 # Every process has written its part: one that still renames would be met half-way.
                 self.accelerator.wait_for_everyone()
-                if self.is_local_process_zero():
+                if self.args.should_save:
                     _to_disk(written)
         finally:
             self._aside = None
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            _put(written, final)
-        self.accelerator.wait_for_everyone()
-        # Where the machines of a run share no folder, each has its own processes' part.
-        if self.is_local_process_zero() and written.is_dir():
-            _put(written, final)
         if self.args.should_save:
+            _put(written, final)
             shutil.rmtree(aside, ignore_errors=True)
             rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
 

@@ -33,8 +33,7 @@ class StepGuard(TrainerCallback):
 
     A step that is not finite is not taken: its gradients are dropped, and the heads' running statistics are put back.
     After more than `max_skipped_steps` in a row a UserError names the files of the last one. A gradient scaler skips
-    infinite gradients by itself, so that with float16 only losses are looked at. DeepSpeed takes its step within the
-    backward pass: there the first such step ends the training.
+    infinite gradients by itself, so that with float16 only losses are looked at.
     """
 
     def __init__(self, trainer: Trainer, args: ReIDTrainingArguments):
@@ -79,8 +78,7 @@ class StepGuard(TrainerCallback):
         self._in_a_row = self._in_a_row + 1 if self.skipped else 0
         if not self.skipped:
             return
-        sharded = self.trainer.is_deepspeed_enabled
-        if sharded or self._in_a_row > self.args.max_skipped_steps:
+        if self._in_a_row > self.args.max_skipped_steps:
             raise UserError(self._not_finite(state.global_step + 1))
         logger.warning("step %d: loss or gradient not finite; the step is not taken", state.global_step + 1)
         self.trainer.model.zero_grad(set_to_none=True)  # type: ignore[union-attr]
@@ -135,11 +133,8 @@ def said_plainly(error: Exception, args: ReIDTrainingArguments, images: str) -> 
     text = str(error)
     if isinstance(error, UserError):
         # A loader process wraps what it raised in its traceback.
-        return (
-            UserError(text.strip().splitlines()[-1].partition("UserError: ")[2])
-            if "Original Traceback" in text
-            else None
-        )
+        wrapped = "Original Traceback" in text
+        return UserError(text.strip().splitlines()[-1].partition("UserError: ")[2]) if wrapped else None
     if re.search(r"DataLoader worker \(pid", text):
         return UserError(
             f"a data loading process died ({text.splitlines()[0]}): it was killed, perhaps for memory: lower "

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import UserError
@@ -22,9 +21,9 @@ RUN_FILE = "run_facts.json"
 # What changes where results go, what is told, or how fast they come, and no weight.
 NEUTRAL = re.compile(
     r"output_dir|resume_from_checkpoint|logging_.*|log_.*|report_to|run_name|project|trackio_.*|hub_.*|push_to_hub|"
-    r"disable_tqdm|dataloader_.*|save_(total_limit|on_each_node|only_model)|eval_accumulation_steps|ddp_timeout|use_cpu|local_rank|_n_gpu|"
-    r"per_device_eval_batch_size|diagnostics_steps|max_skipped_steps|enable_jit_checkpoint|do_.*|debug|"
-    r"include_.*|skip_memory_metrics|.*token.*"
+    r"disable_tqdm|dataloader_.*|save_(total_limit|on_each_node|only_model)|eval_accumulation_steps|ddp_timeout|"
+    r"use_cpu|local_rank|_n_gpu|per_device_eval_batch_size|diagnostics_steps|max_skipped_steps|"
+    r"enable_jit_checkpoint|do_.*|debug|include_.*|skip_memory_metrics|.*token.*"
 )
 
 
@@ -37,13 +36,13 @@ def run_facts(
     settings |= {name: value for name, value in asdict(batches).items() if name != "texts"}
     config = json.loads(json.dumps(model.config.to_dict(), default=str))
     own = {name: value for name, value in config.items() if name in type(model.config).__annotations__}
-    told_by_model = ("mllm_config", "image_prefix_ids", "trained_on", "overlap", "threshold", "backbone_probe")
+    told_by_model = ("mllm_config", "image_prefix_ids", "trained_on", "overlap", "backbone_probe")
     settings |= {name: value for name, value in own.items() if name not in told_by_model}
     trained = [(name, list(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
     data = [samples.file_names, samples.person_ids, samples.camera_ids, samples.sources, samples.texts]
     return {
         "settings": {**settings, "processes": args.world_size},
-        "start": _start(model),
+        "start": probe(model.mllm),
         "trained": _digest(trained),
         "data": _digest(data),
     }
@@ -110,12 +109,6 @@ def _difference(checkpoint: Path, facts: Mapping[str, Any]) -> str:
         "data": "other training images or texts",
     }
     return next((said for key, said in words.items() if then.get(key) != json.loads(json.dumps(facts[key]))), "")
-
-
-def _start(model: MllmReIDModel) -> list[float] | None:
-    """A few of the weights that the training begins with; None under ZeRO-3, which has parts of them here."""
-    weight: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
-    return probe(model.mllm) if weight.numel() else None
 
 
 def _digest(value: Any) -> str:

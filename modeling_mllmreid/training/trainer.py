@@ -227,7 +227,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
             self.optimizer = optimizer_class(groups, **settings)
         return self.optimizer
 
-    # ---- evaluation -----------------------------------------------------------------------------------
+    # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"

@@ -4,10 +4,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from native import write_native
 
-from modeling_mllmreid.data.synthetic import sample_descriptions, write_pedestrians
+from modeling_mllmreid.data.synthetic import write_pedestrians
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
 
 
 @pytest.fixture(scope="session")
@@ -15,11 +15,7 @@ def disk(tmp_path_factory) -> SimpleNamespace:
     """Folders: `people` (Market-1501 layout with captions), `native` (a LLaVA), `ours` (a checkpoint)."""
     root = tmp_path_factory.mktemp("disk")
     write_pedestrians(root / "people", train_identities=2, test_identities=3, images_per_camera=2, cameras=2)
-    texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
-    processor = build_processor(texts, height=64, width=32, patch_size=16)
-    llava = build_tiny_llava(processor, hidden_size=32, tower_layers=1, lm_layers=1, seed=0)
-    for part in (processor.tokenizer, processor.image_processor, llava):
-        part.save_pretrained(root / "native")
+    processor, llava = write_native(root / "native")
     size = {"height": 64, "width": 32}
     model = MllmReIDModel.from_mllm(llava, image_prefix_ids=processor.image_prefix_ids, **size)
     model.save_pretrained(root / "ours")

@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from native import write_native
 from PIL import Image
 
 from modeling_mllmreid import processes
 from modeling_mllmreid.commands import embed, evaluate
 from modeling_mllmreid.data.columns import Row, make_split
-from modeling_mllmreid.data.synthetic import sample_descriptions, write_pedestrians
+from modeling_mllmreid.data.synthetic import write_pedestrians
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation import embedding, protocol
 from modeling_mllmreid.evaluation.parts import features_of_parts
 from modeling_mllmreid.evaluation.text_queries import embed_captions
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
 from modeling_mllmreid.retrieval import load_embeddings
-from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
 from modeling_mllmreid.training import ReIDTrainer, ReIDTrainingArguments
 from modeling_mllmreid.training.run import thresholds_on_val
 from modeling_mllmreid.training.trainer import RetrievalParts
@@ -41,9 +41,7 @@ def disk(tmp_path_factory):
     """Holds `ours` (a checkpoint), `people` (Market-1501 layout), `noise` (nine images) and `broken.png`."""
     root = tmp_path_factory.mktemp("disk")
     write_pedestrians(root / "people", train_identities=6, test_identities=3, images_per_camera=2, cameras=2)
-    words = [text for texts in sample_descriptions(300, seed=0) for text in texts]
-    processor = build_processor(words, height=64, width=32, patch_size=16)
-    llava = build_tiny_llava(processor, hidden_size=32, tower_layers=1, lm_layers=1, seed=0)
+    processor, llava = write_native(root / "native")
     fields = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids, "loss_lambda": 1.0}
     MllmReIDModel.from_mllm(llava, **fields).save_pretrained(root / "ours")
     processor.save_pretrained(root / "ours")

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import TOKEN, HubServer
+from native import write_native
 
 from modeling_mllmreid.commands import export
-from modeling_mllmreid.data.synthetic import sample_descriptions, write_pedestrians
+from modeling_mllmreid.data.synthetic import write_pedestrians
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.hub.push import check_publishable
 from modeling_mllmreid.model import MllmReIDModel, PersonReIDPipeline
-from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
 
 ROOT = Path(__file__).parents[2]
 # One process with the package serves many calls: each new one would import for seconds. The Hub's address is read once.
@@ -130,11 +130,7 @@ def trained(call, home):
     The backbone, a tiny native LLaVA, lies on the Hub and nowhere else.
     """
     write_pedestrians(home / "people", train_identities=4, test_identities=3, images_per_camera=2, cameras=2)
-    texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
-    processor = build_processor(texts, height=64, width=32, patch_size=16)
-    llava = build_tiny_llava(processor, hidden_size=32, tower_layers=1, lm_layers=1, seed=0)
-    for part in (processor.tokenizer, processor.image_processor, llava):
-        part.save_pretrained(home / "native")
+    write_native(home / "native")
     call("upload", home / "native", "tester/llava")
     shutil.rmtree(home / "native")
     data = ["--dataset", "market1501", "--data_dir", home / "people", "--output_dir", home / "run"]

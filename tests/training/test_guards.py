@@ -93,19 +93,33 @@ def test_a_loading_process_that_dies_is_told(train, monkeypatch):
         train(max_steps=2, dataloader_num_workers=1)
 
 
+def test_what_a_loading_process_says_is_one_line(train, monkeypatch):
+    def refuse(samples, sample):
+        raise UserError("0001.jpg: broken image (cut off): replace or remove it")
+
+    monkeypatch.setattr(TrainDataset, "__getitem__", refuse)
+    with pytest.raises(UserError) as stop:
+        train(max_steps=2, dataloader_num_workers=1)
+    assert str(stop.value) == "0001.jpg: broken image (cut off): replace or remove it"
+
+
 @pytest.fixture
 def memory_of(monkeypatch):
-    """memory_of(rows): more images than that in one forward pass are out of memory."""
+    """memory_of(rows): more images than that in one forward pass are out of memory. Returns a list of whether each
+    pass had activation checkpointing on."""
 
     def limit(rows):
+        checkpointed = []
         forward = MllmReIDModel.forward
 
         def limited(model, pixel_values, **batch):
+            checkpointed.append(any(getattr(module, "gradient_checkpointing", False) for module in model.modules()))
             if len(pixel_values) > rows:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             return forward(model, pixel_values, **batch)
 
         monkeypatch.setattr(MllmReIDModel, "forward", limited)
+        return checkpointed
 
     return limit
 
@@ -127,12 +141,20 @@ def test_the_largest_number_of_people_that_fits_is_found_and_kept(train, memory_
     assert trainer.args.per_device_train_batch_size == 6 and trainer._train_batch_size == 6
     # A run that goes on has the number it began with, whatever is free now.
     memory_of(6)
+    capsys.readouterr()
     assert train(max_steps=2, resume_from_checkpoint="true", **settings).trainer.args.identities_per_batch == 3
+    assert "identities_per_batch: 3, as the checkpoint's run has it" in capsys.readouterr().out
     memory_of(1)
     with pytest.raises(UserError, match="not even one person's 2 images fit"):
         train("other", max_steps=1, **settings)
-    with pytest.raises(UserError, match="not how grad_cache_chunk takes them"):
+    with pytest.raises(UserError, match="with grad_cache_chunk \\(2\\) a step's memory is that of the chunk"):
         train("other", max_steps=1, grad_cache_chunk=2, **settings)
+
+
+def test_what_fits_is_tried_as_it_will_be_trained(train, memory_of):
+    checkpointed = memory_of(8)
+    train(max_steps=1, auto_find_batch_size=True, activation_checkpointing=True)
+    assert len(checkpointed) == 2 and all(checkpointed)
 
 
 @pytest.mark.parametrize("limit", range(9))

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from native import write_native
 from safetensors.torch import load_file
 
-from modeling_mllmreid.data.synthetic import sample_descriptions, write_pedestrians
-from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
+from modeling_mllmreid.data.synthetic import write_pedestrians
 from modeling_mllmreid.training.resume import last_checkpoint
 
 pytestmark = [
@@ -30,11 +30,7 @@ def world(tmp_path_factory):
     """A LLaVA and people of the demo's size, on disk."""
     root = tmp_path_factory.mktemp("world")
     write_pedestrians(root / "people", train_identities=100, test_identities=4, images_per_camera=5, cameras=4)
-    texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
-    processor = build_processor(texts, height=128, width=64, patch_size=16)
-    llava = build_tiny_llava(processor, hidden_size=64, tower_layers=2, lm_layers=2, seed=0)
-    for part in (processor.tokenizer, processor.image_processor, llava):
-        part.save_pretrained(root / "native")
+    write_native(root / "native", height=128, width=64, hidden_size=64, layers=2)
     return root
 
 
