@@ -90,7 +90,11 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+# Those are kin of others that run always.
+SLOW = ("before it is renamed", "while older ones are removed")
+
+
+@pytest.mark.parametrize("moment", [pytest.param(m, marks=pytest.mark.slow if m in SLOW else ()) for m in MOMENTS])
 def test_a_killed_run_goes_on_to_the_same_bits(train, whole, monkeypatch, tmp_path, moment):
     *call, last = MOMENTS[moment]
     pushed = {"push_to_hub": True, "hub_model_id": "someone/model"} if moment == "while it is pushed" else {}
