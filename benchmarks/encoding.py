@@ -59,10 +59,13 @@ def compare(model: MllmReIDModel, pixels: Tensor, args: argparse.Namespace) -> N
         "floor_llm": lambda: bare_language_model(model, bare),
         "llm": lambda: model.image_features(pixels, ("llm",)),
         "both": lambda: model.image_features(pixels),
+        "floor_again": lambda: form.tower(bare, interpolate_pos_encoding=True),
     }
     with torch.inference_mode():
         seconds = timing.alternate(ways, args.repeats, args.device)
     results, setting = timing.Results(args), f"{args.size}, batch {args.batch_size}, {args.dtype}"
+    # What this one differs from 1 by, the machine does.
+    results.ratio(f"bare tower / itself ({setting})", seconds["floor_again"], seconds["floor_form"])
     results.ratio(f"vision form / bare tower ({setting})", seconds["form"], seconds["floor_form"], 1.05)
     results.ratio(f"encode_images, vision / bare tower ({setting})", seconds["vision"], seconds["floor_vision"], 1.05)
     results.ratio(f"encode_images, llm / bare tower + LLM ({setting})", seconds["llm"], seconds["floor_llm"], 1.05)

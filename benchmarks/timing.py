@@ -55,17 +55,18 @@ class Results:
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
-        self.rows: list[tuple[str, str, str]] = []
+        self.rows: list[tuple[str, str, str, str]] = []
 
     def ratio(self, what: str, ours: Sequence[float], floor: Sequence[float], target: float | None = None) -> None:
         """The median and the quartiles of ours / floor, turn by turn."""
         low, middle, high = np.percentile(np.array(ours) / np.array(floor), [25, 50, 75])
-        self.add(what, f"{middle:.3f} [{low:.3f}, {high:.3f}]", "" if target is None else f"<= {target:g}")
+        told, met = ("", None) if target is None else (f"<= {target:g}", middle <= target)
+        self.add(what, f"{middle:.3f} [{low:.3f}, {high:.3f}]", told, met)
 
-    def add(self, what: str, value: str, target: str = "") -> None:
-        """Any other number."""
-        self.rows.append((what, value, target))
-        print(f"{what:72} {value:24} {target}", flush=True)
+    def add(self, what: str, value: str, target: str = "", met: bool | None = None) -> None:
+        """Any other number, and whether its target is met."""
+        self.rows.append((what, value, target, {None: "", True: "met", False: "missed"}[met]))
+        print(f"{what:72} {value:24} {' '.join(self.rows[-1][2:])}", flush=True)
 
     def skip(self, what: str, why: str) -> None:
         """Says what is not measured here; the table does not."""

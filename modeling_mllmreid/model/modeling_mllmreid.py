@@ -17,6 +17,9 @@ from .losses import distillation_sum, language_loss_sum, mix_losses
 from .precision import at_least_float32
 from .reid_loss import reid_loss
 
+# From so many texts on, the shorter half runs without the longer half's padding; each half still keeps a device busy.
+TEXTS_TO_HALVE = 32
+
 
 @dataclass
 class MllmReIDOutput(ModelOutput):
@@ -173,6 +176,32 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         last = output.last_hidden_state
         return last, (output.hidden_states[layer] if whole and not at_end else last)
 
+    def _texts(self, input_ids: Tensor, attention_mask: Tensor, whole: bool) -> tuple[Tensor, Tensor]:
+        """`_language_model` over right-padded texts (B, T), the shorter half on its own where they are many.
+
+        Zeros stand in the padding that was left out. The halves depend on B alone, so that processes that share the
+        weights of a step run the language model equally often.
+        """
+        if len(input_ids) < TEXTS_TO_HALVE:
+            return self._language_model(self._embed(input_ids), attention_mask, whole)
+        lengths, order = attention_mask.sum(dim=1).sort()
+        halves = order.chunk(2)
+        longest = torch.stack([half[-1] for half in lengths.chunk(2)]).tolist()
+        last, pooled_from = zip(
+            *(
+                self._language_model(self._embed(input_ids[rows, :length]), attention_mask[rows, :length], whole)
+                for rows, length in zip(halves, longest, strict=True)
+            ),
+            strict=True,
+        )
+        width, back = input_ids.shape[1], order.argsort()
+
+        def joined(parts: tuple[Tensor, ...]) -> Tensor:
+            return torch.cat([F.pad(part, (0, 0, 0, width - part.shape[1])) for part in parts])[back]
+
+        joined_last = joined(last)
+        return joined_last, (joined_last if last[0] is pooled_from[0] else joined(pooled_from))
+
     def _prefix(self, device: torch.device) -> Tensor:
         if self.config.image_prefix_ids is None:
             raise ValueError(
@@ -247,7 +276,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         return self._test_feature("llm", self._pooled_text(input_ids, attention_mask, caption_mask))
 
     def _pooled_text(self, input_ids: Tensor, attention_mask: Tensor, caption_mask: Tensor) -> Tensor:
-        _, hidden = self._language_model(self._embed(input_ids), attention_mask, whole=False)
+        _, hidden = self._texts(input_ids, attention_mask, whole=False)
         return mean_pool(hidden, caption_mask)
 
     # ---- training ------------------------------------------------------------------------------------------------
@@ -293,7 +322,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
 
         text_features = None
         if text_input_ids is not None and language and text_labels is not None:
-            hidden, pooled_from = self._language_model(self._embed(text_input_ids), text_attention_mask, whole=True)
+            hidden, pooled_from = self._texts(text_input_ids, text_attention_mask, whole=True)
             logits["text"] = self._label_logits(hidden, text_labels, sums, counts, "text")
             if self.config.reid_text:
                 text_features = mean_pool(pooled_from, text_caption_mask)

@@ -8,7 +8,13 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor, LlavaForConditionalGeneration
 
-from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor, MllmReIDVisionModel
+from modeling_mllmreid.model import (
+    MllmReIDConfig,
+    MllmReIDModel,
+    MllmReIDProcessor,
+    MllmReIDVisionModel,
+    modeling_mllmreid,
+)
 from modeling_mllmreid.model.heads import ReIDHead, mean_pool
 
 
@@ -207,6 +213,29 @@ def test_text_queries_and_their_losses(make_model, make_batch, tiny_processor):
     both = model.encode_text(**inputs)
     alone = model.encode_text(**tiny_processor(text="a bag ."))
     assert both.shape == (2, 32) and torch.allclose(both[1], alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{"distillation_weight": 0.5, "llm_layer": 1}, {"loss_lambda": 1.0}])
+def test_texts_in_two_halves_by_length_give_the_same_losses_and_gradients(make_model, make_batch, monkeypatch, fields):
+    batch, results, lengths = make_batch(32), [], []
+    for number in (32, 33):
+        monkeypatch.setattr(modeling_mllmreid, "TEXTS_TO_HALVE", number)
+        model = make_model(reid_text=True, **fields).double().train()
+        seen: list[tuple[int, int]] = []
+        model.get_input_embeddings().register_forward_hook(lambda _, args, out, to=seen: to.append(args[0].shape))
+        output = model(**batch)
+        output.loss.backward()
+        results.append((output, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+        lengths.append([shape[1] for shape in seen if len(shape) == 2 and shape != batch["input_ids"].shape])
+    (halved, ours), (plain, theirs) = results
+    widths = batch["text_attention_mask"].sum(dim=1).sort().values
+    assert lengths == [[int(widths[15]), int(widths[31])], [int(widths[31])]] and widths[15] < widths[31]
+    assert halved.label_counts == plain.label_counts and halved.loss_parts.keys() == plain.loss_parts.keys()
+    for name, value in plain.loss_parts.items():
+        assert torch.allclose(halved.loss_parts[name], value, rtol=1e-9, atol=0), name
+    assert ours.keys() == theirs.keys() and len(ours) > 20
+    for name, gradient in theirs.items():
+        assert torch.allclose(ours[name], gradient, rtol=1e-7, atol=1e-9), name
 
 
 def test_text_losses_need_the_llm_head(make_model):
