@@ -1,18 +1,12 @@
-"""What a launcher left in the environment, and the launch configurations that are read by accelerate."""
+"""What a launcher left in the environment."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 from accelerate import DistributedType
-from accelerate.commands.config.config_args import load_config_from_file
 
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.processes import refuse_lost_processes
-
-ROOT = Path(__file__).parents[1]
-LAUNCHES = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 
 
 def state(processes: int, kind: DistributedType = DistributedType.NO) -> SimpleNamespace:
@@ -48,12 +42,3 @@ def test_a_launch_that_lost_its_processes_is_refused(place, environ, said):
 )
 def test_a_launch_that_is_what_was_meant_goes_on(place, environ):
     refuse_lost_processes(place, environ)
-
-
-@pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)
-def test_accelerate_reads_the_launch_configuration(path):
-    """Its loader refuses unknown keys."""
-    config = load_config_from_file(str(path))
-    told = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert config.distributed_type == DistributedType(told["distributed_type"])
-    assert config.num_processes == told["num_processes"] and (config.num_processes > 1) == (path.stem != "one_gpu")

@@ -47,12 +47,20 @@ def adapter_weights(mllm: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def save_adapter(mllm: nn.Module, folder: str | os.PathLike, backbone: str, revision: str | None) -> None:
-    """Writes the adapter as PEFT does, with the backbone that it belongs to."""
+def adapter_of(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The LoRA weights of the whole model's state dict under PEFT's names, as references."""
+    lora = {name: weight for name, weight in state_dict.items() if ".lora_" in name}
+    return {PREFIX + name.removeprefix("mllm.").replace(".default.", "."): weight for name, weight in lora.items()}
+
+
+def save_adapter(
+    mllm: nn.Module, folder: str | os.PathLike, weights: dict[str, Tensor], backbone: str, revision: str | None
+) -> None:
+    """Writes the adapter as PEFT does, with the backbone that it belongs to. weights: under PEFT's names."""
     from safetensors.torch import save_file
 
     os.makedirs(folder, exist_ok=True)
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in adapter_weights(mllm).items()}
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     save_file(weights, os.path.join(folder, WEIGHTS), metadata={"format": "pt"})
     settings = adapter_settings(mllm) | {"base_model_name_or_path": backbone, "revision": revision}
     # PEFT holds sets and enums, which JSON does not.

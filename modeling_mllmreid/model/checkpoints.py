@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file, has_file
 
-from .adapters import SETTINGS, WEIGHTS, adapter_weights, inject_adapter, merge_adapter, save_adapter
+from .adapters import SETTINGS, WEIGHTS, adapter_of, adapter_weights, inject_adapter, merge_adapter, save_adapter
 from .pipeline_mllmreid import person_reid_entry
 from .quantization import check_quantized, for_language_model
 
@@ -172,7 +172,7 @@ class ReIDCheckpoints:
         """
         self.config.mllm_config._name_or_path = ""
         self.config.custom_pipelines = person_reid_entry()
-        thin = self.config.backbone is not None
+        thin, given = self.config.backbone is not None, state_dict
         if thin or state_dict is not None:
             state_dict = self.own_weights(state_dict)
         super().save_pretrained(
@@ -180,7 +180,8 @@ class ReIDCheckpoints:
         )
         if thin and self.config.adapter and kwargs.get("is_main_process", True):
             folder = os.path.join(save_directory, self.config.adapter)
-            save_adapter(self.mllm, folder, self.config.backbone, self.config.backbone_revision)
+            weights = adapter_weights(self.mllm) if given is None else adapter_of(given)
+            save_adapter(self.mllm, folder, weights, self.config.backbone, self.config.backbone_revision)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = True, **kwargs) -> str:
         """As in transformers, but private where not said otherwise, and without the ID classifier."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from transformers import TrainingArguments
+from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import HubStrategy
 
 from ..errors import UserError
@@ -102,6 +103,8 @@ class ReIDTrainingArguments(TrainingArguments):
             self.load_best_model_at_end = False
         self.learning_rates = _learning_rates(self.learning_rates)
         super().__post_init__()
+        # Under ZeRO-3 the LLaVA would be taken apart while it is loaded, before it has heads or a LoRA.
+        unset_hf_deepspeed_config()
         if self.push_to_hub and self.hub_strategy in ("checkpoint", "all_checkpoints"):
             raise UserError(
                 f"hub_strategy {HubStrategy(self.hub_strategy).value}: would publish optimiser states, which are "

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,8 +25,14 @@ def settle_batch_size(
     """Sets `identities_per_batch` to the most that fit, at most what it is; `images_per_identity` stays.
 
     A run that goes on from a checkpoint keeps the number it began with. All processes take the smallest of theirs.
-    Raises UserError where a single person's images do not fit, and with cached gradients, whose memory is not P's.
+    Raises UserError where a single person's images do not fit, with cached gradients, whose memory is not P's, and
+    where no process is to hold the whole model.
     """
+    if args.deepspeed_plugin is not None or args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise UserError(
+            "auto_find_batch_size: tries steps of the whole model in each process, which FSDP and DeepSpeed are there "
+            "to avoid: set it to false and choose identities_per_batch"
+        )
     if args.grad_cache_chunk:
         raise UserError(
             f"auto_find_batch_size: with grad_cache_chunk ({args.grad_cache_chunk}) a step's memory is that of the "

@@ -107,7 +107,8 @@ class CheckpointingTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Model, processor and training arguments as JSON, each file whole.
 
-        The stock method pickles the arguments, the Hub's token among them, into what is pushed.
+        The stock method pickles the arguments, the Hub's token among them, into what is pushed. Every process calls it,
+        one writes.
         """
         if not self.args.should_save:
             return

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
 from ..errors import UserError
@@ -32,8 +33,9 @@ class StepGuard(TrainerCallback):
     host: is a loss or a gradient not finite, has SIGTERM come.
 
     A step that is not finite is not taken: its gradients are dropped, and the heads' running statistics are put back.
-    After more than `max_skipped_steps` in a row a UserError names the files of the last one. A gradient scaler skips
-    infinite gradients by itself, so that with float16 only losses are looked at.
+    After more than `max_skipped_steps` in a row a UserError names the files of the last one; under DeepSpeed, which has
+    taken the step already, after the first. A gradient scaler skips infinite gradients by itself, so that with float16
+    only losses are looked at.
     """
 
     def __init__(self, trainer: Trainer, args: ReIDTrainingArguments):
@@ -69,7 +71,8 @@ class StepGuard(TrainerCallback):
             flags[0] = self._bad
         norm = self._grad_norm
         if norm is not None and accelerator.scaler is None:
-            norm = norm if isinstance(norm, Tensor) else torch.tensor(norm)
+            # FSDP2's is spread over the processes, DeepSpeed's a number.
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
             flags[0] = torch.maximum(flags[0], (~torch.isfinite(norm)).to(flags))
         flags[1] = self._terminate
         bad, terminate = accelerator.reduce(flags, reduction="sum").tolist()
@@ -78,7 +81,7 @@ class StepGuard(TrainerCallback):
         self._in_a_row = self._in_a_row + 1 if self.skipped else 0
         if not self.skipped:
             return
-        if self._in_a_row > self.args.max_skipped_steps:
+        if self.trainer.is_deepspeed_enabled or self._in_a_row > self.args.max_skipped_steps:
             raise UserError(self._not_finite(state.global_step + 1))
         logger.warning("step %d: loss or gradient not finite; the step is not taken", state.global_step + 1)
         self.trainer.model.zero_grad(set_to_none=True)  # type: ignore[union-attr]
@@ -101,11 +104,13 @@ class StepGuard(TrainerCallback):
         files = self.trainer.files_of_step(step)  # type: ignore[attr-defined]
         more = f" and {len(files) - NAMED_FILES} more" if len(files) > NAMED_FILES else ""
         look = "bf16 in place of fp16, " if self.args.fp16 else ""
+        often = f"{self._in_a_row} steps in a row (max_skipped_steps {self.args.max_skipped_steps})"
+        if self.trainer.is_deepspeed_enabled:
+            often = "and DeepSpeed has taken the step, so that only checkpoints before it are left"
         return (
-            f"step {step}: loss or gradient not finite, {self._in_a_row} steps in a row (max_skipped_steps "
-            f"{self.args.max_skipped_steps}); the last one's images: {', '.join(files[:NAMED_FILES])}{more}: look at "
-            f"{look}learning_rate ({self.args.learning_rate:g}), max_grad_norm ({self.args.max_grad_norm:g}) and "
-            "these files"
+            f"step {step}: loss or gradient not finite, {often}; its images: {', '.join(files[:NAMED_FILES])}{more}: "
+            f"look at {look}learning_rate ({self.args.learning_rate:g}), max_grad_norm ({self.args.max_grad_norm:g}) "
+            "and these files"
         )
 
     @contextmanager

@@ -28,9 +28,16 @@ NEUTRAL = re.compile(
 
 
 def run_facts(
-    args: ReIDTrainingArguments, batches: BatchArguments, model: MllmReIDModel, samples: TrainDataset
+    args: ReIDTrainingArguments,
+    batches: BatchArguments,
+    model: MllmReIDModel,
+    samples: TrainDataset,
+    sharding: str | None = None,
 ) -> dict[str, Any]:
-    """What two trainings must share for one to go on from the other's checkpoint: settings, start and data."""
+    """What two trainings must share for one to go on from the other's checkpoint: settings, start and data.
+
+    sharding: what spreads the model over the processes, as each engine reads its own checkpoints alone.
+    """
     told = json.loads(json.dumps(args.to_public_dict(), default=str))
     settings = {name: value for name, value in told.items() if not NEUTRAL.fullmatch(name)}
     settings |= {name: value for name, value in asdict(batches).items() if name != "texts"}
@@ -41,7 +48,7 @@ def run_facts(
     trained = [(name, list(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
     data = [samples.file_names, samples.person_ids, samples.camera_ids, samples.sources, samples.texts]
     return {
-        "settings": {**settings, "processes": args.world_size},
+        "settings": {**settings, "processes": args.world_size, "sharding": sharding},
         "start": probe(model.mllm),
         "trained": _digest(trained),
         "data": _digest(data),

@@ -20,6 +20,7 @@ from .batches import TrainCollator, TrainDataset
 from .freezing import freeze_unused_parameters
 from .lock import only_writer
 from .resume import checkpoint_to_resume, run_facts
+from .sharding import sharding_of
 from .trainer import ReIDTrainer, RetrievalParts
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,6 @@ def train_reid(
     if args.auto_find_batch_size:
         settle_batch_size(args, model, samples, batches)
     logger.info("frozen, as no loss reaches them: %s", ", ".join(frozen) or "none")
-    facts = run_facts(args, batch_args, model, samples)
     trainer = ReIDTrainer(
         model=model,
         args=args,
@@ -92,7 +92,7 @@ def train_reid(
         data_collator=batches,
         processing_class=processor,
     )
-    trainer.run_facts = facts
+    facts = trainer.run_facts = run_facts(args, batch_args, model, samples, sharding=sharding_of(trainer))
     with only_writer(Path(str(args.output_dir))) if args.process_index == 0 else nullcontext():
         checkpoint = on_main(checkpoint_to_resume, args, facts)
         if checkpoint is not None and args.process_index == 0:

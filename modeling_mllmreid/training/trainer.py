@@ -12,7 +12,6 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
 from ..data import PKSampler
-from ..errors import UserError
 from ..evaluation.protocol import evaluate_model
 from ..evaluation.report import write_json
 from ..model import MllmReIDModel, MllmReIDProcessor
@@ -26,6 +25,7 @@ from .guards import Preempted, StepGuard, said_plainly
 from .loss_parts import LossParts
 from .optimizer import parameter_groups
 from .publishing import PublishingTrainer
+from .sharding import prepare_sharding
 
 
 class RetrievalParts(NamedTuple):
@@ -55,11 +55,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         self._guard = StepGuard(self, self.args)
         self.add_callback(_SamplerEpoch(self))
         self.add_callback(self._guard)
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise UserError(
-                "FSDP and DeepSpeed: what they load, save and round is not tested with this trainer yet: train with "
-                "DDP (configs/accelerate/one_node_ddp.yaml), and where memory is short by LoRA or with grad_cache_chunk"
-            )
+        prepare_sharding(self)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; what the user can mend is raised as UserError, and Preempted after SIGTERM."""

@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 
+from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.model.reid_loss import reid_loss
 from modeling_mllmreid.training.cached_step import _split, cached_backward
 from modeling_mllmreid.training.freezing import freeze_unused_parameters
+from modeling_mllmreid.training.trainer import ReIDTrainer
 
 LORA = {"language_model": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.3}
 
@@ -119,3 +121,15 @@ def test_a_training_takes_the_same_steps(train, adapters):
             assert name not in one or one[name] == pytest.approx(other[name], rel=1e-3), name
     for (name, one), other in zip(plain.model.named_parameters(), parts.model.parameters(), strict=True):
         assert torch.allclose(one, other, atol=2e-6, rtol=1e-4), name
+
+
+def test_it_is_refused_where_shards_are_reduced_in_every_backward_pass(train, monkeypatch):
+    made = ReIDTrainer.create_accelerator_and_postprocess
+
+    def sharded(trainer):
+        made(trainer)
+        trainer.is_fsdp_enabled = True
+
+    monkeypatch.setattr(ReIDTrainer, "create_accelerator_and_postprocess", sharded)
+    with pytest.raises(UserError, match="grad_cache_chunk is 4: FSDP reduces its shards in every backward pass"):
+        train(max_steps=1, grad_cache_chunk=4)

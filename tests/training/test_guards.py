@@ -2,6 +2,7 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.training.batch_size import largest
 from modeling_mllmreid.training.batches import TrainDataset
+from modeling_mllmreid.training.guards import StepGuard
 from modeling_mllmreid.training.trainer import ReIDTrainer
 
 
@@ -73,6 +75,20 @@ def test_after_too_many_the_files_are_named(train, broken):
     said = str(stop.value)
     assert said.startswith("step 4: loss or gradient not finite") and "max_skipped_steps 2" in said
     assert f"images: {', '.join(read[0, position] for position in range(24, 32))}: look at learning_rate" in said
+
+
+def test_under_deepspeed_which_took_the_step_the_first_one_ends_the_training():
+    accelerator = SimpleNamespace(device="cpu", scaler=None, reduce=lambda flags, reduction: flags)
+    trainer = SimpleNamespace(
+        accelerator=accelerator, is_deepspeed_enabled=True, files_of_step=lambda step: [f"{step}.jpg"]
+    )
+    args = SimpleNamespace(fp16=False, learning_rate=1e-3, max_grad_norm=1.0, max_skipped_steps=3)
+    guard = StepGuard(trainer, args)
+    guard.begin_step(SimpleNamespace(reid_head=torch.nn.Identity()))
+    guard.see_loss(torch.tensor(1.0))
+    guard.see_grad_norm(float("inf"))
+    with pytest.raises(UserError, match="DeepSpeed has taken the step, so that only .* its images: 5.jpg: look at"):
+        guard.on_pre_optimizer_step(args, SimpleNamespace(global_step=4), None)
 
 
 def test_files_of_a_step_are_those_that_were_read(train, broken):

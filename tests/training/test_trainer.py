@@ -185,15 +185,3 @@ def test_a_broken_image_is_named_before_the_first_step(train, world, tmp_path):
     rows = Dataset.from_dict({**rows.remove_columns("image").to_dict(), "image": paths}, features=rows.features)
     with pytest.raises(UserError, match="broken.jpg"):
         train(max_steps=1, dataset=DatasetDict({"train": rows}))
-
-
-def test_engines_that_are_not_tested_are_refused(train, monkeypatch):
-    made = ReIDTrainer.create_accelerator_and_postprocess
-
-    def sharded(trainer):
-        made(trainer)
-        trainer.is_fsdp_enabled = True
-
-    monkeypatch.setattr(ReIDTrainer, "create_accelerator_and_postprocess", sharded)
-    with pytest.raises(UserError, match="FSDP and DeepSpeed: .* not tested with this trainer yet: train with DDP"):
-        train(max_steps=1)

@@ -1,0 +1,200 @@
+"""FSDP2, ZeRO-2 and ZeRO-3 over two processes by the real training: one process's losses, and whole checkpoints."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+import transformers.training_args
+import yaml
+from accelerate import DistributedType, PartialState
+from accelerate.utils import is_deepspeed_available
+from transformers import AutoModel
+
+from modeling_mllmreid.commands import export
+from modeling_mllmreid.data import load_reid_dataset
+from modeling_mllmreid.data.synthetic import sample_descriptions
+from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel
+from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
+from modeling_mllmreid.training import (
+    AdapterArguments,
+    BatchArguments,
+    ReIDTrainer,
+    ReIDTrainingArguments,
+    prepare_training,
+    train_reid,
+)
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+LORA = {"language_model": "lora", "tower": "full", "lora_rank": 2, "lora_dropout": 0.0}
+# name -> (fields of `AdapterArguments`, training arguments)
+FORMS: dict[str, tuple[dict | None, dict]] = {"full": (None, {}), "thin": (LORA, {}), "bf16": (None, {"bf16": True})}
+STEPS, HALF = 6, 3
+
+
+def train(people: str, output: Path, *, form: str, identities_per_batch: int, resume: Path | None = None) -> dict:
+    """A run of `STEPS` steps: `losses` of this process, `evaluations` on val, `features` of two images at its end."""
+    texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
+    processor = build_processor(texts, height=64, width=32, patch_size=16)
+    world = load_reid_dataset("market1501", data_dir=people, captions_file=f"{people}/reid_raw.json")
+    size = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids}
+    backbone = output.parents[1] / "backbone"
+    # In the command's order: the arguments first, which start the processes.
+    args = ReIDTrainingArguments(
+        output_dir=str(output),
+        identities_per_batch=identities_per_batch,
+        images_per_identity=2,
+        max_steps=STEPS,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+        eval_strategy="steps",
+        eval_steps=HALF,
+        save_strategy="steps",
+        save_steps=HALF,
+        resume_from_checkpoint=None if resume is None else str(resume),
+        diagnostics_steps=2,
+        disable_tqdm=True,
+        use_cpu="RANK" not in os.environ,
+        **FORMS[form][1],
+    )
+    torch.manual_seed(0)
+    model = MllmReIDModel.from_mllm_pretrained(backbone, **size, loss_lambda=0.7, num_identities=8)
+    if FORMS[form][0] is not None:
+        adapters = AdapterArguments(**FORMS[form][0])
+        prepare_training(model, adapters, backbone=str(backbone), revision=None, dtype=torch.float32)
+    losses, compute_loss = [], ReIDTrainer.compute_loss
+
+    def watched(self, *given, **options):
+        loss = compute_loss(self, *given, **options)
+        losses.append(loss.detach().double())
+        return loss
+
+    ReIDTrainer.compute_loss = watched
+    try:
+        batches = BatchArguments(target="caption", val_identities=4)
+        trainer = train_reid(model, processor, world, batches, args).trainer
+    finally:
+        ReIDTrainer.compute_loss = compute_loss
+    trained = trainer.accelerator.unwrap_model(trainer.model).eval()
+    with torch.no_grad():
+        features = {name: rows.clone() for name, rows in trained.image_features(pixels()).items()}
+        features["encoded"] = trained.encode_images(pixels()).clone()
+    engine = trainer.accelerator.distributed_type.value
+    head = {name: p.dtype for name, p in trained.named_parameters() if name.startswith("reid_head")}
+    return {
+        "losses": torch.stack(losses),
+        "evaluations": [entry["eval_mAP"] for entry in trainer.state.log_history if "eval_mAP" in entry],
+        "features": features,
+        "best": trainer.state.best_model_checkpoint,
+        "engine": engine,
+        "head": head,
+    }
+
+
+def published(folder: Path) -> tuple[set[str], dict]:
+    """(the names of the files that travel, `config.json`)."""
+    names = {path.name for path in folder.iterdir() if path.suffix in (".py", ".json", ".safetensors")}
+    return names, json.loads((folder / "config.json").read_text())
+
+
+def pixels() -> torch.Tensor:
+    return torch.linspace(-1, 1, 2 * 3 * 64 * 32).sin().view(2, 3, 64, 32)
+
+
+def one_of_two(rank: int, engine: str, people: str, output: str, port: int) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)
+    pretend_accelerator(engine, output)
+    results = {}
+    for form in FORMS:
+        folder = Path(output) / form
+        results[form] = train(people, folder, form=form, identities_per_batch=4)
+        resumed = folder.with_name(f"{form}-resumed")
+        options = {"form": form, "identities_per_batch": 4, "resume": folder / f"checkpoint-{HALF}"}
+        results[f"{form}-resumed"] = train(people, resumed, **options)
+    torch.save(results, f"{output}/rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def pretend_accelerator(engine: str, output: str) -> None:
+    """Makes Accelerate take two gloo processes for what `accelerate launch` with our configuration starts on GPUs."""
+    PartialState._prepare_backend = lambda *args: ("gloo", DistributedType.MULTI_GPU)
+    transformers.training_args.is_torch_bf16_gpu_available = lambda: True
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    if engine == "fsdp2":
+        config = yaml.safe_load((CONFIGS / "accelerate/one_node_fsdp2.yaml").read_text())["fsdp_config"]
+        names = {"fsdp_transformer_layer_cls_to_wrap": "FSDP_TRANSFORMER_CLS_TO_WRAP"}
+        os.environ.update({names.get(name, name.upper()): str(value) for name, value in config.items()})
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
+    else:
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "false"
+        config = json.loads((CONFIGS / f"deepspeed/{engine}.json").read_text())
+        if engine == "zero3":
+            # Small weights stay whole, and here all of them are small.
+            config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
+        file = Path(output) / f"{engine}-{os.environ['RANK']}.json"
+        file.write_text(json.dumps(config))
+        os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(file)
+
+
+deepspeed = pytest.mark.skipif(not is_deepspeed_available(), reason="deepspeed is not installed: extra deepspeed")
+
+
+@pytest.fixture(scope="module", params=["fsdp2", *(pytest.param(name, marks=deepspeed) for name in ("zero2", "zero3"))])
+def runs(request, people, tmp_path_factory):
+    """(names of the engine, folder, what one process gives by form, what each of two gives by form and `<form>-resumed`)."""
+    root = tmp_path_factory.mktemp(request.param)
+    texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
+    processor = build_processor(texts, height=64, width=32, patch_size=16)
+    build_tiny_llava(processor, hidden_size=32, tower_layers=2, lm_layers=2, seed=0).save_pretrained(root / "backbone")
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    try:
+        one = {form: train(str(people), root / "one" / form, form=form, identities_per_batch=8) for form in FORMS}
+        arguments = (request.param, str(people), str(root / "two"), 29500 + os.getpid() % 1000)
+        (root / "two").mkdir()
+        mp.spawn(one_of_two, arguments, nprocs=2)
+    finally:
+        del os.environ["DS_ACCELERATOR"]
+    engines = {"fsdp2": ("FSDP", "FSDP"), "zero2": ("DEEPSPEED", "ZeRO-2"), "zero3": ("DEEPSPEED", "ZeRO-3")}
+    return engines[request.param], root / "two", one, [torch.load(root / f"two/rank{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_sharded_training_has_the_losses_of_one_process_and_whole_checkpoints(runs, form, tmp_path):
+    (engine, sharding), folder, one, two = runs
+    ranks = [rank[form] for rank in two]
+    assert {rank["engine"] for rank in ranks} == {engine}
+    assert {dtype for rank in ranks for dtype in rank["head"].values()} == {torch.float32}
+    mean = (ranks[0]["losses"] + ranks[1]["losses"]) / 2
+    # In bfloat16 roundings part the weights, as they part bfloat16's of one process from float32's.
+    for steps, tolerance in [(2, 1e-3), (STEPS, 1e-2)] if form == "bf16" else [(STEPS, 1e-5)]:
+        torch.testing.assert_close(mean[:steps], one[form]["losses"][:steps], rtol=tolerance, atol=0)
+    assert ranks[0]["evaluations"] == ranks[1]["evaluations"] and len(ranks[0]["evaluations"]) == 2
+    assert ranks[0]["evaluations"] == pytest.approx(one[form]["evaluations"], abs=0.02 if form == "bf16" else 1e-3)
+    # Resumed: the second half again.
+    for rank, whole in zip(two, ranks, strict=True):
+        again = rank[f"{form}-resumed"]
+        torch.testing.assert_close(again["losses"], whole["losses"][HALF:], rtol=1e-6, atol=0)
+        assert again["evaluations"] == pytest.approx(whole["evaluations"], abs=1e-6)
+
+    expected = ranks[0]["features"]
+    assert torch.equal(expected["encoded"], expected["llm"])
+    for saved in (folder / form, folder / f"{form}-resumed", Path(ranks[0]["best"])):
+        for load in (MllmReIDModel, AutoModel):
+            model = load.from_pretrained(saved).eval()
+            for name, rows in model.image_features(pixels()).items():
+                torch.testing.assert_close(rows, expected[name], rtol=0, atol=1e-4, msg=f"{saved} {name}")
+    facts = json.loads((folder / form / f"checkpoint-{STEPS}" / "run_facts.json").read_text())
+    assert facts["settings"]["sharding"] == sharding
+    # The same files as one process writes, our code among them, and the same settings.
+    names, settings = zip(*(published(root / form) for root in (folder, folder.with_name("one"))), strict=True)
+    assert names[0] == names[1] and "modeling_mllmreid.py" in names[0] and settings[0] == settings[1]
+    export.main(["--model", str(folder / form), "--to", "vision", "--output", str(tmp_path / "vision")])
+    vision = MllmReIDVisionModel.from_pretrained(tmp_path / "vision").eval()
+    assert np.allclose(vision.encode_images(pixels()).detach(), expected["vision"], atol=1e-4)
