@@ -86,6 +86,9 @@ class ReIDTrainingArguments(TrainingArguments):
     auto_find_batch_size: bool = field(
         default=False, metadata={"help": "Take the largest identities_per_batch that fits, at most the given one."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Not needed: what no loss reaches is frozen before the training."}
+    )
     # A step that is not finite is found without asking the device for every micro-batch.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not needed: see max_skipped_steps."})
     hub_private_repo: bool | None = field(default=True, metadata={"help": "Make a new repository on the Hub private."})

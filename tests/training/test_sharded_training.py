@@ -147,7 +147,7 @@ deepspeed = pytest.mark.skipif(not is_deepspeed_available(), reason="deepspeed i
 
 @pytest.fixture(scope="module", params=["fsdp2", *(pytest.param(name, marks=deepspeed) for name in ("zero2", "zero3"))])
 def runs(request, people, tmp_path_factory):
-    """(names of the engine, folder, what one process gives by form, what each of two gives by form and `<form>-resumed`)."""
+    """(names of the engine, folder, what one process gives by form, what each of two gives, `<form>-resumed` too)."""
     root = tmp_path_factory.mktemp(request.param)
     texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
     processor = build_processor(texts, height=64, width=32, patch_size=16)
