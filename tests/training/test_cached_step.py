@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.model.reid_loss import reid_loss
@@ -121,6 +122,14 @@ def test_a_training_takes_the_same_steps(train, adapters):
             assert name not in one or one[name] == pytest.approx(other[name], rel=1e-3), name
     for (name, one), other in zip(plain.model.named_parameters(), parts.model.parameters(), strict=True):
         assert torch.allclose(one, other, atol=2e-6, rtol=1e-4), name
+
+
+def test_an_optimiser_of_two_modes_is_told_to_train(train, monkeypatch):
+    told = []
+    monkeypatch.setattr(AcceleratedOptimizer, "train", lambda optimizer: told.append(optimizer))
+    for chunk in (0, 3):
+        train(f"modes{chunk}", grad_cache_chunk=chunk, max_steps=1)
+    assert len(told) == 2
 
 
 def test_it_is_refused_where_shards_are_reduced_in_every_backward_pass(train, monkeypatch):
