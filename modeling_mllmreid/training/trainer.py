@@ -155,8 +155,8 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         """`compute_loss` and its backward pass, `grad_cache_chunk` images at once."""
         model.train()
         # As the stock method does, for optimisers of two modes (schedule-free ones).
-        if callable(getattr(self.optimizer, "train", None)):
-            self.optimizer.train()
+        if callable(to_train := getattr(self.optimizer, "train", None)):
+            to_train()
         inputs = self._prepare_inputs(inputs)
         accelerator, config = self.accelerator, self.model.config
         # Not the wrapped model: DDP would reduce after every chunk, and never the head, which runs outside a forward.
