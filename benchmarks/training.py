@@ -85,7 +85,8 @@ def run_parts(
     args.fields = read_options(GROUPS, [*([] if args.recipe is None else [args.recipe]), *flags], "train")
     torch.set_num_threads(args.threads)
     if args.worker is not None:
-        return work(args, json.loads(args.worker))
+        args.fields = json.loads(args.worker)
+        return work(args)
     with tempfile.TemporaryDirectory() as folder:
         if args.backbone is None:
             args.backbone = str(Path(folder) / "llava")
@@ -370,9 +371,9 @@ def start_worker(args: argparse.Namespace, fields: dict[str, Any], count: int) -
     return json.loads(next(line for line in run.stdout.splitlines() if line.startswith('{"seconds"')))
 
 
-def work(args: argparse.Namespace, fields: dict[str, Any]) -> None:
+def work(args: argparse.Namespace) -> None:
     """One process of a training; the first prints what was measured as JSON, memory above that before the steps."""
-    trainer, batches = make_trainer(args, **fields, max_steps=args.steps + 2)
+    trainer, batches = make_trainer(args, max_steps=args.steps + 2)
     device, clock = trainer.args.device, [0.0]
     steps: list[float] = []
 

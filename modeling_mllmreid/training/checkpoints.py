@@ -29,6 +29,7 @@ class CheckpointingTrainer(Trainer):
     """
 
     args: Any
+    model: Any
     processing_class: Any
     # What a checkpoint says of its run, see `resume.run_facts`.
     run_facts: dict[str, Any] | None = None
@@ -55,7 +56,7 @@ class CheckpointingTrainer(Trainer):
 
     def _load_weights(self, folder: str) -> None:
         try:
-            self.accelerator.unwrap_model(self.model).load_weights(folder)
+            self.model.load_weights(folder)
         except (OSError, ValueError) as error:
             raise UserError(f"checkpoint {' '.join(str(error).split())}") from error
 
@@ -127,7 +128,7 @@ class CheckpointingTrainer(Trainer):
 
     def _write(self, folder: Path, state_dict: dict | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
+        self.model.save_pretrained(folder, state_dict=state_dict)
         self.processing_class.save_pretrained(folder)
         write_json(folder / TRAINING_ARGUMENTS_FILE, json.loads(json.dumps(self.args.to_public_dict(), default=str)))
 

@@ -265,7 +265,7 @@ class Diagnostics:
             return
         self._due = False
         trainer = self.trainer
-        model = trainer.accelerator.unwrap_model(trainer.model)
+        model: Any = trainer.model
         seen: dict[str, Any] = {"model": model}
         # Before the forward pass, while its activations take no memory yet.
         if not self._sharded and "labels" in inputs and model.config.loss_lambda < 1:

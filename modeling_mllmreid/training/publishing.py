@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 class PublishingTrainer(Trainer):
     """A Trainer of [`MllmReIDModel`] that pushes exports."""
 
+    model: Any
     hub_model_id: Any
     processing_class: Any
 
@@ -64,12 +65,11 @@ class PublishingTrainer(Trainer):
 
     def _publish(self, folder: Path, message: str, token: str | None = None) -> str:
         """Writes the model in memory as an export with the folder's reports, uploads it, and removes the export."""
-        model = self.accelerator.unwrap_model(self.model)
         name = str(self.hub_model_id)
         aside = Path(str(self.args.output_dir)) / ".published"
         shutil.rmtree(aside, ignore_errors=True)
         try:
-            write_export(model, self.processing_class, aside, to=form_of(model), name=name, source=folder)
+            write_export(self.model, self.processing_class, aside, to=form_of(self.model), name=name, source=folder)
             return upload(
                 aside, name, message=message, revision=self.args.hub_revision, token=token or self.args.hub_token
             )

@@ -114,7 +114,7 @@ def thresholds_on_val(trainer: ReIDTrainer, parts: RetrievalParts) -> dict[str, 
     Processes share the images; every one gets the thresholds.
     """
     options = {"batch_size": trainer.args.per_device_eval_batch_size, "progress": False}
-    model, processor = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
+    model, processor = trainer.model, trainer.processing_class
     query, gallery = embed_parts(model, processor, *parts, **options)
     rule = same_person(*parts)
 

@@ -99,7 +99,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
             return [], None
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._parts.end_step(counted=not self._guard.skipped)
-        self._guard.begin_step(self.accelerator.unwrap_model(self.model))
+        self._guard.begin_step(self.model)
         counts = torch.tensor(sum(label_counts(batch) for batch in samples), device=device, dtype=torch.float64)
         image, text = self.accelerator.reduce(counts, reduction="sum").tolist()
         self._window_counts = {"image": image, "text": text, "distillation": image}
@@ -118,12 +118,16 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         first = step_of_epoch * accumulated * images
         return [dataset.file_names[index] for index in of_epoch[first : first + accumulated * images]]  # type: ignore
 
+    def floating_point_ops(self, inputs: Any) -> int:
+        """None are told: the stock estimate takes pixels for tokens."""
+        return 0
+
     # ---- loss ----------------------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of one micro-batch, with `grad_cache_chunk` in parts."""
         if self.args.grad_cache_chunk:
-            loss = self._cached_step(model, inputs)
+            loss = self._cached_step(inputs)
         else:
             loss = super().training_step(model, inputs, num_items_in_batch)
         return self._guard.see_loss(loss)
@@ -148,23 +152,22 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
 
     def _language_loss(self, sums: dict[str, Tensor]) -> Tensor:
         """What summed losses add to the micro-batch's language loss, before the Trainer divides by accumulation."""
-        language = self.accelerator.unwrap_model(self.model).language_loss(sums, self._window_counts)
+        language = self.model.language_loss(sums, self._window_counts)
         return language * self.accelerator.num_processes * self.current_gradient_accumulation_steps
 
-    def _cached_step(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    def _cached_step(self, inputs: dict[str, Tensor]) -> Tensor:
         """`compute_loss` and its backward pass, `grad_cache_chunk` images at once."""
-        model.train()
+        self.model.train()
         # As the stock method does, for optimisers of two modes (schedule-free ones).
         if callable(to_train := getattr(self.optimizer, "train", None)):
             to_train()
         inputs = self._prepare_inputs(inputs)
         accelerator, config = self.accelerator, self.model.config
-        # Not the wrapped model: DDP would reduce after every chunk, and never the head, which runs outside a forward.
-        unwrapped = accelerator.unwrap_model(model)
         scaler = accelerator.scaler
         with self._diagnostics.watch(inputs) as seen, self.compute_loss_context_manager():
+            # Not the wrapped model: DDP would reduce after every chunk, and never the head, outside of its forward.
             loss, outputs = cached_backward(
-                unwrapped,
+                self.model,
                 inputs,
                 chunk=self.args.grad_cache_chunk,
                 language_part=lambda sums: (
@@ -178,7 +181,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
             self._diagnostics.measure(seen, inputs, outputs, None)
         self._parts.add(outputs.loss_parts or {})
         if accelerator.sync_gradients:
-            average_gradients(unwrapped)
+            average_gradients(self.model)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -236,9 +239,8 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         Processes share the images and get the same numbers: what is saved and stopped by them must not differ.
         """
         parts = self.eval_dataset if eval_dataset is None else eval_dataset
-        model = self.accelerator.unwrap_model(self.model)
         rows = evaluate_model(
-            model,
+            self.model,
             self.processing_class,
             parts.query,
             parts.gallery,
@@ -250,7 +252,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         for feature, row in rows.items():
             values = {name: value for name, value in row.to_dict().items() if isinstance(value, float)}
             metrics |= {f"{metric_key_prefix}_{feature}_{name}": value for name, value in values.items()}
-            if feature == model.config.test_feature:
+            if feature == self.model.config.test_feature:
                 metrics |= {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
