@@ -1,6 +1,6 @@
 """What a training step costs beside what it cannot do without, beside a loop by hand, in parts and in processes.
 
-python benchmarks/training.py [--size small] [--parts floor trainer adapters processes cached padding] [--repeats 12]
+python benchmarks/training.py [--size small] [--parts floor trainer adapters processes cached] [--repeats 12]
                               [--recipe configs/NAME.yaml] [--field value ...]
 
 floor      a step of `ReIDTrainer` (forward, losses, backward, optimiser) against a bare forward and backward of the
@@ -8,7 +8,6 @@ floor      a step of `ReIDTrainer` (forward, losses, backward, optimiser) agains
 trainer    the same step against a loop written by hand: same model, batches, losses and optimiser.
 adapters   steps with a LoRA, and over 4 bits, against those of all weights.
 processes  images a second of two processes against those of one.
-padding    the share of padding in batches of rendered pedestrians with captions and continuations.
 cached     steps of 64 x 4 images with cached gradients (`grad_cache_chunk`) against plain ones of 8 x 4: time per image
            and peak memory.
 
@@ -40,12 +39,9 @@ from transformers.utils import is_bitsandbytes_available
 from modeling_mllmreid.commands.arguments import DataArguments, MethodArguments, ModelArguments
 from modeling_mllmreid.commands.loading import load_model
 from modeling_mllmreid.commands.options import build_options, read_options
-from modeling_mllmreid.data import PKSampler, load_reid_dataset
-from modeling_mllmreid.data.synthetic import write_pedestrians
-from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
-from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
+from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.training import AdapterArguments, BatchArguments, ReIDTrainer, ReIDTrainingArguments
-from modeling_mllmreid.training.batches import TrainCollator, TrainDataset
+from modeling_mllmreid.training.batches import TrainCollator
 from modeling_mllmreid.training.freezing import freeze_unused_parameters
 
 GROUPS = (ModelArguments, MethodArguments, AdapterArguments, DataArguments, BatchArguments, ReIDTrainingArguments)
@@ -59,7 +55,7 @@ IDENTITIES = 751  # of Market-1501's training part
 
 def main() -> None:
     """Runs the parts and prints their ratios."""
-    parts = (floor, trainer, adapters, processes, padding, cached)
+    parts = (floor, trainer, adapters, processes, cached)
     run_parts(__doc__, {part.__name__: part for part in parts}, repeats=12)
 
 
@@ -310,51 +306,6 @@ def cached(args: argparse.Namespace, results: timing.Results) -> None:
     peaks = {name: [run["mib"] for run in of] for name, of in runs.items()}
     results.ratio(f"time an image, 64 x 4 cached / 8 x 4 plain ({args.size})", a_image["cached"], a_image["plain"])
     results.ratio(f"peak memory, 64 x 4 cached / 8 x 4 plain ({args.size})", peaks["cached"], peaks["plain"], 1.2)
-
-
-def padding(args: argparse.Namespace, results: timing.Results) -> None:
-    """Padding tokens in all tokens, over one epoch of rendered pedestrians, crops of 128 x 64 with 32 image tokens."""
-    with tempfile.TemporaryDirectory() as folder:
-        people = Path(folder) / "people"
-        write_pedestrians(people, train_identities=60, test_identities=1)
-        train = load_reid_dataset("market1501", data_dir=people, captions_file=people / "reid_raw.json")["train"]
-        captions = train["caption"][:]
-        written = [[" ".join([*texts[:i], *texts[i + 1 :], texts[i]]) for i in range(len(texts))] for texts in captions]
-        if "continuation" in train.column_names:
-            train = train.remove_columns("continuation")
-        train = train.add_column("continuation", written)
-        words = [text for texts in captions for text in texts]
-        processor = build_processor(words, height=128, width=64, patch_size=16)
-        for target in ("continuation", "caption"):
-            batch_args = BatchArguments(target=target)
-            samples = TrainDataset(train, processor, batch_args, seed=0, language=True)
-            sampler = PKSampler(samples.person_ids, samples.camera_ids, identities_per_batch=16, images_per_identity=4)
-            collator = TrainCollator(processor, batch_args, language=True, reid_text=False)
-            loader = torch.utils.data.DataLoader(samples, batch_size=64, sampler=sampler, collate_fn=collator)
-            for branch, share in padding_as_run(processor, loader).items():
-                limit = ("<= 10 %", share <= 0.1) if branch == "both branches" else ()
-                results.add(f"padding in what the LLM runs on, {branch}, {target}s, 16 x 4", f"{share:.1%}", *limit)
-
-
-def padding_as_run(processor: MllmReIDProcessor, loader: Any) -> dict[str, float]:
-    """The share of padding in the tokens that reach the language model, over all batches, by branch."""
-    llava = build_tiny_llava(processor, hidden_size=32, tower_layers=1, lm_layers=1, seed=0)
-    fields = {"height": processor.height, "width": processor.width, "image_prefix_ids": processor.image_prefix_ids}
-    model = MllmReIDModel.from_mllm(llava, loss_lambda=0.0, **fields)
-    run: list[int] = []
-    model.mllm.model.language_model.register_forward_pre_hook(
-        lambda _, args, kwargs: run.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
-    )
-    useful, every = np.zeros(2), np.zeros(2)
-    for batch in loader:
-        run.clear()
-        with torch.no_grad():
-            model(**batch)
-        # The image branch runs first, and once.
-        every += run[0], sum(run[1:])
-        useful += int(batch["attention_mask"].sum()), int(batch["text_attention_mask"].sum())
-    text, both = 1 - useful[1] / every[1], 1 - useful.sum() / every.sum()
-    return {"text branch": text, "both branches": both}
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------

@@ -40,11 +40,7 @@ def adapter_settings(mllm: nn.Module) -> dict | None:
 
 def adapter_weights(mllm: nn.Module) -> dict[str, Tensor]:
     """The LoRA weights under PEFT's names, as references."""
-    return {
-        PREFIX + name.replace(".default.", "."): parameter.data
-        for name, parameter in mllm.named_parameters()
-        if ".lora_" in name
-    }
+    return adapter_of({f"mllm.{name}": parameter.data for name, parameter in mllm.named_parameters()})
 
 
 def adapter_of(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """Gathering over processes with the exact gradient."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -13,8 +15,20 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return rows
-    if not rows.is_floating_point():
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    return _Gather.apply(rows)
+
+
+class _Gather(torch.autograd.Function):
+    """All processes' rows; their gradient is the sum of what every process has for them."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
-    return torch.cat(torch.distributed.nn.functional.all_gather(rows.contiguous()))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]

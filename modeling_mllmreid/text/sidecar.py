@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ..data.texts import CaptionRecord, TextRecord, append_records, read_records
 from ..errors import UserError
-from ..processes import this_process
+from ..processes import on_main, raise_together, this_process
 
 Record = TypeVar("Record", CaptionRecord, TextRecord)
 Item = TypeVar("Item")
@@ -25,10 +25,7 @@ class Sidecar:
     def __init__(self, path: str | os.PathLike[str], kind: type, provenance: Mapping[str, Any]):
         self.path, self.kind, self.provenance = Path(path), kind, dict(provenance)
         self.state = this_process()
-        if self.state.is_main_process:
-            _make_writable(self.path)
-            self._join_parts()
-        self.state.wait_for_everyone()
+        on_main(self._begin)
         self.records = read_records(self.path, kind)
         self._check_provenance()
 
@@ -56,10 +53,13 @@ class Sidecar:
             for batch in mine:
                 write_batch(batch)
                 progress.update(len(batch))
-        self.state.wait_for_everyone()
-        if self.state.is_main_process:
-            self._join_parts()
-        self.state.wait_for_everyone()
+        # One process may be hours behind another: the default group would give up on it.
+        raise_together(None)
+        on_main(self._join_parts)
+
+    def _begin(self) -> None:
+        _make_writable(self.path)
+        self._join_parts()
 
     def _join_parts(self) -> None:
         """Appends what the parts hold to the file, each record once, and removes them."""

@@ -11,6 +11,7 @@ from transformers.trainer_utils import HubStrategy
 from ..errors import UserError
 from ..hub.export import form_of, write_export
 from ..hub.push import create_repository, upload
+from .sharding import sharding_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,15 @@ class PublishingTrainer(Trainer):
     processing_class: Any
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Makes the repository, private where not said otherwise. Raises UserError where the Hub refuses."""
+        """Makes the repository, private where not said otherwise.
+
+        Raises UserError where the Hub refuses, and where no process could push the whole model.
+        """
+        if engine := sharding_of(self):
+            raise UserError(
+                f"push_to_hub: under {engine} no process holds the whole model while it trains: leave it out, and when "
+                "the training is done run_reid.py push"
+            )
         if not self.is_world_process_zero():
             return
         private = self.args.hub_private_repo if private is None else private

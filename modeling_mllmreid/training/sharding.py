@@ -33,20 +33,19 @@ def prepare_sharding(trainer: Trainer) -> None:
     engine = sharding_of(trainer)
     if engine is None:
         return
-    args, state, model = trainer.args, trainer.accelerator.state, trainer.model
-    if getattr(model, "is_quantized", False):
+    args: Any = trainer.args
+    model: Any = trainer.model
+    state = trainer.accelerator.state
+    if getattr(model.mllm, "is_quantized", False):
         raise UserError(f"quantize: {engine} does not spread weights of 4 or 8 bits: use DDP, or leave it out")
-    if args.grad_cache_chunk:  # type: ignore[attr-defined]
+    if args.grad_cache_chunk:
         raise UserError(
-            f"grad_cache_chunk is {args.grad_cache_chunk}: {engine} reduces its shards in every backward pass, of "  # type: ignore[attr-defined]
+            f"grad_cache_chunk is {args.grad_cache_chunk}: {engine} reduces its shards in every backward pass, of "
             "which a cached step has many: set it to 0, with activation_checkpointing true and a smaller "
             "identities_per_batch, or train with DDP"
         )
-    if args.push_to_hub:
-        raise UserError(
-            f"push_to_hub: under {engine} no process holds the whole model while it trains: leave it out, and when the "
-            "training is done run_reid.py push"
-        )
+    if args.fp16:
+        raise UserError(f"fp16: not under {engine}, where nothing scales its gradients here: use bf16")
     if engine == "FSDP":
         plugin = state.fsdp_plugin
         if plugin.fsdp_version != 2:
@@ -56,13 +55,12 @@ def prepare_sharding(trainer: Trainer) -> None:
         plugin.mixed_precision_policy = MixedPrecisionPolicy()
         trainer.add_callback(_FinishSharding())
     else:
-        if args.fp16:
-            raise UserError("fp16: DeepSpeed would make the ReID head float16 too: use bf16")
         state.deepspeed_plugin.deepspeed_config["bf16"] = {"enabled": False}
         # The arguments put it away, so that the model was built whole; generation asks for it.
         set_hf_deepspeed_config(state.deepspeed_plugin.hf_ds_config)
-    if args.bf16 or args.fp16:
-        _autocast_forward(model, torch.bfloat16 if args.bf16 else torch.float16, args.device.type)
+    if args.bf16:
+        autocast = torch.autocast(args.device.type, dtype=torch.bfloat16)
+        model.forward = MethodType(autocast(model.forward.__func__), model)
 
 
 def finish_sharding(model: Any) -> None:
@@ -75,11 +73,6 @@ def finish_sharding(model: Any) -> None:
     sharded = type(model)
     own = next(kind for kind in sharded.__mro__ if not issubclass(kind, FSDPModule))
     sharded.__name__, sharded.__module__ = own.__name__, own.__module__
-
-
-def _autocast_forward(model: Any, dtype: torch.dtype, device_type: str) -> None:
-    forward = torch.autocast(device_type, dtype=dtype)(model.forward.__func__)
-    model.forward = MethodType(forward, model)
 
 
 class _FinishSharding(TrainerCallback):

@@ -6,11 +6,9 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.model.reid_loss import reid_loss
 from modeling_mllmreid.training.cached_step import _split, cached_backward
 from modeling_mllmreid.training.freezing import freeze_unused_parameters
-from modeling_mllmreid.training.trainer import ReIDTrainer
 
 LORA = {"language_model": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.3}
 
@@ -130,15 +128,3 @@ def test_an_optimiser_of_two_modes_is_told_to_train(train, monkeypatch):
     for chunk in (0, 3):
         train(f"modes{chunk}", grad_cache_chunk=chunk, max_steps=1)
     assert len(told) == 2
-
-
-def test_it_is_refused_where_shards_are_reduced_in_every_backward_pass(train, monkeypatch):
-    made = ReIDTrainer.create_accelerator_and_postprocess
-
-    def sharded(trainer):
-        made(trainer)
-        trainer.is_fsdp_enabled = True
-
-    monkeypatch.setattr(ReIDTrainer, "create_accelerator_and_postprocess", sharded)
-    with pytest.raises(UserError, match="grad_cache_chunk is 4: FSDP reduces its shards in every backward pass"):
-        train(max_steps=1, grad_cache_chunk=4)

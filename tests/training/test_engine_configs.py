@@ -12,8 +12,9 @@ from accelerate.utils import DistributedType
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
+from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.training import ReIDTrainingArguments
+from modeling_mllmreid.training import ReIDTrainer, ReIDTrainingArguments
 
 ROOT = Path(__file__).parents[2]
 LAUNCHES = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
@@ -128,3 +129,28 @@ def test_the_model_is_built_whole_under_zero3(tmp_path):
     assert deepspeed.is_deepspeed_zero3_enabled()
     ReIDTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     assert not deepspeed.is_deepspeed_zero3_enabled()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"grad_cache_chunk": 4}, "grad_cache_chunk is 4: FSDP reduces its shards in every backward pass"),
+        ({"adapters": {"language_model": "lora", "quantize": "4bit"}}, "quantize: FSDP does not spread weights of 4"),
+        ({"push_to_hub": True, "hub_model_id": "someone/something"}, "push_to_hub: under FSDP no process holds"),
+        ({"fp16": True}, "fp16: not under FSDP"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size: tries steps of the whole model in each process"),
+    ],
+)
+def test_what_goes_with_ddp_alone_is_refused(train, monkeypatch, settings, said):
+    made = ReIDTrainer.create_accelerator_and_postprocess
+
+    def sharded(trainer):
+        # The accelerator of a processor knows no float16.
+        half, trainer.args.fp16 = trainer.args.fp16, False
+        made(trainer)
+        trainer.is_fsdp_enabled, trainer.args.fp16 = True, half
+
+    monkeypatch.setattr(ReIDTrainer, "create_accelerator_and_postprocess", sharded)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match=said):
+        train(max_steps=1, **settings)

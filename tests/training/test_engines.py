@@ -1,4 +1,4 @@
-"""Two gloo processes by the real training against one with the doubled batch: losses, batches, parameters."""
+"""Two gloo processes by the real training against one with the doubled batch: losses, batches, gradients, weights."""
 
 import os
 
@@ -26,7 +26,11 @@ SETTINGS = {
 
 
 def train_all(people: str, output: str, identities_per_batch: int) -> dict[str, dict]:
-    """By setting: `losses` (steps,), `rows` of each micro-batch (person, pixels' sum), and the trained `weights`."""
+    """By setting: `losses` (steps,), `rows` of each micro-batch (person, pixels' sum), `weights`, and `gradients`.
+
+    Gradients are those of the first optimiser step, before they are clipped: the weights that AdamW makes would not
+    tell a gradient from its multiple.
+    """
     texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
     processor = build_processor(texts, height=64, width=32, patch_size=16)
     world = load_reid_dataset("market1501", data_dir=people, captions_file=f"{people}/reid_raw.json")
@@ -49,8 +53,8 @@ def train_all(people: str, output: str, identities_per_batch: int) -> dict[str, 
             use_cpu=True,
             disable_tqdm=True,
         )
-        losses, rows = [], []
-        training_step = ReIDTrainer.training_step
+        losses, rows, gradients = [], [], {}
+        training_step, clip = ReIDTrainer.training_step, ReIDTrainer._clip_grad_norm
 
         def watched(self, model, inputs, *given, step=training_step, losses=losses, rows=rows):
             rows.append(torch.stack([inputs["person_ids"].double(), inputs["pixel_values"].double().sum((1, 2, 3))], 1))
@@ -58,14 +62,21 @@ def train_all(people: str, output: str, identities_per_batch: int) -> dict[str, 
             losses.append(loss.double())
             return loss
 
-        ReIDTrainer.training_step = watched
+        def watched_clip(self, model, clip=clip, gradients=gradients):
+            if not gradients:
+                trained = {key: p for key, p in self.model.named_parameters() if p.requires_grad}
+                gradients.update({key: p.grad.clone() for key, p in trained.items()})
+            return clip(self, model)
+
+        ReIDTrainer.training_step, ReIDTrainer._clip_grad_norm = watched, watched_clip
         try:
             trained = train_reid(model, processor, world, BatchArguments(target="caption"), args).trainer
         finally:
-            ReIDTrainer.training_step = training_step
+            ReIDTrainer.training_step, ReIDTrainer._clip_grad_norm = training_step, clip
         results[name] = {
             "losses": torch.stack(losses).view(steps, accumulation).sum(1),
             "rows": torch.stack(rows),
+            "gradients": gradients,
             "weights": trained.accelerator.unwrap_model(trained.model).state_dict(),
             "processes": trained.accelerator.num_processes,
         }
@@ -102,6 +113,13 @@ def test_two_processes_train_as_one_with_the_doubled_batch(runs, name):
     exact = SETTINGS[name][3] == torch.float64
     mean = (two[0]["losses"] + two[1]["losses"]) / 2
     torch.testing.assert_close(mean, one["losses"], rtol=1e-9 if exact else 1e-4, atol=0)
+    assert {"reid_head.llm.classifier.weight", "reid_head.llm.bottleneck.weight"} <= one["gradients"].keys()
+    # Some are zero but for rounding, as that of a key's bias.
+    largest = max(float(gradient.abs().max()) for gradient in one["gradients"].values())
+    for key, gradient in one["gradients"].items():
+        for rank in two:
+            tolerance = {"rtol": 1e-7, "atol": 1e-12} if exact else {"rtol": 1e-3, "atol": 1e-5 * largest}
+            torch.testing.assert_close(rank["gradients"][key], gradient, **tolerance, msg=key)
     for key, weight in one["weights"].items():
         assert torch.equal(two[0]["weights"][key], two[1]["weights"][key]), key
         tolerance = {"rtol": 1e-7, "atol": 1e-9} if exact else {"rtol": 1e-3, "atol": 1e-4}
@@ -112,5 +130,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(runs, name):
 def test_cached_gradients_train_as_plain_ones(runs, name):
     plain, cached = (runs[0][of] for of in (name, f"{name}, cached"))
     torch.testing.assert_close(cached["losses"], plain["losses"], rtol=1e-9, atol=0)
+    for key, gradient in plain["gradients"].items():
+        torch.testing.assert_close(cached["gradients"][key], gradient, rtol=1e-7, atol=1e-12, msg=key)
     for key, weight in plain["weights"].items():
         torch.testing.assert_close(cached["weights"][key], weight, rtol=1e-7, atol=1e-9, msg=key)
