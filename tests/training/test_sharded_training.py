@@ -30,8 +30,15 @@ from modeling_mllmreid.training import (
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LORA = {"language_model": "lora", "tower": "full", "lora_rank": 2, "lora_dropout": 0.0}
+# SGD's steps, unlike AdamW's and clipped ones, tell a gradient from its multiple.
+PLAIN = {"optim": "sgd", "optim_args": "momentum=0.5", "learning_rate": 0.02, "max_grad_norm": 0.0}
+ADAM = {"learning_rate": 1e-3}
 # name -> (fields of `AdapterArguments`, training arguments)
-FORMS: dict[str, tuple[dict | None, dict]] = {"full": (None, {}), "thin": (LORA, {}), "bf16": (None, {"bf16": True})}
+FORMS: dict[str, tuple[dict | None, dict]] = {
+    "full": (None, PLAIN),
+    "thin": (LORA, ADAM),
+    "bf16": (None, {"bf16": True, **ADAM}),
+}
 STEPS, HALF = 6, 3
 
 
@@ -48,7 +55,6 @@ def train(people: str, output: Path, *, form: str, identities_per_batch: int, re
         identities_per_batch=identities_per_batch,
         images_per_identity=2,
         max_steps=STEPS,
-        learning_rate=1e-3,
         lr_scheduler_type="constant",
         eval_strategy="steps",
         eval_steps=HALF,
