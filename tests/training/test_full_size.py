@@ -98,7 +98,12 @@ def published(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+# One of them at once; each takes a quarter of a minute.
+FIRST = "llava_1_5_7b_qlora_24gb"
+MARKED = [path if path.stem == FIRST else pytest.param(path, marks=pytest.mark.slow) for path in RECIPES]
+
+
+@pytest.mark.parametrize("recipe", MARKED, ids=lambda path: path.stem)
 def test_every_recipe_takes_the_memory_that_it_says(recipe, published, capsys):
     train.main([str(recipe), "--model", str(published), "--dry_run", "true", "--use_cpu", "true"])
     printed = dict(re.findall(r"^(\w+) +([\d.]+) GiB", capsys.readouterr().out, re.MULTILINE))
