@@ -1,5 +1,6 @@
 """Tiny parts that many tests share: a processor, a LLaVA and a batch of both branches."""
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +23,11 @@ TARGETS = [
     "the person wears a red skirt .",
     "a bag .",
 ]
+
+
+def pytest_configure(config):
+    """One thread a process, here and in those that tests start: tiny models lose time to more."""
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")
