@@ -22,8 +22,8 @@ from ..training.memory import estimate_memory
 from ..training.record import write_record
 from .arguments import DataArguments, MethodArguments, ModelArguments
 from .evaluate import EvaluateArguments, evaluate_and_report
-from .loading import load_config, load_model
-from .options import parse
+from .loading import load_config, load_model, settle_adapters
+from .options import build_options, read_options
 
 # The classifier's size is not known without the data: about that of the benchmarks.
 DRY_RUN_IDENTITIES = 1000
@@ -57,9 +57,11 @@ class RunArguments:
 
 def main(argv: list[str]) -> None:
     """Trains, saves into `output_dir`, and where the data set has query and gallery evaluates the saved model there."""
-    groups = (ModelArguments, MethodArguments, AdapterArguments, DataArguments, BatchArguments, LeakArguments)
-    parsed = parse((RunArguments, *groups, ReIDTrainingArguments), argv, "train")
-    run_args, model_args, method_args, adapter_args, data_args, batch_args, leak_args, training_args = parsed
+    groups = (RunArguments, ModelArguments, MethodArguments, DataArguments, BatchArguments, LeakArguments)
+    given = read_options((*groups, AdapterArguments, ReIDTrainingArguments), argv, "train")
+    run_args, model_args, method_args, data_args, batch_args, leak_args = build_options(groups, given, "train")
+    (training_args,) = build_options((ReIDTrainingArguments,), given, "train")
+    adapter_args = settle_adapters(model_args, given)
     if run_args.dry_run:
         return dry_run(model_args, method_args, adapter_args, batch_args, training_args)
     refuse_lost_processes(training_args.distributed_state, os.environ)

@@ -43,7 +43,7 @@ def run_facts(
     settings |= {name: value for name, value in asdict(batches).items() if name != "texts"}
     config = json.loads(json.dumps(model.config.to_dict(), default=str))
     own = {name: value for name, value in config.items() if name in type(model.config).__annotations__}
-    told_by_model = ("mllm_config", "image_prefix_ids", "trained_on", "overlap", "backbone_probe")
+    told_by_model = ("mllm_config", "image_prefix_ids", "trained_on", "overlap", "backbone_probe", "identities_digest")
     settings |= {name: value for name, value in own.items() if name not in told_by_model}
     trained = [(name, list(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
     data = [samples.file_names, samples.person_ids, samples.camera_ids, samples.sources, samples.texts]
@@ -52,6 +52,7 @@ def run_facts(
         "start": probe(model.mllm),
         "trained": _digest(trained),
         "data": _digest(data),
+        "identities": model.config.identities_digest,
     }
 
 
@@ -77,6 +78,7 @@ def checkpoint_to_resume(args: ReIDTrainingArguments, facts: Mapping[str, Any]) 
     if wanted is not None and asked not in ("true", "false", "none"):
         if not Path(wanted).is_dir():
             raise UserError(f"resume_from_checkpoint {wanted}: no such folder: give a checkpoint-* folder, or true")
+        _refuse_other_people(Path(wanted), facts)
         return Path(wanted)
     last = last_checkpoint(folder)
     if asked == "false":
@@ -87,6 +89,7 @@ def checkpoint_to_resume(args: ReIDTrainingArguments, facts: Mapping[str, Any]) 
     if asked == "true":
         if last is None:
             raise UserError(f"resume_from_checkpoint: no checkpoint in {folder}: leave it out to start anew")
+        _refuse_other_people(last, facts)
         return last
     if last is None:
         return None
@@ -99,11 +102,20 @@ def checkpoint_to_resume(args: ReIDTrainingArguments, facts: Mapping[str, Any]) 
     return last
 
 
+def _refuse_other_people(checkpoint: Path, facts: Mapping[str, Any]) -> None:
+    """Raises UserError where the rows of the checkpoint's ID classifier stand for other people than are trained on."""
+    then = _facts_of(checkpoint).get("identities")
+    if then is not None and then != facts["identities"]:
+        raise UserError(
+            f"resume_from_checkpoint {checkpoint}: was trained on other people, and its ID classifier is theirs: give "
+            "it as model instead, which makes a new classifier"
+        )
+
+
 def _difference(checkpoint: Path, facts: Mapping[str, Any]) -> str:
     """What the checkpoint's run was told or given otherwise, in words; empty where nothing is."""
-    try:
-        then = json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    then = _facts_of(checkpoint)
+    if not then:
         return f"it has no readable {RUN_FILE}"
     before, now = then.get("settings", {}), facts["settings"]
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
@@ -116,6 +128,14 @@ def _difference(checkpoint: Path, facts: Mapping[str, Any]) -> str:
         "data": "other training images or texts",
     }
     return next((said for key, said in words.items() if then.get(key) != json.loads(json.dumps(facts[key]))), "")
+
+
+def _facts_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says of its run; empty where it says nothing readable."""
+    try:
+        return json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _digest(value: Any) -> str:

@@ -12,12 +12,13 @@ from ..data import check_images, image_sources, query_gallery_parts, split_valid
 from ..errors import UserError
 from ..evaluation.protocol import embed_parts, same_person
 from ..evaluation.threshold import Threshold, choose_threshold, save_thresholds
-from ..model import MllmReIDModel, MllmReIDProcessor
+from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
 from ..processes import on_main
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batch_size import settle_batch_size
 from .batches import TrainCollator, TrainDataset
 from .freezing import freeze_unused_parameters
+from .identities import identities_digest
 from .lock import only_writer
 from .resume import checkpoint_to_resume, run_facts
 from .sharding import sharding_of
@@ -67,8 +68,11 @@ def train_reid(
     config.image_prefix_ids = processor.image_prefix_ids
     names = {name.partition(":")[0] for name in config.trained_on or []}
     config.trained_on = sorted({*(config.trained_on or []), *(set(train["source"]) - names)})
-    if config.num_identities != samples.num_identities:
-        model.set_num_identities(samples.num_identities)
+    digest = identities_digest(samples)
+    if (config.num_identities, config.identities_digest) != (samples.num_identities, digest):
+        if config.num_identities and args.process_index == 0:
+            print(f"the ID classifier is made anew: {_why_anew(config, samples.num_identities)}")
+        model.set_num_identities(samples.num_identities, digest)
     frozen = freeze_unused_parameters(model)
     if prepare is not None:
         prepare(model)
@@ -106,6 +110,15 @@ def train_reid(
         if args.process_index == 0:
             save_thresholds(str(args.output_dir), thresholds)
     return TrainedModel(trainer, parts)
+
+
+def _why_anew(config: MllmReIDConfig, people: int) -> str:
+    """Why the ID classifier that a checkpoint brings cannot be used."""
+    if config.num_identities != people:
+        return f"the checkpoint's has {config.num_identities:,} people, here are {people:,}"
+    if config.identities_digest is None:
+        return "the checkpoint does not say whom its rows stand for"
+    return f"the checkpoint's {people:,} people are others than these"
 
 
 def thresholds_on_val(trainer: ReIDTrainer, parts: RetrievalParts) -> dict[str, Threshold]:
