@@ -112,10 +112,10 @@ def adapters_of(arguments: ModelArguments) -> dict[str, Any] | None:
     if model_type(arguments) != MllmReIDConfig.model_type:
         return None
     try:
-        config = MllmReIDConfig.from_pretrained(arguments.model, revision=arguments.revision)
+        hub: dict[str, Any] = {} if arguments.revision is None else {"revision": arguments.revision}
+        config = MllmReIDConfig.from_pretrained(arguments.model, **hub)
         if config.backbone is None:
             return None
-        hub = {} if arguments.revision is None else {"revision": arguments.revision}
         lora, weights = (None, {}) if config.adapter is None else read_adapter(arguments.model, config.adapter, hub)
         return adapters_of_checkpoint(config, lora, weights)
     except (OSError, ValueError, KeyError, TypeError) as error:

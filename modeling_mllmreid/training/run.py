@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import DatasetDict
+from transformers import PreTrainedConfig
 
 from ..data import check_images, image_sources, query_gallery_parts, split_validation
 from ..errors import UserError
 from ..evaluation.protocol import embed_parts, same_person
 from ..evaluation.threshold import Threshold, choose_threshold, save_thresholds
-from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
+from ..model import MllmReIDModel, MllmReIDProcessor
 from ..processes import on_main
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batch_size import settle_batch_size
@@ -112,7 +113,7 @@ def train_reid(
     return TrainedModel(trainer, parts)
 
 
-def _why_anew(config: MllmReIDConfig, people: int) -> str:
+def _why_anew(config: PreTrainedConfig, people: int) -> str:
     """Why the ID classifier that a checkpoint brings cannot be used."""
     if config.num_identities != people:
         return f"the checkpoint's has {config.num_identities:,} people, here are {people:,}"
