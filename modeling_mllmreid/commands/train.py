@@ -5,7 +5,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from datasets import DatasetDict
+from huggingface_hub import get_token
+from huggingface_hub.utils import validate_repo_id
 from transformers import set_seed
 
 from ..data import load_reid_dataset
@@ -15,11 +18,14 @@ from ..data.texts import CaptionRecord, read_records
 from ..errors import UserError
 from ..evaluation.protocol import check_parts
 from ..model import MllmReIDModel, MllmReIDProcessor
+from ..outputs import check_output
 from ..processes import refuse_lost_processes
 from ..text.licences import refuse_licences
 from ..training import AdapterArguments, BatchArguments, ReIDTrainingArguments, train_reid
 from ..training.memory import estimate_memory
 from ..training.record import write_record
+from ..training.resume import refuse_absent_checkpoint
+from ..training.stock_settings import said_of, try_settings
 from .arguments import DataArguments, MethodArguments, ModelArguments
 from .evaluate import EvaluateArguments, evaluate_and_report
 from .loading import load_config, load_model, settle_adapters
@@ -60,10 +66,14 @@ def main(argv: list[str]) -> None:
     groups = (RunArguments, ModelArguments, MethodArguments, DataArguments, BatchArguments, LeakArguments)
     given = read_options((*groups, AdapterArguments, ReIDTrainingArguments), argv, "train")
     run_args, model_args, method_args, data_args, batch_args, leak_args = build_options(groups, given, "train")
+    if run_args.dry_run and not torch.cuda.is_available():
+        # What is reckoned for a GPU needs none.
+        given = {**given, "use_cpu": True, "tf32": None}
     (training_args,) = build_options((ReIDTrainingArguments,), given, "train")
     adapter_args = settle_adapters(model_args, given)
     if run_args.dry_run:
         return dry_run(model_args, method_args, adapter_args, batch_args, training_args)
+    check_start(training_args)
     refuse_lost_processes(training_args.distributed_state, os.environ)
     dataset = load_reid_dataset(data_args.dataset, texts=batch_args.texts, **data_args.options())
     trained_on, overlap = what_is_trained_on(data_args.dataset, dataset, leak_args)
@@ -97,6 +107,21 @@ def main(argv: list[str]) -> None:
         address = trained.trainer.push_to_hub()
         if training_args.process_index == 0:
             print(f"pushed: {address}")
+
+
+def check_start(args: ReIDTrainingArguments) -> None:
+    """Raises UserError for what would end the training after the model was loaded: its settings, disk, and account."""
+    try_settings(args)
+    if args.fp16 and args.device.type == "cpu":
+        raise UserError("fp16: needs a GPU: set bf16, or leave it out")
+    # The folder may be there, from a run that this one goes on from.
+    check_output(os.path.join(str(args.output_dir), "config.json"), ours=lambda _: True)
+    refuse_absent_checkpoint(args)
+    if args.push_to_hub and not (args.hub_token or get_token()):
+        raise UserError("push_to_hub: no token of the Hub is known: run hf auth login, or set HF_TOKEN")
+    if args.push_to_hub and args.hub_model_id is not None:
+        with said_of("hub_model_id"):
+            validate_repo_id(args.hub_model_id)
 
 
 def dry_run(

@@ -49,6 +49,12 @@ class AdapterArguments:
             raise ValueError("quantize: weights in 4 or 8 bits cannot be trained: set language_model to lora or frozen")
         if self.lora_rank < 1:
             raise ValueError(f"lora_rank {self.lora_rank}: give at least 1")
+        try:
+            re.compile(self.lora_targets or "")
+        except re.error as error:
+            raise ValueError(
+                f"lora_targets {self.lora_targets!r}: no regular expression ({error}): correct it"
+            ) from None
         if not 0 < self.lora_alpha < math.inf:
             raise ValueError(f"lora_alpha {self.lora_alpha}: give a number above 0")
         if not 0 <= self.lora_dropout < 1:

@@ -12,12 +12,14 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import UserError
+from ..formats import RunFactsFile, read_json
 from ..model import MllmReIDModel
 from ..model.checkpoints import probe
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainDataset
 
 RUN_FILE = "run_facts.json"
+ANOTHER = "give another checkpoint as resume_from_checkpoint, or false to start anew"
 # What changes where results go, what is told, or how fast they come, and no weight.
 NEUTRAL = re.compile(
     r"output_dir|resume_from_checkpoint|logging_.*|log_.*|report_to|run_name|project|trackio_.*|hub_.*|push_to_hub|"
@@ -66,6 +68,26 @@ def last_checkpoint(folder: Path) -> Path | None:
     return found[max(found)] if found else None
 
 
+def named_checkpoint(args: ReIDTrainingArguments) -> Path | None:
+    """The folder that `resume_from_checkpoint` names; None where it is left out, or true or false."""
+    wanted = args.resume_from_checkpoint
+    return None if wanted is None or str(wanted).lower() in ("true", "false", "none") else Path(wanted)
+
+
+def refuse_absent_checkpoint(args: ReIDTrainingArguments) -> None:
+    """Raises UserError where `resume_from_checkpoint` names what is no checkpoint of a training."""
+    named = named_checkpoint(args)
+    if named is None:
+        return
+    if not named.is_dir():
+        raise UserError(f"resume_from_checkpoint {named}: no such folder: give a checkpoint-* folder, or true")
+    if not (named / "trainer_state.json").is_file():
+        raise UserError(
+            f"resume_from_checkpoint {named}: no checkpoint of a training, as it has no trainer_state.json: give a "
+            "checkpoint-* folder; a model to train on from is given as model"
+        )
+
+
 def checkpoint_to_resume(args: ReIDTrainingArguments, facts: Mapping[str, Any]) -> Path | None:
     """The checkpoint that a training goes on from, or None for the start.
 
@@ -73,13 +95,12 @@ def checkpoint_to_resume(args: ReIDTrainingArguments, facts: Mapping[str, Any]) 
     again after a crash, goes on. "true": the last one, whatever its run was told; a folder: that one; "false": none,
     and those that lie in `output_dir` are removed. Raises UserError for what is not there, and for another run's.
     """
-    wanted, folder = args.resume_from_checkpoint, Path(str(args.output_dir))
-    asked = str(wanted).lower()
-    if wanted is not None and asked not in ("true", "false", "none"):
-        if not Path(wanted).is_dir():
-            raise UserError(f"resume_from_checkpoint {wanted}: no such folder: give a checkpoint-* folder, or true")
-        _refuse_other_people(Path(wanted), facts)
-        return Path(wanted)
+    refuse_absent_checkpoint(args)
+    folder, asked = Path(str(args.output_dir)), str(args.resume_from_checkpoint).lower()
+    named = named_checkpoint(args)
+    if named is not None:
+        _refuse_other_people(named, facts)
+        return named
     last = last_checkpoint(folder)
     if asked == "false":
         if args.should_save:
@@ -104,7 +125,7 @@ def checkpoint_to_resume(args: ReIDTrainingArguments, facts: Mapping[str, Any]) 
 
 def _refuse_other_people(checkpoint: Path, facts: Mapping[str, Any]) -> None:
     """Raises UserError where the rows of the checkpoint's ID classifier stand for other people than are trained on."""
-    then = _facts_of(checkpoint).get("identities")
+    then = facts_of(checkpoint).get("identities")
     if then is not None and then != facts["identities"]:
         raise UserError(
             f"resume_from_checkpoint {checkpoint}: was trained on other people, and its ID classifier is theirs: give "
@@ -114,9 +135,9 @@ def _refuse_other_people(checkpoint: Path, facts: Mapping[str, Any]) -> None:
 
 def _difference(checkpoint: Path, facts: Mapping[str, Any]) -> str:
     """What the checkpoint's run was told or given otherwise, in words; empty where nothing is."""
-    then = _facts_of(checkpoint)
+    then = facts_of(checkpoint)
     if not then:
-        return f"it has no readable {RUN_FILE}"
+        return f"it has no {RUN_FILE}"
     before, now = then.get("settings", {}), facts["settings"]
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if names:
@@ -130,12 +151,10 @@ def _difference(checkpoint: Path, facts: Mapping[str, Any]) -> str:
     return next((said for key, said in words.items() if then.get(key) != json.loads(json.dumps(facts[key]))), "")
 
 
-def _facts_of(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says of its run; empty where it says nothing readable."""
-    try:
-        return json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+def facts_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says of its run, by field; empty without the file. Raises UserError for a broken one."""
+    path = checkpoint / RUN_FILE
+    return read_json(path, RunFactsFile, remedy=ANOTHER).model_dump() if path.is_file() else {}
 
 
 def _digest(value: Any) -> str:

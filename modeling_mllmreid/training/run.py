@@ -23,6 +23,7 @@ from .freezing import freeze_unused_parameters
 from .identities import identities_digest
 from .resume import checkpoint_to_resume, run_facts
 from .sharding import sharding_of
+from .stock_settings import try_settings
 from .trainer import ReIDTrainer, RetrievalParts
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ def train_reid(
     prepare: what else is done to the model once it is known what is trained of it, before there is an optimiser.
     Raises UserError for a data set without a training part, broken images, and settings that do not fit the data.
     """
+    try_settings(args)
     if "train" not in dataset:
         raise UserError(f"the data set has {', '.join(dataset)}: training needs a train part")
     train, val = dataset["train"], dataset.get("val")
@@ -59,6 +61,8 @@ def train_reid(
         train, val = split_validation(train, val_identities=batch_args.val_identities, seed=args.seed)
     if val is None and args.eval_strategy != "no":
         raise UserError("there is no val part: set val_identities, or eval_strategy to 'no'")
+    if val is None and args.eval_on_start:
+        raise UserError("eval_on_start: there is no val part: set val_identities, or leave it out")
     parts = None if val is None else RetrievalParts(*query_gallery_parts(val))
     check_images([source for split in (train, val) if split is not None for source in image_sources(split)])
 
