@@ -148,7 +148,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         selected = torch.cat([self._patches(tower_states[layer]) for layer in self._projected_layers], dim=-1)
         projector = self._llava.multi_modal_projector
         with _graph_where_trained(projector, selected):
-            return projector(selected)
+            return projector(selected.to(next(projector.parameters()).dtype))
 
     def _language_model(self, embeddings: Tensor, attention_mask: Tensor | None, whole: bool) -> tuple[Tensor, Tensor]:
         """Runs the LLM without its head. embeddings: (B, T, D); attention_mask: (B, T).
