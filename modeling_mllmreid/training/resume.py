@@ -9,14 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import UserError
-from ..formats import RunFactsFile, read_json
+from ..formats import ResumedStateFile, RunFactsFile, read_json
 from ..model import MllmReIDModel
 from ..model.checkpoints import probe
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainDataset
+from .stock_settings import said_of
 
 RUN_FILE = "run_facts.json"
 ANOTHER = "give another checkpoint as resume_from_checkpoint, or false to start anew"
@@ -89,6 +91,17 @@ def refuse_absent_checkpoint(args: ReIDTrainingArguments) -> None:
 
 
 def checkpoint_to_resume(args: ReIDTrainingArguments, facts: Mapping[str, Any]) -> Path | None:
+    """`_chosen_checkpoint`, whose state is readable. Raises UserError as that does, and for a broken state."""
+    checkpoint = _chosen_checkpoint(args, facts)
+    if checkpoint is not None:
+        path = checkpoint / "trainer_state.json"
+        read_json(path, ResumedStateFile, remedy=ANOTHER)
+        with said_of(str(path), ANOTHER):
+            TrainerState.load_from_json(str(path))
+    return checkpoint
+
+
+def _chosen_checkpoint(args: ReIDTrainingArguments, facts: Mapping[str, Any]) -> Path | None:
     """The checkpoint that a training goes on from, or None for the start.
 
     Where nothing is said, the last one in `output_dir`, which must be of the same run: then the same command, given

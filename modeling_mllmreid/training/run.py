@@ -15,6 +15,7 @@ from ..evaluation.protocol import embed_parts, same_person
 from ..evaluation.threshold import Threshold, choose_threshold, save_thresholds
 from ..locks import only_writer
 from ..model import MllmReIDModel, MllmReIDProcessor
+from ..outputs import owner_only
 from ..processes import on_main
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batch_size import settle_batch_size
@@ -103,7 +104,7 @@ def train_reid(
     )
     facts = trainer.run_facts = run_facts(args, batch_args, model, samples, sharding=sharding_of(trainer))
     alone = args.process_index == 0
-    with only_writer(Path(str(args.output_dir)), what="training") if alone else nullcontext():
+    with only_writer(Path(str(args.output_dir)), what="training") if alone else nullcontext(), owner_only():
         checkpoint = on_main(checkpoint_to_resume, args, facts)
         if checkpoint is not None and args.process_index == 0:
             print(f"goes on from {checkpoint}")

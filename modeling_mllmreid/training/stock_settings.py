@@ -178,15 +178,15 @@ def try_settings(args: TrainingArguments) -> None:
 
 
 @contextmanager
-def said_of(setting: str) -> Iterator[None]:
-    """Within the block what a library refuses of a setting becomes a UserError of one line that begins with it.
+def said_of(setting: str, remedy: str = "correct it") -> Iterator[None]:
+    """Within the block what a library refuses of a setting, or of a file, becomes a UserError that begins with it.
 
-    Nothing but the user's values and the library is at work within such a block.
+    Nothing but what the user gave and the library is at work within such a block. Memory that runs out is let through.
     """
     try:
         yield
-    except UserError:
+    except (UserError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{setting}: {reason}: correct it") from error
+        raise UserError(f"{setting}: {reason}: {remedy}") from error
