@@ -181,7 +181,8 @@ def model_type(arguments: ModelArguments) -> str:
         kind = AutoConfig.from_pretrained(arguments.model, revision=arguments.revision).model_type
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model {arguments.model}: not loadable ({_one_line(error)}): give a checkpoint's folder or a Hub name"
+            f"model {arguments.model}: not loadable ({_one_line(error)}): give a checkpoint's folder (for --dry_run "
+            "its config.json is enough) or a Hub name"
         ) from error
     if kind not in ("mllmreid", MllmReIDVisionConfig.model_type, "llava"):
         raise UserError(f"model {arguments.model}: of type {kind!r}: give a native LLaVA or a checkpoint of ours")

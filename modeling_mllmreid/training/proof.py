@@ -52,9 +52,8 @@ def _hmac_of(checkpoint: Path) -> str:
             files.append(path)
     with ThreadPoolExecutor(8) as pool:
         digests = pool.map(_sha256, files)
-        covered = [
-            (path.relative_to(checkpoint).as_posix(), digest) for path, digest in zip(files, digests, strict=True)
-        ]
+        names = [path.relative_to(checkpoint).as_posix() for path in files]
+        covered = list(zip(names, digests, strict=True))
     return hmac.new(_key(), json.dumps(covered).encode(), hashlib.sha256).hexdigest()
 
 

@@ -176,6 +176,10 @@ def test_one_process_has_one_gpu_and_says_so_once(monkeypatch, caplog, tmp_path)
         "4 GPUs, and this process uses one of them, cuda:0: for all of them start accelerate launch --multi_gpu "
         "--num_processes 4 run_reid.py ...; CUDA_VISIBLE_DEVICES chooses one"
     ]
+    asked = []
+    monkeypatch.setattr(processes, "say_idle_gpus", asked.append)
+    processes.this_process()  # as embed and evaluate ask
+    assert len(asked) == 1
     args = arguments(tmp_path)
     args._n_gpu = 4  # as the stock class sets it
     assert TrainingArguments.n_gpu.fget(args) == 4 and args.n_gpu == 1 and args.train_batch_size == 64
