@@ -53,7 +53,6 @@ def test_the_classifier_is_kept_for_the_same_people_alone(train, first, world, s
     }.items():
         same, said = kept(output, **settings)
         assert not same and "made anew: the checkpoint's 8 people are others than these" in said
-    assert same
     # Written before checkpoints said whom their rows stand for.
     config = json.loads((first / "config.json").read_text())
     assert len(config.pop("identities_digest")) == 64
