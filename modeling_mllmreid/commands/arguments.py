@@ -6,7 +6,6 @@ from typing import Any, Literal
 import torch
 
 from ..data.readers import READERS
-from ..numbers import AT_LEAST_ONE, NOT_NEGATIVE, check_number
 
 
 @dataclass
@@ -70,14 +69,6 @@ class MethodArguments:
         default=None, metadata={"help": "ReID losses on the captions' latents too, for text-to-image search."}
     )
 
-    def __post_init__(self) -> None:
-        for name in ("id_weight", "triplet_weight", "triplet_margin", "distillation_weight"):
-            check_number(name, getattr(self, name), *NOT_NEGATIVE)
-        check_number("loss_lambda", self.loss_lambda, 0, 1)
-        check_number("label_smoothing", self.label_smoothing, 0, 1 - 1e-12)
-        for name in ("height", "width"):
-            check_number(name, getattr(self, name), *AT_LEAST_ONE)
-
     def given(self) -> dict[str, Any]:
         """The fields that were given, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -130,8 +121,6 @@ class DataArguments:
     def __post_init__(self) -> None:
         if not 0 < self.test_share < 1:
             raise ValueError(f"test_share {self.test_share}: give a share above 0 and below 1")
-        for name in ("split", "split_seed"):
-            check_number(name, getattr(self, name), *NOT_NEGATIVE)
 
     def options(self) -> dict[str, Any]:
         """What `load_reid_dataset` takes besides the name."""

@@ -14,7 +14,6 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..errors import UserError
-from ..numbers import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, check_number
 
 Arguments = TypeVar("Arguments", bound=type[TrainingArguments])
 
@@ -61,7 +60,8 @@ REFUSED = {
 # Optimisers that build their own parameter groups, or step inside of the backward pass, by what their names hold.
 REFUSED_OPTIMIZERS = ("galore", "apollo", "lomo", "layerwise")
 
-# Least and most values.
+# Least and most; infinity itself is in no range.
+POSITIVE, NOT_NEGATIVE, AT_LEAST_ONE = (math.ulp(0.0), math.inf), (0, math.inf), (1, math.inf)
 RANGES = {
     "identities_per_batch": AT_LEAST_ONE,
     "images_per_identity": AT_LEAST_ONE,
@@ -129,6 +129,20 @@ def refuse_settings(args: TrainingArguments) -> None:
     check_number("max_steps", args.max_steps, -1, math.inf)
     if args.max_steps == 0:
         raise UserError("max_steps 0: give at least 1, or -1 for num_train_epochs")
+
+
+def check_number(name: str, value: Any, least: float, most: float) -> None:
+    """Raises UserError for a number out of [least, most], NaN, or infinity; None is none."""
+    if value is None:
+        return
+    if not isinstance(value, int | float) or not (least <= value <= most and math.isfinite(value)):
+        if (least, most) == POSITIVE:
+            wanted = "a number above 0"
+        elif most == math.inf:
+            wanted = f"{least} or more"
+        else:
+            wanted = f"{least} to below 1" if most < 1 else f"{least} to {most}"
+        raise UserError(f"{name} {value}: give {wanted}")
 
 
 def check_checkpointing(given: Any) -> None:
