@@ -260,12 +260,14 @@ class LogWindowFile(Format):
 
 
 class SplitsFile(Format):
-    """splits.json of own data: the file names of each split, and how they were drawn."""
+    """splits.json of own data: the file names of each split, and by which share and seed we drew them."""
 
     train: list[Text]
     query: list[Text]
     gallery: list[Text]
     val: list[Text] = []
+    test_share: Share | None = None
+    split_seed: Count | None = None
 
 
 class TorchreidImageSplit(Format):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.compute
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
 from ..errors import UserError
@@ -184,8 +185,18 @@ def with_contract_columns(dataset: DatasetDict, name: str) -> DatasetDict:
             gaps = split.data.column(column).null_count
             if gaps:
                 raise UserError(f"{name}: column {column!r} of split {split_name!r} has {gaps:,} empty rows: fill them")
+        refuse_rows_without_image(split, f"{name}: split {split_name!r}")
         checked[split_name] = split
     return checked
+
+
+def refuse_rows_without_image(split: Dataset, where: str) -> None:
+    """Raises UserError naming the first row that has neither an image's bytes nor its path."""
+    images = split.with_format("arrow")[:]["image"]
+    there = [pyarrow.compute.is_valid(pyarrow.compute.struct_field(images, field)) for field in ("bytes", "path")]
+    row = pyarrow.compute.index(pyarrow.compute.or_(*there), False).as_py()
+    if row >= 0:
+        raise UserError(f"{where}, row {row + 1}: has no image: give one or remove the row")
 
 
 def _cast(split: Dataset, column: str, feature: Any, where: str) -> Dataset:

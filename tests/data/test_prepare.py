@@ -57,8 +57,8 @@ def test_there_and_back(dataset, tmp_path, embed, monkeypatch):
 
 
 def test_a_folder_in_use_is_left_alone(dataset, tmp_path):
-    (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="out: exists already: remove it or give another"):
+    (tmp_path / "out/data").mkdir(parents=True)
+    with pytest.raises(UserError, match="out: exists and is not empty: remove it or give another"):
         write_prepared(tmp_path / "out", dataset, name="t", facts={})
     (tmp_path / "images/3.png").unlink()
     before = sorted(path.name for path in tmp_path.iterdir())

@@ -4,8 +4,8 @@
     data_dir/{train,val,query,gallery}/ANNA/1.jpg               `folders`: parts as they are
     data_dir/metadata.csv | .jsonl | .parquet                   `table`: a row an image, with the columns
         file_name, person_id, and where known camera_id, caption, split, track_id, clothes_id
-Ids may be numbers or names, see `columns.number_names`; the columns `person_name` and `camera_name` keep them as they are
-written. Camera, track or clothes -1 are unknown, and so is an empty cell.
+Ids may be numbers or names, see `columns.number_names`; the columns `person_name` and `camera_name` keep them as they
+are written. Camera, track or clothes -1 are unknown, and so is an empty cell.
 """
 
 import os
@@ -64,16 +64,16 @@ def read_folders(data_dir: str | os.PathLike[str], *, problems: Problems | None 
             if name not in parts:
                 problems.report(
                     UserError(
-                        f"{_shown(root / name)}: next to the parts {', '.join(parts)}: move it into one of them, or name "
-                        f"it as a part ({', '.join(SPLITS)})"
+                        f"{_shown(root / name)}: next to the parts {', '.join(parts)}: move it into one of them, or "
+                        f"give it the name of a part ({', '.join(SPLITS)})"
                     )
                 )
-        _outside(root, "a part", problems)
+        _outside(root, "the folders of the parts", problems)
     found: dict[str, list[tuple[str, str]]] = {}
     left_out: list[str] = []
     for split, part in parts.items():
         found[split] = []
-        left_out += _outside(root / part, "one of the persons' folders", problems)
+        left_out += _outside(root / part, "the persons' folders", problems)
         for person in _folders(root / part):
             names, others = _images_of(root / part / person, problems)
             found[split] += [(str(PurePosixPath(part, person, name)), person) for name in names]
@@ -99,7 +99,7 @@ def _outside(folder: Path, where: str, problems: Problems) -> list[str]:
     """The files in a folder that has none of its own; its images are problems."""
     images = list_images(folder)
     for name in images.names:
-        problems.report(UserError(f"{_shown(folder / name)}: beside the persons' folders: move it into {where}"))
+        problems.report(UserError(f"{_shown(folder / name)}: beside {where}: move it into one of them"))
     return [name for name in images.left_out if (folder / name).is_file() and name not in OURS]
 
 
@@ -118,8 +118,8 @@ def _images_of(folder: Path, problems: Problems) -> tuple[list[str], list[str]]:
         if deep:
             problems.report(
                 UserError(
-                    f"{_shown(folder / inner)}: {len(deep):,} images in a folder of a person's folder: move them up, or "
-                    "write a metadata table, which can name cameras"
+                    f"{_shown(folder / inner)}: {len(deep):,} images in a folder of a person's folder: move them up, "
+                    "or write a metadata table, which can name cameras"
                 )
             )
     if not images.names:
@@ -155,7 +155,9 @@ def read_table(data_dir: str | os.PathLike[str], *, problems: Problems | None = 
     columns, unknown = read_metadata(table, (*REQUIRED, *OPTIONAL), REQUIRED)
     if unknown:
         problems.warn(f"{table}: columns that are not used: {listed(unknown)} (known: {', '.join(columns)})")
-    ids = {column: [_tried(IDS[column], column, cell) for cell in columns[column]] for column in IDS if column in columns}
+    ids = {
+        column: [_tried(IDS[column], column, cell) for cell in columns[column]] for column in IDS if column in columns
+    }
     numbers = {
         column: _numbers([text for text in of_column if isinstance(text, str)], table)
         for column, of_column in ids.items()
