@@ -38,6 +38,7 @@ UNKNOWN_CAMERA = -1
 UNKNOWN_TEXTS = ("-1", "-1.0")
 DECIMAL = re.compile("0|[1-9][0-9]{0,18}")
 NUMBER = re.compile("-?[0-9]+")
+LONGEST_SHOWN = 60
 MAX_INT64 = 2**63 - 1
 # Above, floats are not all the whole numbers.
 EXACT_FLOATS = 2**53
@@ -107,7 +108,7 @@ def number_names(names: Iterable[str | None]) -> dict[str, int]:
     for name in distinct:
         other = seen.setdefault(_visible(name), name)
         if other != name:
-            raise UserError(f"the names {other!r} and {name!r} look the same: give one of them another name")
+            raise UserError(f"the names {other!a} and {name!a} look the same: give both rows one name, or rename one")
     if all(DECIMAL.fullmatch(name) for name in distinct):
         numbers = {name: int(name) for name in distinct}
         if all(number <= MAX_INT64 for number in numbers.values()):
@@ -141,17 +142,21 @@ def _named(numbers: Sequence[int], names: Sequence[str | None] | None) -> list[s
     return [name or str(number) for number, name in zip(numbers, names or [None] * len(numbers), strict=True)]
 
 
+def shown(name: str) -> str:
+    """A name as a message or table shows it: on one line, and not without end."""
+    return name if name.isprintable() and len(name) <= LONGEST_SHOWN else f"{name!r:.{LONGEST_SHOWN}}"
+
+
 def labelled(kind: str, name: str) -> str:
-    """A name as a picture or table shows it: "anna", and "person 5" where it is a number alone."""
-    return f"{kind} {name}" if NUMBER.fullmatch(name) else name
+    """A name as a picture shows it: "anna", and "person 5" where it is a number alone."""
+    return f"{kind} {name}" if NUMBER.fullmatch(name) else shown(name)
 
 
-def listed(names: Iterable[str], shown: int = 2) -> str:
+def listed(names: Iterable[str], most: int = 2) -> str:
     """Names in one line: "anna, ben and 3 more"."""
     distinct = sorted(set(names))
-    texts = [name if name.isprintable() and len(name) < 60 else f"{name!r:.60}" for name in distinct[:shown]]
-    more = f" and {len(distinct) - shown:,} more" if len(distinct) > shown else ""
-    return ", ".join(texts) + more
+    more = f" and {len(distinct) - most:,} more" if len(distinct) > most else ""
+    return ", ".join(map(shown, distinct[:most])) + more
 
 
 def image_sources(split: Dataset) -> list[ImageSource]:
@@ -186,6 +191,9 @@ def with_contract_columns(dataset: DatasetDict, name: str) -> DatasetDict:
             if gaps:
                 raise UserError(f"{name}: column {column!r} of split {split_name!r} has {gaps:,} empty rows: fill them")
         refuse_rows_without_image(split, f"{name}: split {split_name!r}")
+        for column in ("person", "camera"):
+            if f"{column}_name" in further:
+                _refuse_two_names(split, column, f"{name}: split {split_name!r}")
         checked[split_name] = split
     return checked
 
@@ -197,6 +205,14 @@ def refuse_rows_without_image(split: Dataset, where: str) -> None:
     row = pyarrow.compute.index(pyarrow.compute.or_(*there), False).as_py()
     if row >= 0:
         raise UserError(f"{where}, row {row + 1}: has no image: give one or remove the row")
+
+
+def _refuse_two_names(split: Dataset, column: str, where: str) -> None:
+    """Raises UserError where one number stands for two names."""
+    name_of: dict[int, str | None] = {}
+    for number, name in zip(split[f"{column}_id"][:], split[f"{column}_name"][:], strict=True):
+        if name_of.setdefault(number, name) != name:
+            raise UserError(f"{where}: {column}_id {number} has the names {name_of[number]!r:.60} and {name!r:.60}")
 
 
 def _cast(split: Dataset, column: str, feature: Any, where: str) -> Dataset:

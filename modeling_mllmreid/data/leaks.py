@@ -68,11 +68,17 @@ def shared_people(dataset: Mapping[str, Dataset]) -> dict[str, list[str]]:
     return {pair: names for pair, names in pairs.items() if names}
 
 
-def refuse_shared_people(dataset: Mapping[str, Dataset], *, remedy: str, where: str = "") -> None:
-    """Raises UserError naming people of `train` who are in val, query or gallery too."""
+def refuse_shared_people(
+    dataset: Mapping[str, Dataset], *, remedy: str, where: str = "", allow: bool = False
+) -> list[str]:
+    """How many people of `train` are in val, query or gallery too, a line for each, where that is allowed.
+
+    The lines name nobody: a model's configuration and card travel. Raises UserError, which names them, where it is not.
+    """
     lines = shared_people_lines(dataset)
-    if lines:
+    if lines and not allow:
         raise UserError(f"{where}{'; '.join(lines)}: {remedy}")
+    return [f"{len(names):,} people are in {pair}" for pair, names in shared_people(dataset).items()]
 
 
 def shared_people_lines(dataset: Mapping[str, Dataset]) -> list[str]:

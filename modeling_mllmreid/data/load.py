@@ -23,7 +23,8 @@ from .readers import READERS
 from .readers.own_data import WHOLE
 from .texts import CaptionRecord, join_captions, join_continuations, read_records
 
-SKIPPED_HEAD = "# rows that mllmreid left out"
+# By the ends of its lines a list of skipped rows is known as ours.
+LEFT_OUT = " [left out]"
 # Own data: where its splits come from, where it has some.
 OWN = {"folders": "the folders", "table": "the column split"}
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -63,7 +64,7 @@ def load_reid_dataset(
         dataset = DatasetDict({split: _opening(part, problems) for split, part in dataset.items()})
     if problems.messages:
         with written_aside(skipped_file) as aside:
-            text = "\n".join([SKIPPED_HEAD, *problems.messages]) + "\n"
+            text = "".join(message.replace("\n", "\\n") + f"{LEFT_OUT}\n" for message in problems.messages)
             aside.write_text(text, encoding="utf-8", errors="backslashreplace")
         problems.warn(f"{len(problems.messages):,} rows were left out, listed in {skipped_file}")
     if notes is not None:
@@ -75,9 +76,7 @@ def load_reid_dataset(
 
 def _is_skipped_file(path: Path) -> bool:
     """Whether a file is a list of skipped rows that we wrote."""
-    with open(path, "rb") as file:
-        start = file.read(len(SKIPPED_HEAD))
-    return start in (b"", SKIPPED_HEAD.encode())
+    return all(line.endswith(LEFT_OUT.encode()) for line in path.read_bytes().splitlines())
 
 
 def _read(

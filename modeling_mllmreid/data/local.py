@@ -1,16 +1,14 @@
 """Data sets on disk, read without the cache of `datasets`: it goes by a folder's last name and outlives the folder."""
 
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
-from datasets import Dataset, DatasetDict, Image, load_dataset
+from datasets import Dataset, DatasetDict, Image
 from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import generate_random_fingerprint
 from huggingface_hub.constants import HF_HUB_CACHE
@@ -37,9 +35,20 @@ def read_shards(folder: Path) -> DatasetDict:
         for name, table in zip(of_split, tables, strict=True):
             if not table.schema.equals(tables[0].schema):
                 raise UserError(f"{folder / name}: has other columns than {of_split[0]}: prepare the data anew")
-        # Without a fingerprint the library makes one of all bytes.
-        splits[split] = Dataset(pa.concat_tables(tables), fingerprint=generate_random_fingerprint())
+        try:
+            # Without a fingerprint the library makes one of all bytes.
+            splits[split] = Dataset(pa.concat_tables(tables), fingerprint=generate_random_fingerprint())
+        except Exception as error:  # features that another writer left in the files' metadata
+            raise UserError(
+                f"{folder / of_split[0]}: not readable ({one_line(error)}): prepare the data anew"
+            ) from error
     return DatasetDict(splits)
+
+
+def are_shards(folder: Path) -> bool:
+    """Whether the folder holds Parquet files that are named as `read_shards` reads them, and no others."""
+    names = [path.name for path in folder.glob("*.parquet") if not is_hidden(path.name)]
+    return bool(names) and all(SHARD.fullmatch(name) for name in names)
 
 
 def whole_splits(names: Iterable[str], where: object) -> dict[str, list[str]]:
@@ -75,24 +84,15 @@ def _read_parquet(path: Path) -> pa.Table:
         raise UserError(f"{path}: not readable ({one_line(error)}): restore it or prepare the data anew") from error
 
 
-def load_local(path: Path, **options: Any) -> DatasetDict:
-    """What `datasets.load_dataset` reads of a folder on disk, held in memory; nothing is kept in any cache.
-
-    options: those of the format's own builder. Raises UserError where images lie in archives, and whatever the library
-    raises.
-    """
-    with tempfile.TemporaryDirectory(prefix="mllmreid-") as folder:
-        loaded = load_dataset(str(path.absolute()), cache_dir=folder, keep_in_memory=True, **options)
-        if not isinstance(loaded, DatasetDict):
-            raise UserError(f"{path}: has no splits")
-        for part in loaded.values():
-            for column, feature in part.features.items():
-                if isinstance(feature, Image):
-                    images = part.select_columns(column)
-                    paths = image_paths(images.rename_column(column, "image") if column != "image" else images)
-                    if any(p is not None and Path(p).is_relative_to(folder) for p in paths):
-                        raise UserError(f"{path}: its images lie in archives: unpack them")
-    return loaded
+def refuse_archives(loaded: DatasetDict, cache: Path, name: str) -> None:
+    """Raises UserError where images lie in the cache, which is removed next: they were unpacked from archives."""
+    for part in loaded.values():
+        for column, feature in part.features.items():
+            if isinstance(feature, Image):
+                images = part.select_columns(column)
+                images = images if column == "image" else images.rename_column(column, "image")
+                if any(path is not None and Path(path).is_relative_to(cache) for path in image_paths(images)):
+                    raise UserError(f"data set {name}: its images lie in archives: unpack them")
 
 
 def image_paths(part: Dataset) -> list[str | None]:
@@ -123,5 +123,6 @@ def with_absolute_paths(part: Dataset, folder: Path) -> Dataset:
 
 
 def one_line(error: BaseException) -> str:
-    """What another library says, in one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """What another library says, in one line, with the reason that it gives."""
+    reasons = [error, *([error.__cause__] if error.__cause__ is not None else [])]
+    return ": ".join(" ".join(str(reason).split())[:200] or type(reason).__name__ for reason in reasons)

@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Image, List, Value, load_dataset, load_dataset_builder
@@ -11,7 +13,7 @@ from datasets.packaged_modules.folder_based_builder.folder_based_builder import 
 
 from ..errors import UserError
 from .columns import FEATURES, FURTHER, SPLITS, id_text, known_id_text, number_names, refuse_rows_without_image
-from .local import load_local, one_line, refuse_outside_paths, with_absolute_paths
+from .local import are_shards, one_line, read_shards, refuse_archives, refuse_outside_paths, with_absolute_paths
 from .splits import query_gallery_parts
 
 REQUIRED = ("image", "person_id")
@@ -83,13 +85,21 @@ def _load(name: str, columns: Mapping[str, str], revision: str | None) -> Datase
     path = Path(name)
     if path.is_file():
         raise UserError(f"data set {name}: is a file: give the folder that holds it")
+    if are_shards(path / "data"):
+        return read_shards(path / "data")
+    here = path.is_dir()
+    place: dict[str, Any] = {"path": str(path.absolute())} if here else {"path": name, "revision": revision}
     try:
-        builder = load_dataset_builder(str(path.absolute()) if path.is_dir() else name, revision=revision)
-        options: dict[str, Any] = {}
-        if isinstance(builder, Csv):
-            # The library would make numbers of "01" and of ids of 20 digits; "" is the one empty cell.
-            options = {"converters": dict.fromkeys((columns.get(column, column) for column in IDS), str)}
-        loaded = load_local(path, **options) if path.is_dir() else load_dataset(name, revision=revision, **options)
+        with TemporaryDirectory(prefix="mllmreid-") if here else nullcontext() as cache:
+            # The library's own cache goes by a folder's last name, and outlives the folder.
+            place |= {"cache_dir": cache} if here else {}
+            builder = load_dataset_builder(**place)
+            if isinstance(builder, Csv):
+                # The library would make numbers of "01" and of ids of 20 digits.
+                place["converters"] = dict.fromkeys((columns.get(column, column) for column in IDS), str)
+            loaded = load_dataset(**place, keep_in_memory=here)
+            if cache is not None:
+                refuse_archives(loaded, Path(cache), name)
     except UserError:
         raise
     except Exception as error:  # the library raises whatever its builder, the network or the files raised

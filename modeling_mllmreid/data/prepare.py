@@ -62,7 +62,7 @@ def read_prepared(name: AnyPath, *, revision: str | None = None) -> DatasetDict:
     whole.
     """
     if Path(name).is_dir():
-        return with_contract_columns(_read_folder(Path(name)), str(name))
+        return with_contract_columns(read_shards(Path(name) / "data"), str(name))
     try:
         builder = load_dataset_builder(str(name), revision=revision)
         files = [
@@ -79,15 +79,6 @@ def read_prepared(name: AnyPath, *, revision: str | None = None) -> DatasetDict:
     for part in dataset.values():
         refuse_outside_paths(part, f"data set {name}")
     return dataset
-
-
-def _read_folder(folder: Path) -> DatasetDict:
-    try:
-        return read_shards(folder / "data")
-    except UserError:
-        raise
-    except Exception as error:  # features that another writer left in the files' metadata
-        raise UserError(f"data set {folder}: cannot be loaded ({one_line(error)}): prepare the data anew") from error
 
 
 def _write_shard(path: Path, part: Dataset, rows: range, sources: Sequence[ImageSource] | None) -> None:

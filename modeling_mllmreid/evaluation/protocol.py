@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
-from ..data.columns import UNKNOWN_CAMERA, image_sources
+from ..data.columns import UNKNOWN_CAMERA, camera_names, image_sources, labelled, person_names
 from ..data.images import ImageSource, open_image
 from ..errors import UserError
 from ..model import ImageEncoder, ImageEncoderProcessor
@@ -123,9 +123,13 @@ def draw_queries(
     ids = {
         "query_person_ids": shown["person_id"][:],
         "gallery_person_ids": gallery["person_id"][:],
-        "query_camera_ids": shown["camera_id"][:],
-        "gallery_camera_ids": gallery["camera_id"][:],
+        "query_camera_ids": camera_names(shown),
+        "gallery_camera_ids": camera_names(gallery),
     }
+    if "person_name" in shown.column_names:
+        # Without names the numbers of people say nothing that the frames' colours do not.
+        people = [labelled("person", name) for name in person_names(shown)]
+        titles = people if titles is None else [f"{who}: {title}" for who, title in zip(people, titles, strict=True)]
     images, of_gallery = ([_opener(source) for source in image_sources(part)] for part in (shown, gallery))
     of_rows = Ranking(ranking.indices[rows], ranking.distances[rows])
     columns = ranking.indices.shape[1]

@@ -34,6 +34,7 @@ from .caption_sets import MAX_CAPTION
 from .metadata_tables import TABLES, read_metadata
 
 WHOLE = "all"
+LONGEST_PATH = 300
 # Files of ours that may lie in the folder.
 OURS = ("splits.json", "skipped.txt")
 REQUIRED, OPTIONAL = ("file_name", "person_id"), ("camera_id", "caption", "split", "track_id", "clothes_id")
@@ -129,7 +130,8 @@ def _images_of(folder: Path, problems: Problems) -> tuple[list[str], list[str]]:
 
 def _shown(path: Path) -> str:
     """A path for a message, in one line and with bytes that are no text escaped."""
-    return str(path) if str(path).isprintable() else repr(str(path))
+    text = str(path) if str(path).isprintable() else repr(str(path))
+    return text if len(text) <= LONGEST_PATH else f"{text[:LONGEST_PATH]}..."
 
 
 def _numbers(names: Sequence[str | None], where: Path) -> dict[str, int]:
