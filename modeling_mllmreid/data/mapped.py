@@ -95,7 +95,8 @@ def _load(name: str, columns: Mapping[str, str], revision: str | None) -> Datase
             place |= {"cache_dir": cache} if here else {}
             builder = load_dataset_builder(**place)
             if isinstance(builder, Csv):
-                # The library would make numbers of "01" and of ids of 20 digits.
+                # The library would make numbers of "01" and of ids of 20 digits, and nothing of "NA".
+                place |= {"keep_default_na": False, "na_values": [""]}
                 place["converters"] = dict.fromkeys((columns.get(column, column) for column in IDS), str)
             loaded = load_dataset(**place, keep_in_memory=here)
             if cache is not None:
