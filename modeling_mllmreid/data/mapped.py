@@ -214,7 +214,7 @@ def _with_images(part: Dataset, name: str, where: str) -> Dataset:
         except (TypeError, ValueError, NotImplementedError) as error:
             raise UserError(f"data set {where}: the image column is {kind!s:.100}: give images") from error
     if Path(name).is_dir():
-        part = with_absolute_paths(part, Path(name))
+        part = with_absolute_paths(part, Path(name), f"data set {where}")
     else:
         refuse_outside_paths(part, f"data set {where}")
     refuse_rows_without_image(part, f"data set {where}")
