@@ -78,7 +78,8 @@ def refuse_shared_people(
     lines = shared_people_lines(dataset)
     if lines and not allow:
         raise UserError(f"{where}{'; '.join(lines)}: {remedy}")
-    return [f"{len(names):,} people are in {pair}" for pair, names in shared_people(dataset).items()]
+    shared = shared_people(dataset).items()
+    return [f"{len(names):,} {'person is' if len(names) == 1 else 'people are'} in {pair}" for pair, names in shared]
 
 
 def shared_people_lines(dataset: Mapping[str, Dataset]) -> list[str]:

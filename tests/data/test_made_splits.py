@@ -73,7 +73,9 @@ def test_options_that_contradict_the_file(root):
     load(root)
     for option in ({"test_share": 0.3}, {"split_seed": 4}):
         (name,) = option
-        with pytest.raises(UserError, match=f"splits.json: does not say its {name}, so that .* cannot be checked: leave it out"):
+        with pytest.raises(
+            UserError, match=f"splits.json: does not say its {name}, so that .* cannot be checked: leave it out"
+        ):
             load(root, **option)
     assert load(root, splits_file=root.parent / "other.json", test_share=0.2)[1] == [
         "tested on 2 of 10 people, parts in other.json"
