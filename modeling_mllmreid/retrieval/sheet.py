@@ -159,12 +159,7 @@ def _opened(source: ImageSource) -> Image.Image:
 
 def _camera(cameras: Ids | None, row: int) -> str:
     """The caption of a camera; nothing where it is not given or unknown (-1)."""
-    if cameras is None:
-        return ""
-    camera = cameras[row]
-    if isinstance(camera, str) and not camera.isdecimal():
-        return "" if camera == "-1" else camera
-    return "" if int(camera) == -1 else f"cam {camera if isinstance(camera, str) else int(camera)}"
+    return "" if cameras is None or int(cameras[row]) == -1 else f"cam {int(cameras[row])}"
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
