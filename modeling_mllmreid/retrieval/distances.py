@@ -201,7 +201,7 @@ def _scales(features: Tensor, metric: str) -> Tensor:
 
 
 def _rows(query: Features, start: int, stop: int, shift: _Shift, device: torch.device) -> Tensor:
-    """Query rows as one factor of the product, (whole tiles, D + 2) float32: the point with its sign turned, its half, 1.
+    """Query rows as one factor of the product, (whole tiles, D + 2) float32: minus the point, its half, 1.
 
     So the product of both factors is the distance itself, without a further pass over the block.
     """
