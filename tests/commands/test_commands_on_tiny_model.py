@@ -121,23 +121,25 @@ def test_embed_takes_every_image_in_order_and_search_finds_the_query_itself(disk
 def test_search_says_nobody_beyond_the_threshold(disk, embedded, capsys):
     """The checkpoint's threshold by default, a given one before it, and none where the features are others."""
 
-    def lines(*flags) -> list[str]:
+    def lines(*flags, query=disk.people / "query/0003_c1s1_000001_01.jpg") -> list[str]:
         paths = ["--embeddings", str(embedded / "index"), "--output", str(embedded / "sheet.png"), "--top_k", "3"]
-        search.main(["--query", str(disk.people / "query/0003_c1s1_000001_01.jpg"), *paths, *flags])
+        search.main(["--query", str(query), *paths, *flags])
         return capsys.readouterr().out.splitlines()[:-1]
 
     found = [line.split() for line in lines()]
     distances = [float(distance) for _, distance, _ in found]
     assert distances[0] == 0 and distances[2] > 1e-3
     middle = (distances[1] + distances[2]) / 2 if distances[1] < distances[2] else distances[1]
-    threshold = Threshold(middle, middle - 0.1, middle + 0.1, fpir=0.1, tpir=0.8, searches=20, people=9, gallery=40)
+    threshold = Threshold(middle, middle / 2, middle + 0.1, fpir=0.1, tpir=0.8, searches=20, people=9, gallery=40)
     save_thresholds(embedded / "model", {"vision": threshold})
     said, *rest = lines()
     assert f"threshold: {middle:.4f}" in said and "10% of searches for somebody absent" in said and "80% for" in said
     beyond = ["beyond the threshold" in line for line in rest]
     assert beyond == [distance > middle for distance in distances]
-    *ranked, nobody = lines("--threshold", "-0.5")
-    assert nobody.startswith("nobody: no image is within the threshold -0.5000") and len(ranked) == 3
+    stranger = embedded / "stranger.png"
+    Image.effect_noise((64, 128), 200).convert("RGB").save(stranger)
+    *ranked, nobody = lines("--threshold", "0", query=stranger)
+    assert nobody.startswith("nobody: no image is within the threshold 0.0000") and len(ranked) == 3
     assert all("beyond the threshold" in line for line in ranked)
 
     flags = ["--images", str(disk.people), "--output", str(embedded / "index"), "--flip_test", "true"]
@@ -146,10 +148,12 @@ def test_search_says_nobody_beyond_the_threshold(disk, embedded, capsys):
     said, first, *_ = lines()
     assert "chosen without these settings and is not used" in said and first.split()[1] == "0.0000"
     (embedded / "model/threshold.json").write_text('{"vision": {"distance": 1}}')
-    with pytest.raises(UserError, match=r"threshold.json: holds no thresholds \(KeyError"):
+    with pytest.raises(UserError, match=r"threshold.json: holds no thresholds \(field vision.low: field required"):
         lines()
     with pytest.raises(UserError, match="threshold nan: is no distance"):
         lines("--threshold", "nan")
+    with pytest.raises(UserError, match="threshold -1.0: is no distance"):
+        lines("--threshold", "-1")
 
 
 def test_search_refuses_another_model(embedded):
@@ -184,7 +188,7 @@ def test_probe_is_the_same_for_the_same_model_and_leaves_its_mode(disk):
 
 
 def test_embed_refuses_a_folder_without_images(disk, tmp_path):
-    for folder, message in ((tmp_path, "no image (.jpg, .jpeg, .png)"), (tmp_path / "absent", "no such folder")):
+    for folder, message in ((tmp_path, "no image (.jpg, .jpeg, "), (tmp_path / "absent", "no such folder")):
         with pytest.raises(UserError) as error:
             embed.main(["--model", str(disk.ours), "--images", str(folder), "--output", str(tmp_path / "out")])
         assert message in one_line(error)
