@@ -120,16 +120,12 @@ def draw_queries(
 ) -> None:
     """A ranked sheet of these rows (n,) of the query part. ranking: of all queries. titles: a caption for each row."""
     shown = query.select(rows)
-    ids = {
-        "query_person_ids": shown["person_id"][:],
-        "gallery_person_ids": gallery["person_id"][:],
-        "query_camera_ids": camera_names(shown),
-        "gallery_camera_ids": camera_names(gallery),
-    }
-    if "person_name" in shown.column_names:
-        # Without names the numbers of people say nothing that the frames' colours do not.
-        people = [labelled("person", name) for name in person_names(shown)]
-        titles = people if titles is None else [f"{who}: {title}" for who, title in zip(people, titles, strict=True)]
+    ids: dict[str, Any] = {}
+    for side, part in (("query", shown), ("gallery", gallery)):
+        # Numbers of people say nothing that the frames' colours do not.
+        named = all("person_name" in of_side.column_names for of_side in (query, gallery))
+        ids[f"{side}_person_ids"] = person_names(part) if named else part["person_id"][:]
+        ids[f"{side}_camera_ids"] = [labelled("cam", name) if name else "" for name in camera_names(part)]
     images, of_gallery = ([_opener(source) for source in image_sources(part)] for part in (shown, gallery))
     of_rows = Ranking(ranking.indices[rows], ranking.distances[rows])
     columns = ranking.indices.shape[1]
