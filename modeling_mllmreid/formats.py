@@ -163,6 +163,15 @@ class MetricsFile(Format):
     intervals: dict[str, dict[str, IntervalValues]] = {}
 
 
+class MatrixEntry(Format):
+    """What the matrix of training sets against test sets reads of a metrics.json."""
+
+    test_feature: Text
+    trained_on: list[str]
+    tested_on: list[str]
+    metrics: dict[str, dict[str, float | None]]
+
+
 class SplitMetricsFile(Format):
     """metrics.json over random splits."""
 

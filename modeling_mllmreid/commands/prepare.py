@@ -1,5 +1,6 @@
 """`prepare`: a data set as Parquet with its card, to load by one name from disk or from the Hub."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
 
 def _last_name(path: str | None) -> str | None:
     """A path's last name; a name of a data set as it is."""
-    return Path(path).name if path is not None and Path(path).exists() else path
+    return Path(path).name if path is not None and os.path.exists(path) else path
 
 
 def push(folder: str, name: str) -> None:

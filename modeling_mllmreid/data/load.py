@@ -106,7 +106,7 @@ def _read(
         if columns is not None:
             _refuse_options(f"data set {name} is read by its columns", given)
             return read_mapped(name, columns)
-        if HUB_NAME.fullmatch(name) and not Path(name).exists():
+        if HUB_NAME.fullmatch(name) and not os.path.exists(name):
             _refuse_options(f"data set {name} is of the Hub", given)
             return read_prepared(name)
         return _load_saved(Path(name), given)
@@ -158,7 +158,7 @@ def _load_combination(
 
 
 def _load_saved(path: Path, given: Sequence[str]) -> DatasetDict:
-    if not path.is_dir():
+    if not os.path.isdir(path):
         nearest = difflib.get_close_matches(str(path).lower(), READERS, n=1, cutoff=0)[0]
         raise UserError(
             f"data set {str(path)!r} is unknown and no such folder exists: did you mean {nearest!r}? "

@@ -1,5 +1,6 @@
 """Data sets on disk, read without the cache of `datasets`: it goes by a folder's last name and outlives the folder."""
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -47,6 +48,8 @@ def read_shards(folder: Path) -> DatasetDict:
 
 def are_shards(folder: Path) -> bool:
     """Whether the folder holds Parquet files that are named as `read_shards` reads them, and no others."""
+    if not os.path.isdir(folder):
+        return False
     names = [path.name for path in folder.glob("*.parquet") if not is_hidden(path.name)]
     return bool(names) and all(SHARD.fullmatch(name) for name in names)
 

@@ -1,5 +1,6 @@
 """Any data set of the `datasets` library, from the Hub or from disk, by naming which of its columns is which."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -77,17 +78,17 @@ def read_mapped(name: str, columns: Mapping[str, str], *, revision: str | None =
 
 def _source(name: str) -> str:
     """What the rows say they are from: of a folder the last name."""
-    return Path(name).resolve().name if Path(name).exists() else name
+    return Path(name).resolve().name if os.path.exists(name) else name
 
 
 def _load(name: str, columns: Mapping[str, str], revision: str | None) -> DatasetDict:
     """The data set as it is published. Ids in CSV files come as text."""
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):
         raise UserError(f"data set {name}: is a file: give the folder that holds it")
     if are_shards(path / "data"):
         return read_shards(path / "data")
-    here = path.is_dir()
+    here = os.path.isdir(path)
     place: dict[str, Any] = {"path": str(path.absolute())} if here else {"path": name, "revision": revision}
     try:
         with TemporaryDirectory(prefix="mllmreid-") if here else nullcontext() as cache:
@@ -213,7 +214,7 @@ def _with_images(part: Dataset, name: str, where: str) -> Dataset:
             part = part.cast_column("image", Image())
         except (TypeError, ValueError, NotImplementedError) as error:
             raise UserError(f"data set {where}: the image column is {kind!s:.100}: give images") from error
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         part = with_absolute_paths(part, Path(name), f"data set {where}")
     else:
         refuse_outside_paths(part, f"data set {where}")

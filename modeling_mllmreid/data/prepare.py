@@ -1,5 +1,6 @@
 """A data set as Parquet with its card, as the Hub holds it: written once, loaded by name like any other."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from datasets import Dataset, DatasetDict, Features, Image, load_dataset_builder
 
 from ..errors import UserError
 from ..markdown import escape
-from ..outputs import AnyPath, folder_aside
+from ..outputs import AnyPath, check_output_folder, folder_aside
 from .columns import image_sources, with_contract_columns
 from .images import EmbeddedImage, ImageSource
 from .inspection import describe
@@ -37,6 +38,8 @@ def write_prepared(
     is whole; each of several writers writes its own, and the first one's stays.
     Raises UserError for a folder that is there already, or that lies in an input, and for an image that is missing.
     """
+    if embed:
+        check_output_folder(folder, inputs=inputs, needs_bytes=_bytes_of_images(dataset))
     with folder_aside(folder, inputs=inputs) as aside:
         (aside / "data").mkdir()
         in_tables = embed
@@ -61,7 +64,7 @@ def read_prepared(name: AnyPath, *, revision: str | None = None) -> DatasetDict:
     A folder is read as it is now, past the cache of `datasets`. Raises UserError where it cannot be loaded, or is not
     whole.
     """
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return with_contract_columns(read_shards(Path(name) / "data"), str(name))
     try:
         builder = load_dataset_builder(str(name), revision=revision)
@@ -96,6 +99,12 @@ def _write_shard(path: Path, part: Dataset, rows: range, sources: Sequence[Image
                 place = schema.get_field_index("image")
                 table = table.set_column(place, schema.field(place), pa.array(images, type=schema.field(place).type))
             writer.write_table(table)
+
+
+def _bytes_of_images(dataset: DatasetDict) -> int:
+    """What the images that are files take, as far as they are there."""
+    paths = [source for part in dataset.values() for source in image_sources(part) if isinstance(source, str)]
+    return sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
 
 
 def _bytes(source: ImageSource) -> bytes:

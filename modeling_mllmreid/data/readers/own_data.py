@@ -57,9 +57,9 @@ def read_folders(data_dir: str | os.PathLike[str], *, problems: Problems | None 
     that are not UTF-8 are problems; other files are left out with a warning. Raises UserError where nobody is found.
     """
     root, problems = Path(data_dir), problems or Problems()
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f"{root}: no such folder: give data_dir the folder that holds a folder for each person")
-    parts = {split: split for split in SPLITS if (root / split).is_dir()} or {WHOLE: "."}
+    parts = {split: split for split in SPLITS if os.path.isdir(root / split)} or {WHOLE: "."}
     if WHOLE not in parts:
         for name in _folders(root):
             if name not in parts:
@@ -93,7 +93,11 @@ def read_folders(data_dir: str | os.PathLike[str], *, problems: Problems | None 
 
 def _folders(folder: Path) -> list[str]:
     """The names of the folders in a folder, without hidden ones, sorted."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
+    except OSError as error:
+        raise UserError(f"{_shown(folder)}: cannot be listed ({error.strerror}): give a readable folder") from error
 
 
 def _outside(folder: Path, where: str, problems: Problems) -> list[str]:
@@ -149,7 +153,7 @@ def read_table(data_dir: str | os.PathLike[str], *, problems: Problems | None = 
     Raises UserError for a table that is missing, unreadable, or has a wrong column, and naming the row.
     """
     root, problems = Path(data_dir), problems or Problems()
-    present = [name for name in TABLES if (root / name).is_file()]
+    present = [name for name in TABLES if os.path.isfile(root / name)]
     if len(present) != 1:
         found = " and ".join(present) or "none"
         raise UserError(f"{root}: {found} of {', '.join(TABLES)}: give data_dir a folder with one of them")
@@ -240,13 +244,7 @@ def _number(numbers: Mapping[str, int], name: str | None) -> int:
 
 def _is_file(root: Path, name: str) -> bool:
     """Whether the name is a file in the folder. Raises UserError for a path that leaves it."""
-    if not is_utf8(name):
-        return False
-    path = safe_join(root, name)
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long
-        return False
+    return is_utf8(name) and os.path.isfile(safe_join(root, name))
 
 
 def _dataset(parts: Mapping[str, Sequence[Found]], root: Path, source: str) -> DatasetDict:
