@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
-from datasets import Dataset, DatasetDict, Image
+from datasets import Dataset, DatasetBuilder, DatasetDict, Image
 from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import generate_random_fingerprint
 from huggingface_hub.constants import HF_HUB_CACHE
@@ -44,6 +44,12 @@ def read_shards(folder: Path) -> DatasetDict:
                 f"{folder / of_split[0]}: not readable ({one_line(error)}): prepare the data anew"
             ) from error
     return DatasetDict(splits)
+
+
+def file_names(builder: DatasetBuilder) -> list[str]:
+    """The last names of the files that a data set is built of."""
+    files = (file for of_split in (builder.config.data_files or {}).values() for file in of_split)
+    return [str(file).rpartition("/")[2] for file in files]
 
 
 def are_shards(folder: Path) -> bool:

@@ -14,7 +14,16 @@ from datasets.packaged_modules.folder_based_builder.folder_based_builder import 
 
 from ..errors import UserError
 from .columns import FEATURES, FURTHER, SPLITS, id_text, known_id_text, number_names, refuse_rows_without_image
-from .local import are_shards, one_line, read_shards, refuse_archives, refuse_outside_paths, with_absolute_paths
+from .local import (
+    are_shards,
+    file_names,
+    one_line,
+    read_shards,
+    refuse_archives,
+    refuse_outside_paths,
+    whole_splits,
+    with_absolute_paths,
+)
 from .splits import query_gallery_parts
 
 REQUIRED = ("image", "person_id")
@@ -95,6 +104,7 @@ def _load(name: str, columns: Mapping[str, str], revision: str | None) -> Datase
             # The library's own cache goes by a folder's last name, and outlives the folder.
             place |= {"cache_dir": cache} if here else {}
             builder = load_dataset_builder(**place)
+            whole_splits(file_names(builder), f"data set {name}")
             if isinstance(builder, Csv):
                 # The library would make numbers of "01" and of ids of 20 digits, and nothing of "NA".
                 place |= {"keep_default_na": False, "na_values": [""]}
@@ -117,8 +127,7 @@ def _refuse_guessed_numbers(
     name: str, builder: FolderBasedBuilder, loaded: DatasetDict, columns: Mapping[str, str]
 ) -> None:
     """Raises UserError where ids of a metadata.csv came as numbers: "01" and "1" would be one person."""
-    files = [str(file) for of_split in (builder.config.data_files or {}).values() for file in of_split]
-    if not any(file.endswith("metadata.csv") for file in files):
+    if "metadata.csv" not in file_names(builder):
         return
     for part in loaded.values():
         for column in IDS:

@@ -68,10 +68,7 @@ def read_prepared(name: AnyPath, *, revision: str | None = None) -> DatasetDict:
         return with_contract_columns(read_shards(Path(name) / "data"), str(name))
     try:
         builder = load_dataset_builder(str(name), revision=revision)
-        files = [
-            str(file).rpartition("/")[2] for of_split in (builder.config.data_files or {}).values() for file in of_split
-        ]
-        whole_splits(files, f"data set {name}")
+        whole_splits(file_names(builder), f"data set {name}")
         builder.download_and_prepare()
         loaded = builder.as_dataset()
     except UserError:
