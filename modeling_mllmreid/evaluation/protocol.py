@@ -125,6 +125,7 @@ def draw_queries(
         "gallery_person_ids": gallery["person_id"][:],
         "query_camera_ids": shown["camera_id"][:],
         "gallery_camera_ids": gallery["camera_id"][:],
+        "gallery_titles": gallery["file_name"][:],
     }
     images, of_gallery = ([_opener(source) for source in image_sources(part)] for part in (shown, gallery))
     of_rows = Ranking(ranking.indices[rows], ranking.distances[rows])
