@@ -15,7 +15,7 @@ from ..evaluation.threshold import load_thresholds
 from ..formats import EmbedMetadata, check_content
 from ..outputs import check_output, is_ours
 from ..retrieval import Embeddings, Ranking, load_embeddings, rank_gallery, ranked_sheet
-from ..retrieval.index import FACTS_FILE, FEATURES_FILE, printable
+from ..retrieval.index import FACTS_FILE, FEATURES_FILE, fault_of_name, printable
 from ..retrieval.sheet import decimals
 from .arguments import MethodArguments, ModelArguments
 from .embed import embed_feature, probe
@@ -103,6 +103,9 @@ def read_metadata(folder: str, stored: Embeddings) -> EmbedMetadata:
     facts = check_content(
         stored.metadata, EmbedMetadata, where=where, remedy="give a folder written by the embed command"
     )
+    for name in ("model", "images"):
+        if fault := fault_of_name(getattr(facts, name).lstrip("/")):
+            raise UserError(f"{where}: {name} {printable(getattr(facts, name))}: {fault}: embed again")
     # The fields of a model's configuration go through the command line's own checks.
     (fields,) = build_options((MethodArguments,), read_mapping((MethodArguments,), facts.fields, where), where)
     facts.fields = fields.given()

@@ -16,7 +16,7 @@ from ..outputs import AnyPath, check_output_folder, folder_aside
 from .columns import image_sources, with_contract_columns
 from .images import EmbeddedImage, ImageSource
 from .inspection import describe
-from .local import one_line, read_shards, refuse_outside_paths, whole_splits
+from .local import file_names, one_line, read_shards, refuse_outside_paths, whole_splits
 
 ROWS_OF_A_SHARD = 20_000
 ROWS_AT_ONCE = 256

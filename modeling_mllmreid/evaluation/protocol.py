@@ -120,7 +120,7 @@ def draw_queries(
 ) -> None:
     """A ranked sheet of these rows (n,) of the query part. ranking: of all queries. titles: a caption for each row."""
     shown = query.select(rows)
-    ids: dict[str, Any] = {}
+    ids: dict[str, Any] = {"gallery_titles": gallery["file_name"][:]}
     for side, part in (("query", shown), ("gallery", gallery)):
         # Numbers of people say nothing that the frames' colours do not.
         named = all("person_name" in of_side.column_names for of_side in (query, gallery))

@@ -42,7 +42,8 @@ def distance_blocks(
     query: (Q, D) and gallery: (G, D), NumPy arrays or tensors of any float type, on any device; the work is done on the
     gallery's device. A memory-mapped array is read chunk by chunk, and may be larger than memory.
     metric: "cosine" is 1 - dot product of the L2-normalised features, "euclidean" is not squared.
-    block_size: query rows per block; None takes as many as fit in 48 MiB. Each block is a new float32 tensor (rows, G).
+    block_size: query rows per block; None takes as many as fit in 48 MiB, or in 96 MiB for a gallery of more than 256
+    MiB. Each block is a new float32 tensor (rows, G).
     Both metrics come from |a - b|^2 of points around the gallery's middle, as 1 - dot product has no digits left where
     all features lie in a narrow cone, as an LLM's do: the error is float32's in the square of the points' lengths.
     In one gallery a distance depends on its two features alone, not on the block size or the place: equal features are
@@ -90,10 +91,12 @@ def _blocks(
     """The loop of `distance_blocks` over checked arguments."""
     device = gallery.device if isinstance(gallery, Tensor) else torch.device("cpu")
     size, width = gallery.shape
+    keep = 4 * size * width <= KEPT_BYTES
     if block_size is None:
-        fitting = BLOCK_BYTES // (4 * max(_whole(size, COLUMN_TILE), 1))
+        # What is prepared anew for every block is prepared for more rows.
+        fitting = BLOCK_BYTES * (1 if keep else 2) // (4 * max(_whole(size, COLUMN_TILE), 1))
         block_size = max(fitting // ROW_TILE, 1) * ROW_TILE
-    kept = _columns(gallery, 0, size, shift, device) if 4 * size * width <= KEPT_BYTES else None
+    kept = _columns(gallery, 0, size, shift, device) if keep else None
     for start in range(0, len(query), block_size):
         count = min(block_size, len(query) - start)
         rows = _rows(query, start, start + count, shift, device)

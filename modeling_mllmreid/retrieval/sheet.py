@@ -58,7 +58,7 @@ def ranked_sheet(
     that cannot be opened is a blank with its name. A query image may be None (search by text): its title is then
     written in its place; otherwise the title is its caption. With person ids on both sides hits are framed green and
     misses red; without, frames are neutral (search). Under a gallery image stand its distance, its person where ids
-    are names, its camera where it is known, and the end of its title, such as a file name. threshold: images beyond it
+    are names, its camera where it is known, and its title, of a path the last name. threshold: images beyond it
     are grey, a line stands where it lies, and the title says how many are within. Any image size; crops are fitted into
     96 x 192 pixels, never cut. At most 20 columns and 30 rows are drawn, which the header says.
     Raises UserError where images, ids or titles do not fit the ranking, and for a query that cannot be opened.
@@ -104,10 +104,10 @@ def ranked_sheet(
     for row, source in enumerate(query_images[:rows]):
         top = HEADER + row * (row_height + GAP)
         name = query_titles[row] if query_titles is not None else f"query {row + 1}"
-        image = None if source is None else _opened(source)
+        image = None if source is None else _query(source)
         _draw_crop(sheet, draw, (MARGIN, top), image, QUERY, name)
         captions = [name] if source is not None else []
-        captions += [*_who(query_person_ids, query_camera_ids, row)]
+        captions += [", ".join(_who(query_person_ids, query_camera_ids, row))]
         captions += [_count_within(ranking, limit, row)] if limit is not None and len(query_images) > 1 else []
         # Nothing stands next to a query's caption: it may reach into the margins, and says more than a camera.
         _draw_caption(draw, (MARGIN, top), captions, beyond=MARGIN - 4)
@@ -120,17 +120,17 @@ def ranked_sheet(
             color = NEUTRAL
             if rule is not None:
                 color = HIT if rule.query_persons[row] == rule.gallery_persons[index] else MISS
-            title_of = "" if gallery_titles is None else gallery_titles[index]
+            title_of = "" if gallery_titles is None else gallery_titles[index].rpartition("/")[2]
             try:
                 image, missing = _opened(gallery_images[index]), ""
             except UserError as error:
-                image, missing = None, f"{title_of} cannot be shown: {_reason(str(error), title_of)}".strip()
+                image, missing = None, _fault(gallery_images[index], title_of, error)
             faded = limit is not None and not limit.within[row, column]
             _draw_crop(sheet, draw, place, image, color, missing, faded=faded)
             who = _who(gallery_person_ids, gallery_camera_ids, index)
             distance = f"{max(float(ranking.distances[row, column]), 0.0):.{places}f}"
             _draw_caption(draw, place, [distance, ", ".join(who), title_of], faded=faded)
-        if limit is not None and not limit.within[row, :shown].all():
+        if limit is not None and limit.within[row, :shown].sum() < np.isfinite(ranking.distances[row, :shown]).sum():
             # The images are nearest first: those within the threshold stand before the line.
             _draw_line(draw, first + int(limit.within[row].sum()) * step - GAP // 2, top)
     with written_aside(path_png) as aside:
@@ -259,17 +259,24 @@ def _opened(source: ImageSource) -> Image.Image:
         return to_rgb(source)
     if callable(source):
         return to_rgb(source())
+    return open_image(source)
+
+
+def _query(source: ImageSource) -> Image.Image:
+    """A query's image, which must be there. Raises UserError where it cannot be opened."""
     try:
-        return open_image(source)
+        return _opened(source)
     except UserError as error:
-        name = os.fspath(source)
-        raise UserError(f"{name}: not readable as an image ({_reason(str(error), name)})") from error
+        name = os.fspath(source) if isinstance(source, str | os.PathLike) else "query"
+        raise UserError(f"{name}: not readable as an image ({str(error).removeprefix(f'{name}: ')})") from error
 
 
-def _reason(message: str, name: str) -> str:
-    """What is wrong with an image, without its name, which stands in the message's beginning."""
-    before, found, after = message.partition(": ")
-    return after if found and before.endswith(name.rpartition("/")[2]) else message
+def _fault(source: ImageSource, title: str, error: UserError) -> str:
+    """What stands in the place of a gallery image that cannot be opened: its name and what is wrong with it."""
+    name = title or (os.path.basename(source) if isinstance(source, str | os.PathLike) else "")
+    # Messages begin with a name and end with the remedy.
+    reason = str(error).split(": ")[1:2] or [str(error)]
+    return f"{name} {reason[0]}".strip()
 
 
 def _who(persons: Ids | None, cameras: Ids | None, row: int) -> list[str]:
@@ -296,13 +303,14 @@ def _font(size: int) -> Font:
 
 
 def _fitted(text: str, font: Font, width: float, keep_end: bool = False) -> str:
-    """The text in one line, cut with dots where it is wider than the width in pixels: at its end, or at its start."""
+    """The text in one line, with dots where it is wider than the width in pixels: at its end, or in its middle."""
     text = _drawable(text)
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[1:] if keep_end else text[:-1]
-    return f"...{text}" if keep_end else f"{text}..."
+    short, kept = text, min(len(text), 200)  # as many letters as the widest sheet has room for
+    while kept and font.getlength(short) > width:
+        kept -= 1
+        after = kept // 2 if keep_end else 0
+        short = f"{text[: kept - after]}...{text[len(text) - after :]}"
+    return short
 
 
 def _wrapped(text: str, font: Font, width: float) -> list[str]:
