@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from ..data import load_reid_dataset
-from ..data.columns import camera_names, shown
+from ..data.columns import cameras_called, shown
 from ..data.leaks import overlaps, shared_people_lines
 from ..data.readers import READERS
 from ..errors import UserError
@@ -272,7 +272,7 @@ def report_metrics(
         rows["histogram"] = histogram_row(query, gallery, rule)
     intervals = {name: intervals_over_people(row, people.get(name, persons)) for name, row in rows.items()}
     cameras = by_camera(rows[feature], query["camera_id"][:])
-    called = dict(zip(query["camera_id"][:], camera_names(query), strict=True))
+    called = cameras_called(query)
     report: dict[str, Any] = {
         **facts,
         "weights": weights_digest(facts["model"]),

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,6 +137,16 @@ def camera_names(split: Dataset) -> list[str]:
     """What each row's camera is called: its name, where the data has names, or its number; "" where it is unknown."""
     names = _named(split["camera_id"][:], split["camera_name"][:] if "camera_name" in split.column_names else None)
     return ["" if camera == UNKNOWN_CAMERA else name for camera, name in zip(split["camera_id"][:], names, strict=True)]
+
+
+def cameras_called(split: Dataset) -> dict[int, str]:
+    """What each camera of the split is called, no two alike; "" for the unknown one.
+
+    Cameras of two sets may have one name: then the number is added.
+    """
+    called = dict(zip(split["camera_id"][:], camera_names(split), strict=True))
+    counts = Counter(called.values())
+    return {camera: name if counts[name] == 1 else f"{name} ({camera})" for camera, name in called.items()}
 
 
 def _named(numbers: Sequence[int], names: Sequence[str | None] | None) -> list[str]:

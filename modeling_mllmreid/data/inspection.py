@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from tqdm.auto import tqdm
 
 from ..errors import UserError
-from .columns import UNKNOWN_CAMERA, camera_names, image_sources
+from .columns import UNKNOWN_CAMERA, cameras_called, image_sources
 from .images import EmbeddedImage, ImageSource, open_image
 
 WORD = re.compile(r"[^\W_]+")
@@ -21,7 +21,7 @@ WORD = re.compile(r"[^\W_]+")
 def describe(split: Dataset) -> dict[str, Any]:
     """Counts of a split: images, persons, cameras, images of a person, captions and their words; JSON-able."""
     persons, cameras = Counter(split["person_id"][:]), Counter(split["camera_id"][:])
-    called = dict(zip(split["camera_id"][:], camera_names(split), strict=True))
+    called = cameras_called(split)
     captions = [caption for captions in split["caption"][:] for caption in captions]
     words = [WORD.findall(caption.lower()) for caption in captions]
     unknown = cameras.pop(UNKNOWN_CAMERA, 0)

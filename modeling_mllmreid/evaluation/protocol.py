@@ -121,9 +121,11 @@ def draw_queries(
     """A ranked sheet of these rows (n,) of the query part. ranking: of all queries. titles: a caption for each row."""
     shown = query.select(rows)
     ids: dict[str, Any] = {"gallery_titles": gallery["file_name"][:]}
+    # Numbers of people say nothing that the frames' colours do not; of two sets, two people may have one name.
+    named = all("person_name" in part.column_names for part in (shown, gallery))
+    people = {pair for part in (shown, gallery) for pair in zip(part["person_id"][:], person_names(part), strict=True)}
+    named = named and len(people) == len({name for _, name in people})
     for side, part in (("query", shown), ("gallery", gallery)):
-        # Numbers of people say nothing that the frames' colours do not.
-        named = all("person_name" in of_side.column_names for of_side in (query, gallery))
         ids[f"{side}_person_ids"] = person_names(part) if named else part["person_id"][:]
         ids[f"{side}_camera_ids"] = [labelled("cam", name) if name else "" for name in camera_names(part)]
     images, of_gallery = ([_opener(source) for source in image_sources(part)] for part in (shown, gallery))

@@ -35,6 +35,7 @@ from .metadata_tables import TABLES, read_metadata
 
 WHOLE = "all"
 LONGEST_PATH = 300
+UNKNOWN_PERSON = "-1"
 # Files of ours that may lie in the folder.
 OURS = ("splits.json", "skipped.txt")
 REQUIRED, OPTIONAL = ("file_name", "person_id"), ("camera_id", "caption", "split", "track_id", "clothes_id")
@@ -83,7 +84,9 @@ def read_folders(data_dir: str | os.PathLike[str], *, problems: Problems | None 
             raise UserError(f"{root / part}: no person's folder with images: give a folder like ANNA/1.jpg")
     if left_out:
         problems.warn(f"{root}: {len(left_out):,} files are no images and left out: {listed(left_out)}")
-    numbers = _numbers([person for rows in found.values() for _, person in rows], root)
+    everybody = [person for rows in found.values() for _, person in rows]
+    _warn_of_unknown(everybody, root, problems)
+    numbers = _numbers(everybody, root)
     parts_of_rows = {
         split: [(Row(file_name, numbers[person]), {"person_name": person}) for file_name, person in rows]
         for split, rows in found.items()
@@ -138,6 +141,16 @@ def _shown(path: Path) -> str:
     return text if len(text) <= LONGEST_PATH else f"{text[:LONGEST_PATH]}..."
 
 
+def _warn_of_unknown(people: Sequence[object], where: Path, problems: Problems) -> None:
+    """Warns where people may be marked as unknown, as Market-1501 does, whose readers drop them."""
+    count = people.count(UNKNOWN_PERSON)
+    if count:
+        problems.warn(
+            f"{where}: {count:,} images are of the person {UNKNOWN_PERSON!r}, who is one person here: where that says "
+            "unknown, leave them out, or use them in the gallery alone"
+        )
+
+
 def _numbers(names: Sequence[str | None], where: Path) -> dict[str, int]:
     try:
         return number_names(names)
@@ -168,6 +181,7 @@ def read_table(data_dir: str | os.PathLike[str], *, problems: Problems | None = 
         column: _numbers([text for text in of_column if isinstance(text, str)], table)
         for column, of_column in ids.items()
     }
+    _warn_of_unknown(ids["person_id"], table, problems)
     rows: dict[str, dict[str, Found]] = {}
     person_of: dict[str, str] = {}
     for index in range(len(columns["file_name"])):
