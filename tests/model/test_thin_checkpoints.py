@@ -228,7 +228,7 @@ def test_files_that_are_cut_off_lack_a_weight_or_are_of_another_model(thin, file
     with pytest.raises(ValueError, match="is missing: it is another model's or not whole"):
         MllmReIDModel.from_pretrained(thin)
     save_file({**whole, first: torch.zeros(3)}, thin / file)
-    with pytest.raises(ValueError, match=r"is \(3,\) and the model's .*: it is another model's"):
+    with pytest.raises(ValueError, match=r"is \(3,\) and the model's .*: it is another model's|r is 4 .* is \(3,\)"):
         MllmReIDModel.from_pretrained(thin)
 
 
