@@ -6,6 +6,7 @@ import os
 
 import torch
 from torch import Tensor, nn
+from transformers.utils.hub import cached_file
 
 from .weights import read_fields, readable
 
@@ -82,13 +83,10 @@ def read_adapter(name_or_path, folder: str, hub: dict) -> tuple[dict, dict[str, 
     weight that is no matrix of a LoRA.
     """
     from safetensors.torch import load_file
-    from transformers.utils.hub import cached_file
 
-    with readable(name_or_path, hub):
-        settings = read_fields(name_or_path, f"{folder}/{SETTINGS}", hub)
+    with readable(name_or_path, hub, [f"{folder}/adapter_model.bin"]):
+        settings = read_fields(name_or_path, f"{folder}/{SETTINGS}", hub, required=True) or {}
         weights = load_file(cached_file(name_or_path, f"{folder}/{WEIGHTS}", **hub))
-    if settings is None:
-        raise ValueError(f"{name_or_path}: {folder}/{SETTINGS} is missing: get it again")
     said = f"{name_or_path}: {folder}/{SETTINGS}"
     fields = {
         "r": settings.get("r"),

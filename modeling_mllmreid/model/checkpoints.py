@@ -7,12 +7,33 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from .adapters import adapter_of, adapter_weights, inject_adapter, merge_adapter, read_adapter, save_adapter
+from .adapters import (
+    ADAPTER,
+    SETTINGS,
+    WEIGHTS,
+    adapter_of,
+    adapter_weights,
+    inject_adapter,
+    merge_adapter,
+    read_adapter,
+    save_adapter,
+)
 from .pipeline_mllmreid import person_reid_entry
 from .quantization import check_quantized, for_language_model
-from .weights import CONFIG, HUB, another_size, check_files, check_finite, load_whole, read_fields, read_weights
+from .weights import (
+    CONFIG,
+    HUB,
+    another_size,
+    check_files,
+    check_finite,
+    load_whole,
+    native_config,
+    read_config,
+    read_fields,
+    read_weights,
+)
 
 # What of a call belongs to the backbone as well; a revision or a sub-folder is the checkpoint's own.
 BACKBONE = ("cache_dir", "force_download", "local_files_only", "token", "dtype", "quantization_config")
@@ -76,8 +97,7 @@ class ReIDCheckpoints:
         hub = {key: kwargs[key] for key in HUB if kwargs.get(key) is not None}
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = for_language_model(kwargs["quantization_config"])
-        read_fields(name_or_path, CONFIG, hub)
-        stored = cls.config_class.from_pretrained(name_or_path, **hub)
+        stored = read_config(cls.config_class, name_or_path, hub)
         fields = {name: kwargs.pop(name) for name in cls.config_class.__annotations__ if name in kwargs}
         config = stored if config is None else config
         if fields:
@@ -108,6 +128,8 @@ class ReIDCheckpoints:
             of_mllm = {key.removeprefix("mllm").removeprefix("."): at for key, at in options["device_map"].items()}
             options["device_map"] = {key: at for key, at in of_mllm.items() if not key.startswith("reid_head")}
         check_files(name_or_path, hub)
+        if config.adapter is None and read_fields(name_or_path, f"{ADAPTER}/{SETTINGS}", hub) is not None:
+            raise ValueError(f"{name_or_path}: {CONFIG} names no adapter, and there is one: get it again")
         mllm = load_backbone(cls, config, options, name_or_path)
         own = read_weights(name_or_path, hub)
         settings, adapter = (None, {}) if config.adapter is None else read_adapter(name_or_path, config.adapter, hub)
@@ -195,7 +217,14 @@ class ReIDCheckpoints:
         super().save_pretrained(
             save_directory, *args, state_dict=state_dict, save_original_format=save_original_format, **kwargs
         )
-        if thin and self.config.adapter and kwargs.get("is_main_process", True):
+        if not kwargs.get("is_main_process", True):
+            return
+        if not (thin and self.config.adapter):
+            # Of a checkpoint that was saved here before: it would be read as this one's.
+            for stale in (SETTINGS, WEIGHTS):
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(os.path.join(save_directory, ADAPTER, stale))
+        else:
             folder = os.path.join(save_directory, self.config.adapter)
             weights = adapter_weights(self.mllm) if given is None else adapter_of(given)
             save_adapter(self.mllm, folder, weights, self.config.backbone, self.config.backbone_revision)
@@ -280,9 +309,8 @@ def load_backbone(cls, config, options: dict, of) -> PreTrainedModel:
     if os.path.isabs(name) and not os.path.isdir(of):
         raise ValueError(f"{said} is a folder, which a checkpoint on the Hub cannot name: get a full checkpoint")
     try:
-        ours = (read_fields(name, CONFIG, hub) or {}).get("model_type") == config.model_type
-        loads = cls.config_class if ours else AutoConfig
-        inner = loads.from_pretrained(name, **hub, **({} if ours else {"trust_remote_code": False}))
+        ours = (read_fields(name, CONFIG, hub, required=True) or {}).get("model_type") == config.model_type
+        inner = read_config(cls.config_class, name, hub) if ours else native_config(name, hub)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise OSError(f"{said} cannot be found ({reason}): put it there, or get a full checkpoint") from error
@@ -310,9 +338,6 @@ def load_native(name_or_path, hub: dict, options: dict) -> PreTrainedModel:
     Raises ValueError for another kind of model, and as `load_whole`; what its files hold besides is left.
     """
     hub = {key: value for key, value in hub.items() if value is not None}
-    read_fields(name_or_path, CONFIG, hub)
-    kind = AutoConfig.from_pretrained(name_or_path, **hub, trust_remote_code=False).model_type
-    if kind != "llava":
-        raise ValueError(f"{kind!r} is not a LLaVA; give a checkpoint of model_type 'llava'")
+    native_config(name_or_path, hub)
     load = AutoModelForImageTextToText.from_pretrained
     return load_whole(load, name_or_path, hub, {**options, "trust_remote_code": False}, left=[""])[0]

@@ -1,13 +1,15 @@
 """What both processors share: whole person crops, of any kind that Python users hold images in, to pixels."""
 
+import contextlib
 import io
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from transformers import BatchFeature
 
-from .images import open_image, to_rgb
+from .images import MAX_PIXELS, open_image, to_rgb
 
 CHANNELS = (1, 3, 4)
 # A picture from the web is read to this size, in bytes, and for so long, in seconds.
@@ -17,8 +19,39 @@ TIMEOUT = 60
 OF_TEXTS = ("padding", "truncation", "max_length", "add_special_tokens", "return_attention_mask")
 
 
-class CropSize:
-    """The size in pixels that crops are resized to, by the image processor."""
+class CropProcessor:
+    """What the processors of both forms share: how they are loaded, and the size that crops are resized to."""
+
+    @classmethod
+    def from_pretrained(cls, name_or_path, **options):
+        """As in transformers; code that a checkpoint brings runs only with `trust_remote_code=True`.
+
+        Raises OSError where files are missing, ValueError where they say what makes no pixels.
+        """
+        with processor_files(name_or_path):
+            processor = super().from_pretrained(name_or_path, **{"trust_remote_code": False, **options})
+            (processor[0] if isinstance(processor, tuple) else processor).check_pixels()
+        return processor
+
+    def check_pixels(self) -> None:
+        """Raises ValueError where an image does not become finite pixels of height x width."""
+        from PIL import Image
+
+        pixels = self(images=Image.new("RGB", (8, 16)))["pixel_values"]
+        if pixels.shape != (1, 3, self.height, self.width) or not pixels.isfinite().all():
+            raise ValueError(
+                f"its pixels are {tuple(pixels.shape)}, from {pixels.min():g} to {pixels.max():g}: they must be finite "
+                f"and 3 x {self.height} x {self.width}"
+            )
+
+    def check_size(self) -> None:
+        """Raises ValueError where the image processor does not resize to a height and a width of a picture's size."""
+        size = self.image_processor.size
+        sides = [size.get(side) for side in ("height", "width")]
+        if not all(type(side) is int and side > 0 for side in sides) or sides[0] * sides[1] > MAX_PIXELS:
+            raise ValueError(
+                f"image_processor.size is {dict(size)}: give height and width, {MAX_PIXELS} pixels at most"
+            )
 
     @property
     def height(self) -> int:
@@ -29,6 +62,17 @@ class CropSize:
     def width(self) -> int:
         """Width in pixels that crops are resized to."""
         return self.image_processor.size["width"]
+
+
+@contextlib.contextmanager
+def processor_files(name_or_path) -> Iterator[None]:
+    """Turns what transformers raises at a setting of the wrong kind into one line; a missing file stays an OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # every setting in the files is taken, of any type
+        raise ValueError(f"{name_or_path}: the processor's files: {' '.join(str(error).split())[:300]}") from error
 
 
 def as_list(value) -> list:
@@ -112,10 +156,14 @@ def _is_address(image) -> bool:
 
 
 def _downloaded(address: str) -> io.BytesIO:
+    from http.client import HTTPException
     from urllib.request import urlopen
 
-    with urlopen(address, timeout=TIMEOUT) as answer:
-        content = answer.read(LARGEST_DOWNLOAD + 1)
+    try:
+        with urlopen(address, timeout=TIMEOUT) as answer:
+            content = answer.read(LARGEST_DOWNLOAD + 1)
+    except HTTPException as error:
+        raise ValueError(f"cannot be downloaded ({error!r})") from error
     if len(content) > LARGEST_DOWNLOAD:
         raise ValueError(f"more than {LARGEST_DOWNLOAD} bytes: download and scale it down")
     return io.BytesIO(content)

@@ -269,7 +269,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         names = ("llm", "vision") if "concat" in names else names
         pixel_values = checked_pixels(pixel_values, self._llava.vision_tower)
         if pixel_values.shape[0] == 0:
-            sizes = {name: self._sizes[name] for name in ("llm", "vision") if name in names}
+            sizes = {name: size for name, size in self._sizes.items() if name in names}
             sizes |= {"concat": sum(sizes.values())} if len(sizes) == 2 else {}
             return {name: torch.zeros(0, size, device=pixel_values.device) for name, size in sizes.items()}
         tower_states = self._tower(pixel_values)
@@ -285,7 +285,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         return mean_pool(hidden[:, len(self.config.image_prefix_ids) :])
 
     def _test_features(self, pooled: dict[str, Tensor]) -> dict[str, Tensor]:
-        features = {name: self._test_feature(name, pooled[name]) for name in ("llm", "vision") if name in pooled}
+        features = {name: self._test_feature(name, values) for name, values in pooled.items()}
         if len(features) == 2:
             features["concat"] = torch.cat([features["llm"], features["vision"]], dim=-1) / 2**0.5
         return features

@@ -3,14 +3,15 @@
 import os
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
-from .crops import OF_TEXTS, CropSize, as_list, crop_pixels, in_format
+from .crops import OF_TEXTS, CropProcessor, as_list, crop_pixels, in_format, processor_files
+from .weights import native_config
 
 IGNORED = -100
 
 
-class MllmReIDProcessor(CropSize, ProcessorMixin):
+class MllmReIDProcessor(CropProcessor, ProcessorMixin):
     r"""Image processor and tokenizer of a LLaVA, set up for whole person crops (no centre crop) and for two branches.
 
     Both branches share one template, prefix + (image tokens or caption) + suffix, and the target is tokenised alone and
@@ -42,8 +43,24 @@ class MllmReIDProcessor(CropSize, ProcessorMixin):
         self.instruction = instruction
         self.prompt_prefix = prompt_prefix
         self.prompt_suffix = prompt_suffix
+        self._check_settings()
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.check_size()
+
+    def _check_settings(self) -> None:
+        """Raises ValueError for a setting of a foreign processor_config.json that none of our files can hold."""
+        numbers = {"patch_size": 1, "num_additional_image_tokens": 0}
+        for name, least in numbers.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} is {repr(value)[:60]}; give a whole number, {least} or more")
+        for name in ("image_token", "instruction", "prompt_prefix", "prompt_suffix"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is {repr(getattr(self, name))[:60]}; give text")
+        if self.vision_feature_select_strategy not in ("default", "full"):
+            strategy = repr(self.vision_feature_select_strategy)[:60]
+            raise ValueError(f"vision_feature_select_strategy is {strategy}; give 'default' or 'full'")
 
     @classmethod
     def from_mllm_pretrained(
@@ -51,18 +68,19 @@ class MllmReIDProcessor(CropSize, ProcessorMixin):
     ) -> "MllmReIDProcessor":
         """From a native LLaVA's files: tokenizer and pixel statistics, crops resized to height x width, none cut."""
         own_code = {"revision": revision, "trust_remote_code": False}
-        config = AutoConfig.from_pretrained(name_or_path, **own_code)
-        if config.model_type != "llava":
-            raise ValueError(f"{config.model_type!r} is not a LLaVA; give a checkpoint of model_type 'llava'")
+        config = native_config(name_or_path, {} if revision is None else {"revision": revision})
         size = {"height": height, "width": width}
-        return cls(
-            AutoImageProcessor.from_pretrained(name_or_path, size=size, do_center_crop=False, **own_code),
-            AutoTokenizer.from_pretrained(name_or_path, **own_code),
-            patch_size=config.vision_config.patch_size,
-            vision_feature_select_strategy=config.vision_feature_select_strategy,
-            num_additional_image_tokens=1,
-            **kwargs,
-        )
+        with processor_files(name_or_path):
+            processor = cls(
+                AutoImageProcessor.from_pretrained(name_or_path, size=size, do_center_crop=False, **own_code),
+                AutoTokenizer.from_pretrained(name_or_path, **own_code),
+                patch_size=config.vision_config.patch_size,
+                vision_feature_select_strategy=config.vision_feature_select_strategy,
+                num_additional_image_tokens=1,
+                **kwargs,
+            )
+            processor.check_pixels()
+        return processor
 
     # ---- sizes and prompts ---------------------------------------------------------------------------------------
 

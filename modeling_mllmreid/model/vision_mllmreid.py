@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, BatchFeature, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from .crops import OF_TEXTS, CropSize, checked_pixels, crop_pixels, in_format
+from .crops import OF_TEXTS, CropProcessor, checked_pixels, crop_pixels, in_format
 from .fields import check_crop_size, check_types, nested_config
 from .heads import ReIDHead, mean_pool
 from .pipeline_mllmreid import person_reid_entry, without_known_entry
-from .weights import CONFIG, HUB, load_whole, read_fields
+from .weights import HUB, load_whole, read_config
 
 
 class MllmReIDVisionConfig(PreTrainedConfig):
@@ -77,8 +77,7 @@ class MllmReIDVisionModel(PreTrainedModel):
         if name_or_path is None:
             return super().from_pretrained(name_or_path, *args, config=config, **kwargs)
         hub = {key: kwargs[key] for key in HUB if kwargs.get(key) is not None}
-        read_fields(name_or_path, CONFIG, hub)
-        stored = cls.config_class.from_pretrained(name_or_path, **hub)
+        stored = read_config(cls.config_class, name_or_path, hub)
         fields = {name: kwargs.pop(name) for name in cls.config_class.__annotations__ if name in kwargs}
         config = stored if config is None else config
         if fields:
@@ -159,11 +158,12 @@ class MllmReIDVisionModel(PreTrainedModel):
         return super().push_to_hub(repo_id, private=private, **kwargs)
 
 
-class MllmReIDVisionProcessor(CropSize, ProcessorMixin):
+class MllmReIDVisionProcessor(CropProcessor, ProcessorMixin):
     """Whole person crops to pixels, as in [`MllmReIDProcessor`], without a tokenizer."""
 
     def __init__(self, image_processor=None, **kwargs):
         super().__init__(image_processor)
+        self.check_size()
 
     def __call__(self, images=None, *, return_tensors=None, device=None, **kwargs) -> BatchFeature:
         """`pixel_values`, (B, 3, H, W). images, return_tensors, device: as in [`MllmReIDProcessor`]."""

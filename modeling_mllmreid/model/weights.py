@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file, has_file
 
 CONFIG, FULL_WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -20,8 +20,8 @@ SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors", re.ASCII)
 
 
 @contextlib.contextmanager
-def readable(name_or_path, hub: dict) -> Iterator[None]:
-    """Turns what a broken or a pickled file raises into one line that says so."""
+def readable(name_or_path, hub: dict, pickles: Iterable[str] = PICKLES) -> Iterator[None]:
+    """Turns what a broken or a pickled file raises into one line that says so. pickles: their names, if there."""
     from safetensors import SafetensorError
 
     try:
@@ -35,7 +35,7 @@ def readable(name_or_path, hub: dict) -> Iterator[None]:
         def held(file: str) -> bool:
             return os.path.isfile(os.path.join(name, file)) if os.path.isdir(name) else has_file(name, file, **options)
 
-        pickle = next(filter(held, PICKLES), None)
+        pickle = next(filter(held, pickles), None)
         if pickle is None:
             raise
         raise ValueError(
@@ -44,10 +44,15 @@ def readable(name_or_path, hub: dict) -> Iterator[None]:
         ) from error
 
 
-def read_fields(name_or_path, file: str, hub: dict) -> dict | None:
-    """The object in a JSON file of a checkpoint, None where there is no such file. Raises ValueError naming it."""
-    path = cached_file(name_or_path, file, **{**hub, "_raise_exceptions_for_missing_entries": False})
+def read_fields(name_or_path, file: str, hub: dict, *, required: bool = False) -> dict | None:
+    """The object in a JSON file of a checkpoint, None where there is no such file.
+
+    Raises ValueError naming a file that holds anything else, OSError for one that is required and missing.
+    """
+    path = cached_file(name_or_path, file, **{**hub, "_raise_exceptions_for_missing_entries": required})
     if path is None:
+        if required:
+            raise OSError(f"{name_or_path}: has no {file}: give a checkpoint's folder or a name on the Hub")
         return None
     try:
         with open(path, encoding="utf-8") as opened:
@@ -57,6 +62,50 @@ def read_fields(name_or_path, file: str, hub: dict) -> dict | None:
     if not isinstance(fields, dict):
         raise ValueError(f"{name_or_path}: {file} holds a {type(fields).__name__}, not an object: get it again")
     return fields
+
+
+def read_config(kind: type, name_or_path, hub: dict, **more):
+    """`kind.from_pretrained` of a checkpoint's config.json, a configuration class of ours or `AutoConfig`.
+
+    Raises OSError where there is none, ValueError for one that says what no configuration may.
+    """
+    fields = read_fields(name_or_path, CONFIG, hub, required=True) or {}
+    wanted = getattr(kind, "model_type", None)
+    if wanted and fields.get("model_type", wanted) != wanted:
+        raise ValueError(f"{name_or_path}: {CONFIG}: model_type is {fields['model_type']!r}; it must be {wanted!r}")
+    check_fields(fields, f"{name_or_path}: {CONFIG}")
+    try:
+        return kind.from_pretrained(name_or_path, **hub, **more)
+    except OSError:
+        raise
+    except Exception as error:  # transformers sets every field that it finds, of any type, and raises what follows
+        raise ValueError(f"{name_or_path}: {CONFIG}: {' '.join(str(error).split())[:300]}") from error
+
+
+def native_config(name_or_path, hub: dict) -> PreTrainedConfig:
+    """The configuration of a native LLaVA; ValueError for that of another kind of model."""
+    config = read_config(AutoConfig, name_or_path, hub, trust_remote_code=False)
+    if config.model_type != "llava":
+        raise ValueError(f"{config.model_type!r} is not a LLaVA; give a checkpoint of model_type 'llava'")
+    return config
+
+
+def check_fields(fields: dict, where: str) -> None:
+    """Raises ValueError for a field, at any depth, that would crash transformers or have it fetch foreign code."""
+    for key, value in fields.items():
+        if key in ("dtype", "torch_dtype"):
+            fits = value is None or isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
+        elif key == "quantization_config":
+            fits = isinstance(value, (dict, type(None)))
+        elif key.endswith("attn_implementation"):
+            # A name with a slash is a kernel on the Hub.
+            fits = value is None or isinstance(value, str) and "/" not in value
+        else:
+            fits = key != "sub_configs" and not callable(getattr(PreTrainedConfig, key, None))
+        if not fits:
+            raise ValueError(f"{where}: {key} is {repr(value)[:60]}, which no configuration says: remove it")
+        if isinstance(value, dict):
+            check_fields(value, where)
 
 
 def check_files(name_or_path, hub: dict) -> None:
