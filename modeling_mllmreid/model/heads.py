@@ -17,6 +17,14 @@ def mean_pool(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
     return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
+class IDClassifier(nn.Linear):
+    """The ID classifier's rows, initialised with N(0, 0.001). A class of its own: transformers skips the
+    initialisation of modules that hold no weights themselves, as a head does not.
+    """
+
+    std = 0.001
+
+
 class ReIDHead(nn.Module):
     """BNNeck and ID classifier on one pooled feature.
 
@@ -36,16 +44,16 @@ class ReIDHead(nn.Module):
         self.feature_size = feature_size
         self.classifier = self._new_classifier(num_identities)
 
-    def _new_classifier(self, num_identities: int, device: torch.device | None = None) -> nn.Linear | None:
+    def _new_classifier(self, num_identities: int, device: torch.device | None = None) -> IDClassifier | None:
         if not num_identities:
             return None
-        return nn.Linear(self.feature_size, num_identities, bias=False, device=device, dtype=self.format)
+        return IDClassifier(self.feature_size, num_identities, bias=False, device=device, dtype=self.format)
 
     def remake_classifier(self, num_identities: int, device: torch.device | None = None) -> None:
         """A new classifier, N(0, 0.001), for other identities; 0 drops it."""
         self.classifier = self._new_classifier(num_identities, device)
         if self.classifier is not None:
-            nn.init.normal_(self.classifier.weight, std=0.001)
+            nn.init.normal_(self.classifier.weight, std=IDClassifier.std)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ReIDHead":
         """As every module's, behind `.to()` and `.half()`: the head moves along, but never below float32."""

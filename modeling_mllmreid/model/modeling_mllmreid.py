@@ -1,60 +1,25 @@
 """MllmReIDModel: a LLaVA with DirectReID heads, its language loss, and the embeddings that ReID ranks by."""
 
 import copy
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from .checkpoints import ReIDCheckpoints
 from .configuration_mllmreid import MllmReIDConfig
 from .crops import checked_pixels
-from .heads import ReIDHead, mean_pool
+from .heads import IDClassifier, ReIDHead, mean_pool
 from .losses import distillation_sum, language_loss_sum, mix_losses
+from .modeling_outputs import MllmReIDOutput, ReIDFeatures
 from .precision import at_least_float32, in_format_of
 from .reid_loss import reid_loss
 
 # From so many texts on, the shorter half runs without the longer half's padding; each half still keeps a device busy.
 TEXTS_TO_HALVE = 32
 FEATURES = ("llm", "vision", "concat")
-
-
-@dataclass
-class ReIDFeatures(ModelOutput):
-    r"""Per feature, (B, D) un-normalised, before the batch norm."""
-
-    llm: Tensor | None = None
-    vision: Tensor | None = None
-
-
-@dataclass
-class MllmReIDOutput(ModelOutput):
-    r"""What one forward pass gives.
-
-    loss: scalar, the mix of all parts; present with labels or person ids.
-    image_embeds: (B, D), what `encode_images` gives; present where pixels are all that is given.
-    features: per feature ("llm", "vision"), (B, D) un-normalised, before the batch norm.
-    text_features: of the captions, (B, D) un-normalised; present with `reid_text`.
-    id_logits: per ReID head, (B, C).
-    reid_loss: scalar, the mean of the heads' weighted ID and triplet losses.
-    loss_parts: detached scalars by name, for the log.
-    language_loss_sums: per branch ("image", "text", and "distillation"), summed over target tokens.
-    label_counts: per branch, the number of its target tokens, an int.
-    """
-
-    loss: Tensor | None = None
-    image_embeds: Tensor | None = None
-    features: dict[str, Tensor] | None = None
-    text_features: Tensor | None = None
-    id_logits: dict[str, Tensor] | None = None
-    reid_loss: Tensor | None = None
-    loss_parts: dict[str, Tensor] | None = None
-    language_loss_sums: dict[str, Tensor] | None = None
-    label_counts: dict[str, int] | None = None
 
 
 def _graph_where_trained(module: nn.Module, *inputs: Tensor) -> torch.set_grad_enabled:
@@ -94,8 +59,8 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, ReIDHead) and module.classifier is not None:
-            init.normal_(module.classifier.weight, mean=0.0, std=0.001)
+        if isinstance(module, IDClassifier):
+            init.normal_(module.weight, mean=0.0, std=module.std)
 
     def set_num_identities(self, num_identities: int) -> None:
         """Makes the ID classifiers anew for other identities; 0 drops them."""

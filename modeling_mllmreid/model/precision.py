@@ -14,7 +14,7 @@ def in_format_of(module: nn.Module, values: Tensor) -> Tensor:
 
     Under autocast as they are: it brings both to its own format.
     """
-    if torch.is_autocast_enabled(values.device.type):
+    if not values.is_meta and torch.is_autocast_enabled(values.device.type):
         return values
     formats = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
     return values.to(next(formats, values.dtype))

@@ -95,8 +95,10 @@ def check_fields(fields: dict, where: str) -> None:
     for key, value in fields.items():
         if key in ("dtype", "torch_dtype"):
             fits = value is None or isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
-        elif key == "quantization_config":
+        elif key in ("quantization_config", "id2label", "label2id"):
             fits = isinstance(value, (dict, type(None)))
+        elif key == "num_labels":
+            fits = type(value) is int and 0 <= value < 1_000_000
         elif key.endswith("attn_implementation"):
             # A name with a slash is a kernel on the Hub.
             fits = value is None or isinstance(value, str) and "/" not in value
@@ -105,7 +107,7 @@ def check_fields(fields: dict, where: str) -> None:
         if not fits:
             raise ValueError(f"{where}: {key} is {repr(value)[:60]}, which no configuration says: remove it")
         if isinstance(value, dict):
-            check_fields(value, where)
+            check_fields(value, f"{where}: {key}")
 
 
 def check_files(name_or_path, hub: dict) -> None:
