@@ -50,7 +50,7 @@ class CropProcessor:
         sides = [size.get(side) for side in ("height", "width")]
         if not all(type(side) is int and side > 0 for side in sides) or sides[0] * sides[1] > MAX_PIXELS:
             raise ValueError(
-                f"image_processor.size is {dict(size)}: give height and width, {MAX_PIXELS} pixels at most"
+                f"image_processor.size is {dict(size)}; give height and width, {MAX_PIXELS} pixels at most"
             )
 
     @property
