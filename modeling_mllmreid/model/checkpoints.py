@@ -112,7 +112,7 @@ class ReIDCheckpoints:
         def load(name, **options):
             return super(ReIDCheckpoints, cls).from_pretrained(name, *args, config=config, **options)
 
-        model, info = load_whole(load, name_or_path, hub, kwargs, **changed)
+        model, info = load_whole(load, name_or_path, hub, kwargs, stored=stored, **changed)
         if getattr(model, "is_quantized", False):
             check_quantized(model)
         return (model, info) if wanted_info else model
@@ -133,6 +133,10 @@ class ReIDCheckpoints:
         mllm = load_backbone(cls, config, options, name_or_path)
         own = read_weights(name_or_path, hub)
         settings, adapter = (None, {}) if config.adapter is None else read_adapter(name_or_path, config.adapter, hub)
+        for name, weight in own.items():
+            # Before the model takes memory for as many rows as config.json says.
+            if name.endswith(".classifier.weight") and weight.ndim and len(weight) < config.num_identities:
+                raise another_size(name_or_path, name, weight.shape, (config.num_identities, *weight.shape[1:]))
         config.mllm_config = plain_config(mllm)
         model = cls._around(mllm, config)
         if settings is not None:
@@ -338,6 +342,7 @@ def load_native(name_or_path, hub: dict, options: dict) -> PreTrainedModel:
     Raises ValueError for another kind of model, and as `load_whole`; what its files hold besides is left.
     """
     hub = {key: value for key, value in hub.items() if value is not None}
-    native_config(name_or_path, hub)
+    stored = native_config(name_or_path, hub)
     load = AutoModelForImageTextToText.from_pretrained
-    return load_whole(load, name_or_path, hub, {**options, "trust_remote_code": False}, left=[""])[0]
+    options = {**options, "trust_remote_code": False}
+    return load_whole(load, name_or_path, hub, options, stored=stored, left=[""])[0]

@@ -89,7 +89,7 @@ class MllmReIDVisionModel(PreTrainedModel):
 
         neck = ["reid_head.bottleneck."]
         changed = {"new": neck if not stored.bnneck else [], "left": neck if not config.bnneck else []}
-        model, info = load_whole(load, name_or_path, hub, kwargs, **changed)
+        model, info = load_whole(load, name_or_path, hub, kwargs, stored=stored, **changed)
         return (model, info) if wanted_info else model
 
     @classmethod

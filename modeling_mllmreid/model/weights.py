@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +16,15 @@ CONFIG, FULL_WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safeten
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # What of a call says where files are, on the Hub or in a folder.
 HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+# Sides of matrices that the parts of a LLaVA have, by their configurations' names.
+MATRICES = (
+    ("hidden_size", "hidden_size"),
+    ("hidden_size", "intermediate_size"),
+    ("hidden_size", "vocab_size"),
+    ("hidden_size", "num_attention_heads", "head_dim"),
+    ("hidden_size", "num_key_value_heads", "head_dim"),
+    ("hidden_size", "num_channels", "patch_size", "patch_size"),
+)
 # The name of one file of a sharded checkpoint: no folder, so that it stays in the checkpoint's.
 SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors", re.ASCII)
 
@@ -150,13 +160,57 @@ def read_weights(name_or_path, hub: dict) -> dict[str, Tensor]:
     return weights
 
 
+def check_sizes(config: PreTrainedConfig, name_or_path, hub: dict) -> None:
+    """Raises ValueError where config.json says a model that is larger than the weights in its folder.
+
+    transformers takes the memory for it before it finds that they do not fit. Of a checkpoint on the Hub nothing is
+    known before it is downloaded.
+    """
+    from safetensors import safe_open
+
+    if not os.path.isdir(name_or_path):
+        return
+    whole = cached_file(name_or_path, FULL_WEIGHTS, **{**hub, "_raise_exceptions_for_missing_entries": False})
+    largest = count = 0
+    for file in ([] if whole else shards_of(name_or_path, hub)) or [FULL_WEIGHTS]:
+        with safe_open(cached_file(name_or_path, file, **hub), "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  (no mapping)
+                largest = max(largest, math.prod(weights.get_slice(name).get_shape()))
+                count += 1
+    # In 4 bits a number holds two weights.
+    largest *= 2
+
+    def check(of, fields: tuple[str, ...], most: int, numel: Callable[..., int] = lambda *sides: math.prod(sides)):
+        values = [getattr(of, field, None) for field in fields]
+        if all(isinstance(value, int) for value in values) and numel(*values) > most:
+            said = ", ".join(f"{field} {value}" for field, value in zip(fields, values, strict=True))
+            raise ValueError(f"{name_or_path}: {CONFIG} says a model larger than its weights ({said}): get it again")
+
+    check(config, ("num_identities",), largest)
+    llava = getattr(config, "mllm_config", config)
+    for part in (getattr(llava, "text_config", None), getattr(llava, "vision_config", None)):
+        check(part, ("num_hidden_layers",), count)
+        for fields in MATRICES:
+            check(part, fields, largest)
+        patches = ("hidden_size", "image_size", "patch_size")
+        check(part, patches, largest, lambda size, image, patch: size * (image // patch) ** 2)
+
+
 def load_whole(
-    load: Callable, name_or_path, hub: dict, options: dict, *, new: Iterable[str] = (), left: Iterable[str] = ()
+    load: Callable,
+    name_or_path,
+    hub: dict,
+    options: dict,
+    *,
+    stored: PreTrainedConfig,
+    new: Iterable[str] = (),
+    left: Iterable[str] = (),
 ) -> tuple[PreTrainedModel, dict]:
     """(the model, transformers' loading info) of a `from_pretrained`, with every weight out of the checkpoint.
 
-    hub: where the files are, out of `options`, all that the call is given. new, left: starts of the names of weights
-    that may be initialised because the checkpoint has none, and that may be left in it unread.
+    hub: where the files are, out of `options`, all that the call is given. stored: its configuration. new, left:
+    starts of the names of weights that may be initialised because the checkpoint has none, and that may be left in it
+    unread.
     Raises ValueError for pickles and broken files, and naming a weight that is missing, unknown, of another size or
     not finite: transformers would start such a model with random weights, or read around the rest.
     """
@@ -167,7 +221,12 @@ def load_whole(
     strict = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with readable(name_or_path, hub):
         check_files(name_or_path, hub)
-        model, info = load(name_or_path, **{**options, **strict})
+        check_sizes(stored, name_or_path, hub)
+        try:
+            model, info = load(name_or_path, **{**options, **strict})
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{name_or_path}: cannot be loaded ({type(error).__name__}: {reason})") from error
     new, left = tuple(new), tuple(left)
     missing = sorted(name for name in info["missing_keys"] if not name.startswith(new))
     if missing:

@@ -1,5 +1,6 @@
 """Full, vision and native checkpoints are loaded whole, finite and from safetensors alone, or refused in one line."""
 
+import copy
 import json
 import shutil
 from functools import partial
@@ -223,3 +224,33 @@ def test_the_auto_class_loads_as_strictly(save):
     rewrite(folder, lambda weights: {key: value for key, value in weights.items() if "running_mean" not in key})
     with pytest.raises(ValueError, match=r"1 weights are missing, reid_head.bottleneck.running_mean first"):
         AutoModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("form", LOADERS)
+def test_a_configuration_of_more_than_the_weights_takes_no_memory(save, form):
+    folder, load = save(form), LOADERS[form]
+    good = json.loads((folder / "config.json").read_text())
+    for part, fields in [
+        ("vision_config", {"hidden_size": 10**6}),
+        ("vision_config", {"num_hidden_layers": 10**9}),
+        ("vision_config", {"image_size": 10**9}),
+        ("text_config", {"vocab_size": 10**9}),
+        ("text_config", {"intermediate_size": 10**10}),
+        ("text_config", {"num_key_value_heads": 10**9}),
+    ]:
+        content = copy.deepcopy(good)
+        holder = content.get("mllm_config", content)
+        if part in holder:
+            holder[part] |= fields
+            (folder / "config.json").write_text(json.dumps(content))
+            with pytest.raises(
+                ValueError, match=rf"config.json says a model larger than its weights \(.*{next(iter(fields))[:6]}"
+            ):
+                load(folder)
+
+
+def test_rows_of_more_people_than_the_weights_have(save):
+    folder = save("full")
+    rewrite_json(folder / "config.json", num_identities=10**10)
+    with pytest.raises(ValueError, match="says a model larger than its weights .num_identities 10000000000"):
+        MllmReIDModel.from_pretrained(folder)
