@@ -62,9 +62,10 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         if isinstance(module, IDClassifier):
             init.normal_(module.weight, mean=0.0, std=module.std)
 
-    def set_num_identities(self, num_identities: int) -> None:
-        """Makes the ID classifiers anew for other identities; 0 drops them."""
+    def set_num_identities(self, num_identities: int, identities_digest: str | None = None) -> None:
+        """Makes the ID classifiers anew for other identities; 0 drops them. identities_digest: whom they stand for."""
         self.config.num_identities = num_identities
+        self.config.identities_digest = identities_digest if num_identities else None
         for head in self.reid_head.values():
             head.remake_classifier(num_identities, self.device)
 
