@@ -46,8 +46,8 @@ def read_cuhk02(
                 if image.person_id >= PERSONS_OF_A_PAIR:
                     problems.report(
                         UserError(
-                            f"{root / image.file_name}: person {image.person_id} would be one of another pair's: number "
-                            f"persons below {PERSONS_OF_A_PAIR}"
+                            f"{root / image.file_name}: person {image.person_id} would be one of another pair's: "
+                            f"number persons below {PERSONS_OF_A_PAIR}"
                         )
                     )
                     continue

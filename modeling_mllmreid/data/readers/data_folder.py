@@ -12,8 +12,8 @@ DRIVE = re.compile(r"[A-Za-z]:")
 class DataFolder:
     """The files under a folder, for as many names as a list has.
 
-    The folder itself may be reached by symbolic links; below it nothing that leads out of it is ever opened. Each of its
-    folders is resolved and scanned once, when the first name in it is asked for.
+    The folder itself may be reached by symbolic links; below it nothing that leads out of it is ever opened. Each of
+    its folders is resolved and scanned once, when the first name in it is asked for.
     """
 
     def __init__(self, root: str | os.PathLike[str]):

@@ -37,10 +37,11 @@ class FileNames:
         self.persons, self.cameras = SpelledNumbers("person"), SpelledNumbers("camera")
 
     def read(self, root: Path, folder: str) -> list[NamedImage]:
-        """The images directly in a folder of `root`, sorted by name; other files and what systems leave are passed over.
+        """The images directly in a folder of `root`, sorted by name.
 
-        Raises UserError for a folder that cannot be read, and, unless problems are skipped, for an image of another
-        name and one whose person or camera another image spells otherwise.
+        Other files and what systems leave are passed over. Raises UserError for a folder that cannot be read, and,
+        unless problems are skipped, for an image of another name and one whose person or camera another image spells
+        otherwise.
         """
         images = []
         for name in image_names(root / folder, self.problems):

@@ -20,10 +20,9 @@ from datasets import Dataset, DatasetDict, Value
 
 from ...errors import UserError
 from ..columns import SPLITS, UNKNOWN_CAMERA, Row, make_split, number_names
-from ..images import safe_join
+from ..images import list_images, safe_join
 from ..problems import Problems
 from .caption_sets import MAX_CAPTION
-from .named_files import image_names
 
 WHOLE = "all"
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -44,10 +43,10 @@ def read_folders(data_dir: str | os.PathLike[str], *, problems: Problems | None 
     for split, part in parts.items():
         folders = sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir())
         found[split] = []
-        for name in image_names(root / part):
+        for name in list_images(root / part).names:
             problems.report(UserError(f"{root / part / name}: beside the persons' folders: move it into one of them"))
         for person in folders:
-            images = image_names(root / part / person)
+            images = list_images(root / part / person).names
             if not images:
                 problems.report(UserError(f"{root / part / person}: no image in it: add some or remove the folder"))
             found[split] += [(str(PurePosixPath(part, person, name)), person) for name in images]
