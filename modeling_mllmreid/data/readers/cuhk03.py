@@ -21,6 +21,7 @@ from ...errors import UserError
 from ...outputs import folder_aside
 from ..columns import Row, make_split
 from ..counts import check_counts, count_parts
+from ..images import list_images
 from ..problems import Problems
 from .data_folder import DataFolder, shown
 from .file_names import PNG
@@ -69,8 +70,13 @@ def read_cuhk03(
         raise UserError(f"boxes: unknown {boxes!r}: use one of {', '.join(FOLDERS)}")
     problems, root = problems or Problems(), _root(Path(data_dir), boxes)
     folder = FOLDERS[boxes]
-    if not os.path.isdir(root / folder):
-        extract_images(root / "cuhk-03.mat", root / folder, WORDS[boxes])
+    if not _has_images(root / folder):
+        try:
+            extract_images(root / "cuhk-03.mat", root / folder, WORDS[boxes])
+        except UserError:
+            # Another process may have extracted them meanwhile.
+            if not _has_images(root / folder):
+                raise
     # torchreid's folder has the archive's folder and the protocol's file side by side.
     places = [root / CONFIGS[boxes], Path(data_dir, CONFIGS[boxes])]
     config = next((path for path in places if os.path.isfile(path)), places[0])
@@ -142,10 +148,14 @@ def _parts(path: Path, files: DataFolder, problems: Problems) -> dict[str, list[
     return parts
 
 
+def _has_images(folder: Path) -> bool:
+    return os.path.isdir(folder) and bool(list_images(folder).names)
+
+
 def _root(data_dir: Path, boxes: str) -> Path:
     """The folder that holds the protocol and the images or the archive."""
     for root in (data_dir, data_dir / ARCHIVE):
-        if os.path.isdir(root / FOLDERS[boxes]) or os.path.isfile(root / "cuhk-03.mat"):
+        if _has_images(root / FOLDERS[boxes]) or os.path.isfile(root / "cuhk-03.mat"):
             return root
     raise UserError(
         f"{data_dir}: no {FOLDERS[boxes]} and no cuhk-03.mat: give data_dir the folder that holds one of them"

@@ -74,7 +74,7 @@ def read_msmt17(
     rows = {}
     for split, lists in wanted.items():
         side = train if split == "train" else test
-        rows[split] = [row for name in lists for row in _read_list(side, root / LISTS[name], problems)]
+        rows[split] = [row for name in lists for row in _read_list(side, f"{root}/{LISTS[name]}", problems)]
     dataset = DatasetDict({split: make_split(sorted(part), root=root, source=SOURCE) for split, part in rows.items()})
     published = {"train": PUBLISHED_TRAIN[train_part], **PUBLISHED}
     name = f"MSMT17 ({train_part.replace('_', ' ')})"
@@ -94,10 +94,10 @@ def _root(data_dir: Path) -> tuple[Path, tuple[str, str]]:
     )
 
 
-def _read_list(side: _Side, path: Path, problems: Problems) -> list[Row]:
+def _read_list(side: _Side, path: str, problems: Problems) -> list[Row]:
     """The rows of one list, whose paths are relative to the side's folder."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): restore the list") from error
     except UnicodeDecodeError as error:
@@ -135,15 +135,15 @@ def _read_list(side: _Side, path: Path, problems: Problems) -> list[Row]:
 def _row(side: _Side, line: str, where: str) -> tuple[Row, bool]:
     """The row of a line, and whether its folder and its image's name say the same person as the line does."""
     listed, person = [*line.rsplit(maxsplit=1), ""][:2]
-    match = NAME.fullmatch(listed.rpartition("/")[2])
-    if match is None or PERSON.fullmatch(person) is None:
-        raise UserError(
-            f"{where}: {line[:80]!r} is not like '0000/0000_045_12_0303morning_0006_2.jpg 0': restore the list"
-        )
     try:
         name = side.files.relative(listed)
     except UserError as problem:
         raise UserError(f"{where}: {problem}") from None
+    match = NAME.fullmatch(name.rpartition("/")[2])
+    if match is None or PERSON.fullmatch(person) is None:
+        raise UserError(
+            f"{where}: {line[:80]!r} is not like '0000/0000_045_12_0303morning_0006_2.jpg 0': restore the list"
+        )
     if not side.files.has(name):
         raise UserError(f"{where}: there is no image {side.files.root / name}: restore it or remove the line")
     ids = side.persons.read(person, where), side.cameras.read(match["camera"], where)

@@ -36,11 +36,12 @@ def read_rendered(world: str, data_dir: str | os.PathLike[str], *, problems: Pro
             # Another process may have rendered the same world meanwhile.
             if not os.path.isfile(root / WORLD_FILE):
                 raise
-    if not os.path.isfile(root / WORLD_FILE):
+    try:
+        found = read_json(root / WORLD_FILE, WorldFile)
+    except UserError as error:
         raise UserError(
             f"{root}: no {WORLD_FILE} in it that names a world, so not the data set {name}: give a new folder"
-        )
-    found = read_json(root / WORLD_FILE, WorldFile, remedy=f"this is not the data set {name}, give a new folder")
+        ) from error
     there, version = found.world, found.version
     if (there, version) != (world, VERSION):
         raise UserError(
