@@ -63,7 +63,7 @@ def read_cuhk03(
 
     boxes: people as a detector found them, or as they were labelled by hand. The camera is the view (1 or 2), not the
     pair of cameras. Published counts are checked, a mismatch being one warning; `strict` makes it an error. Needs
-    scipy, and h5py to extract the archive (the extra `mat`).
+    h5py to extract the archive (the extra `mat`).
     Raises UserError for a missing file, a name that does not parse, an image that is missing, and a missing package.
     """
     if boxes not in FOLDERS:
@@ -122,7 +122,7 @@ def _archived_images(archive: Path, key: str, what: str) -> Iterator[tuple[str, 
 def _parts(path: Path, files: DataFolder, problems: Problems) -> dict[str, list[Row]]:
     """The rows of each part by the protocol's file."""
     wanted = ["filelist", "labels", *INDEXES.values()]
-    config = load_matlab(path, wanted, of="CUHK03", remedy="put the new protocol's file there")
+    config = load_matlab(path, wanted, remedy="put the new protocol's file there")
     missing = [key for key in wanted if key not in config]
     if missing:
         raise UserError(f"{path}: holds no {', '.join(missing)}: give the new protocol's file")

@@ -64,12 +64,14 @@ class DataFolder:
         names = []
         with os.scandir(os.path.join(self.root, folder)) as entries:
             for entry in entries:
-                if entry.is_symlink():
+                if not entry.is_symlink():
+                    is_file = entry.is_file()
+                else:
                     name = f"{folder}/{entry.name}" if folder else entry.name
                     if self._is_outside(name):
                         self._leading_out.add(name)
-                        continue
-                if entry.is_file():
+                    is_file = os.path.isfile(entry.path)  # no error for links that lead around
+                if is_file:
                     names.append(entry.name)
         return names
 

@@ -4,7 +4,7 @@ data_dir/                   or data_dir/VIPeR, .../prid_2011, .../underground_re
     VIPeR:  cam_a/000_45.bmp, cam_b/000_90.bmp               person in the name, one image from each camera
     PRID:   single_shot/cam_a/person_0001.png, .../cam_b/... persons 1 to 200 are seen by both cameras
     GRID:   probe/0001_1_25004_107_32_106_221.jpeg, gallery/...   person and camera; person 0 is nobody's pair;
-            features_and_partitions.mat                      the published ten splits (needs the extra `mat`)
+            features_and_partitions.mat                      the published ten splits
     iLIDS:  Persons/0001001.jpg                              person (4 digits) and image (3 digits)
 The halves of VIPeR, PRID and iLIDS are those of a split file (`split_files`) beside the folder, else drawn by number.
 """
@@ -24,7 +24,7 @@ from ..counts import check_counts, count_rows
 from ..problems import Problems
 from .file_names import BMP, JPG, PNG, FileNames
 from .matlab_files import load_matlab, whole_numbers
-from .split_files import find_split_file, parts_of_images, read_image_split, read_test_persons
+from .split_files import find_split_file, parts_of_images, read_image_split, read_person_split
 
 SPLITS = 10
 # Images and persons of each folder.
@@ -104,13 +104,15 @@ def read_prid(
     folders = ("single_shot/cam_a", "single_shot/cam_b")
     found = _find("prid", data_dir, split, folders, "prid_2011", strict, problems)
     a, b = found.rows.values()
+    pairs = {*range(1, PRID_PAIRS + 1)}
     if found.split_file is None:
-        test = _half(range(1, PRID_PAIRS + 1), split, PRID_PAIRS // 2)
+        test = _half(sorted(pairs), split, PRID_PAIRS // 2)
+        train = pairs - test
     else:
-        seen_twice = {row.person_id for row in a} & {row.person_id for row in b} & {*range(1, PRID_PAIRS + 1)}
-        test = read_test_persons(found.split_file, split, seen_twice)
+        seen_twice = pairs & {row.person_id for row in a} & {row.person_id for row in b}
+        train, test = read_person_split(found.split_file, split, seen_twice)
     parts = {
-        "train": [row for row in a + b if row.person_id <= PRID_PAIRS and row.person_id not in test],
+        "train": [row for row in a + b if row.person_id in train],
         "query": [row for row in a if row.person_id in test],
         "gallery": [row for row in b if row.person_id in test or row.person_id > PRID_PAIRS],
     }
@@ -209,16 +211,16 @@ def _half(persons: Iterable[int], split: int, count: int) -> set[int]:
 
 
 def _grid_partition(path: Path, split: int, pairs: set[int]) -> set[int]:
-    """The training people of one published partition of GRID, who are some of these and not all."""
-    content = load_matlab(path, ["trainIdxAll"], of="GRID", remedy="restore the published partitions")
+    """The training people of one published partition of GRID: some of the pairs, not all."""
+    content = load_matlab(path, ["trainIdxAll"], remedy="restore the published partitions")
     try:
         train = set(whole_numbers(content["trainIdxAll"][0][split][0][0][2], f"{path}: partition {split}"))
     except UserError:
         raise
     except Exception as error:  # another content is indexed wrongly in as many ways as there are kinds of arrays
         raise UserError(f"{path}: holds no partitions as published ({error}): restore the file") from error
-    if not train < pairs or not train:
-        raise UserError(f"{path}: holds no partitions as published (split {split} is no part of the pairs): restore it")
+    if not pairs & train or not pairs - train:
+        raise UserError(f"{path}: holds no partitions as published (split {split} halves no pairs): restore the file")
     return train
 
 

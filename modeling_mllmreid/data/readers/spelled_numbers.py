@@ -28,7 +28,7 @@ class SpelledNumbers:
         spelling, first = self._first.setdefault(number, (digits, where))
         if spelling != digits:
             raise UserError(
-                f"{where}: {self.what} {digits} is {self.what} {spelling} of {first}, spelled otherwise: spell one "
-                f"{self.what} one way, and give another {self.what} another number"
+                f"{where}: {self.what} {digits} is the number of {self.what} {spelling} in {first}, spelled otherwise: "
+                f"spell one {self.what} one way, and give another {self.what} another number"
             )
         return number

@@ -30,16 +30,20 @@ def read_image_split(path: Path, split: int) -> TorchreidImageSplit:
     return _one_of(read_json(path, list[TorchreidImageSplit], remedy=REMEDY), path, split)
 
 
-def read_test_persons(path: Path, split: int, persons: set[int]) -> set[int]:
-    """The test persons of one entry of a file of persons, who are some of these and not all.
+def read_person_split(path: Path, split: int, persons: set[int]) -> tuple[set[int], set[int]]:
+    """The training and the test persons of one entry of a file of persons, who are some of these.
 
-    Raises UserError for another kind of file, a number that it does not have, and other persons.
+    Raises UserError for another kind of file, a number that it does not have, other persons, nobody, and a person in
+    both.
     """
     entry = _one_of(read_json(path, list[TorchreidPersonSplit], remedy=REMEDY), path, split)
-    test = set(entry.test)
-    if not test or not test < persons or test & set(entry.train):
-        raise UserError(f"{path}: split {split} tests others than a part of the people seen twice: {REMEDY}")
-    return test
+    train, test = set(entry.train), set(entry.test)
+    for part, of_part in (("train", train), ("test", test)):
+        if not of_part or not of_part <= persons:
+            raise UserError(f"{path}: split {split}, {part}: names others than people seen twice, or nobody: {REMEDY}")
+    if len(train | test) < len(entry.train) + len(entry.test):
+        raise UserError(f"{path}: split {split} names a person twice, or to train and to test on: {REMEDY}")
+    return train, test
 
 
 def parts_of_images(path: Path, entry: TorchreidImageSplit, rows: list[Row]) -> dict[str, list[Row]]:
@@ -56,6 +60,8 @@ def parts_of_images(path: Path, entry: TorchreidImageSplit, rows: list[Row]) -> 
     used: set[str] = set()
     for part, items in (("train", entry.train), ("query", entry.query), ("gallery", entry.gallery)):
         parts[part] = []
+        if not items:
+            raise UserError(f"{path}: names no image for {part}: {REMEDY}")
         for item in items:
             name = item[0] if isinstance(item, list) and item else item
             if not isinstance(name, str):
