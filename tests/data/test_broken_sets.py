@@ -13,6 +13,7 @@ from modeling_mllmreid.data import load_reid_dataset
 from modeling_mllmreid.data.readers import cuhk03, data_folder, rendered
 from modeling_mllmreid.data.readers.cuhk03 import extract_images
 from modeling_mllmreid.data.readers.data_folder import DataFolder
+from modeling_mllmreid.data.readers.matlab_files import load_matlab
 from modeling_mllmreid.data.synthetic import write_pedestrians
 from modeling_mllmreid.errors import UserError
 
@@ -131,6 +132,21 @@ def test_names_that_are_no_text(small, tmp_path, name):
         os.unlink(stray)
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_links_that_lead_nowhere_or_around(small, name):
+    """Next to the images of a set they stop nobody, unless they have the name of an image."""
+    root = small(name)
+    before = load_reid_dataset(name, data_dir=root)
+    folders = {path.parent for path in set_images(root)}
+    for folder in folders:
+        (folder / "round").symlink_to("round")
+        (folder / "absent.txt").symlink_to("nowhere")
+    assert list(map(len, load_reid_dataset(name, data_dir=root).values())) == list(map(len, before.values()))
+    if name in NAMED:
+        (min(folders) / "round.jpg").symlink_to("round.jpg")
+        refused(name, root, "round.jpg: not a name like")
+
+
 @pytest.mark.parametrize("name", ["market1501", "msmt17", "cuhk_pedes"])
 def test_a_data_folder_whose_path_is_no_text(tmp_path, name):
     root = write_tree(tmp_path, name, SMALL[name])
@@ -140,6 +156,23 @@ def test_a_data_folder_whose_path_is_no_text(tmp_path, name):
 
 
 # ---- MATLAB files
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_matlab_files_are_read_as_scipy_reads_them(tmp_path, compressed):
+    cells = np.empty((2, 3), dtype=object)
+    for place in range(6):
+        cells.flat[place] = [np.arange(place), "text", "é人", np.array([[]]), cells[:1, :1].copy(), 7][place]
+    structs = np.array([[(1, "a"), (np.eye(2), cells[:1])]], dtype=[("field", object), ("a longer name", object)])
+    content = {kind: np.arange(6, dtype=kind).reshape(2, 3) for kind in ("f8", "f4", "i1", "u1", "i4", "u8")}
+    content |= {"cells": cells, "structs": structs, "rows": np.array(["ab", "cd"]), "large": np.arange(70_000) * 0.5}
+    path = tmp_path / "x.mat"
+    scipy_io.savemat(path, content, do_compression=compressed, long_field_names=True)
+    ours, theirs = load_matlab(path, list(content), remedy=""), scipy_io.loadmat(path)
+    assert {*ours} == {*content}
+    for name, value in ours.items():
+        assert repr(value) == repr(theirs[name]), name
+    assert list(load_matlab(path, ["rows", "other"], remedy="")) == ["rows"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@
 The file lies beside the set's folder or in it.
 """
 
+import os
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -22,7 +23,8 @@ Split = TypeVar("Split", TorchreidImageSplit, TorchreidPersonSplit)
 
 def find_split_file(*folders: Path) -> Path | None:
     """The splits' file in one of the folders, None where there is none."""
-    return next((folder / name for folder in folders for name in NAMES if (folder / name).is_file()), None)
+    paths = (folder / name for folder in folders for name in NAMES)
+    return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def read_image_split(path: Path, split: int) -> TorchreidImageSplit:
