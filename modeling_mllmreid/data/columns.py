@@ -6,11 +6,11 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.compute
-from datasets import Dataset, DatasetDict, Features, Image, List, Value
+from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, List, Value
 
 from ..errors import UserError
 from .images import EmbeddedImage, ImageSource
@@ -55,19 +55,28 @@ class Row(NamedTuple):
 
 
 def make_split(rows: Iterable[Row], *, root: str | os.PathLike[str], source: str) -> Dataset:
-    """A split of the data contract. Images are referred to by absolute path, never copied; no continuations yet."""
+    """A split of the data contract. Images are referred to by absolute path, never copied; no continuations yet.
+
+    Raises UserError for a path that is not UTF-8, which a table cannot hold.
+    """
     rows = list(rows)
-    root = Path(os.path.abspath(root))
+    root = os.path.abspath(root)
+    # `Dataset.from_dict` takes every cell through Python several times: twenty times as long.
+    try:
+        paths = pa.array([f"{root}/{row.file_name}" for row in rows], pa.string())
+    except UnicodeEncodeError as error:
+        raise UserError(f"the path {error.object!r} is not UTF-8: rename its files and folders") from error
     columns = {
-        "image": [str(root / row.file_name) for row in rows],
+        "image": pa.StructArray.from_arrays([pa.nulls(len(rows), pa.binary()), paths], names=["bytes", "path"]),
         "person_id": [row.person_id for row in rows],
         "camera_id": [row.camera_id for row in rows],
-        "caption": [list(row.captions) for row in rows],
-        "continuation": [[] for _ in rows],
+        "caption": [row.captions for row in rows],
+        "continuation": [()] * len(rows),
         "source": [source] * len(rows),
         "file_name": [row.file_name for row in rows],
     }
-    return Dataset.from_dict(columns, features=FEATURES)
+    table = pa.Table.from_pydict(columns, schema=FEATURES.arrow_schema)
+    return Dataset(table, info=DatasetInfo(features=FEATURES))
 
 
 def id_text(value: Any) -> str | None:

@@ -1,8 +1,6 @@
 """Writes the synthetic pedestrians as Market-1501 folders with CUHK-PEDES captions beside them."""
 
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ...errors import UserError
+from ...outputs import folder_aside
 from .attributes import make_person, random_stream
 from .captions import tokenize, write_captions
 from .shots import plan_shot, render
@@ -55,12 +54,10 @@ def write_pedestrians(
     """
     root = Path(root)
     _check(root, train_identities, test_identities, images_per_camera, cameras, captions_per_image, world)
-    root.parent.mkdir(parents=True, exist_ok=True)
     people = [("train", index, index + 1) for index in range(train_identities)]
     people += [("test", index, train_identities + index + 1) for index in range(test_identities)]
     distractors = [(index, index % cameras) for index in range(world.distractors)]
-    aside = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".part", dir=root.parent))
-    try:
+    with folder_aside(root) as aside:
         for folder in FOLDERS:
             (aside / folder).mkdir()
         records: list[dict[str, Any]] = []
@@ -76,12 +73,6 @@ def write_pedestrians(
         (aside / CAPTIONS_FILE).write_text(json.dumps(records), encoding="utf-8")
         if named:
             (aside / WORLD_FILE).write_text(json.dumps({"world": named, "version": VERSION}) + "\n", encoding="utf-8")
-        aside.chmod(0o755)
-        if root.exists():
-            root.rmdir()
-        aside.rename(root)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     train, query, gallery = (sum(r["file_path"].startswith(f"{folder}/") for r in records) for folder in FOLDERS)
     return WrittenPedestrians(root, train, query, gallery, len(records) * captions_per_image)
 
