@@ -17,10 +17,10 @@ from datasets import DatasetDict
 
 from ...errors import UserError
 from ...formats import CaptionEntryFields, check_content, read_json
-from ..columns import UNKNOWN_CAMERA, Row, make_split, shown
+from ..columns import UNKNOWN_CAMERA, Row, make_split
 from ..counts import check_counts, count, count_parts
 from ..problems import Problems
-from .data_folder import DataFolder
+from .data_folder import DataFolder, shown_path
 from .file_names import JPG
 from .spelled_numbers import SpelledNumbers
 
@@ -146,7 +146,7 @@ def missing_image(
 ) -> UserError:
     """The error of an entry whose image is not there."""
     where = f"{json_path}: entry {entry.number}, field {path_key!r}"
-    image = shown(f"{root}/{entry.file_name}")
+    image = shown_path(f"{root}/{entry.file_name}")
     return UserError(f"{where}: there is no image {image}: restore it or remove the entry")
 
 
@@ -237,7 +237,7 @@ def _camera(spec: CaptionSet, entry: CaptionEntry, cameras: SpelledNumbers, wher
         return UNKNOWN_CAMERA
     match = spec.camera.fullmatch(PurePosixPath(entry.file_name).name)
     if match is None:
-        raise UserError(f"{where}: {shown(entry.file_name)} names no camera: restore the name")
+        raise UserError(f"{where}: {shown_path(entry.file_name)} names no camera: restore the name")
     return cameras.read(match["camera"], where)
 
 

@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 
 from ...errors import UserError
 from ...outputs import folder_aside
-from ..columns import Row, make_split, shown
+from ..columns import Row, make_split
 from ..counts import check_counts, count_parts
 from ..images import list_images
 from ..problems import Problems
-from .data_folder import DataFolder
+from .data_folder import DataFolder, shown_path
 from .file_names import PNG
 from .matlab_files import load_matlab, whole_numbers
 
@@ -142,7 +142,7 @@ def _parts(path: Path, files: DataFolder, problems: Problems) -> dict[str, list[
             match = NAME.fullmatch(name)
             if match is None or not files.has(name):
                 reason = "not a name like 1_001_1_01.png" if match is None else f"no such image in {files.root}"
-                problems.report(UserError(f"{path}: {shown(name[:80])}: {reason}: restore the set"))
+                problems.report(UserError(f"{path}: {shown_path(name[:80])}: {reason}: restore the set"))
                 continue
             parts[split].append(Row(f"{folder}/{name}", persons[index], int(match["camera"])))
     return parts

@@ -84,3 +84,8 @@ class DataFolder:
         return UserError(
             f"path {name!r} leaves the data folder {self.root} by a symbolic link: put the file itself there"
         )
+
+
+def shown_path(path: str) -> str:
+    """A path as one line of a message."""
+    return path if path.isprintable() else repr(path)

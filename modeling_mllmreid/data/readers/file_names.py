@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import UserError
-from ..columns import UNKNOWN_CAMERA, is_utf8, shown
+from ..columns import UNKNOWN_CAMERA, is_utf8
 from ..images import list_images
 from ..problems import Problems
+from .data_folder import shown_path
 from .spelled_numbers import SpelledNumbers
 
 # Published names end in `.jpg`, some in `.jpg.jpg`, and those of copies in `.JPG`.
@@ -55,7 +56,7 @@ class FileNames:
     def _parse(self, name: str, path: str) -> tuple[int, int]:
         match = self.name.fullmatch(name)
         if match is None:
-            raise UserError(f"{shown(path)}: not a name like {self.example}: rename the file or move it away")
+            raise UserError(f"{shown_path(path)}: not a name like {self.example}: rename the file or move it away")
         groups = match.groupdict()
         camera_id = self.cameras.read(groups["camera"], path) if "camera" in groups else UNKNOWN_CAMERA
         return self.persons.read(groups["person"], path), camera_id
