@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow
 import pyarrow.compute
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
@@ -226,6 +227,11 @@ def _refuse_two_names(split: Dataset, column: str, where: str) -> None:
             raise UserError(f"{where}: {column}_id {number} has the names {name_of[number]!r:.60} and {name!r:.60}")
 
 
+def _arrow_type(feature: Any) -> pyarrow.DataType:
+    """The Arrow type of a column of this kind."""
+    return Features({"column": feature}).arrow_schema.field("column").type
+
+
 def _cast(split: Dataset, column: str, feature: Any, where: str) -> Dataset:
     """The split with the column of this type. Raises UserError where values would change."""
     kind = split.features[column]
@@ -233,6 +239,12 @@ def _cast(split: Dataset, column: str, feature: Any, where: str) -> Dataset:
     if feature == Value("int64") and not re.fullmatch("u?int(8|16|32|64)", str(getattr(kind, "dtype", ""))):
         raise UserError(f"{where} is {kind}: save it as {feature}, or name it in `columns`, which numbers names")
     try:
-        return split.cast_column(column, feature)
+        if isinstance(feature, Image):
+            return split.cast_column(column, feature)
+        # The library's cast of any other column writes the whole split into a cache, or next to a saved one.
+        values = split.select_columns(column).with_format("arrow")[:][column].cast(_arrow_type(feature)).to_pylist()
+        return (
+            split.remove_columns(column).add_column(column, values, feature=feature).select_columns(split.column_names)
+        )
     except (TypeError, ValueError, NotImplementedError) as error:  # Arrow's own errors derive from these
         raise UserError(f"{where} is {kind}: save it as {feature}") from error
