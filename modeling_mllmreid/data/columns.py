@@ -221,8 +221,8 @@ def with_contract_columns(dataset: DatasetDict, name: str) -> DatasetDict:
 def refuse_rows_without_image(split: Dataset, where: str) -> None:
     """Raises UserError naming the first row that has neither an image's bytes nor its path."""
     images = split.with_format("arrow")[:]["image"]
-    there = [pyarrow.compute.is_valid(pyarrow.compute.struct_field(images, field)) for field in ("bytes", "path")]
-    row = pyarrow.compute.index(pyarrow.compute.or_(*there), False).as_py()
+    there = [pa.compute.is_valid(pa.compute.struct_field(images, field)) for field in ("bytes", "path")]
+    row = pa.compute.index(pa.compute.or_(*there), False).as_py()
     if row >= 0:
         raise UserError(f"{where}, row {row + 1}: has no image: give one or remove the row")
 
@@ -235,6 +235,11 @@ def _refuse_two_names(split: Dataset, column: str, where: str) -> None:
             raise UserError(f"{where}: {column}_id {number} has the names {name_of[number]!r:.60} and {name!r:.60}")
 
 
+def _arrow_type(feature: Any) -> pa.DataType:
+    """The Arrow type of a column of this kind."""
+    return Features({"column": feature}).arrow_schema.field("column").type
+
+
 def _cast(split: Dataset, column: str, feature: Any, where: str) -> Dataset:
     """The split with the column of this type. Raises UserError where values would change."""
     kind = split.features[column]
@@ -242,6 +247,12 @@ def _cast(split: Dataset, column: str, feature: Any, where: str) -> Dataset:
     if feature == Value("int64") and not re.fullmatch("u?int(8|16|32|64)", str(getattr(kind, "dtype", ""))):
         raise UserError(f"{where} is {kind}: save it as {feature}, or name it in `columns`, which numbers names")
     try:
-        return split.cast_column(column, feature)
+        if isinstance(feature, Image):
+            return split.cast_column(column, feature)
+        # The library's cast of any other column writes the whole split into a cache, or next to a saved one.
+        values = split.select_columns(column).with_format("arrow")[:][column].cast(_arrow_type(feature)).to_pylist()
+        return (
+            split.remove_columns(column).add_column(column, values, feature=feature).select_columns(split.column_names)
+        )
     except (TypeError, ValueError, NotImplementedError) as error:  # Arrow's own errors derive from these
         raise UserError(f"{where} is {kind}: save it as {feature}") from error
