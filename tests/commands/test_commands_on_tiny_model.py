@@ -422,7 +422,7 @@ def test_prepared_data_trains_and_evaluates_like_its_origin(disk, tmp_path, caps
         evaluate.main(["--model", str(disk.ours), *data_flags, "--output_dir", str(tmp_path / "out")])
         scores.append(json.loads((tmp_path / "out/metrics.json").read_text())["metrics"])
     assert scores[0] == scores[1]
-    with pytest.raises(UserError, match="prepared: exists already: remove it or give another"):
+    with pytest.raises(UserError, match="prepared: exists and is not empty: remove it or give another"):
         prepare.main([*MARKET, str(disk.people), "--output", str(tmp_path / "prepared")])
     with pytest.raises(UserError, match="push_to needs the images in the tables: leave embed true"):
         prepare.main([*MARKET, "x", "--output", str(tmp_path / "p"), "--embed", "false", "--push_to", "a/b"])
