@@ -123,7 +123,7 @@ class DataArguments:
     strict: bool = field(default=False, metadata={"help": "Make a mismatch with the published counts an error."})
 
     def __post_init__(self) -> None:
-        if not 0 < self.test_share < 1:
+        if self.test_share is not None and not 0 < self.test_share < 1:
             raise ValueError(f"test_share {self.test_share}: give a share above 0 and below 1")
 
     def options(self) -> dict[str, Any]:
