@@ -66,6 +66,8 @@ class MllmReIDConfig(PreTrainedConfig):
         Modules besides the heads whose weights a thin checkpoint holds itself.
     adapter (`str`, *optional*):
         Sub-folder of a thin checkpoint with its LoRA.
+    lora_targets (`str`, *optional*):
+        The regular expression that its modules were chosen by, where it was not our own; a record that nothing runs.
     """
 
     model_type = "mllmreid"
@@ -99,6 +101,7 @@ class MllmReIDConfig(PreTrainedConfig):
     backbone_probe: list[float] | None = None
     own_modules: list[str] | None = None
     adapter: str | None = None
+    lora_targets: str | None = None
 
     def __post_init__(self, **kwargs):
         self.mllm_config = nested_config("mllm_config", self.mllm_config, "llava")
