@@ -1,4 +1,4 @@
-"""Foreign text in Markdown: shown as it reads, on one line, and never as a link, an image, HTML, a table's edge or code."""
+"""Foreign text in Markdown: shown as it reads, on one line; never a link, an image, HTML, a table's edge or code."""
 
 import json
 import re

@@ -1,5 +1,6 @@
 """`caption`: a multimodal LLM describes a data set's images that have no captions, for `continuations` and `train`."""
 
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -11,7 +12,7 @@ from ..errors import UserError
 from ..text.captioning import write_captions
 from ..text.instructions import STANDARD_INSTRUCTION, STANDARD_POOL
 from ..text.licences import licence_of
-from .arguments import DataArguments, ModelArguments
+from .arguments import DataArguments, LicenceArguments, ModelArguments
 from .loading import to_device
 from .options import parse
 
@@ -26,9 +27,6 @@ class CaptionArguments:
         default="pool", metadata={"help": "One prompt for all, or one drawn from a pool for each caption."}
     )
     captions_per_image: int = field(default=2, metadata={"help": "Captions of each image."})
-    licence: str | None = field(
-        default=None, metadata={"help": "Licence of the captioning model; by default read off its architecture."}
-    )
     max_new_tokens: int = field(default=64, metadata={"help": "A caption's tokens at most."})
     batch_size: int = field(default=16, metadata={"help": "Captions written at once."})
     do_sample: bool = field(default=False, metadata={"help": "Draw the captions at random, not the likeliest."})
@@ -38,7 +36,8 @@ class CaptionArguments:
 
 def main(argv: list[str]) -> None:
     """Writes the captions that are missing; under `accelerate launch` each process writes a share."""
-    model_args, data_args, args = parse((ModelArguments, DataArguments, CaptionArguments), argv, "caption")
+    groups = (ModelArguments, DataArguments, LicenceArguments, CaptionArguments)
+    model_args, data_args, licence_args, args = parse(groups, argv, "caption")
     dataset = load_reid_dataset(data_args.dataset, **data_args.options())
     absent = [split for split in args.splits if split not in dataset]
     if absent:
@@ -59,9 +58,10 @@ def main(argv: list[str]) -> None:
         {split: dataset[split] for split in settings.pop("splits")},
         settings.pop("output"),
         prompts=[STANDARD_INSTRUCTION] if settings.pop("prompts") == "one" else STANDARD_POOL,
-        model_name=name,
+        # A path from the root: a relative one reads like a name on the Hub.
+        model_name=os.path.abspath(name) if os.path.isdir(name) else name,
         revision=getattr(config, "_commit_hash", None) or model_args.revision,
-        licence=settings.pop("licence") or licence_of(config),
+        licence=licence_args.licence or licence_of(name, revision=model_args.revision),
         **settings,
     )
     print(f"{written:,} captions written: {args.output}; read them with --captions_file")

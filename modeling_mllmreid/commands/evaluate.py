@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict
 
 from ..data import load_reid_dataset
 from ..data.leaks import overlaps
+from ..data.published import published_counts
 from ..data.readers import READERS
 from ..errors import UserError
 from ..evaluation import RetrievalMetrics, format_table, metrics_from_blocks, write_json
@@ -259,6 +260,7 @@ def report_metrics(
         "weights": weights_digest(facts["model"]),
         "trained_on": model.config.trained_on or [],
         "tested_on": sorted(set(query["source"][:])),
+        "published_counts": published_counts({"query": query, "gallery": gallery}),
         "overlap": overlaps(model.config.trained_on or [], query["source"]),
         "query_images": len(query),
         "gallery_images": len(gallery),

@@ -16,11 +16,11 @@ from ..errors import UserError
 from ..evaluation.protocol import check_parts
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..processes import refuse_lost_processes
-from ..text.licences import refuse_licences
+from ..text.licences import licence_of, refuse_licences
 from ..training import AdapterArguments, BatchArguments, ReIDTrainingArguments, train_reid
 from ..training.memory import estimate_memory
 from ..training.record import write_record
-from .arguments import DataArguments, MethodArguments, ModelArguments
+from .arguments import DataArguments, LicenceArguments, MethodArguments, ModelArguments
 from .evaluate import EvaluateArguments, evaluate_and_report
 from .loading import load_config, load_model
 from .options import parse
@@ -58,8 +58,9 @@ class RunArguments:
 def main(argv: list[str]) -> None:
     """Trains, saves into `output_dir`, and where the data set has query and gallery evaluates the saved model there."""
     groups = (ModelArguments, MethodArguments, AdapterArguments, DataArguments, BatchArguments, LeakArguments)
-    parsed = parse((RunArguments, *groups, ReIDTrainingArguments), argv, "train")
-    run_args, model_args, method_args, adapter_args, data_args, batch_args, leak_args, training_args = parsed
+    parsed = parse((RunArguments, *groups, LicenceArguments, ReIDTrainingArguments), argv, "train")
+    run_args, model_args, method_args, adapter_args, data_args, batch_args, leak_args, *others = parsed
+    licence_args, training_args = others
     if run_args.dry_run:
         return dry_run(model_args, method_args, adapter_args, batch_args, training_args)
     refuse_lost_processes(training_args.distributed_state, os.environ)
@@ -68,10 +69,12 @@ def main(argv: list[str]) -> None:
     # New heads are random: a run that is killed before its first checkpoint starts with the same ones.
     set_seed(training_args.seed)
     model, processor = load_model(model_args, method_args.given(), adapter_args)
+    licence = licence_args.licence or model.config.base_licence
+    model.config.base_licence = licence or licence_of(model_args.model, revision=model_args.revision)
     provenances: list[dict[str, Any]] = []
     if model.config.loss_lambda < 1 or model.config.reid_text:
         provenances = provenances_of_texts(data_args.captions_file, batch_args.texts)
-        refuse_licences(provenances, model.config, allow=leak_args.allow_licence)
+        refuse_licences(provenances, model.config, allow=leak_args.allow_licence, licence=model.config.base_licence)
     model.config.trained_on = sorted({*(model.config.trained_on or []), *trained_on})
     model.config.overlap = sorted({*(model.config.overlap or []), *overlap}) or None
     started = time.monotonic()

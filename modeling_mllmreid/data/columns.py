@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
 from ..errors import UserError
 from .images import EmbeddedImage, ImageSource
+from .synthetic.marker import rendered_source
 
 FEATURES = Features(
     {
@@ -35,7 +36,10 @@ class Row(NamedTuple):
 
 
 def make_split(rows: Iterable[Row], *, root: str | os.PathLike[str], source: str) -> Dataset:
-    """A split of the data contract. Images are referred to by absolute path, never copied; no continuations yet."""
+    """A split of the data contract. Images are referred to by absolute path, never copied; no continuations yet.
+
+    source: the set's name; rendered people keep theirs, whatever reader's layout they lie in.
+    """
     rows = list(rows)
     root = Path(os.path.abspath(root))
     columns = {
@@ -44,7 +48,7 @@ def make_split(rows: Iterable[Row], *, root: str | os.PathLike[str], source: str
         "camera_id": [row.camera_id for row in rows],
         "caption": [list(row.captions) for row in rows],
         "continuation": [[] for _ in rows],
-        "source": [source] * len(rows),
+        "source": [rendered_source(root) or source] * len(rows),
         "file_name": [row.file_name for row in rows],
     }
     return Dataset.from_dict(columns, features=FEATURES)

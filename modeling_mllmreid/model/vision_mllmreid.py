@@ -23,7 +23,7 @@ class MllmReIDVisionConfig(PreTrainedConfig):
         Whether the encoder's first state is a class token, which is not pooled.
     bnneck, feature_after_bn (`bool`):
         Whether there is a batch norm, and whether the feature is taken after it.
-    trained_on, overlap (`list[str]`, *optional*):
+    trained_on, overlap (`list[str]`), base_licence (`str`), *optional*:
         As in [`MllmReIDConfig`].
     """
 
@@ -39,6 +39,7 @@ class MllmReIDVisionConfig(PreTrainedConfig):
     test_feature: Literal["vision"] = "vision"
     trained_on: list[str] | None = None
     overlap: list[str] | None = None
+    base_licence: str | None = None
 
     def __post_init__(self, **kwargs):
         if not isinstance(self.vision_config, PreTrainedConfig):
@@ -84,6 +85,7 @@ class MllmReIDVisionModel(PreTrainedModel):
             feature_after_bn=whole.feature_after_bn,
             trained_on=whole.trained_on,
             overlap=whole.overlap,
+            base_licence=whole.base_licence,
         )
         form = cls(config).to(tower.device)
         form.tower.to(tower.dtype)

@@ -95,7 +95,7 @@ def facts(make_model, metrics, run, training_args):
     """Builds the facts of a form, with everything recorded unless given otherwise."""
 
     def make(form="full", config=(), **fields):
-        model = make_model(num_identities=0, trained_on=["market1501"])
+        model = make_model(num_identities=0, trained_on=["market1501"], base_licence="llama2")
         if form == "vision":
             model = MllmReIDVisionModel.from_reid_model(model)
         values = {"metrics": metrics, "training_args": training_args, "log_history": [*LOG, SUMMARY], "run": run}

@@ -12,11 +12,12 @@ from tqdm.auto import tqdm
 from ...errors import UserError
 from .attributes import make_person, random_stream
 from .captions import tokenize, write_captions
+from .marker import PEDESTRIANS, mark_rendered
 from .shots import plan_shot, render
-from .worlds import VERSION, WORLDS, World
+from .worlds import WORLDS, World
 
 FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
-CAPTIONS_FILE, WORLD_FILE = "reid_raw.json", "world.json"
+CAPTIONS_FILE = "reid_raw.json"
 STREET = WORLDS["street"]
 
 
@@ -41,7 +42,7 @@ def write_pedestrians(
     seed: int = 0,
     captions_per_image: int = 2,
     world: World = STREET,
-    named: str | None = None,
+    named: str = PEDESTRIANS,
 ) -> WrittenPedestrians:
     """Renders people of a world into `root`: 64 x 128 JPEG crops in Market-1501 layout and `reid_raw.json`.
 
@@ -49,7 +50,8 @@ def write_pedestrians(
     of every test identity and camera is the query, the others are the gallery. Every image has `captions_per_image`
     captions in `reid_raw.json` (CUHK-PEDES schema, `file_path` relative to `root`, `split` "train" or "test").
     The files are a pure function of the arguments; a person and its images do not depend on how many others there are.
-    world: its look, crowd, dress and distractors (person 0, in the gallery). named: the world's name, for `world.json`.
+    world: its look, crowd, dress and distractors (person 0, in the gallery). named: the world's name, for
+    `world.json`, by which every reader knows the rendered people.
     Written beside `root` and renamed at the end. Raises UserError for a `root` that is not empty, and for counts
     outside their range.
     """
@@ -74,8 +76,7 @@ def write_pedestrians(
                 _write_image(aside, 0, "distractor", index, camera, index + 1, seed, captions_per_image, world)
             )
         (aside / CAPTIONS_FILE).write_text(json.dumps(records), encoding="utf-8")
-        if named:
-            (aside / WORLD_FILE).write_text(json.dumps({"world": named, "version": VERSION}) + "\n", encoding="utf-8")
+        mark_rendered(aside, named)
         aside.chmod(0o755)
         if root.exists():
             root.rmdir()
