@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def render_card(facts: CardFacts) -> str:
             protocol=protocol(facts.metrics) if facts.metrics and rows else "",
             confidence=_confidence(facts.metrics or {}),
             trained_on=trained_on,
+            trained_as=[_trained_as(facts, name) for name in trained_on],
             tested_as=_tested_as(facts),
             matched=bool(tested_on) and all(tested_on_published(facts, source) for source in tested_on),
             data_licences=licences,
@@ -150,6 +152,7 @@ def render_card(facts: CardFacts) -> str:
     return text
 
 
+@cache
 def _environment() -> Environment:
     """Where whatever the template shows goes through `escape`: only what is marked as Markdown stays as it is."""
     environment = Environment(
@@ -201,6 +204,15 @@ def trained_on_published(facts: CardFacts, source: str) -> bool | None:
         counts = {part: {"rows": of["images"], "identities": of["persons"]} for part, of in parts}
         return has_published_counts(source, counts)
     return (known or {}).get(source)
+
+
+def _trained_as(facts: CardFacts, name: str) -> str:
+    """What was trained on: with a doubt where its counts do not say that it is the set of that name."""
+    source = name.partition(":")[0]
+    if source not in PUBLISHED or trained_on_published(facts, source):
+        return name
+    known = trained_on_published(facts, source) is False
+    return f"{name} ({'its layout, not' if known else 'not known to be'} the published set)"
 
 
 def tested_on_published(facts: CardFacts, source: str) -> bool | None:

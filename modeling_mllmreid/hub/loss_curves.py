@@ -74,7 +74,7 @@ def _is_number(value: Any) -> bool:
 
 def _label(name: str) -> str:
     """A name in the legend, where dollars would make a formula and a leading underscore hides it."""
-    return plain(name).replace("$", r"\$").lstrip("_") or "?"
+    return plain(name)[:24].replace("$", r"\$").lstrip("_") or "?"
 
 
 def _cell(value: Any) -> str:

@@ -32,7 +32,7 @@ QUIET = {
     "_raise_exceptions_for_gated_repo": False,
 }
 # What the Hub's index and a licence's own name are made of.
-LICENCE_NAME = re.compile(r"[\w.+-][\w .,+()-]{0,79}")
+LICENCE_NAME = re.compile(r"[A-Za-z0-9][\w .,+()-]{0,79}", re.ASCII)
 
 
 def licence_of(model: str | os.PathLike[str], *, revision: str | None = None) -> str | None:
