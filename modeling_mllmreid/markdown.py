@@ -19,10 +19,14 @@ class Markdown(str):
 
 def plain(value: Any) -> str:
     """The value as text on one line: without control characters, without runs of space, cut after `LONGEST`."""
-    kept = (" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in str(value)[: 10 * LONGEST])
-    text = "".join(c for c in kept if unicodedata.category(c) not in ("Cf", "Cs", "Co", "Cn"))
-    text = " ".join(text.split())
+    text = " ".join("".join(map(_shown, str(value)[: 10 * LONGEST])).split())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def _shown(character: str) -> str:
+    """The character; a space for a control character or a line's end, nothing for what turns the writing round."""
+    kind = unicodedata.category(character)
+    return {"Cc": " ", "Zl": " ", "Zp": " ", "Cf": "", "Cs": "\ufffd"}.get(kind, character)
 
 
 def escape(value: Any) -> Markdown:
