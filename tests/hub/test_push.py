@@ -133,7 +133,8 @@ def trained(call, home):
 
     The backbone, a tiny native LLaVA, lies on the Hub and nowhere else.
     """
-    write_pedestrians(home / "people", train_identities=4, test_identities=3, images_per_camera=2, cameras=2)
+    sizes = {"train_identities": 4, "test_identities": 3, "images_per_camera": 2, "cameras": 2}
+    write_pedestrians(home / "people", named="pedestrians", **sizes)
     write_native(home / "native")
     (home / "native" / "README.md").write_text("---\nlicense: llama2\n---\n# A base that says so\n")
     call("upload", home / "native", "tester/llava")

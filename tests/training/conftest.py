@@ -23,8 +23,6 @@ def people(tmp_path_factory):
     """Twelve people to train on, four to test on, three cameras, with captions."""
     folder = tmp_path_factory.mktemp("world") / "people"
     write_pedestrians(folder, train_identities=12, test_identities=4, images_per_camera=2, cameras=3)
-    # Without the mark they are what a user's own crops in that layout are.
-    (folder / "world.json").unlink()
     return folder
 
 

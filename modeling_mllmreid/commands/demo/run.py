@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoProcessor
 
 from modeling_mllmreid.data import load_reid_dataset
 from modeling_mllmreid.data.synthetic import attribute_words, write_pedestrians
+from modeling_mllmreid.data.synthetic.marker import PEDESTRIANS
 from modeling_mllmreid.data.texts import read_records
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation import format_table, write_json
@@ -74,7 +75,8 @@ def main(argv: list[str]) -> None:
     _say("1. Pedestrians")
     world = ("train_identities", "test_identities", "images_per_camera", "cameras")
     data_dir = folder / "pedestrians"
-    write_pedestrians(data_dir, seed=training_args.seed, **{name: getattr(args, name) for name in world})
+    sizes = {name: getattr(args, name) for name in world}
+    write_pedestrians(data_dir, seed=training_args.seed, named=PEDESTRIANS, **sizes)
 
     _say("2. A tiny LLaVA learns to continue captions of other people; a frozen copy is the teacher")
     height, width = method_args.height or 128, method_args.width or 64

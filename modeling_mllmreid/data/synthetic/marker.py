@@ -9,7 +9,7 @@ from ...formats import WorldFile, read_json
 from .worlds import VERSION, WORLDS
 
 WORLD_FILE = "world.json"
-# What `write_pedestrians` renders where no world is named: the demo's people.
+# The demo's people, of which there are as many as its user wants.
 PEDESTRIANS = "pedestrians"
 
 

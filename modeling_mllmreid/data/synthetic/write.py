@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ...errors import UserError
 from .attributes import make_person, random_stream
 from .captions import tokenize, write_captions
-from .marker import PEDESTRIANS, mark_rendered
+from .marker import mark_rendered
 from .shots import plan_shot, render
 from .worlds import WORLDS, World
 
@@ -42,7 +42,7 @@ def write_pedestrians(
     seed: int = 0,
     captions_per_image: int = 2,
     world: World = STREET,
-    named: str = PEDESTRIANS,
+    named: str | None = None,
 ) -> WrittenPedestrians:
     """Renders people of a world into `root`: 64 x 128 JPEG crops in Market-1501 layout and `reid_raw.json`.
 
@@ -50,8 +50,8 @@ def write_pedestrians(
     of every test identity and camera is the query, the others are the gallery. Every image has `captions_per_image`
     captions in `reid_raw.json` (CUHK-PEDES schema, `file_path` relative to `root`, `split` "train" or "test").
     The files are a pure function of the arguments; a person and its images do not depend on how many others there are.
-    world: its look, crowd, dress and distractors (person 0, in the gallery). named: the world's name, for
-    `world.json`, by which every reader knows the rendered people.
+    world: its look, crowd, dress and distractors (person 0, in the gallery). named: its name in
+    `world.json`, by which every reader knows the rendered people; None: no such mark.
     Written beside `root` and renamed at the end. Raises UserError for a `root` that is not empty, and for counts
     outside their range.
     """
@@ -76,7 +76,8 @@ def write_pedestrians(
                 _write_image(aside, 0, "distractor", index, camera, index + 1, seed, captions_per_image, world)
             )
         (aside / CAPTIONS_FILE).write_text(json.dumps(records), encoding="utf-8")
-        mark_rendered(aside, named)
+        if named:
+            mark_rendered(aside, named)
         aside.chmod(0o755)
         if root.exists():
             root.rmdir()
