@@ -171,6 +171,14 @@ class SplitMetricsFile(Format):
     metrics_of_splits: list[Any]
 
 
+class DemoMetricsFile(Format):
+    """metrics.json of the demo."""
+
+    chosen_feature: Text
+    val: dict[str, float]
+    test: dict[str, dict[str, float | None]]
+
+
 class MatrixFile(Format):
     """matrix.json of `evaluate --matrix`."""
 
@@ -231,6 +239,12 @@ class RunFile(Format):
     hardware: str | None = None
     environment: dict[str, str] | None = None
     seconds: Annotated[float, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _of_weights(self) -> "RunFile":
+        if self.weights is None and self.measured_on is None:
+            raise ValueError("it does not say of which weights it speaks")
+        return self
 
 
 class ExportConfigFile(Format):
@@ -368,7 +382,7 @@ class WorldFile(Format):
 
 # The reports by the names under which this program writes them.
 BY_NAME: Mapping[str, Any] = {
-    "metrics.json": MetricsFile | SplitMetricsFile,
+    "metrics.json": MetricsFile | SplitMetricsFile | DemoMetricsFile,
     "matrix.json": MatrixFile,
     "data.json": InspectionFile,
     "threshold.json": ThresholdsFile,

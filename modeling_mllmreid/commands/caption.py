@@ -62,6 +62,7 @@ def main(argv: list[str]) -> None:
         model_name=os.path.abspath(name) if os.path.isdir(name) else name,
         revision=getattr(config, "_commit_hash", None) or model_args.revision,
         licence=licence_args.licence or licence_of(name, revision=model_args.revision),
+        inputs=[path for path in (data_args.captions_file, data_args.splits_file) if path],
         **settings,
     )
     print(f"{written:,} captions written: {args.output}; read them with --captions_file")

@@ -55,9 +55,10 @@ def trained(saved, tmp_path):
     weights = weights_digest(folder)
     metrics = {
         "model": str(folder), "dataset": str(folder.parent / "secret-crops"), "weights": weights,
-        "trained_on": ["market1501"], "tested_on": ["market1501"], "overlap": [], "query_images": 4, "gallery_images": 8, "height": 64, "width": 32,
-        "dtype": "float32", "exclude": ["camera_id"], "test_feature": "llm", "metrics": {"llm": ROW, "vision": ROW},
-        "intervals": {}, "by_query_camera": {"secret-entrance": ROW}, "worst": [{"person": "anna", "file": "anna.jpg"}],
+        "trained_on": ["market1501"], "tested_on": ["market1501"], "overlap": [], "query_images": 4,
+        "gallery_images": 8, "height": 64, "width": 32, "dtype": "float32", "exclude": ["camera_id"],
+        "test_feature": "llm", "metrics": {"llm": ROW, "vision": ROW}, "intervals": {},
+        "by_query_camera": {"secret-entrance": ROW}, "worst": [{"person": "anna", "file": "anna.jpg"}],
         "compare": {local: {"mAP": {"difference": 0.1}}}, "verification": {"eer": 0.1, "of": "anna"},
     }  # fmt: skip
     run = {
