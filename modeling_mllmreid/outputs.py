@@ -137,7 +137,7 @@ def folder_aside(folder: AnyPath, *, inputs: Sequence[AnyPath] = ()) -> Iterator
 def scratch_folder(folder: AnyPath) -> Iterator[Path]:
     """Gives a new folder next to `folder`, removed after the block; what killed runs left of it is removed first."""
     folder = Path(folder)
-    with _new_parents(folder), refused_by_disk(folder), owner_only():
+    with new_parents(folder), refused_by_disk(folder), owner_only():
         scratch, lock = _locked_folder(folder)
         try:
             yield scratch

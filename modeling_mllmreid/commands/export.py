@@ -45,5 +45,6 @@ def main(argv: list[str]) -> None:
     model.config.base_licence = licence or licence_of(model_args.model, revision=model_args.revision)
     options = {"source": source if source.is_dir() else None, "onnx": args.onnx}
     form = write_export(model, processor, output, to=to, name=output.name, **options)
-    count = sum(parameter.numel() for parameter in form.parameters())
+    # Without the ID classifier, which the model has and the export has not.
+    count = sum(p.numel() for name, p in form.named_parameters() if ".classifier." not in name)
     print(f"{to}, {count:,} parameters: {output}")
