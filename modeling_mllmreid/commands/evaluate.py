@@ -310,15 +310,17 @@ def report_metrics(
 
     write_json(folder / "metrics.json", report)
     ranking = rank_gallery(*ours, 10, same_person=rule)
-    title = f"{facts['dataset']}: nearest gallery images by the feature {feature!r}"
+    # The sets' own names: a reader's name is only that of a layout.
+    tested_on = " + ".join(report["tested_on"])
+    title = f"{tested_on}: nearest gallery images by the feature {feature!r}"
     draw_queries(folder / "sheet.png", ranking, evenly_spread(len(query)), query, gallery, title=title)
     pictures = ["sheet.png"]
     if args.plots:
-        draw_curves(folder / "curves.png", rows, title=f"{facts['dataset']}: {facts['model']}")
+        draw_curves(folder / "curves.png", rows, title=f"{tested_on}: {facts['model']}")
         draw_worst(folder / "worst.png", rows[feature], ranking, query, gallery, f"Worst queries by {feature!r}")
         pictures += ["curves.png", "worst.png"]
     if args.plots and args.verification:
-        title = f"{facts['dataset']}, feature {feature!r}"
+        title = f"{tested_on}, feature {feature!r}"
         draw_roc(folder / "roc.png", {f"EER {pairs.eer:.1%}": pairs.roc}, title=title)
         pictures.append("roc.png")
     print(f"metrics: {folder / 'metrics.json'}\npictures: {', '.join(str(folder / name) for name in pictures)}")

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_file
 
+from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation.weights import weights_digest
 from modeling_mllmreid.hub.card import SNIPPET, CardFacts, licence_notice, read_facts, render_card, write_card
 from modeling_mllmreid.hub.loss_curves import draw_loss_curves, loss_table
@@ -352,7 +353,11 @@ def test_the_digest_is_of_names_and_contents(tmp_path):
     digests.append(weights_digest(tmp_path))
     assert len(set(digests)) == 4 and {len(digest) for digest in digests} == {64}
     (tmp_path / "config.json").write_text("{}")
+    save_file({"features": torch.zeros(2)}, tmp_path / "embeddings.safetensors")  # which somebody keeps there
     assert weights_digest(tmp_path) == digests[-1]
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"model.safetensors: cannot be read \(No such file"):
+        weights_digest(tmp_path)
 
 
 def test_the_snippet_of_the_card_runs(saved, tmp_path):
