@@ -248,22 +248,26 @@ class RunFile(Format):
 
 
 class ExportConfigFile(Format):
-    """config.json of a checkpoint or an export of ours, as far as the card and a push read it."""
+    """config.json of a checkpoint or an export of ours, as far as the card and a push read it.
+
+    What is not there is what a new model has.
+    """
 
     model_type: Text
-    height: Size | None = None
-    width: Size | None = None
-    test_feature: Text | None = None
-    auto_map: dict[str, Any] = {}
-    num_identities: Count = 0
+    height: Size = 252
+    width: Size = 126
+    test_feature: Text = "llm"
+    dtype: str | None = None
+    auto_map: dict[str, str | list[str | None]] = {}
+    num_identities: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     trained_on: list[str] | None = None
     overlap: list[str] | None = None
     base_licence: str | None = None
     backbone: str | None = None
     backbone_revision: str | None = None
     adapter: str | None = None
-    loss_lambda: Share | None = None
-    reid_on: Literal["llm", "vision", "both"] | None = None
+    loss_lambda: Share = 0.7
+    reid_on: Literal["llm", "vision", "both"] = "both"
     id_weight: float | None = None
     triplet_weight: float | None = None
     label_smoothing: float | None = None

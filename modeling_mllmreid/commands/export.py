@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
+from ..formats import ExportConfigFile, read_json
 from ..hub.export import Form, form_of, write_export
 from ..outputs import check_output_folder
 from ..text.licences import licence_of
@@ -33,6 +34,8 @@ def main(argv: list[str]) -> None:
     model_args, licence_args, args = parse((ModelArguments, LicenceArguments, ExportArguments), argv, "export")
     output, source = Path(args.output), Path(model_args.model)
     check_output_folder(output, inputs=[source] if source.is_dir() else [])
+    if source.is_dir():
+        read_json(source / "config.json", ExportConfigFile, remedy="give a checkpoint's folder")
     model, processor = load_encoder(model_args)
     to = args.to or form_of(model)
     if args.onnx and to != "vision":

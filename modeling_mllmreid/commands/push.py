@@ -32,9 +32,10 @@ def main(argv: list[str]) -> None:
     folder = Path(model_args.model)
     if not folder.is_dir():
         raise UserError(f"model {folder}: no such folder: give a checkpoint's or an export's")
+    exported = is_export(folder)
     # Before a large model is loaded and written: what the Hub would refuse.
     find_repository(args.to, private=args.private)
-    if is_export(folder):
+    if exported:
         push(folder, args)
         pushed = {name.partition("/")[0] for name in form_files(folder)}
         stays = sorted({path.name for path in folder.iterdir()} - pushed)
@@ -57,6 +58,5 @@ def push(folder: Path, args: PushArguments) -> None:
 
 def is_export(folder: Path) -> bool:
     """Whether the folder was written by `export`: it has a card and no ID classifier."""
-    if not (folder / "README.md").is_file() or not (folder / "config.json").is_file():
-        return False
-    return not read_json(folder / "config.json", ExportConfigFile).num_identities
+    config = read_json(folder / "config.json", ExportConfigFile, remedy="give the folder of a checkpoint or an export")
+    return (folder / "README.md").is_file() and not config.num_identities

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME as INDEX
+from transformers.utils import SAFE_WEIGHTS_NAME as FULL_WEIGHTS
 
 from ..errors import UserError
 from ..formats import ExportConfigFile, WeightIndexFile, parse_json, read_json
 from ..model.adapters import ADAPTER, SETTINGS, WEIGHTS
-from ..model.checkpoints import FULL_WEIGHTS, INDEX
 from ..outputs import is_ours
 from .published_reports import REPORTS, is_local, published_report, without_local_paths
 
