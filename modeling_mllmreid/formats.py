@@ -257,7 +257,7 @@ class ExportConfigFile(Format):
     height: Size = 252
     width: Size = 126
     test_feature: Text = "llm"
-    dtype: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16", "float64"] | None = None
     auto_map: dict[str, str | list[str | None]] = {}
     num_identities: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     trained_on: list[str] | None = None

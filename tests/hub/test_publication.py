@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from modeling_mllmreid.commands import export
+from modeling_mllmreid.commands import export, push
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation.threshold import Threshold, save_thresholds
 from modeling_mllmreid.evaluation.weights import weights_digest
@@ -277,6 +277,33 @@ def test_an_output_that_is_there_is_said_first(trained, tmp_path, monkeypatch):
     for output, message in ((trained, "exists and is not empty"), (trained / "x", "lies inside .*, which is read")):
         with pytest.raises(UserError, match=message):
             export.main(["--model", str(trained), "--output", str(output)])
+
+
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        (b"", "not JSON"),
+        (b"[]", "the whole content"),
+        (b"\xff", "not UTF-8"),
+        (b'{"model_type": []}', "field model_type"),
+        (b'{"model_type": "mllmreid", "height": "252"}', "field height"),
+        (b'{"model_type": "mllmreid", "num_identities": -1}', "field num_identities"),
+        (b'{"model_type": "mllmreid", "auto_map": {"AutoConfig": 1}}', "field auto_map"),
+        (b'{"model_type": "mllmreid", "backbone": []}', "field backbone"),
+        (b'{"model_type": "mllmreid", "reid_on": "nose"}', "field reid_on"),
+        (b'{"model_type": "mllmreid", "loss_lambda": NaN}', "field loss_lambda"),
+    ],
+)
+def test_a_configuration_that_is_none_is_one_line(tmp_path, content, field, monkeypatch):
+    source = tmp_path / "run"
+    source.mkdir()
+    (source / "config.json").write_bytes(content)
+    for command, more in ((export, ["--output", str(tmp_path / "out")]), (push, ["--to", "a/b"])):
+        monkeypatch.setattr(command, "load_encoder", lambda *_: pytest.fail("loaded before the check"))
+        with pytest.raises(UserError, match=f"config.json: .*{field}") as caught:
+            command.main(["--model", str(source), *more])
+        assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"] and len(list(source.iterdir())) == 1
 
 
 def test_the_licence_that_is_given_is_kept(trained, tmp_path):
