@@ -2,9 +2,9 @@
 
 import os
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from ..data import load_reid_dataset
@@ -42,14 +42,20 @@ def main(argv: list[str]) -> None:
     absent = [split for split in args.splits if split not in dataset]
     if absent:
         raise UserError(f"data set {data_args.dataset}: has no part {absent[0]}: give some of {', '.join(dataset)}")
-    name, at = model_args.model, {"revision": model_args.revision}
+    name = model_args.model
+    at: dict[str, Any] = {"revision": model_args.revision, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(name, **at)
         processor = AutoProcessor.from_pretrained(name, **at)
-        mllm = AutoModelForImageTextToText.from_pretrained(name, dtype=getattr(torch, model_args.dtype), **at)
-    except (OSError, ValueError, ImportError) as error:
+        weights = {"dtype": model_args.torch_dtype, "use_safetensors": True, "output_loading_info": True, **at}
+        mllm, info = AutoModelForImageTextToText.from_pretrained(name, **weights)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"model {name}: not loadable as an image-text-to-text model ({reason})") from error
+    if info["missing_keys"]:
+        # They would be random, and so would be what it writes.
+        lost = sorted(info["missing_keys"])
+        raise UserError(f"model {name}: {len(lost)} weights are missing, {lost[0]} first: get it again")
     to_device(mllm)
     settings = asdict(args)
     written = write_captions(

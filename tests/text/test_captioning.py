@@ -1,12 +1,15 @@
 """Captions by any image-text-to-text model: what is written, resuming, several processes."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import LlavaProcessor
 
 from modeling_mllmreid.commands import caption, train
@@ -164,6 +167,26 @@ def test_mistakes(native, people, tmp_path):
         with pytest.raises(UserError, match=message):
             caption.main([*good, *more])
     assert not (tmp_path / "c.jsonl").exists()
+
+
+def test_a_model_that_is_not_whole_writes_nothing(native, people, tmp_path):
+    for kind in ("lost", "broken", "pickled"):
+        shutil.copytree(native, tmp_path / kind)
+        weights = tmp_path / kind / "model.safetensors"
+        tensors = load_file(weights)
+        weights.unlink()
+        if kind == "lost":
+            tensors.pop(sorted(tensors)[-1])
+            save_file(tensors, weights, metadata={"format": "pt"})
+        elif kind == "broken":
+            weights.write_bytes(b"x" * 40)
+        else:
+            torch.save(tensors, tmp_path / kind / "pytorch_model.bin")
+        message = {"lost": "1 weights are missing, ", "broken": "not loadable as", "pickled": "not loadable as"}[kind]
+        with pytest.raises(UserError, match=message):
+            caption.main([*flags(native, people, tmp_path / "c.jsonl"), "--model", str(tmp_path / kind)])
+    assert not (tmp_path / "c.jsonl").exists()
+    caption.main([*flags(native, people, tmp_path / "c.jsonl"), "--dtype", "bf16"])
 
 
 def test_the_licence_is_the_models_own_or_the_given_one(native, people, tmp_path, monkeypatch):
