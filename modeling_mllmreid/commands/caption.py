@@ -48,7 +48,8 @@ def main(argv: list[str]) -> None:
         config = AutoConfig.from_pretrained(name, **at)
         processor = AutoProcessor.from_pretrained(name, **at)
         weights = {"dtype": model_args.torch_dtype, "use_safetensors": True, "output_loading_info": True, **at}
-        mllm, info = AutoModelForImageTextToText.from_pretrained(name, **weights)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(name, **weights)
+        mllm, info = loaded
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"model {name}: not loadable as an image-text-to-text model ({reason})") from error
