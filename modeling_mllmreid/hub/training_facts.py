@@ -36,12 +36,14 @@ def _method(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     if config.get("loss_lambda") is None:  # a vision form keeps none of them
         return rows
     margin = "soft margin" if config.get("triplet_soft_margin") else f"margin {config.get('triplet_margin')}"
+    id_loss = f"weight {config.get('id_weight')}, label smoothing {config.get('label_smoothing')}"
+    triplet = f"weight {config.get('triplet_weight')}, batch-hard, {margin}"
     return [
         *rows,
         ("lambda (share of the ReID losses)", f"{config['loss_lambda']:g}"),
         ("ReID losses on", _HEADS.get(str(config.get("reid_on")), "")),
-        ("ID loss", f"weight {config.get('id_weight')}, label smoothing {config.get('label_smoothing')}"),
-        ("triplet loss", f"weight {config.get('triplet_weight')}, batch-hard, {margin}"),
+        ("ID loss", id_loss if config.get("id_weight") is not None else ""),
+        ("triplet loss", triplet if config.get("triplet_weight") is not None else ""),
         ("distillation weight", f"{config['distillation_weight']:g}" if config.get("distillation_weight") else ""),
         ("ReID losses on captions", "yes" if config.get("reid_text") else ""),
     ]
