@@ -134,6 +134,10 @@ class DataArguments:
     skipped_file: str = field(default="skipped.txt", metadata={"help": "Where rows that were left out are listed."})
     strict: bool = field(default=False, metadata={"help": "Make a mismatch with the published counts an error."})
 
+    def __post_init__(self) -> None:
+        if not 0 < self.test_share < 1:
+            raise ValueError(f"test_share {self.test_share}: give a share above 0 and below 1")
+
     def options(self) -> dict[str, Any]:
         """What `load_reid_dataset` takes besides the name."""
         options = {name: value for name, value in asdict(self).items() if name != "dataset"}

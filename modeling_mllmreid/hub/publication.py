@@ -107,7 +107,7 @@ def check_publishable(folder: Path) -> None:
     pickles = [path.name for path in folder.rglob("*") if path.suffix in PICKLES and "checkpoint-" not in str(path)]
     if pickles:
         raise UserError(f"push {folder}: holds {pickles[0]}, a pickle, which can run code: remove it")
-    if config.num_identities:
+    if config.num_identities or config.identities_digest:
         raise UserError(f"push {folder}: has the ID classifier, templates of the training people: export it first")
     if config.adapter not in (None, ADAPTER):
         raise UserError(f"push {folder}: its adapter {config.adapter!r} is no sub-folder of an export: {again}")
