@@ -4,7 +4,6 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from ..data import load_reid_dataset
@@ -13,7 +12,7 @@ from ..text.captioning import write_captions
 from ..text.instructions import STANDARD_INSTRUCTION, STANDARD_POOL
 from ..text.licences import licence_of
 from .arguments import DataArguments, LicenceArguments, ModelArguments
-from .loading import to_device
+from .loading import load_writer, to_device
 from .options import parse
 
 
@@ -47,16 +46,10 @@ def main(argv: list[str]) -> None:
     try:
         config = AutoConfig.from_pretrained(name, **at)
         processor = AutoProcessor.from_pretrained(name, **at)
-        weights = {"dtype": model_args.torch_dtype, "use_safetensors": True, "output_loading_info": True, **at}
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(name, **weights)
-        mllm, info = loaded
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"model {name}: not loadable as an image-text-to-text model ({reason})") from error
-    if info["missing_keys"]:
-        # They would be random, and so would be what it writes.
-        lost = sorted(info["missing_keys"])
-        raise UserError(f"model {name}: {len(lost)} weights are missing, {lost[0]} first: get it again")
+    mllm = load_writer(AutoModelForImageTextToText, model_args)
     to_device(mllm)
     settings = asdict(args)
     written = write_captions(

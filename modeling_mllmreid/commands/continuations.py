@@ -4,12 +4,15 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from transformers import LlavaForConditionalGeneration
+
 from ..data import load_reid_dataset
 from ..errors import UserError
+from ..model import MllmReIDProcessor
 from ..text import instruction_texts, write_continuations
 from ..text.licences import licence_of
 from .arguments import DataArguments, LicenceArguments, ModelArguments
-from .loading import load_model, model_type, to_device
+from .loading import load_writer, model_type, to_device
 from .options import parse
 
 
@@ -45,14 +48,12 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"model {name}: fine-tuned for ReID: give the native LLaVA, the teacher must be the frozen base"
         )
-    # As every command loads it: whole, from safetensors, or not at all.
-    model, processor = load_model(model_args)
-    mllm = model.mllm
+    mllm = load_writer(LlavaForConditionalGeneration, model_args)
     to_device(mllm)
     settings = asdict(args)
     written = write_continuations(
         mllm,
-        processor,
+        MllmReIDProcessor.from_mllm_pretrained(name, revision=model_args.revision),
         {"train": dataset["train"]},
         settings.pop("output"),
         instruction=instruction_texts(settings.pop("instruction"))[0],
