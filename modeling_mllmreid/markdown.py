@@ -1,4 +1,4 @@
-"""Foreign text in Markdown: shown as it reads, on one line; never a link, an image, HTML, a table's edge or code."""
+"""Foreign text in Markdown: shown as it reads, in one line, never as a link, image, HTML, code, or a table's edge."""
 
 import json
 import re

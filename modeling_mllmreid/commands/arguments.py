@@ -126,8 +126,12 @@ class DataArguments:
     splits_file: str | None = field(
         default=None, metadata={"help": "Parts that were made for own data; by default splits.json in data_dir."}
     )
-    test_share: float = field(default=0.5, metadata={"help": "Share of the people that made test parts take."})
-    split_seed: int = field(default=0, metadata={"help": "Of the people drawn into made parts."})
+    test_share: float | None = field(
+        default=None, metadata={"help": "Share of the people that made test parts take; by default 0.5."}
+    )
+    split_seed: int | None = field(
+        default=None, metadata={"help": "Of the people drawn into made parts; by default 0."}
+    )
     on_error: Literal["stop", "skip"] = field(
         default="stop", metadata={"help": "Stop at the first row that cannot be used, or leave such rows out."}
     )
@@ -135,7 +139,7 @@ class DataArguments:
     strict: bool = field(default=False, metadata={"help": "Make a mismatch with the published counts an error."})
 
     def __post_init__(self) -> None:
-        if not 0 < self.test_share < 1:
+        if self.test_share is not None and not 0 < self.test_share < 1:
             raise ValueError(f"test_share {self.test_share}: give a share above 0 and below 1")
 
     def options(self) -> dict[str, Any]:
