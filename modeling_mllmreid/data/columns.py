@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, List, V
 
 from ..errors import UserError
 from .images import EmbeddedImage, ImageSource
+from .synthetic.marker import rendered_source
 
 FEATURES = Features(
     {
@@ -57,6 +58,7 @@ class Row(NamedTuple):
 def make_split(rows: Iterable[Row], *, root: str | os.PathLike[str], source: str) -> Dataset:
     """A split of the data contract. Images are referred to by absolute path, never copied; no continuations yet.
 
+    source: the set's name; rendered people keep theirs, whatever reader's layout they lie in.
     Raises UserError for a path that is not UTF-8, which a table cannot hold.
     """
     rows = list(rows)
@@ -72,7 +74,7 @@ def make_split(rows: Iterable[Row], *, root: str | os.PathLike[str], source: str
         "camera_id": [row.camera_id for row in rows],
         "caption": [row.captions for row in rows],
         "continuation": [()] * len(rows),
-        "source": [source] * len(rows),
+        "source": [rendered_source(root) or source] * len(rows),
         "file_name": [row.file_name for row in rows],
     }
     table = pa.Table.from_pydict(columns, schema=FEATURES.arrow_schema)

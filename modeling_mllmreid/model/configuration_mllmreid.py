@@ -58,6 +58,8 @@ class MllmReIDConfig(PreTrainedConfig):
         its test people were trained on too.
     overlap (`list[str]`, *optional*):
         In words, test people who were knowingly trained on (`allow_overlap`).
+    base_licence (`str`, *optional*):
+        Licence of the multimodal LLM that training began with, as its card or its user says; `None` is not recorded.
     backbone, backbone_revision (`str`, *optional*):
         Of a thin checkpoint: name and commit of the LLaVA (or full checkpoint) whose frozen weights it stands on.
     backbone_probe (`list[float]`, *optional*):
@@ -96,6 +98,7 @@ class MllmReIDConfig(PreTrainedConfig):
     identities_digest: str | None = None
     trained_on: list[str] | None = None
     overlap: list[str] | None = None
+    base_licence: str | None = None
     backbone: str | None = None
     backbone_revision: str | None = None
     backbone_probe: list[float] | None = None

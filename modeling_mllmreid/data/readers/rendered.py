@@ -16,8 +16,9 @@ from datasets import DatasetDict
 from ...errors import UserError
 from ...formats import WorldFile, read_json
 from ..problems import Problems
+from ..synthetic.marker import WORLD_FILE
 from ..synthetic.worlds import VERSION, WORLDS
-from ..synthetic.write import CAPTIONS_FILE, WORLD_FILE, write_world
+from ..synthetic.write import CAPTIONS_FILE, write_world
 from .market_layout import FOLDERS, MARKET1501
 from .named_files import NamedFiles, read_named_files
 

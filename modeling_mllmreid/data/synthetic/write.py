@@ -11,11 +11,12 @@ from ...errors import UserError
 from ...outputs import folder_aside
 from .attributes import make_person, random_stream
 from .captions import tokenize, write_captions
+from .marker import mark_rendered
 from .shots import plan_shot, render
-from .worlds import VERSION, WORLDS, World
+from .worlds import WORLDS, World
 
 FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
-CAPTIONS_FILE, WORLD_FILE = "reid_raw.json", "world.json"
+CAPTIONS_FILE = "reid_raw.json"
 STREET = WORLDS["street"]
 
 
@@ -48,7 +49,8 @@ def write_pedestrians(
     of every test identity and camera is the query, the others are the gallery. Every image has `captions_per_image`
     captions in `reid_raw.json` (CUHK-PEDES schema, `file_path` relative to `root`, `split` "train" or "test").
     The files are a pure function of the arguments; a person and its images do not depend on how many others there are.
-    world: its look, crowd, dress and distractors (person 0, in the gallery). named: the world's name, for `world.json`.
+    world: its look, crowd, dress and distractors (person 0, in the gallery). named: its name in
+    `world.json`, by which every reader knows the rendered people; None: no such mark.
     Written beside `root` and renamed at the end. Raises UserError for a `root` that is not empty, and for counts
     outside their range.
     """
@@ -72,7 +74,7 @@ def write_pedestrians(
             )
         (aside / CAPTIONS_FILE).write_text(json.dumps(records), encoding="utf-8")
         if named:
-            (aside / WORLD_FILE).write_text(json.dumps({"world": named, "version": VERSION}) + "\n", encoding="utf-8")
+            mark_rendered(aside, named)
     train, query, gallery = (sum(r["file_path"].startswith(f"{folder}/") for r in records) for folder in FOLDERS)
     return WrittenPedestrians(root, train, query, gallery, len(records) * captions_per_image)
 
