@@ -4,6 +4,7 @@ What a model does not name is kept as it is (`extra="allow"`), so that newer and
 """
 
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -28,17 +29,27 @@ def read_json(path: str | os.PathLike[str], kind: type[Kind], *, remedy: str = "
     Raises UserError naming the file, the field and what was expected there: where the file cannot be read, is larger
     than 1 GiB, is not UTF-8, not JSON, or does not fit.
     """
+    return parse_json(read_file(path, remedy=remedy), kind, where=os.fspath(path), remedy=remedy)
+
+
+def read_file(path: str | os.PathLike[str], *, remedy: str = "restore the file") -> bytes:
+    """The content of a file that may be anything. Raises UserError where it cannot be read, or is larger than 1 GiB.
+
+    Devices and pipes are refused: reading one may never end.
+    """
     try:
-        if os.path.getsize(path) > MAX_BYTES:
+        mode = os.stat(path)
+        if not (stat.S_ISREG(mode.st_mode) or stat.S_ISDIR(mode.st_mode)):
+            raise UserError(f"{os.fspath(path)}: is a device or a pipe, not a file: {remedy}")
+        if mode.st_size > MAX_BYTES:
             raise UserError(f"{os.fspath(path)}: larger than 1 GiB, which no file of this kind is: {remedy}")
-        content = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{os.fspath(path)}: cannot be read ({error.strerror}): {remedy}") from error
     except ValueError as error:  # a path with a NUL
         if isinstance(error, UserError):
             raise
         raise UserError(f"{os.fspath(path)!r}: is no path ({error})") from error
-    return parse_json(content, kind, where=os.fspath(path), remedy=remedy)
 
 
 def parse_json(content: bytes | str, kind: type[Kind], *, where: str, remedy: str = "restore the file") -> Kind:
