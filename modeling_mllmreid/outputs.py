@@ -202,8 +202,14 @@ def _exists(path: Path) -> bool:
 
 def _check_name(path: Path) -> None:
     """Raises UserError for what no file or folder can be called."""
-    if "\0" in str(path):
-        raise UserError(f"output {str(path)!r}: is no file name: {REMEDY}")
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise UserError(f"output {path}: cannot be written ({error.strerror}): {REMEDY}") from error
+    except ValueError as error:  # NUL, or letters that no encoding has
+        raise UserError(f"output {str(path)!r}: is no file name: {REMEDY}") from error
 
 
 def _check_kind(path: Path, inputs: Sequence[AnyPath]) -> None:
@@ -211,12 +217,7 @@ def _check_kind(path: Path, inputs: Sequence[AnyPath]) -> None:
     _check_name(path)
     if not path.name:
         raise UserError(f"output {str(path)!r}: is no file name: {REMEDY}")
-    try:
-        mode = path.lstat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        mode = None
-    except OSError as error:
-        raise UserError(f"output {path}: cannot be written ({error.strerror}): {REMEDY}") from error
+    mode = path.lstat().st_mode if _exists(path) else None
     if mode is not None:
         if stat.S_ISLNK(mode):
             raise UserError(f"output {path}: is a symbolic link: {REMEDY}")

@@ -123,8 +123,14 @@ def test_unwritable_places(tmp_path):
         with pytest.raises(UserError, match="cannot be written"):
             check(tmp_path / "dangling" / "x")
     for check in (check_output, check_output_folder, check_embeddings_output):
-        with pytest.raises(UserError, match="is no file name"):
-            check(tmp_path / "a\0b" / "x", inputs=[tmp_path])
+        for name, words in (
+            ("a\0b", "is no file name"),
+            ("\ud800", "is no file name"),
+            ("x" * 300, "cannot be written"),
+        ):
+            for path in (tmp_path / name, tmp_path / name / "below"):
+                with pytest.raises(UserError, match=words):
+                    check(path, inputs=[tmp_path])
 
 
 def test_a_new_folder_is_absent_or_empty_and_not_in_what_is_read(tmp_path):
