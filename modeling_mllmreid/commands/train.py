@@ -79,6 +79,7 @@ def main(argv: list[str]) -> None:
         return dry_run(model_args, method_args, adapter_args, batch_args, training_args)
     folders = [model_args.model, data_args.data_dir, *(data_args.data_dirs or {}).values()]
     check_start(training_args, inputs=[str(folder) for folder in folders if folder])
+    refuse_two_halves(model_args, training_args)
     data_args.refuse_inside(str(training_args.output_dir))
     refuse_lost_processes(training_args.distributed_state, os.environ)
     notes: list[str] = []
@@ -135,6 +136,13 @@ def check_start(args: ReIDTrainingArguments, *, inputs: Sequence[str] = ()) -> N
     if args.push_to_hub and args.hub_model_id is not None:
         with said_of("hub_model_id"):
             validate_repo_id(args.hub_model_id)
+
+
+def refuse_two_halves(model_args: ModelArguments, args: ReIDTrainingArguments) -> None:
+    """Raises UserError for weights in one 16-bit format and training in the other, which autocast cannot mix."""
+    for name, dtype, other in (("bf16", torch.float16, "bfloat16"), ("fp16", torch.bfloat16, "float16")):
+        if getattr(args, name) and model_args.torch_dtype == dtype:
+            raise UserError(f"{name}: the weights are in {model_args.dtype}: set dtype to {other} or float32")
 
 
 def check_output_dir(folder: Path, inputs: Sequence[str]) -> None:

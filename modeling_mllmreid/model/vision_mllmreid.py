@@ -12,7 +12,7 @@ from .crops import OF_TEXTS, CropProcessor, checked_pixels, crop_pixels, in_form
 from .fields import check_crop_size, check_types, nested_config
 from .heads import ReIDHead, mean_pool
 from .pipeline_mllmreid import person_reid_entry, without_known_entry
-from .weights import HUB, load_whole, read_config
+from .weights import HUB, load_whole, owner_only, read_config
 
 
 class MllmReIDVisionConfig(PreTrainedConfig):
@@ -150,6 +150,7 @@ class MllmReIDVisionModel(PreTrainedModel):
         """`encode_images`."""
         return self.encode_images(pixel_values)
 
+    @owner_only()
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; config.json names the pipeline, too."""
         self.config.custom_pipelines = person_reid_entry()

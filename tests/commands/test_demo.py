@@ -1,6 +1,7 @@
 """The demo at a size of seconds: every step of the road, what it writes and what it refuses."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -38,6 +39,12 @@ SMALL = {
 
 def flags(folder) -> list[str]:
     return [f"--{name}={value}" for name, value in {**SMALL, "output_dir": folder}.items()]
+
+
+def test_an_output_that_is_no_folder_is_said_first(tmp_path):
+    for output in (os.devnull, tmp_path / "below" / ".." / "x\0y"):
+        with pytest.raises(UserError, match="^output "):
+            main(flags(output))
 
 
 def test_the_demo_walks_the_whole_road(tmp_path, capsys):
