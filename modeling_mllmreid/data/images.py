@@ -1,26 +1,30 @@
-"""Opening person images safely: every broken file, and every path that leaves the data folder, has its own message."""
+"""Person images on disk: which files are images, and opening them safely, each fault with its own message."""
 
 import io
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from datasets import Dataset
-from PIL import (
-    Image,
-    ImageOps,
-    TiffImagePlugin,  # noqa: F401  (registers its format, which Pillow does lazily, and not for a list of formats)
-    WebPImagePlugin,  # noqa: F401
-)
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ..errors import UserError
+from ..model import images as safe_images
+from ..model.images import MAX_PIXELS, SUFFIXES
 
-# Decoders that only read pixels: Pillow would hand some other formats to outside programs.
-FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")
-MAX_PIXELS = 50_000_000
+logger = logging.getLogger(__name__)
+
+# Folders and files that systems leave next to images, besides those that begin with a dot.
+LITTER = frozenset(
+    {"@eadir", "@recycle", "#recycle", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
+    | {"thumbs.db", "desktop.ini", "ehthumbs.db"}
+)
+NAMED_FILES = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,27 +47,91 @@ ImageSource = str | os.PathLike[str] | EmbeddedImage
 
 
 def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The decoded image, RGB, upright by its EXIF orientation.
+    """The decoded image, RGB, upright by its EXIF orientation; the rules are those of `model.images.open_image`.
 
-    Raises UserError naming the source where it is missing, truncated, no image, or has more than `max_pixels` pixels.
+    Raises UserError naming the source where it is missing, truncated, no image, has more than `max_pixels` pixels, or
+    pixels of more than 8 bits whose range is unknown.
     """
     name = source.name if isinstance(source, EmbeddedImage) else os.fspath(source)
     try:
         file = io.BytesIO(source.read()) if isinstance(source, EmbeddedImage) else source
-        with Image.open(file, formats=FORMATS) as image:
-            # Pillow's own limit only warns, and warnings cannot be made errors in one thread alone.
-            if image.width * image.height > max_pixels:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {max_pixels}")
-            return ImageOps.exif_transpose(image).convert("RGB")
+        return safe_images.open_image(file, max_pixels=max_pixels)
     except FileNotFoundError as error:
-        raise UserError(f"{name}: no such image: restore the file or mend the path") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{name}: too large an image ({error}): scale it down or remove it") from error
-    except Image.UnidentifiedImageError as error:
-        raise UserError(f"{name}: not an image of a known format: replace or remove it") from error
-    except Exception as error:  # broken bytes raise whatever the decoder met: OSError, SyntaxError, struct.error, ...
-        reason = " ".join(str(error).split())
-        raise UserError(f"{name}: broken image ({reason}): replace or remove it") from error
+        raise UserError(f"{name}: no such image: restore the file or correct the path") from error
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+class ImageList(NamedTuple):
+    """What a folder holds. names: its images, sorted, with forward slashes. left_out: its other files that a user may
+    take for images, sorted. hidden: how many files and folders of the system were passed over."""
+
+    names: list[str]
+    left_out: list[str]
+    hidden: int
+
+    def warn(self, folder: str | os.PathLike[str]) -> None:
+        """Says how many files are no images that can be read, and names the first ones; nothing where there is none."""
+        if self.left_out:
+            more = ", ..." if len(self.left_out) > NAMED_FILES else ""
+            shown = ", ".join(self.left_out[:NAMED_FILES])
+            logger.warning("%s: %d files are left out, no images: %s%s", folder, len(self.left_out), shown, more)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name belongs to a system: it is never a person and never an image."""
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file name has an image's suffix, in any case, and is not hidden."""
+    return name.lower().endswith(SUFFIXES) and not is_hidden(name)
+
+
+def list_images(folder: str | os.PathLike[str]) -> ImageList:
+    """The images directly in a folder. Raises UserError where it cannot be listed."""
+    return _listed((entry.name, entry.is_dir()) for entry in _entries(folder))
+
+
+def list_image_tree(folder: str | os.PathLike[str]) -> ImageList:
+    """The images under a folder and its sub-folders, by their paths relative to it.
+
+    Folders behind symbolic links are not entered, as they may lead out or around. Raises UserError where a folder
+    cannot be listed.
+    """
+    root = Path(folder)
+
+    def walk(below: str) -> Iterator[tuple[str, bool]]:
+        for entry in _entries(root / below):
+            name = f"{below}/{entry.name}" if below else entry.name
+            if entry.is_dir(follow_symlinks=False) and not is_hidden(entry.name):
+                yield from walk(name)
+            else:
+                yield name, entry.is_dir()
+
+    return _listed(walk(""))
+
+
+def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise UserError(f"{os.fspath(folder)}: cannot be listed ({error.strerror}): give a readable folder") from error
+
+
+def _listed(found: Iterator[tuple[str, bool]]) -> ImageList:
+    """Sorts (name, is a folder) into images, files that are none, and what is hidden; folders are no files."""
+    names: list[str] = []
+    left_out: list[str] = []
+    hidden = 0
+    for name, is_folder in found:
+        last = name.rpartition("/")[2]
+        if is_hidden(last):
+            hidden += 1
+        elif not is_folder:
+            (names if is_image_name(last) else left_out).append(name)
+    return ImageList(sorted(names), sorted(left_out), hidden)
 
 
 def broken_images(sources: Sequence[ImageSource], *, threads: int = 8, max_pixels: int = MAX_PIXELS) -> dict[int, str]:

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..data import image_sources, open_image
 from ..errors import UserError
-from ..retrieval.index import written_aside
+from ..outputs import written_aside
 from ..retrieval.sheet import CROP, FAINT, FRAME, HEADER, HIT, INK, MARGIN, MISS, PAPER
 from .agreement import Agreement
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..retrieval.index import written_aside
+from ..outputs import written_aside
 from .curves import cmc_curve, precision_recall_curve
 from .metrics import RetrievalMetrics
 

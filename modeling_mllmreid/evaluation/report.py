@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..retrieval.index import written_aside
+from ..outputs import written_aside
 from .metrics import RetrievalMetrics
 from .statistics import Interval
 

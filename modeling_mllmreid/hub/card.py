@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers import PreTrainedConfig
 
 from ..evaluation.weights import weights_digest
-from ..retrieval.index import written_aside
+from ..outputs import written_aside
 from ..text.licences import LLAMA2
 from .licences import LLAMA2_NOTICE, base_licence, data_licence
 from .loss_curves import loss_points, loss_table

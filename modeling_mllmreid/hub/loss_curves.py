@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluation.plots import COLORS, STYLES, figure_class
-from ..retrieval.index import written_aside
+from ..outputs import written_aside
 
 # What the Trainer logs beside the loss and its parts.
 _OTHERS = {"epoch", "grad_norm", "learning_rate", "loss", "num_input_tokens_seen", "step"}

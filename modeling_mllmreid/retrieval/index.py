@@ -3,8 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..errors import UserError
+from ..outputs import written_aside
 
 FEATURES_FILE, FACTS_FILE = "embeddings.safetensors", "embeddings.json"
 
@@ -25,19 +25,6 @@ class Embeddings:
     features: np.ndarray
     file_names: list[str]
     metadata: dict[str, Any]
-
-
-@contextmanager
-def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a file name beside `path` to write to, renamed to `path` after the block; on an error it is removed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def save_embeddings(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..errors import UserError
-from .index import written_aside
+from ..outputs import written_aside
 from .ranking import Ranking
 from .same_person import Ids
 

@@ -12,13 +12,13 @@ from ..data import check_images, image_sources, query_gallery_parts, split_valid
 from ..errors import UserError
 from ..evaluation.protocol import embed_parts, same_person
 from ..evaluation.threshold import Threshold, choose_threshold, save_thresholds
+from ..locks import only_writer
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..processes import on_main
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batch_size import settle_batch_size
 from .batches import TrainCollator, TrainDataset
 from .freezing import freeze_unused_parameters
-from .lock import only_writer
 from .resume import checkpoint_to_resume, run_facts
 from .sharding import sharding_of
 from .trainer import ReIDTrainer, RetrievalParts
@@ -93,7 +93,8 @@ def train_reid(
         processing_class=processor,
     )
     facts = trainer.run_facts = run_facts(args, batch_args, model, samples, sharding=sharding_of(trainer))
-    with only_writer(Path(str(args.output_dir))) if args.process_index == 0 else nullcontext():
+    alone = args.process_index == 0
+    with only_writer(Path(str(args.output_dir)), what="training") if alone else nullcontext():
         checkpoint = on_main(checkpoint_to_resume, args, facts)
         if checkpoint is not None and args.process_index == 0:
             print(f"goes on from {checkpoint}")

@@ -9,8 +9,9 @@ import pytest
 import torch
 from datasets import DatasetDict
 
+from modeling_mllmreid import locks
 from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.training import checkpoints, lock, trainer
+from modeling_mllmreid.training import checkpoints, trainer
 from modeling_mllmreid.training.guards import Preempted, StepGuard
 from modeling_mllmreid.training.publishing import PublishingTrainer
 from modeling_mllmreid.training.resume import last_checkpoint
@@ -187,7 +188,10 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(train, tmp_path
 
 
 def test_two_trainings_in_one_folder_are_refused(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "PATIENCE", 0.3)
-    with lock.only_writer(tmp_path / "run"), pytest.raises(UserError, match="another training writes there"):
+    monkeypatch.setattr(locks, "PATIENCE", 0.3)
+    with (
+        locks.only_writer(tmp_path / "run", what="training"),
+        pytest.raises(UserError, match="another training writes there"),
+    ):
         train(max_steps=1)
     assert train(max_steps=1).trainer.state.global_step == 1

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...evaluation.plots import COLORS, STYLES, figure_class
 from ...evaluation.statistics import Interval
-from ...retrieval.index import written_aside
+from ...outputs import written_aside
 from .comparison import Tested
 
 MARKS = ("o", "s", "D")

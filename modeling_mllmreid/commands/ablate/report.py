@@ -14,7 +14,7 @@ from ...evaluation.continuations import ContinuationAnalysis, analyse_continuati
 from ...evaluation.protocol import histogram_row, same_person
 from ...evaluation.report import write_json
 from ...evaluation.statistics import Interval
-from ...retrieval.index import written_aside
+from ...outputs import written_aside
 from ...training.record import hardware, versions
 from . import tables
 from .arguments import FEATURES

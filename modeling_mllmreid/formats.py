@@ -1,0 +1,329 @@
+"""Every JSON file that may come from outside, as one pydantic model each, and the one way to read them.
+
+What a model does not name is kept as it is (`extra="allow"`), so that newer and older files can be read.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from .errors import UserError
+
+MAX_BYTES = 2**30
+INT64 = 2**63 - 1
+
+Kind = TypeVar("Kind")
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: str | os.PathLike[str], kind: type[Kind], *, remedy: str = "restore the file") -> Kind:
+    """The content of a JSON file as a `kind` of this module (or a list or dictionary of them).
+
+    Raises UserError naming the file, the field and what was expected there: where the file cannot be read, is larger
+    than 1 GiB, is not UTF-8, not JSON, or does not fit.
+    """
+    try:
+        if os.path.getsize(path) > MAX_BYTES:
+            raise UserError(f"{os.fspath(path)}: larger than 1 GiB, which no file of this kind is: {remedy}")
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{os.fspath(path)}: cannot be read ({error.strerror}): {remedy}") from error
+    except ValueError as error:  # a path with a NUL
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{os.fspath(path)!r}: is no path ({error})") from error
+    return parse_json(content, kind, where=os.fspath(path), remedy=remedy)
+
+
+def parse_json(content: bytes | str, kind: type[Kind], *, where: str, remedy: str = "restore the file") -> Kind:
+    """JSON text as a `kind`. where: what the messages begin with. Raises UserError as `read_json` does."""
+    if isinstance(content, bytes):
+        try:
+            content = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+    try:
+        return TypeAdapter(kind).validate_json(content)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_fault(error)}: {remedy}") from None
+
+
+def check_content(value: Any, kind: type[Kind], *, where: str, remedy: str = "restore the file") -> Kind:
+    """A value that was parsed already (of a YAML file, say) as a `kind`. Raises UserError as `read_json` does."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_fault(error)}: {remedy}") from None
+
+
+def is_known_json(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has the name of a report that this program writes, and fits it."""
+    kind = BY_NAME.get(Path(path).name)
+    try:
+        return kind is not None and read_json(path, kind) is not None
+    except UserError:
+        return False
+
+
+def _first_fault(error: ValidationError) -> str:
+    faults = error.errors(include_url=False)
+    more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+    return _in_words(faults[0]) + more
+
+
+def _in_words(fault: ErrorDetails) -> str:
+    """One fault: the field, what is wrong with it, and what was found."""
+    if fault["type"] == "json_invalid":
+        reason = fault.get("ctx", {}).get("error", fault["msg"])
+        return f"not JSON ({reason})"
+    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in fault["loc"])
+    named = f"field {_bounded(place.lstrip('.'))}" if place else "the whole content"
+    wrong = fault["msg"][:1].lower() + fault["msg"][1:]
+    found = "" if fault["type"] == "missing" else f", not {_bounded(repr(fault['input']))}"
+    return f"{named}: {_bounded(wrong, 160)}{found}"
+
+
+def _bounded(text: str, most: int = 60) -> str:
+    """The text in one line, cut with dots."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+# ---- kinds ---------------------------------------------------------------------------------------------------------
+
+
+class Format(BaseModel):
+    """What all kinds share: exact types, no NaN or infinity, unknown fields kept."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1, le=100_000)]
+Text = Annotated[str, Field(min_length=1)]
+Id = Annotated[int, Field(ge=0, le=INT64)]
+
+
+class EmbeddingsFile(Format):
+    """embeddings.json: the images' names, and what made the embeddings."""
+
+    metadata: dict[str, Any]
+    file_names: list[Text]
+
+
+class EmbedMetadata(Format):
+    """What the embed command writes into embeddings.json, and search reads."""
+
+    model: Text
+    revision: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16", "fp16", "bf16"]
+    fields: dict[str, Any]
+    images: Text
+    test_feature: Literal["llm", "vision", "concat"]
+    height: Size
+    width: Size
+    flip_test: bool
+    probe: Annotated[list[float], Field(min_length=1)]
+
+
+class IntervalValues(Format):
+    """A metric's interval."""
+
+    low: float
+    high: float
+    confidence: Share
+
+
+class MetricsFile(Format):
+    """metrics.json as the evaluate command writes it for one data set."""
+
+    model: str
+    dataset: str
+    weights: str = ""
+    test_feature: Text
+    trained_on: list[str]
+    tested_on: list[str]
+    overlap: list[str] = []
+    query_images: Count
+    gallery_images: Count
+    height: Size
+    width: Size
+    dtype: str
+    exclude: list[str] = []
+    pool_tracks: bool = False
+    flip_test: bool = False
+    metrics: dict[str, dict[str, float | None]]
+    intervals: dict[str, dict[str, IntervalValues]] = {}
+
+
+class SplitMetricsFile(Format):
+    """metrics.json over random splits."""
+
+    metrics_over_splits: dict[str, Any]
+    metrics_of_splits: list[Any]
+
+
+class MatrixFile(Format):
+    """matrix.json of `evaluate --matrix`."""
+
+    trained_on: list[str]
+    tested_on: list[str]
+
+
+class InspectionFile(Format):
+    """data.json of the data command."""
+
+    dataset: str
+    published_counts: str
+    parts: dict[str, dict[str, Any]]
+
+
+class ThresholdValues(Format):
+    """A distance chosen on val, as `evaluation.threshold.Threshold`."""
+
+    distance: Annotated[float, Field(ge=0)]
+    low: Annotated[float, Field(ge=0)]
+    high: Annotated[float, Field(ge=0)]
+    fpir: Share
+    tpir: Share
+    searches: Count
+    people: Count
+    gallery: Count
+    metric: Literal["cosine", "euclidean"] = "cosine"
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "ThresholdValues":
+        if not self.low <= self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
+        return self
+
+
+ThresholdsFile = dict[str, ThresholdValues]
+
+
+class PartCounts(Format):
+    """Images and people of one split."""
+
+    images: Count
+    persons: Count
+
+
+class RunFile(Format):
+    """run.json: what a training was, and on what it ran."""
+
+    weights: str | None = None
+    measured_on: str | None = None
+    base_model: str | None = None
+    data: dict[str, PartCounts] | None = None
+    sources: list[str] | None = None
+    texts: list[dict[str, Any]] | None = None
+    adapters: dict[str, Any] | None = None
+    batches: dict[str, Any] | None = None
+    hardware: str | None = None
+    environment: dict[str, str] | None = None
+    seconds: Annotated[float, Field(ge=0)] | None = None
+
+
+class RunFactsFile(Format):
+    """run_facts.json of a checkpoint: what two trainings must share for one to go on from the other's."""
+
+    settings: dict[str, Any]
+    start: Any
+    trained: str
+    data: str
+
+
+class TrainerStateFile(Format):
+    """trainer_state.json, as far as we read it."""
+
+    log_history: list[dict[str, Any]] = []
+    global_step: Count = 0
+
+
+class TrainingArgsFile(Format):
+    """training_args.json: every field as the Trainer wrote it."""
+
+
+class LogWindowFile(Format):
+    """log_window_N.json of a checkpoint: what was summed up since the last log."""
+
+    loss: float
+    step: Count
+    parts: dict[str, Any]
+
+
+class SplitsFile(Format):
+    """splits.json of own data: the file names of each split, and how they were drawn."""
+
+    train: list[Text]
+    query: list[Text]
+    gallery: list[Text]
+    val: list[Text] = []
+
+
+class TorchreidImageSplit(Format):
+    """One entry of torchreid's splits.json: the images of each split, each alone or first in a list."""
+
+    train: list[str | list[Any]]
+    query: list[str | list[Any]]
+    gallery: list[str | list[Any]]
+
+
+class TorchreidPersonSplit(Format):
+    """One entry of torchreid's splits_single_shot.json: the persons of each split."""
+
+    train: list[Id]
+    test: list[Id]
+
+
+class CaptionEntryFields(Format):
+    """One entry of a captions file of the CUHK-PEDES schema, besides its image's path."""
+
+    split: Literal["train", "val", "test"]
+    captions: list[str]
+    id: Id
+
+
+class CaptionRecordLine(Format):
+    """One line of a captions sidecar: a caption that a model wrote for an image."""
+
+    source: str
+    split: str
+    file_name: Text
+    caption_index: Count
+    caption: str
+    provenance: dict[str, Any]
+
+
+class TextRecordLine(CaptionRecordLine):
+    """One line of a texts sidecar: a caption and its continuation."""
+
+    continuation: str
+
+
+class WorldFile(Format):
+    """world.json of a rendered world."""
+
+    world: Text
+    version: int
+
+
+# The reports by the names under which this program writes them.
+BY_NAME: Mapping[str, Any] = {
+    "metrics.json": MetricsFile | SplitMetricsFile,
+    "matrix.json": MatrixFile,
+    "data.json": InspectionFile,
+    "threshold.json": ThresholdsFile,
+    "run.json": RunFile,
+    "run_facts.json": RunFactsFile,
+    "embeddings.json": EmbeddingsFile,
+    "splits.json": SplitsFile,
+    "world.json": WorldFile,
+}
