@@ -6,10 +6,12 @@ import importlib
 import io
 import logging
 import os
+import select
 import sys
 import tempfile
 import threading
 import traceback
+from typing import TextIO
 
 COMMANDS = {
     "demo": ("modeling_mllmreid.commands.demo", "the whole road on rendered pedestrians, without network or GPU"),
@@ -127,17 +129,16 @@ def warn_of_thread(args: threading.ExceptHookArgs) -> None:
         print(text[:300].encode("unicode_escape").decode(), file=sys.stderr)
 
 
-def is_closed_pipe(stream: io.TextIOBase | None) -> bool:
-    """Whether what the stream still holds cannot be written because its reader is gone."""
-    try:
-        if stream is not None:
-            stream.flush()
-    except BrokenPipeError:
-        return True
-    return False
+def is_closed_pipe(stream: TextIO | None) -> bool:
+    """Whether nobody reads what the stream is written to."""
+    if stream not in (sys.__stdout__, sys.__stderr__) or stream is None:
+        return False
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def drop(stream: io.TextIOBase | None) -> None:
+def drop(stream: TextIO | None) -> None:
     """Sends what a stream still holds nowhere, so that the interpreter's end does not fail on it."""
     if isinstance(stream, io.TextIOWrapper) and stream in (sys.__stdout__, sys.__stderr__):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -27,8 +27,9 @@ class Range(NamedTuple):
 
 # A count that allocates or loops: larger ones are slips of the keyboard.
 Count = Annotated[int, Range(at_least=1, at_most=10_000_000)]
-CountOrNone = Annotated[int, Range(at_least=0, at_most=10_000_000)]
+CountOrZero = Annotated[int, Range(at_least=0, at_most=10_000_000)]
 Pixels = Annotated[int, Range(at_least=1, at_most=4096)]
+Threads = Annotated[int, Range(at_least=1, at_most=1024)]
 Processes = Annotated[int, Range(at_least=0, at_most=1024)]
 Share = Annotated[float, Range(at_least=0, at_most=1)]
 Positive = Annotated[float, Range(above=0)]

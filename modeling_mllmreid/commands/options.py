@@ -220,7 +220,7 @@ def _json_object(text: str, kind: Any) -> dict[str, Any]:
     return value
 
 
-_NAMES = {str: "text", dict: "a mapping", list: "a list"}
+_NAMES: dict[Any, str] = {str: "text", dict: "a mapping", list: "a list"}
 
 
 def _is_text(text: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from ..data.images import open_image
 from ..errors import UserError
 from ..evaluation.threshold import load_thresholds
+from ..ranges import Count
 from ..retrieval import load_embeddings, rank_gallery, ranked_sheet
 from .arguments import ModelArguments
 from .embed import embed_feature, probe
@@ -27,7 +28,7 @@ class SearchArguments:
     query: str = field(metadata={"help": "Image of the person to look for."})
     embeddings: str = field(metadata={"help": "Folder written by the embed command."})
     output: str = field(default="sheet.png", metadata={"help": "PNG file for the query and what was found."})
-    top_k: int = field(default=10, metadata={"help": "How many images to show."})
+    top_k: Count = field(default=10, metadata={"help": "How many images to show."})
     model: str | None = field(
         default=None, metadata={"help": "Where the model lies now; by default where it lay when it embedded."}
     )
