@@ -230,6 +230,12 @@ class RunFile(Format):
     environment: dict[str, str] | None = None
     seconds: Annotated[float, Field(ge=0)] | None = None
 
+    @model_validator(mode="after")
+    def _of_weights(self) -> "RunFile":
+        if self.weights is None and self.measured_on is None:
+            raise ValueError("it does not say of which weights it speaks")
+        return self
+
 
 class RunFactsFile(Format):
     """run_facts.json of a checkpoint: what two trainings must share for one to go on from the other's."""

@@ -95,7 +95,7 @@ def written_aside(path: AnyPath, *, inputs: Sequence[AnyPath] = ()) -> Iterator[
     """
     path = Path(path)
     _check_kind(path, inputs)
-    with _new_parents(path), refused_by_disk(path):
+    with new_parents(path), refused_by_disk(path):
         number, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
         os.close(number)
         aside = Path(name)
@@ -118,7 +118,7 @@ def folder_aside(folder: AnyPath, *, inputs: Sequence[AnyPath] = ()) -> Iterator
     """
     folder = Path(folder)
     check_output_folder(folder, inputs=inputs)
-    with _new_parents(folder), refused_by_disk(folder), owner_only():
+    with new_parents(folder), refused_by_disk(folder), owner_only():
         aside, lock = _locked_folder(folder)
         try:
             yield aside
@@ -141,6 +141,26 @@ def owner_only() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+@contextmanager
+def new_parents(path: Path) -> Iterator[None]:
+    """The folders that `path` lies in, made where they are missing, and removed again where the block fails."""
+    missing = [parent for parent in path.absolute().parents if not parent.exists()]
+    made: list[Path] = []
+    try:
+        with refused_by_disk(path):
+            for parent in reversed(missing):
+                parent.mkdir(mode=0o700, exist_ok=True)
+                made.append(parent)
+        yield
+    except BaseException:
+        for parent in reversed(made):
+            try:
+                parent.rmdir()
+            except OSError:  # another process has written into it
+                break
+        raise
 
 
 @contextmanager
@@ -202,26 +222,6 @@ def _check_writable(path: Path, needs_bytes: int) -> None:
             f"output {path}: takes {needs_bytes / 2**20:,.0f} MiB, the disk has {free / 2**20:,.0f}: free space or "
             f"{REMEDY}"
         )
-
-
-@contextmanager
-def _new_parents(path: Path) -> Iterator[None]:
-    """The folders that `path` lies in, made where they are missing, and removed again where the block fails."""
-    missing = [parent for parent in path.absolute().parents if not parent.exists()]
-    made: list[Path] = []
-    try:
-        with refused_by_disk(path):
-            for parent in reversed(missing):
-                parent.mkdir(mode=0o700, exist_ok=True)
-                made.append(parent)
-        yield
-    except BaseException:
-        for parent in reversed(made):
-            try:
-                parent.rmdir()
-            except OSError:  # another process has written into it
-                break
-        raise
 
 
 def _locked_folder(folder: Path) -> tuple[Path, int]:

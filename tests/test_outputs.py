@@ -1,4 +1,4 @@
-"""Writing: nothing that is not ours is replaced, writers of one output never mix, and nothing is left after a refusal."""
+"""Writing: what is not ours is never replaced, writers of one output never mix, a refusal leaves nothing."""
 
 import os
 import stat
@@ -104,7 +104,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
         check_output(tmp_path / "x", needs_bytes=2**40)
     # What was read meanwhile is no fault of the output.
     with pytest.raises(FileNotFoundError), written_aside(tmp_path / "x"):
-        open("/nowhere/input")
+        Path("/nowhere/input").read_bytes()
 
 
 def test_unwritable_places(tmp_path):

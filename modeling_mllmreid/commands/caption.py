@@ -63,6 +63,7 @@ def main(argv: list[str]) -> None:
         model_name=name,
         revision=getattr(config, "_commit_hash", None) or model_args.revision,
         licence=settings.pop("licence") or licence_of(config),
+        inputs=[path for path in (data_args.captions_file, data_args.splits_file) if path],
         **settings,
     )
     print(f"{written:,} captions written: {args.output}; read them with --captions_file")

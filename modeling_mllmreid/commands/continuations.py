@@ -66,6 +66,7 @@ def main(argv: list[str]) -> None:
         licence=settings.pop("licence") or licence_of(mllm.config),
         # The commit, so that the texts can be written again after a branch moved.
         revision=getattr(mllm.config, "_commit_hash", None) or model_args.revision,
+        inputs=[path for path in (data_args.captions_file, data_args.splits_file) if path],
         **settings,
     )
     print(f"{written:,} continuations written: {args.output}")

@@ -13,6 +13,7 @@ from ..data.counts import CountMismatch
 from ..data.inspection import describe, examine_images, shared_persons
 from ..data.readers import READERS
 from ..evaluation.report import align, write_json
+from ..outputs import check_output
 from .arguments import DataArguments
 from .options import parse
 
@@ -32,6 +33,9 @@ class InspectionArguments:
 def main(argv: list[str]) -> None:
     """Prints one screen on a data set; writes data.json and, where the images are read, a contact sheet."""
     data_args, args = parse((DataArguments, InspectionArguments), argv, "data")
+    folder = Path(args.output_dir)
+    for name in ("data.json", *(["sheet.png"] if args.images else [])):
+        check_output(folder / name)
     dataset, verdict = load_with_verdict(data_args)
     facts = {split: describe(part) for split, part in dataset.items()}
     report: dict[str, Any] = {
@@ -44,7 +48,6 @@ def main(argv: list[str]) -> None:
     for pair, count in report["shared_person_numbers"].items():
         if count:
             print(f"{pair} share {count:,} person numbers (no leak where a set numbers its parts anew, as MSMT17 does)")
-    folder = Path(args.output_dir)
     if args.images:
         broken, copies = examine_images(dataset)
         report |= {"broken_images": broken, "copies_across_parts": copies}

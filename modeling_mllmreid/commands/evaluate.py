@@ -31,6 +31,7 @@ from ..evaluation.text_queries import TEXT_FEATURE, caption_queries, embed_capti
 from ..evaluation.verification import VerificationMetrics, verification_from_blocks
 from ..evaluation.weights import weights_digest
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDProcessor
+from ..outputs import check_output
 from ..processes import on_main
 from ..ranges import Count
 from ..retrieval import Ranking, distance_blocks, expand_queries, rank_gallery, rerank_blocks
@@ -122,6 +123,7 @@ def main(argv: list[str]) -> None:
     model_args, method_args, data_args, embedding_args, args, _ = parse(groups, argv, "evaluate")
     if args.plots:
         figure_class()
+    on_main(check_outputs, args, inputs=[*filter(None, (model_args.model, data_args.data_dir))])
     if args.splits > 1:
         return evaluate_splits(model_args, method_args, data_args, embedding_args, args)
     dataset = load_reid_dataset(data_args.dataset, **data_args.options())
@@ -136,6 +138,16 @@ def main(argv: list[str]) -> None:
         for name in model_args.compare
     }
     evaluate_and_report(model, processor, dataset, args, facts, others=others, **options)
+
+
+def check_outputs(args: EvaluateArguments, *, inputs: Sequence[str] = ()) -> None:
+    """Raises UserError, before the work, where a result would replace what is not ours. inputs: what is read."""
+    names = ["metrics.json"]
+    if args.splits == 1:
+        names += ["sheet.png", *(["curves.png", "worst.png"] if args.plots else [])]
+        names += ["roc.png"] if args.plots and args.verification else []
+    for name in names:
+        check_output(Path(args.output_dir) / name, inputs=inputs)
 
 
 def evaluate_splits(
@@ -187,8 +199,9 @@ def _mean_and_deviation(values: list[float]) -> tuple[float, float]:
 
 def print_matrix(args: EvaluateArguments, matrix_args: MatrixArguments) -> None:
     """Prints the matrix of the given reports and writes it as JSON."""
-    matrix = data_set_matrix(matrix_args.matrix)
     path = Path(args.output_dir) / "matrix.json"
+    check_output(path, inputs=matrix_args.matrix)
+    matrix = data_set_matrix(matrix_args.matrix)
     write_json(path, matrix.to_dict())
     print(f"{matrix.format()}\nmatrix: {path}")
 

@@ -7,6 +7,7 @@ import numpy as np
 from datasets import DatasetDict
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ..outputs import png_info, written_aside
 from .columns import UNKNOWN_CAMERA, image_sources
 from .images import open_image
 
@@ -49,7 +50,8 @@ def contact_sheet(
             text = "" if camera == UNKNOWN_CAMERA else f"cam {camera}"
             draw.text((left, top + CROP[1] + 2), text, fill=FAINT, font=ImageFont.load_default(11))
         top += CROP[1] + CAPTION + GAP
-    sheet.save(path_png, format="PNG", optimize=True)
+    with written_aside(path_png) as aside:
+        sheet.save(aside, format="PNG", optimize=True, pnginfo=png_info())
 
 
 def _histogram(draw: ImageDraw.ImageDraw, split: str, person_ids: list[int], *, left: int, width: int) -> None:

@@ -11,7 +11,11 @@ from typing import Any, NamedTuple, TypeVar
 from datasets import Dataset
 
 from ..errors import UserError
+from ..formats import CaptionRecordLine, TextRecordLine, parse_json
 from .columns import FEATURES
+
+# How every line begins, and more bytes than any has.
+BEGINNING, MAX_LINE = b'{"source": ', 2**20
 
 
 class TextKey(NamedTuple):
@@ -58,18 +62,39 @@ class CaptionRecord(CaptionOfImage):
 Record = TypeVar("Record", TextRecord, CaptionRecord)
 
 
+def is_sidecar(path: Path, kind: type[Record]) -> bool:
+    """Whether an existing file holds records of this kind and nothing else, a torn last line included."""
+    content = path.read_bytes()
+    try:
+        _parsed(content, kind, where=str(path))
+    except UserError:
+        return False
+    return _torn(content) is not None
+
+
 def append_records(path: str | os.PathLike[str], records: Iterable[TextRecord | CaptionRecord]) -> None:
-    """Appends whole lines and waits until they are on disk; what a killed run left of a last line is cut off first."""
+    """Appends whole lines and waits until they are on disk; what a killed run left of a last line is cut off first.
+
+    A new file is its owner's alone. Raises UserError, and changes nothing, where the file ends in anything else.
+    """
     lines = "".join(json.dumps(asdict(record)) + "\n" for record in records).encode()
-    with open(path, "ab+") as file:
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        # A record is shorter than this by far, and a sidecar may be long.
+        file.seek(max(end - MAX_LINE, 0))
+        torn = _torn(file.read())
+        if torn is None:
+            raise UserError(f"{path}: ends in a line that is no record: give another file, or remove the line")
+        file.truncate(end - torn)
         file.write(lines)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _torn(content: bytes) -> int | None:
+    """The length of a last line that a kill cut off, 0 for whole lines; None where it is no beginning of a record."""
+    last = content.rpartition(b"\n")[2]
+    return len(last) if last.startswith(BEGINNING[: len(last)]) else None
 
 
 def read_records(
@@ -82,24 +107,27 @@ def read_records(
     Raises UserError naming the file, and the line (from 1) that is no record or gives a caption another continuation.
     """
     try:
-        lines = Path(path).read_bytes().split(b"\n")[:-1]
+        content = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): give the texts file's path") from error
+    return _parsed(content, kind, where=str(path))
+
+
+def _parsed(content: bytes, kind: type[Record], *, where: str) -> list[Record]:
+    """The records of whole lines."""
     records: dict[TextKey, Record] = {}
     names = [field.name for field in fields(kind)]
-    texts = [name for name in ("source", "split", "file_name", "caption", "continuation") if name in names]
-    for number, line in enumerate(lines, start=1):
-        try:
-            values = json.loads(line)
-            record = kind(**{name: values[name] for name in names})
-            strings = [values[name] for name in texts]
-            if not all(isinstance(value, str) for value in strings) or not isinstance(record.caption_index, int):
-                raise TypeError("a field of another type")
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: line {number} is no record ({error}): remove the line") from error
+    of_line = TextRecordLine if kind is TextRecord else CaptionRecordLine
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        values = parse_json(line, of_line, where=f"{where}: line {number} is no record", remedy="remove the line")
+        if kind is CaptionRecord and "continuation" in (values.model_extra or {}):
+            raise UserError(
+                f"{where}: line {number} is a continuation, not a caption: give the file that caption wrote"
+            )
+        record = kind(**{name: getattr(values, name) for name in names})
         if records.setdefault(record.key, record) != record:
             raise UserError(
-                f"{path}: line {number} repeats {_named(record.key)} otherwise: remove one of the two lines"
+                f"{where}: line {number} repeats {_named(record.key)} otherwise: remove one of the two lines"
             )
     return list(records.values())
 

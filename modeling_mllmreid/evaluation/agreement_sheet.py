@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..data import image_sources, open_image
 from ..errors import UserError
-from ..outputs import written_aside
+from ..outputs import png_info, written_aside
 from ..retrieval.sheet import CROP, FAINT, FRAME, HEADER, HIT, INK, MARGIN, MISS, PAPER
 from .agreement import Agreement
 
@@ -72,7 +72,7 @@ def draw_agreement(
             _draw_blocks(draw, (left + COLUMN - TEXT_WIDTH, top), blocks[int(row)])
             top += height + ROW_GAP
     with written_aside(path_png) as aside:
-        sheet.save(aside, format="PNG", optimize=True)
+        sheet.save(aside, format="PNG", optimize=True, pnginfo=png_info())
 
 
 def _blocks(agreement: Agreement, row: int, caption: str) -> list[Block]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..outputs import written_aside
+from ..outputs import PNG_SOFTWARE, written_aside
 from .curves import cmc_curve, precision_recall_curve
 from .metrics import RetrievalMetrics
 
@@ -97,4 +97,4 @@ def _save(figure: Any, named: Any, path_png: str | os.PathLike[str]) -> None:
     columns = len(figure.axes) + 1  # long names fit
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
     with written_aside(path_png) as aside:
-        figure.savefig(aside, format="png")
+        figure.savefig(aside, format="png", metadata={"Software": PNG_SOFTWARE})

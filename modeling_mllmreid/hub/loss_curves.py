@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluation.plots import COLORS, STYLES, figure_class
-from ..outputs import written_aside
+from ..outputs import PNG_SOFTWARE, written_aside
 
 # What the Trainer logs beside the loss and its parts.
 _OTHERS = {"epoch", "grad_norm", "learning_rate", "loss", "num_input_tokens_seen", "step"}
@@ -59,7 +59,7 @@ def draw_loss_curves(path_png: str | os.PathLike[str], log_history: Log) -> None
     axes.set_axisbelow(True)
     figure.legend(loc="outside right upper", frameon=False)
     with written_aside(path_png) as aside:
-        figure.savefig(aside, format="png")
+        figure.savefig(aside, format="png", metadata={"Software": PNG_SOFTWARE})
 
 
 def _is_number(value: Any) -> bool:

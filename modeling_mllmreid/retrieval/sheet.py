@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..errors import UserError
-from ..outputs import written_aside
+from ..outputs import png_info, written_aside
 from .ranking import Ranking
 from .same_person import Ids
 
@@ -83,7 +83,7 @@ def ranked_sheet(
             distance = f"{max(float(ranking.distances[row, column]), 0.0):.3f}"
             _draw_caption(draw, place, [_camera(gallery_camera_ids, index), distance])
     with written_aside(path_png) as aside:
-        sheet.save(aside, format="PNG", optimize=True)
+        sheet.save(aside, format="PNG", optimize=True, pnginfo=png_info())
 
 
 def _check_count(values: Mapping[str, Sized | None], count: int, what: str) -> None:

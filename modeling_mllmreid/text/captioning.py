@@ -37,6 +37,7 @@ def write_captions(
     temperature: float = 1.0,
     seed: int = 0,
     batch_size: int = 16,
+    inputs: Sequence[str | os.PathLike[str]] = (),
 ) -> int:
     """Writes captions for every image that has none; returns how many were written, over all processes.
 
@@ -44,9 +45,9 @@ def write_captions(
     pool that each caption's prompt is drawn from, by the seed and the image. Crops are padded to squares first: the
     stock processors would cut off heads and feet. Records are on disk batch by batch, so a killed run is resumed by
     the same call; under several processes each writes a share. licence: the model's, kept with its name, revision,
-    prompts and settings.
-    Raises UserError, before anything is written, for a setting out of range and a file written otherwise; and for a
-    broken image.
+    prompts and settings. inputs: files that are read; none of them may be `out_path`.
+    Raises UserError, before anything is written, for a setting out of range and a file that is not ours or was written
+    otherwise; and for a broken image.
     """
     check_generation_settings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
     if captions_per_image < 1 or not prompts:
@@ -63,30 +64,30 @@ def write_captions(
         "temperature": temperature if do_sample else None,
         "seed": seed,
     }
-    sidecar = Sidecar(out_path, CaptionRecord, provenance)
-    written = {record.key for record in sidecar.records}
-    queue = [
-        (key, source)
-        for split, dataset in dataset_splits.items()
-        for key, source in _wanted(dataset, split, captions_per_image)
-        if key not in written
-    ]
+    with Sidecar(out_path, CaptionRecord, provenance, inputs) as sidecar:
+        written = {record.key for record in sidecar.records}
+        queue = [
+            (key, source)
+            for split, dataset in dataset_splits.items()
+            for key, source in _wanted(dataset, split, captions_per_image)
+            if key not in written
+        ]
 
-    def write_batch(batch: Sequence[tuple[TextKey, ImageSource]]) -> None:
-        images = [_square(open_image(source)) for _, source in batch]
-        chosen = [_prompt(prompts, key, seed) for key, _ in batch]
-        # What is drawn depends on the batch's keys, so that after a kill the same texts come.
-        state = int.from_bytes(hashlib.sha256(repr((seed, [key for key, _ in batch])).encode()).digest()[:8], "big")
-        texts = describe_images(
-            mllm, processor, images, chosen, max_new_tokens, temperature if do_sample else None, state
-        )
-        for (key, _), text in zip(batch, texts, strict=True):
-            if not text:
-                raise UserError(f"{key.file_name}: the model wrote an empty caption: try another prompt or model")
-        sidecar.append([CaptionRecord(*key, text, provenance) for (key, _), text in zip(batch, texts, strict=True)])
+        def write_batch(batch: Sequence[tuple[TextKey, ImageSource]]) -> None:
+            images = [_square(open_image(source)) for _, source in batch]
+            chosen = [_prompt(prompts, key, seed) for key, _ in batch]
+            # What is drawn depends on the batch's keys, so that after a kill the same texts come.
+            state = int.from_bytes(hashlib.sha256(repr((seed, [key for key, _ in batch])).encode()).digest()[:8], "big")
+            texts = describe_images(
+                mllm, processor, images, chosen, max_new_tokens, temperature if do_sample else None, state
+            )
+            for (key, _), text in zip(batch, texts, strict=True):
+                if not text:
+                    raise UserError(f"{key.file_name}: the model wrote an empty caption: try another prompt or model")
+            sidecar.append([CaptionRecord(*key, text, provenance) for (key, _), text in zip(batch, texts, strict=True)])
 
-    sidecar.write(queue, batch_size, write_batch, "caption")
-    return len(queue)
+        sidecar.write(queue, batch_size, write_batch, "caption")
+        return len(queue)
 
 
 def describe_images(

@@ -32,14 +32,16 @@ def write_continuations(
     temperature: float = 1.0,
     seed: int = 0,
     batch_size: int = 64,
+    inputs: Sequence[str | os.PathLike[str]] = (),
 ) -> int:
     """Writes a continuation for every caption that the sidecar has none for; returns how many records were appended.
 
     dataset_splits: splits of the data contract by name. instruction: the instruction's text. model_name, revision,
     licence: of `mllm`, kept as provenance with the prompt and the settings. Records are on disk batch by batch, so
-    a killed run is resumed by the same call. Identical captions are generated once.
-    Raises UserError, before anything is written: the sidecar was written otherwise or for other captions, a caption
-    holds an image token, the path cannot be written, a setting is out of range.
+    a killed run is resumed by the same call. Identical captions are generated once. inputs: files that are read; none
+    of them may be `out_path`.
+    Raises UserError, before anything is written: the file holds anything else than such records, was written otherwise
+    or for other captions, a caption holds an image token, the path cannot be written, a setting is out of range.
     """
     check_generation_settings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
     provenance = {
@@ -57,46 +59,46 @@ def write_continuations(
     for split, dataset in dataset_splits.items():
         for key, caption in missing_captions(dataset, split, []):
             _prompt_ids(processor, key, caption, instruction)
-    sidecar = Sidecar(out_path, TextRecord, provenance)
-    missing: dict[str, list[TextKey]] = {}
-    for split, dataset in dataset_splits.items():
-        for key, caption in missing_captions(dataset, split, sidecar.records):
-            missing.setdefault(caption, []).append(key)
-    known = {record.caption: record.continuation for record in sidecar.records if record.caption in missing}
-    prompts = {
-        caption: _prompt_ids(processor, keys[0], caption, instruction)
-        for caption, keys in missing.items()
-        if caption not in known
-    }
+    with Sidecar(out_path, TextRecord, provenance, inputs) as sidecar:
+        missing: dict[str, list[TextKey]] = {}
+        for split, dataset in dataset_splits.items():
+            for key, caption in missing_captions(dataset, split, sidecar.records):
+                missing.setdefault(caption, []).append(key)
+        known = {record.caption: record.continuation for record in sidecar.records if record.caption in missing}
+        prompts = {
+            caption: _prompt_ids(processor, keys[0], caption, instruction)
+            for caption, keys in missing.items()
+            if caption not in known
+        }
 
-    def append(continuations: Mapping[str, str]) -> None:
-        sidecar.append(
-            [
-                TextRecord(*key, caption=caption, continuation=continuation, provenance=provenance)
-                for caption, continuation in continuations.items()
-                for key in missing[caption]
-            ]
-        )
+        def append(continuations: Mapping[str, str]) -> None:
+            sidecar.append(
+                [
+                    TextRecord(*key, caption=caption, continuation=continuation, provenance=provenance)
+                    for caption, continuation in continuations.items()
+                    for key in missing[caption]
+                ]
+            )
 
-    def write_batch(captions: Sequence[str]) -> None:
-        texts = generate_texts(
-            mllm,
-            processor.tokenizer,
-            [prompts[caption] for caption in captions],
-            max_new_tokens=max_new_tokens,
-            do_sample=do_sample,
-            temperature=temperature,
-            seed=seed,
-            batch_size=batch_size,
-        )
-        append(dict(zip(captions, texts, strict=True)))
+        def write_batch(captions: Sequence[str]) -> None:
+            texts = generate_texts(
+                mllm,
+                processor.tokenizer,
+                [prompts[caption] for caption in captions],
+                max_new_tokens=max_new_tokens,
+                do_sample=do_sample,
+                temperature=temperature,
+                seed=seed,
+                batch_size=batch_size,
+            )
+            append(dict(zip(captions, texts, strict=True)))
 
-    if sidecar.state.is_main_process:
-        append(known)
-    # The engine's own order, over all captions: whole batches of like length, and after a resume the same batches.
-    queue = sorted(prompts, key=lambda caption: len(prompts[caption]), reverse=True)
-    sidecar.write(queue, batch_size, write_batch, "continuation")
-    return sum(map(len, missing.values()))
+        if sidecar.state.is_main_process:
+            append(known)
+        # The engine's own order, over all captions: whole batches of like length, and after a resume the same batches.
+        queue = sorted(prompts, key=lambda caption: len(prompts[caption]), reverse=True)
+        sidecar.write(queue, batch_size, write_batch, "continuation")
+        return sum(map(len, missing.values()))
 
 
 def target_text(caption: str, continuation: str | None, mode: str) -> tuple[str, str]:

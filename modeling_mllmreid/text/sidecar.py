@@ -2,13 +2,16 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from tqdm import tqdm
 
-from ..data.texts import CaptionRecord, TextRecord, append_records, read_records
+from ..data.texts import CaptionRecord, TextRecord, append_records, is_sidecar, read_records
 from ..errors import UserError
+from ..locks import try_lock
+from ..outputs import check_output, new_parents, refused_by_disk
 from ..processes import on_main, raise_together, this_process
 
 Record = TypeVar("Record", CaptionRecord, TextRecord)
@@ -18,16 +21,33 @@ Item = TypeVar("Item")
 class Sidecar:
     """One file of records that several processes write: each into a part of its own, joined before and after the work.
 
-    path: the file. kind: the records' class. provenance: what every record must have been written with.
-    Raises UserError, before anything is written, where the file was written otherwise or cannot be written.
+    A context: within it no other run writes to the file. path: the file. kind: the records' class. provenance: what
+    every record must have been written with. inputs: files that are read, none of which may be the file.
+    Raises UserError, before anything is written, where the file was written otherwise, holds anything else than
+    records, is written by another run, or cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], kind: type, provenance: Mapping[str, Any]):
-        self.path, self.kind, self.provenance = Path(path), kind, dict(provenance)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        kind: type,
+        provenance: Mapping[str, Any],
+        inputs: Sequence[str | os.PathLike[str]] = (),
+    ):
+        self.path, self.kind, self.provenance, self.inputs = Path(path), kind, dict(provenance), inputs
         self.state = this_process()
-        on_main(self._begin)
-        self.records = read_records(self.path, kind)
-        self._check_provenance()
+        self._held = ExitStack()
+
+    def __enter__(self) -> Self:
+        with self._held as held:
+            on_main(self._begin)
+            self.records = read_records(self.path, self.kind)
+            self._check_provenance()
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._held.__exit__(*error)
 
     @property
     def _own(self) -> Path:
@@ -58,8 +78,22 @@ class Sidecar:
         on_main(self._join_parts)
 
     def _begin(self) -> None:
-        _make_writable(self.path)
+        """A bad path must fail before the hours of generation."""
+        check_output(self.path, ours=lambda path: is_sidecar(path, self.kind), inputs=self.inputs)
+        self._held.enter_context(new_parents(self.path))
+        with refused_by_disk(self.path):
+            append_records(self.path, [])
+        lock = try_lock(self.path)
+        if lock is None:
+            raise UserError(f"{self.path}: another run writes there: wait until it has ended, or give another file")
+        self._held.callback(os.close, lock)
+        self._held.callback(self._remove_empty)
         self._join_parts()
+
+    def _remove_empty(self) -> None:
+        """Where nothing was written, nothing stays."""
+        if self.path.exists() and not self.path.stat().st_size:
+            self.path.unlink()
 
     def _join_parts(self) -> None:
         """Appends what the parts hold to the file, each record once, and removes them."""
@@ -82,12 +116,3 @@ class Sidecar:
                     f"{self.path}: holds texts written with {name} {record.provenance.get(name)!r}, not "
                     f"{self.provenance.get(name)!r}: give another file, the same settings, or remove the file"
                 )
-
-
-def _make_writable(path: Path) -> None:
-    """Makes the sidecar and its folder where they are missing: a bad path must fail before the hours of generation."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        append_records(path, [])
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}): give another path") from error

@@ -156,3 +156,20 @@ def test_ten_splits_are_averaged(disk, tmp_path, capsys):
     assert averaged["mean"] == pytest.approx(sum(single) / 3) and len(set(single)) > 1
     with pytest.raises(UserError, match="splits: only for viper, prid, grid and ilids"):
         evaluate.main([*flags, "--splits", "3", "--split", "0"])
+
+
+def test_results_never_replace_what_is_not_ours(disk, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_reid_dataset", lambda *_, **__: pytest.fail("the work began"))
+    settings = ["--model", str(disk.ours), "--dataset", "market1501", "--data_dir", str(disk.people)]
+    for name in ("metrics.json", "sheet.png"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_text("my own notes")
+        with pytest.raises(UserError, match=f"{name}: exists and was not written by this program"):
+            evaluate.main([*settings, "--output_dir", str(tmp_path / "out")])
+        assert (tmp_path / "out" / name).read_text() == "my own notes"
+        (tmp_path / "out" / name).unlink()
+    (tmp_path / "report.json").write_text("{}")
+    (tmp_path / "out" / "matrix.json").symlink_to(tmp_path / "report.json")
+    with pytest.raises(UserError, match="matrix.json: is a symbolic link"):
+        evaluate.main(["--matrix", str(tmp_path / "report.json"), "--output_dir", str(tmp_path / "out")])
+    assert (tmp_path / "report.json").read_text() == "{}"

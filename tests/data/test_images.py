@@ -2,10 +2,11 @@
 
 import re
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_mllmreid.data.images import check_images, open_image, safe_join
+from modeling_mllmreid.data.images import check_images, list_image_tree, list_images, open_image, safe_join
 from modeling_mllmreid.errors import UserError
 
 
@@ -23,6 +24,71 @@ def test_images_open_as_upright_rgb(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     assert open_image(write_jpeg(tmp_path / "phone.jpg", (30, 10), exif=exif)).size == (10, 30)
+
+
+GRADIENT = np.linspace(0, 65_535, 512).reshape(32, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "expected"),
+    [
+        ("16.png", GRADIENT.astype(np.uint16), GRADIENT / 257),
+        ("16.tif", GRADIENT.astype(np.uint16), GRADIENT / 257),
+        ("16.pgm", GRADIENT.astype(np.uint16), GRADIENT / 257),
+        ("32.tif", GRADIENT.astype(np.int32), GRADIENT / 257),
+        ("shares.tif", (GRADIENT / 65_535).astype(np.float32), GRADIENT / 257),
+        ("floats.tif", (GRADIENT / 257).astype(np.float32), GRADIENT / 257),
+    ],
+)
+def test_wide_pixels_are_scaled_by_their_range(tmp_path, name, pixels, expected):
+    Image.fromarray(pixels).save(tmp_path / name)
+    opened = np.asarray(open_image(tmp_path / name))
+    assert opened.dtype == np.uint8 and (opened == opened[..., :1]).all()
+    assert np.abs(opened[..., 0] - expected).max() <= 1
+
+
+@pytest.mark.parametrize("pixels", [np.array([[-1.0, 9.0]]), np.array([[0.0, 256.0]]), np.array([[np.nan, 1.0]])])
+def test_wide_pixels_of_unknown_range_are_refused(tmp_path, pixels):
+    Image.fromarray(pixels.astype(np.float32)).save(tmp_path / "wide.tif")
+    with pytest.raises(UserError, match="wide.tif: pixels of .* have no known range: save it with 8 bits a channel"):
+        open_image(tmp_path / "wide.tif")
+    Image.fromarray(np.array([[70_000, 1]], dtype=np.int32)).save(tmp_path / "wide.tif")
+    with pytest.raises(UserError, match=r"pixels of 1 to 70000 \(mode I\)"):
+        open_image(tmp_path / "wide.tif")
+
+
+def test_one_list_of_formats_and_nothing_hidden(tmp_path):
+    suffixes = ("jpg", "JPEG", "png", "bmp", "webp", "tif", "Tiff", "gif", "avif")
+    for suffix in suffixes:
+        # The same picture under every suffix: what it is, its bytes tell.
+        write_jpeg(tmp_path / "sub" / "x.jpg").rename(tmp_path / f"1.{suffix}")
+    frames = [Image.new("RGB", (4, 8), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "2.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "2.avif")
+    assert open_image(tmp_path / "2.gif").getpixel((0, 0)) == (255, 0, 0)
+    assert open_image(tmp_path / "2.avif").size == (4, 8)
+    for hidden in ("._1.jpg", ".ipynb_checkpoints/1.jpg", "@eaDir/1.jpg", "__MACOSX/1.jpg", ".hidden/deep/1.jpg"):
+        write_jpeg(tmp_path / hidden)
+    for litter in ("Thumbs.db", "desktop.ini", ".DS_Store", "notes.txt", "scan.heic"):
+        (tmp_path / litter).touch()
+    write_jpeg(tmp_path / "sub" / "deep" / "3.jpg")
+    (tmp_path / "around").symlink_to(tmp_path)
+    found = list_images(tmp_path)
+    assert found.names == sorted([*(f"1.{suffix}" for suffix in suffixes), "2.gif", "2.avif"])
+    assert found.left_out == ["notes.txt", "scan.heic"] and found.hidden == 8
+    whole = list_image_tree(tmp_path)
+    assert whole.names == sorted([*found.names, "sub/deep/3.jpg"]) and whole.left_out == found.left_out
+    for image in whole.names:
+        open_image(tmp_path / image)
+    with pytest.raises(UserError, match="nowhere: cannot be listed"):
+        list_images(tmp_path / "nowhere")
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path, caplog):
+    for number in range(7):
+        (tmp_path / f"{number}.heic").touch()
+    list_images(tmp_path).warn(tmp_path)
+    assert "7 files are left out, no images: 0.heic, 1.heic, 2.heic, 3.heic, 4.heic, ..." in caplog.text
 
 
 def broken_images(folder):

@@ -61,7 +61,7 @@ def test_wrong_lines_are_named(tmp_path):
         whole.splitlines()[0].replace(": 0,", ': "0",') + "\n",
     ):
         path.write_text(whole + wrong + whole)
-        with pytest.raises(UserError, match="texts.jsonl: line 4 is no record .*: remove the line"):
+        with pytest.raises(UserError, match="texts.jsonl: line 4 is no record: .*: remove the line"):
             read_records(path)
     path.write_text(whole + whole)
     assert read_records(path) == RECORDS

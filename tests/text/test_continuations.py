@@ -1,15 +1,19 @@
 """Continuations in the sidecar: resuming, identical captions, provenance, refusals; targets and the kept share."""
 
 import math
+import os
 import re
+import stat
 
 import pytest
 
 from modeling_mllmreid.data.columns import Row, make_split
-from modeling_mllmreid.data.texts import join_continuations, read_records
+from modeling_mllmreid.data.texts import TextRecord, append_records, join_continuations, read_records
 from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.locks import try_lock
 from modeling_mllmreid.text import COMMON_INSTRUCTION, continuations, generate_texts, kept_attribute_share, target_text
 from modeling_mllmreid.text.continuations import write_continuations
+from modeling_mllmreid.text.sidecar import Sidecar
 
 SETTINGS = {"instruction": COMMON_INSTRUCTION, "model_name": "tiny", "revision": "abc", "max_new_tokens": 4}
 
@@ -131,6 +135,50 @@ def test_a_path_that_cannot_be_written_fails_before_generation(write, generated,
     with pytest.raises(UserError, match="texts.jsonl: cannot be written"):
         write("file/texts.jsonl")
     assert not generated
+
+
+FOREIGN = {
+    "captions.json": '[{"split": "train", "captions": ["a man"], "file_path": "a.jpg", "id": 1}]',
+    "notes.txt": "line\nanother line without an end",
+    "other.jsonl": '{"mine": 1}\n',
+    "tail.jsonl": '{"source": "m", "split": "train", "file_name": "a.jpg", "caption_index": 0, "caption": "w1",'
+    ' "continuation": "w2", "provenance": {}}\nmy own remark',
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_of_anything_else_keeps_every_byte(write, generated, tmp_path, name):
+    (tmp_path / name).write_text(FOREIGN[name])
+    with pytest.raises(UserError, match=f"{name}: exists and was not written by this program"):
+        write(name)
+    assert (tmp_path / name).read_text() == FOREIGN[name] and not generated
+    if not FOREIGN[name].endswith("\n"):
+        with pytest.raises(UserError, match="ends in a line that is no record"):
+            append_records(tmp_path / name, [])
+    assert (tmp_path / name).read_text() == FOREIGN[name]
+
+
+def test_an_input_is_never_the_output(write, generated, tmp_path):
+    (tmp_path / "texts.jsonl").touch()
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "texts.jsonl")
+    for name, wrong in (("texts.jsonl", "is read as well"), ("link.jsonl", "is a symbolic link")):
+        with pytest.raises(UserError, match=wrong):
+            write(name, inputs=[tmp_path / "texts.jsonl"])
+    assert not generated
+
+
+def test_two_runs_never_write_one_file_and_nothing_is_left_of_none(write, tmp_path):
+    write()
+    assert stat.S_IMODE((tmp_path / "texts.jsonl").stat().st_mode) == 0o600
+    whole = (tmp_path / "texts.jsonl").read_bytes()
+    lock = try_lock(tmp_path / "texts.jsonl")
+    with pytest.raises(UserError, match="texts.jsonl: another run writes there"):
+        write()
+    os.close(lock)
+    assert (tmp_path / "texts.jsonl").read_bytes() == whole
+    with pytest.raises(KeyError), Sidecar(tmp_path / "new" / "t.jsonl", TextRecord, {}):
+        raise KeyError("a fault before the first record")
+    assert not (tmp_path / "new").exists()
 
 
 def test_target_text():
