@@ -25,12 +25,15 @@ class Range(NamedTuple):
         return " and ".join(f"{word} {limit:,}" for word, limit in words.items() if limit is not None)
 
 
-# A count that allocates or loops: larger ones are slips of the keyboard.
-Count = Annotated[int, Range(at_least=1, at_most=10_000_000)]
-CountOrZero = Annotated[int, Range(at_least=0, at_most=10_000_000)]
+# What allocates or loops ends somewhere: larger numbers are slips of the keyboard.
+MILLIONS, THOUSAND = 10_000_000, 1024
+Count = Annotated[int, Range(at_least=1, at_most=MILLIONS)]
+CountOrZero = Annotated[int, Range(at_least=0, at_most=MILLIONS)]
+Threads = Annotated[int, Range(at_least=1, at_most=THOUSAND)]
 Pixels = Annotated[int, Range(at_least=1, at_most=4096)]
-Threads = Annotated[int, Range(at_least=1, at_most=1024)]
-Processes = Annotated[int, Range(at_least=0, at_most=1024)]
+# Of fields whose dataclass says the rest.
+AtMostMillions = Annotated[int, Range(at_most=MILLIONS)]
+AtMostThousand = Annotated[int, Range(at_most=THOUSAND)]
 Share = Annotated[float, Range(at_least=0, at_most=1)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(at_least=0)]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from ..data.readers import READERS
-from ..ranges import Count, CountOrZero, NotNegative, Pixels, Processes, Seed, Share
+from ..ranges import AtMostMillions, AtMostThousand, CountOrZero, NotNegative, Pixels, Seed, Share
 
 
 @dataclass
@@ -42,7 +42,7 @@ class MethodArguments:
         default=None,
         metadata={"help": "Which feature the ReID losses act on: the LLM's, the visual encoder's, or both."},
     )
-    loss_lambda: Share | None = field(
+    loss_lambda: float | None = field(
         default=None, metadata={"help": "The balance: (1 - loss_lambda) * language loss + loss_lambda * ReID loss."}
     )
     id_weight: NotNegative | None = field(default=None, metadata={"help": "Weight of the ID loss in the ReID loss."})
@@ -131,8 +131,8 @@ class DataArguments:
 class EmbeddingArguments:
     """How images go through the model."""
 
-    batch_size: Count = field(default=64, metadata={"help": "Images that go through the model at once."})
-    num_workers: Processes = field(
+    batch_size: AtMostMillions = field(default=64, metadata={"help": "Images that go through the model at once."})
+    num_workers: AtMostThousand = field(
         default=0, metadata={"help": "Processes that open and resize images; 0: none besides."}
     )
     flip_test: bool = field(default=False, metadata={"help": "Average the features of an image and its mirror image."})

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from ..data import load_reid_dataset
 from ..errors import UserError
-from ..ranges import Count, Positive, Seed
+from ..ranges import AtMostMillions, Count, Positive, Seed
 from ..text.captioning import write_captions
 from ..text.instructions import STANDARD_INSTRUCTION, STANDARD_POOL
 from ..text.licences import licence_of
@@ -26,7 +26,7 @@ class CaptionArguments:
     prompts: Literal["one", "pool"] = field(
         default="pool", metadata={"help": "One prompt for all, or one drawn from a pool for each caption."}
     )
-    captions_per_image: Count = field(default=2, metadata={"help": "Captions of each image."})
+    captions_per_image: AtMostMillions = field(default=2, metadata={"help": "Captions of each image."})
     licence: str | None = field(
         default=None, metadata={"help": "Licence of the captioning model; by default read off its architecture."}
     )

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import logging
 import math
 import os
 import re
@@ -20,11 +21,14 @@ from ..errors import UserError
 from ..ranges import Range
 from .yaml_files import read_yaml
 
+logger = logging.getLogger(__name__)
+
 USAGE = "%(prog)s [config.yaml] [--field value ...]"
 PACKAGE = str(Path(__file__).parents[1])
 
 # Of fields whose type has no range; beyond it C's integers overflow in one library or another.
 INTEGERS = Range(at_least=-(2**32), at_most=2**32)
+NO_NUMBERS = ("nan", "-nan", "inf", "-inf", "+inf")
 WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]*)", re.ASCII)
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 
@@ -32,10 +36,11 @@ NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASC
 def parse(dataclasses: Sequence[Any], argv: Sequence[str], command: str) -> tuple[Any, ...]:
     """One instance of each dataclass from `[config.yaml] [--field value ...]`; no field name may be in two of them.
 
-    A value means the same in either source. A list that is given several times on the command line grows. `--help`
-    prints every field and exits. Raises UserError naming the file and key, or the flag: for an unknown one with the
-    nearest known, for a value of a wrong type or out of the field's range (`ranges.Range`), for a missing one, for one
-    that is given twice, and for values that a dataclass itself refuses.
+    A value means the same in either source. On the command line a list that is given several times grows, and of other
+    fields the last value counts, with a warning. `--help` prints every field and exits.
+    Raises UserError naming the file and key, or the flag: for an unknown one with the nearest known, for a value of a
+    wrong type or out of the field's range (`ranges.Range`), for a missing one, and for values that a dataclass itself
+    refuses.
     """
     return build_options(dataclasses, read_options(dataclasses, argv, command), command)
 
@@ -90,10 +95,10 @@ class _Parser(HfArgumentParser):
                 raise UserError(_unknown(where, flag, [known.option_strings[0] for known in self._actions[1:]]))
             name = action.dest
             value = self._of_texts(action, texts, f"{where}: {name}")
-            if isinstance(value, list) and name in given:
-                value = given[name] + value
+            if isinstance(value, list):
+                value = given.get(name, []) + value
             elif name in given and given[name] != value:
-                raise UserError(f"{where}: {name}: is given as {given[name]!r} and as {value!r}: give it once")
+                logger.warning("%s: %s is given as %r and as %r: the last counts", where, name, given[name], value)
             given[name] = value
         return given
 
@@ -191,6 +196,9 @@ def _whole_number(text: str, within: Range) -> int:
 
 def _finite_number(text: str, within: Range | None) -> float:
     """A finite number in plain digits, with or without an exponent."""
+    if within is None and text.lower() in NO_NUMBERS:
+        # The dataclass may have a better word for it; `_build` refuses what is left.
+        return float(text)
     if not NUMBER.fullmatch(text):
         raise ValueError(f"invalid float value: {text!r}")
     value = float(text)
@@ -279,8 +287,9 @@ def _build(dataclass: type, given: Mapping[str, Any], command: str) -> Any:
     for field in own:
         if field.default is MISSING and field.default_factory is MISSING and field.name not in given:
             raise UserError(f"{command}: {field.name} is not given: add it; --help says what it takes")
+    values = {field.name: given[field.name] for field in own if field.name in given}
     try:
-        return dataclass(**{field.name: given[field.name] for field in own if field.name in given})
+        built = dataclass(**values)
     except (ValueError, ImportError) as error:
         raise UserError(f"{command}: {error}") from error
     except Exception as error:
@@ -288,6 +297,14 @@ def _build(dataclass: type, given: Mapping[str, Any], command: str) -> Any:
         if traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE):
             raise
         raise UserError(f"{command}: these values do not go together ({type(error).__name__}: {error})") from error
+    for name, value in values.items():
+        if any(isinstance(number, float) and not math.isfinite(number) for number in (value, *_items(value))):
+            raise UserError(f"{command}: {name}: {value}: is out of range: give a finite number")
+    return built
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _type_hints(dataclass: Any, **kwargs: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class Ranges:
 
     share: Share = field(default=0.5, metadata={"help": "Above 95 % of what there is."})
     seed: Seed | None = field(default=None, metadata={"help": "Of the draws."})
+    weight: float = field(default=1.0, metadata={"help": "Without a range."})
     counts: list[Count] = field(default_factory=list, metadata={"help": "One each."})
     rows: dict[str, dict] = field(default_factory=dict, metadata={"help": "Name -> fields."})
     folders: dict[str, str] | None = field(default=None, metadata={"help": "Name -> folder."})
@@ -216,12 +217,13 @@ def test_anchors_and_merge_keys_and_numbers_within_mappings(tmp_path):
     assert ranges.counts == []
 
 
-def test_lists_grow_and_single_values_are_given_once():
+def test_lists_grow_and_of_two_single_values_the_last_counts_with_a_warning(caplog):
     (sizes,) = parse((Sizes,), ["--people", "1", "--rates", "1", "-2", "--rates=3", "--people=1", "--name=--x"], "x")
-    assert (sizes.rates, sizes.name) == ([1, -2, 3], "--x")
-    for flags in (["--name", "a", "--name", "b"], ["--fast", "--no_fast"], ["--people", "1", "--people", "2"]):
-        with pytest.raises(UserError, match="give it once"):
-            parse((Sizes,), ["--people=1", *flags], "x")
+    assert (sizes.rates, sizes.name, caplog.text) == ([1, -2, 3], "--x", "")
+    for flags in (["--name", "a", "--name", "b"], ["--fast", "true", "--fast", "false"]):
+        assert parse((Sizes,), ["--people=1", *flags], "x") == parse((Sizes,), ["--people=1", *flags[-2:]], "x")
+        assert "the last counts" in caplog.text
+        caplog.clear()
 
 
 @pytest.mark.parametrize(
@@ -230,6 +232,8 @@ def test_lists_grow_and_single_values_are_given_once():
         (["--seed", "-1"], "x: seed: -1: is out of range: give a number at least 0 and at most 4,294,967,295"),
         (["--share", "1.01"], "share: 1.01: is out of range"),
         (["--share", "nan"], "share: invalid float value: 'nan'"),
+        (["--weight", "nan"], "x: weight: nan: is out of range: give a finite number"),
+        (["--weight", "-inf"], "x: weight: -inf: is out of range: give a finite number"),
         (["--counts", "1", "0"], "counts: 0: is out of range: give a number at least 1"),
         (["--counts", "--share", "1"], "counts: expected one argument"),
         (["--rows", "[1]"], "rows: '[1]' is not a JSON object"),
