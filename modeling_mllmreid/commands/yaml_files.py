@@ -143,7 +143,8 @@ class _Reader:
             raise self.mistake(node, f"{node.value!r} is not what its tag says: leave the tag out")
         if node.tag == f"{TAG}timestamp":
             raise self.mistake(node, f"YAML reads {node.value!r} as a date: put it in quotes")
-        return node.value
+        # JSON is YAML, and escapes what is beyond 16 bits as two halves.
+        return node.value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
     def typed(self, node: yaml.Node) -> Any:
         """A value within a field's value, of JSON's types."""

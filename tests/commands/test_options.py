@@ -208,6 +208,8 @@ def test_yaml_means_what_the_command_line_means(tmp_path):
     flags = ["--people=3", "--name", "0012345", "--rates", "1e-4", "1.50", "--fast", "false"]
     assert from_file == parse((Sizes,), flags, "x")[0]
     assert (from_file.name, from_file.rates, from_file.fast) == ("0012345", [1e-4, 1.5], False)
+    (from_file,) = parse((Sizes,), [write(tmp_path, 'people: 1\nname: "\\ud83d\\ude00"')], "x")
+    assert from_file.name == "\U0001f600"
 
 
 def test_anchors_and_merge_keys_and_numbers_within_mappings(tmp_path):

@@ -103,17 +103,15 @@ scalars = st.one_of(st.none(), st.booleans(), numbers, texts)
 json_values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=5
 )
-BYTES_OF_NO_JSON = [
-    b"",
-    b"null",
-    b"[]",
-    b"{}",
-    b"{",
-    b"[" * 100_000,
-    b'{"a":' * 50_000,
-    b"\xff\xfe{\0}\0",
-    b"\xef\xbb\xbf",
-]
+# By name, as examples are printed.
+NO_JSON = {
+    **{text: text.encode() for text in ("", "null", "[]", "{}", "{", "NaN")},
+    "deep list": b"[" * 100_000,
+    "deep object": b'{"a":' * 50_000,
+    "deep and whole": b"[" * 5000 + b"]" * 5000,
+    "UTF-16": "{}".encode("utf-16"),
+    "mark alone": b"\xef\xbb\xbf",
+}
 
 # A change of JSON: where, by choices among what is there, and what happens there.
 json_changes = st.lists(
@@ -139,7 +137,7 @@ json_files = st.one_of(
     st.tuples(st.just("json"), json_changes),
     st.tuples(st.just("json"), json_changes),
     st.tuples(st.just("bytes"), byte_changes),
-    st.tuples(st.just("content"), st.sampled_from(BYTES_OF_NO_JSON)),
+    st.tuples(st.just("content"), st.sampled_from(sorted(NO_JSON))),
 )
 
 
@@ -147,7 +145,7 @@ def changed_file(content: bytes, change: tuple[str, Any]) -> bytes:
     """A JSON file's content with a change of `json_files`."""
     kind, how = change
     if kind == "content":
-        return how
+        return NO_JSON[how]
     if kind == "bytes":
         return changed_bytes(content, how)
     return json.dumps(changed_json(json.loads(content), how)).encode("utf-8", "surrogatepass")

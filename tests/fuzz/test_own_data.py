@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from modeling_mllmreid.data import load_reid_dataset
 from modeling_mllmreid.data.columns import SPLITS
 from modeling_mllmreid.data.images import is_hidden
 from modeling_mllmreid.data.prepare import write_prepared
-from modeling_mllmreid.data.readers.own_data import read_folders, read_table
+from modeling_mllmreid.data.readers.own_data import read_table
 
 # ---- a folder for each person --------------------------------------------------------------------------------------
 
@@ -87,6 +86,13 @@ cameras = st.one_of(st.just(""), ids.filter(lambda name: name != "-1"), st.sampl
 rows = st.fixed_dictionaries(
     {"person_id": cells, "camera_id": cameras, "caption": words | st.sampled_from(["", "a man .", "a, b"])}
 )
+
+
+def paired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, every two of one person."""
+    return [{**row, "person_id": rows[number // 2]["person_id"]} for number, row in enumerate(rows)]
+
+
 tables = st.fixed_dictionaries(
     {
         "rows": st.lists(rows, min_size=1, max_size=8),
@@ -106,6 +112,18 @@ tables = st.fixed_dictionaries(
         "split": st.one_of(
             st.just(None), st.just(None), st.lists(st.sampled_from([*SPLITS, "x", ""]), min_size=8, max_size=8)
         ),
+    }
+)
+
+
+# Tables that can be split: three people and more with two images each.
+whole_tables = st.fixed_dictionaries(
+    {
+        "rows": st.lists(rows, min_size=6, max_size=8).map(paired),
+        "kind": st.sampled_from(["csv", "jsonl", "parquet", "csv of numbers"]),
+        "columns": st.sampled_from([["person_id", "caption"], ["person_id"]]),
+        "odd": st.none(),
+        "split": st.none(),
     }
 )
 
@@ -154,8 +172,12 @@ def build_table(value: dict[str, Any], root: Path) -> None:
             try:
                 arrays[name] = pa.array(values)
             except (pa.ArrowException, UnicodeError, OverflowError, TypeError):
-                arrays[name] = pa.array([repr(item) for item in values])
-        pyarrow.parquet.write_table(pa.table(arrays), out)
+                arrays[name] = pa.array([ascii(item) for item in values])
+        try:
+            pyarrow.parquet.write_table(pa.table(arrays), out)
+        except pa.ArrowException:  # Parquet has no column of empty structs
+            arrays = {name: pa.array([ascii(item) for item in values]) for name, values in columns.items()}
+            pyarrow.parquet.write_table(pa.table(arrays), out)
         content = out.getvalue()
     (folder / f"metadata.{suffix}").write_bytes(changed_bytes(content, how) if kind == "bytes" else content)
 
@@ -200,5 +222,5 @@ def prepare_and_read(value: dict[str, Any], root: Path) -> None:
 test_few_examples, test_many_examples = make_tests(
     Area("folders", 0.1, person_folders, build_folders, read_person_folders, writes=("in/splits.json", "skipped.txt")),
     Area("tables", 0.14, tables, build_table, read_own_table),
-    Area("prepare", 0.02, tables, build_table, prepare_and_read, writes=("out",)),
+    Area("prepare", 0.02, whole_tables, build_table, prepare_and_read, writes=("out",)),
 )
