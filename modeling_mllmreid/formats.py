@@ -170,6 +170,14 @@ class SplitMetricsFile(Format):
     metrics_of_splits: list[Any]
 
 
+class DemoMetricsFile(Format):
+    """metrics.json of the demo."""
+
+    chosen_feature: Text
+    val: dict[str, float]
+    test: dict[str, dict[str, float | None]]
+
+
 class MatrixFile(Format):
     """matrix.json of `evaluate --matrix`."""
 
@@ -323,7 +331,7 @@ class WorldFile(Format):
 
 # The reports by the names under which this program writes them.
 BY_NAME: Mapping[str, Any] = {
-    "metrics.json": MetricsFile | SplitMetricsFile,
+    "metrics.json": MetricsFile | SplitMetricsFile | DemoMetricsFile,
     "matrix.json": MatrixFile,
     "data.json": InspectionFile,
     "threshold.json": ThresholdsFile,

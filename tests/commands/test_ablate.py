@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import Executor, Future
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from modeling_mllmreid.commands.ablate import main
+from modeling_mllmreid.commands.ablate import main, sweep
 from modeling_mllmreid.commands.ablate.arguments import AblationArguments, TreatmentArguments
 from modeling_mllmreid.commands.ablate.command import read_configuration
 from modeling_mllmreid.commands.ablate.oracle import WORDS, attribute_loss
@@ -234,7 +235,27 @@ def test_texts_of_the_llava_made_here_are_under_nobody_elses_licence(ablation):
     assert all(json.loads(line)["provenance"]["licence"] is None for line in sidecar.read_text().splitlines())
 
 
-def test_a_killed_sweep_goes_on_and_finished_runs_are_kept(ablation, capsys):
+class InThisProcess(Executor):
+    """Runs what it is given at once: a new process would import for seconds."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def submit(self, function, *args):
+        future: Future = Future()
+        try:
+            future.set_result(function(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", InThisProcess)
+
+
+def test_a_killed_sweep_goes_on_and_finished_runs_are_kept(ablation, in_this_process, capsys):
     folder = ablation / "ablation"
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*/result.json")}
     lost = next(path.parent for path in before if "placebo" in path.parent.name)
@@ -284,9 +305,11 @@ def wait_until(condition, *, seconds: int) -> None:
         time.sleep(0.2)
 
 
-def test_a_run_that_fails_is_named_and_leaves_no_result(ablation, tmp_path):
+def test_a_run_that_fails_is_named_and_leaves_no_result(ablation, in_this_process, tmp_path):
     flags = [f"--output_dir={tmp_path / 'other'}", "--identities_per_batch=50", "--seeds", "0", "--budgets", "steps"]
-    with pytest.raises(UserError, match=r"run b0-market1501-4-seed0-\w+: .*the same command goes on with what is left"):
+    with pytest.raises(
+        UserError, match=r"run [\w+-]+-market1501-4-seed0-\w+: .*the same command goes on with what is left"
+    ):
         main([str(ablation / "config.yaml"), *flags])
     assert not list((tmp_path / "other" / "runs").glob("*/result.json"))
 

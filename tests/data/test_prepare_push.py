@@ -5,75 +5,99 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from hub_server import HubServer
-from trees import SMALL, write_tree
 
-LOAD = """
-import json, sys
-from datasets import load_dataset
-from modeling_mllmreid.data import image_sources, load_reid_dataset, open_image
-ours = load_reid_dataset(sys.argv[1])
-theirs = load_dataset(sys.argv[1])
-assert {k: len(v) for k, v in ours.items()} == {k: len(v) for k, v in theirs.items()}
-print(json.dumps({split: [part["file_name"][:], part["person_id"][:], open_image(image_sources(part)[0]).size]
-                  for split, part in ours.items()}))
-"""
+TABLES = {f"data/{split}-00000-of-00001.parquet" for split in ("gallery", "query", "train")}
 
 
-@pytest.fixture
-def hub():
-    with HubServer() as server:
-        yield server
+@pytest.fixture(scope="module")
+def said(tmp_path_factory) -> dict:
+    """What `walk` found. The Hub's address is read at import: one new process for everything."""
+    command = [sys.executable, __file__, str(tmp_path_factory.mktemp("push"))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def run(hub, home, *command, token=None):
-    environment = {**os.environ, **hub.environment(home), **({"HF_TOKEN": token} if token else {})}
-    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
+def walk(folder: Path) -> dict:
+    """Pushes, loads what was pushed, and is refused."""
+    from hub_server import HubServer
+    from trees import SMALL, write_tree
+
+    with HubServer() as hub:
+        os.environ.update(hub.environment(folder / "home"))
+        from datasets import load_dataset
+
+        from modeling_mllmreid.commands.prepare import main
+        from modeling_mllmreid.data import image_sources, load_reid_dataset, open_image
+        from modeling_mllmreid.errors import UserError
+
+        root = write_tree(folder, "market1501", SMALL["market1501"])
+        source = ["--dataset", "market1501", "--data_dir", str(root), "--push_to", "tester/people"]
+
+        def files() -> list[str]:
+            known = ("datasets", "tester/people") in hub.repos
+            return sorted(set(hub.files("datasets", "tester/people")) - {".gitattributes"}) if known else []
+
+        def refused(number: int) -> dict:
+            message, output = "", folder / f"out{number}"
+            try:
+                main([*source, "--output", str(output)])
+            except UserError as error:
+                message = str(error)
+            # What was prepared stays, whatever comes of the push.
+            return {"message": message, "prepared": (output / "README.md").is_file(), "files": files()}
+
+        token = os.environ["HF_TOKEN"]
+        os.environ["HF_TOKEN"] = "hf_wrong"
+        found: dict = {"wrong token": refused(1), "repositories": len(hub.repos)}
+        os.environ["HF_TOKEN"] = token
+        hub.fail["POST commit"] = lambda number: 500
+        found["failing server"] = refused(2)
+        hub.fail.clear()
+        hub.repos["datasets", "tester/people"].private = False
+        found["public"] = refused(3)
+        hub.repos["datasets", "tester/people"].private = True
+        main([*source, "--output", str(folder / "out4")])
+        found |= {"pushed": files(), "private": hub.repos["datasets", "tester/people"].private}
+        shutil.rmtree(root)
+        ours, theirs = load_reid_dataset("tester/people"), load_dataset("tester/people")
+        found["loaded"] = {
+            split: {
+                "rows": len(part),
+                "by the library": len(theirs[split]),
+                "first": part["file_name"][0],
+                "size": open_image(image_sources(part)[0]).size,
+            }
+            for split, part in ours.items()
+        }
+    return found
 
 
-@pytest.fixture
-def prepare(hub, tmp_path):
-    """Prepares a small set into a new folder and pushes it; returns that folder and what came of it."""
-    root = write_tree(tmp_path, "market1501", SMALL["market1501"])
-    options = ["--dataset", "market1501", "--data_dir", str(root), "--push_to", "tester/people"]
-
-    def prepare(number, token=None):
-        output = tmp_path / f"out{number}"
-        done = run(hub, tmp_path / "home", "run_reid.py", "prepare", *options, "--output", str(output), token=token)
-        assert (output / "README.md").is_file()  # what was prepared stays, whatever comes of the push
-        return done
-
-    return prepare
+def test_there_and_back(said):
+    assert said["private"] and set(said["pushed"]) == {"README.md", *TABLES}
+    rows = {split: part["rows"] for split, part in said["loaded"].items()}
+    assert rows == {"train": 8, "query": 4, "gallery": 10}
+    assert all(part["rows"] == part["by the library"] for part in said["loaded"].values())
+    assert said["loaded"]["train"]["first"] == "bounding_box_train/0002_c1s1_000000_01.jpg"
+    assert said["loaded"]["query"]["size"] == [1, 1]
 
 
-def test_there_and_back(hub, prepare, tmp_path):
-    done = prepare(1)
-    assert done.returncode == 0 and "pushed: tester/people (private)" in done.stdout, done.stderr
-    assert hub.repos["datasets", "tester/people"].private
-    tables = {f"data/{split}-00000-of-00001.parquet" for split in ("gallery", "query", "train")}
-    assert set(hub.files("datasets", "tester/people")) - {".gitattributes"} == {"README.md", *tables}
-    shutil.rmtree(tmp_path / "set")
-    back = run(hub, tmp_path / "elsewhere", "-c", LOAD, "tester/people")
-    assert back.returncode == 0, back.stderr
-    loaded = json.loads(back.stdout.splitlines()[-1])
-    assert {split: len(part[0]) for split, part in loaded.items()} == {"train": 8, "query": 4, "gallery": 10}
-    assert loaded["train"][0][0] == "bounding_box_train/0002_c1s1_000000_01.jpg" and loaded["query"][2] == [1, 1]
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("wrong token", "push_to tester/people: "),
+        ("failing server", "push_to tester/people: "),
+        ("public", "is public: pictures of people would be open to all: make it private or give another name"),
+    ],
+)
+def test_what_is_refused_pushes_nothing_and_keeps_what_was_prepared(said, case, message):
+    assert message in said[case]["message"] and said[case]["prepared"] and said[case]["files"] == []
+    assert said["repositories"] == 0
 
 
-def test_a_refused_token_a_failing_server_and_a_public_set(hub, prepare):
-    def refused(number, token=None):
-        done = prepare(number, token)
-        assert done.returncode == 2
-        return done.stderr.strip().splitlines()[-1]
-
-    assert "error: push_to tester/people: " in refused(1, token="hf_wrong")
-    assert not hub.repos
-    hub.fail["POST commit"] = lambda number: 500
-    assert "error: push_to tester/people: " in refused(2)
-    assert set(hub.files("datasets", "tester/people")) <= {".gitattributes"}
-    hub.fail.clear()
-    hub.repos["datasets", "tester/people"].private = False
-    assert "is public: pictures of people would be open to all: make it private or give another name" in refused(3)
-    assert set(hub.files("datasets", "tester/people")) <= {".gitattributes"}
+if __name__ == "__main__":
+    print(json.dumps(walk(Path(sys.argv[1]))))

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hub_server import HubServer
+from cli_process import CliProcess
+from hub_server import TOKEN, HubServer
 
 from modeling_mllmreid.commands.demo import main
 
@@ -34,17 +35,13 @@ def test_publish_and_use_as_the_readme_says(tmp_path):
         kept = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
         kept |= {"OMP_NUM_THREADS": "1"}
 
-        def run(*command, cache):
-            variables = kept | hub.environment(tmp_path / cache)
-            done = subprocess.run(command, env=variables, capture_output=True, text=True, cwd=tmp_path)
-            assert done.returncode == 0, done.stderr
-            return done.stdout
-
         lines = [shlex.split(line) for line in block_of("Publish yours", "bash").splitlines()]
         assert [line[2] for line in lines] == ["evaluate", "push", "export", "push"]
-        for line in lines:
-            assert line[:2] == ["python", "run_reid.py"]
-            run(sys.executable, str(ROOT / "run_reid.py"), *line[2:], cache="mine")
+        with CliProcess(kept | {"PYTHONPATH": str(ROOT)} | hub.environment(tmp_path / "mine"), tmp_path) as process:
+            for line in lines:
+                assert line[:2] == ["python", "run_reid.py"]
+                code, _, err = process("cli", *line[2:], token=TOKEN)
+                assert code == 0, err
         assert hub.repos["models", "you/pedestrians-reid"].private
         card = hub.files("models", "you/pedestrians-reid")["README.md"].decode()
         measured = json.loads((tmp_path / "runs/demo/metrics.json").read_text())["metrics"]
@@ -56,5 +53,8 @@ def test_publish_and_use_as_the_readme_says(tmp_path):
         (tmp_path / "use.py").write_text(
             "import sys\nsys.modules['modeling_mllmreid'] = None\n" + block_of("Use a published model", "python")
         )
-        said = run(sys.executable, "-I", "use.py", cache="theirs")
-        assert re.search(r"\[\{'index': [01], 'score': [-\d.e]+\}, \{'index': [01], 'score': [-\d.e]+\}\]", said)
+        command, variables = [sys.executable, "-I", "use.py"], kept | hub.environment(tmp_path / "theirs")
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        ranking = r"\[\{'index': [01], 'score': [-\d.e]+\}, \{'index': [01], 'score': [-\d.e]+\}\]"
+        assert re.search(ranking, done.stdout)
