@@ -44,6 +44,13 @@ def test_every_command_of_the_table_has_its_main():
     assert all(callable(importlib.import_module(module).main) for module, _ in commands.values())
 
 
+def test_every_command_prints_its_fields(capsys):
+    for name, (module, _) in runpy.run_path(str(SCRIPT))["COMMANDS"].items():
+        with pytest.raises(SystemExit) as end:
+            importlib.import_module(module).main(["--help"])
+        assert end.value.code == 0 and capsys.readouterr().out.startswith(f"usage: run_reid.py {name} [config.yaml]")
+
+
 def test_unknown_command_names_the_nearest(monkeypatch, capsys):
     assert run(monkeypatch, "evalute") == 2
     assert capsys.readouterr().err == "error: unknown command 'evalute': did you mean 'evaluate'?\n"

@@ -14,7 +14,7 @@ from native import write_native
 from PIL import Image
 from safetensors.torch import save_file
 
-from modeling_mllmreid.commands import embed
+from modeling_mllmreid.commands import embed, evaluate
 from modeling_mllmreid.commands.arguments import ModelArguments
 from modeling_mllmreid.commands.loading import load_encoder
 from modeling_mllmreid.data import load_reid_dataset
@@ -27,7 +27,6 @@ from modeling_mllmreid.training import AdapterArguments, ReIDTrainingArguments, 
 
 FORMS = ("full", "vision", "thin", "native")
 SIZE = {"height": 64, "width": 32}
-METRICS = {"mAP": 0.5, "rank1": 0.5, "rank5": 1.0, "rank10": 1.0, "mINP": 0.25}
 
 
 @cache
@@ -48,6 +47,8 @@ def disk() -> SimpleNamespace:
     prepare_training(thin, adapters, backbone=str(root / "native"), revision=None, dtype=torch.float32)
     thin.save_pretrained(root / "thin")
     processor.save_pretrained(root / "thin")
+    of_data = ["--dataset", "market1501", "--data_dir", str(root / "people")]
+    evaluate.main(["--model", str(root / "full"), *of_data, "--output_dir", str(root / "evaluated")])
     for form in ("full", "thin", "vision"):
         write_reports(root / form)
     embed.main(["--model", str(root / "full"), "--images", str(root / "people/query"), "--output", str(root / "index")])
@@ -70,13 +71,7 @@ def write_reports(folder: Path) -> None:
     }
     save_thresholds(folder, {"llm": Threshold(**row), "vision": Threshold(**row)})
     of_weights = {"weights": weights_digest(folder)}
-    metrics = {
-        **of_weights,
-        **{"model": "runs/a", "dataset": "market1501", "test_feature": "llm", "dtype": "float32", **SIZE},
-        **{"trained_on": ["market1501"], "tested_on": ["market1501"], "query_images": 6, "gallery_images": 6},
-        "metrics": {"llm": METRICS, "vision": METRICS},
-        "intervals": {"llm": {"mAP": {"low": 0.4, "high": 0.6, "confidence": 0.95}}},
-    }
+    metrics = {**json.loads((folder.parent / "evaluated/metrics.json").read_text()), **of_weights}
     run = {
         **of_weights,
         **{"base_model": "llava-hf/llava-1.5-7b-hf", "hardware": "a CPU", "seconds": 12.5, "sources": ["market1501"]},

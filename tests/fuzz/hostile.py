@@ -90,7 +90,7 @@ def is_file_name(text: str) -> bool:
     )
 
 
-file_names = st.one_of(ids, texts, st.sampled_from(["\udce9", "\udcff\udcfe", "a\udc80"])).filter(is_file_name)
+file_names = st.one_of(*[ids] * 6, texts, st.sampled_from(["\udce9", "\udcff\udcfe", "a\udc80"])).filter(is_file_name)
 
 # ---- numbers and JSON ----------------------------------------------------------------------------------------------
 

@@ -103,7 +103,7 @@ def act(value: Any, root: Path) -> None:
 test_few_examples, test_many_examples = make_tests(
     Area(
         "commands",
-        0.04,
+        0.03,
         st.sampled_from(COMMANDS).flatmap(changes),
         build,
         act,

@@ -220,7 +220,7 @@ def prepare_and_read(value: dict[str, Any], root: Path) -> None:
 
 
 test_few_examples, test_many_examples = make_tests(
-    Area("folders", 0.1, person_folders, build_folders, read_person_folders, writes=("in/splits.json", "skipped.txt")),
-    Area("tables", 0.14, tables, build_table, read_own_table),
+    Area("folders", 0.09, person_folders, build_folders, read_person_folders, writes=("in/splits.json", "skipped.txt")),
+    Area("tables", 0.11, tables, build_table, read_own_table),
     Area("prepare", 0.02, whole_tables, build_table, prepare_and_read, writes=("out",)),
 )

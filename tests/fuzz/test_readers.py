@@ -150,5 +150,5 @@ def act(value: dict[str, Any], root: Path) -> None:
 
 
 test_few_examples, test_many_examples = make_tests(
-    Area("readers", 0.14, trees, build, act, writes=("out", "skipped.txt"))
+    Area("readers", 0.11, trees, build, act, writes=("out", "skipped.txt"))
 )

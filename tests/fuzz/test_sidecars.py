@@ -77,7 +77,7 @@ def join(value: dict[str, Any], root: Path) -> None:
 
 
 test_few_examples, test_many_examples = make_tests(
-    Area("sidecars", 0.06, files, build, append, writes=("a.jsonl",)),
-    Area("writers of sidecars", 0.02, files, build, write, writes=("a.jsonl",)),
-    Area("joined sidecars", 0.02, files, build, join),
+    Area("sidecars", 0.03, files, build, append, writes=("a.jsonl",)),
+    Area("writers of sidecars", 0.01, files, build, write, writes=("a.jsonl",)),
+    Area("joined sidecars", 0.01, files, build, join),
 )
