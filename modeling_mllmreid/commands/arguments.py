@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from ..data.readers import READERS
-from ..ranges import AtMostMillions, AtMostThousand, CountOrZero, NotNegative, Pixels, Seed, Share
+from ..ranges import AtMostMillions, AtMostThousand, CountOrZero
 
 
 @dataclass
@@ -30,8 +30,8 @@ class ModelArguments:
 class MethodArguments:
     """Fields of the model's configuration. What is not given is the checkpoint's own, or a new model's default."""
 
-    height: Pixels | None = field(default=None, metadata={"help": "Height in pixels that crops are resized to."})
-    width: Pixels | None = field(default=None, metadata={"help": "Width in pixels that crops are resized to."})
+    height: int | None = field(default=None, metadata={"help": "Height in pixels that crops are resized to."})
+    width: int | None = field(default=None, metadata={"help": "Width in pixels that crops are resized to."})
     test_feature: Literal["llm", "vision", "concat"] | None = field(
         default=None, metadata={"help": "The feature that embeddings are made of."}
     )
@@ -45,14 +45,12 @@ class MethodArguments:
     loss_lambda: float | None = field(
         default=None, metadata={"help": "The balance: (1 - loss_lambda) * language loss + loss_lambda * ReID loss."}
     )
-    id_weight: NotNegative | None = field(default=None, metadata={"help": "Weight of the ID loss in the ReID loss."})
-    triplet_weight: NotNegative | None = field(
+    id_weight: float | None = field(default=None, metadata={"help": "Weight of the ID loss in the ReID loss."})
+    triplet_weight: float | None = field(
         default=None, metadata={"help": "Weight of the triplet loss in the ReID loss."}
     )
-    label_smoothing: Share | None = field(default=None, metadata={"help": "Label smoothing of the ID loss."})
-    triplet_margin: NotNegative | None = field(
-        default=None, metadata={"help": "Margin of the batch-hard triplet loss."}
-    )
+    label_smoothing: float | None = field(default=None, metadata={"help": "Label smoothing of the ID loss."})
+    triplet_margin: float | None = field(default=None, metadata={"help": "Margin of the batch-hard triplet loss."})
     triplet_soft_margin: bool | None = field(
         default=None, metadata={"help": "Soft margin log(1 + exp(d)) in place of the hinge."}
     )
@@ -65,7 +63,7 @@ class MethodArguments:
     vision_layer: int | None = field(
         default=None, metadata={"help": "Tower layer whose patches are pooled; by default the one that the LLM reads."}
     )
-    distillation_weight: NotNegative | None = field(
+    distillation_weight: float | None = field(
         default=None, metadata={"help": "Weight of the distillation of the text branch into the image branch."}
     )
     reid_text: bool | None = field(
@@ -114,7 +112,7 @@ class DataArguments:
         default=None, metadata={"help": "Parts that were made for own data; by default splits.json in data_dir."}
     )
     test_share: float = field(default=0.5, metadata={"help": "Share of the people that made test parts take."})
-    split_seed: Seed = field(default=0, metadata={"help": "Of the people drawn into made parts."})
+    split_seed: int = field(default=0, metadata={"help": "Of the people drawn into made parts."})
     on_error: Literal["stop", "skip"] = field(
         default="stop", metadata={"help": "Stop at the first row that cannot be used, or leave such rows out."}
     )

@@ -38,4 +38,4 @@ def act(value: Any, root: Path) -> None:
         assert np.abs(pixels.astype(int) - ramp).max() <= 1, f"{form} {mode}: other pixels"
 
 
-test_few_examples, test_many_examples = make_tests(Area("images", 0.16, images, build, act))
+test_few_examples, test_many_examples = make_tests(Area("images", 0.13, images, build, act))

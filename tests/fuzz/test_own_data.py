@@ -64,10 +64,19 @@ def build_folders(value: dict[str, Any], root: Path) -> None:
                 (folder / name / "1.jpg").write_bytes(PIXEL)
 
 
+def is_utf8(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def read_person_folders(value: dict[str, Any], root: Path) -> None:
     options = {"on_error": value["on_error"], "skipped_file": root / "skipped.txt", "test_share": value["share"]}
     dataset = load_reid_dataset("folders", data_dir=root / "in", **options)
     visible = {name: count for name, count in value["people"].items() if count and not is_hidden(name)}
+    if value["on_error"] == "skip":
+        # A name that is no UTF-8 is left out, and listed.
+        odd = [name for name in visible if not is_utf8(name)]
+        assert not odd or (root / "skipped.txt").read_text().count("UTF-8") >= len(odd), "left out without a word"
+        visible = {name: count for name, count in visible.items() if name not in odd}
     assert sum(map(len, dataset.values())) == sum(visible.values()), "images were lost"
     people = {person for part in dataset.values() for person in part["person_id"][:]}
     assert len(people) == len(visible), f"{len(visible)} folders are {len(people)} people"
@@ -221,6 +230,6 @@ def prepare_and_read(value: dict[str, Any], root: Path) -> None:
 
 test_few_examples, test_many_examples = make_tests(
     Area("folders", 0.09, person_folders, build_folders, read_person_folders, writes=("in/splits.json", "skipped.txt")),
-    Area("tables", 0.11, tables, build_table, read_own_table),
+    Area("tables", 0.09, tables, build_table, read_own_table),
     Area("prepare", 0.02, whole_tables, build_table, prepare_and_read, writes=("out",)),
 )
