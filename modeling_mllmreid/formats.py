@@ -261,6 +261,35 @@ class TrainerStateFile(Format):
     global_step: Count = 0
 
 
+class ResumedStateFile(TrainerStateFile):
+    """trainer_state.json of a checkpoint that a training goes on from: what the Trainer takes from it."""
+
+    global_step: Count
+    epoch: Annotated[float, Field(ge=0)] | None = None
+    max_steps: int = 0
+    num_train_epochs: Count = 0
+    num_input_tokens_seen: Count = 0
+    total_flos: float = 0
+    train_batch_size: Count | None = None
+    best_metric: float | None = None
+    best_global_step: Count | None = None
+    best_model_checkpoint: str | None = None
+    stateful_callbacks: dict[str, Any] | None = None
+
+
+class ProofFile(Format):
+    """proof.json of a checkpoint: that the user's own training wrote it."""
+
+    hmac: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class LogSums(Format):
+    """Sums of loss parts, and of how many micro-batches."""
+
+    sums: dict[str, float]
+    count: Count
+
+
 class TrainingArgsFile(Format):
     """training_args.json: every field as the Trainer wrote it."""
 
@@ -270,7 +299,7 @@ class LogWindowFile(Format):
 
     loss: float
     step: Count
-    parts: dict[str, Any]
+    parts: LogSums
 
 
 class SplitsFile(Format):

@@ -1,6 +1,7 @@
 """The processes that a launcher started, of which this is one, and what they tell each other besides gradients."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -12,6 +13,8 @@ import torch.distributed as dist
 from accelerate import DistributedType, PartialState
 
 from .errors import UserError
+
+logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 Given = ParamSpec("Given")
@@ -30,7 +33,23 @@ def this_process() -> PartialState:
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     refuse_lost_processes(state, os.environ)
+    say_idle_gpus(state)
     return state
+
+
+def say_idle_gpus(state: PartialState) -> None:
+    """Says once that a process that was not launched with others uses one of several GPUs, and how to use all."""
+    gpus = torch.cuda.device_count()
+    if state.num_processes == 1 and state.device.type == "cuda" and gpus > 1:
+        _warn_once(
+            f"{gpus} GPUs, and this process uses one of them, {state.device}: for all of them start accelerate launch "
+            f"--multi_gpu --num_processes {gpus} run_reid.py ...; CUDA_VISIBLE_DEVICES chooses one"
+        )
+
+
+@cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
 
 
 def refuse_lost_processes(state: PartialState, environ: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from ..data.readers import READERS
-from ..ranges import AtMostMillions, AtMostThousand, CountOrZero
+from ..ranges import AtMostMillions, AtMostThousand, CountOrZero, NotNegative, Pixels, Share
 
 
 @dataclass
@@ -30,8 +30,8 @@ class ModelArguments:
 class MethodArguments:
     """Fields of the model's configuration. What is not given is the checkpoint's own, or a new model's default."""
 
-    height: int | None = field(default=None, metadata={"help": "Height in pixels that crops are resized to."})
-    width: int | None = field(default=None, metadata={"help": "Width in pixels that crops are resized to."})
+    height: Pixels | None = field(default=None, metadata={"help": "Height in pixels that crops are resized to."})
+    width: Pixels | None = field(default=None, metadata={"help": "Width in pixels that crops are resized to."})
     test_feature: Literal["llm", "vision", "concat"] | None = field(
         default=None, metadata={"help": "The feature that embeddings are made of."}
     )
@@ -45,12 +45,12 @@ class MethodArguments:
     loss_lambda: float | None = field(
         default=None, metadata={"help": "The balance: (1 - loss_lambda) * language loss + loss_lambda * ReID loss."}
     )
-    id_weight: float | None = field(default=None, metadata={"help": "Weight of the ID loss in the ReID loss."})
-    triplet_weight: float | None = field(
+    id_weight: NotNegative | None = field(default=None, metadata={"help": "Weight of the ID loss in the ReID loss."})
+    triplet_weight: NotNegative | None = field(
         default=None, metadata={"help": "Weight of the triplet loss in the ReID loss."}
     )
-    label_smoothing: float | None = field(default=None, metadata={"help": "Label smoothing of the ID loss."})
-    triplet_margin: float | None = field(default=None, metadata={"help": "Margin of the batch-hard triplet loss."})
+    label_smoothing: Share | None = field(default=None, metadata={"help": "Label smoothing of the ID loss."})
+    triplet_margin: NotNegative | None = field(default=None, metadata={"help": "Margin of the batch-hard triplet loss."})
     triplet_soft_margin: bool | None = field(
         default=None, metadata={"help": "Soft margin log(1 + exp(d)) in place of the hinge."}
     )
@@ -63,7 +63,7 @@ class MethodArguments:
     vision_layer: int | None = field(
         default=None, metadata={"help": "Tower layer whose patches are pooled; by default the one that the LLM reads."}
     )
-    distillation_weight: float | None = field(
+    distillation_weight: NotNegative | None = field(
         default=None, metadata={"help": "Weight of the distillation of the text branch into the image branch."}
     )
     reid_text: bool | None = field(
@@ -118,6 +118,10 @@ class DataArguments:
     )
     skipped_file: str = field(default="skipped.txt", metadata={"help": "Where rows that were left out are listed."})
     strict: bool = field(default=False, metadata={"help": "Make a mismatch with the published counts an error."})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.test_share < 1:
+            raise ValueError(f"test_share {self.test_share}: give a share above 0 and below 1")
 
     def options(self) -> dict[str, Any]:
         """What `load_reid_dataset` takes besides the name."""

@@ -1,6 +1,9 @@
 """A model and its processor, whether the name is a checkpoint of ours, its vision form, or a native LLaVA."""
 
+import logging
 import os
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
@@ -18,9 +21,19 @@ from ..model import (
     MllmReIDVisionModel,
     MllmReIDVisionProcessor,
 )
+from ..model.checkpoints import read_adapter
 from ..processes import this_process
-from ..training.adapters import AdapterArguments, prepare_training
+from ..training.adapters import (
+    LORA_FIELDS,
+    AdapterArguments,
+    adapters_of_checkpoint,
+    prepare_training,
+    refuse_other_adapters,
+)
 from .arguments import ModelArguments
+from .options import build_options
+
+logger = logging.getLogger(__name__)
 
 
 def load_model(
@@ -30,7 +43,8 @@ def load_model(
 
     fields: configuration fields that replace those of a checkpoint of ours, or make a new model around a native LLaVA.
     adapters: for training: what is trained of it, and in which form the rest is held.
-    Raises UserError for a name that cannot be loaded, for another kind of model, and for fields that it refuses.
+    Raises UserError for a name that cannot be loaded, for another kind of model, for fields that it refuses, and for
+    adapters that a thin checkpoint was not made with.
     """
     fields = dict(fields or {})
     name = arguments.model
@@ -41,6 +55,9 @@ def load_model(
         # As stored: what is trained goes to float32 from there, not by way of the frozen weights' format.
         weights |= {"dtype": "auto", "quantization_config": adapters.quantization_config(dtype)}
     kind = model_type(arguments)
+    if adapters is not None and (stored_adapters := adapters_of(arguments)) is not None:
+        own = {name: value for name, value in asdict(adapters).items() if adapters.has_lora or name not in LORA_FIELDS}
+        refuse_other_adapters(own, stored_adapters, name)
     if kind == MllmReIDVisionConfig.model_type:
         raise UserError(f"model {name}: a vision form has no language model: give the checkpoint it was exported from")
     try:
@@ -51,12 +68,11 @@ def load_model(
             fields["image_prefix_ids"] = processor.image_prefix_ids
             model = MllmReIDModel.from_mllm_pretrained(name, **weights, **fields)
         else:
-            stored = MllmReIDConfig.from_pretrained(name, **at)
-            # Made anew, so that the configuration checks the given fields too.
-            config = MllmReIDConfig.from_dict({**stored.to_dict(), **fields})
+            config = changed_config(MllmReIDConfig.from_pretrained(name, **at), fields)
             processor = MllmReIDProcessor.from_pretrained(name, **at)
             processor.image_processor.size = {"height": config.height, "width": config.width}
             if config.backbone is not None:
+                # Its own weights are float32 whatever this is.
                 weights |= {"dtype": dtype, "is_trainable": adapters is not None}
             model = MllmReIDModel.from_pretrained(name, config=config, **weights)
     except (OSError, ValueError, ImportError) as error:
@@ -66,6 +82,57 @@ def load_model(
         backbone = os.path.abspath(name) if os.path.isdir(name) else name
         prepare_training(model, adapters, backbone=backbone, revision=commit_of(arguments), dtype=dtype)
     return model, processor
+
+
+def changed_config(stored: MllmReIDConfig, fields: Mapping[str, Any]) -> MllmReIDConfig:
+    """A checkpoint's configuration with the given fields, checked anew; says which heads they make new or drop.
+
+    Raises ValueError for what the configuration refuses, and for other heads on a thin checkpoint.
+    """
+    config = MllmReIDConfig.from_dict({**stored.to_dict(), **fields})
+    heads = [head for head in config.reid_heads if head not in stored.reid_heads or config.bnneck != stored.bnneck]
+    gone = [head for head in stored.reid_heads if head not in config.reid_heads]
+    if heads or gone:
+        changes = [f"{name} is {getattr(config, name)}" for name in ("reid_on", "bnneck") if name in fields]
+        said = " and ".join(changes)
+        if stored.backbone is not None:
+            raise ValueError(
+                f"{said}: a thin checkpoint keeps its heads: leave it out, or export the checkpoint --to full first"
+            )
+        words = [f"{' and '.join(names)} {what}" for names, what in ((heads, "new"), (gone, "dropped")) if names]
+        logger.warning("%s, unlike in the checkpoint: ReID heads: %s", said, ", ".join(words))
+    return config
+
+
+def adapters_of(arguments: ModelArguments) -> dict[str, Any] | None:
+    """What a thin checkpoint was trained with, see `adapters_of_checkpoint`; None for any other model.
+
+    Raises UserError where it is broken.
+    """
+    if model_type(arguments) != MllmReIDConfig.model_type:
+        return None
+    try:
+        hub: dict[str, Any] = {} if arguments.revision is None else {"revision": arguments.revision}
+        config = MllmReIDConfig.from_pretrained(arguments.model, **hub)
+        if config.backbone is None:
+            return None
+        lora, weights = (None, {}) if config.adapter is None else read_adapter(arguments.model, config.adapter, hub)
+        return adapters_of_checkpoint(config, lora, weights)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"model {arguments.model}: {_one_line(error)}") from error
+
+
+def settle_adapters(arguments: ModelArguments, given: Mapping[str, Any]) -> AdapterArguments:
+    """The adapters of a training from the options that were given, by field.
+
+    A thin checkpoint goes on with its own; `quantize` alone is chosen anew, as it is of the backbone's loading. Raises
+    UserError for an option that the checkpoint was not made with.
+    """
+    stored = adapters_of(arguments)
+    if stored is not None:
+        refuse_other_adapters(given, stored, arguments.model)
+        given = {**{name: value for name, value in stored.items() if value is not None}, **given}
+    return build_options((AdapterArguments,), given, "train")[0]
 
 
 def commit_of(arguments: ModelArguments) -> str | None:
@@ -81,8 +148,7 @@ def load_config(arguments: ModelArguments, fields: dict[str, Any]) -> MllmReIDCo
     try:
         if model_type(arguments) == "llava":
             return MllmReIDConfig(mllm_config=AutoConfig.from_pretrained(arguments.model, **at), **fields)
-        stored = MllmReIDConfig.from_pretrained(arguments.model, **at).to_dict()
-        return MllmReIDConfig.from_dict({**stored, **fields})
+        return changed_config(MllmReIDConfig.from_pretrained(arguments.model, **at), fields)
     except (OSError, ValueError) as error:
         raise UserError(f"model {arguments.model}: {_one_line(error)}") from error
 
@@ -115,7 +181,8 @@ def model_type(arguments: ModelArguments) -> str:
         kind = AutoConfig.from_pretrained(arguments.model, revision=arguments.revision).model_type
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model {arguments.model}: not loadable ({_one_line(error)}): give a checkpoint's folder or a Hub name"
+            f"model {arguments.model}: not loadable ({_one_line(error)}): give a checkpoint's folder (for --dry_run "
+            "its config.json is enough) or a Hub name"
         ) from error
     if kind not in ("mllmreid", MllmReIDVisionConfig.model_type, "llava"):
         raise UserError(f"model {arguments.model}: of type {kind!r}: give a native LLaVA or a checkpoint of ours")

@@ -2,10 +2,15 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import DatasetDict
+from huggingface_hub import get_token
+from huggingface_hub.utils import validate_repo_id
 from transformers import set_seed
 
 from ..data import load_reid_dataset
@@ -14,16 +19,20 @@ from ..data.leaks import refuse_overlaps
 from ..data.texts import CaptionRecord, read_records
 from ..errors import UserError
 from ..evaluation.protocol import check_parts
-from ..model import MllmReIDModel, MllmReIDProcessor
+from ..formats import read_json
+from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
+from ..outputs import check_output
 from ..processes import refuse_lost_processes
 from ..text.licences import refuse_licences
 from ..training import AdapterArguments, BatchArguments, ReIDTrainingArguments, train_reid
 from ..training.memory import estimate_memory
 from ..training.record import write_record
+from ..training.resume import last_checkpoint, refuse_absent_checkpoint
+from ..training.stock_settings import said_of, try_settings
 from .arguments import DataArguments, MethodArguments, ModelArguments
 from .evaluate import EvaluateArguments, evaluate_and_report
-from .loading import load_config, load_model
-from .options import parse
+from .loading import load_config, load_model, settle_adapters
+from .options import build_options, read_options
 
 # The classifier's size is not known without the data: about that of the benchmarks.
 DRY_RUN_IDENTITIES = 1000
@@ -57,11 +66,18 @@ class RunArguments:
 
 def main(argv: list[str]) -> None:
     """Trains, saves into `output_dir`, and where the data set has query and gallery evaluates the saved model there."""
-    groups = (ModelArguments, MethodArguments, AdapterArguments, DataArguments, BatchArguments, LeakArguments)
-    parsed = parse((RunArguments, *groups, ReIDTrainingArguments), argv, "train")
-    run_args, model_args, method_args, adapter_args, data_args, batch_args, leak_args, training_args = parsed
+    groups = (RunArguments, ModelArguments, MethodArguments, DataArguments, BatchArguments, LeakArguments)
+    given = read_options((*groups, AdapterArguments, ReIDTrainingArguments), argv, "train")
+    run_args, model_args, method_args, data_args, batch_args, leak_args = build_options(groups, given, "train")
+    if run_args.dry_run and not torch.cuda.is_available():
+        # What is reckoned for a GPU needs none.
+        given = {**given, "use_cpu": True, "tf32": None}
+    (training_args,) = build_options((ReIDTrainingArguments,), given, "train")
+    adapter_args = settle_adapters(model_args, given)
     if run_args.dry_run:
         return dry_run(model_args, method_args, adapter_args, batch_args, training_args)
+    folders = [model_args.model, data_args.data_dir, *(data_args.data_dirs or {}).values()]
+    check_start(training_args, inputs=[str(folder) for folder in folders if folder])
     refuse_lost_processes(training_args.distributed_state, os.environ)
     dataset = load_reid_dataset(data_args.dataset, texts=batch_args.texts, **data_args.options())
     trained_on, overlap = what_is_trained_on(data_args.dataset, dataset, leak_args)
@@ -95,6 +111,47 @@ def main(argv: list[str]) -> None:
         address = trained.trainer.push_to_hub()
         if training_args.process_index == 0:
             print(f"pushed: {address}")
+
+
+def check_start(args: ReIDTrainingArguments, *, inputs: Sequence[str] = ()) -> None:
+    """Raises UserError for what would end the training after the model was loaded: its settings, disk, and account.
+
+    inputs: folders that are read; the training may not write into one of them.
+    """
+    try_settings(args)
+    if args.fp16 and args.device.type == "cpu":
+        raise UserError("fp16: needs a GPU: set bf16, or leave it out")
+    check_output_dir(Path(str(args.output_dir)), inputs)
+    refuse_absent_checkpoint(args)
+    if args.push_to_hub and not (args.hub_token or get_token()):
+        raise UserError("push_to_hub: no token of the Hub is known: run hf auth login, or set HF_TOKEN")
+    if args.push_to_hub and args.hub_model_id is not None:
+        with said_of("hub_model_id"):
+            validate_repo_id(args.hub_model_id)
+
+
+def check_output_dir(folder: Path, inputs: Sequence[str]) -> None:
+    """Raises UserError where the training would replace what is not ours: another model, reports, or what it reads.
+
+    The folder may be there, from a run that this one goes on from.
+    """
+    for source in inputs:
+        if os.path.isdir(source) and folder.is_dir() and os.path.samefile(source, folder):
+            raise UserError(f"output_dir {folder}: is read as well: give another folder")
+    check_output(folder / "config.json", ours=is_our_config)
+    foreign = sorted(folder.glob("*.safetensors")) if not (folder / "config.json").exists() else []
+    if foreign and not last_checkpoint(folder):
+        raise UserError(f"output_dir {folder}: holds {foreign[0].name}, which is no training's: give another folder")
+    for report in ("metrics.json", "sheet.png", "run.json", "threshold.json"):
+        check_output(folder / report)
+
+
+def is_our_config(path: Path) -> bool:
+    """Whether a config.json is of a model of ours."""
+    try:
+        return str(read_json(path, dict[str, Any]).get("model_type")).startswith(MllmReIDConfig.model_type)
+    except UserError:
+        return False
 
 
 def dry_run(

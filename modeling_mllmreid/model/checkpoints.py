@@ -196,15 +196,15 @@ class ReIDCheckpoints:
     @contextlib.contextmanager
     def without_classifier(self) -> Iterator[None]:
         """For the time of a publication the ID classifiers are gone: their rows are templates of real people."""
-        count = self.config.num_identities
+        count, digest = self.config.num_identities, self.config.identities_digest
         classifiers = {name: head.classifier for name, head in self.reid_head.items()}
-        self.config.num_identities = 0
+        self.config.num_identities, self.config.identities_digest = 0, None
         for head in self.reid_head.values():
             head.classifier = None
         try:
             yield
         finally:
-            self.config.num_identities = count
+            self.config.num_identities, self.config.identities_digest = count, digest
             for name, classifier in classifiers.items():
                 self.reid_head[name].classifier = classifier
 

@@ -42,6 +42,8 @@ class MllmReIDConfig(PreTrainedConfig):
         The ReID losses act on the captions' latents too, for text-to-image search.
     num_identities (`int`):
         Rows of the ID classifiers; 0 means none (published exports).
+    identities_digest (`str`, *optional*):
+        Digest of the people, in the order of the ID classifiers' rows; it holds no name. Dropped with the classifiers.
     trained_on (`list[str]`, *optional*):
         Names of the data sets that the weights were trained on by this project, sorted; ":all" behind one says that
         its test people were trained on too.
@@ -80,6 +82,7 @@ class MllmReIDConfig(PreTrainedConfig):
     distillation_weight: float = 0.0
     reid_text: bool = False
     num_identities: int = 0
+    identities_digest: str | None = None
     trained_on: list[str] | None = None
     overlap: list[str] | None = None
     backbone: str | None = None

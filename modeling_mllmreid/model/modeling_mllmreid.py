@@ -86,9 +86,10 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         if isinstance(module, ReIDHead) and module.classifier is not None:
             init.normal_(module.classifier.weight, mean=0.0, std=0.001)
 
-    def set_num_identities(self, num_identities: int) -> None:
-        """Makes the ID classifiers anew for other identities; 0 drops them."""
+    def set_num_identities(self, num_identities: int, identities_digest: str | None = None) -> None:
+        """Makes the ID classifiers anew for other identities; 0 drops them. identities_digest: whom they stand for."""
         self.config.num_identities = num_identities
+        self.config.identities_digest = identities_digest if num_identities else None
         for head in self.reid_head.values():
             head.remake_classifier(num_identities, self.device)
 
@@ -147,7 +148,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         selected = torch.cat([self._patches(tower_states[layer]) for layer in self._projected_layers], dim=-1)
         projector = self._llava.multi_modal_projector
         with _graph_where_trained(projector, selected):
-            return projector(selected)
+            return projector(selected.to(next(projector.parameters()).dtype))
 
     def _language_model(self, embeddings: Tensor, attention_mask: Tensor | None, whole: bool) -> tuple[Tensor, Tensor]:
         """Runs the LLM without its head. embeddings: (B, T, D); attention_mask: (B, T).

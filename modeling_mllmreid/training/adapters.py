@@ -1,16 +1,23 @@
 """What of a LLaVA is trained: the language model whole, by LoRA or not, quantised or not; the encoder likewise."""
 
-from dataclasses import dataclass, field
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from ..errors import UserError
-from ..model import MllmReIDModel
+from ..model import MllmReIDConfig, MllmReIDModel
 from ..model.adapters import ADAPTER, inject_adapter
 from ..model.checkpoints import probe
 
 TOWER, PROJECTOR = "mllm.model.vision_tower", "mllm.model.multi_modal_projector"
+# What each option is of, as module names have it.
+PARTS = {"language_model": "language_model", "tower": "vision_tower"}
+LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 # Names inside the LLaVA. A bare "q_proj" would hit the visual encoder's attention as well.
 LANGUAGE_TARGETS = r".*language_model\.layers\.\d+\..*\.(q|k|v|o|gate|up|down)_proj"
 TOWER_TARGETS = r".*vision_tower\..*layers\.\d+\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
@@ -42,11 +49,30 @@ class AdapterArguments:
             raise ValueError("quantize: weights in 4 or 8 bits cannot be trained: set language_model to lora or frozen")
         if self.lora_rank < 1:
             raise ValueError(f"lora_rank {self.lora_rank}: give at least 1")
+        try:
+            re.compile(self.lora_targets or "")
+        except re.error as error:
+            raise ValueError(
+                f"lora_targets {self.lora_targets!r}: no regular expression ({error}): correct it"
+            ) from None
+        if not 0 < self.lora_alpha < math.inf:
+            raise ValueError(f"lora_alpha {self.lora_alpha}: give a number above 0")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout {self.lora_dropout}: give a number from 0 to below 1")
 
     @property
     def thin(self) -> bool:
         """Whether weights of the backbone stay as they are, so that checkpoints need not hold them."""
         return self.language_model != "full"
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether anything is trained by LoRA."""
+        return "lora" in (self.language_model, self.tower)
+
+    def to_record(self) -> dict[str, Any]:
+        """What was done, for run.json: settings of a LoRA only where there is one."""
+        return {name: value for name, value in asdict(self).items() if self.has_lora or name not in LORA_FIELDS}
 
     def target_modules(self) -> str | None:
         """The LoRA's regular expression, or None without a LoRA."""
@@ -102,9 +128,64 @@ def apply_adapters(model: MllmReIDModel, args: AdapterArguments, dtype: torch.dt
         settings = {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "lora_dropout": args.lora_dropout}
         try:
             inject_adapter(mllm, {**settings, "target_modules": targets})
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, re.error) as error:
             raise UserError(f"lora_targets {targets}: {' '.join(str(error).split())[:200]}") from error
+        _check_targets(mllm, args)
     return own
+
+
+def _check_targets(mllm: nn.Module, args: AdapterArguments) -> None:
+    """Raises UserError where the LoRA is not on the parts that are to be trained by it, and on no other."""
+    names = [name for name, _ in mllm.named_parameters() if ".lora_" in name]
+    for option, part in PARTS.items():
+        wanted, found = getattr(args, option) == "lora", any(f"{part}." in name for name in names)
+        if wanted != found:
+            raise UserError(
+                f"lora_targets {args.lora_targets}: matches {'something' if found else 'nothing'} of the {part}, and "
+                f"{option} is {getattr(args, option)}: correct one of them"
+            )
+    if outside := [name for name in names if not any(f"{part}." in name for part in PARTS.values())]:
+        raise UserError(
+            f"lora_targets {args.lora_targets}: matches {outside[0].partition('.lora_')[0]}, which is trained whole or "
+            f"not at all: match layers of {' and '.join(PARTS.values())} alone"
+        )
+
+
+def adapters_of_checkpoint(
+    config: MllmReIDConfig, lora: Mapping[str, Any] | None, names: Iterable[str]
+) -> dict[str, Any]:
+    """What a thin checkpoint was trained with, as fields of [`AdapterArguments`] without `quantize`.
+
+    lora: its LoRA's settings, as PEFT names them; None without one. names: of its LoRA's weights. Settings of a LoRA
+    are None where there is none.
+    """
+    names = list(names)
+    by_lora = {option: any(f"{part}." in name for name in names) for option, part in PARTS.items()}
+    tower_whole = TOWER in (config.own_modules or ())
+    found: dict[str, Any] = {
+        "language_model": "lora" if by_lora["language_model"] else "frozen",
+        "tower": "full" if tower_whole else "lora" if by_lora["tower"] else "frozen",
+    }
+    if lora is None:
+        return {**found, **dict.fromkeys(LORA_FIELDS)}
+    found |= {"lora_rank": lora["r"], "lora_alpha": lora["lora_alpha"], "lora_dropout": lora.get("lora_dropout", 0.0)}
+    # None stands for all linear layers, as in the options.
+    targets = lora["target_modules"]
+    return {**found, "lora_targets": None if targets == AdapterArguments(**found).target_modules() else targets}
+
+
+def refuse_other_adapters(given: Mapping[str, Any], stored: Mapping[str, Any], checkpoint: str) -> None:
+    """Raises UserError for a setting that the thin checkpoint, whose training goes on, was not made with.
+
+    given: fields of [`AdapterArguments`]. stored: from `adapters_of_checkpoint`.
+    """
+    for name, value in given.items():
+        if name in stored and value != stored[name]:
+            has = "has no LoRA" if stored[name] is None and name != "lora_targets" else f"has {stored[name] or 'none'}"
+            raise UserError(
+                f"{name} {value}: the thin checkpoint {checkpoint} {has}, which its training keeps: leave it out, or "
+                "train on from a full one (run_reid.py export --to full)"
+            )
 
 
 def prepare_training(

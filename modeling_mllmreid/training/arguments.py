@@ -1,6 +1,7 @@
 """What training is told: how batches are made of the data, and how the model is optimised."""
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,6 +11,8 @@ from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import HubStrategy
 
 from ..errors import UserError
+from ..processes import say_idle_gpus
+from .stock_settings import check_best_metric, check_checkpointing, refuse_settings, said_of, without_refused
 
 
 @dataclass
@@ -37,12 +40,23 @@ class BatchArguments:
     pad: int = field(default=10, metadata={"help": "Pixels that a crop is shifted by at most."})
     erase: float = field(default=0.5, metadata={"help": "Probability of erasing a rectangle."})
 
+    def __post_init__(self) -> None:
+        for name in ("flip", "erase"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} {getattr(self, name)}: give a probability, 0 to 1")
+        for name, least in (("max_target_tokens", 1), ("val_identities", 0), ("pad", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} {getattr(self, name)}: give {least} or more")
 
+
+@without_refused
 @dataclass
 class ReIDTrainingArguments(TrainingArguments):
     """`TrainingArguments` with P x K batches, learning rates by module, and defaults that fit re-identification.
 
-    One batch on a device is `identities_per_batch` people with `images_per_identity` images each.
+    One batch on a device is `identities_per_batch` people with `images_per_identity` images each; one process has one
+    device. Raises UserError for a value that is out of range, and for what has no effect here or another one, see
+    `stock_settings`.
     """
 
     identities_per_batch: int = field(default=16, metadata={"help": "P: people in a batch."})
@@ -69,6 +83,7 @@ class ReIDTrainingArguments(TrainingArguments):
         metadata={"help": "Steps in a row that are skipped, as their loss or gradient is not finite, before the end."},
     )
     # What follows replaces the stock defaults.
+    per_device_train_batch_size: int = field(default=0, metadata={"help": "P x K: what is given must be that."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate on val: no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch, best."})
     save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
@@ -94,18 +109,26 @@ class ReIDTrainingArguments(TrainingArguments):
     hub_private_repo: bool | None = field(default=True, metadata={"help": "Make a new repository on the Hub private."})
 
     def __post_init__(self) -> None:
-        if self.remove_unused_columns:
-            raise UserError("remove_unused_columns is true: set it to false, the batches are made of those columns")
-        if self.diagnostics_steps < 0:
-            raise UserError(f"diagnostics_steps is {self.diagnostics_steps}: give a number of steps, or 0 for never")
-        for name in ("grad_cache_chunk", "max_skipped_steps"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}: give 0 or more")
-        self.per_device_train_batch_size = self.identities_per_batch * self.images_per_identity
+        refuse_settings(self)
+        if not self.output_dir:
+            raise UserError("output_dir is empty: give the folder that the model is written to")
+        size = self.identities_per_batch * self.images_per_identity
+        if self.per_device_train_batch_size not in (0, size):
+            raise UserError(
+                f"per_device_train_batch_size {self.per_device_train_batch_size}: a batch is P x K: set "
+                f"identities_per_batch ({self.identities_per_batch}) and images_per_identity "
+                f"({self.images_per_identity})"
+            )
+        self.per_device_train_batch_size = size
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False
+        if self.load_best_model_at_end or self.save_strategy == "best":
+            check_best_metric(str(self.metric_for_best_model))
         self.learning_rates = _learning_rates(self.learning_rates)
-        super().__post_init__()
+        with said_of("training arguments"):
+            super().__post_init__()
+            say_idle_gpus(self.distributed_state)
+        check_checkpointing(self.activation_checkpointing_kwargs)
         # Under ZeRO-3 the LLaVA would be taken apart while it is loaded, before it has heads or a LoRA.
         unset_hf_deepspeed_config()
         if self.push_to_hub and self.hub_strategy in ("checkpoint", "all_checkpoints"):
@@ -113,6 +136,11 @@ class ReIDTrainingArguments(TrainingArguments):
                 f"hub_strategy {HubStrategy(self.hub_strategy).value}: would publish optimiser states, which are "
                 "pickles: use every_save or end"
             )
+
+    @property
+    def n_gpu(self) -> int:
+        """At most one: with several in one process the Trainer would split P x K batches between them."""
+        return min(1, super().n_gpu)
 
     def to_public_dict(self) -> dict[str, Any]:
         """All settings as JSON can hold them, without tokens and without this machine's paths for logs."""
@@ -126,13 +154,13 @@ def _learning_rates(value: dict[str, float] | str | None) -> dict[str, float]:
         rates = {pattern: float(rate) for pattern, rate in rates.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f"learning_rates {value!r}: not a JSON object of pattern to number ({error}): mend it"
+            f"learning_rates {value!r}: not a JSON object of pattern to number ({error}): correct it"
         ) from None
     for pattern, rate in rates.items():
         try:
             re.compile(pattern)
         except re.error as error:
-            raise UserError(f"learning_rates: {pattern!r} is no regular expression ({error}): mend it") from None
-        if rate < 0:
+            raise UserError(f"learning_rates: {pattern!r} is no regular expression ({error}): correct it") from None
+        if not 0 <= rate < math.inf:
             raise UserError(f"learning_rates: {pattern!r} has rate {rate}: give 0 or more")
     return rates

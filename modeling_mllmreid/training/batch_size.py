@@ -1,7 +1,6 @@
 """`auto_find_batch_size`: the most people of K images each that one training step has the memory for."""
 
 import gc
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..model import MllmReIDModel
 from .arguments import ReIDTrainingArguments
 from .batches import TrainCollator, TrainDataset
 from .memory import optimizer_state_bytes
-from .resume import RUN_FILE, last_checkpoint
+from .resume import RUN_FILE, facts_of, last_checkpoint, named_checkpoint
 
 
 def settle_batch_size(
@@ -113,13 +112,10 @@ def _try_step(
 
 def _of_checkpoint(args: ReIDTrainingArguments) -> int | None:
     """What the run began with that this one goes on from; None for a start."""
-    wanted = str(args.resume_from_checkpoint).lower()
-    named = args.resume_from_checkpoint is not None and wanted not in ("true", "false", "none")
-    last = Path(str(args.resume_from_checkpoint)) if named else last_checkpoint(Path(str(args.output_dir)))
-    if last is None or wanted == "false":
+    last = named_checkpoint(args) or last_checkpoint(Path(str(args.output_dir)))
+    if last is None or str(args.resume_from_checkpoint).lower() == "false":
         return None
-    try:
-        settings = json.loads((last / RUN_FILE).read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return settings.get("identities_per_batch")
+    people = facts_of(last).get("settings", {}).get("identities_per_batch")
+    if people is not None and (not isinstance(people, int) or people < 1):
+        raise UserError(f"{last / RUN_FILE}: identities_per_batch is {people!r}: give another checkpoint")
+    return people

@@ -14,17 +14,24 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ..errors import UserError
 from ..evaluation.report import write_json
-from .resume import RUN_FILE, last_checkpoint
+from ..outputs import owner_only
+from ..processes import on_main
+from .proof import prove, refuse_foreign
+from .resume import ANOTHER, RUN_FILE, last_checkpoint
+from .stock_settings import said_of
 
 TRAINING_ARGUMENTS_FILE = "training_args.json"
 # Inside `output_dir`: what a killed run leaves in it is no checkpoint, and the next one to be written removes it.
 ASIDE = ".saving"
+# Without these the stock method begins with new ones, without a word.
+STATES = ("optimizer.pt", "scheduler.pt")
 
 
 class CheckpointingTrainer(Trainer):
     """A Trainer of [`MllmReIDModel`] whose checkpoints, full or thin, are resumed from with every weight.
 
-    A checkpoint is written aside, put on the disk, and renamed; only then are older ones removed and is it pushed.
+    A checkpoint is written aside, put on the disk, and renamed; only then are older ones removed and is it pushed. All
+    files are their owner's alone, as rows of the ID classifier are templates of people.
     `output_dir` lies on a disk that all processes share.
     """
 
@@ -50,9 +57,40 @@ class CheckpointingTrainer(Trainer):
     def _load_best_model(self) -> None:
         """As `_load_from_checkpoint`, from the checkpoint that is best on val."""
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            self._refuse_foreign(self.state.best_model_checkpoint)
             super()._load_best_model()
         else:
             self._load_weights(str(self.state.best_model_checkpoint))
+
+    def _refuse_foreign(self, checkpoint: str | None) -> None:
+        """Before anything of a checkpoint is read. Raises UserError where DeepSpeed would unpickle what is foreign."""
+        if self.is_deepspeed_enabled and checkpoint is not None:
+            on_main(refuse_foreign, Path(checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As in transformers, which reads plain tensors alone; what is missing is not left out.
+
+        Raises UserError for files that are missing, broken, of another model, or hold more than tensors and numbers.
+        """
+        if checkpoint is None:
+            return
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            missing = [name for name in STATES if not os.path.isfile(os.path.join(checkpoint, name))]
+            if missing:
+                raise UserError(
+                    f"checkpoint {checkpoint}: has no {missing[0]} (was it saved with save_only_model?), so that a "
+                    "training cannot go on from it: give it as model, or resume_from_checkpoint false to start anew"
+                )
+        with said_of(f"checkpoint {checkpoint}: states of optimiser and schedule", ANOTHER):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with said_of(f"checkpoint {checkpoint}: state of the gradient scaler", ANOTHER):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with said_of(f"checkpoint {checkpoint}: state of the random numbers", ANOTHER):
+            super()._load_rng_state(checkpoint)
 
     def _load_weights(self, folder: str) -> None:
         try:
@@ -79,7 +117,7 @@ class CheckpointingTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._aside, written = aside, aside / final.name
         try:
-            with _whole_or_nothing(aside, final):
+            with _whole_or_nothing(aside, final), owner_only():
                 super()._save_checkpoint(model, trial)
                 if self.state.best_global_step == self.state.global_step:
                     self.state.best_model_checkpoint = str(final)
@@ -89,6 +127,8 @@ class CheckpointingTrainer(Trainer):
                 # Every process has written its part: one that still renames would be met half-way.
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
+                    if self.is_deepspeed_enabled:
+                        prove(written)
                     _to_disk(written)
         finally:
             self._aside = None
@@ -119,7 +159,7 @@ class CheckpointingTrainer(Trainer):
             return
         aside = folder / ASIDE
         shutil.rmtree(aside, ignore_errors=True)
-        with _whole_or_nothing(aside, folder):
+        with _whole_or_nothing(aside, folder), owner_only():
             self._write(aside, state_dict)
             _to_disk(aside)
             for path in sorted(aside.iterdir()):

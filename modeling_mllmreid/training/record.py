@@ -43,7 +43,7 @@ def write_record(
         },
         "sources": sorted({source for rows in dataset.values() for source in rows["source"][:]}),
         "texts": [dict(provenance) for provenance in sorted(unique)],
-        "adapters": asdict(adapters),
+        "adapters": adapters.to_record(),
         "batches": {name: value for name, value in asdict(batches).items() if name != "texts"},
         "hardware": hardware(),
         "environment": versions(),

@@ -9,15 +9,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import UserError
+from ..formats import ResumedStateFile, RunFactsFile, read_json
 from ..model import MllmReIDModel
 from ..model.checkpoints import probe
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainDataset
+from .stock_settings import said_of
 
 RUN_FILE = "run_facts.json"
+ANOTHER = "give another checkpoint as resume_from_checkpoint, or false to start anew"
 # What changes where results go, what is told, or how fast they come, and no weight.
 NEUTRAL = re.compile(
     r"output_dir|resume_from_checkpoint|logging_.*|log_.*|report_to|run_name|project|trackio_.*|hub_.*|push_to_hub|"
@@ -43,7 +47,7 @@ def run_facts(
     settings |= {name: value for name, value in asdict(batches).items() if name != "texts"}
     config = json.loads(json.dumps(model.config.to_dict(), default=str))
     own = {name: value for name, value in config.items() if name in type(model.config).__annotations__}
-    told_by_model = ("mllm_config", "image_prefix_ids", "trained_on", "overlap", "backbone_probe")
+    told_by_model = ("mllm_config", "image_prefix_ids", "trained_on", "overlap", "backbone_probe", "identities_digest")
     settings |= {name: value for name, value in own.items() if name not in told_by_model}
     trained = [(name, list(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
     data = [samples.file_names, samples.person_ids, samples.camera_ids, samples.sources, samples.texts]
@@ -52,6 +56,7 @@ def run_facts(
         "start": probe(model.mllm),
         "trained": _digest(trained),
         "data": _digest(data),
+        "identities": model.config.identities_digest,
     }
 
 
@@ -65,19 +70,50 @@ def last_checkpoint(folder: Path) -> Path | None:
     return found[max(found)] if found else None
 
 
+def named_checkpoint(args: ReIDTrainingArguments) -> Path | None:
+    """The folder that `resume_from_checkpoint` names; None where it is left out, or true or false."""
+    wanted = args.resume_from_checkpoint
+    return None if wanted is None or str(wanted).lower() in ("true", "false", "none") else Path(wanted)
+
+
+def refuse_absent_checkpoint(args: ReIDTrainingArguments) -> None:
+    """Raises UserError where `resume_from_checkpoint` names what is no checkpoint of a training."""
+    named = named_checkpoint(args)
+    if named is None:
+        return
+    if not named.is_dir():
+        raise UserError(f"resume_from_checkpoint {named}: no such folder: give a checkpoint-* folder, or true")
+    if not (named / "trainer_state.json").is_file():
+        raise UserError(
+            f"resume_from_checkpoint {named}: no checkpoint of a training, as it has no trainer_state.json: give a "
+            "checkpoint-* folder; a model to train on from is given as model"
+        )
+
+
 def checkpoint_to_resume(args: ReIDTrainingArguments, facts: Mapping[str, Any]) -> Path | None:
+    """`_chosen_checkpoint`, whose state is readable. Raises UserError as that does, and for a broken state."""
+    checkpoint = _chosen_checkpoint(args, facts)
+    if checkpoint is not None:
+        path = checkpoint / "trainer_state.json"
+        read_json(path, ResumedStateFile, remedy=ANOTHER)
+        with said_of(str(path), ANOTHER):
+            TrainerState.load_from_json(str(path))
+    return checkpoint
+
+
+def _chosen_checkpoint(args: ReIDTrainingArguments, facts: Mapping[str, Any]) -> Path | None:
     """The checkpoint that a training goes on from, or None for the start.
 
     Where nothing is said, the last one in `output_dir`, which must be of the same run: then the same command, given
     again after a crash, goes on. "true": the last one, whatever its run was told; a folder: that one; "false": none,
     and those that lie in `output_dir` are removed. Raises UserError for what is not there, and for another run's.
     """
-    wanted, folder = args.resume_from_checkpoint, Path(str(args.output_dir))
-    asked = str(wanted).lower()
-    if wanted is not None and asked not in ("true", "false", "none"):
-        if not Path(wanted).is_dir():
-            raise UserError(f"resume_from_checkpoint {wanted}: no such folder: give a checkpoint-* folder, or true")
-        return Path(wanted)
+    refuse_absent_checkpoint(args)
+    folder, asked = Path(str(args.output_dir)), str(args.resume_from_checkpoint).lower()
+    named = named_checkpoint(args)
+    if named is not None:
+        _refuse_other_people(named, facts)
+        return named
     last = last_checkpoint(folder)
     if asked == "false":
         if args.should_save:
@@ -87,6 +123,7 @@ def checkpoint_to_resume(args: ReIDTrainingArguments, facts: Mapping[str, Any]) 
     if asked == "true":
         if last is None:
             raise UserError(f"resume_from_checkpoint: no checkpoint in {folder}: leave it out to start anew")
+        _refuse_other_people(last, facts)
         return last
     if last is None:
         return None
@@ -99,12 +136,21 @@ def checkpoint_to_resume(args: ReIDTrainingArguments, facts: Mapping[str, Any]) 
     return last
 
 
+def _refuse_other_people(checkpoint: Path, facts: Mapping[str, Any]) -> None:
+    """Raises UserError where the rows of the checkpoint's ID classifier stand for other people than are trained on."""
+    then = facts_of(checkpoint).get("identities")
+    if then is not None and then != facts["identities"]:
+        raise UserError(
+            f"resume_from_checkpoint {checkpoint}: was trained on other people, and its ID classifier is theirs: give "
+            "it as model instead, which makes a new classifier"
+        )
+
+
 def _difference(checkpoint: Path, facts: Mapping[str, Any]) -> str:
     """What the checkpoint's run was told or given otherwise, in words; empty where nothing is."""
-    try:
-        then = json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return f"it has no readable {RUN_FILE}"
+    then = facts_of(checkpoint)
+    if not then:
+        return f"it has no {RUN_FILE}"
     before, now = then.get("settings", {}), facts["settings"]
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if names:
@@ -116,6 +162,12 @@ def _difference(checkpoint: Path, facts: Mapping[str, Any]) -> str:
         "data": "other training images or texts",
     }
     return next((said for key, said in words.items() if then.get(key) != json.loads(json.dumps(facts[key]))), "")
+
+
+def facts_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says of its run, by field; empty without the file. Raises UserError for a broken one."""
+    path = checkpoint / RUN_FILE
+    return read_json(path, RunFactsFile, remedy=ANOTHER).model_dump() if path.is_file() else {}
 
 
 def _digest(value: Any) -> str:

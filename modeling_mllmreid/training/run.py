@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import DatasetDict
+from transformers import PreTrainedConfig
 
 from ..data import check_images, image_sources, query_gallery_parts, split_validation
 from ..errors import UserError
@@ -14,13 +15,16 @@ from ..evaluation.protocol import embed_parts, same_person
 from ..evaluation.threshold import Threshold, choose_threshold, save_thresholds
 from ..locks import only_writer
 from ..model import MllmReIDModel, MllmReIDProcessor
+from ..outputs import owner_only
 from ..processes import on_main
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batch_size import settle_batch_size
 from .batches import TrainCollator, TrainDataset
 from .freezing import freeze_unused_parameters
+from .identities import identities_digest
 from .resume import checkpoint_to_resume, run_facts
 from .sharding import sharding_of
+from .stock_settings import try_settings
 from .trainer import ReIDTrainer, RetrievalParts
 
 logger = logging.getLogger(__name__)
@@ -50,6 +54,7 @@ def train_reid(
     prepare: what else is done to the model once it is known what is trained of it, before there is an optimiser.
     Raises UserError for a data set without a training part, broken images, and settings that do not fit the data.
     """
+    try_settings(args)
     if "train" not in dataset:
         raise UserError(f"the data set has {', '.join(dataset)}: training needs a train part")
     train, val = dataset["train"], dataset.get("val")
@@ -57,6 +62,8 @@ def train_reid(
         train, val = split_validation(train, val_identities=batch_args.val_identities, seed=args.seed)
     if val is None and args.eval_strategy != "no":
         raise UserError("there is no val part: set val_identities, or eval_strategy to 'no'")
+    if val is None and args.eval_on_start:
+        raise UserError("eval_on_start: there is no val part: set val_identities, or leave it out")
     parts = None if val is None else RetrievalParts(*query_gallery_parts(val))
     check_images([source for split in (train, val) if split is not None for source in image_sources(split)])
 
@@ -67,8 +74,11 @@ def train_reid(
     config.image_prefix_ids = processor.image_prefix_ids
     names = {name.partition(":")[0] for name in config.trained_on or []}
     config.trained_on = sorted({*(config.trained_on or []), *(set(train["source"]) - names)})
-    if config.num_identities != samples.num_identities:
-        model.set_num_identities(samples.num_identities)
+    digest = identities_digest(samples)
+    if (config.num_identities, config.identities_digest) != (samples.num_identities, digest):
+        if config.num_identities and args.process_index == 0:
+            print(f"the ID classifier is made anew: {_why_anew(config, samples.num_identities)}")
+        model.set_num_identities(samples.num_identities, digest)
     frozen = freeze_unused_parameters(model)
     if prepare is not None:
         prepare(model)
@@ -94,7 +104,7 @@ def train_reid(
     )
     facts = trainer.run_facts = run_facts(args, batch_args, model, samples, sharding=sharding_of(trainer))
     alone = args.process_index == 0
-    with only_writer(Path(str(args.output_dir)), what="training") if alone else nullcontext():
+    with only_writer(Path(str(args.output_dir)), what="training") if alone else nullcontext(), owner_only():
         checkpoint = on_main(checkpoint_to_resume, args, facts)
         if checkpoint is not None and args.process_index == 0:
             print(f"goes on from {checkpoint}")
@@ -107,6 +117,15 @@ def train_reid(
         if args.process_index == 0:
             save_thresholds(str(args.output_dir), thresholds)
     return TrainedModel(trainer, parts)
+
+
+def _why_anew(config: PreTrainedConfig, people: int) -> str:
+    """Why the ID classifier that a checkpoint brings cannot be used."""
+    if config.num_identities != people:
+        return f"the checkpoint's has {config.num_identities:,} people, here are {people:,}"
+    if config.identities_digest is None:
+        return "the checkpoint does not say whom its rows stand for"
+    return f"the checkpoint's {people:,} people are others than these"
 
 
 def thresholds_on_val(trainer: ReIDTrainer, parts: RetrievalParts) -> dict[str, Threshold]:

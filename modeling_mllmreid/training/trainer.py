@@ -1,6 +1,5 @@
 """ReIDTrainer: the Trainer with exact loss scaling, P x K batches, loss parts by name and retrieval evaluation."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +9,12 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..data import PKSampler
 from ..evaluation.protocol import evaluate_model
 from ..evaluation.report import write_json
+from ..formats import LogWindowFile, read_json
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.losses import mix_losses
 from .arguments import ReIDTrainingArguments
@@ -25,6 +26,7 @@ from .guards import Preempted, StepGuard, said_plainly
 from .loss_parts import LossParts
 from .optimizer import parameter_groups
 from .publishing import PublishingTrainer
+from .resume import ANOTHER
 from .sharding import prepare_sharding
 
 
@@ -59,6 +61,8 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; what the user can mend is raised as UserError, and Preempted after SIGTERM."""
+        checkpoint = kwargs.get("resume_from_checkpoint", args[0] if args else None)
+        self._refuse_foreign(get_last_checkpoint(self.args.output_dir) if checkpoint is True else checkpoint or None)
         try:
             with self._guard.listening():
                 output = super().train(*args, **kwargs)
@@ -208,10 +212,10 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is not None and (path := self._window_file(checkpoint)).is_file():
-            window = json.loads(path.read_text(encoding="utf-8"))
-            self._tr_loss.fill_(window["loss"])
-            self._globalstep_last_logged = window["step"]
-            self._parts.load(window["parts"])
+            window = read_json(path, LogWindowFile, remedy=ANOTHER)
+            self._tr_loss.fill_(window.loss)
+            self._globalstep_last_logged = window.step
+            self._parts.load(window.parts.model_dump())
 
     def _window_file(self, folder: str) -> Path:
         return Path(folder) / f"log_window_{self.args.process_index}.json"

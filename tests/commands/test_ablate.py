@@ -330,3 +330,10 @@ def test_a_run_that_fails_is_named_and_leaves_no_result(ablation, in_this_proces
 def test_mistakes_are_said_before_the_work(ablation, flags, message):
     with pytest.raises(UserError, match=message):
         main([str(ablation / "config.yaml"), *flags])
+
+
+def test_it_never_writes_into_other_work(ablation, tmp_path):
+    (tmp_path / "report.md").write_text("my own notes")
+    with pytest.raises(UserError, match="exists and is not empty"):
+        main([str(ablation / "config.yaml"), f"--output_dir={tmp_path}"])
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]

@@ -1,6 +1,7 @@
 """`train` from the command line on a tiny model: texts, training, the saved checkpoint, its evaluation."""
 
 import json
+import shutil
 
 import pytest
 
@@ -75,3 +76,25 @@ def test_a_thin_checkpoint_by_the_commands_loads_from_anywhere(disk, tmp_path, m
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["weights"] == first["weights"] and record["adapters"]["lora_rank"] == 2
     assert record["data"]["train"] == {"images": 8, "persons": 2}
+
+
+def test_a_training_never_writes_over_another_model_or_what_it_reads(disk, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "load_reid_dataset", lambda *_, **__: pytest.fail("the work began"))
+    settings = ["--model", str(disk.native), "--dataset", "market1501", "--data_dir", str(disk.people)]
+    other = tmp_path / "other"
+    shutil.copytree(disk.native, other)
+    (tmp_path / "weights").mkdir()
+    shutil.copy(next(disk.native.glob("*.safetensors")), tmp_path / "weights")
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "metrics.json").write_text("my own notes")
+    for folder, message in (
+        (disk.native, "is read as well"),
+        (disk.people, "is read as well"),
+        (other, "config.json: exists and was not written by this program"),
+        (tmp_path / "weights", "holds .*safetensors, which is no training's"),
+        (tmp_path / "report", "metrics.json: exists and was not written by this program"),
+    ):
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        with pytest.raises(UserError, match=message):
+            train.main([*settings, "--output_dir", str(folder), "--use_cpu", "true", "--eval_strategy", "no"])
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

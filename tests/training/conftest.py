@@ -43,14 +43,18 @@ def parts():
 def train(world, parts, tmp_path):
     """train(output=..., batch={...}, model={...}, adapters={...}, **training arguments) -> what `train_reid` returns.
 
+    start: the folder of a checkpoint to train on from, in place of a new model.
+
     adapters: fields of `AdapterArguments`; the backbone is then the tiny LLaVA on disk, whole or quantised.
     """
     processor, llava = parts
 
-    def run(output="run", *, batch=None, model=None, dataset=None, half=False, adapters=None, **arguments):
+    def run(output="run", *, batch=None, model=None, dataset=None, half=False, adapters=None, start=None, **arguments):
         torch.manual_seed(0)
         fields = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids, **(model or {})}
-        if adapters is None:
+        if start is not None:
+            reid = MllmReIDModel.from_pretrained(start)
+        elif adapters is None:
             reid = MllmReIDModel.from_mllm(copy.deepcopy(llava), **fields)
         else:
             backbone, of = tmp_path / "backbone", AdapterArguments(**adapters)

@@ -105,7 +105,7 @@ MARKED = [path if path.stem == FIRST else pytest.param(path, marks=pytest.mark.s
 
 @pytest.mark.parametrize("recipe", MARKED, ids=lambda path: path.stem)
 def test_every_recipe_takes_the_memory_that_it_says(recipe, published, capsys):
-    train.main([str(recipe), "--model", str(published), "--dry_run", "true", "--use_cpu", "true"])
+    train.main([str(recipe), "--model", str(published), "--dry_run", "true"])
     printed = dict(re.findall(r"^(\w+) +([\d.]+) GiB", capsys.readouterr().out, re.MULTILINE))
     text = recipe.read_text()
     said = dict(re.findall(r"^#   (\w+) +([\d.]+)  ", text, re.MULTILINE))

@@ -163,7 +163,7 @@ def test_a_checkpoint_trained_on_others_gets_a_new_classifier(train):
         ),
         ({"batch": {"target": "continuation"}}, "has no continuation: run the continuations command"),
         ({"resume_from_checkpoint": "true"}, "no checkpoint in .*: leave it out to start anew"),
-        ({"remove_unused_columns": True}, "remove_unused_columns is true: set it to false"),
+        ({"remove_unused_columns": True}, "remove_unused_columns True: the batches are made of those"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_first_step(train, change, message):

@@ -13,6 +13,7 @@ from ...evaluation.plots import figure_class
 from ...evaluation.protocol import check_parts
 from ...evaluation.report import write_json
 from ...model import MllmReIDConfig
+from ...outputs import check_output_folder
 from ...tiny import TinyArguments
 from ...training import BatchArguments
 from ..options import build_options, read_mapping, read_options
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> None:
     args, tiny, shared, rows = read_configuration(argv)
     figure_class()  # before the work, not after it
     folder = Path(shared.get("output_dir", "runs/ablation"))
+    check_folder(folder)
 
     _say("1. The sets, and what every run begins with")
     sets = {name: load_set(args, name) for name in dict.fromkeys((*args.train_sets, *args.test_sets))}
@@ -64,6 +66,13 @@ def main(argv: list[str]) -> None:
     _say("4. The report")
     path = write_report(plan, costs, Results(runs, folder / "runs"), sets, teacher, folder)
     print(f"report: {path}\nJSON:   {path.with_suffix('.json')}\nruns:   {folder / 'runs'}")
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UserError for a folder that holds anything else than an ablation, and for one that cannot be written."""
+    if any((folder / name).exists() for name in ("base", "runs", "plan.json")):
+        return
+    check_output_folder(folder)
 
 
 def read_configuration(

@@ -1,0 +1,206 @@
+"""Settings of the stock Trainer: those that do nothing or the wrong thing here are refused, the others are checked."""
+
+import copy
+import math
+from argparse import SUPPRESS
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import torch
+from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer_pt_utils import AcceleratorConfig
+
+from ..errors import UserError
+
+Arguments = TypeVar("Arguments", bound=type[TrainingArguments])
+
+# Why a setting is refused where it is not the stock default, and what takes its place.
+NOT_LOOKED_AT = "retrieval is evaluated here, not losses of batches: leave it out"
+BATCHES = "batches are P x K, made for each process: set identities_per_batch and images_per_identity"
+REFUSED = {
+    "label_smoothing_factor": "it is of the stock loss, which is not used: set label_smoothing",
+    "average_tokens_across_devices": "target tokens are always counted over all devices: leave it out",
+    "bf16_full_eval": "evaluation has the number formats of training: set bf16, and dtype for frozen weights",
+    "fp16_full_eval": "evaluation has the number formats of training: set bf16, and dtype for frozen weights",
+    "torch_compile": "the model is not compiled here: leave it out",
+    "torch_compile_backend": "the model is not compiled here: leave it out",
+    "torch_compile_mode": "the model is not compiled here: leave it out",
+    "use_liger_kernel": "its kernels do not reach the model inside: leave it out",
+    "liger_kernel_config": "its kernels do not reach the model inside: leave it out",
+    "use_cache": "training never caches keys and values: leave it out",
+    "neftune_noise_alpha": "noise on the embeddings would differ between the passes over one batch: leave it out",
+    "include_num_input_tokens_seen": "it would count pixels for tokens: leave it out",
+    "prediction_loss_only": NOT_LOOKED_AT,
+    "eval_do_concat_batches": NOT_LOOKED_AT,
+    "eval_use_gather_object": NOT_LOOKED_AT,
+    "eval_accumulation_steps": NOT_LOOKED_AT,
+    "include_for_metrics": NOT_LOOKED_AT,
+    "batch_eval_metrics": NOT_LOOKED_AT,
+    "label_names": NOT_LOOKED_AT,
+    "save_on_each_node": "output_dir lies on a disk that all nodes share: leave it out",
+    "enable_jit_checkpoint": "SIGTERM always ends in a checkpoint here: leave it out",
+    "hub_always_push": "each push waits for the one before: leave it out",
+    "greater_is_better": "of mAP, rank-k and mINP more is better: leave it out",
+    "data_seed": "one seed draws everything: set seed",
+    "accelerator_config": BATCHES,
+    "parallelism_config": "several processes share a batch, or the model by FSDP or DeepSpeed: see configs/accelerate",
+    "dataloader_drop_last": "every pass is a whole number of batches already: leave it out",
+    "dataloader_in_order": "a resumed run needs the batches in their order: leave it out",
+    "remove_unused_columns": "the batches are made of those columns: leave it out",
+    "train_sampling_strategy": BATCHES,
+    "length_column_name": BATCHES,
+    "do_train": "train always trains: leave it out",
+    "do_eval": "set eval_strategy",
+    "do_predict": "the evaluate command does that: leave it out",
+    "optim_target_modules": "set learning_rates, by regular expressions, or lora_targets",
+}
+# Optimisers that build their own parameter groups, or step inside of the backward pass, by what their names hold.
+REFUSED_OPTIMIZERS = ("galore", "apollo", "lomo", "layerwise")
+
+# Least and most; infinity itself is in no range.
+POSITIVE, NOT_NEGATIVE, AT_LEAST_ONE = (math.ulp(0.0), math.inf), (0, math.inf), (1, math.inf)
+RANGES = {
+    "identities_per_batch": AT_LEAST_ONE,
+    "images_per_identity": AT_LEAST_ONE,
+    "diagnostics_steps": NOT_NEGATIVE,
+    "grad_cache_chunk": NOT_NEGATIVE,
+    "max_skipped_steps": NOT_NEGATIVE,
+    "num_train_epochs": POSITIVE,
+    "learning_rate": NOT_NEGATIVE,
+    "warmup_steps": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "adam_beta1": (0, 1 - 1e-12),
+    "adam_beta2": (0, 1 - 1e-12),
+    "adam_epsilon": NOT_NEGATIVE,
+    "gradient_accumulation_steps": AT_LEAST_ONE,
+    "max_grad_norm": NOT_NEGATIVE,
+    "torch_empty_cache_steps": AT_LEAST_ONE,
+    "logging_steps": POSITIVE,
+    "eval_steps": POSITIVE,
+    "save_steps": POSITIVE,
+    "eval_delay": NOT_NEGATIVE,
+    "per_device_eval_batch_size": AT_LEAST_ONE,
+    "save_total_limit": AT_LEAST_ONE,
+    "seed": (0, 2**32 - 1),
+    "dataloader_num_workers": NOT_NEGATIVE,
+    "dataloader_prefetch_factor": AT_LEAST_ONE,
+    "ddp_bucket_cap_mb": AT_LEAST_ONE,
+    "ddp_timeout": AT_LEAST_ONE,
+}
+CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "every_n_layers", "offload")
+EVALUATED = ("mAP", "rank1", "rank5", "rank10", "mINP")
+
+
+def without_refused(arguments: Arguments) -> Arguments:
+    """The class of arguments, whose help does not list what is refused."""
+    for name in (*REFUSED, "per_device_train_batch_size"):
+        # A copy: the stock class has the same field.
+        field = copy.copy(arguments.__dataclass_fields__[name])
+        field.metadata = MappingProxyType({**field.metadata, "help": SUPPRESS})
+        arguments.__dataclass_fields__[name] = field
+    return arguments
+
+
+def refuse_settings(args: TrainingArguments) -> None:
+    """Raises UserError for a setting of `REFUSED` that is not the default, and for a number out of its range.
+
+    To be called on the values as they were given, before the stock class changes them.
+    """
+    for name, why in REFUSED.items():
+        value, default = getattr(args, name), args.__dataclass_fields__[name].default
+        if name == "do_eval" and args.eval_strategy != "no":
+            continue  # the stock class sets it, and a copy of arguments brings it along
+        if name == "accelerator_config" and value == AcceleratorConfig():
+            continue
+        if name == "greater_is_better" and value is True:
+            continue
+        if name == "include_num_input_tokens_seen" and value in (False, "no"):
+            continue
+        # A list that is empty by default has no default of its own.
+        if value != default and not (isinstance(value, list) and not value):
+            raise UserError(f"{name} {value}: {why}")
+    for name, (least, most) in RANGES.items():
+        check_number(name, getattr(args, name), least, most)
+    if args.fsdp_config and not args.fsdp:
+        raise UserError("fsdp_config: has no effect without fsdp: leave it out, or see configs/accelerate")
+    check_number("max_steps", args.max_steps, -1, math.inf)
+    if args.max_steps == 0:
+        raise UserError("max_steps 0: give at least 1, or -1 for num_train_epochs")
+
+
+def check_number(name: str, value: Any, least: float, most: float) -> None:
+    """Raises UserError for a number out of [least, most], NaN, or infinity; None is none."""
+    if value is None:
+        return
+    if not isinstance(value, int | float) or not (least <= value <= most and math.isfinite(value)):
+        if (least, most) == POSITIVE:
+            wanted = "a number above 0"
+        elif most == math.inf:
+            wanted = f"{least} or more"
+        else:
+            wanted = f"{least} to below 1" if most < 1 else f"{least} to {most}"
+        raise UserError(f"{name} {value}: give {wanted}")
+
+
+def check_checkpointing(given: Any) -> None:
+    """Raises UserError for what `activation_checkpointing_kwargs` do not take."""
+    if not given:
+        return
+    unknown = sorted(set(given) - set(CHECKPOINTING)) if isinstance(given, dict) else [repr(given)]
+    if unknown:
+        raise UserError(
+            f"activation_checkpointing_kwargs: {unknown[0]} is unknown: give JSON with {', '.join(CHECKPOINTING)}"
+        )
+
+
+def check_best_metric(name: str) -> None:
+    """Raises UserError where the evaluation does not give a metric of this name."""
+    feature, _, metric = name.removeprefix("eval_").rpartition("_")
+    if metric not in EVALUATED or feature not in ("", "llm", "vision", "concat"):
+        raise UserError(
+            f"metric_for_best_model {name}: is not measured on val: give one of {', '.join(EVALUATED)}, of one feature "
+            "as llm_mAP"
+        )
+
+
+def try_settings(args: TrainingArguments) -> None:
+    """Makes optimiser, schedule and loggers once, of one number, so that what they refuse is said before the work.
+
+    Raises UserError naming the setting: for unknown fields, values out of range, and packages that are not installed.
+    """
+    name = str(getattr(args.optim, "value", args.optim))
+    if any(part in name for part in REFUSED_OPTIMIZERS):
+        raise UserError(f"optim {name}: it groups or steps parameters by itself, unlike learning_rates: give another")
+    with said_of(f"optim {name} (optim_args {args.optim_args or 'none'})"):
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)
+        optimizer = kind([{"params": [torch.nn.Parameter(torch.zeros(1))]}], **settings)
+    schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    with said_of(f"lr_scheduler_type {schedule} (lr_scheduler_kwargs {args.lr_scheduler_kwargs or 'none'})"):
+        get_scheduler(
+            schedule,
+            optimizer=optimizer,
+            num_warmup_steps=args.get_warmup_steps(100),
+            num_training_steps=100,
+            scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),  # type: ignore[arg-type]
+        )
+    with said_of(f"report_to {', '.join(args.report_to or ())}"):
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()
+
+
+@contextmanager
+def said_of(setting: str, remedy: str = "correct it") -> Iterator[None]:
+    """Within the block what a library refuses of a setting, or of a file, becomes a UserError that begins with it.
+
+    Nothing but what the user gave and the library is at work within such a block. Memory that runs out is let through.
+    """
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{setting}: {reason}: {remedy}") from error

@@ -1,0 +1,183 @@
+"""Settings of the Trainer: what has no effect here, or another one, is refused; the rest is right before the work."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from modeling_mllmreid import processes
+from modeling_mllmreid.commands import train
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.training import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.stock_settings import RANGES, REFUSED
+
+# What the stock Trainer does with these is what is meant here too.
+AS_IN_THE_TRAINER = """
+activation_checkpointing activation_checkpointing_kwargs auto_find_batch_size bf16 dataloader_multiprocessing_context
+dataloader_persistent_workers dataloader_pin_memory ddp_backend ddp_broadcast_buffers ddp_find_unused_parameters
+ddp_static_graph debug deepspeed disable_tqdm eval_on_start eval_strategy fp16 fsdp fsdp_config full_determinism
+gradient_checkpointing gradient_checkpointing_kwargs hub_model_id hub_private_repo hub_revision hub_strategy hub_token
+ignore_data_skip load_best_model_at_end local_rank log_level log_level_replica log_on_each_node logging_first_step
+logging_nan_inf_filter logging_strategy lr_scheduler_kwargs lr_scheduler_type max_steps metric_for_best_model optim
+optim_args output_dir per_device_train_batch_size project push_to_hub report_to restore_callback_states_from_checkpoint
+resume_from_checkpoint run_name save_only_model save_strategy skip_memory_metrics tf32 trackio_bucket_id
+trackio_space_id trackio_static_space_id use_cpu
+"""
+OTHER = {int: 3, float: 0.5, str: "other", type(None): "other", list: ["other"]}
+
+
+def arguments(tmp_path, **given):
+    return ReIDTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **given)
+
+
+def test_every_setting_of_the_installed_transformers_was_looked_at():
+    looked_at = {*AS_IN_THE_TRAINER.split(), *REFUSED, *RANGES}
+    assert TrainingArguments.__dataclass_fields__.keys() - looked_at == set()
+
+
+def test_what_has_no_effect_or_another_one_is_refused(tmp_path):
+    default = arguments(tmp_path, eval_strategy="no")
+    for name in REFUSED:
+        field = ReIDTrainingArguments.__dataclass_fields__[name]
+        plain = field.default_factory() if callable(field.default_factory) else field.default
+        other = not plain if isinstance(plain, bool) else OTHER[type(plain)]
+        with pytest.raises(UserError, match=rf"^{name} .*: ") as stop:
+            arguments(tmp_path, eval_strategy="no", **{name: False if name == "greater_is_better" else other})
+        assert "\n" not in str(stop.value)
+        assert hasattr(default, name)
+    with pytest.raises(UserError, match="per_device_train_batch_size 8: a batch is P x K: set identities_per_batch"):
+        arguments(tmp_path, per_device_train_batch_size=8)
+    assert arguments(tmp_path, per_device_train_batch_size=64).per_device_train_batch_size == 64
+    assert (
+        TrainingArguments(str(tmp_path), use_cpu=True).per_device_train_batch_size == 8
+    )  # the stock class is as it was
+
+
+def test_help_lists_what_is_taken_alone(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    text = capsys.readouterr().out
+    assert "--identities_per_batch" in text and "--learning_rate " in text
+    for name in (*REFUSED, "per_device_train_batch_size"):
+        assert f"--{name} " not in text
+
+
+def test_numbers_out_of_range_are_refused(tmp_path):
+    for name, (least, most) in RANGES.items():
+        for value in (least - 1, float("nan"), float("inf"), float("-inf"), most + 1):
+            with pytest.raises(UserError, match=f"^{name} .*: give "):
+                arguments(tmp_path, **{name: value})
+    for name, value in {"flip": 1.5, "erase": -0.1, "pad": -1, "val_identities": -1, "max_target_tokens": 0}.items():
+        with pytest.raises(UserError, match=f"^{name} {value}: give "):
+            BatchArguments(**{name: value})
+
+
+@pytest.fixture
+def begin(tmp_path, disk_model, monkeypatch):
+    """begin(flags): `train` up to where data are loaded; True where it comes so far."""
+
+    def reached(*_, **__):
+        raise InterruptedError
+
+    monkeypatch.setattr(train, "load_reid_dataset", reached)
+    monkeypatch.setattr(train, "get_token", lambda: None)
+
+    def run(*flags):
+        given = ["--model", disk_model, "--dataset", "market1501", "--use_cpu", "true"]
+        given += [] if "--output_dir" in flags else ["--output_dir", str(tmp_path / "run")]
+        with pytest.raises(InterruptedError):
+            train.main([*given, *flags])
+        return True
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def disk_model(tmp_path_factory):
+    from transformers import LlavaConfig
+
+    folder = tmp_path_factory.mktemp("config")
+    LlavaConfig().save_pretrained(folder)
+    return str(folder)
+
+
+def test_what_would_crash_later_is_said_before_the_data_are_loaded(begin, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "model").mkdir()
+    mistakes = {
+        "optim nonsense": "optim: invalid choice",
+        "optim galore_adamw": "optim galore_adamw: it groups or steps parameters by itself",
+        "optim lomo": "optim lomo: it groups",
+        "optim adamw_anyprecision": "optim adamw_anyprecision .*: ",
+        "optim_args betas": "optim adamw_torch_fused .optim_args betas.: ",
+        "lr_scheduler_type cosine_with_min_lr": "lr_scheduler_type cosine_with_min_lr .*min_lr",
+        'lr_scheduler_kwargs {"a":1}': "lr_scheduler_type linear .*: .*unexpected keyword argument 'a'",
+        "lr_scheduler_kwargs text": "lr_scheduler_type linear .lr_scheduler_kwargs text.: ",
+        "activation_checkpointing_kwargs text": "activation_checkpointing_kwargs: 'text' is unknown: give JSON with",
+        "report_to nonsense": "report_to nonsense: .* is not supported",
+        "report_to codecarbon": "report_to codecarbon: .*not installed|report_to codecarbon: .*requires",
+        "eval_strategy often": "training arguments: often is not a valid",
+        "save_strategy steps": "requires the save and eval strategy to match",
+        "metric_for_best_model loss": "metric_for_best_model loss: is not measured on val: give one of mAP, rank1",
+        "max_steps 0": "max_steps 0: give at least 1, or -1 for num_train_epochs",
+        "deepspeed /none.json": "training arguments: ",
+        "fsdp nonsense": "training arguments: Unknown `fsdp` option: nonsense",
+        'fsdp_config {"version":2}': "fsdp_config: has no effect without fsdp",
+        "bf16 true --fp16 true": "training arguments: At most one of fp16 and bf16",
+        "fp16 true": "fp16: needs a GPU: set bf16",
+        "push_to_hub true": "push_to_hub: no token of the Hub is known: run hf auth login",
+        "push_to_hub true --hub_token hf_x --hub_model_id a/b/c": "hub_model_id: ",
+        f"output_dir {tmp_path / 'file'}": "cannot be written",
+        f"output_dir {tmp_path / 'file' / 'x'}": "cannot be written",
+        "output_dir ": "output_dir is empty",
+        "resume_from_checkpoint nowhere": "resume_from_checkpoint nowhere: no such folder",
+        f"resume_from_checkpoint {tmp_path / 'model'}": "no checkpoint of a training, as it has no trainer_state.json",
+        'learning_rates {"a":NaN}': "learning_rates: 'a' has rate nan",
+        "lora_targets (": "lora_targets .*: no regular expression",
+        "test_share 1": "test_share 1.0: give a share above 0 and below 1",
+    }
+    for flags, said in mistakes.items():
+        with pytest.raises(UserError, match=said) as stop:
+            begin(*f"--{flags}".split(" "))
+        assert "\n" not in str(stop.value), flags
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_right_is_not_refused(begin):
+    assert begin("--optim", "paged_adamw_8bit") if _bitsandbytes() else True
+    assert begin("--optim", "sgd", "--optim_args", "momentum=0.9", "--warmup_steps", "0.1")
+    assert begin("--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-6}')
+    assert begin("--metric_for_best_model", "eval_vision_rank1", "--max_grad_norm", "0")
+
+
+def _bitsandbytes() -> bool:
+    from transformers.utils import is_bitsandbytes_available
+
+    return is_bitsandbytes_available()
+
+
+def test_one_process_has_one_gpu_and_says_so_once(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    state = SimpleNamespace(num_processes=1, device=torch.device("cuda:0"))
+    processes._warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        processes.say_idle_gpus(state)
+        processes.say_idle_gpus(state)
+        processes.say_idle_gpus(SimpleNamespace(num_processes=4, device=torch.device("cuda:1")))
+        processes.say_idle_gpus(SimpleNamespace(num_processes=1, device=torch.device("cpu")))
+    processes._warn_once.cache_clear()
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "4 GPUs, and this process uses one of them, cuda:0: for all of them start accelerate launch --multi_gpu "
+        "--num_processes 4 run_reid.py ...; CUDA_VISIBLE_DEVICES chooses one"
+    ]
+    asked = []
+    monkeypatch.setattr(processes, "say_idle_gpus", asked.append)
+    processes.this_process()  # as embed and evaluate ask
+    assert len(asked) == 1
+    args = arguments(tmp_path)
+    args._n_gpu = 4  # as the stock class sets it
+    assert TrainingArguments.n_gpu.fget(args) == 4 and args.n_gpu == 1 and args.train_batch_size == 64
+    assert args.parallel_mode.value == "not_parallel"
