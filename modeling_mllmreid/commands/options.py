@@ -79,8 +79,9 @@ class _Parser(HfArgumentParser):
             name: _range(hint) for kind in dataclasses for name, hint in _type_hints(kind, include_extras=True).items()
         }
         for action in self._actions:
-            # argparse fills placeholders into the help.
-            action.help = re.sub(r"%(?!\(default\)s)", "%%", action.help or "")
+            if action.help and "%" in action.help:
+                # argparse fills placeholders into the help.
+                action.help = re.sub(r"%(?!\(default\)s)", "%%", action.help)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}")
