@@ -163,6 +163,15 @@ class MetricsFile(Format):
     intervals: dict[str, dict[str, IntervalValues]] = {}
 
 
+class MatrixEntry(Format):
+    """What the matrix of training sets against test sets reads of a metrics.json."""
+
+    test_feature: Text
+    trained_on: list[str]
+    tested_on: list[str]
+    metrics: dict[str, dict[str, float | None]]
+
+
 class SplitMetricsFile(Format):
     """metrics.json over random splits."""
 
@@ -303,12 +312,14 @@ class LogWindowFile(Format):
 
 
 class SplitsFile(Format):
-    """splits.json of own data: the file names of each split, and how they were drawn."""
+    """splits.json of own data: the file names of each split, and by which share and seed we drew them."""
 
     train: list[Text]
     query: list[Text]
     gallery: list[Text]
     val: list[Text] = []
+    test_share: Share | None = None
+    split_seed: Count | None = None
 
 
 class TorchreidImageSplit(Format):

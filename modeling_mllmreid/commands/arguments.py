@@ -50,7 +50,9 @@ class MethodArguments:
         default=None, metadata={"help": "Weight of the triplet loss in the ReID loss."}
     )
     label_smoothing: Share | None = field(default=None, metadata={"help": "Label smoothing of the ID loss."})
-    triplet_margin: NotNegative | None = field(default=None, metadata={"help": "Margin of the batch-hard triplet loss."})
+    triplet_margin: NotNegative | None = field(
+        default=None, metadata={"help": "Margin of the batch-hard triplet loss."}
+    )
     triplet_soft_margin: bool | None = field(
         default=None, metadata={"help": "Soft margin log(1 + exp(d)) in place of the hinge."}
     )
@@ -111,8 +113,12 @@ class DataArguments:
     splits_file: str | None = field(
         default=None, metadata={"help": "Parts that were made for own data; by default splits.json in data_dir."}
     )
-    test_share: float = field(default=0.5, metadata={"help": "Share of the people that made test parts take."})
-    split_seed: int = field(default=0, metadata={"help": "Of the people drawn into made parts."})
+    test_share: float | None = field(
+        default=None, metadata={"help": "Share of the people that made test parts take; by default 0.5."}
+    )
+    split_seed: int | None = field(
+        default=None, metadata={"help": "Of the people drawn into made parts; by default 0."}
+    )
     on_error: Literal["stop", "skip"] = field(
         default="stop", metadata={"help": "Stop at the first row that cannot be used, or leave such rows out."}
     )

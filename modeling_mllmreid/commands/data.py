@@ -11,6 +11,7 @@ from ..data import load_reid_dataset
 from ..data.contact_sheet import contact_sheet
 from ..data.counts import CountMismatch
 from ..data.inspection import describe, examine_images, shared_persons
+from ..data.leaks import shared_people, shared_people_lines
 from ..data.readers import READERS
 from ..evaluation.report import align, write_json
 from ..outputs import check_output
@@ -36,17 +37,23 @@ def main(argv: list[str]) -> None:
     folder = Path(args.output_dir)
     for name in ("data.json", *(["sheet.png"] if args.images else [])):
         check_output(folder / name)
-    dataset, verdict = load_with_verdict(data_args)
+    notes: list[str] = []
+    dataset, verdict = load_with_verdict(data_args, notes)
+    leaks = shared_people(dataset)
     facts = {split: describe(part) for split, part in dataset.items()}
     report: dict[str, Any] = {
         "dataset": data_args.dataset,
         "published_counts": verdict,
         "parts": facts,
         "shared_person_numbers": shared_persons(dataset),
+        "shared_people": leaks,
+        "notes": notes,
     }
     print(f"{data_args.dataset}: {verdict}\n\n{format_facts(facts)}")
+    for line in [*notes, *(f"leak: {line}" for line in shared_people_lines(dataset))]:
+        print(line)
     for pair, count in report["shared_person_numbers"].items():
-        if count:
+        if count and pair not in leaks:
             print(f"{pair} share {count:,} person numbers (no leak where a set numbers its parts anew, as MSMT17 does)")
     if args.images:
         broken, copies = examine_images(dataset)
@@ -60,9 +67,9 @@ def main(argv: list[str]) -> None:
         print(f"contact sheet: {folder / 'sheet.png'}")
 
 
-def load_with_verdict(data_args: DataArguments) -> tuple[DatasetDict, str]:
-    """The data set, and in words whether its counts are the published ones."""
-    options = data_args.options()
+def load_with_verdict(data_args: DataArguments, notes: list[str]) -> tuple[DatasetDict, str]:
+    """The data set, and in words whether its counts are the published ones. notes: as in `load_reid_dataset`."""
+    options = {**data_args.options(), "notes": notes}
     reader = READERS.get(data_args.dataset)
     if reader is None or "strict" not in inspect.signature(reader).parameters or data_args.columns is not None:
         return load_reid_dataset(data_args.dataset, **options), "no published counts are known"

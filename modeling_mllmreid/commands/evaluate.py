@@ -10,7 +10,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from ..data import load_reid_dataset
-from ..data.leaks import overlaps
+from ..data.columns import cameras_called, shown
+from ..data.leaks import overlaps, shared_people_lines
 from ..data.readers import READERS
 from ..errors import UserError
 from ..evaluation import RetrievalMetrics, format_table, metrics_from_blocks, write_json
@@ -126,7 +127,11 @@ def main(argv: list[str]) -> None:
     on_main(check_outputs, args, inputs=[*filter(None, (model_args.model, data_args.data_dir))])
     if args.splits > 1:
         return evaluate_splits(model_args, method_args, data_args, embedding_args, args)
-    dataset = load_reid_dataset(data_args.dataset, **data_args.options())
+    notes: list[str] = []
+    dataset = load_reid_dataset(data_args.dataset, notes=notes, **data_args.options())
+    seen = "a model that was trained on this train part has seen them"
+    notes += [f"warning: {line}: {seen}" for line in shared_people_lines(dataset)]
+    on_main(print, "".join(f"{note}\n" for note in notes), end="")
     if "query" not in dataset or "gallery" not in dataset:
         raise UserError(f"data set {data_args.dataset}: has {', '.join(dataset)}: evaluation needs query and gallery")
     model, processor = load_encoder(model_args, method_args.given())
@@ -268,6 +273,7 @@ def report_metrics(
         rows["histogram"] = histogram_row(query, gallery, rule)
     intervals = {name: intervals_over_people(row, people.get(name, persons)) for name, row in rows.items()}
     cameras = by_camera(rows[feature], query["camera_id"][:])
+    called = cameras_called(query)
     report: dict[str, Any] = {
         **facts,
         "weights": weights_digest(facts["model"]),
@@ -284,14 +290,15 @@ def report_metrics(
         "test_feature": feature,
         "metrics": {name: row.to_dict() for name, row in rows.items()},
         "intervals": {name: {key: i.to_dict() for key, i in row.items()} for name, row in intervals.items()},
-        "by_query_camera": {str(camera): row.to_dict() for camera, row in cameras.items()},
+        "by_query_camera": {called[camera] or str(camera): row.to_dict() for camera, row in cameras.items()},
     }
     folder = Path(args.output_dir)
     for overlap in report["overlap"]:
         print(f"warning: {overlap}: this result is not that of unseen people")
     print(format_table(list(rows.items()), intervals))
     if len(cameras) > 1:
-        print(f"\nby query camera, {feature}:\n{format_table([(str(c), row) for c, row in cameras.items()])}")
+        by_name = [(shown(called[camera]) or "unknown", row) for camera, row in cameras.items()]
+        print(f"\nby query camera, {feature}:\n{format_table(by_name)}")
     if args.single_shot:
         drawn = single_shot_cmc(distance_blocks(*ours), rule)
         report["single_shot_cmc"] = {f"rank{rank}": share for rank, share in drawn.items()}

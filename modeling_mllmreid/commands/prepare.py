@@ -1,10 +1,13 @@
 """`prepare`: a data set as Parquet with its card, to load by one name from disk or from the Hub."""
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..data import load_reid_dataset
 from ..data.prepare import read_prepared, write_prepared
 from ..errors import UserError
+from ..outputs import check_output_folder
 from .arguments import DataArguments
 from .options import parse
 
@@ -28,13 +31,27 @@ class PrepareArguments:
 def main(argv: list[str]) -> None:
     """Writes the tables and the card, and pushes them where a name is given."""
     data_args, args = parse((DataArguments, PrepareArguments), argv, "prepare")
-    dataset = load_reid_dataset(data_args.dataset, texts=args.texts, **data_args.options())
-    facts = {"data set": data_args.dataset, "captions": data_args.captions_file, "continuations": args.texts}
-    facts |= {"MSMT17's training part": data_args.train_part, "CUHK03's boxes": data_args.boxes}
-    write_prepared(args.output, dataset, name=data_args.dataset, embed=args.embed, facts=facts)
+    inputs = [data_args.dataset, data_args.data_dir, *(data_args.data_dirs or {}).values()]
+    folders = [str(path) for path in inputs if path]
+    check_output_folder(args.output, inputs=folders)
+    notes: list[str] = []
+    dataset = load_reid_dataset(data_args.dataset, texts=args.texts, notes=notes, **data_args.options())
+    # Names of files alone: the card travels, this machine's folders say nothing elsewhere.
+    facts = {"data set": _last_name(data_args.dataset), "captions": _last_name(data_args.captions_file)}
+    facts |= {"continuations": _last_name(args.texts), "MSMT17's training part": data_args.train_part}
+    facts |= {"CUHK03's boxes": data_args.boxes}
+    name = _last_name(data_args.dataset) or "data"
+    write_prepared(args.output, dataset, name=name, embed=args.embed, facts=facts, inputs=folders)
+    for note in notes:
+        print(note)
     print(f"{sum(map(len, dataset.values())):,} rows in {', '.join(dataset)}: {args.output}")
     if args.push_to:
         push(args.output, args.push_to)
+
+
+def _last_name(path: str | None) -> str | None:
+    """A path's last name; a name of a data set as it is."""
+    return Path(path).name if path is not None and os.path.exists(path) else path
 
 
 def push(folder: str, name: str) -> None:
@@ -47,7 +64,15 @@ def push(folder: str, name: str) -> None:
         api.create_repo(name, repo_type="dataset", private=True, exist_ok=True)
         private = api.dataset_info(name).private
         if private:
-            api.upload_folder(folder_path=folder, repo_id=name, repo_type="dataset", commit_message="Prepared data")
+            # Shards of an earlier upload would be read together with these.
+            api.upload_folder(
+                folder_path=folder,
+                repo_id=name,
+                repo_type="dataset",
+                commit_message="Prepared data",
+                allow_patterns=["README.md", "data/*.parquet"],
+                delete_patterns="data/*",
+            )
     except Exception as error:  # the Hub's client raises its own and the network's errors
         raise UserError(f"push_to {name}: {' '.join(str(error).split())[:300]}") from error
     if not private:

@@ -1,34 +1,40 @@
-"""`search`: the images of an embedded folder that look most like a query image."""
+"""`search`: the images of an embedded folder that look most like each query image."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from ..data.images import open_image
+from ..data.images import open_image, safe_join
 from ..errors import UserError
 from ..evaluation.threshold import load_thresholds
+from ..formats import EmbedMetadata, check_content
+from ..outputs import check_output, is_ours
 from ..ranges import Count
-from ..retrieval import load_embeddings, rank_gallery, ranked_sheet
-from .arguments import ModelArguments
+from ..retrieval import Embeddings, Ranking, load_embeddings, rank_gallery, ranked_sheet
+from ..retrieval.index import FACTS_FILE, FEATURES_FILE, fault_of_name, printable
+from ..retrieval.sheet import decimals
+from .arguments import MethodArguments, ModelArguments
 from .embed import embed_feature, probe
 from .loading import load_encoder, to_device
-from .options import parse
+from .options import build_options, parse, read_mapping
 
-# Euclidean distance that two runs of one model may lie apart: other hardware, other kernels.
+# Euclidean distance that two runs of one model may lie apart, by the bytes of a weight: other hardware, other kernels.
 TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
 
 
 @dataclass
 class SearchArguments:
-    """The query, the embeddings, and what is shown."""
+    """The queries, the embeddings, and what is shown."""
 
-    query: str = field(metadata={"help": "Image of the person to look for."})
+    query: list[str] = field(metadata={"help": "Image of the person to look for; several give a row each."})
     embeddings: str = field(metadata={"help": "Folder written by the embed command."})
-    output: str = field(default="sheet.png", metadata={"help": "PNG file for the query and what was found."})
-    top_k: Count = field(default=10, metadata={"help": "How many images to show."})
+    output: str = field(default="sheet.png", metadata={"help": "PNG file for the queries and what was found."})
+    top_k: Count = field(default=10, metadata={"help": "How many images to list; the sheet shows at most 20 of them."})
     model: str | None = field(
         default=None, metadata={"help": "Where the model lies now; by default where it lay when it embedded."}
     )
@@ -40,7 +46,7 @@ class SearchArguments:
     def __post_init__(self) -> None:
         if self.top_k < 1:
             raise ValueError(f"top_k {self.top_k}: give 1 or more")
-        if self.threshold is not None and not math.isfinite(self.threshold):
+        if self.threshold is not None and not (math.isfinite(self.threshold) and self.threshold >= 0):
             raise ValueError(f"threshold {self.threshold}: is no distance: give a number, for cosine 0 to 2")
 
 
@@ -48,60 +54,118 @@ def main(argv: list[str]) -> None:
     """Prints the nearest images with their cosine distances and draws them on a sheet; says where nobody is found."""
     (args,) = parse((SearchArguments,), argv, "search")
     stored = load_embeddings(args.embeddings)
-    facts = stored.metadata
-    if "probe" not in facts or "flip_test" not in facts:
-        raise UserError(
-            f"{args.embeddings}: does not say how its model made it: give a folder written by the embed command"
-        )
-    query = open_image(args.query)
-    name = args.model or facts["model"]
-    model, processor = load_encoder(ModelArguments(name, facts["revision"], facts["dtype"]), facts["fields"])
+    facts = read_metadata(args.embeddings, stored)
+    check_sheet(args, facts, stored.file_names)
+    for query in args.query:
+        open_image(query)  # before the model is loaded
+    model_args = ModelArguments(args.model or facts.model, facts.revision, facts.dtype)
+    if args.model is None and Path(facts.model).is_absolute() and not Path(facts.model).exists():
+        raise UserError(f"model {facts.model}: is no longer there: say where it is with --model")
+    model, processor = load_encoder(model_args, facts.fields)
     to_device(model)
-    check_same_model(name, model, processor, facts)
+    check_same_model(model_args, model, processor, facts)
 
-    threshold = args.threshold if args.threshold is not None else stored_threshold(name, facts)
-    features = embed_feature(model, processor, [args.query], flip_test=facts["flip_test"], progress=False)
-    ranking = rank_gallery(features, stored.features, args.top_k)
-    folder = Path(facts["images"])
-    paths = [folder / file_name for file_name in stored.file_names]
-    title = f"Nearest of {len(paths):,} images by the feature {facts['test_feature']!r}"
+    threshold = args.threshold if args.threshold is not None else stored_threshold(model_args.model, facts)
+    features = embed_feature(model, processor, args.query, flip_test=facts.flip_test, progress=False)
+    ranking = rank_gallery(features, stored.features, max(min(args.top_k, len(stored.features)), 1))
+    print_ranking(args.query, ranking, stored.file_names, threshold)
+    title = f"Nearest of {len(stored.file_names):,} images by the feature {facts.test_feature!r}"
     ranked_sheet(
-        args.output, [query], paths, ranking, query_titles=[Path(args.query).name], title=title, columns=args.top_k
+        args.output,
+        args.query,
+        [_opener(facts.images, file_name) for file_name in stored.file_names],
+        ranking,
+        query_titles=[Path(query).name for query in args.query],
+        gallery_titles=stored.file_names,
+        title=title,
+        columns=args.top_k,
+        threshold=threshold,
     )
-    for place, (index, distance) in enumerate(zip(ranking.indices[0], ranking.distances[0], strict=True), start=1):
-        if index >= 0:
-            beyond = "  beyond the threshold" if threshold is not None and distance > threshold else ""
-            print(f"{place:>4}  {max(distance, 0):.4f}  {stored.file_names[index]}{beyond}")
-    if threshold is not None and not (ranking.distances[0] <= threshold).any():
-        print(f"nobody: no image is within the threshold {threshold:.4f}; the images above are only the least unlike")
-    print(f"ranked sheet: {args.output}")
+    print(f"ranked sheet: {printable(args.output)}")
 
 
-def stored_threshold(name: str, facts: dict[str, Any]) -> float | None:
+def check_sheet(args: SearchArguments, facts: EmbedMetadata, file_names: Sequence[str]) -> None:
+    """Raises UserError, before the work, where the sheet would replace what is read, or what is no picture of ours."""
+    name = Path(args.output).name
+    gallery = [Path(facts.images, file_name) for file_name in file_names if file_name.rpartition("/")[2] == name]
+    index = [Path(args.embeddings) / file_name for file_name in (FACTS_FILE, FEATURES_FILE)]
+    check_output(
+        args.output,
+        ours=lambda path: path.suffix.lower() != ".json" and is_ours(path),
+        inputs=[*args.query, *index, *gallery],
+    )
+
+
+def read_metadata(folder: str, stored: Embeddings) -> EmbedMetadata:
+    """What made the embeddings, checked field by field. Raises UserError where the embed command did not write it."""
+    where = f"{Path(folder) / FACTS_FILE}: metadata"
+    facts = check_content(
+        stored.metadata, EmbedMetadata, where=where, remedy="give a folder written by the embed command"
+    )
+    for name in ("model", "images"):
+        if fault := fault_of_name(getattr(facts, name).lstrip("/")):
+            raise UserError(f"{where}: {name} {printable(getattr(facts, name))}: {fault}: embed again")
+    # The fields of a model's configuration go through the command line's own checks.
+    (fields,) = build_options((MethodArguments,), read_mapping((MethodArguments,), facts.fields, where), where)
+    facts.fields = fields.given()
+    if len(facts.probe) != stored.features.shape[1]:
+        raise UserError(
+            f"{where}: probe has {len(facts.probe)} numbers, the embeddings {stored.features.shape[1]}: embed again"
+        )
+    return facts
+
+
+def print_ranking(queries: Sequence[str], ranking: Ranking, file_names: Sequence[str], threshold: float | None) -> None:
+    """The nearest images of each query, nearest first, and for each whether anybody is within the threshold."""
+    for query, indices, distances in zip(queries, ranking.indices, ranking.distances, strict=True):
+        if len(queries) > 1:
+            print(f"query {printable(query)}")
+        places = decimals(distances)
+        for place, (index, distance) in enumerate(zip(indices, distances, strict=True), start=1):
+            if index >= 0:
+                beyond = "  beyond the threshold" if threshold is not None and distance > threshold else ""
+                print(f"{place:>4}  {distance:.{places}f}  {file_names[index]}{beyond}")
+        if threshold is not None and not (distances <= threshold).any():
+            value = f"{threshold:.{decimals([threshold])}f}"
+            print(f"nobody: no image is within the threshold {value}; the images above are only the least unlike")
+
+
+def stored_threshold(name: str, facts: EmbedMetadata) -> float | None:
     """The checkpoint's threshold for the embeddings' feature, and what it promises, printed; None where it has none.
 
     It was chosen on the feature as the checkpoint makes it: not on mirrored images, and not with other settings.
     """
-    threshold = load_thresholds(name, facts["revision"]).get(facts["test_feature"])
+    threshold = load_thresholds(name, facts.revision).get(facts.test_feature)
     if threshold is None:
         return None
-    if facts["flip_test"] or set(facts["fields"]) - {"test_feature"}:
+    if facts.flip_test or set(facts.fields) - {"test_feature"} or threshold.metric != "cosine":
         print("threshold: the checkpoint's was chosen without these settings and is not used; --threshold gives one")
         return None
+    places = decimals([threshold.distance])
+    values = (f"{value:.{places}f}" for value in (threshold.distance, threshold.low, threshold.high))
     print(
-        f"threshold: {threshold.distance:.4f} [{threshold.low:.4f}, {threshold.high:.4f}]; on the validation people "
-        f"{threshold.fpir:.0%} of searches for somebody absent named another, {threshold.tpir:.0%} for somebody "
+        "threshold: {} [{}, {}]; on the validation people ".format(*values)
+        + f"{threshold.fpir:.0%} of searches for somebody absent named another, {threshold.tpir:.0%} for somebody "
         "present named the right one"
     )
     return threshold.distance
 
 
-def check_same_model(name: str, model: Any, processor: Any, facts: dict[str, Any]) -> None:
+def check_same_model(arguments: ModelArguments, model: Any, processor: Any, facts: EmbedMetadata) -> None:
     """Raises UserError where the model is not the one that made the embeddings: by feature, size or output."""
+    name = arguments.model
     found = {"test_feature": model.config.test_feature, "height": processor.height, "width": processor.width}
     for key, value in found.items():
-        if value != facts[key]:
-            raise UserError(f"model {name}: {key} is {value}, the embeddings were made with {facts[key]}: embed again")
-    expected, got = np.asarray(facts["probe"]), probe(model, processor)
-    if expected.shape != got.shape or np.linalg.norm(expected - got) > TOLERANCE[facts["dtype"]]:
+        stored = getattr(facts, key)
+        if value != stored:
+            raise UserError(f"model {name}: {key} is {value}, the embeddings were made with {stored}: embed again")
+    expected, got = np.asarray(facts.probe), probe(model, processor)
+    tolerance = TOLERANCE[str(arguments.torch_dtype).removeprefix("torch.")]
+    # NaN, of a diverged model, is within no tolerance.
+    if expected.shape != got.shape or not np.linalg.norm(expected - got) <= tolerance:
         raise UserError(f"model {name}: not the one that made the embeddings: give that one, or embed again with this")
+
+
+def _opener(folder: str, file_name: str) -> Callable[[], Image.Image]:
+    """Opens an image of the embedded folder, and nothing outside it, when it is drawn."""
+    return lambda: open_image(safe_join(folder, file_name))

@@ -15,7 +15,7 @@ from transformers import set_seed
 
 from ..data import load_reid_dataset
 from ..data.combine import parse_combination
-from ..data.leaks import refuse_overlaps
+from ..data.leaks import refuse_overlaps, refuse_shared_people
 from ..data.texts import CaptionRecord, read_records
 from ..errors import UserError
 from ..evaluation.protocol import check_parts
@@ -79,7 +79,10 @@ def main(argv: list[str]) -> None:
     folders = [model_args.model, data_args.data_dir, *(data_args.data_dirs or {}).values()]
     check_start(training_args, inputs=[str(folder) for folder in folders if folder])
     refuse_lost_processes(training_args.distributed_state, os.environ)
-    dataset = load_reid_dataset(data_args.dataset, texts=batch_args.texts, **data_args.options())
+    notes: list[str] = []
+    dataset = load_reid_dataset(data_args.dataset, texts=batch_args.texts, notes=notes, **data_args.options())
+    if training_args.process_index == 0:
+        print("".join(f"{note}\n" for note in notes), end="")
     trained_on, overlap = what_is_trained_on(data_args.dataset, dataset, leak_args)
     # New heads are random: a run that is killed before its first checkpoint starts with the same ones.
     set_seed(training_args.seed)
@@ -208,7 +211,9 @@ def what_is_trained_on(name: str, dataset: DatasetDict, leak_args: LeakArguments
     targets = {*leak_args.targets, *(combination.targets if combination else ())}
     if "query" in dataset:
         targets |= set(dataset["query"]["source"])
-    return trained_on, refuse_overlaps(trained_on, targets, allow=leak_args.allow_overlap)
+    remedy = "take them out of one of the two, or set allow_overlap, which the model's configuration and card will say"
+    shared = refuse_shared_people(dataset, remedy=remedy, where="leak: ", allow=leak_args.allow_overlap)
+    return trained_on, [*refuse_overlaps(trained_on, targets, allow=leak_args.allow_overlap), *shared]
 
 
 def provenances_of_texts(captions_file: str | None, texts: str | None) -> list[dict[str, Any]]:

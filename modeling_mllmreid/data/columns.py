@@ -1,10 +1,15 @@
 """The data contract: the columns that every reader yields, and the few steps that all readers share."""
 
+import math
 import os
-from collections.abc import Iterable
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.compute
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
 from ..errors import UserError
@@ -21,8 +26,23 @@ FEATURES = Features(
         "file_name": Value("string"),
     }
 )
+# Columns that a data set may have besides: numbers of tracks and clothes, and the names that the numbers stand for.
+FURTHER = {
+    "track_id": Value("int64"),
+    "clothes_id": Value("int64"),
+    "person_name": Value("string"),
+    "camera_name": Value("string"),
+}
 SPLITS = ("train", "val", "query", "gallery")
 UNKNOWN_CAMERA = -1
+# "-1.0": as pandas writes it into a CSV whose column has gaps.
+UNKNOWN_TEXTS = ("-1", "-1.0")
+DECIMAL = re.compile("0|[1-9][0-9]{0,18}")
+NUMBER = re.compile("-?[0-9]+")
+LONGEST_SHOWN = 60
+MAX_INT64 = 2**63 - 1
+# Above, floats are not all the whole numbers.
+EXACT_FLOATS = 2**53
 
 
 class Row(NamedTuple):
@@ -50,15 +70,104 @@ def make_split(rows: Iterable[Row], *, root: str | os.PathLike[str], source: str
     return Dataset.from_dict(columns, features=FEATURES)
 
 
-def number_names(names: Iterable[Any]) -> dict[Any, int]:
-    """Name -> number: whole numbers, as numbers or digits, as they are, others by their place in sorted order.
+def id_text(value: Any) -> str | None:
+    """The name of a person, camera, track or clothes that a cell of a table gives; None for an empty cell.
 
-    None and the empty text are no names.
+    Texts are taken as they are: "1", "01" and "1E2" are three names. A column of whole numbers with gaps comes as
+    floats. Raises UserError for a value that is neither text nor a whole number, and for a float that may have lost
+    digits.
     """
-    distinct = {name for name in names if name not in (None, "")}
-    if all(isinstance(name, int) or str(name).isdigit() for name in distinct):
-        return {name: int(name) for name in distinct}
-    return {name: number for number, name in enumerate(sorted(distinct, key=str))}
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, str):
+        if not is_utf8(value):
+            raise UserError(f"{value!r} is not UTF-8 text: rename it")
+        return value if value.strip() else None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT_FLOATS:
+        return str(int(value))
+    raise UserError(f"{value!r:.60} is neither text nor a whole number: save it as one of them")
+
+
+def known_id_text(value: Any) -> str | None:
+    """`id_text` of a camera, track or clothes: -1 says that it is unknown, as a number and as text."""
+    text = id_text(value)
+    return None if text in UNKNOWN_TEXTS else text
+
+
+def number_names(names: Iterable[str | None]) -> dict[str, int]:
+    """Name -> number. None is no name.
+
+    Where every name is the plain decimal spelling of a whole number from 0 that fits into int64, the numbers are these;
+    otherwise all names are numbered by their place in sorted order.
+    Raises UserError for two names that look the same: they differ by white space around them, by invisible characters
+    or by the spelling of one letter in Unicode alone.
+    """
+    distinct = sorted({name for name in names if name is not None})
+    seen: dict[str, str] = {}
+    for name in distinct:
+        other = seen.setdefault(_visible(name), name)
+        if other != name:
+            raise UserError(f"the names {other!a} and {name!a} look the same: give both rows one name, or rename one")
+    if all(DECIMAL.fullmatch(name) for name in distinct):
+        numbers = {name: int(name) for name in distinct}
+        if all(number <= MAX_INT64 for number in numbers.values()):
+            return numbers
+    return {name: number for number, name in enumerate(distinct)}
+
+
+def is_utf8(text: str) -> bool:
+    """Whether the text can be written as UTF-8: a file name of other bytes cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _visible(name: str) -> str:
+    """What is seen of a name."""
+    shown = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) not in ("Cf", "Cc"))
+    return shown.strip()
+
+
+def person_names(split: Dataset) -> list[str]:
+    """What each row's person is called: its name, where the data has names, or its number."""
+    return _named(split["person_id"][:], split["person_name"][:] if "person_name" in split.column_names else None)
+
+
+def camera_names(split: Dataset) -> list[str]:
+    """What each row's camera is called: its name, where the data has names, or its number; "" where it is unknown."""
+    names = _named(split["camera_id"][:], split["camera_name"][:] if "camera_name" in split.column_names else None)
+    return ["" if camera == UNKNOWN_CAMERA else name for camera, name in zip(split["camera_id"][:], names, strict=True)]
+
+
+def cameras_called(split: Dataset) -> dict[int, str]:
+    """What each camera of the split is called, no two alike; "" for the unknown one.
+
+    Cameras of two sets may have one name: then the number is added.
+    """
+    called = dict(zip(split["camera_id"][:], camera_names(split), strict=True))
+    counts = Counter(called.values())
+    return {camera: name if counts[name] == 1 else f"{name} ({camera})" for camera, name in called.items()}
+
+
+def _named(numbers: Sequence[int], names: Sequence[str | None] | None) -> list[str]:
+    return [name or str(number) for number, name in zip(numbers, names or [None] * len(numbers), strict=True)]
+
+
+def shown(name: str) -> str:
+    """A name as a message or table shows it: on one line, and not without end."""
+    return name if name.isprintable() and len(name) <= LONGEST_SHOWN else f"{name!r:.{LONGEST_SHOWN}}"
+
+
+def labelled(kind: str, name: str) -> str:
+    """A name as a picture shows it: "anna", and "person 5" where it is a number alone."""
+    return f"{kind} {name}" if NUMBER.fullmatch(name) else shown(name)
+
+
+def listed(names: Iterable[str], most: int = 2) -> str:
+    """Names in one line: "anna, ben and 3 more"."""
+    distinct = sorted(set(names))
+    more = f" and {len(distinct) - most:,} more" if len(distinct) > most else ""
+    return ", ".join(map(shown, distinct[:most])) + more
 
 
 def image_sources(split: Dataset) -> list[ImageSource]:
@@ -84,14 +193,46 @@ def with_contract_columns(dataset: DatasetDict, name: str) -> DatasetDict:
         missing = [column for column in FEATURES if column not in split.features]
         if missing:
             raise UserError(f"{name}: split {split_name!r} has no column {', '.join(missing)}: add it before saving")
-        for column, feature in FEATURES.items():
+        further = {column: kind for column, kind in FURTHER.items() if column in split.features}
+        for column, feature in {**FEATURES, **further}.items():
             if split.features[column] != feature:
-                try:
-                    split = split.cast_column(column, feature)
-                except (TypeError, ValueError, NotImplementedError) as error:  # Arrow's own errors derive from these
-                    kind = split.features[column]
-                    raise UserError(
-                        f"{name}: column {column!r} of split {split_name!r} is {kind}: save it as {feature}"
-                    ) from error
+                split = _cast(split, column, feature, f"{name}: column {column!r} of split {split_name!r}")
+        for column in ("person_id", "camera_id", "file_name", "source", *(c for c in further if c.endswith("_id"))):
+            gaps = split.data.column(column).null_count
+            if gaps:
+                raise UserError(f"{name}: column {column!r} of split {split_name!r} has {gaps:,} empty rows: fill them")
+        refuse_rows_without_image(split, f"{name}: split {split_name!r}")
+        for column in ("person", "camera"):
+            if f"{column}_name" in further:
+                _refuse_two_names(split, column, f"{name}: split {split_name!r}")
         checked[split_name] = split
     return checked
+
+
+def refuse_rows_without_image(split: Dataset, where: str) -> None:
+    """Raises UserError naming the first row that has neither an image's bytes nor its path."""
+    images = split.with_format("arrow")[:]["image"]
+    there = [pyarrow.compute.is_valid(pyarrow.compute.struct_field(images, field)) for field in ("bytes", "path")]
+    row = pyarrow.compute.index(pyarrow.compute.or_(*there), False).as_py()
+    if row >= 0:
+        raise UserError(f"{where}, row {row + 1}: has no image: give one or remove the row")
+
+
+def _refuse_two_names(split: Dataset, column: str, where: str) -> None:
+    """Raises UserError where one number stands for two names."""
+    name_of: dict[int, str | None] = {}
+    for number, name in zip(split[f"{column}_id"][:], split[f"{column}_name"][:], strict=True):
+        if name_of.setdefault(number, name) != name:
+            raise UserError(f"{where}: {column}_id {number} has the names {name_of[number]!r:.60} and {name!r:.60}")
+
+
+def _cast(split: Dataset, column: str, feature: Any, where: str) -> Dataset:
+    """The split with the column of this type. Raises UserError where values would change."""
+    kind = split.features[column]
+    # Texts such as "1" and "01", and flags, would become numbers.
+    if feature == Value("int64") and not re.fullmatch("u?int(8|16|32|64)", str(getattr(kind, "dtype", ""))):
+        raise UserError(f"{where} is {kind}: save it as {feature}, or name it in `columns`, which numbers names")
+    try:
+        return split.cast_column(column, feature)
+    except (TypeError, ValueError, NotImplementedError) as error:  # Arrow's own errors derive from these
+        raise UserError(f"{where} is {kind}: save it as {feature}") from error

@@ -9,14 +9,15 @@ P-2:msmt17, P-3:msmt17      the others of Market-1501, MSMT17, CUHK03 with CUHK-
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..errors import UserError
-from .columns import FEATURES, UNKNOWN_CAMERA
+from .columns import FEATURES, FURTHER, UNKNOWN_CAMERA
 
+NAMES = ("person_name", "camera_name")
 LEAVE_ONE_OUT = ("market1501", "msmt17", "cuhk03")
 
 
@@ -70,7 +71,7 @@ def combine(datasets: Mapping[str, DatasetDict], *, all_parts: bool = False) -> 
         if "train" not in dataset:
             raise UserError(f"data set {name}: has {', '.join(dataset)}: it has no training part to combine")
         for split in [split for split in dataset if split == "train" or all_parts]:
-            part = dataset[split].select_columns(list(FEATURES))
+            part = dataset[split].select_columns([c for c in dataset[split].column_names if c in {*FEATURES, *NAMES}])
             if split == "query" and "gallery" in dataset:
                 # A query that stands in the gallery too (caption queries) is trained on once.
                 there = set(dataset["gallery"]["file_name"])
@@ -79,6 +80,9 @@ def combine(datasets: Mapping[str, DatasetDict], *, all_parts: bool = False) -> 
             rows.append(part)
             persons += [(name, people, person) for person in part["person_id"]]
             cameras += [(name, camera) for camera in part["camera_id"]]
+    # Numbers of sets are made anew, names stay; rows of a set without names have none.
+    named = [column for column in NAMES if any(column in part.column_names for part in rows)]
+    rows = [_with_columns(part, named) for part in rows]
     whole = concatenate_datasets(rows)
     numbers = {key: number for number, key in enumerate(sorted(set(persons)))}
     known = sorted({key for key in cameras if key[1] != UNKNOWN_CAMERA})
@@ -88,4 +92,12 @@ def combine(datasets: Mapping[str, DatasetDict], *, all_parts: bool = False) -> 
         ("camera_id", [camera_numbers.get(key, UNKNOWN_CAMERA) for key in cameras]),
     ):
         whole = whole.remove_columns(column).add_column(column, values, feature=FEATURES[column])
-    return whole.select_columns(list(FEATURES))
+    return whole.select_columns([*FEATURES, *named])
+
+
+def _with_columns(part: Dataset, columns: Sequence[str]) -> Dataset:
+    """The part with these columns of texts, empty where it has none."""
+    for column in columns:
+        if column not in part.column_names:
+            part = part.add_column(column, [None] * len(part), feature=FURTHER[column])
+    return part

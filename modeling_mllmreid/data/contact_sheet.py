@@ -8,12 +8,13 @@ from datasets import DatasetDict
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..outputs import png_info, written_aside
-from .columns import UNKNOWN_CAMERA, image_sources
+from .columns import camera_names, image_sources, labelled, person_names
 from .images import open_image
 
 CROP, GAP, CAPTION, HEAD = (72, 144), 6, 16, 26
 PAPER, INK, FAINT, BAR = "#ffffff", "#1c2733", "#6b7785", "#3b6ea5"
 HISTOGRAM, BARS = 96, 24
+LONGEST_TEXT = 500
 
 
 def contact_sheet(
@@ -24,6 +25,7 @@ def contact_sheet(
     The people are drawn by the seed; images are captioned by camera.
     Raises UserError for a broken image.
     """
+    dataset = DatasetDict({split: part for split, part in dataset.items() if len(part)})
     rows = [
         (split, row) for split, part in dataset.items() for row in _rows(part["person_id"][:], people, images, seed)
     ]
@@ -32,22 +34,23 @@ def contact_sheet(
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     sources = {split: image_sources(part) for split, part in dataset.items()}
-    panel = (width - 2 * GAP) // len(dataset)
+    panel = (width - 2 * GAP) // max(len(dataset), 1)
     for place, (split, part) in enumerate(dataset.items()):
         _histogram(draw, split, part["person_id"][:], left=GAP + place * panel, width=panel - 3 * GAP)
     top = 2 * GAP + HISTOGRAM
     for split, indices in rows:
         part = dataset[split]
         captions = part[indices[0]]["caption"]
-        title = f"{split}, person {part[indices[0]]['person_id']}" + (f": {captions[0]}" if captions else "")
+        who = labelled("person", person_names(part.select(indices[:1]))[0])
+        cameras = camera_names(part.select(indices))
+        title = f"{split}, {who}" + (f": {captions[0]}" if captions else "")
         draw.text((GAP, top + 4), _fitted(title, width - 2 * GAP), fill=INK, font=ImageFont.load_default(13))
         top += HEAD
         for column, index in enumerate(indices):
             left = GAP + column * (CROP[0] + GAP)
             crop = ImageOps.pad(open_image(sources[split][index]), CROP, color="#eceff3")
             sheet.paste(crop, (left, top))
-            camera = part[index]["camera_id"]
-            text = "" if camera == UNKNOWN_CAMERA else f"cam {camera}"
+            text = _fitted(labelled("cam", cameras[column]), CROP[0])
             draw.text((left, top + CROP[1] + 2), text, fill=FAINT, font=ImageFont.load_default(11))
         top += CROP[1] + CAPTION + GAP
     with written_aside(path_png) as aside:
@@ -81,6 +84,8 @@ def _rows(person_ids: list[int], people: int, images: int, seed: int) -> list[li
 def _fitted(text: str, width: int) -> str:
     """The text, cut with dots where it is wider than so many pixels."""
     font = ImageFont.load_default(13)
+    # Text of several lines has no length.
+    text = " ".join(text[:LONGEST_TEXT].split())
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from tqdm.auto import tqdm
 
 from ..errors import UserError
-from .columns import UNKNOWN_CAMERA, image_sources
+from .columns import UNKNOWN_CAMERA, cameras_called, image_sources
 from .images import EmbeddedImage, ImageSource, open_image
 
 WORD = re.compile(r"[^\W_]+")
@@ -21,13 +21,14 @@ WORD = re.compile(r"[^\W_]+")
 def describe(split: Dataset) -> dict[str, Any]:
     """Counts of a split: images, persons, cameras, images of a person, captions and their words; JSON-able."""
     persons, cameras = Counter(split["person_id"][:]), Counter(split["camera_id"][:])
+    called = cameras_called(split)
     captions = [caption for captions in split["caption"][:] for caption in captions]
     words = [WORD.findall(caption.lower()) for caption in captions]
     unknown = cameras.pop(UNKNOWN_CAMERA, 0)
     return {
         "images": len(split),
         "persons": len(persons),
-        "cameras": {str(camera): cameras[camera] for camera in sorted(cameras)},
+        "cameras": {called[camera]: cameras[camera] for camera in sorted(cameras)},
         "images_of_unknown_camera": unknown,
         "images_of_a_person": _spread(list(persons.values())),
         "persons_by_their_images": {str(n): count for n, count in sorted(Counter(persons.values()).items())},

@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 
+from datasets import Dataset
+
 from ..errors import UserError
+from .columns import listed
 
 # set -> the sets whose images it is made of, test people among them (its authors' papers).
 MADE_OF: Mapping[str, tuple[str, ...]] = {
@@ -11,6 +14,13 @@ MADE_OF: Mapping[str, tuple[str, ...]] = {
     "rstpreid": ("msmt17",),
     "occluded_duke": ("dukemtmc",),
 }
+
+# Sets that number the people of each split by themselves, or may: equal numbers are no equal people.
+NUMBERED_APART = frozenset(
+    {"msmt17", "cuhk03", "cuhk_pedes", "icfg_pedes", "rstpreid", "personx", "randperson", "cuhk02", "cuhk_sysu"}
+    | {"viper", "prid", "grid", "ilids"}
+)
+OTHERS = ("val", "query", "gallery")
 
 
 def overlaps(trained_on: Iterable[str], targets: Iterable[str]) -> list[str]:
@@ -44,3 +54,45 @@ def refuse_overlaps(trained_on: Iterable[str], targets: Iterable[str], *, allow:
 def _origins(source: str) -> tuple[str, ...]:
     """The set itself and those that it is made of."""
     return (source, *MADE_OF.get(source, ()))
+
+
+def shared_people(dataset: Mapping[str, Dataset]) -> dict[str, list[str]]:
+    """The names of people of `train` who are in val, query or gallery too: "train and query" -> names, sorted.
+
+    People are told apart by their names and, in data without names, by their numbers; by numbers only where both
+    splits are of one data set that numbers all its people once, which MSMT17 and other published sets do not.
+    """
+    if "train" not in dataset:
+        return {}
+    pairs = {f"train and {other}": _shared(dataset["train"], dataset[other]) for other in OTHERS if other in dataset}
+    return {pair: names for pair, names in pairs.items() if names}
+
+
+def refuse_shared_people(
+    dataset: Mapping[str, Dataset], *, remedy: str, where: str = "", allow: bool = False
+) -> list[str]:
+    """How many people of `train` are in val, query or gallery too, a line for each, where that is allowed.
+
+    The lines name nobody: a model's configuration and card travel. Raises UserError, which names them, where it is not.
+    """
+    lines = shared_people_lines(dataset)
+    if lines and not allow:
+        raise UserError(f"{where}{'; '.join(lines)}: {remedy}")
+    shared = shared_people(dataset).items()
+    return [f"{len(names):,} {'person is' if len(names) == 1 else 'people are'} in {pair}" for pair, names in shared]
+
+
+def shared_people_lines(dataset: Mapping[str, Dataset]) -> list[str]:
+    """A line for each of the splits that share people with `train`: "anna, ben and 3 more are in train and query"."""
+    shared = shared_people(dataset).items()
+    return [f"{listed(names)} {'is' if len(names) == 1 else 'are'} in {pair}" for pair, names in shared]
+
+
+def _shared(one: Dataset, other: Dataset) -> list[str]:
+    if all("person_name" in split.column_names for split in (one, other)):
+        keys = [zip(split["source"][:], split["person_name"][:], strict=True) for split in (one, other)]
+        return sorted({name for _, name in set(keys[0]) & set(keys[1]) if name is not None})
+    sources = {*one["source"][:], *other["source"][:]}
+    if len(sources) != 1 or sources & NUMBERED_APART:
+        return []
+    return [str(number) for number in sorted(set(one["person_id"][:]) & set(other["person_id"][:]))]

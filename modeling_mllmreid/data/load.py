@@ -2,28 +2,31 @@
 
 import difflib
 import inspect
-import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from ..errors import UserError
-from .columns import image_sources, with_contract_columns
+from ..outputs import check_output, written_aside
+from .columns import image_sources, person_names, with_contract_columns
 from .combine import Combination, combine, parse_combination
 from .images import broken_images
-from .made_splits import split_where_whole
+from .made_splits import make_splits, note_tested
 from .mapped import read_mapped
 from .prepare import read_prepared
 from .problems import Problems
 from .readers import READERS
+from .readers.own_data import WHOLE
 from .texts import CaptionRecord, join_captions, join_continuations, read_records
 
-logger = logging.getLogger(__name__)
-
+# By the ends of its lines a list of skipped rows is known as ours.
+LEFT_OUT = " [left out]"
+# Own data: where its splits come from, where it has some.
+OWN = {"folders": "the folders", "table": "the column split"}
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -34,6 +37,7 @@ def load_reid_dataset(
     texts: str | os.PathLike[str] | None = None,
     on_error: str = "stop",
     skipped_file: str | os.PathLike[str] = "skipped.txt",
+    notes: list[str] | None = None,
     **options: Any,
 ) -> DatasetDict:
     """Person images with the columns of the data contract (`columns.FEATURES`), a split for each part that is there.
@@ -44,23 +48,35 @@ def load_reid_dataset(
     writes them, `data_dirs` being their folders.
     Own data without parts gets them by `make_splits` (splits_file, by default splits.json in data_dir, test_share,
     split_seed). texts: a `texts.jsonl` whose continuations are joined. on_error: "stop" at the first row that cannot be
-    used, or "skip" such rows, and those of images that do not open, and list them in `skipped_file`.
+    used, or "skip" such rows, and those of images that do not open, and list them in `skipped_file`. notes: a list that
+    gets a line for each thing to know of own data: how many people are tested on, what is in no part or left out.
     captions_file: a `.jsonl` that `caption` wrote, for any data set; other kinds are the reader's own option.
     Raises UserError for an unknown name (with the nearest known), an unknown option, a missing or wrong folder or
     column, and for texts that do not belong to the data.
     """
     problems = Problems(on_error)
+    if on_error == "skip":
+        check_output(skipped_file, ours=_is_skipped_file)
     generated = str(options.get("captions_file") or "").endswith(".jsonl")
     captions = options.pop("captions_file") if generated else None
     dataset = _read(str(name_or_path), data_dir, problems, **options)
     if on_error == "skip":
         dataset = DatasetDict({split: _opening(part, problems) for split, part in dataset.items()})
     if problems.messages:
-        Path(skipped_file).write_text("\n".join(problems.messages) + "\n", encoding="utf-8")
-        logger.warning("%d rows were left out, listed in %s", len(problems.messages), skipped_file)
+        with written_aside(skipped_file) as aside:
+            text = "".join(message.replace("\n", "\\n") + f"{LEFT_OUT}\n" for message in problems.messages)
+            aside.write_text(text, encoding="utf-8", errors="backslashreplace")
+        problems.warn(f"{len(problems.messages):,} rows were left out, listed in {skipped_file}")
+    if notes is not None:
+        notes += problems.notes
     if captions is not None:
         dataset = _with_captions(dataset, captions)
     return dataset if texts is None else _with_texts(dataset, texts)
+
+
+def _is_skipped_file(path: Path) -> bool:
+    """Whether a file is a list of skipped rows that we wrote."""
+    return all(line.endswith(LEFT_OUT.encode()) for line in path.read_bytes().splitlines())
 
 
 def _read(
@@ -71,23 +87,29 @@ def _read(
     data_dirs: Mapping[str, str] | None = None,
     columns: Mapping[str, str] | None = None,
     splits_file: str | os.PathLike[str] | None = None,
-    test_share: float = 0.5,
-    split_seed: int = 0,
+    test_share: float | None = None,
+    split_seed: int | None = None,
     **options: Any,
 ) -> DatasetDict:
     """The data set by its name, without generated texts: the options of `load_reid_dataset`."""
     options = {option: value for option, value in options.items() if value is not None}
+    of_splits = {"splits_file": splits_file, "test_share": test_share, "split_seed": split_seed}
+    drawing = {option: value for option, value in of_splits.items() if value is not None}
     combination = parse_combination(name)
     if combination is not None:
-        return _load_combination(name, combination, data_dirs or {}, problems, options)
+        return _load_combination(name, combination, data_dirs or {}, problems, {**drawing, **options})
     if data_dirs is not None:
         raise UserError(f"data set {name}: data_dirs is for several sets: give data_dir")
     reader = READERS.get(name)
-    if columns is not None:
-        return read_mapped(name, columns)
-    if reader is None:
-        on_hub = HUB_NAME.fullmatch(name) and not Path(name).exists()
-        return read_prepared(name) if on_hub else _load_saved(Path(name), data_dir, options)
+    if columns is not None or reader is None:
+        given = [*([] if data_dir is None else ["data_dir"]), *drawing, *options]
+        if columns is not None:
+            _refuse_options(f"data set {name} is read by its columns", given)
+            return read_mapped(name, columns)
+        if HUB_NAME.fullmatch(name) and not os.path.exists(name):
+            _refuse_options(f"data set {name} is of the Hub", given)
+            return read_prepared(name)
+        return _load_saved(Path(name), given)
     if data_dir is None:
         raise UserError(f"data set {name}: data_dir is not given: give the folder that holds it")
     known = [option for option in inspect.signature(reader).parameters if option not in ("data_dir", "problems")]
@@ -95,8 +117,19 @@ def _read(
         if option not in known:
             raise UserError(f"data set {name} has no option {option!r}: it takes {', '.join(known)}")
     dataset = reader(data_dir, problems=problems, **options)
+    if list(dataset) != [WHOLE]:
+        _refuse_options(f"data set {name} in {data_dir} has splits of its own", list(drawing))
+        if name in OWN:
+            people = [person for part in dataset.values() for person in person_names(part)]
+            note_tested(dataset, people, OWN[name], problems)
+        return dataset
     path = Path(data_dir) / "splits.json" if splits_file is None else splits_file
-    return split_where_whole(dataset, path, test_share=test_share, seed=split_seed, problems=problems)
+    return make_splits(dataset[WHOLE], path, test_share=test_share, seed=split_seed, problems=problems)
+
+
+def _refuse_options(what: str, given: Sequence[str]) -> None:
+    if given:
+        raise UserError(f"{what}, {', '.join(given)} does not apply: leave it out")
 
 
 def _opening(part: Dataset, problems: Problems) -> Dataset:
@@ -124,19 +157,18 @@ def _load_combination(
     return DatasetDict(dataset)
 
 
-def _load_saved(path: Path, data_dir: str | os.PathLike[str] | None, options: dict[str, Any]) -> DatasetDict:
-    if not path.is_dir():
+def _load_saved(path: Path, given: Sequence[str]) -> DatasetDict:
+    if not os.path.isdir(path):
         nearest = difflib.get_close_matches(str(path).lower(), READERS, n=1, cutoff=0)[0]
         raise UserError(
             f"data set {str(path)!r} is unknown and no such folder exists: did you mean {nearest!r}? "
             f"(known: {', '.join(READERS)})"
         )
-    given = [name for name in ("data_dir", *options) if name != "data_dir" or data_dir is not None]
     if given:
         raise UserError(f"{path} is a saved data set, {', '.join(given)} does not apply: leave it out or name a reader")
     try:
         if (path / "data").is_dir() and any((path / "data").glob("*.parquet")):
-            return read_prepared(str(path))
+            return read_prepared(path)
         dataset = load_from_disk(str(path))
     except UserError:
         raise

@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from ..errors import UserError
+from .columns import labelled
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ class PKSampler(Sampler[tuple[int, int, int]]):
 
     person_ids, camera_ids: one per image; an unknown camera (-1) counts as one camera. sources: the set of each image;
     given, every pass has as many people of each set as the smallest set has, drawn anew, the sets taking turns, so that
-    a large set does not drown a small one.
+    a large set does not drown a small one. names: what warnings call the person of each image; by default the number.
     Raises UserError for P, K or world_size below 1, a negative seed, fewer people than P x world_size, and a K that is
     more than any person's images.
     """
@@ -38,6 +39,7 @@ class PKSampler(Sampler[tuple[int, int, int]]):
         seed: int = 0,
         world_size: int = 1,
         sources: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         settings = {
             "identities_per_batch": (identities_per_batch, 1),
@@ -57,6 +59,7 @@ class PKSampler(Sampler[tuple[int, int, int]]):
             of_set["" if sources is None else sources[images[person_id][0]]].append(person_id)
         self.sets = [of_set[name] for name in sorted(of_set)]
         self.images = images
+        self._names = names
         self.cameras = [int(camera) for _, camera in zip(person_ids, camera_ids, strict=True)]
         self.identities_per_step = identities_per_batch * world_size
         self.images_per_identity = images_per_identity
@@ -83,16 +86,19 @@ class PKSampler(Sampler[tuple[int, int, int]]):
         single = [person_id for person_id, n in counts.items() if n == 1]
         if few:
             logger.warning(
-                "%d people have fewer images than images_per_identity %d (first: person %d has %d): "
+                "%d people have fewer images than images_per_identity %d (first: %s has %d): "
                 "theirs are repeated within a batch",
-                *(len(few), self.images_per_identity, few[0], counts[few[0]]),
+                *(len(few), self.images_per_identity, self._called(few[0]), counts[few[0]]),
             )
         if single and self.images_per_identity > 1:
             logger.warning(
-                "%d people have a single image (first: person %d): they give the triplet loss no true positive; "
+                "%d people have a single image (first: %s): they give the triplet loss no true positive; "
                 "add images of them or leave them out",
-                *(len(single), single[0]),
+                *(len(single), self._called(single[0])),
             )
+
+    def _called(self, person_id: int) -> str:
+        return labelled("person", str(person_id) if self._names is None else self._names[self.images[person_id][0]])
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch that the next iteration yields."""

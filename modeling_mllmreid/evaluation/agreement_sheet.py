@@ -8,6 +8,7 @@ from datasets import Dataset
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..data import image_sources, open_image
+from ..data.columns import labelled, person_names
 from ..errors import UserError
 from ..outputs import png_info, written_aside
 from ..retrieval.sheet import CROP, FAINT, FRAME, HEADER, HIT, INK, MARGIN, MISS, PAPER
@@ -46,7 +47,8 @@ def draw_agreement(
     # Stable: of equal rows the first ones are shown, in either column.
     best = np.argsort(agreement.image_perplexity, kind="stable")[:shown]
     worst = np.argsort(-agreement.image_perplexity, kind="stable")[:shown]
-    blocks = {int(row): _blocks(agreement, int(row), captions[int(row)]) for row in (*best, *worst)}
+    people = [labelled("person", name) for name in person_names(split)]
+    blocks = {int(row): _blocks(agreement, int(row), captions[int(row)], people[row]) for row in (*best, *worst)}
     heights = [
         max(CROP[1] + 2 * FRAME, *(_height(blocks[int(row)]) for row in pair)) for pair in zip(best, worst, strict=True)
     ]
@@ -75,13 +77,13 @@ def draw_agreement(
         sheet.save(aside, format="PNG", optimize=True, pnginfo=png_info())
 
 
-def _blocks(agreement: Agreement, row: int, caption: str) -> list[Block]:
+def _blocks(agreement: Agreement, row: int, caption: str, person: str) -> list[Block]:
     """What is written beside a row's crop."""
     image, text = agreement.image_perplexity[row], agreement.text_perplexity[row]
     equal = f"{agreement.equal_tokens[row]} of {agreement.num_tokens[row]} tokens as in the target"
     return [
         (
-            f"Perplexity of the target, person {agreement.person_ids[row]}",
+            f"Perplexity of the target, {person}",
             wrapped(f"{image:.3g} given the image, {text:.3g} given the caption"),
         ),
         ("Caption", wrapped(caption)),

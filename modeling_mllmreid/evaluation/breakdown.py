@@ -1,8 +1,7 @@
 """Where a result comes from: per query camera, the worst queries, and training sets against test sets."""
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..formats import MatrixEntry, read_json
 from .metrics import RetrievalMetrics, averages
 from .report import align
 
@@ -77,13 +77,15 @@ def data_set_matrix(files: Sequence[str | os.PathLike[str]]) -> DataSetMatrix:
 def _cell(file: Path) -> tuple[str, str, dict[str, Any]]:
     """(trained on, tested on, the cell) of one report."""
     try:
-        report: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        feature = report["test_feature"]
-        metrics = report["metrics"][feature]
-        cell = {"mAP": metrics["mAP"], "rank1": metrics["rank1"], "feature": feature, "file": str(file)}
-        return " + ".join(report["trained_on"]) or "nothing", " + ".join(report["tested_on"]), cell
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: no metrics of the evaluate command ({error!r}): give its metrics.json") from error
+        report = read_json(file, MatrixEntry, remedy="give its metrics.json")
+        metrics = report.metrics[report.test_feature]
+        cell = {"mAP": metrics["mAP"], "rank1": metrics["rank1"], "feature": report.test_feature, "file": str(file)}
+        return " + ".join(report.trained_on) or "nothing", " + ".join(report.tested_on), cell
+    except UserError as error:
+        reason = str(error).removeprefix(f"{file}: ")
+        raise UserError(f"{file}: no metrics of the evaluate command: {reason}") from error
+    except KeyError as error:
+        raise UserError(f"{file}: no metrics of the evaluate command: no {error}: give its metrics.json") from error
 
 
 def _percent(share: float | None) -> str:

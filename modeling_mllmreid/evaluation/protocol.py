@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
-from ..data.columns import UNKNOWN_CAMERA, image_sources
+from ..data.columns import UNKNOWN_CAMERA, camera_names, image_sources, labelled, person_names
 from ..data.images import ImageSource, open_image
 from ..errors import UserError
 from ..model import ImageEncoder, ImageEncoderProcessor
@@ -120,12 +120,14 @@ def draw_queries(
 ) -> None:
     """A ranked sheet of these rows (n,) of the query part. ranking: of all queries. titles: a caption for each row."""
     shown = query.select(rows)
-    ids = {
-        "query_person_ids": shown["person_id"][:],
-        "gallery_person_ids": gallery["person_id"][:],
-        "query_camera_ids": shown["camera_id"][:],
-        "gallery_camera_ids": gallery["camera_id"][:],
-    }
+    ids: dict[str, Any] = {"gallery_titles": gallery["file_name"][:]}
+    # Numbers of people say nothing that the frames' colours do not; of two sets, two people may have one name.
+    named = all("person_name" in part.column_names for part in (shown, gallery))
+    people = {pair for part in (shown, gallery) for pair in zip(part["person_id"][:], person_names(part), strict=True)}
+    named = named and len(people) == len({name for _, name in people})
+    for side, part in (("query", shown), ("gallery", gallery)):
+        ids[f"{side}_person_ids"] = person_names(part) if named else part["person_id"][:]
+        ids[f"{side}_camera_ids"] = [labelled("cam", name) if name else "" for name in camera_names(part)]
     images, of_gallery = ([_opener(source) for source in image_sources(part)] for part in (shown, gallery))
     of_rows = Ranking(ranking.indices[rows], ranking.distances[rows])
     columns = ranking.indices.shape[1]

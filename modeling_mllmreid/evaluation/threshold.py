@@ -1,6 +1,5 @@
 """The distance beyond which a search says that nobody is found: chosen on val, kept beside the checkpoint."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -10,6 +9,7 @@ import numpy as np
 from transformers.utils import cached_file
 
 from ..errors import UserError
+from ..formats import ThresholdsFile, read_json
 from ..retrieval.distances import Features, distance_blocks
 from ..retrieval.same_person import SamePerson
 from .open_set import open_set_distances, share_of, threshold_at
@@ -52,7 +52,7 @@ def choose_threshold(
     """The largest cosine distance at which at most the share fpir of non-mated searches names somebody.
 
     query_features: (Q, D), gallery_features: (G, D) of val. Searches are those of `open_set_from_blocks`. None where
-    there are fewer than 1 / fpir searches, no match, or only one person.
+    there are fewer than 1 / fpir searches, no match, only one person, or no such distance, as others are at 0.
     Raises UserError for an fpir outside 0 to 1.
     """
     distances = open_set_distances(distance_blocks(query_features, gallery_features), same_person)
@@ -60,6 +60,8 @@ def choose_threshold(
     if not share_of(fpir, len(distances.other)) or not len(mated) or np.isinf(distances.other).all():
         return None
     distance = threshold_at(distances.other, fpir)
+    if distance < 0:  # a collapsed model
+        return None
     people, codes = np.unique(same_person.query_persons, return_inverse=True)
     rows = [np.flatnonzero(codes == person) for person in range(len(people))]
     rng = np.random.default_rng(seed)
@@ -70,7 +72,7 @@ def choose_threshold(
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     tpir = float((mated <= distance).mean())
     sizes = len(distances.other), len(people), len(same_person.gallery_persons)
-    return Threshold(distance, float(low), float(high), fpir, tpir, *sizes)
+    return Threshold(distance, max(float(low), 0.0), max(float(high), 0.0), fpir, tpir, *sizes)
 
 
 def save_thresholds(folder: str | os.PathLike[str], thresholds: Mapping[str, Threshold]) -> None:
@@ -81,15 +83,16 @@ def save_thresholds(folder: str | os.PathLike[str], thresholds: Mapping[str, Thr
 def load_thresholds(checkpoint: str, revision: str | None = None) -> dict[str, Threshold]:
     """The thresholds kept with a checkpoint, a folder or a name on the Hub, by feature; none where it has no file.
 
-    Raises UserError for a file that does not hold them.
+    Raises UserError for a file that does not hold them: NaN, negative distances, an interval upside down.
     """
     path = cached_file(checkpoint, THRESHOLD_FILE, revision=revision, **QUIET)
     if path is None:
         return {}
     try:
-        stored = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {
-            name: Threshold(**{f.name: values[f.name] for f in fields(Threshold)}) for name, values in stored.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: holds no thresholds ({error!r}): train again, or remove the file") from error
+        stored = read_json(path, ThresholdsFile, remedy="train again, or remove the file")
+    except UserError as error:
+        raise UserError(f"{path}: holds no thresholds ({str(error).removeprefix(f'{path}: ')})") from error
+    return {
+        name: Threshold(**{field.name: getattr(values, field.name) for field in fields(Threshold)})
+        for name, values in stored.items()
+    }

@@ -1,19 +1,26 @@
 """LoRA inside the wrapped LLaVA: injected, stored under PEFT's own names, loaded strictly, merged."""
 
 import json
+import math
 import os
 
 import torch
 from torch import Tensor, nn
+from transformers.utils.hub import cached_file
+
+from .weights import read_fields, readable
 
 ADAPTER = "adapter"
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 # As PEFT names them around a LLaVA: so the folder is a LoRA of the native LLaVA for PEFT too.
 PREFIX = "base_model.model."
+MATRICES = (".lora_A.weight", ".lora_B.weight")
+# What PEFT knows besides plain LoRA, and would be read as plain LoRA here.
+UNKNOWN = ("alpha_pattern", "rank_pattern", "modules_to_save", "layer_replication", "use_dora", "lora_bias")
 
 
 def inject_adapter(mllm: nn.Module, settings: dict) -> None:
-    """Adds LoRA layers to the modules that `settings["target_modules"]` (a regular expression) matches.
+    """Adds LoRA layers to `settings["target_modules"]`: full names, or a regular expression that they match.
 
     settings: fields of `peft.LoraConfig`. The model stays of its class; everything else keeps its `requires_grad`. LoRA
     weights are float32, whatever the frozen ones are: in bfloat16 small updates are lost.
@@ -33,9 +40,12 @@ def inject_adapter(mllm: nn.Module, settings: dict) -> None:
 
 
 def adapter_settings(mllm: nn.Module) -> dict | None:
-    """The fields of `LoraConfig` of an injected adapter, or None."""
+    """The fields of `LoraConfig` of an injected adapter, its modules by their full names, or None."""
     configs = getattr(mllm, "peft_config", None)
-    return configs["default"].to_dict() if configs else None
+    if not configs:
+        return None
+    targets = [name for name, module in mllm.named_modules() if hasattr(module, "lora_A")]
+    return configs["default"].to_dict() | {"target_modules": targets}
 
 
 def adapter_weights(mllm: nn.Module) -> dict[str, Tensor]:
@@ -63,6 +73,65 @@ def save_adapter(
     plain = json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value.value))
     with open(os.path.join(folder, SETTINGS), "w", encoding="utf-8") as file:
         file.write(json.dumps(json.loads(plain), indent=2, sort_keys=True) + "\n")
+
+
+def read_adapter(name_or_path, folder: str, hub: dict) -> tuple[dict, dict[str, Tensor]]:
+    """(the fields of `LoraConfig`, the weights under PEFT's names) of the adapter in a checkpoint's sub-folder.
+
+    The modules are those that the file lists. Where it has a regular expression, which a foreign one could make run for
+    hours, they are those that the weights are named for. Raises ValueError naming a field that does not fit, or a
+    weight that is no matrix of a LoRA.
+    """
+    from safetensors.torch import load_file
+
+    with readable(name_or_path, hub, [f"{folder}/adapter_model.bin"]):
+        settings = read_fields(name_or_path, f"{folder}/{SETTINGS}", hub, required=True) or {}
+        weights = load_file(cached_file(name_or_path, f"{folder}/{WEIGHTS}", **hub))
+    said = f"{name_or_path}: {folder}/{SETTINGS}"
+    fields = {
+        "r": settings.get("r"),
+        "lora_alpha": settings.get("lora_alpha"),
+        "lora_dropout": settings.get("lora_dropout", 0.0),
+        "use_rslora": settings.get("use_rslora", False),
+        "bias": settings.get("bias", "none"),
+    }
+    numbers = (int, float)
+    checks = {
+        "r": (type(fields["r"]) is int and fields["r"] > 0, "a whole number, 1 or more"),
+        "lora_alpha": (
+            type(fields["lora_alpha"]) in numbers and math.isfinite(fields["lora_alpha"]),
+            "a finite number",
+        ),
+        "lora_dropout": (
+            type(fields["lora_dropout"]) in numbers and 0 <= fields["lora_dropout"] < 1,
+            "from 0 to below 1",
+        ),
+        "use_rslora": (isinstance(fields["use_rslora"], bool), "true or false"),
+        "bias": (fields["bias"] == "none", "'none'"),
+    }
+    for name, (fits, wanted) in checks.items():
+        if not fits:
+            raise ValueError(f"{said}: {name} is {repr(fields[name])[:60]}; it must be {wanted}")
+    for name in UNKNOWN:
+        if settings.get(name):
+            raise ValueError(f"{said}: {name} is {repr(settings[name])[:60]}; only plain LoRA is loaded")
+    if settings.get("peft_type", "LORA") != "LORA":
+        raise ValueError(f"{said}: peft_type is {repr(settings['peft_type'])[:60]}; only plain LoRA is loaded")
+    modules = set()
+    for name, weight in weights.items():
+        module = next((name.removesuffix(end) for end in MATRICES if name.endswith(end)), None)
+        if module is None or not name.startswith(PREFIX):
+            raise ValueError(f"{name_or_path}: {folder}/{WEIGHTS}: {name[:200]} is no matrix of a LoRA: get it again")
+        rank = weight.shape[0 if name.endswith(MATRICES[0]) else -1] if weight.ndim else 0
+        if rank != fields["r"]:
+            raise ValueError(f"{said}: r is {fields['r']} and the matrix {name[:200]} is {tuple(weight.shape)}")
+        modules.add(module.removeprefix(PREFIX))
+    targets = settings.get("target_modules")
+    if not isinstance(targets, str):
+        if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
+            raise ValueError(f"{said}: target_modules is {repr(targets)[:60]}; it must be a list of names")
+        modules = set(targets)
+    return {**fields, "target_modules": sorted(modules)}, weights
 
 
 def merge_adapter(mllm: nn.Module) -> None:

@@ -2,21 +2,39 @@
 
 import contextlib
 import copy
-import json
 import os
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
-from transformers.utils.hub import cached_file, has_file
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from .adapters import SETTINGS, WEIGHTS, adapter_of, adapter_weights, inject_adapter, merge_adapter, save_adapter
+from .adapters import (
+    ADAPTER,
+    SETTINGS,
+    WEIGHTS,
+    adapter_of,
+    adapter_weights,
+    inject_adapter,
+    merge_adapter,
+    read_adapter,
+    save_adapter,
+)
 from .pipeline_mllmreid import person_reid_entry
 from .quantization import check_quantized, for_language_model
+from .weights import (
+    CONFIG,
+    HUB,
+    another_size,
+    check_files,
+    check_finite,
+    load_whole,
+    native_config,
+    read_config,
+    read_fields,
+    read_weights,
+)
 
-FULL_WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # What of a call belongs to the backbone as well; a revision or a sub-folder is the checkpoint's own.
 BACKBONE = ("cache_dir", "force_download", "local_files_only", "token", "dtype", "quantization_config")
 BACKBONE = (*BACKBONE, "device_map", "max_memory", "offload_folder", "attn_implementation")
@@ -34,13 +52,13 @@ class ReIDCheckpoints:
         """A new model around the weights of a native LLaVA; only the ReID head is new.
 
         quantization_config: a `BitsAndBytesConfig`, for the language model alone. `fields` are those of
-        [`MllmReIDConfig`]. Raises ValueError where the checkpoint is not a LLaVA.
+        [`MllmReIDConfig`]. Raises ValueError where the checkpoint is not a LLaVA, where a weight of it is missing, of
+        another size or not finite, and for pickled or broken weights.
         """
         options = {"dtype": dtype, "revision": revision}
         if quantization_config is not None:
             options["quantization_config"] = for_language_model(quantization_config)
-        mllm = AutoModelForImageTextToText.from_pretrained(name_or_path, **options)
-        return cls.from_mllm(mllm, **fields)
+        return cls.from_mllm(load_native(name_or_path, {"revision": revision}, options), **fields)
 
     @classmethod
     def from_mllm(cls, mllm: PreTrainedModel, **config_fields):
@@ -79,25 +97,29 @@ class ReIDCheckpoints:
         hub = {key: kwargs[key] for key in HUB if kwargs.get(key) is not None}
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = for_language_model(kwargs["quantization_config"])
-        if config is None:
-            config = cls.config_class.from_pretrained(name_or_path, **hub)
+        stored = read_config(cls.config_class, name_or_path, hub)
+        fields = {name: kwargs.pop(name) for name in cls.config_class.__annotations__ if name in kwargs}
+        config = stored if config is None else config
+        if fields:
+            config = cls.config_class.from_dict({**config.to_dict(), **fields})
+        # A part of a head may be new where the configuration was changed on purpose, and left where it lost it.
+        before, now = head_parts(stored), head_parts(config)
+        changed = {"new": sorted(now - before), "left": sorted(before - now)}
         if config.backbone is not None:
-            return cls._from_thin(name_or_path, config, hub, is_trainable, kwargs)
+            return cls._from_thin(name_or_path, config, hub, is_trainable, kwargs, changed)
         wanted_info = kwargs.pop("output_loading_info", False)
-        with readable(name_or_path, hub):
-            model, info = super().from_pretrained(
-                name_or_path, *args, config=config, **{"use_safetensors": True, **kwargs}, output_loading_info=True
-            )
-        # A head may be new where the configuration was changed on purpose; anything else would be random and silent.
-        lost = sorted(name for name in info["missing_keys"] if not name.startswith("reid_head."))
-        if lost:
-            raise ValueError(f"{name_or_path}: {len(lost)} weights are missing, {lost[0]} first: get it again")
+
+        def load(name, **options):
+            return super(ReIDCheckpoints, cls).from_pretrained(name, *args, config=config, **options)
+
+        model, info = load_whole(load, name_or_path, hub, kwargs, stored=stored, **changed)
         if getattr(model, "is_quantized", False):
             check_quantized(model)
         return (model, info) if wanted_info else model
 
     @classmethod
-    def _from_thin(cls, name_or_path, config, hub: dict, is_trainable: bool, kwargs: dict):
+    def _from_thin(cls, name_or_path, config, hub: dict, is_trainable: bool, kwargs: dict, changed: dict):
+        wanted_info = kwargs.pop("output_loading_info", False)
         options = {key: kwargs[key] for key in BACKBONE if kwargs.get(key) is not None}
         config = copy.deepcopy(config)
         options.setdefault("dtype", config.dtype or "auto")
@@ -105,23 +127,37 @@ class ReIDCheckpoints:
             # The map is of our names; the backbone has its own.
             of_mllm = {key.removeprefix("mllm").removeprefix("."): at for key, at in options["device_map"].items()}
             options["device_map"] = {key: at for key, at in of_mllm.items() if not key.startswith("reid_head")}
+        check_files(name_or_path, hub)
+        if config.adapter is None and read_fields(name_or_path, f"{ADAPTER}/{SETTINGS}", hub) is not None:
+            raise ValueError(f"{name_or_path}: {CONFIG} names no adapter, and there is one: get it again")
         mllm = load_backbone(cls, config, options, name_or_path)
-        config.mllm_config = plain_config(mllm)
-        model = cls._around(mllm, config)
         own = read_weights(name_or_path, hub)
         settings, adapter = (None, {}) if config.adapter is None else read_adapter(name_or_path, config.adapter, hub)
+        for name, weight in own.items():
+            # Before the model takes memory for as many rows as config.json says.
+            if name.endswith(".classifier.weight") and weight.ndim and len(weight) < config.num_identities:
+                raise another_size(name_or_path, name, weight.shape, (config.num_identities, *weight.shape[1:]))
+        config.mllm_config = plain_config(mllm)
+        model = cls._around(mllm, config)
         if settings is not None:
-            inject_adapter(mllm, settings)
+            try:
+                inject_adapter(mllm, settings)
+            except ValueError as error:
+                reason = " ".join(str(error).split())[:200]
+                raise ValueError(f"{name_or_path}: its LoRA is another model's ({reason})") from error
         model.requires_grad_(False)
+        trained = tuple(f"{module}." for module in (*(config.own_modules or ()), "reid_head"))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if is_trainable and (name in own or ".lora_" in name):
+                if is_trainable and (name.startswith(trained) or ".lora_" in name):
                     parameter.data = parameter.data.float()
                     parameter.requires_grad_(True)
                 elif ".lora_" in name:
                     parameter.data = parameter.data.to(model.dtype)
-        model.fill_weights(own, adapter, where=str(name_or_path))
-        return model.train(is_trainable)
+        missing = model.fill_weights(own, adapter, where=str(name_or_path), **changed)
+        model.train(is_trainable)
+        info = {"missing_keys": missing, "unexpected_keys": [], "mismatched_keys": [], "error_msgs": {}}
+        return (model, info) if wanted_info else model
 
     def own_weights(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """What a checkpoint of this model holds besides a LoRA: all, or in a thin one the trained modules and heads."""
@@ -132,30 +168,37 @@ class ReIDCheckpoints:
         return {name: weight for name, weight in state.items() if name.startswith(tuple(f"{m}." for m in modules))}
 
     @torch.no_grad()
-    def fill_weights(self, own: dict[str, Tensor], adapter: dict[str, Tensor], *, where: str) -> None:
+    def fill_weights(
+        self, own: dict[str, Tensor], adapter: dict[str, Tensor], *, where: str, new=(), left=()
+    ) -> list[str]:
         """Copies a checkpoint's weights into the model, each of them; number formats stay the model's.
 
-        Raises ValueError naming a weight that is missing, unknown or of another size, before anything is copied.
+        new, left: starts of the names of weights that may keep what they have, and of those that may be left unread.
+        Returns the names of the former. Raises ValueError naming a weight that is missing, unknown, of another size or
+        not finite, before anything is copied.
         """
         tied = set(getattr(self, "all_tied_weights_keys", None) or ())
+        own = {name: weight for name, weight in own.items() if not name.startswith(tuple(left))}
         pairs: tuple[tuple[dict, dict, set], ...] = (
             (self.own_weights(), own, tied),
             (adapter_weights(self.mllm), adapter, set()),
         )
+        kept = []
         for target, given, optional in pairs:
             for name in sorted(target.keys() ^ given.keys()):
-                if name not in optional:
+                if name in target and name.startswith(tuple(new)):
+                    kept.append(name)
+                elif name not in optional:
                     problem = "is missing" if name in target else "is not part of this model"
                     raise ValueError(f"{where}: the weight {name} {problem}: it is another model's or not whole")
             for name, weight in given.items():
                 if weight.shape != target[name].shape:
-                    raise ValueError(
-                        f"{where}: the weight {name} is {tuple(weight.shape)} and the model's "
-                        f"{tuple(target[name].shape)}: it is another model's"
-                    )
+                    raise another_size(where, name, weight.shape, target[name].shape)
+            check_finite(given, where)
         for target, given, _ in pairs:
             for name, weight in given.items():
                 target[name].copy_(weight)
+        return kept
 
     def load_weights(self, folder: str | os.PathLike) -> None:
         """Weights of a checkpoint of this very model, as a resumed training needs them. Raises as `fill_weights`."""
@@ -178,7 +221,14 @@ class ReIDCheckpoints:
         super().save_pretrained(
             save_directory, *args, state_dict=state_dict, save_original_format=save_original_format, **kwargs
         )
-        if thin and self.config.adapter and kwargs.get("is_main_process", True):
+        if not kwargs.get("is_main_process", True):
+            return
+        if not (thin and self.config.adapter):
+            # Of a checkpoint that was saved here before: it would be read as this one's.
+            for stale in (SETTINGS, WEIGHTS):
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(os.path.join(save_directory, ADAPTER, stale))
+        else:
             folder = os.path.join(save_directory, self.config.adapter)
             weights = adapter_weights(self.mllm) if given is None else adapter_of(given)
             save_adapter(self.mllm, folder, weights, self.config.backbone, self.config.backbone_revision)
@@ -216,60 +266,13 @@ class ReIDCheckpoints:
         return self
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- parts -----------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def readable(name_or_path, hub: dict) -> Iterator[None]:
-    """Turns what a broken or a pickled file raises into one line that says so."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        raise ValueError(f"{name_or_path}: a .safetensors file is cut off or broken ({error}): get it again") from error
-    except OSError as error:
-        name, known = os.fspath(name_or_path), ("revision", "token", "cache_dir", "local_files_only")
-        pickle = "pytorch_model.bin"
-        if os.path.isdir(name):
-            found = os.path.isfile(os.path.join(name, pickle))
-        else:
-            found = has_file(name, pickle, **{key: value for key, value in hub.items() if key in known})
-        if not found:
-            raise
-        raise ValueError(
-            f"{name}: {pickle} is a pickle, which can run code when it is read: not loaded; convert it with "
-            "safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors')"
-        ) from error
-
-
-def read_weights(name_or_path, hub: dict) -> dict[str, Tensor]:
-    """All tensors of `model.safetensors`, or of the files that its index names."""
-    from safetensors.torch import load_file
-
-    with readable(name_or_path, hub):
-        optional = {**hub, "_raise_exceptions_for_missing_entries": False}
-        index = cached_file(name_or_path, INDEX, **optional)
-        files = [FULL_WEIGHTS]
-        if index is not None:
-            with open(index, encoding="utf-8") as file:
-                files = sorted(set(json.load(file)["weight_map"].values()))
-        weights: dict[str, Tensor] = {}
-        for name in files:
-            weights |= load_file(cached_file(name_or_path, name, **hub))
-    return weights
-
-
-def read_adapter(name_or_path, folder: str, hub: dict) -> tuple[dict, dict[str, Tensor]]:
-    """(the fields of `LoraConfig`, the weights under PEFT's names) of the adapter in a checkpoint's sub-folder."""
-    from safetensors.torch import load_file
-
-    with readable(name_or_path, hub):
-        with open(cached_file(name_or_path, f"{folder}/{SETTINGS}", **hub), encoding="utf-8") as file:
-            settings = json.load(file)
-        weights = load_file(cached_file(name_or_path, f"{folder}/{WEIGHTS}", **hub))
-    kept = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "bias")
-    return {key: settings[key] for key in kept if key in settings}, weights
+def head_parts(config) -> set[str]:
+    """Starts of the names of the head weights that a configuration says a checkpoint has."""
+    parts = {"bottleneck": config.bnneck, "classifier": config.num_identities}
+    return {f"reid_head.{name}.{part}." for name in config.reid_heads for part, present in parts.items() if present}
 
 
 def plain_config(mllm: PreTrainedModel):
@@ -306,14 +309,17 @@ def load_backbone(cls, config, options: dict, of) -> PreTrainedModel:
     name, revision = config.backbone, config.backbone_revision
     said = f"{of}: its backbone {name}" + (f" at {revision}" if revision else "")
     hub = {key: options[key] for key in ("cache_dir", "local_files_only", "token") if key in options}
+    hub = hub if revision is None else {**hub, "revision": revision}
+    if os.path.isabs(name) and not os.path.isdir(of):
+        raise ValueError(f"{said} is a folder, which a checkpoint on the Hub cannot name: get a full checkpoint")
     try:
-        ours = (
-            PreTrainedConfig.get_config_dict(name, revision=revision, **hub)[0].get("model_type") == config.model_type
-        )
-        inner = (cls.config_class if ours else AutoConfig).from_pretrained(name, revision=revision, **hub)
+        ours = (read_fields(name, CONFIG, hub, required=True) or {}).get("model_type") == config.model_type
+        inner = read_config(cls.config_class, name, hub) if ours else native_config(name, hub)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise OSError(f"{said} cannot be found ({reason}): put it there, or get a full checkpoint") from error
+    if ours and inner.backbone is not None:
+        raise ValueError(f"{said} is a thin checkpoint itself, which names another one: get a full checkpoint")
     inner = inner.mllm_config if ours else inner
     for part in ("text_config", "vision_config"):
         for field in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size", "patch_size"):
@@ -322,11 +328,21 @@ def load_backbone(cls, config, options: dict, of) -> PreTrainedModel:
                 raise ValueError(
                     f"{said} is of another size: {part}.{field} is {there}, not {here}: give the right one"
                 )
-    if ours:
-        mllm = cls.from_pretrained(name, revision=revision, **options).mllm
-    else:
-        mllm = AutoModelForImageTextToText.from_pretrained(name, revision=revision, **options)
-    expected, got = torch.tensor(config.backbone_probe), torch.tensor(probe(mllm))
-    if not torch.allclose(got, expected, rtol=0.01, atol=1e-6):
+    options = {**options, **hub}
+    mllm = cls.from_pretrained(name, **options).mllm if ours else load_native(name, hub, options)
+    expected, got = torch.tensor(config.backbone_probe or []), torch.tensor(probe(mllm))
+    if expected.shape != got.shape or not torch.allclose(got, expected, rtol=0.01, atol=1e-6):
         raise ValueError(f"{said} has other weights than the one that was trained on: give that one, in its revision")
     return mllm
+
+
+def load_native(name_or_path, hub: dict, options: dict) -> PreTrainedModel:
+    """A native LLaVA with every weight out of its checkpoint. hub: where it is; options: all that the call is given.
+
+    Raises ValueError for another kind of model, and as `load_whole`; what its files hold besides is left.
+    """
+    hub = {key: value for key, value in hub.items() if value is not None}
+    stored = native_config(name_or_path, hub)
+    load = AutoModelForImageTextToText.from_pretrained
+    options = {**options, "trust_remote_code": False}
+    return load_whole(load, name_or_path, hub, options, stored=stored, left=[""])[0]

@@ -1,10 +1,19 @@
 """Configuration of MLLMReID: the multimodal LLM's own configuration, nested, and what person re-identification adds."""
 
+import math
+import os
+import re
 from typing import Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .fields import check_crop_size, check_layer, check_range, check_types, nested_config
 from .pipeline_mllmreid import without_known_entry
+
+# A name on the Hub, "owner/name" or "name", and the name of one folder or file: neither can lead anywhere else.
+HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
+REVISION = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
 
 
 class MllmReIDConfig(PreTrainedConfig):
@@ -92,19 +101,45 @@ class MllmReIDConfig(PreTrainedConfig):
     adapter: str | None = None
 
     def __post_init__(self, **kwargs):
-        if not isinstance(self.mllm_config, PreTrainedConfig):
-            self.mllm_config = AutoConfig.for_model(**{"model_type": "llava", **(self.mllm_config or {})})
+        self.mllm_config = nested_config("mllm_config", self.mllm_config, "llava")
+        if self.mllm_config.model_type != "llava":
+            raise ValueError(f"mllm_config is of model_type {self.mllm_config.model_type!r}; give a LLaVA's, 'llava'")
         super().__post_init__(**without_known_entry(kwargs))
-        if not 0 <= self.loss_lambda <= 1:
-            raise ValueError(f"loss_lambda is {self.loss_lambda}; give a number from 0 to 1")
+        check_types(self)
+        check_range(self, 0, 1, "loss_lambda", "label_smoothing")
+        weights = ("id_weight", "triplet_weight", "distillation_weight", "triplet_margin")
+        check_range(self, 0, math.inf, *weights, "num_identities")
         if self.reid_text and "llm" not in self.reid_heads:
             raise ValueError("reid_text acts on the LLM's feature; set reid_on to 'llm' or 'both'")
-        patch = self.vision_config.patch_size
-        if self.height % patch or self.width % patch:
-            raise ValueError(
-                f"height x width is {self.height} x {self.width}; "
-                f"both must be multiples of the tower's patch size {patch}"
-            )
+        check_crop_size(self, self.vision_config)
+        self._check_layers()
+        vocabulary = self.get_text_config().vocab_size
+        wrong = [number for number in self.image_prefix_ids or () if not 0 <= number < vocabulary]
+        if wrong:
+            raise ValueError(f"image_prefix_ids holds {wrong[0]}; give ids from 0 to {vocabulary - 1}")
+        self._check_names()
+
+    def _check_layers(self) -> None:
+        depth = self.vision_config.num_hidden_layers
+        check_layer("llm_layer", self.llm_layer, self.get_text_config().num_hidden_layers)
+        if self.vision_layer is not None:
+            check_layer("vision_layer", self.vision_layer, depth)
+        read = self.mllm_config.vision_feature_layer
+        if read == []:
+            raise ValueError("mllm_config.vision_feature_layer is []; give at least one layer")
+        for layer in [read] if isinstance(read, int) else read:
+            check_layer("mllm_config.vision_feature_layer", layer, depth)
+
+    def _check_names(self) -> None:
+        """What a foreign config.json names must not lead out of its folder or of the Hub."""
+        if self.adapter is not None and not PLAIN_NAME.fullmatch(self.adapter):
+            raise ValueError(f"adapter is {self.adapter!r}; give the name of a sub-folder of the checkpoint")
+        name, revision = self.backbone, self.backbone_revision
+        folder = name is not None and os.path.isabs(name) and not re.match(r"[/\\]{2}", name)
+        if name is not None and not folder and (not HUB_NAME.fullmatch(name) or ".." in name):
+            raise ValueError(f"backbone is {name!r}; give a name on the Hub or a folder's absolute path")
+        if revision is not None and (not REVISION.fullmatch(revision) or ".." in revision):
+            raise ValueError(f"backbone_revision is {revision!r}; give a commit, a tag or a branch")
 
     @property
     def vision_config(self) -> PreTrainedConfig:
@@ -126,6 +161,19 @@ class MllmReIDConfig(PreTrainedConfig):
     def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
         """The language model's configuration, where generation and the Trainer look for it."""
         return self.mllm_config.get_text_config(*args, **kwargs)
+
+    @staticmethod
+    def travelling_code() -> tuple[type, type]:
+        """The model's and the processor's class.
+
+        transformers keeps the first model class that it saw with a configuration class, and makes a new configuration
+        class where a file that this one imports has changed. By these imports every file of a checkpoint counts: of
+        two checkpoints whose code differs each runs its own.
+        """
+        from .modeling_mllmreid import MllmReIDModel
+        from .processing_mllmreid import MllmReIDProcessor
+
+        return MllmReIDModel, MllmReIDProcessor
 
 
 MllmReIDConfig.register_for_auto_class()

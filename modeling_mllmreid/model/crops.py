@@ -1,12 +1,57 @@
-"""What both processors share: whole person crops to pixels."""
+"""What both processors share: whole person crops, of any kind that Python users hold images in, to pixels."""
 
+import contextlib
+import io
 import os
+from collections.abc import Iterator
+from typing import Any
 
-from transformers.image_utils import load_image
+import torch
+from transformers import BatchFeature
+
+from .images import MAX_PIXELS, open_image, to_rgb
+
+CHANNELS = (1, 3, 4)
+# A picture from the web is read to this size, in bytes, and for so long, in seconds.
+LARGEST_DOWNLOAD = 100_000_000
+TIMEOUT = 60
+# Options of Hugging Face's text processing: texts are always padded here and never cut.
+OF_TEXTS = ("padding", "truncation", "max_length", "add_special_tokens", "return_attention_mask")
 
 
-class CropSize:
-    """The size in pixels that crops are resized to, by the image processor."""
+class CropProcessor:
+    """What the processors of both forms share: how they are loaded, and the size that crops are resized to."""
+
+    @classmethod
+    def from_pretrained(cls, name_or_path, **options):
+        """As in transformers; code that a checkpoint brings runs only with `trust_remote_code=True`.
+
+        Raises OSError where files are missing, ValueError where they say what makes no pixels.
+        """
+        with processor_files(name_or_path):
+            processor = super().from_pretrained(name_or_path, **{"trust_remote_code": False, **options})
+            (processor[0] if isinstance(processor, tuple) else processor).check_pixels()
+        return processor
+
+    def check_pixels(self) -> None:
+        """Raises ValueError where an image does not become finite pixels of height x width."""
+        from PIL import Image
+
+        pixels = self(images=Image.new("RGB", (8, 16)))["pixel_values"]
+        if pixels.shape != (1, 3, self.height, self.width) or not pixels.isfinite().all():
+            raise ValueError(
+                f"its pixels are {tuple(pixels.shape)}, from {pixels.min():g} to {pixels.max():g}: they must be finite "
+                f"and 3 x {self.height} x {self.width}"
+            )
+
+    def check_size(self) -> None:
+        """Raises ValueError where the image processor does not resize to a height and a width of a picture's size."""
+        size = self.image_processor.size
+        sides = [size.get(side) for side in ("height", "width")]
+        if not all(type(side) is int and side > 0 for side in sides) or sides[0] * sides[1] > MAX_PIXELS:
+            raise ValueError(
+                f"image_processor.size is {dict(size)}; give height and width, {MAX_PIXELS} pixels at most"
+            )
 
     @property
     def height(self) -> int:
@@ -19,12 +64,137 @@ class CropSize:
         return self.image_processor.size["width"]
 
 
+@contextlib.contextmanager
+def processor_files(name_or_path) -> Iterator[None]:
+    """Turns what transformers raises at a setting of the wrong kind into one line; a missing file stays an OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # every setting in the files is taken, of any type
+        raise ValueError(f"{name_or_path}: the processor's files: {' '.join(str(error).split())[:300]}") from error
+
+
 def as_list(value) -> list:
     """The value itself where it is a list or a tuple, else a list of it."""
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def crop_pixels(image_processor, images, **kwargs) -> dict:
-    """`pixel_values`, (B, 3, H, W). images: a path, a PIL image, or a list of them, of any size."""
-    loaded = [load_image(image if hasattr(image, "size") else os.fspath(image)) for image in as_list(images)]
-    return dict(image_processor(images=loaded, return_tensors="pt", **kwargs))
+def crop_pixels(image_processor, images, **options) -> torch.Tensor:
+    """`pixel_values`, (B, 3, H, W); of no image (0, 3, H, W). images: as in `image_list`. options: the processor's."""
+    images = image_list(images)
+    loaded = [_rgb(image, f"image {place}") for place, image in enumerate(images)]
+    if not loaded:
+        size = options.get("size") or image_processor.size
+        return torch.zeros(0, 3, size["height"], size["width"])
+    if not options.get("do_rescale", True) and any(_is_float(image) for image in images):
+        # Said of pixels in 0..1, to be left as they are; here they have become 0..255.
+        del options["do_rescale"]
+    return image_processor(images=loaded, return_tensors="pt", **options)["pixel_values"]
+
+
+def image_list(images) -> list:
+    """One list of images, whatever was given: an image, a list or tuple of images, or a batch (B, ., ., .).
+
+    An image is a path, an http(s) address, a PIL image, or a NumPy array or tensor: (H, W), (H, W, C) or (C, H, W) with
+    1, 3 or 4 channels, either of uint8 or of floats in 0..1.
+    """
+    batch = getattr(images, "ndim", None) == 4
+    return list(images) if batch else as_list(images)
+
+
+def checked_pixels(pixel_values: torch.Tensor, tower: torch.nn.Module) -> torch.Tensor:
+    """Pixels on the tower's device and in its number format. Raises ValueError for what no processor made."""
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values of shape {tuple(pixel_values.shape)} and {pixel_values.dtype}: give floats (B, 3, H, W), "
+            "the processor's pixel_values"
+        )
+    weight = next(tower.parameters())
+    # Offloaded weights are on no device of their own.
+    return pixel_values.to(pixel_values.device if weight.is_meta else weight.device, weight.dtype)
+
+
+def in_format(data: dict[str, torch.Tensor], return_tensors: str | None, device: Any) -> BatchFeature:
+    """What a processor returns: tensors on `device`, or NumPy arrays ("np"). Raises ValueError for other formats."""
+    if return_tensors not in (None, "pt", "np"):
+        raise ValueError(f"return_tensors is {return_tensors!r}; give 'pt' or 'np'")
+    if return_tensors == "np":
+        return BatchFeature({name: values.numpy() for name, values in data.items()})
+    return BatchFeature(data if device is None else {name: values.to(device) for name, values in data.items()})
+
+
+def _rgb(image, where: str):
+    """A PIL image, RGB. Raises ValueError or FileNotFoundError that starts with `where`."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        if isinstance(image, Image.Image):
+            return to_rgb(ImageOps.exif_transpose(image))
+        if isinstance(image, (str, os.PathLike)):
+            where = f"{where}, {os.fspath(image)[:200]}"
+            return open_image(_downloaded(image) if _is_address(image) else image)
+        if isinstance(image, torch.Tensor):
+            image = image.detach().cpu()
+            image = (image.float() if image.is_floating_point() else image).numpy()
+        if isinstance(image, np.ndarray):
+            return to_rgb(Image.fromarray(_channels_last(_eight_bits(image))))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{where}: no such image: restore the file or correct the path") from error
+    except (ValueError, OSError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+    raise ValueError(f"{where}: of type {type(image).__name__}: give a path, a PIL image, a NumPy array or a tensor")
+
+
+def _is_float(image) -> bool:
+    return getattr(image, "dtype", None) is not None and "float" in str(image.dtype)
+
+
+def _is_address(image) -> bool:
+    return isinstance(image, str) and image.lower().startswith(("http://", "https://"))
+
+
+def _downloaded(address: str) -> io.BytesIO:
+    from http.client import HTTPException
+    from urllib.request import urlopen
+
+    try:
+        with urlopen(address, timeout=TIMEOUT) as answer:
+            content = answer.read(LARGEST_DOWNLOAD + 1)
+    except HTTPException as error:
+        raise ValueError(f"cannot be downloaded ({error!r})") from error
+    if len(content) > LARGEST_DOWNLOAD:
+        raise ValueError(f"more than {LARGEST_DOWNLOAD} bytes: download and scale it down")
+    return io.BytesIO(content)
+
+
+def _eight_bits(pixels):
+    """A NumPy array's pixels as uint8, floats scaled from 0..1. What could be of another range is refused."""
+    import numpy as np
+
+    if pixels.dtype == np.uint8:
+        return pixels
+    if not np.issubdtype(pixels.dtype, np.floating):
+        raise ValueError(f"pixels of type {pixels.dtype}: give uint8, or floats in 0..1")
+    # NaN fails every comparison.
+    if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise ValueError(f"pixels of {pixels.min():g} to {pixels.max():g}: give floats in 0..1, or uint8")
+    return np.round(pixels.astype(np.float64) * 255).astype(np.uint8)
+
+
+def _channels_last(pixels):
+    """(H, W) or (H, W, C), as PIL reads it, of an array in either order."""
+    shape = pixels.shape
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise ValueError(f"an array of shape {shape}: give (H, W), (H, W, C) or (C, H, W)")
+    if len(shape) == 3:
+        first, last = shape[0] in CHANNELS, shape[2] in CHANNELS
+        if first == last:
+            found = "both the first and the last could be" if first else "neither the first nor the last is"
+            raise ValueError(f"an array of shape {shape}: {found} the 1, 3 or 4 channels: give (H, W, C)")
+        pixels = pixels.transpose(1, 2, 0) if first else pixels
+        pixels = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+    import numpy as np
+
+    return np.ascontiguousarray(pixels)

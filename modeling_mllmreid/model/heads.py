@@ -1,9 +1,11 @@
 """From hidden states to an identity: mean pooling over positions, BNNeck and ID classifier, float32 at least."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from .precision import at_least_float32
+from .precision import at_least_float32, in_format_of
 
 
 def mean_pool(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -13,6 +15,14 @@ def mean_pool(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
         return hidden_states.mean(dim=1)
     weights = mask.unsqueeze(-1).to(hidden_states.dtype)
     return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+class IDClassifier(nn.Linear):
+    """The ID classifier's rows, initialised with N(0, 0.001). A class of its own: transformers skips the
+    initialisation of modules that hold no weights themselves, as a head does not.
+    """
+
+    std = 0.001
 
 
 class ReIDHead(nn.Module):
@@ -25,24 +35,42 @@ class ReIDHead(nn.Module):
 
     def __init__(self, feature_size: int, num_identities: int, bnneck: bool = True):
         super().__init__()
-        self.bottleneck = nn.BatchNorm1d(feature_size) if bnneck else nn.Identity()
+        # Also where the model around it is made in half precision.
+        self.format = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.bottleneck = nn.BatchNorm1d(feature_size, dtype=self.format) if bnneck else nn.Identity()
         if bnneck:
             # None, not frozen at zero: loading a checkpoint would make it trainable again.
             self.bottleneck.register_parameter("bias", None)
         self.feature_size = feature_size
-        self.classifier = nn.Linear(feature_size, num_identities, bias=False) if num_identities else None
+        self.classifier = self._new_classifier(num_identities)
+
+    def _new_classifier(self, num_identities: int, device: torch.device | None = None) -> IDClassifier | None:
+        if not num_identities:
+            return None
+        return IDClassifier(self.feature_size, num_identities, bias=False, device=device, dtype=self.format)
 
     def remake_classifier(self, num_identities: int, device: torch.device | None = None) -> None:
         """A new classifier, N(0, 0.001), for other identities; 0 drops it."""
-        dtype = next((parameter.dtype for parameter in self.parameters()), torch.float32)
-        self.classifier = None
-        if num_identities:
-            self.classifier = nn.Linear(self.feature_size, num_identities, bias=False, device=device, dtype=dtype)
-            nn.init.normal_(self.classifier.weight, std=0.001)
+        self.classifier = self._new_classifier(num_identities, device)
+        if self.classifier is not None:
+            nn.init.normal_(self.classifier.weight, std=IDClassifier.std)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ReIDHead":
+        """As every module's, behind `.to()` and `.half()`: the head moves along, but never below float32."""
+
+        def kept(values: Tensor) -> Tensor:
+            changed = fn(values)
+            if not changed.is_floating_point():
+                return changed
+            self.format = torch.promote_types(changed.dtype, torch.float32)
+            # From the old values: by way of half precision their digits would be lost.
+            return changed if changed.dtype == self.format else values.to(changed.device, self.format)
+
+        return super()._apply(kept, recurse)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         """features: (B, D). Returns the feature after the neck (B, D) and the ID logits (B, C) or None."""
         # Autocast would turn the linear layer to bfloat16.
         with torch.autocast(features.device.type, enabled=False):
-            after = self.bottleneck(at_least_float32(features))
+            after = self.bottleneck(in_format_of(self, at_least_float32(features)))
             return after, None if self.classifier is None else self.classifier(after)

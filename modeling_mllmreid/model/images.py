@@ -37,6 +37,8 @@ def open_image(file, *, max_pixels: int = MAX_PIXELS):
     )
 
     try:
+        if isinstance(file, (str, os.PathLike)) and os.path.exists(file) and not os.path.isfile(file):
+            raise OSError("not a file")  # reading from a pipe would wait for ever
         with Image.open(file, formats=_formats()) as image:
             # Pillow's own limit only warns, and warnings cannot be made errors in one thread alone.
             if image.width * image.height > max_pixels:

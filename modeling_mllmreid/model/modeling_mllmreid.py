@@ -1,48 +1,25 @@
 """MllmReIDModel: a LLaVA with DirectReID heads, its language loss, and the embeddings that ReID ranks by."""
 
 import copy
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from .checkpoints import ReIDCheckpoints
 from .configuration_mllmreid import MllmReIDConfig
-from .heads import ReIDHead, mean_pool
+from .crops import checked_pixels
+from .heads import IDClassifier, ReIDHead, mean_pool
 from .losses import distillation_sum, language_loss_sum, mix_losses
-from .precision import at_least_float32
+from .modeling_outputs import MllmReIDOutput, ReIDFeatures
+from .precision import at_least_float32, in_format_of
 from .reid_loss import reid_loss
 
 # From so many texts on, the shorter half runs without the longer half's padding; each half still keeps a device busy.
 TEXTS_TO_HALVE = 32
-
-
-@dataclass
-class MllmReIDOutput(ModelOutput):
-    r"""What one forward pass gives.
-
-    loss: scalar, the mix of all parts; present with labels or person ids.
-    features: per feature ("llm", "vision"), (B, D) un-normalised, before the batch norm.
-    text_features: of the captions, (B, D) un-normalised; present with `reid_text`.
-    id_logits: per ReID head, (B, C).
-    reid_loss: scalar, the mean of the heads' weighted ID and triplet losses.
-    loss_parts: detached scalars by name, for the log.
-    language_loss_sums: per branch ("image", "text", and "distillation"), summed over target tokens.
-    label_counts: per branch, the number of its target tokens, an int.
-    """
-
-    loss: Tensor | None = None
-    features: dict[str, Tensor] | None = None
-    text_features: Tensor | None = None
-    id_logits: dict[str, Tensor] | None = None
-    reid_loss: Tensor | None = None
-    loss_parts: dict[str, Tensor] | None = None
-    language_loss_sums: dict[str, Tensor] | None = None
-    label_counts: dict[str, int] | None = None
+FEATURES = ("llm", "vision", "concat")
 
 
 def _graph_where_trained(module: nn.Module, *inputs: Tensor) -> torch.set_grad_enabled:
@@ -70,9 +47,8 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
     def __init__(self, config: MllmReIDConfig):
         super().__init__(config)
         self.mllm = AutoModelForImageTextToText.from_config(config.mllm_config)
-        sizes = {"llm": config.get_text_config().hidden_size, "vision": config.vision_config.hidden_size}
         self.reid_head = nn.ModuleDict(
-            {name: ReIDHead(sizes[name], config.num_identities, config.bnneck) for name in config.reid_heads}
+            {name: ReIDHead(self._sizes[name], config.num_identities, config.bnneck) for name in config.reid_heads}
         )
         self.post_init()
 
@@ -83,8 +59,8 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, ReIDHead) and module.classifier is not None:
-            init.normal_(module.classifier.weight, mean=0.0, std=0.001)
+        if isinstance(module, IDClassifier):
+            init.normal_(module.weight, mean=0.0, std=module.std)
 
     def set_num_identities(self, num_identities: int, identities_digest: str | None = None) -> None:
         """Makes the ID classifiers anew for other identities; 0 drops them. identities_digest: whom they stand for."""
@@ -103,6 +79,11 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         return self.mllm.get_output_embeddings()
 
     # ---- parts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        """Per feature, its D."""
+        return {"llm": self.config.get_text_config().hidden_size, "vision": self.config.vision_config.hidden_size}
 
     @property
     def _llava(self) -> PreTrainedModel:
@@ -130,7 +111,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         tower = self._llava.vision_tower
         with _graph_where_trained(tower):
             return tower(
-                pixel_values.to(tower.dtype),
+                checked_pixels(pixel_values, tower),
                 interpolate_pos_encoding=True,
                 output_hidden_states=[*self._projected_layers, self.vision_layer],
             ).hidden_states
@@ -148,7 +129,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         selected = torch.cat([self._patches(tower_states[layer]) for layer in self._projected_layers], dim=-1)
         projector = self._llava.multi_modal_projector
         with _graph_where_trained(projector, selected):
-            return projector(selected.to(next(projector.parameters()).dtype))
+            return projector(in_format_of(projector, selected))
 
     def _language_model(self, embeddings: Tensor, attention_mask: Tensor | None, whole: bool) -> tuple[Tensor, Tensor]:
         """Runs the LLM without its head. embeddings: (B, T, D); attention_mask: (B, T).
@@ -244,18 +225,33 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
     def image_features(self, pixel_values: Tensor, names: tuple[str, ...] = ("llm", "vision")) -> dict[str, Tensor]:
         """The test features from one pass: "llm", "vision" and, with both, "concat" (each normalised, then / sqrt 2).
 
-        pixel_values: (B, 3, H, W). Each feature is (B, D), float32, L2-normalised. No lm_head runs, the sequence ends
-        after the image tokens, and without "llm" the language model does not run at all.
+        pixel_values: (B, 3, H, W), moved to the model's device and number format. Each feature is (B, D), float32,
+        L2-normalised. No lm_head runs, the sequence ends after the image tokens, and without "llm" the language model
+        does not run at all. Raises ValueError for another name, and for pixels that no processor made.
         """
+        unknown = [name for name in names if name not in FEATURES]
+        if unknown or not names:
+            raise ValueError(f"features {', '.join(map(repr, names)) or 'none'}: give 'llm', 'vision' or 'concat'")
+        names = ("llm", "vision") if "concat" in names else names
+        pixel_values = checked_pixels(pixel_values, self._llava.vision_tower)
+        if pixel_values.shape[0] == 0:
+            sizes = {name: size for name, size in self._sizes.items() if name in names}
+            sizes |= {"concat": sum(sizes.values())} if len(sizes) == 2 else {}
+            return {name: torch.zeros(0, size, device=pixel_values.device) for name, size in sizes.items()}
         tower_states = self._tower(pixel_values)
-        features = {}
+        pooled = {}
         if "llm" in names:
-            embeddings = self._embed_image_prompt(self._image_embeddings(tower_states))
-            _, hidden = self._language_model(embeddings, None, whole=False)
-            features["llm"] = self._test_feature("llm", mean_pool(hidden[:, len(self.config.image_prefix_ids) :]))
+            pooled["llm"] = self._pooled_image(self._image_embeddings(tower_states))
         if "vision" in names:
-            pooled = mean_pool(self._patches(tower_states[self.vision_layer]))
-            features["vision"] = self._test_feature("vision", pooled)
+            pooled["vision"] = mean_pool(self._patches(tower_states[self.vision_layer]))
+        return self._test_features(pooled)
+
+    def _pooled_image(self, image_embeddings: Tensor) -> Tensor:
+        _, hidden = self._language_model(self._embed_image_prompt(image_embeddings), None, whole=False)
+        return mean_pool(hidden[:, len(self.config.image_prefix_ids) :])
+
+    def _test_features(self, pooled: dict[str, Tensor]) -> dict[str, Tensor]:
+        features = {name: self._test_feature(name, values) for name, values in pooled.items()}
         if len(features) == 2:
             features["concat"] = torch.cat([features["llm"], features["vision"]], dim=-1) / 2**0.5
         return features
@@ -266,7 +262,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         Returns (B, D), float32, L2-normalised; call it in eval mode, where the batch norm uses its running statistics.
         """
         name = self.config.test_feature
-        return self.image_features(pixel_values, ("llm", "vision") if name == "concat" else (name,))[name]
+        return self.image_features(pixel_values, (name,))[name]
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor, caption_mask: Tensor) -> Tensor:
         """The captions' latent, in the space of the "llm" feature; all inputs (B, T), from `processor(text=[...])`.
@@ -274,7 +270,11 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         Returns (B, D), float32, L2-normalised. Useful for text-to-image search only where training had `reid_text` on:
         otherwise captions and images lie apart and the ranking is at chance.
         """
-        return self._test_feature("llm", self._pooled_text(input_ids, attention_mask, caption_mask))
+        device = self.get_input_embeddings().weight.device
+        if input_ids.shape[0] == 0:
+            return torch.zeros(0, self._sizes["llm"], device=device)
+        inputs = [values if device.type == "meta" else values.to(device) for values in (input_ids, attention_mask)]
+        return self._test_feature("llm", self._pooled_text(*inputs, caption_mask.to(inputs[0].device)))
 
     def _pooled_text(self, input_ids: Tensor, attention_mask: Tensor, caption_mask: Tensor) -> Tensor:
         _, hidden = self._texts(input_ids, attention_mask, whole=False)
@@ -294,12 +294,14 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         text_labels: Tensor | None = None,
         text_caption_mask: Tensor | None = None,
     ) -> MllmReIDOutput:
-        """Features, and with `labels` the language loss, with `person_ids` the ReID loss.
+        """Features, and with `labels` the language loss, with `person_ids` the ReID loss; of pixels the embedding.
 
         pixel_values: (B, 3, H, W). Image rows `input_ids`, `attention_mask`, `labels`: (B, T), right-padded, labels
         -100 where no target stands. `person_ids`: (B,) labels 0..n-1 of the ID classifier. Text rows (B, T') have the
         caption in the image's place, `text_caption_mask` True at its positions. Returns [`MllmReIDOutput`].
         """
+        if labels is None and person_ids is None and text_input_ids is None:
+            return self._embedded(pixel_values)
         lam = self.config.loss_lambda
         language = labels is not None and lam < 1
         reid = person_ids is not None and lam > 0
@@ -315,10 +317,10 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
                 embeddings = self._embed_with_image(input_ids, image)
                 hidden, pooled_from = self._language_model(embeddings, attention_mask, whole=True)
                 logits["image"] = self._label_logits(hidden, labels, sums, counts, "image")
+                start = len(self.config.image_prefix_ids)
+                features["llm"] = mean_pool(pooled_from[:, start : start + image.shape[1]])
             else:
-                _, pooled_from = self._language_model(self._embed_image_prompt(image), None, whole=False)
-            start = len(self.config.image_prefix_ids)
-            features["llm"] = mean_pool(pooled_from[:, start : start + image.shape[1]])
+                features["llm"] = self._pooled_image(image)
         features["vision"] = mean_pool(self._patches(tower_states[self.vision_layer]))
 
         text_features = None
@@ -350,11 +352,21 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         output.loss = mix_losses(language_loss, output.reid_loss, lam)
         return output
 
+    def _embedded(self, pixel_values: Tensor) -> MllmReIDOutput:
+        """What `forward` gives of pixels alone, one row an image throughout, as pipelines split their batches."""
+        tower_states = self._tower(pixel_values)
+        pooled = {"vision": mean_pool(self._patches(tower_states[self.vision_layer]))}
+        if "llm" in self.config.reid_heads or self.config.test_feature != "vision":
+            pooled["llm"] = self._pooled_image(self._image_embeddings(tower_states))
+        return MllmReIDOutput(
+            image_embeds=self._test_features(pooled)[self.config.test_feature], features=ReIDFeatures(**pooled)
+        )
+
     def _label_logits(self, hidden: Tensor, labels: Tensor, sums: dict, counts: dict, branch: str) -> Tensor:
         """Logits at label positions alone, (T, V); adds the branch's loss sum and label count."""
         targets = labels[:, 1:]
         at_labels = targets != -100
-        logits = self.mllm.lm_head(hidden[:, :-1][at_labels])
+        logits = self.mllm.lm_head(in_format_of(self.mllm.lm_head, hidden[:, :-1][at_labels]))
         sums[branch] = language_loss_sum(logits, targets[at_labels])
         counts[branch] = logits.shape[0]
         return logits

@@ -3,14 +3,15 @@
 import os
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
-from .crops import CropSize, as_list, crop_pixels
+from .crops import OF_TEXTS, CropProcessor, as_list, crop_pixels, in_format, processor_files
+from .weights import native_config
 
 IGNORED = -100
 
 
-class MllmReIDProcessor(CropSize, ProcessorMixin):
+class MllmReIDProcessor(CropProcessor, ProcessorMixin):
     r"""Image processor and tokenizer of a LLaVA, set up for whole person crops (no centre crop) and for two branches.
 
     Both branches share one template, prefix + (image tokens or caption) + suffix, and the target is tokenised alone and
@@ -42,26 +43,44 @@ class MllmReIDProcessor(CropSize, ProcessorMixin):
         self.instruction = instruction
         self.prompt_prefix = prompt_prefix
         self.prompt_suffix = prompt_suffix
+        self._check_settings()
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.check_size()
+
+    def _check_settings(self) -> None:
+        """Raises ValueError for a setting of a foreign processor_config.json that none of our files can hold."""
+        numbers = {"patch_size": 1, "num_additional_image_tokens": 0}
+        for name, least in numbers.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} is {repr(value)[:60]}; give a whole number, {least} or more")
+        for name in ("image_token", "instruction", "prompt_prefix", "prompt_suffix"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is {repr(getattr(self, name))[:60]}; give text")
+        if self.vision_feature_select_strategy not in ("default", "full"):
+            strategy = repr(self.vision_feature_select_strategy)[:60]
+            raise ValueError(f"vision_feature_select_strategy is {strategy}; give 'default' or 'full'")
 
     @classmethod
     def from_mllm_pretrained(
         cls, name_or_path: str | os.PathLike, height: int = 252, width: int = 126, revision: str | None = None, **kwargs
     ) -> "MllmReIDProcessor":
         """From a native LLaVA's files: tokenizer and pixel statistics, crops resized to height x width, none cut."""
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-        strategy = config.vision_feature_select_strategy
-        return cls(
-            AutoImageProcessor.from_pretrained(
-                name_or_path, revision=revision, size={"height": height, "width": width}, do_center_crop=False
-            ),
-            AutoTokenizer.from_pretrained(name_or_path, revision=revision),
-            patch_size=config.vision_config.patch_size,
-            vision_feature_select_strategy=strategy,
-            num_additional_image_tokens=1,
-            **kwargs,
-        )
+        own_code = {"revision": revision, "trust_remote_code": False}
+        config = native_config(name_or_path, {} if revision is None else {"revision": revision})
+        size = {"height": height, "width": width}
+        with processor_files(name_or_path):
+            processor = cls(
+                AutoImageProcessor.from_pretrained(name_or_path, size=size, do_center_crop=False, **own_code),
+                AutoTokenizer.from_pretrained(name_or_path, **own_code),
+                patch_size=config.vision_config.patch_size,
+                vision_feature_select_strategy=config.vision_feature_select_strategy,
+                num_additional_image_tokens=1,
+                **kwargs,
+            )
+            processor.check_pixels()
+        return processor
 
     # ---- sizes and prompts ---------------------------------------------------------------------------------------
 
@@ -80,8 +99,9 @@ class MllmReIDProcessor(CropSize, ProcessorMixin):
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def _suffix_ids(self, instruction: str | None) -> list[int]:
+        # Not `format`, which would follow whatever else a foreign template says.
         return self._ids(
-            self.prompt_suffix.format(instruction=self.instruction if instruction is None else instruction)
+            self.prompt_suffix.replace("{instruction}", self.instruction if instruction is None else instruction)
         )
 
     def image_prompt_ids(self, instruction: str | None = None) -> list[int]:
@@ -106,8 +126,9 @@ class MllmReIDProcessor(CropSize, ProcessorMixin):
     # ---- batches -------------------------------------------------------------------------------------------------
 
     def _padded(self, rows: list[list[int]], value: int) -> torch.Tensor:
-        longest = max(map(len, rows))
-        return torch.tensor([row + [value] * (longest - len(row)) for row in rows], dtype=torch.long)
+        longest = max(map(len, rows), default=0)
+        padded = [row + [value] * (longest - len(row)) for row in rows]
+        return torch.tensor(padded, dtype=torch.long).view(len(rows), longest)
 
     def _pad_token_id(self) -> int:
         pad = self.tokenizer.pad_token_id
@@ -127,26 +148,36 @@ class MllmReIDProcessor(CropSize, ProcessorMixin):
         """(B, length), True at the captions' positions after the prefix. captions: lists of caption ids."""
         start = len(self.image_prefix_ids)
         positions = torch.arange(length)
-        ends = torch.tensor([start + len(ids) for ids in captions])
+        ends = torch.tensor([start + len(ids) for ids in captions], dtype=torch.long)
         return (positions >= start) & (positions < ends[:, None])
 
-    def __call__(self, images=None, text=None, **kwargs) -> BatchFeature:
+    def __call__(self, images=None, text=None, *, return_tensors=None, device=None, **kwargs) -> BatchFeature:
         """Inputs of `encode_images` (`pixel_values`), of `encode_text` (`input_ids`, `attention_mask`, `caption_mask`).
 
-        images: a path, a PIL image, or a list of them, of any size. text: a caption or a list of them.
+        images: a path or http(s) address, a PIL image, a NumPy array or tensor, of any size, a list of them, or a batch
+        (B, C, H, W); arrays are uint8, or floats in 0..1, in either order of channels. text: a caption or a list of
+        them, padded to the longest. An empty list gives inputs of length 0. return_tensors: "pt", also where it is left
+        out, or "np". device: where the tensors go. Other options are the image processor's.
+        Raises ValueError, or FileNotFoundError, naming the position of an image or caption that cannot be used.
         """
         if images is None and text is None:
             raise ValueError("give images, text, or both")
         data = {}
         if images is not None:
-            data.update(crop_pixels(self.image_processor, images, **kwargs))
+            options = {key: value for key, value in kwargs.items() if key not in OF_TEXTS}
+            data["pixel_values"] = crop_pixels(self.image_processor, images, **options)
         if text is not None:
-            captions = [self.caption_ids(caption) for caption in as_list(text)]
+            captions = [self._caption_at(place, caption) for place, caption in enumerate(as_list(text))]
             rows = [self.image_prefix_ids + ids for ids in captions]
             data["input_ids"] = self._padded(rows, self._pad_token_id())
             data["attention_mask"] = self._padded([[1] * len(row) for row in rows], 0)
             data["caption_mask"] = self.caption_mask(captions, data["input_ids"].shape[1])
-        return BatchFeature(data)
+        return in_format(data, return_tensors, device)
+
+    def _caption_at(self, place: int, caption) -> list[int]:
+        if not isinstance(caption, str):
+            raise ValueError(f"text {place}: of type {type(caption).__name__}: give a caption, a string")
+        return self.caption_ids(caption)
 
 
 MllmReIDProcessor.register_for_auto_class()

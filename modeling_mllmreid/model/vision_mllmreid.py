@@ -3,13 +3,16 @@
 import copy
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, BatchFeature, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from .crops import CropSize, crop_pixels
+from .crops import OF_TEXTS, CropProcessor, checked_pixels, crop_pixels, in_format
+from .fields import check_crop_size, check_types, nested_config
 from .heads import ReIDHead, mean_pool
 from .pipeline_mllmreid import person_reid_entry, without_known_entry
+from .weights import HUB, load_whole, read_config
 
 
 class MllmReIDVisionConfig(PreTrainedConfig):
@@ -41,10 +44,10 @@ class MllmReIDVisionConfig(PreTrainedConfig):
     overlap: list[str] | None = None
 
     def __post_init__(self, **kwargs):
-        if not isinstance(self.vision_config, PreTrainedConfig):
-            fields = {"model_type": "clip_vision_model", **(self.vision_config or {})}
-            self.vision_config = AutoConfig.for_model(**fields)
+        self.vision_config = nested_config("vision_config", self.vision_config, "clip_vision_model")
         super().__post_init__(**without_known_entry(kwargs))
+        check_types(self)
+        check_crop_size(self, self.vision_config)
 
 
 class MllmReIDVisionModel(PreTrainedModel):
@@ -65,12 +68,40 @@ class MllmReIDVisionModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
+    def from_pretrained(cls, name_or_path, *args, config=None, **kwargs):
+        """As in transformers, with every weight out of the checkpoint.
+
+        Raises ValueError for pickled or broken weights, and for one that is missing, unknown, of another size or not
+        finite; only a batch norm that the checkpoint's own configuration says it lacks may be new.
+        """
+        if name_or_path is None:
+            return super().from_pretrained(name_or_path, *args, config=config, **kwargs)
+        hub = {key: kwargs[key] for key in HUB if kwargs.get(key) is not None}
+        stored = read_config(cls.config_class, name_or_path, hub)
+        fields = {name: kwargs.pop(name) for name in cls.config_class.__annotations__ if name in kwargs}
+        config = stored if config is None else config
+        if fields:
+            config = cls.config_class.from_dict({**config.to_dict(), **fields})
+        wanted_info = kwargs.pop("output_loading_info", False)
+
+        def load(name, **options):
+            return super(MllmReIDVisionModel, cls).from_pretrained(name, *args, config=config, **options)
+
+        neck = ["reid_head.bottleneck."]
+        changed = {"new": neck if not stored.bnneck else [], "left": neck if not config.bnneck else []}
+        model, info = load_whole(load, name_or_path, hub, kwargs, stored=stored, **changed)
+        return (model, info) if wanted_info else model
+
+    @classmethod
     def from_reid_model(cls, model: PreTrainedModel) -> "MllmReIDVisionModel":
         """The visual encoder and the "vision" head of a [`MllmReIDModel`], copied, without its ID classifier.
 
-        Blocks above the pooled layer are left out: no feature reads them.
+        Blocks above the pooled layer are left out: no feature reads them. Raises ValueError where a LoRA sits on the
+        encoder: merge it first.
         """
         whole, tower = model.config, model._llava.vision_tower
+        if any(".lora_" in name for name, _ in tower.named_parameters()):
+            raise ValueError("a LoRA sits on the visual encoder: call model.merge_and_unload() first")
         vision_config = copy.deepcopy(whole.vision_config)
         depth, layer = vision_config.num_hidden_layers, model.vision_layer
         vision_config.num_hidden_layers = layer if layer >= 0 else depth + 1 + layer
@@ -100,9 +131,10 @@ class MllmReIDVisionModel(PreTrainedModel):
         """
         if "vision" not in names:
             raise ValueError(f"a vision form has the feature 'vision' alone, not {', '.join(names)}")
-        states = self.tower(
-            pixel_values.to(self.tower.dtype), interpolate_pos_encoding=True, output_hidden_states=[-1]
-        ).hidden_states[-1]
+        pixel_values = checked_pixels(pixel_values, self.tower)
+        if pixel_values.shape[0] == 0:
+            return {"vision": torch.zeros(0, self.config.vision_config.hidden_size, device=pixel_values.device)}
+        states = self.tower(pixel_values, interpolate_pos_encoding=True, output_hidden_states=[-1]).hidden_states[-1]
         pooled = mean_pool(states[:, 1:] if self.config.class_token else states)
         if self.config.bnneck and self.config.feature_after_bn:
             pooled, _ = self.reid_head(pooled)
@@ -126,17 +158,19 @@ class MllmReIDVisionModel(PreTrainedModel):
         return super().push_to_hub(repo_id, private=private, **kwargs)
 
 
-class MllmReIDVisionProcessor(CropSize, ProcessorMixin):
+class MllmReIDVisionProcessor(CropProcessor, ProcessorMixin):
     """Whole person crops to pixels, as in [`MllmReIDProcessor`], without a tokenizer."""
 
     def __init__(self, image_processor=None, **kwargs):
         super().__init__(image_processor)
+        self.check_size()
 
-    def __call__(self, images=None, **kwargs) -> BatchFeature:
-        """`pixel_values`, (B, 3, H, W). images: a path, a PIL image, or a list of them, of any size."""
+    def __call__(self, images=None, *, return_tensors=None, device=None, **kwargs) -> BatchFeature:
+        """`pixel_values`, (B, 3, H, W). images, return_tensors, device: as in [`MllmReIDProcessor`]."""
         if images is None:
             raise ValueError("give images")
-        return BatchFeature(crop_pixels(self.image_processor, images, **kwargs))
+        options = {key: value for key, value in kwargs.items() if key not in OF_TEXTS}
+        return in_format({"pixel_values": crop_pixels(self.image_processor, images, **options)}, return_tensors, device)
 
 
 MllmReIDVisionConfig.register_for_auto_class()

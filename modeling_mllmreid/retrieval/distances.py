@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
@@ -17,18 +16,22 @@ METRICS = ("cosine", "euclidean")
 BLOCK_BYTES = 48 * 2**20
 # A prepared gallery up to this size is kept; a larger one, such as a memory map, is prepared anew for every block.
 KEPT_BYTES = 256 * 2**20
-CHUNK_BYTES = 4 * 2**20
+# In float32. Small enough that the float64 copies stay in the processor's cache, and are not mapped anew each time.
+CHUNK_BYTES = 2 * 2**20
 # Matrix products run other code at the edges of a matrix, which rounds otherwise: a collapsed model's equal distances
 # would differ by their place in the gallery, and every distance by the block size. Whole tiles keep them equal.
 ROW_TILE, COLUMN_TILE = 16, 64
+TINY = 1e-300  # the length of a feature without a direction
 
 
-class _Columns(NamedTuple):
-    """Some gallery images, ready for the product: their first index, their features (n, D), their squared norms."""
+class _Shift(NamedTuple):
+    """How features become points around the origin: scaled to length 1 for the cosine, less the middle (D,) float64.
 
-    start: int
-    features: Tensor
-    squares: Tensor
+    metric: one of METRICS, or "points" for what is such points already.
+    """
+
+    metric: str
+    middle: Tensor
 
 
 def distance_blocks(
@@ -39,9 +42,13 @@ def distance_blocks(
     query: (Q, D) and gallery: (G, D), NumPy arrays or tensors of any float type, on any device; the work is done on the
     gallery's device. A memory-mapped array is read chunk by chunk, and may be larger than memory.
     metric: "cosine" is 1 - dot product of the L2-normalised features, "euclidean" is not squared.
-    block_size: query rows per block; None takes as many as fit in 48 MiB. Each block is a new float32 tensor (rows, G).
-    A distance depends on its two features alone, not on the block size or the place in the gallery, and is a full
-    float32 product under autocast and TF32 settings too.
+    block_size: query rows per block; None takes as many as fit in 48 MiB, or in 96 MiB for a gallery of more than 256
+    MiB. Each block is a new float32 tensor (rows, G).
+    Both metrics come from |a - b|^2 of points around the gallery's middle, as 1 - dot product has no digits left where
+    all features lie in a narrow cone, as an LLM's do: the error is float32's in the square of the points' lengths.
+    In one gallery a distance depends on its two features alone, not on the block size or the place: equal features are
+    equally far. Another gallery has another middle, and rounds otherwise. The product is full float32 under autocast
+    and TF32 settings too.
     Raises UserError for features that are not two-dimensional floats, not finite, or of different widths.
     """
     query, gallery = _checked(query, "query_features"), _checked(gallery, "gallery_features")
@@ -51,34 +58,59 @@ def distance_blocks(
         )
     if metric not in METRICS:
         raise UserError(f"metric: unknown {metric!r}: use one of {', '.join(METRICS)}")
-    if block_size is None:
-        fitting = BLOCK_BYTES // (4 * max(_whole(len(gallery), COLUMN_TILE), 1))
-        block_size = max(fitting // ROW_TILE, 1) * ROW_TILE
-    if block_size < 1:
+    if block_size is not None and block_size < 1:
         raise UserError(f"block_size: {block_size} is not a number of rows: use 1 or more, or None")
-    return _blocks(query, gallery, metric, block_size)
+    return _blocks(query, gallery, _shift_of(metric, gallery), block_size)
 
 
-def _blocks(query: Features, gallery: Features, metric: str, block_size: int) -> Iterator[tuple[slice, Tensor]]:
+def all_points(metric: str, *sides: Features) -> Tensor:
+    """All features as points whose squared Euclidean distance is twice the cosine distance, or the squared Euclidean.
+
+    Returns (N, D + 1) float32 on the CPU, side after side; the last number keeps features that are zero at a distance.
+    """
+    sides = tuple(side.detach() if isinstance(side, Tensor) else side for side in sides)
+    shift = _shift_of(metric, *sides)
+    width, first = sides[0].shape[1], 0
+    together = torch.zeros(sum(map(len, sides)), width + 1)
+    for side in sides:
+        for start, stop in _chunks(side):
+            some = together[first : first + stop - start]
+            some[:, :width], some[:, width] = _points(side, start, stop, shift)
+            first += len(some)
+    return together
+
+
+def half_square_blocks(points: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks, as `distance_blocks` gives them, of half the squared distances among points of `all_points`."""
+    return _blocks(points, points, _Shift("points", points.new_zeros(points.shape[1], dtype=torch.float64)), None)
+
+
+def _blocks(
+    query: Features, gallery: Features, shift: _Shift, block_size: int | None
+) -> Iterator[tuple[slice, Tensor]]:
     """The loop of `distance_blocks` over checked arguments."""
     device = gallery.device if isinstance(gallery, Tensor) else torch.device("cpu")
-    center = _center(gallery).to(device) if metric == "euclidean" else None
     size, width = gallery.shape
-    kept = [_joined(gallery, center, device)] if 4 * size * width <= KEPT_BYTES else None
+    keep = 4 * size * width <= KEPT_BYTES
+    if block_size is None:
+        # What is prepared anew for every block is prepared for more rows.
+        fitting = BLOCK_BYTES * (1 if keep else 2) // (4 * max(_whole(size, COLUMN_TILE), 1))
+        block_size = max(fitting // ROW_TILE, 1) * ROW_TILE
+    kept = _columns(gallery, 0, size, shift, device) if keep else None
     for start in range(0, len(query), block_size):
-        block = _float32(query, start, start + block_size).to(device)
-        rows = _prepared(block, center, ROW_TILE)
-        row_squares = rows.square().sum(1, keepdim=True)
+        count = min(block_size, len(query) - start)
+        rows = _rows(query, start, start + count, shift, device)
         distances = torch.empty(len(rows), _whole(size, COLUMN_TILE), device=device)
-        for first, columns, squares in _columns(gallery, center) if kept is None else kept:
+        pieces = [(0, size)] if kept is not None else _chunks(gallery)
+        for first, stop in pieces:
+            columns = _columns(gallery, first, stop, shift, device) if kept is None else kept
             part = distances[:, first : first + len(columns)]
             with torch.no_grad(), torch.autocast(device.type, enabled=False), _full_float32():
                 torch.mm(rows, columns.T, out=part)
-            if center is None:
-                part.neg_().add_(1)
-            else:
-                part.mul_(-2).add_(squares).add_(row_squares).clamp_(min=0).sqrt_()
-        yield slice(start, start + len(block)), distances[: len(block), :size]
+            part.clamp_(min=0)
+            if shift.metric == "euclidean":
+                part.mul_(2).sqrt_()
+        yield slice(start, start + count), distances[:count, :size]
         del distances, part  # before the next block is made
 
 
@@ -107,11 +139,12 @@ def _checked(features: Features, name: str) -> Features:
     return features
 
 
-def _chunks(features: Features) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the rows that are worked on at once: whole tiles, 4 MiB in float32."""
+def _chunks(features: Features, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the rows that are worked on at once: whole tiles of at most CHUNK_BYTES."""
     step = max(CHUNK_BYTES // (4 * max(features.shape[1], 1)) // COLUMN_TILE, 1) * COLUMN_TILE
-    for start in range(0, len(features), step):
-        yield start, min(start + step, len(features))
+    end = len(features) if stop is None else stop
+    for first in range(start, end, step):
+        yield first, min(first + step, end)
 
 
 def _float32(features: Features, start: int, stop: int) -> Tensor:
@@ -123,41 +156,76 @@ def _float32(features: Features, start: int, stop: int) -> Tensor:
         return torch.from_numpy(rows.astype(np.float32))
 
 
-def _columns(gallery: Features, center: Tensor | None) -> Iterator[_Columns]:
-    """The gallery chunk by chunk, prepared."""
-    for start, stop in _chunks(gallery):
-        features = _prepared(_float32(gallery, start, stop), center, COLUMN_TILE)
-        yield _Columns(start, features, features.square().sum(1))
+def _float64(features: Features, start: int, stop: int) -> Tensor:
+    """These rows in float64, where every float type has all its digits."""
+    rows = features[start:stop]
+    if isinstance(rows, Tensor):
+        rows = rows.cpu() if rows.device.type == "mps" else rows  # which has no float64
+        return rows.to(torch.float64, memory_format=torch.contiguous_format)
+    return torch.from_numpy(rows.astype(np.float64, order="C"))
 
 
-def _joined(gallery: Features, center: Tensor | None, device: torch.device) -> _Columns:
-    """The whole gallery, prepared in one piece of memory."""
-    size, width = gallery.shape
-    features = torch.empty(_whole(size, COLUMN_TILE), width, device=device)
-    squares = torch.empty(len(features), device=device)
-    for start, part, part_squares in _columns(gallery, center):
-        features[start : start + len(part)] = part
-        squares[start : start + len(part)] = part_squares
-    return _Columns(0, features, squares)
+def _shift_of(metric: str, *sides: Features) -> _Shift:
+    """The shift by the middle of all these features together.
 
-
-def _prepared(features: Tensor, center: Tensor | None, tile: int) -> Tensor:
-    """Features normalised (no center) or shifted by the center, with zero rows up to a whole tile."""
-    features = F.normalize(features, dim=1) if center is None else features - center
-    missing = _whole(len(features), tile) - len(features)
-    return F.pad(features, (0, 0, 0, missing)) if missing else features
-
-
-def _center(gallery: Features) -> Tensor:
-    """A point (1, D) in the middle of the gallery, to shift both sides by before Euclidean distances.
-
-    Distances stay, and float32 keeps its digits where all features lie in a narrow cone far from the origin, as an
-    LLM's do. The mean is rounded coarsely so that it does not change with the gallery's order.
+    The middle is rounded coarsely: so it does not change with their order, and small whole numbers stay exact.
     """
-    total = torch.zeros(1, gallery.shape[1], dtype=torch.float64)
-    for start, stop in _chunks(gallery):
-        total += _float32(gallery, start, stop).sum(0, keepdim=True, dtype=torch.float64).cpu()
-    return (total / max(len(gallery), 1)).bfloat16().float()
+    width, count = sides[0].shape[1], sum(map(len, sides))
+    total = torch.zeros(width, dtype=torch.float64)
+    for side in sides:
+        for start, stop in _chunks(side):
+            features = _float64(side, start, stop)
+            scales = _scales(features, metric)
+            total += (scales @ features).cpu()
+    return _Shift(metric, (total / max(count, 1)).bfloat16().double())
+
+
+def _points(features: Features, start: int, stop: int, shift: _Shift) -> tuple[Tensor, Tensor]:
+    """These rows as points (n, D), float64 on the features' device, and which have no direction, being zero (n,)."""
+    rows = _float64(features, start, stop)
+    scales = _scales(rows, shift.metric)
+    return torch.addcmul(-shift.middle.to(rows.device), rows, scales[:, None]), scales == 0
+
+
+def _halves(points: Tensor, zero: Tensor) -> Tensor:
+    """Half the squared lengths of points (n, D): two halves less the dot product are half the squared distance.
+
+    That is the cosine distance, but for a zero feature, which is to be at 1 from all and gets another 1/2.
+    """
+    return torch.linalg.vector_norm(points, dim=1).square_().mul_(0.5).add_(zero, alpha=0.5)
+
+
+def _scales(features: Tensor, metric: str) -> Tensor:
+    """What each row (n, D) is multiplied by, (n,) float64: 1 over its length for the cosine, 0 for a zero row."""
+    if metric != "cosine":
+        return features.new_ones(len(features))
+    lengths = torch.linalg.vector_norm(features, dim=1)
+    return torch.where(lengths > TINY, 1 / lengths, 0)
+
+
+def _rows(query: Features, start: int, stop: int, shift: _Shift, device: torch.device) -> Tensor:
+    """Query rows as one factor of the product, (whole tiles, D + 2) float32: minus the point, its half, 1.
+
+    So the product of both factors is the distance itself, without a further pass over the block.
+    """
+    width = query.shape[1]
+    factor = torch.zeros(_whole(stop - start, ROW_TILE), width + 2, device=device)
+    for first, last in _chunks(query, start, stop):
+        some = factor[first - start : last - start]
+        points, zero = _points(query, first, last, shift)
+        some[:, :width], some[:, width], some[:, width + 1] = -points, _halves(points, zero), 1
+    return factor
+
+
+def _columns(gallery: Features, start: int, stop: int, shift: _Shift, device: torch.device) -> Tensor:
+    """Gallery rows as the other factor, (whole tiles, D + 2) float32: the point, 1, its half."""
+    width = gallery.shape[1]
+    factor = torch.zeros(_whole(stop - start, COLUMN_TILE), width + 2, device=device)
+    for first, last in _chunks(gallery, start, stop):
+        some = factor[first - start : last - start]
+        points, zero = _points(gallery, first, last, shift)
+        some[:, :width], some[:, width], some[:, width + 1] = points, 1, _halves(points, zero)
+    return factor
 
 
 def _whole(count: int, tile: int) -> int:

@@ -24,12 +24,12 @@ def expand_queries(query: Features, gallery: Features, *, k: int = 10, alpha: fl
     rows = _unit(query)
     for row, near, distances in zip(rows, ranking.indices, ranking.distances, strict=True):
         found = near >= 0
-        weights = torch.from_numpy(1 - distances[found]).clamp(min=0) ** alpha
+        weights = (1 - torch.from_numpy(distances[found]).double()).clamp(min=0) ** alpha
         row += weights @ _unit(gallery[near[found]])
-    return F.normalize(rows, dim=1).numpy()
+    return F.normalize(rows, dim=1).float().numpy()
 
 
 def _unit(features: Features) -> Tensor:
-    """The features as a new float32 tensor on the CPU, L2-normalised. A memory-mapped array may be read-only."""
-    rows = features.detach().cpu() if isinstance(features, Tensor) else torch.from_numpy(features.astype(np.float32))
-    return F.normalize(rows.float(), dim=1)
+    """The features as a new float64 tensor on the CPU, L2-normalised. A memory-mapped array may be read-only."""
+    rows = features.detach().cpu() if isinstance(features, Tensor) else torch.from_numpy(features.astype(np.float64))
+    return F.normalize(rows.double(), dim=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .distances import Features, distance_blocks
+from .distances import Features, all_points, distance_blocks, half_square_blocks
 from .ranking import nearest_in_row
 
 # Rows that are worked on at once, and pairs of features that are compared at once.
@@ -55,9 +55,7 @@ def rerank_blocks(
     if not 0 <= lambda_value <= 1:
         raise UserError(f"lambda_value: {lambda_value} is no share: use 0 (Jaccard alone) to 1 (no re-ranking)")
     blocks = distance_blocks(query, gallery, metric=metric, block_size=block_size)
-    both = torch.cat([_float32(side) for side in (query, gallery)])
-    if metric == "cosine":
-        both = torch.nn.functional.normalize(both, dim=1)
+    both = all_points(metric, query, gallery)
     return _blocks(blocks, both, len(query), k1, k2, lambda_value, metric)
 
 
@@ -67,8 +65,8 @@ def _blocks(
     """The work of `rerank_blocks` over checked arguments."""
     if not len(both):
         return
-    neighbours, farthest = _neighbours(both, max(k1 + 1, k2), metric)
-    weights = _weights(both, neighbours, farthest, k1, metric)
+    neighbours, farthest = _neighbours(both, max(k1 + 1, k2))
+    weights = _weights(both, neighbours, farthest, k1)
     if k2 > 1:
         weights = _averaged(weights, neighbours[:, :k2])
     by_column = _transposed(weights, queries, len(both))
@@ -80,32 +78,25 @@ def _blocks(
         yield rows, torch.from_numpy(distances)
 
 
-def _float32(features: Features) -> Tensor:
-    """The features as a float32 tensor on the CPU. A memory-mapped array is copied: no tensor can be read-only."""
-    if isinstance(features, Tensor):
-        return features.detach().float().cpu()
-    return torch.from_numpy(features.astype(np.float32))
-
-
 def _squared(block: Tensor, metric: str) -> Tensor:
-    """Squared distances from a block. The cosine distance of unit vectors is half of theirs; the half cancels later."""
-    return block.clamp(min=0) if metric == "cosine" else block.square()
+    """Squared Euclidean distances from a block: the cosine distance of unit vectors is half of theirs."""
+    return 2 * block if metric == "cosine" else block.square()
 
 
-def _neighbours(both: Tensor, count: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
+def _neighbours(both: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The nearest images of each of the N images, (N, count) int64, and its largest squared distance (N,) float32."""
     size = len(both)
     neighbours = np.empty((size, min(count, size)), dtype=np.int64)
     farthest = np.empty(size, dtype=np.float32)
-    for rows, block in distance_blocks(both, both, metric=metric):
-        distances = _squared(block, metric).numpy()
+    for rows, block in half_square_blocks(both):
+        distances = block.mul_(2).numpy()
         farthest[rows] = distances.max(1)
         for number, row in enumerate(distances, start=rows.start):
             neighbours[number] = nearest_in_row(row, neighbours.shape[1])
     return neighbours, np.where(farthest > 0, farthest, 1)
 
 
-def _weights(both: Tensor, neighbours: np.ndarray, farthest: np.ndarray, k1: int, metric: str) -> _Sparse:
+def _weights(both: Tensor, neighbours: np.ndarray, farthest: np.ndarray, k1: int) -> _Sparse:
     """The weights exp(-distance / farthest) of each image's expanded k-reciprocal set, of sum 1 in each row."""
     wide, narrow = neighbours[:, : k1 + 1], neighbours[:, : round(k1 / 2) + 1]
     size = len(neighbours)
@@ -116,8 +107,7 @@ def _weights(both: Tensor, neighbours: np.ndarray, farthest: np.ndarray, k1: int
         [_expanded(wide[i : i + ROWS], mutual[i : i + ROWS], narrow, mutual_narrow) + i * size for i in parts]
     )
     rows, columns = np.divmod(keys, size)
-    scale = 0.5 if metric == "cosine" else 1.0
-    values = np.exp(-scale * _pair_squares(both.numpy(), rows, columns) / farthest[rows])
+    values = np.exp(-_pair_squares(both.numpy(), rows, columns) / farthest[rows])
     values /= np.bincount(rows, weights=values, minlength=size)[rows]
     starts = np.searchsorted(rows, np.arange(size + 1))
     return _Sparse(starts, columns.astype(np.int32), values.astype(np.float32))

@@ -9,14 +9,16 @@ from ..errors import UserError
 
 Ids = np.ndarray | Tensor | Sequence[int] | Sequence[str]
 UNKNOWN = -1
+UNKNOWN_NAMES = ("-1", "")
 
 
 class SamePerson:
     """The gallery images of each query's person, and which of them are dropped for the query's camera or clothes.
 
-    Ids are integers or strings, (Q,) and (G,), of one kind on both sides. Camera -1 is unknown and equals no camera,
-    itself included; without cameras nothing is dropped for them. The same holds for clothes: with their ids, images of
-    the query's person in the query's clothes are dropped, which is the rule of the clothes-changing data sets.
+    Ids are integers or strings, (Q,) and (G,), of one kind on both sides. Camera -1 (as a string "-1" or "") is unknown
+    and equals no camera, itself included; without cameras nothing is dropped for them. The same holds for clothes: with
+    their ids, images of the query's person in the query's clothes are dropped, which is the rule of the
+    clothes-changing data sets.
     query_persons: (Q,) and gallery_persons: (G,) int64, the persons of both sides numbered in sorted order.
     excluded: (query, gallery) int64 ids of each column that drops images.
     Raises UserError for ids of another kind or of two kinds, and for cameras or clothes of one side alone.
@@ -41,7 +43,7 @@ class SamePerson:
             if query_ids is not None and gallery_ids is not None:
                 _checked_ids(query_ids, f"query_{name}", len(self.query_persons))
                 _checked_ids(gallery_ids, f"gallery_{name}", len(self.gallery_persons))
-                self.excluded.append(_numbered(query_ids, gallery_ids, name))
+                self.excluded.append(_numbered(query_ids, gallery_ids, name, unknown=UNKNOWN_NAMES))
             elif query_ids is not None or gallery_ids is not None:
                 missing, kind = f"{'query' if query_ids is None else 'gallery'}_{name}", name.removesuffix("_ids")
                 raise UserError(
@@ -62,8 +64,10 @@ class SamePerson:
         return same, dropped
 
 
-def _numbered(query_ids: Ids, gallery_ids: Ids, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides' ids as int64: integers as they are, strings by their place in sorted order."""
+def _numbered(
+    query_ids: Ids, gallery_ids: Ids, name: str, unknown: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides' ids as int64: integers as they are, strings by their place in sorted order, unknown ones -1."""
     query, gallery = _checked_ids(query_ids, f"query_{name}"), _checked_ids(gallery_ids, f"gallery_{name}")
     if query.dtype.kind == gallery.dtype.kind == "i":
         return query, gallery
@@ -71,7 +75,8 @@ def _numbered(query_ids: Ids, gallery_ids: Ids, name: str) -> tuple[np.ndarray, 
         raise UserError(
             f"{name}: {query.dtype} in the queries, {gallery.dtype} in the gallery: give one kind on both sides"
         )
-    _, numbers = np.unique(np.concatenate([query.astype(str), gallery.astype(str)]), return_inverse=True)
+    names, numbers = np.unique(np.concatenate([query.astype(str), gallery.astype(str)]), return_inverse=True)
+    numbers[np.isin(names, unknown)[numbers]] = UNKNOWN
     return numbers[: len(query)], numbers[len(query) :]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data import PersonAugmentation, image_sources, label_mapping, open_image, rng_for
+from ..data.columns import person_names
 from ..errors import UserError
 from ..model import MllmReIDProcessor
 from ..text import instruction_texts, target_text
@@ -31,6 +32,7 @@ class TrainDataset(Dataset):
     ):
         self.images = image_sources(split)
         self.person_ids: list[int] = split["person_id"][:]
+        self.person_names = person_names(split)
         self.camera_ids: list[int] = split["camera_id"][:]
         self.sources: list[str] = split["source"][:]
         self.file_names: list[str] = split["file_name"][:]

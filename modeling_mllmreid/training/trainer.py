@@ -92,6 +92,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
             seed=self.args.seed,
             world_size=self.args.world_size,
             sources=dataset.sources if self.args.balance_sets else None,
+            names=dataset.person_names,
         )
         return self._pk_sampler
 

@@ -1,6 +1,7 @@
 """The commands end to end on a tiny model: what they print, what they write, what they refuse."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -17,7 +18,7 @@ from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation import evaluate_retrieval
 from modeling_mllmreid.evaluation.threshold import Threshold, save_thresholds
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.retrieval import load_embeddings
+from modeling_mllmreid.retrieval import load_embeddings, save_embeddings
 
 MARKET = ["--dataset", "market1501", "--data_dir"]
 
@@ -104,6 +105,15 @@ def embedded(disk, tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def indexed(disk, tmp_path_factory):
+    """A folder with embeddings, for tests that only read it."""
+    folder = tmp_path_factory.mktemp("indexed")
+    flags = ["--images", str(disk.people), "--output", str(folder)]
+    embed.main(["--model", str(disk.ours), "--test_feature", "vision", *flags])
+    return folder
+
+
 def test_embed_takes_every_image_in_order_and_search_finds_the_query_itself(disk, embedded, capsys):
     stored = load_embeddings(embedded / "index")
     assert stored.file_names == sorted(path.relative_to(disk.people).as_posix() for path in disk.people.rglob("*.jpg"))
@@ -121,23 +131,25 @@ def test_embed_takes_every_image_in_order_and_search_finds_the_query_itself(disk
 def test_search_says_nobody_beyond_the_threshold(disk, embedded, capsys):
     """The checkpoint's threshold by default, a given one before it, and none where the features are others."""
 
-    def lines(*flags) -> list[str]:
+    def lines(*flags, query=disk.people / "query/0003_c1s1_000001_01.jpg") -> list[str]:
         paths = ["--embeddings", str(embedded / "index"), "--output", str(embedded / "sheet.png"), "--top_k", "3"]
-        search.main(["--query", str(disk.people / "query/0003_c1s1_000001_01.jpg"), *paths, *flags])
+        search.main(["--query", str(query), *paths, *flags])
         return capsys.readouterr().out.splitlines()[:-1]
 
     found = [line.split() for line in lines()]
     distances = [float(distance) for _, distance, _ in found]
     assert distances[0] == 0 and distances[2] > 1e-3
     middle = (distances[1] + distances[2]) / 2 if distances[1] < distances[2] else distances[1]
-    threshold = Threshold(middle, middle - 0.1, middle + 0.1, fpir=0.1, tpir=0.8, searches=20, people=9, gallery=40)
+    threshold = Threshold(middle, middle / 2, middle + 0.1, fpir=0.1, tpir=0.8, searches=20, people=9, gallery=40)
     save_thresholds(embedded / "model", {"vision": threshold})
     said, *rest = lines()
     assert f"threshold: {middle:.4f}" in said and "10% of searches for somebody absent" in said and "80% for" in said
     beyond = ["beyond the threshold" in line for line in rest]
     assert beyond == [distance > middle for distance in distances]
-    *ranked, nobody = lines("--threshold", "-0.5")
-    assert nobody.startswith("nobody: no image is within the threshold -0.5000") and len(ranked) == 3
+    stranger = embedded / "stranger.png"
+    Image.effect_noise((64, 128), 200).convert("RGB").save(stranger)
+    *ranked, nobody = lines("--threshold", "0", query=stranger)
+    assert nobody.startswith("nobody: no image is within the threshold 0.0000") and len(ranked) == 3
     assert all("beyond the threshold" in line for line in ranked)
 
     flags = ["--images", str(disk.people), "--output", str(embedded / "index"), "--flip_test", "true"]
@@ -146,10 +158,174 @@ def test_search_says_nobody_beyond_the_threshold(disk, embedded, capsys):
     said, first, *_ = lines()
     assert "chosen without these settings and is not used" in said and first.split()[1] == "0.0000"
     (embedded / "model/threshold.json").write_text('{"vision": {"distance": 1}}')
-    with pytest.raises(UserError, match=r"threshold.json: holds no thresholds \(KeyError"):
+    with pytest.raises(UserError, match=r"threshold.json: holds no thresholds \(field vision.low: field required"):
         lines()
     with pytest.raises(UserError, match="threshold nan: is no distance"):
         lines("--threshold", "nan")
+    with pytest.raises(UserError, match="threshold -1.0: is no distance"):
+        lines("--threshold", "-1")
+
+
+def test_embed_leaves_out_and_names_what_cannot_stand_in_an_index(disk, tmp_path, capsys):
+    """Links that lead out, names that break lines, pipes, broken files, files of other kinds, hidden files."""
+    crops = tmp_path / "crops"
+    shutil.copytree(disk.people / "query", crops)
+    good = sorted(path.name for path in crops.glob("*.jpg"))
+    for name in ("._x.jpg", ".ipynb_checkpoints/a.jpg", "@eaDir/a.jpg"):
+        (crops / name).parent.mkdir(exist_ok=True)
+        shutil.copy(crops / good[0], crops / name)
+    for suffix in (".bmp", ".webp", ".tif", ".gif"):
+        with Image.open(crops / good[0]) as image:
+            image.save(crops / f"z{suffix}")
+        good.append(f"z{suffix}")
+    (crops / "notes.txt").touch()
+    (crops / "outside").symlink_to(disk.people)
+    flags = ["--model", str(disk.ours), "--output", str(tmp_path / "index"), "--images", str(crops)]
+    embed.main(flags)
+    stored = load_embeddings(tmp_path / "index")
+    assert stored.file_names == sorted(good) and stored.metadata["left_out"] == {}
+    assert "left out: 2 files and links that are no images: notes.txt, outside" in capsys.readouterr().out
+    assert (tmp_path / "index/embeddings.safetensors").stat().st_mode & 0o077 == 0
+
+    bad = {
+        "broken.jpg": "broken image",
+        "leads_out.jpg": "a symbolic link that leads out of the folder",
+        "new\nline.jpg": "a name with control characters",
+        "pipe.jpg": "not a file",
+        os.fsdecode(b"\xff.jpg"): "a name that is not UTF-8",
+    }
+    (crops / "broken.jpg").write_bytes((crops / good[0]).read_bytes()[:300])
+    (crops / "leads_out.jpg").symlink_to(disk.people / "query" / good[1])
+    os.mkfifo(crops / "pipe.jpg")
+    for name in ("new\nline.jpg", os.fsdecode(b"\xff.jpg")):
+        shutil.copy(crops / good[0], crops / name)
+    with pytest.raises(UserError, match="leads_out.jpg: a symbolic link that leads out of the folder .4 such images."):
+        embed.main(flags)
+    embed.main([*flags, "--on_error", "skip"])
+    stored = load_embeddings(tmp_path / "index")
+    assert stored.file_names == sorted(good)
+    escaped = {ascii(name) if name[0] == "\udcff" or "\n" in name else name for name in bad}
+    assert stored.metadata["left_out"].keys() == escaped
+    assert all(bad["broken.jpg"] in why or why in bad.values() for why in stored.metadata["left_out"].values())
+    assert (
+        "left out: 5 images that cannot be used: leads_out.jpg, 'new\\nline.jpg', pipe.jpg, " in capsys.readouterr().out
+    )
+
+
+def test_embed_writes_over_nothing_of_anybody_elses(disk, tmp_path):
+    crops = tmp_path / "crops"
+    shutil.copytree(disk.people / "query", crops)
+
+    def refused(output) -> str:
+        with pytest.raises(UserError) as error:
+            embed.main(["--model", "/absent/model", "--images", str(crops), "--output", str(output)])
+        return one_line(error)
+
+    assert "lies inside" in refused(crops) and "lies inside" in refused(crops / "index")
+    for name in ("embeddings.json", "embeddings.safetensors"):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        (tmp_path / "mine" / name).write_text("{}")
+        assert f"mine/{name}: exists and was not written by this program" in refused(tmp_path / "mine")
+        (tmp_path / "mine" / name).unlink()
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    (tmp_path / "file").touch()
+    assert "is a symbolic link" in refused(tmp_path / "link") and "is a file" in refused(tmp_path / "file")
+    assert not list((tmp_path / "mine").iterdir()) and len(list(crops.iterdir())) == 6
+
+
+def test_short_names_of_number_formats_are_searched_too(disk, tmp_path, capsys):
+    flags = ["--images", str(disk.people / "query"), "--output", str(tmp_path / "index")]
+    embed.main(["--model", str(disk.ours), "--dtype", "bf16", *flags])
+    assert load_embeddings(tmp_path / "index").metadata["dtype"] == "bfloat16"
+    query = disk.people / "query/0003_c1s1_000001_01.jpg"
+    search_flags = ["--query", str(query), "--embeddings", str(tmp_path / "index"), "--output", str(tmp_path / "s.png")]
+    search.main(search_flags)
+    assert f"0.0000  {query.name}" in capsys.readouterr().out
+    # As it was once written.
+    stored = load_embeddings(tmp_path / "index")
+    save_embeddings(tmp_path / "index", stored.features, stored.file_names, {**stored.metadata, "dtype": "bf16"})
+    search.main(search_flags)
+
+
+def test_search_takes_several_queries_and_prints_before_it_draws(disk, embedded, capsys, monkeypatch):
+    index = load_embeddings(embedded / "index")
+    first, second, third = (str(disk.people / index.file_names[place]) for place in (3, 9, 12))
+    flags = ["--embeddings", str(embedded / "index"), "--output", str(embedded / "sheet.png"), "--top_k", "3000000000"]
+    search.main(["--query", first, second, "--query", third, *flags])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("query ")] == [f"query {q}" for q in (first, second, third)]
+    assert len(lines) == 3 * 21 + 1 and lines[1].split() == ["1", "0.0000", index.file_names[3]]
+    with Image.open(embedded / "sheet.png") as sheet:
+        assert sheet.width < 2600 and sheet.height > 3 * 192
+
+    moved = {**index.metadata, "images": str(embedded / "gone")}
+    save_embeddings(embedded / "index", index.features, index.file_names, moved)
+    search.main(["--query", first, *flags])  # blanks with names
+    monkeypatch.setattr(search, "ranked_sheet", lambda *_, **__: (_ for _ in ()).throw(UserError("no room")))
+    capsys.readouterr()
+    with pytest.raises(UserError, match="no room"):
+        search.main(["--query", first, *flags])
+    assert len(capsys.readouterr().out.splitlines()) == 20
+
+
+def test_search_writes_over_nothing_of_anybody_elses(disk, embedded):
+    query = embedded / "query.png"
+    Image.new("RGB", (32, 64), "red").save(query)
+    picture = embedded / "holiday.png"
+    picture.write_bytes(query.read_bytes())
+    (embedded / "metrics.json").write_text("{}")
+    (embedded / "link.png").symlink_to(embedded / "elsewhere.png")
+    outputs = {
+        query: "read as well",
+        picture: "was not written by this program",
+        embedded / "index/embeddings.json": "read as well",
+        embedded / "metrics.json": "was not written by this program",
+        embedded / "link.png": "is a symbolic link",
+        embedded / "index": "is a folder",
+        "/dev/null": "is a device",
+    }
+    for output, message in outputs.items():
+        with pytest.raises(UserError) as error:
+            search.main(
+                [
+                    "--query",
+                    str(query),
+                    "--embeddings",
+                    str(embedded / "index"),
+                    "--model",
+                    "x",
+                    "--output",
+                    str(output),
+                ]
+            )
+        assert message in one_line(error)
+    assert picture.read_bytes() == query.read_bytes() and not (embedded / "elsewhere.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"probe": None}, "metadata: field probe"),
+        ({"probe": [0.5] * 3}, "probe has 3 numbers, the embeddings 32"),
+        ({"dtype": "float8"}, "metadata: field dtype"),
+        ({"revision": 7}, "metadata: field revision"),
+        ({"fields": {"height": "x"}}, "metadata: height"),
+        ({"fields": {"trust_remote_code": True}}, "unknown field 'trust_remote_code'"),
+        ({"flip_test": "yes"}, "metadata: field flip_test"),
+        ({"height": 10**9}, "metadata: field height"),
+        ({"model": "/absent/model"}, "model /absent/model: is no longer there: say where it is with --model"),
+        ({"probe": [float("nan")] * 32}, "metadata: field probe"),
+    ],
+)
+def test_search_refuses_embeddings_that_do_not_say_how_they_were_made(disk, indexed, tmp_path, changes, message):
+    stored = load_embeddings(indexed)
+    save_embeddings(tmp_path / "index", stored.features, stored.file_names, {**stored.metadata, **changes})
+    query = str(disk.people / stored.file_names[0])
+    with pytest.raises(UserError) as error:
+        search.main(
+            ["--query", query, "--embeddings", str(tmp_path / "index"), "--output", str(tmp_path / "sheet.png")]
+        )
+    assert message in one_line(error) and not (tmp_path / "sheet.png").exists()
 
 
 def test_search_refuses_another_model(embedded):
@@ -184,7 +360,7 @@ def test_probe_is_the_same_for_the_same_model_and_leaves_its_mode(disk):
 
 
 def test_embed_refuses_a_folder_without_images(disk, tmp_path):
-    for folder, message in ((tmp_path, "no image (.jpg, .jpeg, .png)"), (tmp_path / "absent", "no such folder")):
+    for folder, message in ((tmp_path, "no image (.jpg, .jpeg, "), (tmp_path / "absent", "no such folder")):
         with pytest.raises(UserError) as error:
             embed.main(["--model", str(disk.ours), "--images", str(folder), "--output", str(tmp_path / "out")])
         assert message in one_line(error)
@@ -246,7 +422,7 @@ def test_prepared_data_trains_and_evaluates_like_its_origin(disk, tmp_path, caps
         evaluate.main(["--model", str(disk.ours), *data_flags, "--output_dir", str(tmp_path / "out")])
         scores.append(json.loads((tmp_path / "out/metrics.json").read_text())["metrics"])
     assert scores[0] == scores[1]
-    with pytest.raises(UserError, match="prepared: exists already: remove it or give another"):
+    with pytest.raises(UserError, match="prepared: exists and is not empty: remove it or give another"):
         prepare.main([*MARKET, str(disk.people), "--output", str(tmp_path / "prepared")])
     with pytest.raises(UserError, match="push_to needs the images in the tables: leave embed true"):
         prepare.main([*MARKET, "x", "--output", str(tmp_path / "p"), "--embed", "false", "--push_to", "a/b"])

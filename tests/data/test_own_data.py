@@ -38,10 +38,11 @@ def test_a_folder_for_each_person_gets_parts_that_stay(people, tmp_path):
     assert all("ABCDEF".index(name[0]) == number for name, number in names.items())
     assert set(dataset["query"]["camera_id"]) == {-1} and open_image(image_sources(dataset["query"])[0]).size == (4, 8)
     written = json.loads((people / "splits.json").read_text())
+    assert (written.pop("test_share"), written.pop("split_seed")) == (0.5, 0)
     assert {split: set(rows) for split, rows in written.items()} == {
         split: set(part["file_name"]) for split, part in dataset.items()
     }
-    again = load_reid_dataset("folders", data_dir=people, split_seed=5)  # the written parts decide
+    again = load_reid_dataset("folders", data_dir=people)  # the written parts decide
     assert again["train"]["file_name"][:] == dataset["train"]["file_name"][:]
     other = load_reid_dataset("folders", data_dir=people, split_seed=5, splits_file=tmp_path / "s.json", test_share=0.2)
     assert len(set(other["query"]["person_id"])) == 1

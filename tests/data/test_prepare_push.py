@@ -61,6 +61,8 @@ def walk(folder: Path) -> dict:
         hub.repos["datasets", "tester/people"].private = False
         found["public"] = refused(3)
         hub.repos["datasets", "tester/people"].private = True
+        repo = hub.repos["datasets", "tester/people"]
+        repo.commit({**hub.files("datasets", "tester/people"), "data/train-00001-of-00002.parquet": b"of another run"})
         main([*source, "--output", str(folder / "out4")])
         found |= {"pushed": files(), "private": hub.repos["datasets", "tester/people"].private}
         shutil.rmtree(root)
@@ -74,6 +76,17 @@ def walk(folder: Path) -> dict:
             }
             for split, part in ours.items()
         }
+        pushed = hub.files("datasets", "tester/people")
+        shard = pushed["data/train-00000-of-00001.parquet"]
+        for name, files in (
+            ("of two runs", {**pushed, "data/train-00001-of-00002.parquet": shard}),
+            ("missing", {name: content for name, content in pushed.items() if "train" not in name}),
+        ):
+            repo.commit({**files, "data/train-00000-of-00002.parquet": shard} if name == "missing" else files)
+            try:
+                load_reid_dataset("tester/people")
+            except UserError as error:
+                found[name] = str(error)
     return found
 
 
@@ -84,6 +97,11 @@ def test_there_and_back(said):
     assert all(part["rows"] == part["by the library"] for part in said["loaded"].values())
     assert said["loaded"]["train"]["first"] == "bounding_box_train/0002_c1s1_000000_01.jpg"
     assert said["loaded"]["query"]["size"] == [1, 1]
+
+
+def test_an_upload_that_is_not_whole_is_refused(said):
+    assert "are of two runs: prepare the data anew" in said["of two runs"]
+    assert "train-00001-of-00002.parquet is missing" in said["missing"]
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,10 @@ def test_people_with_few_images_are_told_once(caplog):
         "2 people have a single image (first: person 1): they give the triplet loss no true positive; "
         "add images of them or leave them out",
     ]
+    with caplog.at_level(logging.WARNING):
+        caplog.clear()
+        sampler([3, 3, 3, 3, 1, 1, 2], p=2, k=4, names=list("xxxxyyz"))
+    assert "(first: y has 2)" in caplog.text and "(first: z)" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,9 @@ def test_matrix_mistakes(tmp_path):
     with pytest.raises(UserError, match="b.json and .*a.json: both trained on market and tested on market: give one"):
         data_set_matrix([first, second])
     (tmp_path / "other.json").write_text('{"loss": 1}')
-    for name in ("absent.json", "other.json"):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "nan.json").write_text(first.read_text().replace("0.8", "NaN"))
+    (tmp_path / "feature.json").write_text(first.read_text().replace('"test_feature": "llm"', '"test_feature": "x"'))
+    for name in ("absent.json", "other.json", "deep.json", "nan.json", "feature.json"):
         with pytest.raises(UserError, match=f"{name}: no metrics of the evaluate command"):
             data_set_matrix([tmp_path / name])

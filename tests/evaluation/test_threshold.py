@@ -34,6 +34,12 @@ def test_too_few_searches_give_none():
     assert choose_threshold(*val(1, queries=20), fpir=0.1) is None  # one person alone is never another
 
 
+def test_a_collapsed_model_has_no_threshold():
+    persons = np.arange(30)
+    same = np.tile(np.eye(8, dtype=np.float32)[:1], (30, 1))
+    assert choose_threshold(same, same, SamePerson(persons, persons), fpir=0.1) is None
+
+
 def test_the_file_travels_with_the_checkpoint(tmp_path):
     chosen = choose_threshold(*val(20))
     save_thresholds(tmp_path, {"llm": chosen})
@@ -42,7 +48,7 @@ def test_the_file_travels_with_the_checkpoint(tmp_path):
     assert load_thresholds(str(tmp_path)) == {}
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"llm": 3}', '{"llm": {}}'])
+@pytest.mark.parametrize("text", ["[]", "{", '{"llm": 3}', '{"llm": {}}', "NaN", '{"llm": {"distance": NaN}}'])
 def test_a_foreign_file_is_named(tmp_path, text):
     (tmp_path / "threshold.json").write_text(text)
     with pytest.raises(Exception, match=r"threshold.json: holds no thresholds"):

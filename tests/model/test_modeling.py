@@ -80,7 +80,7 @@ CLEAN_PROCESS = """
 import sys
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 try:
     import modeling_mllmreid
     raise SystemExit("the package can be imported")
@@ -92,7 +92,10 @@ processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
 assert config.model_type == "mllmreid" and type(model).__name__ == "MllmReIDModel"
 image = Image.linear_gradient("L").convert("RGB").resize((50, 90))
-torch.save(model.encode_images(processor(images=[image])["pixel_values"]), folder + "/got.pt")
+embedding = model.encode_images(processor(images=[image])["pixel_values"])
+stock = pipeline("image-feature-extraction", model=folder, trust_remote_code=True, device="cpu")
+torch.testing.assert_close(stock(image, return_tensors=True), embedding, atol=1e-6, rtol=0)
+torch.save(embedding, folder + "/got.pt")
 """
 
 
@@ -293,6 +296,15 @@ def test_a_checkpoint_in_bfloat16_keeps_its_head_and_its_embeddings_in_float32(m
     embeddings = loaded.encode_images(pixels)
     assert embeddings.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(embeddings, model.encode_images(pixels)).min() > 0.99
+
+
+def test_pixels_alone_give_the_embedding(make_model, make_batch):
+    pixels = make_batch()["pixel_values"]
+    for fields in ({"test_feature": "concat"}, {"reid_on": "vision"}, {"reid_on": "llm", "test_feature": "vision"}):
+        model = make_model(**fields).eval()
+        output = model(pixels)
+        assert torch.equal(output[0], model.encode_images(pixels)) and output.loss is None
+        assert set(output.features) == {"llm", "vision"}
 
 
 def test_masked_mean_pooling():

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,3 +140,26 @@ def test_the_whole_model_ranks_as_well(make_model, tiny_processor, images):
     pipe = pipeline("person-reid", model=model, processor=tiny_processor, device="cpu")
     expected = model.encode_images(tiny_processor(images=images)["pixel_values"]).detach()
     np.testing.assert_allclose(pipe(images, batch_size=3), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["full", "vision"])
+def test_the_stock_pipeline_gives_the_embedding(make_model, tiny_processor, images, saved, tmp_path, form):
+    folder = saved
+    if form == "full":
+        folder = str(tmp_path / "full")
+        make_model(test_feature="concat").save_pretrained(folder)
+        tiny_processor.save_pretrained(folder)
+    expected = embedded(folder, images)
+    pipe = pipeline("image-feature-extraction", model=folder, device="cpu")
+    given = [str(image) if isinstance(image, Path) else image for image in images]
+    for size in (1, 3):
+        for row, wanted in zip(pipe(given, batch_size=size), expected, strict=True):
+            np.testing.assert_allclose(np.ravel(row), wanted, atol=1e-5)
+    assert np.ravel(pipe(given[0], return_tensors=True)).shape == expected[0].shape
+
+
+def test_a_pipeline_in_bfloat16_and_of_arrays(saved, images):
+    pipe = pipeline("person-reid", model=saved, device="cpu", dtype=torch.bfloat16)
+    row = pipe(np.asarray(images[0]))
+    assert row.dtype == np.float32 and row @ pipe(images[0]) == pytest.approx(1, abs=1e-6)
+    assert row @ embedded(saved, images[:1])[0] > 0.99

@@ -1,11 +1,29 @@
 """MllmReIDProcessor: whole crops, fixed prefixes, the same target in both branches."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from modeling_mllmreid.model import MllmReIDProcessor
+from modeling_mllmreid.model import MllmReIDProcessor, MllmReIDVisionProcessor
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (80, 30, 3), dtype=np.uint8)
+TENSOR = torch.from_numpy(PIXELS)
+GRAY = PIXELS[:, :, 0]
+
+
+@pytest.fixture(params=["full", "vision"])
+def processor(request, tiny_processor):
+    """The processor of either form."""
+    return tiny_processor if request.param == "full" else MllmReIDVisionProcessor(tiny_processor.image_processor)
+
+
+@pytest.fixture
+def image_file(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
 
 
 def test_nothing_of_a_tall_crop_is_cut(tiny_processor):
@@ -61,3 +79,146 @@ def test_from_a_native_llava(make_llava, tiny_processor, tmp_path):
 def test_nothing_given_is_an_error(tiny_processor):
     with pytest.raises(ValueError, match="give images, text, or both"):
         tiny_processor()
+
+
+def test_every_kind_of_image_gives_the_same_pixels(processor, image_file):
+    expected = processor(images=Image.fromarray(PIXELS))["pixel_values"]
+    kinds = {
+        "path": image_file,
+        "text": str(image_file),
+        "HWC uint8": PIXELS,
+        "CHW uint8": PIXELS.transpose(2, 0, 1),
+        "HWC tensor": TENSOR,
+        "CHW tensor": TENSOR.permute(2, 0, 1),
+        "CHW float": TENSOR.permute(2, 0, 1) / 255,
+        "HWC double": PIXELS / 255,
+        "half": (TENSOR.permute(2, 0, 1) / 255).half(),
+        "with gradient": (TENSOR.permute(2, 0, 1) / 255).requires_grad_(),
+        "RGBA": np.dstack([PIXELS, np.full(GRAY.shape, 255, np.uint8)]),
+    }
+    for kind, image in kinds.items():
+        for given, count in ((image, 1), ([image, image], 2), ((image,), 1)):
+            pixels = processor(images=given, return_tensors="pt")["pixel_values"]
+            assert torch.equal(pixels, expected.repeat(count, 1, 1, 1)), kind
+    # As Hugging Face's users say that pixels are in 0..1 already.
+    assert torch.equal(processor(images=kinds["CHW float"], do_rescale=False)["pixel_values"], expected)
+    for batch in (np.stack([PIXELS] * 3), torch.stack([kinds["CHW float"]] * 3)):
+        assert torch.equal(processor(images=batch)["pixel_values"], expected.repeat(3, 1, 1, 1))
+
+
+def test_grayscale_and_sixteen_bits(processor):
+    expected = processor(images=Image.fromarray(GRAY))["pixel_values"]
+    for image in (GRAY, GRAY[None], GRAY[:, :, None], torch.from_numpy(GRAY) / 255):
+        assert torch.equal(processor(images=image)["pixel_values"], expected)
+    wide = Image.fromarray(GRAY.astype(np.uint16) * 257)
+    assert torch.equal(processor(images=wide)["pixel_values"], expected)
+
+
+def test_what_hugging_faces_users_type(processor, image_file):
+    batch = processor(images=[image_file], return_tensors="pt", padding=True, truncation=True, device="cpu")
+    assert batch.to(torch.bfloat16)["pixel_values"].dtype == torch.bfloat16
+    assert processor(images=image_file, device="meta")["pixel_values"].is_meta
+    assert isinstance(processor(images=image_file, return_tensors="np")["pixel_values"], np.ndarray)
+    with pytest.raises(ValueError, match="return_tensors is 'tf'; give 'pt' or 'np'"):
+        processor(images=image_file, return_tensors="tf")
+    for nothing in ([], (), np.zeros((0, 3, 5, 5))):
+        assert processor(images=nothing)["pixel_values"].shape == (0, 3, 64, 32)
+
+
+def test_no_text(tiny_processor):
+    batch = tiny_processor(text=[])
+    assert {name: (tuple(rows.shape), rows.dtype) for name, rows in batch.items()} == {
+        "input_ids": ((0, 0), torch.long),
+        "attention_mask": ((0, 0), torch.long),
+        "caption_mask": ((0, 0), torch.bool),
+    }
+    with pytest.raises(ValueError, match="text 1: of type int: give a caption, a string"):
+        tiny_processor(text=["a bag .", 3])
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (3, "image 0: of type int: give a path, a PIL image, a NumPy array or a tensor"),
+        ([PIXELS, None], "image 1: of type NoneType: give"),
+        ([[PIXELS]], "image 0: of type list: give"),
+        (b"x", "image 0: of type bytes: give"),
+        ([PIXELS, PIXELS.astype(np.int64)], "image 1: pixels of type int64: give uint8, or floats in 0..1"),
+        (PIXELS.astype(np.uint16) * 257, "image 0: pixels of type uint16: give uint8"),
+        (PIXELS > 99, "image 0: pixels of type bool: give uint8"),
+        (PIXELS.astype(np.float32), "image 0: pixels of 0 to 255: give floats in 0..1, or uint8"),
+        (torch.full((3, 8, 8), -1.0), "image 0: pixels of -1 to -1: give floats in 0..1"),
+        (np.full((8, 8, 3), np.nan), "image 0: pixels of nan to nan: give floats in 0..1"),
+        (
+            PIXELS[:, :, :2],
+            r"image 0: an array of shape \(80, 30, 2\): neither the first nor the last is the 1",
+        ),
+        (PIXELS[:3], r"image 0: an array of shape \(3, 30, 3\): both the first and the last could be the 1, 3 or 4"),
+        (PIXELS[:0], r"image 0: an array of shape \(0, 30, 3\): give \(H, W\), \(H, W, C\) or \(C, H, W\)"),
+        ([PIXELS[None]], r"image 0: an array of shape \(1, 80, 30, 3\): give"),
+        (np.zeros(5), r"image 0: an array of shape \(5,\): give"),
+        ("https://127.0.0.1:9/a.jpg", "image 0, https://127.0.0.1:9/a.jpg: .*refused"),
+    ],
+)
+def test_images_that_cannot_be_used_are_named_by_their_position(processor, images, message):
+    with pytest.raises(ValueError, match=f"^{message}") as error:
+        processor(images=images)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_cannot_be_used(processor, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"image 1, .*none.png: no such image: restore the file or correct"):
+        processor(images=[PIXELS, tmp_path / "none.png"])
+    # Pillow would hand this one to an outside program.
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(ValueError, match=r"image 0, .*a.jpg: not an image of a known format"):
+        processor(images=tmp_path / "a.jpg")
+
+
+def test_an_address_is_downloaded_and_opened_safely(processor, image_file):
+    import functools
+    import http.server
+    import threading
+
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=image_file.parent)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        pixels = processor(images=f"{address}/a.png")["pixel_values"]
+        with pytest.raises(ValueError, match="none.png: HTTP Error 404"):
+            processor(images=f"{address}/none.png")
+        server.shutdown()
+    assert torch.equal(pixels, processor(images=PIXELS)["pixel_values"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"patch_size": "16"}, "patch_size is '16'; give a whole number, 1 or more"),
+        ({"prompt_suffix": [1]}, r"prompt_suffix is \[1\]; give text"),
+        ({"vision_feature_select_strategy": "x"}, "vision_feature_select_strategy is 'x'; give 'default' or 'full'"),
+        ({"image_processor": 3}, ""),
+        ({"size": {"shortest_edge": 336}}, "image_processor.size is .*; give height and width"),
+        ({"size": {"height": 10**9, "width": 10**9}}, "image_processor.size is .*; give height and width"),
+        ({"image_std": [0, 0, 0]}, r"its pixels are \(1, 3, 64, 32\), from -inf to -inf: they must be finite"),
+        ({"do_center_crop": True}, r"its pixels are \(1, 3, 224, 224\), .*and 3 x 64 x 32"),
+        ({"resample": 99}, ""),
+    ],
+)
+def test_foreign_processor_files(tiny_processor, tmp_path, fields, message):
+    tiny_processor.save_pretrained(tmp_path)
+    file = tmp_path / "processor_config.json"
+    settings = json.loads(file.read_text())
+    inner = settings["image_processor"]
+    image_fields = {name: value for name, value in fields.items() if name in (*inner, "size")}
+    own = {name: value for name, value in fields.items() if name not in image_fields}
+    file.write_text(json.dumps({**settings, "image_processor": {**inner, **image_fields}, **own}))
+    with pytest.raises(ValueError, match=f"{tmp_path}: the processor's files: {message}"):
+        MllmReIDProcessor.from_pretrained(tmp_path)
+
+
+def test_a_foreign_template_is_not_a_format_string(tiny_processor, tmp_path):
+    tiny_processor.save_pretrained(tmp_path)
+    file = tmp_path / "processor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "prompt_suffix": "{instruction:>9999999999}"}))
+    assert len(MllmReIDProcessor.from_pretrained(tmp_path).image_prompt_ids()) < 30

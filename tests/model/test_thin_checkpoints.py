@@ -11,7 +11,8 @@ from safetensors.torch import load, load_file, save_file
 from transformers import AutoModel, BitsAndBytesConfig, LlavaForConditionalGeneration
 
 from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel
+from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel, MllmReIDVisionModel
+from modeling_mllmreid.model.checkpoints import load_backbone
 from modeling_mllmreid.training import AdapterArguments, prepare_training
 
 MODES = [("lora", "full"), ("lora", "lora"), ("lora", "frozen"), ("frozen", "full"), ("frozen", "lora")]
@@ -228,7 +229,7 @@ def test_files_that_are_cut_off_lack_a_weight_or_are_of_another_model(thin, file
     with pytest.raises(ValueError, match="is missing: it is another model's or not whole"):
         MllmReIDModel.from_pretrained(thin)
     save_file({**whole, first: torch.zeros(3)}, thin / file)
-    with pytest.raises(ValueError, match=r"is \(3,\) and the model's .*: it is another model's"):
+    with pytest.raises(ValueError, match=r"is \(3,\) and the model's .*: it is another model's|r is 4 .* is \(3,\)"):
         MllmReIDModel.from_pretrained(thin)
 
 
@@ -275,3 +276,118 @@ def test_quantised_weights_take_no_lora_in_and_only_the_language_model_is_quanti
     too_much = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=["lm_head"])
     with pytest.raises(ValueError, match=r"multi_modal_projector.linear_1 is quantised: leave llm_int8_skip"):
         MllmReIDModel.from_mllm_pretrained(native, quantization_config=too_much, height=64, width=32)
+
+
+def rewrite_json(path, **fields):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.fixture
+def lora(make_thin, tmp_path):
+    make_thin("lora", "lora").save_pretrained(tmp_path / "lora")
+    return tmp_path / "lora"
+
+
+def test_the_adapter_lists_its_modules_and_a_regular_expression_is_never_run(lora, make_batch):
+    settings = lora / "adapter/adapter_config.json"
+    names = json.loads(settings.read_text())["target_modules"]
+    assert "model.language_model.layers.1.mlp.down_proj" in names and len(names) == 2 * 7 + 3 * 6
+    expected = embeddings(MllmReIDModel.from_pretrained(lora), make_batch())
+    # As checkpoints had it before, and one that would run for ever.
+    for pattern in (r".*language_model\.layers\.\d+\..*_proj", "(a*)*(m.*)*(o.*)*(d.*)*(e.*)*(l.*)*(.*)*x"):
+        rewrite_json(settings, target_modules=pattern)
+        assert torch.equal(embeddings(MllmReIDModel.from_pretrained(lora), make_batch()), expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"r": 0}, "r is 0; it must be a whole number, 1 or more"),
+        ({"r": "4"}, "r is '4'; it must be a whole number"),
+        ({"r": 10**9}, r"r is 1000000000 and the matrix .* is \(4, "),
+        ({"lora_alpha": None}, "lora_alpha is None; it must be a finite number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan; it must be a finite number"),
+        ({"lora_dropout": 1}, "lora_dropout is 1; it must be from 0 to below 1"),
+        ({"use_rslora": "yes"}, "use_rslora is 'yes'; it must be true or false"),
+        ({"bias": "all"}, "bias is 'all'; it must be 'none'"),
+        ({"target_modules": 3}, "target_modules is 3; it must be a list of names"),
+        ({"target_modules": [[]]}, r"target_modules is \[\[\]\]; it must be a list of names"),
+        ({"use_dora": True}, "use_dora is True; only plain LoRA is loaded"),
+        ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern is .*; only plain LoRA is loaded"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'; only plain LoRA is loaded"),
+    ],
+)
+def test_foreign_adapter_settings(lora, fields, message):
+    rewrite_json(lora / "adapter/adapter_config.json", **fields)
+    with pytest.raises(ValueError, match=f"lora: adapter/adapter_config.json: {message}"):
+        MllmReIDModel.from_pretrained(lora)
+
+
+def test_foreign_adapter_files(lora):
+    weights = load_file(lora / "adapter/adapter_model.safetensors")
+    module = next(iter(weights)).split(".lora_")[0]
+
+    def refused(message, change):
+        save_file(change, lora / "adapter/adapter_model.safetensors")
+        with pytest.raises(ValueError, match=message):
+            MllmReIDModel.from_pretrained(lora)
+
+    refused("is missing: it is another", {name: w for name, w in weights.items() if not name.startswith(module)})
+    refused("x is no matrix of a LoRA", {**weights, "x": torch.zeros(1)})
+    refused("lora_A.weight is not finite", {n: w * float("nan") if "lora_A" in n else w for n, w in weights.items()})
+    torch.save(weights, lora / "adapter/adapter_model.bin")
+    (lora / "adapter/adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="adapter/adapter_model.bin is a pickle, which can run code"):
+        MllmReIDModel.from_pretrained(lora)
+    rewrite_json(lora / "config.json", adapter=None)
+    with pytest.raises(ValueError, match="config.json names no adapter, and there is one: get it again"):
+        MllmReIDModel.from_pretrained(lora)
+
+
+def test_a_checkpoint_without_adapter_leaves_none_of_an_older_one_in_its_folder(lora, make_thin, make_batch):
+    model = make_thin("frozen", "full")
+    model.save_pretrained(lora)
+    assert not list((lora / "adapter").iterdir())
+    loaded = MllmReIDModel.from_pretrained(lora)
+    torch.testing.assert_close(embeddings(loaded, make_batch()), embeddings(model, make_batch()), atol=1e-6, rtol=0)
+
+
+def test_a_head_that_the_thin_checkpoint_lacks_may_be_new_and_is_trained(make_thin, tmp_path):
+    make_thin("lora", "full", reid_on="llm").save_pretrained(tmp_path / "thin")
+    model, info = MllmReIDModel.from_pretrained(
+        tmp_path / "thin", reid_on="both", is_trainable=True, output_loading_info=True
+    )
+    assert {name.split(".")[1] for name in info["missing_keys"]} == {"vision"}
+    assert all(parameter.requires_grad for parameter in model.reid_head["vision"].parameters())
+    with pytest.raises(ValueError, match=r"classifier.weight is \(4, 32\) and the model's \(5, 32\)"):
+        MllmReIDModel.from_pretrained(tmp_path / "thin", num_identities=5)
+    weights = load_file(tmp_path / "thin/model.safetensors")
+    name = "reid_head.llm.bottleneck.running_var"
+    save_file({**weights, name: -weights[name]}, tmp_path / "thin/model.safetensors")
+    with pytest.raises(ValueError, match=f"the weight {name} is -1, below 0"):
+        MllmReIDModel.from_pretrained(tmp_path / "thin")
+
+
+def test_a_backbone_that_is_pickled_lacks_a_weight_or_has_nan(thin, native):
+    file = native / "model.safetensors"
+    whole = load_file(file)
+    name = next(name for name in whole if "q_proj" in name)
+    save_file({key: value for key, value in whole.items() if key != name}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="native: 1 weights are missing, .*q_proj"):
+        MllmReIDModel.from_pretrained(thin)
+    save_file({**whole, name: whole[name] * float("nan")}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="native: the weight .*q_proj.* is not finite"):
+        MllmReIDModel.from_pretrained(thin)
+    file.unlink()
+    torch.save(whole, native / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="native: pytorch_model.bin is a pickle"):
+        MllmReIDModel.from_pretrained(thin)
+
+
+def test_a_backbone_that_is_thin_itself_or_a_folder_that_the_hub_names(thin):
+    rewrite_json(thin / "config.json", backbone=str(thin))
+    with pytest.raises(ValueError, match="thin is a thin checkpoint itself, which names another one: get a full"):
+        MllmReIDModel.from_pretrained(thin)
+    config = MllmReIDConfig.from_pretrained(thin)
+    with pytest.raises(ValueError, match="is a folder, which a checkpoint on the Hub cannot name: get a full"):
+        load_backbone(MllmReIDModel, config, {}, "somebody/model")

@@ -58,10 +58,13 @@ def test_it_loads_by_one_line_with_and_without_the_package(make_model, tiny_proc
     MllmReIDVisionProcessor(tiny_processor.image_processor).save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.glob("*.py")} == {
         "crops.py",
+        "fields.py",
         "heads.py",
+        "images.py",
         "pipeline_mllmreid.py",
         "precision.py",
         "vision_mllmreid.py",
+        "weights.py",
     }
     image = Image.linear_gradient("L").convert("RGB").resize((50, 90))
     expected = model.image_features(tiny_processor(images=[image])["pixel_values"], ("vision",))["vision"]

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.evaluation.metrics import metrics_from_blocks
+from modeling_mllmreid.retrieval import SamePerson
 from modeling_mllmreid.retrieval import distances as module
 from modeling_mllmreid.retrieval.distances import distance_blocks
 
@@ -30,8 +32,56 @@ def test_values_against_float64():
     torch.testing.assert_close(far, ((q + 500)[:, None] - (g + 500)[None]).double().norm(dim=2), atol=1e-3, rtol=0)
 
 
-def test_zero_features_are_at_distance_one():
+def cone(spread, queries=24, gallery=150, width=96):
+    """Float64 features at about spread**2 of cosine distance, their persons, and the distances in float64."""
+    rng = np.random.default_rng(0)
+    axis, persons = rng.normal(size=width) + 0.5, rng.normal(size=(12, width))
+    axis *= np.sqrt(width) / np.linalg.norm(axis)
+    sides = [
+        (axis + spread * (persons[ids] + 1.5 * rng.normal(size=(len(ids), width)))) * rng.uniform(0.2, 9, (len(ids), 1))
+        for ids in (np.arange(queries) % 12, np.arange(gallery) % 12)
+    ]
+    units = [(side / np.linalg.norm(side.astype(np.longdouble), axis=1, keepdims=True)) for side in sides]
+    exact = ((units[0][:, None] - units[1][None]) ** 2).sum(2) / 2
+    return *sides, SamePerson(np.arange(queries) % 12, np.arange(gallery) % 12), exact.astype(np.float64)
+
+
+@pytest.mark.parametrize("spread, error", [(0.3, 1e-6), (1e-2, 1e-6), (1e-3, 1e-5), (2e-4, 1e-4), (3e-5, 1e-2)])
+def test_a_narrow_cone_keeps_its_digits(spread, error):
+    q, g, rule, exact = cone(spread)
+    got = whole(q, g).numpy()
+    np.testing.assert_allclose(got, exact, rtol=error)
+    expected = metrics_from_blocks([(slice(0, len(q)), exact)], rule).mAP
+    assert 0.3 < expected < 0.99
+    assert metrics_from_blocks(distance_blocks(q, g), rule).mAP == pytest.approx(expected, abs=1e-3)
+    assert torch.equal(whole(q, g, block_size=5), torch.from_numpy(got))
+    order = np.random.default_rng(1).permutation(len(g))
+    assert torch.equal(whole(q, g[order]), torch.from_numpy(got[:, order]))
+
+
+def test_a_collapsed_model_has_equal_distances():
+    one = np.random.default_rng(0).normal(size=(1, 300))
+    for metric in ("cosine", "euclidean"):
+        same = whole(np.repeat(one, 70, 0), np.repeat(one, 211, 0), metric=metric, block_size=33)
+        assert (same == same[0, 0]).all() and 0 <= same[0, 0] < 1e-6
+        assert torch.equal(same[:, :5], whole(np.repeat(one, 70, 0), np.repeat(one, 5, 0), metric=metric))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_a_gallery_too_large_to_keep_gives_the_same(monkeypatch, metric):
+    q, g = features(12, 40, 33), features(13, 500, 33)
+    kept = whole(q, g, metric=metric)
+    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 1)
+    assert torch.equal(whole(q, g.numpy(), metric=metric), kept)
+
+
+def test_zero_features_are_at_distance_one_and_any_scale_does():
     assert whole(torch.zeros(1, 4), torch.eye(4)).tolist() == [[1.0] * 4]
+    assert whole(torch.zeros(1, 4), torch.zeros(2, 4)).tolist() == [[1.0] * 2]
+    q, g = features(14, 5, 20), features(15, 9, 20)
+    for scale in (1e30, 1e-30):
+        torch.testing.assert_close(whole(scale * q, g / scale), whole(q, g), atol=1e-6, rtol=0)
 
 
 def test_block_sizes(monkeypatch):

@@ -50,6 +50,16 @@ def test_it_mends_a_ranking():
     assert score(expand_queries(features[query], features[gallery], k=5)) > score(features[query]) + 0.03
 
 
+def test_a_narrow_cone_keeps_its_digits():
+    rng = np.random.default_rng(3)
+    q, g = (np.eye(6)[0] + 1e-4 * rng.normal(size=(n, 6)) for n in (4, 12))
+    unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (q, g)]
+    near = np.argsort(((unit[0][:, None] - unit[1][None]) ** 2).sum(2), axis=1)[:, :3]
+    expected = np.stack([row + unit[1][found].sum(0) for row, found in zip(unit[0], near, strict=True)])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(expand_queries(q, g, k=3), expected, atol=7e-8)
+
+
 def test_mistakes():
     with pytest.raises(UserError, match="alpha: -1 is negative"):
         expand_queries(np.eye(3), np.eye(3), alpha=-1)

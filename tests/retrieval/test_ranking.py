@@ -67,6 +67,15 @@ def test_same_person_drops_by_camera_and_by_clothes():
     assert not unknown.of(0)[1].any()
 
 
+def test_cameras_by_name_and_unknown_ones():
+    ids = ["anna"], ["anna"] * 4
+    cameras = SamePerson(*ids, ["door"], ["door", "yard", "-1", ""])
+    assert cameras.of(0)[1].tolist() == [True, False, False, False]
+    for unknown in ("-1", ""):
+        assert not SamePerson(*ids, [unknown], ["door", "yard", "-1", ""]).of(0)[1].any()
+    assert SamePerson(["-1"], ["-1", "7"]).of(0)[0].tolist() == [0]  # a person may be called so
+
+
 @pytest.mark.parametrize(
     "make, message",
     [

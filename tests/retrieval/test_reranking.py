@@ -68,6 +68,16 @@ def test_duplicates_and_collapse():
     assert np.isfinite(same).all() and (same == same[0, 0]).all()
 
 
+def test_a_narrow_cone_is_reranked_like_a_wide_one():
+    """Far from the origin the cosine distances are those of the points' differences, but for their scale."""
+    rng = np.random.default_rng(4)
+    axis = np.zeros(17)
+    axis[0] = 1
+    q, g = (np.pad(rng.normal(size=(n, 16)), ((0, 0), (1, 0))) for n in (9, 40))
+    near = whole(axis + 1e-4 * q, axis + 1e-4 * g)
+    np.testing.assert_allclose(near, textbook(unit(axis + 1e-4 * q), unit(axis + 1e-4 * g), 20, 6, 0.3), atol=1e-3)
+
+
 def test_kinds_and_blocks_agree():
     rng = np.random.default_rng(1)
     q, g = rng.normal(size=(9, 16)).astype(np.float32), rng.normal(size=(40, 16)).astype(np.float32)

@@ -4,56 +4,89 @@
     data_dir/{train,val,query,gallery}/ANNA/1.jpg               `folders`: parts as they are
     data_dir/metadata.csv | .jsonl | .parquet                   `table`: a row an image, with the columns
         file_name, person_id, and where known camera_id, caption, split, track_id, clothes_id
-Persons and cameras may be numbers or names; names are numbered in sorted order, the column `person_name` keeps them.
+Ids may be numbers or names, see `columns.number_names`; the columns `person_name` and `camera_name` keep them as they
+are written. Camera, track or clothes -1 are unknown, and so is an empty cell.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
-from datasets import Dataset, DatasetDict, Value
+from datasets import Dataset, DatasetDict
 
 from ...errors import UserError
-from ..columns import SPLITS, UNKNOWN_CAMERA, Row, make_split, number_names
-from ..images import safe_join
+from ..columns import (
+    FURTHER,
+    SPLITS,
+    UNKNOWN_CAMERA,
+    Row,
+    id_text,
+    is_utf8,
+    known_id_text,
+    listed,
+    make_split,
+    number_names,
+)
+from ..images import is_hidden, list_images, safe_join
 from ..problems import Problems
 from .caption_sets import MAX_CAPTION
-from .named_files import image_names
+from .metadata_tables import TABLES, read_metadata
 
 WHOLE = "all"
-TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+LONGEST_PATH = 300
+UNKNOWN_PERSON = "-1"
+# Files of ours that may lie in the folder.
+OURS = ("splits.json", "skipped.txt")
 REQUIRED, OPTIONAL = ("file_name", "person_id"), ("camera_id", "caption", "split", "track_id", "clothes_id")
+# How the cells of each column of ids become names.
+IDS: Mapping[str, Callable[[Any], str | None]] = {
+    "person_id": id_text,
+    "camera_id": known_id_text,
+    "track_id": known_id_text,
+    "clothes_id": known_id_text,
+}
+
+Found = tuple[Row, Mapping[str, Any]]  # a row, and its values of the further columns
 
 
 def read_folders(data_dir: str | os.PathLike[str], *, problems: Problems | None = None) -> DatasetDict:
     """A folder for each person, cameras unknown (-1), so that no same-camera filter applies.
 
-    With sub-folders named like splits these are the parts, otherwise there is the one part "all". A folder without
-    images, and images beside the folders, are problems. Raises UserError where nobody is found.
+    With sub-folders named like splits these are the parts, otherwise there is the one part "all". Hidden files and
+    folders are no people. A person without images, images outside the persons' folders or too deep in them, and names
+    that are not UTF-8 are problems; other files are left out with a warning. Raises UserError where nobody is found.
     """
     root, problems = Path(data_dir), problems or Problems()
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f"{root}: no such folder: give data_dir the folder that holds a folder for each person")
-    parts = {split: split for split in SPLITS if (root / split).is_dir()} or {WHOLE: "."}
+    parts = {split: split for split in SPLITS if os.path.isdir(root / split)} or {WHOLE: "."}
+    if WHOLE not in parts:
+        for name in _folders(root):
+            if name not in parts:
+                problems.report(
+                    UserError(
+                        f"{_shown(root / name)}: next to the parts {', '.join(parts)}: move it into one of them, or "
+                        f"give it the name of a part ({', '.join(SPLITS)})"
+                    )
+                )
+        _outside(root, "the folders of the parts", problems)
     found: dict[str, list[tuple[str, str]]] = {}
+    left_out: list[str] = []
     for split, part in parts.items():
-        folders = sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir())
         found[split] = []
-        for name in image_names(root / part):
-            problems.report(UserError(f"{root / part / name}: beside the persons' folders: move it into one of them"))
-        for person in folders:
-            images = image_names(root / part / person)
-            if not images:
-                problems.report(UserError(f"{root / part / person}: no image in it: add some or remove the folder"))
-            found[split] += [(str(PurePosixPath(part, person, name)), person) for name in images]
+        left_out += _outside(root / part, "the persons' folders", problems)
+        for person in _folders(root / part):
+            names, others = _images_of(root / part / person, problems)
+            found[split] += [(str(PurePosixPath(part, person, name)), person) for name in names]
+            left_out += [str(PurePosixPath(part, person, name)) for name in others]
         if not found[split]:
             raise UserError(f"{root / part}: no person's folder with images: give a folder like ANNA/1.jpg")
-    numbers = number_names([person for rows in found.values() for _, person in rows])
+    if left_out:
+        problems.warn(f"{root}: {len(left_out):,} files are no images and left out: {listed(left_out)}")
+    everybody = [person for rows in found.values() for _, person in rows]
+    _warn_of_unknown(everybody, root, problems)
+    numbers = _numbers(everybody, root)
     parts_of_rows = {
         split: [(Row(file_name, numbers[person]), {"person_name": person}) for file_name, person in rows]
         for split, rows in found.items()
@@ -61,90 +94,179 @@ def read_folders(data_dir: str | os.PathLike[str], *, problems: Problems | None 
     return _dataset(parts_of_rows, root, "folders")
 
 
+def _folders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, without hidden ones, sorted."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
+    except OSError as error:
+        raise UserError(f"{_shown(folder)}: cannot be listed ({error.strerror}): give a readable folder") from error
+
+
+def _outside(folder: Path, where: str, problems: Problems) -> list[str]:
+    """The files in a folder that has none of its own; its images are problems."""
+    images = list_images(folder)
+    for name in images.names:
+        problems.report(UserError(f"{_shown(folder / name)}: beside {where}: move it into one of them"))
+    return [name for name in images.left_out if (folder / name).is_file() and name not in OURS]
+
+
+def _images_of(folder: Path, problems: Problems) -> tuple[list[str], list[str]]:
+    """(images, other files) of a person's folder. A folder that cannot be used is a problem and has no images."""
+    if not is_utf8(folder.name):
+        problems.report(UserError(f"{_shown(folder)}: the name is not UTF-8 text: rename the folder"))
+        return [], []
+    images = list_images(folder)
+    names = [name for name in images.names if is_utf8(name)]
+    for name in images.names:
+        if not is_utf8(name):
+            problems.report(UserError(f"{_shown(folder / name)}: the name is not UTF-8 text: rename the file"))
+    for inner in _folders(folder):
+        deep = list_images(folder / inner).names
+        if deep:
+            problems.report(
+                UserError(
+                    f"{_shown(folder / inner)}: {len(deep):,} images in a folder of a person's folder: move them up, "
+                    "or write a metadata table, which can name cameras"
+                )
+            )
+    if not images.names:
+        problems.report(UserError(f"{folder}: no image in it: add some or remove the folder"))
+    return names, [name for name in images.left_out if (folder / name).is_file()]
+
+
+def _shown(path: Path) -> str:
+    """A path for a message, in one line and with bytes that are no text escaped."""
+    text = str(path) if str(path).isprintable() else repr(str(path))
+    return text if len(text) <= LONGEST_PATH else f"{text[:LONGEST_PATH]}..."
+
+
+def _warn_of_unknown(people: Sequence[object], where: Path, problems: Problems) -> None:
+    """Warns where people may be marked as unknown, as Market-1501 does, whose readers drop them."""
+    count = people.count(UNKNOWN_PERSON)
+    if count:
+        problems.warn(
+            f"{where}: {count:,} images are of the person {UNKNOWN_PERSON!r}, who is one person here: where that says "
+            "unknown, leave them out, or use them in the gallery alone"
+        )
+
+
+def _numbers(names: Sequence[str | None], where: Path) -> dict[str, int]:
+    try:
+        return number_names(names)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
 def read_table(data_dir: str | os.PathLike[str], *, problems: Problems | None = None) -> DatasetDict:
-    """Images with a metadata table beside them. Rows keep the table's order.
+    """Images with a metadata table. Rows keep the table's order.
 
     Without the column split there is the one part "all"; an image may have several rows only with other captions, which
-    are joined. Raises UserError for a table that is missing, unreadable, or has a wrong column, and naming the row.
+    are joined, or as query and gallery. Columns that are not known are left out with a warning.
+    Raises UserError for a table that is missing, unreadable, or has a wrong column, and naming the row.
     """
     root, problems = Path(data_dir), problems or Problems()
-    present = [name for name in TABLES if (root / name).is_file()]
+    present = [name for name in TABLES if os.path.isfile(root / name)]
     if len(present) != 1:
         found = " and ".join(present) or "none"
         raise UserError(f"{root}: {found} of {', '.join(TABLES)}: give data_dir a folder with one of them")
     table = root / present[0]
-    columns = _columns(table)
-    count = len(columns["file_name"])
-    numbers = number_names(columns["person_id"])
-    cameras = number_names([camera for camera in columns.get("camera_id", []) if camera not in (None, "", -1)])
-    rows: dict[str, dict[str, tuple[Row, dict[str, Any]]]] = {}
-    for index in range(count):
+    columns, unknown = read_metadata(table, (*REQUIRED, *OPTIONAL), REQUIRED)
+    if unknown:
+        problems.warn(f"{table}: columns that are not used: {listed(unknown)} (known: {', '.join(columns)})")
+    ids = {
+        column: [_tried(IDS[column], column, cell) for cell in columns[column]] for column in IDS if column in columns
+    }
+    numbers = {
+        column: _numbers([text for text in of_column if isinstance(text, str)], table)
+        for column, of_column in ids.items()
+    }
+    _warn_of_unknown(ids["person_id"], table, problems)
+    rows: dict[str, dict[str, Found]] = {}
+    person_of: dict[str, str] = {}
+    for index in range(len(columns["file_name"])):
         values = {name: column[index] for name, column in columns.items()}
+        texts = {name: of_column[index] for name, of_column in ids.items()}
         try:
-            split, row, extra = _row(values, root, numbers, cameras)
+            split, row, further = _row(values, texts, root, numbers)
+            if person_of.setdefault(row.file_name, further["person_name"]) != further["person_name"]:
+                both = f"{person_of[row.file_name]!r} and {further['person_name']!r}"
+                raise UserError(f"{row.file_name} shows {both}: give one person_id")
             part = rows.setdefault(split, {})
             if row.file_name in part:
-                first, _ = part[row.file_name]
-                if first._replace(captions=()) != row._replace(captions=()) or set(row.captions) <= set(first.captions):
+                first, of_first = part[row.file_name]
+                same = first._replace(captions=()) == row._replace(captions=()) and of_first == further
+                if not same or set(row.captions) <= set(first.captions):
                     raise UserError(f"{row.file_name} has a row already: keep one, or give it another caption")
                 row = row._replace(captions=first.captions + row.captions)
-            part[row.file_name] = (row, extra)
+            part[row.file_name] = (row, further)
         except UserError as problem:
             problems.report(UserError(f"{table}: row {index + 1}: {problem}"))
+    rows = {split: part for split, part in rows.items() if part}
     if not rows:
         raise UserError(f"{table}: no row can be used: give rows with {', '.join(REQUIRED)}")
     return _dataset({split: list(part.values()) for split, part in rows.items()}, root, "table")
 
 
-def _columns(table: Path) -> dict[str, list[Any]]:
-    """The known columns of a table, as lists."""
-    readers = {".csv": pyarrow.csv.read_csv, ".jsonl": pyarrow.json.read_json, ".parquet": pyarrow.parquet.read_table}
+def _tried(name_of: Callable[[Any], str | None], column: str, cell: Any) -> str | None | UserError:
+    """The name in a cell, or what is wrong with it."""
     try:
-        content = readers[table.suffix](table)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{table}: not readable ({' '.join(str(error).split())[:200]}): mend the file") from error
-    missing = [name for name in REQUIRED if name not in content.column_names]
-    if missing:
-        raise UserError(
-            f"{table}: no column {', '.join(missing)}, but {', '.join(content.column_names)}: rename or add it"
-        )
-    known = [name for name in (*REQUIRED, *OPTIONAL) if name in content.column_names]
-    return {name: content[name].to_pylist() for name in known}
+        return name_of(cell)
+    except UserError as problem:
+        return UserError(f"{column} {problem}")
 
 
 def _row(
-    values: Mapping[str, Any], root: Path, numbers: Mapping[Any, int], cameras: Mapping[Any, int]
+    values: Mapping[str, Any],
+    texts: Mapping[str, str | None | UserError],
+    root: Path,
+    numbers: Mapping[str, Mapping[str, int]],
 ) -> tuple[str, Row, dict[str, Any]]:
     """(split, row, further columns) of one line of the table."""
-    name, person = values["file_name"], values["person_id"]
-    if not isinstance(name, str) or person in (None, ""):
-        raise UserError(f"file_name {name!r}, person_id {person!r}: give both")
-    if not safe_join(root, name).is_file():
-        raise UserError(f"there is no image {root / name}: restore it or remove the row")
+    for text in texts.values():
+        if isinstance(text, UserError):
+            raise text
+    names: dict[str, str | None] = {name: text for name, text in texts.items() if not isinstance(text, UserError)}
+    file_name, person = values["file_name"], names["person_id"]
+    if not isinstance(file_name, str) or not file_name or person is None:
+        raise UserError(f"file_name {file_name!r:.200}, person_id {values['person_id']!r:.60}: give both")
+    if not _is_file(root, file_name):
+        raise UserError(f"there is no image {_shown(root / file_name)}: restore it or remove the row")
     split = values.get("split", WHOLE)
     if "split" in values and split not in SPLITS:
-        raise UserError(f"split {split!r} is unknown: give {', '.join(SPLITS)}")
-    captions = values.get("caption") or []
-    captions = [captions] if isinstance(captions, str) else captions
-    if not all(isinstance(caption, str) and 0 < len(caption.strip()) < MAX_CAPTION for caption in captions):
-        raise UserError(f"caption: not a text of 1 to {MAX_CAPTION - 1:,} characters: mend or remove it")
-    camera = cameras.get(values.get("camera_id"), UNKNOWN_CAMERA)
-    extra: dict[str, Any] = {"person_name": str(person)}
+        raise UserError(f"split {split!r:.60} is unknown: give {', '.join(SPLITS)}")
+    captions = values.get("caption")
+    captions = [] if captions in (None, "") else captions if isinstance(captions, list) else [captions]
+    if not all(isinstance(text, str) and is_utf8(text) and 0 < len(text.strip()) < MAX_CAPTION for text in captions):
+        raise UserError(f"caption: not a text of 1 to {MAX_CAPTION - 1:,} characters: fix or remove it")
+    further: dict[str, Any] = {"person_name": person}
+    camera = UNKNOWN_CAMERA
+    if "camera_id" in names:
+        camera = _number(numbers["camera_id"], names["camera_id"])
+        further["camera_name"] = names["camera_id"]
     for column in ("track_id", "clothes_id"):
-        if column in values:
-            if not isinstance(values[column], int | None):
-                raise UserError(f"{column} {values[column]!r} is no whole number: give one, or nothing where unknown")
-            extra[column] = -1 if values[column] is None else values[column]
-    return split, Row(PurePosixPath(name).as_posix(), numbers[person], camera, tuple(captions)), extra
+        if column in names:
+            further[column] = _number(numbers[column], names[column])
+    file_name = PurePosixPath(file_name).as_posix()
+    return split, Row(file_name, numbers["person_id"][person], camera, tuple(captions)), further
 
 
-def _dataset(parts: Mapping[str, Sequence[tuple[Row, Mapping[str, Any]]]], root: Path, source: str) -> DatasetDict:
+def _number(numbers: Mapping[str, int], name: str | None) -> int:
+    """The number of a camera, track or clothes; -1 where it is unknown."""
+    return -1 if name is None else numbers[name]
+
+
+def _is_file(root: Path, name: str) -> bool:
+    """Whether the name is a file in the folder. Raises UserError for a path that leaves it."""
+    return is_utf8(name) and os.path.isfile(safe_join(root, name))
+
+
+def _dataset(parts: Mapping[str, Sequence[Found]], root: Path, source: str) -> DatasetDict:
     """Splits of the data contract with their further columns."""
     splits: dict[str, Dataset] = {}
     for split, rows in parts.items():
         made = make_split([row for row, _ in rows], root=root, source=source)
         for column in rows[0][1]:
-            kind = Value("string" if column == "person_name" else "int64")
-            made = made.add_column(column, [extra[column] for _, extra in rows], feature=kind)
+            made = made.add_column(column, [further[column] for _, further in rows], feature=FURTHER[column])
         splits[split] = made
     return DatasetDict(splits)

@@ -1,0 +1,47 @@
+"""Foreign text in Markdown: shown as it reads, in one line, never as a link, image, HTML, code, or a table's edge."""
+
+import json
+import re
+import unicodedata
+from typing import Any
+
+# A name of a data set or a setting is shorter; a file that was made to do harm may hold megabytes.
+LONGEST = 300
+_SPECIAL = re.compile(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)")
+_ENTITIES = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("@", "&#64;"), ("://", "&#58;//"), ("www.", "www&#46;"))
+
+
+class Markdown(str):
+    """Text that is Markdown already: made by us, of constants, numbers and escaped parts."""
+
+
+def plain(value: Any) -> str:
+    """The value as text on one line: without control characters, without runs of space, cut after `LONGEST`."""
+    kept = (" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in str(value)[: 10 * LONGEST])
+    text = "".join(c for c in kept if unicodedata.category(c) not in ("Cf", "Cs", "Co", "Cn"))
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def escape(value: Any) -> Markdown:
+    """The value so that Markdown shows its characters; text that is [`Markdown`] already is left as it is.
+
+    For the inside of a line: a heading, a list or a rule begins at the start of one.
+    """
+    if isinstance(value, Markdown):
+        return value
+    text = plain(value)
+    for character, entity in _ENTITIES:
+        text = text.replace(character, entity)
+    return Markdown(_SPECIAL.sub(r"\\\g<0>", text))
+
+
+def code(value: Any) -> Markdown:
+    """The value as a code span, which knows no escapes: backticks in it become quotes, and a table's edge is kept."""
+    text = plain(value).replace("`", "'").replace("|", "\\|")
+    return Markdown(f"`{text or ' '}`")
+
+
+def in_python_string(value: Any) -> str:
+    """The value as the inside of a string in double quotes in Python code, on one line."""
+    return json.dumps(str(value).encode("utf-8", "replace").decode(), ensure_ascii=False)[1:-1]

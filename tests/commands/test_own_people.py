@@ -1,0 +1,117 @@
+"""Own people on every command: names in tables, pictures and reports, what is tested on, and who is trained on too."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from modeling_mllmreid.commands import data, evaluate, train
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.retrieval import sheet
+
+TRAIN = ["--max_steps", "1", "--identities_per_batch", "2", "--images_per_identity", "2", "--loss_lambda", "1"]
+TRAIN += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false", "--report_to", "none"]
+
+
+@pytest.fixture
+def own(disk, tmp_path):
+    """own(rows) -> flags of a folder with a table of these rows (person, camera, split), with an image for each."""
+    images = sorted((disk.people / "bounding_box_test").glob("*.jpg"))
+
+    def make(rows):
+        root = tmp_path / "own"
+        root.mkdir(exist_ok=True)
+        lines = ["file_name,person_id,camera_id,split"]
+        for number, (row, image) in enumerate(zip(rows, images * 3, strict=False)):
+            shutil.copy(image, root / f"{number}.jpg")
+            lines.append(",".join([f"{number}.jpg", *row]))
+        (root / "metadata.csv").write_text("\n".join(lines))
+        return ["--dataset", "table", "--data_dir", str(root)]
+
+    return make
+
+
+TESTED = [("anna", "door", "query"), ("ben", "yard", "query"), ("cleo", "-1", "query")]
+TESTED += [("anna", "yard", "gallery"), ("ben", "door", "gallery"), ("cleo", "", "gallery"), ("dan", "door", "gallery")]
+TRAINED = [(person, "door", "train") for person in ("eve", "fay", "gus") for _ in range(2)]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The texts that are drawn into pictures."""
+    texts = []
+    draw = sheet.ImageDraw.ImageDraw.text
+
+    def remember(self, place, text, *arguments, **options):
+        texts.append(text)
+        return draw(self, place, text, *arguments, **options)
+
+    monkeypatch.setattr(sheet.ImageDraw.ImageDraw, "text", remember)
+    return texts
+
+
+def test_evaluate_says_who(own, disk, tmp_path, capsys, drawn):
+    flags = [*own([*TESTED, *TRAINED, ("anna", "door", "train")]), "--output_dir", str(tmp_path / "out")]
+    evaluate.main(["--model", str(disk.ours), *flags])
+    printed = capsys.readouterr().out
+    assert "tested on 4 of 7 people, parts in the column split" in printed
+    assert "warning: anna is in train and query: a model that was trained on this train part has seen them" in printed
+    table = printed[printed.index("by query camera") :]
+    assert "\ndoor " in table and "\nyard " in table and "\nunknown " in table
+    report = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert list(report["by_query_camera"]) == ["-1", "door", "yard"]
+    assert {"anna, door", "ben, yard", "cleo", "anna, yard", "ben, door", "dan, door"} <= set(drawn)
+    assert Image.open(tmp_path / "out/sheet.png").info["Software"] == "mllmreid"
+
+
+def test_evaluate_on_folders_says_how_many(disk, tmp_path, capsys):
+    images = sorted((disk.people / "bounding_box_test").glob("*.jpg"))
+    for number, person in enumerate(("anna", "ben", "cleo", "dan")):
+        (tmp_path / "own" / person).mkdir(parents=True)
+        for image in images[:2]:
+            shutil.copy(image, tmp_path / "own" / person / f"{number}{image.name}")
+    flags = ["--dataset", "folders", "--data_dir", str(tmp_path / "own")]
+    data.main([*flags, "--output_dir", str(tmp_path / "data")])
+    (tmp_path / "own/eve").mkdir()
+    shutil.copy(images[0], tmp_path / "own/eve")
+    for command in (
+        lambda: evaluate.main(["--model", str(disk.ours), *flags, "--output_dir", str(tmp_path / "out")]),
+        lambda: data.main([*flags, "--output_dir", str(tmp_path / "data")]),
+        lambda: train.main(["--model", str(disk.ours), *flags, *TRAIN, "--output_dir", str(tmp_path / "run")]),
+    ):
+        capsys.readouterr()
+        command()
+        printed = capsys.readouterr().out
+        assert "2 of 5 people, parts in splits.json" in printed
+        assert "1 files of 1 people are in no part and not used (eve): remove the file to draw" in printed
+
+
+def test_data_says_who(own, tmp_path, capsys, drawn):
+    flags = own([*TESTED, *TRAINED, ("anna", "door", "train"), ("ben", "door", "train")])
+    data.main([*flags, "--output_dir", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "leak: anna, ben are in train and query\nleak: anna, ben are in train and gallery" in printed
+    report = json.loads((tmp_path / "out/data.json").read_text())
+    assert report["parts"]["gallery"]["cameras"] == {"door": 2, "yard": 1}
+    assert report["shared_people"] == {"train and query": ["anna", "ben"], "train and gallery": ["anna", "ben"]}
+    texts = " ".join(drawn)
+    assert "gallery, anna" in texts and "door" in drawn and "person 0" not in texts and "cam 0" not in texts
+
+
+def test_train_refuses_people_that_are_tested_on(own, disk, tmp_path):
+    rows = [
+        *TESTED,
+        *TRAINED,
+        ("anna", "door", "train"),
+        ("anna", "yard", "train"),
+        *[("eve", c, "val") for c in ("door", "yard")],
+    ]
+    flags = ["--model", str(disk.ours), *own(rows), *TRAIN, "--output_dir", str(tmp_path / "run")]
+    shared = "leak: eve is in train and val; anna is in train and query; anna is in train and gallery: take them out"
+    with pytest.raises(UserError, match=shared):
+        train.main(flags)
+    assert not (tmp_path / "run").exists()
+    train.main([*flags, "--allow_overlap", "true"])
+    written = json.loads((tmp_path / "run/config.json").read_text())["overlap"]
+    assert written == [f"1 person is in train and {split}" for split in ("gallery", "query", "val")]

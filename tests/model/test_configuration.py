@@ -1,0 +1,82 @@
+"""The configurations' own checks: types, ranges, layers, and names that come out of foreign files."""
+
+import pytest
+
+from modeling_mllmreid.model import MllmReIDConfig, MllmReIDVisionConfig
+
+WRONG = [
+    ({"height": "252"}, "height is '252'; give a whole number"),
+    ({"height": True}, "height is True; give a whole number"),
+    ({"width": 126.0}, "width is 126.0; give a whole number"),
+    ({"height": 0}, "height is 0; give 1 or more"),
+    ({"width": -14}, "width is -14; give 1 or more"),
+    ({"reid_on": "text"}, "reid_on is 'text'; give 'llm' or 'vision' or 'both'"),
+    ({"test_feature": "both"}, "test_feature is 'both'; give 'llm' or 'vision' or 'concat'"),
+    ({"bnneck": 1}, "bnneck is 1; give true or false"),
+    ({"loss_lambda": float("nan")}, "loss_lambda is nan; give a finite number"),
+    ({"loss_lambda": "0.5"}, "loss_lambda is '0.5'; give a finite number"),
+    ({"loss_lambda": 1.5}, "loss_lambda is 1.5; give a number from 0 to 1"),
+    ({"label_smoothing": 2}, "label_smoothing is 2; give a number from 0 to 1"),
+    ({"id_weight": float("inf")}, "id_weight is inf; give a finite number"),
+    ({"triplet_weight": -1.0}, "triplet_weight is -1.0; give 0 or more"),
+    ({"distillation_weight": -0.1}, "distillation_weight is -0.1; give 0 or more"),
+    ({"triplet_margin": -0.3}, "triplet_margin is -0.3; give 0 or more"),
+    ({"num_identities": 2.5}, "num_identities is 2.5; give a whole number"),
+    ({"num_identities": -1}, "num_identities is -1; give 0 or more"),
+    ({"image_prefix_ids": "abc"}, "image_prefix_ids is 'abc'; give a list"),
+    ({"image_prefix_ids": [1.5]}, r"image_prefix_ids is \[1.5\]; give a list"),
+    ({"image_prefix_ids": [32000]}, "image_prefix_ids holds 32000; give ids from 0 to 31999"),
+    ({"llm_layer": 33}, "llm_layer is 33; of 32 layers give a number from -33 to 32"),
+    ({"llm_layer": -34}, "llm_layer is -34; of 32 layers"),
+    ({"vision_layer": 25}, "vision_layer is 25; of 24 layers give a number from -25 to 24"),
+    ({"vision_layer": "last"}, "vision_layer is 'last'; give a whole number or null"),
+    ({"mllm_config": {"vision_feature_layer": 77}}, "mllm_config.vision_feature_layer is 77; of 24 layers"),
+    (
+        {"mllm_config": {"vision_feature_layer": []}},
+        r"mllm_config.vision_feature_layer is \[\]; give at least one layer",
+    ),
+    ({"mllm_config": {"vision_config": {"patch_size": 0}}}, "vision_config.patch_size is 0; give a whole number"),
+    ({"mllm_config": {"model_type": "bert"}}, "mllm_config is of model_type 'bert'; give a LLaVA's, 'llava'"),
+    ({"mllm_config": [1]}, r"mllm_config is \[1\]; give the fields of a configuration"),
+    ({"mllm_config": {"vision_config": [1]}}, "mllm_config: .*vision_config"),
+    ({"adapter": "../../x"}, "adapter is '../../x'; give the name of a sub-folder of the checkpoint"),
+    ({"adapter": "/etc"}, "adapter is '/etc'; give the name"),
+    ({"adapter": ".."}, "adapter is '..'; give the name"),
+    ({"backbone": 3}, "backbone is 3; give text or null"),
+    ({"backbone": "../native"}, "backbone is '../native'; give a name on the Hub or a folder's absolute path"),
+    ({"backbone": "a/b/c"}, "backbone is 'a/b/c'; give a name on the Hub"),
+    ({"backbone": "//server/share"}, "backbone is '//server/share'; give a name on the Hub"),
+    ({"backbone": "https://host/x"}, "backbone is 'https://host/x'; give a name on the Hub"),
+    ({"backbone": "a/b", "backbone_revision": "../../x"}, "backbone_revision is '../../x'; give a commit"),
+    ({"trained_on": "market1501"}, "trained_on is 'market1501'; give a list"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG, ids=[str(fields)[:40] for fields, _ in WRONG])
+def test_what_no_training_can_have_said_is_refused_in_one_line(fields, message):
+    with pytest.raises(ValueError, match=f"^{message}") as error:
+        MllmReIDConfig(**fields)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_right_stays():
+    config = MllmReIDConfig(
+        id_weight=1, llm_layer=-33, vision_layer=24, image_prefix_ids=[1, 31999], backbone="llava-hf/llava-1.5-7b-hf"
+    )
+    assert MllmReIDConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    assert MllmReIDConfig(backbone="/models/llava", backbone_revision="refs/pr/3").backbone == "/models/llava"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"height": 0}, "height is 0; give 1 or more"),
+        ({"width": 100}, "252 x 100; both must be multiples of the tower's patch size 32"),
+        ({"test_feature": "llm"}, "test_feature is 'llm'; give 'vision'"),
+        ({"vision_config": {"model_type": "bert"}}, "vision_config.patch_size is None; give a whole number"),
+        ({"vision_config": 3}, "vision_config is 3; give the fields of a configuration"),
+    ],
+)
+def test_the_vision_forms_configuration_too(fields, message):
+    with pytest.raises(ValueError, match=message):
+        MllmReIDVisionConfig(**{"height": 256, "width": 128, **fields} if "width" not in fields else fields)
