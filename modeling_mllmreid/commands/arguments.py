@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from ..data.readers import READERS
-from ..ranges import AtMostMillions, AtMostThousand, CountOrZero, NotNegative, Pixels, Share
+from ..ranges import AtMostMillions, AtMostThousand, CountOrZero, NotNegative, Pixels, Seed, Share
 
 
 @dataclass
@@ -116,7 +116,7 @@ class DataArguments:
     test_share: float | None = field(
         default=None, metadata={"help": "Share of the people that made test parts take; by default 0.5."}
     )
-    split_seed: int | None = field(
+    split_seed: Seed | None = field(
         default=None, metadata={"help": "Of the people drawn into made parts; by default 0."}
     )
     on_error: Literal["stop", "skip"] = field(
@@ -126,7 +126,7 @@ class DataArguments:
     strict: bool = field(default=False, metadata={"help": "Make a mismatch with the published counts an error."})
 
     def __post_init__(self) -> None:
-        if not 0 < self.test_share < 1:
+        if self.test_share is not None and not 0 < self.test_share < 1:
             raise ValueError(f"test_share {self.test_share}: give a share above 0 and below 1")
 
     def options(self) -> dict[str, Any]:

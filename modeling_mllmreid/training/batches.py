@@ -36,9 +36,6 @@ class TrainDataset(Dataset):
         self.camera_ids: list[int] = split["camera_id"][:]
         self.sources: list[str] = split["source"][:]
         self.file_names: list[str] = split["file_name"][:]
-        # Own data keeps the names that its numbers stand for.
-        named = "person_name" in split.column_names
-        self.person_names: list[str] = split["person_name"][:] if named else [str(number) for number in self.person_ids]
         mapping = label_mapping(self.person_ids)
         self.num_identities = len(mapping)
         self.labels = [mapping[person_id] for person_id in self.person_ids]

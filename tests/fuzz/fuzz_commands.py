@@ -1,6 +1,10 @@
 """The commands' own dataclasses, as their mains parse them, and values that many of their fields take."""
 
 import importlib
+from collections.abc import Sequence
+from unittest import mock
+
+from modeling_mllmreid.commands import options
 
 COMMANDS = [
     "train",
@@ -23,19 +27,16 @@ class Captured(Exception):
 
 def groups_of(command: str) -> tuple[type, ...]:
     """The dataclasses that a command parses."""
-    name = f"modeling_mllmreid.commands.{command}" + (".run" if command == "demo" else "")
-    module = importlib.import_module(name)
 
-    def capture(groups, *_):
-        raise Captured(groups)
+    def capture(dataclasses: Sequence[type], _: str) -> None:
+        raise Captured(tuple(dataclasses))
 
-    before, module.parse = module.parse, capture
-    try:
-        module.main(["--x"])
-    except Captured as captured:
-        return captured.args[0]
-    finally:
-        module.parse = before
+    module = importlib.import_module(f"modeling_mllmreid.commands.{command}")
+    with mock.patch.object(options, "_Parser", capture):
+        try:
+            module.main(["--x"])
+        except Captured as captured:
+            return captured.args[0]
     raise AssertionError(f"{command}: parses nothing")
 
 
