@@ -33,7 +33,7 @@ from modeling_mllmreid.data.readers.own_data import read_table
 
 # Mostly what can be read: a hostile tree is one in a few ways, not in all.
 people = st.dictionaries(
-    file_names.filter(lambda name: name not in SPLITS), st.sampled_from([1, 2, 2, 2, 3]), min_size=4, max_size=7
+    file_names.filter(lambda name: name not in SPLITS), st.sampled_from([1, 2, 2, 2, 3]), min_size=5, max_size=7
 )
 person_folders = st.fixed_dictionaries(
     {
@@ -41,7 +41,7 @@ person_folders = st.fixed_dictionaries(
         "split": st.sampled_from(["", "", "train"]),
         "litter": st.lists(st.sampled_from(LITTER_FILES + LITTER_FOLDERS), max_size=3),
         "on_error": st.sampled_from(["stop", "skip"]),
-        "share": st.sampled_from([0.5, 0.5, 0.3, 0.0]),
+        "share": st.sampled_from([0.5, 0.5, 0.5, 0.3, 0.4, 0.0]),
     }
 )
 
@@ -69,7 +69,9 @@ def is_utf8(text: str) -> bool:
 
 
 def read_person_folders(value: dict[str, Any], root: Path) -> None:
-    options = {"on_error": value["on_error"], "skipped_file": root / "skipped.txt", "test_share": value["share"]}
+    options = {"on_error": value["on_error"], "skipped_file": root / "skipped.txt"}
+    if not value["split"]:
+        options["test_share"] = value["share"]
     dataset = load_reid_dataset("folders", data_dir=root / "in", **options)
     visible = {name: count for name, count in value["people"].items() if count and not is_hidden(name)}
     if value["on_error"] == "skip":
