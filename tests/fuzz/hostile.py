@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -139,6 +141,28 @@ json_files = st.one_of(
     st.tuples(st.just("bytes"), byte_changes),
     st.tuples(st.just("content"), st.sampled_from(sorted(NO_JSON))),
 )
+# What else may stand where a file is expected; what it is, is done by `put`.
+NO_FILES = ["pipe", "folder", "link to nothing", "link to itself", "nothing"]
+files_of_json = st.one_of(*[json_files] * 7, st.tuples(st.just("file"), st.sampled_from(NO_FILES)))
+
+
+def write_changed(path: Path, content: bytes, change: tuple[str, Any]) -> None:
+    """Writes a JSON file's content with a change of `json_files`, or what is no file, in the place of a link."""
+    path.unlink(missing_ok=True)
+    if change[0] == "file":
+        put(path, change[1])
+    else:
+        path.write_bytes(changed_file(content, change))
+
+
+def put(path: Path, what: str) -> None:
+    """Puts one of NO_FILES where a file is to be."""
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    elif what != "nothing":
+        path.symlink_to(path.name if what == "link to itself" else "absent")
 
 
 def changed_file(content: bytes, change: tuple[str, Any]) -> bytes:

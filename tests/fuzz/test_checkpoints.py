@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from fuzz_harness import Area, make_tests
 from fuzz_models import FORMS, copied, disk, embedding, embedding_of, replace, replace_tensors
-from hostile import byte_changes, changed_bytes, changed_file, json_changes, json_files
+from hostile import byte_changes, changed_bytes, files_of_json, json_changes, write_changed
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModel
@@ -25,8 +25,8 @@ REFUSED = {"drop", "nan", "inf", "rename", "shape", "scalar", "empty"}
 changes = st.one_of(
     st.tuples(st.just("config"), json_changes),
     st.tuples(st.just("config"), json_changes),
-    st.tuples(st.just("json"), st.tuples(st.integers(0, 20), json_files)),
-    st.tuples(st.just("json"), st.tuples(st.integers(0, 20), json_files)),
+    st.tuples(st.just("json"), st.tuples(st.integers(0, 20), files_of_json)),
+    st.tuples(st.just("json"), st.tuples(st.integers(0, 20), files_of_json)),
     st.tuples(st.just("tensors"), tensor_changes),
     st.tuples(st.just("tensors"), tensor_changes),
     st.tuples(st.just("weights"), byte_changes),
@@ -46,12 +46,12 @@ def build(value: Any, root: Path) -> None:
     folder = copied(getattr(disk(), form), root / "model")
     path = folder / WEIGHTS
     if kind == "config":
-        replace(folder / "config.json", changed_file((folder / "config.json").read_bytes(), ("json", how)))
+        write_changed(folder / "config.json", (folder / "config.json").read_bytes(), ("json", how))
     elif kind == "json":
         place, change = how
         files = sorted(folder.rglob("*.json"))
         target = files[place % len(files)]
-        replace(target, changed_file(target.read_bytes(), change))
+        write_changed(target, target.read_bytes(), change)
     elif kind == "tensors":
         replace_tensors(path, changed_tensors(load_file(path), *how))
     elif kind == "weights":

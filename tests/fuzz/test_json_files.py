@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from fuzz_harness import Area, make_tests
 from fuzz_models import copied, disk, replace
-from hostile import changed_file, json_files
+from hostile import files_of_json, write_changed
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
@@ -22,13 +22,13 @@ from modeling_mllmreid.retrieval.index import FACTS_FILE, FEATURES_FILE, _digest
 # ---- reports next to a checkpoint ----------------------------------------------------------------------------------
 
 REPORTS = ["metrics.json", "run.json", "trainer_state.json", "training_args.json", "threshold.json"]
-reports = st.tuples(st.sampled_from(REPORTS), json_files)
-read_reports = st.tuples(st.sampled_from(["metrics.json", "threshold.json"]), json_files)
+reports = st.tuples(st.sampled_from(REPORTS), files_of_json)
+read_reports = st.tuples(st.sampled_from(["metrics.json", "threshold.json"]), files_of_json)
 
 
 def build_report(value: Any, root: Path) -> None:
     name, change = value
-    (root / name).write_bytes(changed_file((disk().vision / name).read_bytes(), change))
+    write_changed(root / name, (disk().vision / name).read_bytes(), change)
 
 
 def read_report(value: Any, root: Path) -> None:
@@ -50,7 +50,7 @@ def read_report(value: Any, root: Path) -> None:
 def build_checkpoint(value: Any, root: Path) -> None:
     name, change = value
     folder = copied(disk().vision, root / "model")
-    replace(folder / name, changed_file((folder / name).read_bytes(), change))
+    write_changed(folder / name, (folder / name).read_bytes(), change)
 
 
 def write_export(value: Any, root: Path) -> None:
@@ -64,7 +64,7 @@ def write_export(value: Any, root: Path) -> None:
 
 indexes = st.fixed_dictionaries(
     {
-        "json": json_files | st.none(),
+        "json": files_of_json | st.none(),
         "digest": st.sampled_from(["new", "new", "old"]),
         "features": st.sampled_from(["same", "same", "same", "nan", "fewer", "flat", "double", "none"]),
         "command": st.sampled_from([False, False, False, True]),
@@ -76,8 +76,7 @@ def build_index(value: dict[str, Any], root: Path) -> None:
     folder = copied(disk().index, root / "index")
     facts = (folder / FACTS_FILE).read_bytes()
     if value["json"] is not None:
-        facts = changed_file(facts, value["json"])
-        replace(folder / FACTS_FILE, facts)
+        write_changed(folder / FACTS_FILE, facts, value["json"])
     features = load_file(folder / FEATURES_FILE)["features"]
     changed = {
         "same": features,
@@ -87,7 +86,8 @@ def build_index(value: dict[str, Any], root: Path) -> None:
         "double": features.astype(np.float64),
         "none": features[:0],
     }[value["features"]]
-    if value["digest"] == "new":
+    if value["digest"] == "new" and (folder / FACTS_FILE).is_file():
+        facts = (folder / FACTS_FILE).read_bytes()
         (folder / FEATURES_FILE).unlink()
         metadata = {"facts_sha256": _digest(facts)}
         save_file({"features": np.ascontiguousarray(changed)}, folder / FEATURES_FILE, metadata=metadata)
@@ -107,7 +107,7 @@ def read_index(value: dict[str, Any], root: Path) -> None:
 
 # ---- splits of own data --------------------------------------------------------------------------------------------
 
-splits = st.tuples(json_files, st.sampled_from(["stop", "skip"]))
+splits = st.tuples(files_of_json, st.sampled_from(["stop", "skip"]))
 NAMES = {"train": ["a/0.jpg", "a/1.jpg", "b/0.jpg", "b/1.jpg"], "query": ["c/0.jpg", "d/0.jpg"]}
 SPLITS = {**NAMES, "gallery": ["c/1.jpg", "d/1.jpg"]}
 
@@ -119,7 +119,7 @@ def build_splits(value: Any, root: Path) -> None:
             path = root / "in" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(first)
-    (root / "in/splits.json").write_bytes(changed_file(json.dumps(SPLITS).encode(), value[0]))
+    write_changed(root / "in/splits.json", json.dumps(SPLITS).encode(), value[0])
 
 
 def read_splits(value: Any, root: Path) -> None:

@@ -38,6 +38,7 @@ odd = st.one_of(
     st.tuples(st.just("add"), where, file_names),
     st.tuples(st.just("remove"), where, st.none()),
     st.tuples(st.just("folder"), where, st.none()),
+    st.tuples(st.just("pipe"), where, st.none()),
     st.tuples(st.just("content"), where, st.sampled_from(NO_IMAGES)),
     st.tuples(st.just("link"), where, st.sampled_from(["/etc/passwd", "absent", "..", "."])),
     st.tuples(st.just("json"), where, json_files),
@@ -128,6 +129,8 @@ def change(kind: str, path: Path, how: Any) -> None:
         path.unlink()
         if kind == "folder":
             path.mkdir()
+        elif kind == "pipe":
+            os.mkfifo(path)
         elif kind == "link":
             path.symlink_to(how)
         elif kind == "content":

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import tempfile
 from functools import cache
@@ -28,6 +29,7 @@ changes = st.one_of(
     st.tuples(st.just("json"), where, json_files),
     st.tuples(st.just("remove"), where, st.none()),
     st.tuples(st.just("folder"), where, st.none()),
+    st.tuples(st.just("pipe"), where, st.none()),
     st.tuples(st.just("again"), where, st.sampled_from([*SPLITS, "test", "x"])),
     st.tuples(st.just("litter"), where, st.sampled_from([".DS_Store", "._a.parquet", "notes.txt", "a.csv"])),
 )
@@ -75,6 +77,8 @@ def build_saved(value: Any, root: Path) -> None:
             path.unlink()
             if change == "folder":
                 path.mkdir()
+            elif change == "pipe":
+                os.mkfifo(path)
 
 
 def read_saved(value: Any, root: Path) -> None:
