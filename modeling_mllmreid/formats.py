@@ -157,7 +157,7 @@ class MetricsFile(Format):
     dataset: str
     weights: str = ""
     test_feature: Text
-    trained_on: list[str]
+    trained_on: list[str] = []
     tested_on: list[str]
     overlap: list[str] = []
     query_images: Count
@@ -168,6 +168,7 @@ class MetricsFile(Format):
     exclude: list[str] = []
     pool_tracks: bool = False
     flip_test: bool = False
+    published_counts: dict[str, bool] = {}
     metrics: dict[str, dict[str, float | None]]
     intervals: dict[str, dict[str, IntervalValues]] = {}
 
@@ -249,6 +250,7 @@ class RunFile(Format):
     base_model: str | None = None
     data: dict[str, PartCounts] | None = None
     sources: list[str] | None = None
+    published_counts: dict[str, bool] | None = None
     texts: list[dict[str, Any]] | None = None
     adapters: dict[str, Any] | None = None
     batches: dict[str, Any] | None = None
@@ -261,6 +263,45 @@ class RunFile(Format):
         if self.weights is None and self.measured_on is None:
             raise ValueError("it does not say of which weights it speaks")
         return self
+
+
+class ExportConfigFile(Format):
+    """config.json of a checkpoint or an export of ours, as far as the card and a push read it.
+
+    What is not there is what a new model has.
+    """
+
+    model_type: Text
+    height: Size = 252
+    width: Size = 126
+    test_feature: Text = "llm"
+    dtype: Literal["float32", "float16", "bfloat16", "float64"] | None = None
+    auto_map: dict[str, str | list[str | None]] = {}
+    num_identities: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    identities_digest: str | None = None
+    trained_on: list[str] | None = None
+    overlap: list[str] | None = None
+    base_licence: str | None = None
+    backbone: str | None = None
+    backbone_revision: str | None = None
+    adapter: str | None = None
+    loss_lambda: Share = 0.7
+    reid_on: Literal["llm", "vision", "both"] = "both"
+    id_weight: float | None = None
+    triplet_weight: float | None = None
+    label_smoothing: float | None = None
+    triplet_margin: float | None = None
+    triplet_soft_margin: bool = False
+    distillation_weight: float | None = None
+    reid_text: bool = False
+    mllm_config: dict[str, Any] | None = None
+    vision_config: dict[str, Any] | None = None
+
+
+class WeightIndexFile(Format):
+    """model.safetensors.index.json: the file of each weight."""
+
+    weight_map: Annotated[dict[str, Text], Field(min_length=1)]
 
 
 class RunFactsFile(Format):
@@ -309,7 +350,22 @@ class LogSums(Format):
 
 
 class TrainingArgsFile(Format):
-    """training_args.json: every field as the Trainer wrote it."""
+    """training_args.json: every field as the Trainer wrote it, those that the card shows by their types."""
+
+    identities_per_batch: Count | None = None
+    images_per_identity: Count | None = None
+    gradient_accumulation_steps: Count | None = None
+    learning_rate: float | None = None
+    learning_rates: dict[str, float] | None = None
+    lr_scheduler_type: str | None = None
+    warmup_steps: float | None = None
+    optim: str | None = None
+    weight_decay: float | None = None
+    max_grad_norm: float | None = None
+    bf16: bool | None = None
+    fp16: bool | None = None
+    seed: int | None = None
+    load_best_model_at_end: bool | None = None
 
 
 class LogWindowFile(Format):

@@ -7,7 +7,9 @@ from typing import Any
 
 # A name of a data set or a setting is shorter; a file that was made to do harm may hold megabytes.
 LONGEST = 300
-_SPECIAL = re.compile(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)")
+_SPECIAL = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])")
+# What makes a heading, a list or a quotation at the start of a line.
+_FIRST = re.compile(r"^(?:[-+#>=]|\d{1,9}(?=[.)](?:\s|$)))")
 _ENTITIES = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("@", "&#64;"), ("://", "&#58;//"), ("www.", "www&#46;"))
 
 
@@ -17,23 +19,28 @@ class Markdown(str):
 
 def plain(value: Any) -> str:
     """The value as text on one line: without control characters, without runs of space, cut after `LONGEST`."""
-    kept = (" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in str(value)[: 10 * LONGEST])
-    text = "".join(c for c in kept if unicodedata.category(c) not in ("Cf", "Cs", "Co", "Cn"))
-    text = " ".join(text.split())
+    text = " ".join("".join(map(_shown, str(value)[: 10 * LONGEST])).split())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def escape(value: Any) -> Markdown:
-    """The value so that Markdown shows its characters; text that is [`Markdown`] already is left as it is.
+def _shown(character: str) -> str:
+    """The character; a space for a control character or a line's end, nothing for what turns the writing round."""
+    kind = unicodedata.category(character)
+    return {"Cc": " ", "Zl": " ", "Zp": " ", "Cf": "", "Cs": "\ufffd"}.get(kind, character)
 
-    For the inside of a line: a heading, a list or a rule begins at the start of one.
-    """
+
+def escape(value: Any) -> Markdown:
+    """The value so that Markdown shows its characters; text that is [`Markdown`] already is left as it is."""
     if isinstance(value, Markdown):
         return value
     text = plain(value)
     for character, entity in _ENTITIES:
         text = text.replace(character, entity)
-    return Markdown(_SPECIAL.sub(r"\\\g<0>", text))
+    text = _SPECIAL.sub(r"\\\g<0>", text)
+    first = _FIRST.match(text)
+    if first:
+        text = f"\\{text}" if not first[0].isdigit() else f"{first[0]}\\{text[first.end() :]}"
+    return Markdown(text)
 
 
 def code(value: Any) -> Markdown:

@@ -134,6 +134,19 @@ def folder_aside(folder: AnyPath, *, inputs: Sequence[AnyPath] = ()) -> Iterator
 
 
 @contextmanager
+def scratch_folder(folder: AnyPath) -> Iterator[Path]:
+    """Gives a new folder next to `folder`, removed after the block; what killed runs left of it is removed first."""
+    folder = Path(folder)
+    with new_parents(folder), refused_by_disk(folder), owner_only():
+        scratch, lock = _locked_folder(folder)
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            os.close(lock)
+
+
+@contextmanager
 def owner_only() -> Iterator[None]:
     """Within the block new files and folders are their owner's alone, also those that libraries make."""
     before = os.umask(0o077)

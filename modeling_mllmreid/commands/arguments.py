@@ -7,6 +7,7 @@ import torch
 
 from ..data.readers import READERS
 from ..ranges import AtMostMillions, AtMostThousand, CountOrZero, NotNegative, Pixels, Seed, Share
+from ..text.licences import normal_licence
 
 
 @dataclass
@@ -24,6 +25,21 @@ class ModelArguments:
     def torch_dtype(self) -> torch.dtype:
         """The number format, whichever of its names was given."""
         return getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}.get(self.dtype, self.dtype))
+
+
+@dataclass
+class LicenceArguments:
+    """The terms that come with the base model."""
+
+    licence: str | None = field(
+        default=None,
+        metadata={"help": "Licence of the base model, such as apache-2.0; by default as its card says it."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.licence is not None and normal_licence(self.licence) is None:
+            raise ValueError(f"licence {self.licence!r}: no licence's name: give one as the Hub has it, as apache-2.0")
+        self.licence = normal_licence(self.licence)
 
 
 @dataclass

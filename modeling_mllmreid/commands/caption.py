@@ -1,9 +1,9 @@
 """`caption`: a multimodal LLM describes a data set's images that have no captions, for `continuations` and `train`."""
 
+import os
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from ..data import load_reid_dataset
@@ -12,8 +12,8 @@ from ..ranges import AtMostMillions, Count, Positive, Seed
 from ..text.captioning import write_captions
 from ..text.instructions import STANDARD_INSTRUCTION, STANDARD_POOL
 from ..text.licences import licence_of
-from .arguments import DataArguments, ModelArguments
-from .loading import to_device
+from .arguments import DataArguments, LicenceArguments, ModelArguments
+from .loading import load_writer, to_device
 from .options import parse
 
 
@@ -27,9 +27,6 @@ class CaptionArguments:
         default="pool", metadata={"help": "One prompt for all, or one drawn from a pool for each caption."}
     )
     captions_per_image: AtMostMillions = field(default=2, metadata={"help": "Captions of each image."})
-    licence: str | None = field(
-        default=None, metadata={"help": "Licence of the captioning model; by default read off its architecture."}
-    )
     max_new_tokens: Count = field(default=64, metadata={"help": "A caption's tokens at most."})
     batch_size: Count = field(default=16, metadata={"help": "Captions written at once."})
     do_sample: bool = field(default=False, metadata={"help": "Draw the captions at random, not the likeliest."})
@@ -39,19 +36,21 @@ class CaptionArguments:
 
 def main(argv: list[str]) -> None:
     """Writes the captions that are missing; under `accelerate launch` each process writes a share."""
-    model_args, data_args, args = parse((ModelArguments, DataArguments, CaptionArguments), argv, "caption")
+    groups = (ModelArguments, DataArguments, LicenceArguments, CaptionArguments)
+    model_args, data_args, licence_args, args = parse(groups, argv, "caption")
     dataset = load_reid_dataset(data_args.dataset, **data_args.options())
     absent = [split for split in args.splits if split not in dataset]
     if absent:
         raise UserError(f"data set {data_args.dataset}: has no part {absent[0]}: give some of {', '.join(dataset)}")
-    name, at = model_args.model, {"revision": model_args.revision}
+    name = model_args.model
+    at: dict[str, Any] = {"revision": model_args.revision, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(name, **at)
         processor = AutoProcessor.from_pretrained(name, **at)
-        mllm = AutoModelForImageTextToText.from_pretrained(name, dtype=getattr(torch, model_args.dtype), **at)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"model {name}: not loadable as an image-text-to-text model ({reason})") from error
+    mllm = load_writer(AutoModelForImageTextToText, model_args)
     to_device(mllm)
     settings = asdict(args)
     written = write_captions(
@@ -60,9 +59,10 @@ def main(argv: list[str]) -> None:
         {split: dataset[split] for split in settings.pop("splits")},
         settings.pop("output"),
         prompts=[STANDARD_INSTRUCTION] if settings.pop("prompts") == "one" else STANDARD_POOL,
-        model_name=name,
+        # A path from the root: a relative one reads like a name on the Hub.
+        model_name=os.path.abspath(name) if os.path.isdir(name) else name,
         revision=getattr(config, "_commit_hash", None) or model_args.revision,
-        licence=settings.pop("licence") or licence_of(config),
+        licence=licence_args.licence or licence_of(name, revision=model_args.revision),
         inputs=[path for path in (data_args.captions_file, data_args.splits_file) if path],
         **settings,
     )

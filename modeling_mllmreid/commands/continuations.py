@@ -1,9 +1,9 @@
 """`continuations`: the frozen language model continues every training caption, for `train` to read."""
 
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-import torch
 from transformers import LlavaForConditionalGeneration
 
 from ..data import load_reid_dataset
@@ -12,8 +12,8 @@ from ..model import MllmReIDProcessor
 from ..ranges import Count, Positive, Seed
 from ..text import instruction_texts, write_continuations
 from ..text.licences import licence_of
-from .arguments import DataArguments, ModelArguments
-from .loading import model_type, to_device
+from .arguments import DataArguments, LicenceArguments, ModelArguments
+from .loading import load_writer, model_type, to_device
 from .options import parse
 
 
@@ -30,9 +30,6 @@ class ContinuationArguments:
     do_sample: bool = field(default=False, metadata={"help": "Draw the texts at random in place of the likeliest."})
     temperature: Positive = field(default=1.0, metadata={"help": "Of the draws: above 1 more varied, below 1 less."})
     seed: Seed = field(default=0, metadata={"help": "Of the draws."})
-    licence: str | None = field(
-        default=None, metadata={"help": "Licence of the language model; by default read off its architecture."}
-    )
 
 
 def main(argv: list[str]) -> None:
@@ -40,7 +37,8 @@ def main(argv: list[str]) -> None:
 
     Only of the training part: captions of people who are tested on must never be trained on.
     """
-    model_args, data_args, args = parse((ModelArguments, DataArguments, ContinuationArguments), argv, "continuations")
+    groups = (ModelArguments, DataArguments, LicenceArguments, ContinuationArguments)
+    model_args, data_args, licence_args, args = parse(groups, argv, "continuations")
     dataset = load_reid_dataset(data_args.dataset, **data_args.options())
     if "train" not in dataset:
         raise UserError(f"data set {data_args.dataset}: has no training part: continuations are written for that alone")
@@ -51,9 +49,7 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"model {name}: fine-tuned for ReID: give the native LLaVA, the teacher must be the frozen base"
         )
-    mllm = LlavaForConditionalGeneration.from_pretrained(
-        name, revision=model_args.revision, dtype=getattr(torch, model_args.dtype)
-    )
+    mllm = load_writer(LlavaForConditionalGeneration, model_args)
     to_device(mllm)
     settings = asdict(args)
     written = write_continuations(
@@ -62,8 +58,9 @@ def main(argv: list[str]) -> None:
         {"train": dataset["train"]},
         settings.pop("output"),
         instruction=instruction_texts(settings.pop("instruction"))[0],
-        model_name=name,
-        licence=settings.pop("licence") or licence_of(mllm.config),
+        # A path from the root: a relative one reads like a name on the Hub.
+        model_name=os.path.abspath(name) if os.path.isdir(name) else name,
+        licence=licence_args.licence or licence_of(name, revision=model_args.revision),
         # The commit, so that the texts can be written again after a branch moved.
         revision=getattr(mllm.config, "_commit_hash", None) or model_args.revision,
         inputs=[path for path in (data_args.captions_file, data_args.splits_file) if path],

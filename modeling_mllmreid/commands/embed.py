@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     on_main(check_embeddings_output, args.output, inputs=[folder])
     if args.on_error == "skip":
         found = on_main(without_broken, folder, found)
-    if Path(model_name).exists():
+    if os.path.exists(model_name):
         # The index must stay usable from another working folder.
         model_name = str(Path(model_name).resolve())
     for path in (str(folder.resolve()), model_name):
@@ -88,7 +88,7 @@ def find_images(folder: Path, on_error: str = "stop") -> FoundImages:
 
     Raises UserError where there is no image, and, unless on_error is "skip", naming one that no index may hold.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path's, False for what can be no path
         raise UserError(f"images {folder}: no such folder: give the folder that holds the crops")
     listed = list_image_tree(folder)
     faults = {name: fault for name in listed.names if (fault := _fault(folder, name))}
@@ -137,12 +137,12 @@ def _fault(folder: Path, name: str) -> str | None:
     if fault := fault_of_name(name):
         return fault
     path = folder / name
-    if path.is_symlink():
+    if os.path.islink(path):
         try:
             safe_join(folder, name)
         except UserError:
             return "a symbolic link that leads out of the folder"
-    return None if path.is_file() or not os.path.exists(path) else "not a file"
+    return None if os.path.isfile(path) or not os.path.exists(path) else "not a file"
 
 
 def embed_feature(model: ImageEncoder, processor: ImageEncoderProcessor, images: list, **options) -> np.ndarray:

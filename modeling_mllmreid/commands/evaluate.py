@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 from ..data import load_reid_dataset
 from ..data.columns import cameras_called, shown
 from ..data.leaks import overlaps, shared_people_lines
+from ..data.published import published_counts
 from ..data.readers import READERS
 from ..errors import UserError
 from ..evaluation import RetrievalMetrics, format_table, metrics_from_blocks, write_json
@@ -279,6 +280,7 @@ def report_metrics(
         "weights": weights_digest(facts["model"]),
         "trained_on": model.config.trained_on or [],
         "tested_on": sorted(set(query["source"][:])),
+        "published_counts": published_counts({"query": query, "gallery": gallery}),
         "overlap": overlaps(model.config.trained_on or [], query["source"]),
         "query_images": len(query),
         "gallery_images": len(gallery),
@@ -316,15 +318,17 @@ def report_metrics(
 
     write_json(folder / "metrics.json", report)
     ranking = rank_gallery(*ours, 10, same_person=rule)
-    title = f"{facts['dataset']}: nearest gallery images by the feature {feature!r}"
+    # The sets' own names: a reader's name is only that of a layout.
+    tested_on = " + ".join(report["tested_on"])
+    title = f"{tested_on}: nearest gallery images by the feature {feature!r}"
     draw_queries(folder / "sheet.png", ranking, evenly_spread(len(query)), query, gallery, title=title)
     pictures = ["sheet.png"]
     if args.plots:
-        draw_curves(folder / "curves.png", rows, title=f"{facts['dataset']}: {facts['model']}")
+        draw_curves(folder / "curves.png", rows, title=f"{tested_on}: {facts['model']}")
         draw_worst(folder / "worst.png", rows[feature], ranking, query, gallery, f"Worst queries by {feature!r}")
         pictures += ["curves.png", "worst.png"]
     if args.plots and args.verification:
-        title = f"{facts['dataset']}, feature {feature!r}"
+        title = f"{tested_on}, feature {feature!r}"
         draw_roc(folder / "roc.png", {f"EER {pairs.eer:.1%}": pairs.roc}, title=title)
         pictures.append("roc.png")
     print(f"metrics: {folder / 'metrics.json'}\npictures: {', '.join(str(folder / name) for name in pictures)}")

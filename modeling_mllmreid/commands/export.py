@@ -4,8 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
+from ..formats import ExportConfigFile, read_json
 from ..hub.export import Form, form_of, write_export
-from .arguments import ModelArguments
+from ..outputs import check_output_folder
+from ..text.licences import licence_of
+from .arguments import LicenceArguments, ModelArguments
 from .loading import load_encoder
 from .options import parse
 
@@ -14,7 +17,7 @@ from .options import parse
 class ExportArguments:
     """What is written, and where to."""
 
-    output: str = field(metadata={"help": "Folder for the export, which must not exist."})
+    output: str = field(metadata={"help": "Folder for the export, absent or empty."})
     to: Form | None = field(
         default=None,
         metadata={"help": "full: every weight; thin: what was trained; vision: encoder and head. Default: as it is."},
@@ -28,10 +31,11 @@ class ExportArguments:
 
 def main(argv: list[str]) -> None:
     """Writes the export; the folder appears when it is whole."""
-    model_args, args = parse((ModelArguments, ExportArguments), argv, "export")
+    model_args, licence_args, args = parse((ModelArguments, LicenceArguments, ExportArguments), argv, "export")
     output, source = Path(args.output), Path(model_args.model)
-    if output.exists():
-        raise UserError(f"output {output}: exists already: remove it or give another")
+    check_output_folder(output, inputs=[source] if source.is_dir() else [])
+    if source.is_dir():
+        read_json(source / "config.json", ExportConfigFile, remedy="give a checkpoint's folder")
     model, processor = load_encoder(model_args)
     to = args.to or form_of(model)
     if args.onnx and to != "vision":
@@ -40,7 +44,10 @@ def main(argv: list[str]) -> None:
         if to != "thin":
             raise UserError(f"backbone: only a thin export names one, and this is {to}: leave it out")
         model.config.backbone = args.backbone
+    licence = licence_args.licence or model.config.base_licence
+    model.config.base_licence = licence or licence_of(model_args.model, revision=model_args.revision)
     options = {"source": source if source.is_dir() else None, "onnx": args.onnx}
     form = write_export(model, processor, output, to=to, name=output.name, **options)
-    count = sum(parameter.numel() for parameter in form.parameters())
+    # Without the ID classifier, which the model has and the export has not.
+    count = sum(p.numel() for name, p in form.named_parameters() if ".classifier." not in name)
     print(f"{to}, {count:,} parameters: {output}")

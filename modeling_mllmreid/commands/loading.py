@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig
 from transformers.utils.hub import cached_file, extract_commit_hash
@@ -168,6 +169,29 @@ def load_encoder(
         return MllmReIDVisionModel.from_pretrained(name, dtype=arguments.torch_dtype, **at), processor
     except (OSError, ValueError) as error:
         raise UserError(f"model {name}: {_one_line(error)}") from error
+
+
+def load_writer(kind: Any, arguments: ModelArguments) -> Any:
+    """A native model that writes texts, by transformers' class `kind`: whole, from safetensors, without its own code.
+
+    Raises UserError for a name that cannot be loaded, and where a weight is missing, which would be random.
+    """
+    name = arguments.model
+    try:
+        model, info = kind.from_pretrained(
+            name,
+            revision=arguments.revision,
+            dtype=arguments.torch_dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise UserError(f"model {name}: not loadable as an image-text-to-text model ({_one_line(error)})") from error
+    if info["missing_keys"]:
+        lost = sorted(info["missing_keys"])
+        raise UserError(f"model {name}: {len(lost)} weights are missing, {lost[0]} first: get it again")
+    return model
 
 
 def to_device(model: nn.Module) -> None:

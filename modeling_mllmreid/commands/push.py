@@ -1,14 +1,15 @@
 """`push`: a checkpoint to the Hub, private by default, as its export: loadable, with a card, without ID classifier."""
 
-import json
-import re
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
+from ..formats import ExportConfigFile, read_json
 from ..hub.export import form_of, write_export
-from ..hub.push import check_publishable, create_repository, upload
+from ..hub.publication import check_publishable, form_files
+from ..hub.push import create_repository, find_repository, upload
+from ..outputs import scratch_folder
+from ..text.licences import licence_of
 from .arguments import ModelArguments
 from .loading import load_encoder
 from .options import parse
@@ -19,45 +20,43 @@ class PushArguments:
     """Where to, and how."""
 
     to: str = field(metadata={"help": "Name on the Hub, owner/name."})
-    private: bool = field(default=True, metadata={"help": "Make a new repository private."})
+    private: bool = field(
+        default=True, metadata={"help": "Make a new repository private, and refuse one that is public; false: neither."}
+    )
     branch: str | None = field(default=None, metadata={"help": "Branch to push to; by default main."})
 
 
 def main(argv: list[str]) -> None:
-    """Pushes an export as it is, and a training's folder as the export of the same form; that folder stays as it is."""
+    """Pushes an export as it is, and a training's folder as the export of the same form; the folder stays as it is."""
     model_args, args = parse((ModelArguments, PushArguments), argv, "push")
     folder = Path(model_args.model)
     if not folder.is_dir():
         raise UserError(f"model {folder}: no such folder: give a checkpoint's or an export's")
-    staged = folder.with_name(f".{folder.name}.push")
-    shutil.rmtree(staged, ignore_errors=True)
-    try:
-        if not is_export(folder):
-            model, processor = load_encoder(model_args)
-            write_export(model, processor, staged, to=form_of(model), name=args.to, source=folder)
-            folder = staged
-        else:
-            name_in_card(folder, args.to)
-        check_publishable(folder)
-        name = create_repository(args.to, private=args.private)
-        print(f"pushed: {upload(folder, name, message='Push of the model', revision=args.branch)}")
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+    exported = is_export(folder)
+    # Before a large model is loaded and written: what the Hub would refuse.
+    find_repository(args.to, private=args.private)
+    if exported:
+        push(folder, args)
+        pushed = {name.partition("/")[0] for name in form_files(folder)}
+        stays = sorted({path.name for path in folder.iterdir()} - pushed)
+        if stays:
+            print(f"not of the export, so not pushed: {', '.join(stays[:10])}{' ...' if len(stays) > 10 else ''}")
+        return
+    with scratch_folder(folder) as scratch:
+        model, processor = load_encoder(model_args)
+        model.config.base_licence = model.config.base_licence or licence_of(folder)
+        write_export(model, processor, scratch / "export", to=form_of(model), name=args.to, source=folder)
+        push(scratch / "export", args)
 
 
-def name_in_card(folder: Path, name: str) -> None:
-    """Lets the card of an export, which was written before it had a name on the Hub, load the model by that name."""
-    card = folder / "README.md"
-    text = re.sub(
-        r'(from_pretrained\(")[^"]*(", trust_remote_code=True\))', rf"\g<1>{name}\g<2>", card.read_text("utf-8")
-    )
-    card.write_text(text, encoding="utf-8")
+def push(folder: Path, args: PushArguments) -> None:
+    """Pushes an export; says where it lies."""
+    check_publishable(folder)
+    name = create_repository(args.to, private=args.private)
+    print(f"pushed: {upload(folder, name, message='Push of the model', revision=args.branch)}")
 
 
 def is_export(folder: Path) -> bool:
     """Whether the folder was written by `export`: it has a card and no ID classifier."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return (folder / "README.md").is_file() and not config.get("num_identities")
+    config = read_json(folder / "config.json", ExportConfigFile, remedy="give the folder of a checkpoint or an export")
+    return (folder / "README.md").is_file() and not config.num_identities

@@ -1,6 +1,7 @@
 """`search`: the images of an embedded folder that look most like each query image."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> None:
     for query in args.query:
         open_image(query)  # before the model is loaded
     model_args = ModelArguments(args.model or facts.model, facts.revision, facts.dtype)
-    if args.model is None and Path(facts.model).is_absolute() and not Path(facts.model).exists():
+    if args.model is None and os.path.isabs(facts.model) and not os.path.exists(facts.model):
         raise UserError(f"model {facts.model}: is no longer there: say where it is with --model")
     model, processor = load_encoder(model_args, facts.fields)
     to_device(model)

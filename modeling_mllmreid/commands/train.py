@@ -23,13 +23,13 @@ from ..formats import read_json
 from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
 from ..outputs import check_output
 from ..processes import refuse_lost_processes
-from ..text.licences import refuse_licences
+from ..text.licences import licence_of, refuse_licences
 from ..training import AdapterArguments, BatchArguments, ReIDTrainingArguments, train_reid
 from ..training.memory import estimate_memory
 from ..training.record import write_record
 from ..training.resume import last_checkpoint, refuse_absent_checkpoint
 from ..training.stock_settings import said_of, try_settings
-from .arguments import DataArguments, MethodArguments, ModelArguments
+from .arguments import DataArguments, LicenceArguments, MethodArguments, ModelArguments
 from .evaluate import EvaluateArguments, evaluate_and_report
 from .loading import load_config, load_model, settle_adapters
 from .options import build_options, read_options
@@ -67,8 +67,9 @@ class RunArguments:
 def main(argv: list[str]) -> None:
     """Trains, saves into `output_dir`, and where the data set has query and gallery evaluates the saved model there."""
     groups = (RunArguments, ModelArguments, MethodArguments, DataArguments, BatchArguments, LeakArguments)
-    given = read_options((*groups, AdapterArguments, ReIDTrainingArguments), argv, "train")
+    given = read_options((*groups, LicenceArguments, AdapterArguments, ReIDTrainingArguments), argv, "train")
     run_args, model_args, method_args, data_args, batch_args, leak_args = build_options(groups, given, "train")
+    (licence_args,) = build_options((LicenceArguments,), given, "train")
     if run_args.dry_run and not torch.cuda.is_available():
         # What is reckoned for a GPU needs none.
         given = {**given, "use_cpu": True, "tf32": None}
@@ -87,10 +88,12 @@ def main(argv: list[str]) -> None:
     # New heads are random: a run that is killed before its first checkpoint starts with the same ones.
     set_seed(training_args.seed)
     model, processor = load_model(model_args, method_args.given(), adapter_args)
+    licence = licence_args.licence or model.config.base_licence
+    model.config.base_licence = licence or licence_of(model_args.model, revision=model_args.revision)
     provenances: list[dict[str, Any]] = []
     if model.config.loss_lambda < 1 or model.config.reid_text:
         provenances = provenances_of_texts(data_args.captions_file, batch_args.texts)
-        refuse_licences(provenances, model.config, allow=leak_args.allow_licence)
+        refuse_licences(provenances, model.config, allow=leak_args.allow_licence, licence=model.config.base_licence)
     model.config.trained_on = sorted({*(model.config.trained_on or []), *trained_on})
     model.config.overlap = sorted({*(model.config.overlap or []), *overlap}) or None
     started = time.monotonic()

@@ -6,14 +6,15 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.compute
-from datasets import Dataset, DatasetDict, Features, Image, List, Value
+from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, List, Value
 
 from ..errors import UserError
 from .images import EmbeddedImage, ImageSource
+from .synthetic.marker import rendered_source
 
 FEATURES = Features(
     {
@@ -55,19 +56,29 @@ class Row(NamedTuple):
 
 
 def make_split(rows: Iterable[Row], *, root: str | os.PathLike[str], source: str) -> Dataset:
-    """A split of the data contract. Images are referred to by absolute path, never copied; no continuations yet."""
+    """A split of the data contract. Images are referred to by absolute path, never copied; no continuations yet.
+
+    source: the set's name; rendered people keep theirs, whatever reader's layout they lie in.
+    Raises UserError for a path that is not UTF-8, which a table cannot hold.
+    """
     rows = list(rows)
-    root = Path(os.path.abspath(root))
+    root = os.path.abspath(root)
+    # `Dataset.from_dict` takes every cell through Python several times: twenty times as long.
+    try:
+        paths = pa.array([f"{root}/{row.file_name}" for row in rows], pa.string())
+    except UnicodeEncodeError as error:
+        raise UserError(f"the path {error.object!r} is not UTF-8: rename its files and folders") from error
     columns = {
-        "image": [str(root / row.file_name) for row in rows],
+        "image": pa.StructArray.from_arrays([pa.nulls(len(rows), pa.binary()), paths], names=["bytes", "path"]),
         "person_id": [row.person_id for row in rows],
         "camera_id": [row.camera_id for row in rows],
-        "caption": [list(row.captions) for row in rows],
-        "continuation": [[] for _ in rows],
-        "source": [source] * len(rows),
+        "caption": [row.captions for row in rows],
+        "continuation": [()] * len(rows),
+        "source": [rendered_source(root) or source] * len(rows),
         "file_name": [row.file_name for row in rows],
     }
-    return Dataset.from_dict(columns, features=FEATURES)
+    table = pa.Table.from_pydict(columns, schema=FEATURES.arrow_schema)
+    return Dataset(table, info=DatasetInfo(features=FEATURES))
 
 
 def id_text(value: Any) -> str | None:
@@ -212,8 +223,8 @@ def with_contract_columns(dataset: DatasetDict, name: str) -> DatasetDict:
 def refuse_rows_without_image(split: Dataset, where: str) -> None:
     """Raises UserError naming the first row that has neither an image's bytes nor its path."""
     images = split.with_format("arrow")[:]["image"]
-    there = [pyarrow.compute.is_valid(pyarrow.compute.struct_field(images, field)) for field in ("bytes", "path")]
-    row = pyarrow.compute.index(pyarrow.compute.or_(*there), False).as_py()
+    there = [pa.compute.is_valid(pa.compute.struct_field(images, field)) for field in ("bytes", "path")]
+    row = pa.compute.index(pa.compute.or_(*there), False).as_py()
     if row >= 0:
         raise UserError(f"{where}, row {row + 1}: has no image: give one or remove the row")
 
@@ -226,6 +237,11 @@ def _refuse_two_names(split: Dataset, column: str, where: str) -> None:
             raise UserError(f"{where}: {column}_id {number} has the names {name_of[number]!r:.60} and {name!r:.60}")
 
 
+def _arrow_type(feature: Any) -> pa.DataType:
+    """The Arrow type of a column of this kind."""
+    return Features({"column": feature}).arrow_schema.field("column").type
+
+
 def _cast(split: Dataset, column: str, feature: Any, where: str) -> Dataset:
     """The split with the column of this type. Raises UserError where values would change."""
     kind = split.features[column]
@@ -233,6 +249,12 @@ def _cast(split: Dataset, column: str, feature: Any, where: str) -> Dataset:
     if feature == Value("int64") and not re.fullmatch("u?int(8|16|32|64)", str(getattr(kind, "dtype", ""))):
         raise UserError(f"{where} is {kind}: save it as {feature}, or name it in `columns`, which numbers names")
     try:
-        return split.cast_column(column, feature)
+        if isinstance(feature, Image):
+            return split.cast_column(column, feature)
+        # The library's cast of any other column writes the whole split into a cache, or next to a saved one.
+        values = split.select_columns(column).with_format("arrow")[:][column].cast(_arrow_type(feature)).to_pylist()
+        return (
+            split.remove_columns(column).add_column(column, values, feature=feature).select_columns(split.column_names)
+        )
     except (TypeError, ValueError, NotImplementedError) as error:  # Arrow's own errors derive from these
         raise UserError(f"{where} is {kind}: save it as {feature}") from error

@@ -90,7 +90,7 @@ def is_image_name(name: str) -> bool:
 
 def list_images(folder: str | os.PathLike[str]) -> ImageList:
     """The images directly in a folder. Raises UserError where it cannot be listed."""
-    return _listed((entry.name, entry.is_dir()) for entry in _entries(folder))
+    return _listed((entry.name, _is_folder(entry)) for entry in _entries(folder))
 
 
 def list_image_tree(folder: str | os.PathLike[str]) -> ImageList:
@@ -107,7 +107,7 @@ def list_image_tree(folder: str | os.PathLike[str]) -> ImageList:
             if entry.is_dir(follow_symlinks=False) and not is_hidden(entry.name):
                 yield from walk(name)
             else:
-                yield name, entry.is_dir()
+                yield name, _is_folder(entry)
 
     return _listed(walk(""))
 
@@ -118,6 +118,11 @@ def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
             return list(entries)
     except OSError as error:
         raise UserError(f"{os.fspath(folder)}: cannot be listed ({error.strerror}): give a readable folder") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or leads to one; a link that leads around is none."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def _listed(found: Iterator[tuple[str, bool]]) -> ImageList:

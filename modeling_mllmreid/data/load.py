@@ -92,6 +92,8 @@ def _read(
     **options: Any,
 ) -> DatasetDict:
     """The data set by its name, without generated texts: the options of `load_reid_dataset`."""
+    if not name:
+        raise UserError("dataset: is empty: give a reader's name, a folder or a name on the Hub")
     options = {option: value for option, value in options.items() if value is not None}
     of_splits = {"splits_file": splits_file, "test_share": test_share, "split_seed": split_seed}
     drawing = {option: value for option, value in of_splits.items() if value is not None}

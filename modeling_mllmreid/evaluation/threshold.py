@@ -52,7 +52,8 @@ def choose_threshold(
     """The largest cosine distance at which at most the share fpir of non-mated searches names somebody.
 
     query_features: (Q, D), gallery_features: (G, D) of val. Searches are those of `open_set_from_blocks`. None where
-    there are fewer than 1 / fpir searches, no match, only one person, or no such distance, as others are at 0.
+    there are fewer than 1 / fpir searches, no match, only one person, or every search finds another person at 0.
+    Where too many, but not all, do so (copies under two names), it is 0, with the share that this gives.
     Raises UserError for an fpir outside 0 to 1.
     """
     distances = open_set_distances(distance_blocks(query_features, gallery_features), same_person)
@@ -60,7 +61,10 @@ def choose_threshold(
     if not share_of(fpir, len(distances.other)) or not len(mated) or np.isinf(distances.other).all():
         return None
     distance = threshold_at(distances.other, fpir)
-    if distance < 0:  # a collapsed model
+    share = fpir
+    if distance < 0:
+        distance, share = 0.0, float((distances.other <= 0).mean())
+    if share == 1:  # a collapsed model
         return None
     people, codes = np.unique(same_person.query_persons, return_inverse=True)
     rows = [np.flatnonzero(codes == person) for person in range(len(people))]
@@ -72,7 +76,7 @@ def choose_threshold(
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     tpir = float((mated <= distance).mean())
     sizes = len(distances.other), len(people), len(same_person.gallery_persons)
-    return Threshold(distance, max(float(low), 0.0), max(float(high), 0.0), fpir, tpir, *sizes)
+    return Threshold(distance, max(float(low), 0.0), max(float(high), 0.0), share, tpir, *sizes)
 
 
 def save_thresholds(folder: str | os.PathLike[str], thresholds: Mapping[str, Threshold]) -> None:

@@ -1,9 +1,9 @@
 """The model card: what a run measured and was told, rendered by model_cards/card.md.jinja; no number from elsewhere."""
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,17 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers import PreTrainedConfig
 
+from ..data.published import PUBLISHED, has_published_counts
+from ..errors import UserError
 from ..evaluation.weights import weights_digest
+from ..formats import ExportConfigFile, read_json
+from ..markdown import Markdown, code, escape, in_python_string, plain
+from ..model import MllmReIDConfig
 from ..outputs import written_aside
-from ..text.licences import LLAMA2
-from .licences import LLAMA2_NOTICE, base_licence, data_licence
+from ..text.licences import LLAMA2, licence_in_config
+from .licences import LLAMA2_NOTICE, RENDERED, data_licence
 from .loss_curves import loss_points, loss_table
+from .publication import is_local, published_report
 from .training_facts import duration, settings
 
 TEMPLATE = "card.md.jinja"
@@ -33,7 +39,9 @@ print(embeddings @ embeddings.T)  # cosine similarities
 SHOWN = {"mAP": "mAP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mINP": "mINP"}
 # Of these the Hub's index holds the test feature's.
 INDEXED = {"mAP": "mAP", "rank1": "rank-1", "mINP": "mINP"}
-NAME_ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+NAME_ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+# What the terms of the data do not keep from being the weights' licence, where all data were rendered here.
+OPEN_LICENCES = ("apache-2.0", "mit")
 
 
 @dataclass
@@ -63,9 +71,11 @@ def read_facts(
     """The facts that lie in a checkpoint's or an export's folder.
 
     measured_on: digest of the checkpoint that an export was made from; its reports speak of that one. Reports of other
-    weights, or of weights that they do not name, are left out. Raises OSError where there is no config.json.
+    weights, or of weights that they do not name, are left out. Raises UserError where there is no config.json, and for
+    a file that is not what its name says.
     """
     folder = Path(folder)
+    config = read_json(folder / "config.json", ExportConfigFile).model_dump(exclude_unset=True)
     own = weights_digest(folder)
     wanted = own if measured_on is None else measured_on
     metrics, run = (_of_weights(_read(folder / report), wanted) for report in ("metrics.json", "run.json"))
@@ -73,8 +83,8 @@ def read_facts(
     return CardFacts(
         form=form,
         name=name,
-        config=json.loads((folder / "config.json").read_text(encoding="utf-8")),
-        metrics=metrics if metrics and "metrics" in metrics else None,
+        config=config,
+        metrics=metrics,
         training_args=_read(folder / "training_args.json"),
         log_history=history if loss_points(history) else [],
         run=run,
@@ -91,58 +101,140 @@ def write_card(folder: str | Path, facts: CardFacts) -> None:
 
 
 def render_card(facts: CardFacts) -> str:
-    """The card as Markdown, its metadata in front. Raises ValueError where the Hub would read other metadata."""
+    """The card as Markdown, its metadata in front; every text in the facts is shown as it reads, and does nothing.
+
+    Raises UserError where the Hub would read other metadata.
+    """
     metadata = card_metadata(facts)
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["cell"] = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
     rows, run = result_rows(facts), facts.run or {}
     trained_on = facts.config.get("trained_on") or []
     tested_on = (facts.metrics or {}).get("tested_on") or []
-    sources = {name.partition(":")[0] for name in (*trained_on, *tested_on)}
-    text = environment.get_template(TEMPLATE).render(
-        facts=facts,
-        config=facts.config,
-        feature=facts.config.get("test_feature", "not recorded"),
-        metrics=facts.metrics if rows else None,
-        run=run,
-        metadata=metadata.to_yaml(),
-        snippet=SNIPPET.format(name=facts.name),
-        base=base_model(facts),
-        columns=list(SHOWN.values()),
-        rows=rows,
-        protocol=protocol(facts.metrics) if facts.metrics and rows else "",
-        confidence=_confidence(facts.metrics or {}),
-        trained_on=trained_on,
-        data_licences={name: data_licence(name) for name in sorted(sources)},
-        overlap=facts.config.get("overlap") or [],
-        settings=settings(facts.config, facts.training_args, run, facts.log_history),
-        duration=duration(run["seconds"]) if run.get("seconds") is not None else None,
-        losses=loss_table(facts.log_history),
-        llama2=base_licence(facts.config) == LLAMA2,
-        clip=_vision_type(facts.config).startswith("clip"),
+    sources = {name.partition(":")[0] for name in trained_on}
+    licences = {name: data_licence(name, trained_on_published(facts, name)) for name in sorted(sources)}
+    licences |= {name: data_licence(name, tested_on_published(facts, name)) for name in sorted({*tested_on} - sources)}
+    text = (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            facts=facts,
+            config=facts.config,
+            feature=facts.config.get("test_feature") or "not recorded",
+            metrics=facts.metrics if rows else None,
+            run=run,
+            metadata=Markdown(metadata.to_yaml()),
+            snippet=Markdown(SNIPPET.format(name=in_python_string(facts.name))),
+            base=base_model(facts),
+            licence=licence_in_config(facts.config),
+            columns=list(SHOWN.values()),
+            rows=rows,
+            protocol=protocol(facts.metrics) if facts.metrics and rows else "",
+            confidence=_confidence(facts.metrics or {}),
+            trained_on=trained_on,
+            trained_as=[_trained_as(facts, name) for name in trained_on],
+            tested_as=_tested_as(facts),
+            matched=bool(tested_on) and all(tested_on_published(facts, source) for source in tested_on),
+            data_licences=licences,
+            rendered=bool(sources) and sources <= set(RENDERED),
+            overlap=facts.config.get("overlap") or [],
+            settings=settings(facts.config, facts.training_args, run, facts.log_history),
+            duration=duration(run["seconds"]) if run.get("seconds") is not None else None,
+            losses=loss_table(facts.log_history),
+            llama2=licence_in_config(facts.config) == LLAMA2,
+            clip=_vision_type(facts.config).startswith("clip"),
+        )
     )
-    if ModelCard(text).data.to_dict() != metadata.to_dict():
-        raise ValueError(f"model card of {facts.name}: its metadata does not survive YAML: choose a plainer name")
+    try:
+        survives = ModelCard(text).data.to_dict() == metadata.to_dict()
+    except ValueError:
+        survives = False
+    if not survives:
+        raise UserError(f"model card of {plain(facts.name)}: its metadata does not survive YAML: choose a plainer name")
     return text
+
+
+@cache
+def _environment() -> Environment:
+    """Where whatever the template shows goes through `escape`: only what is marked as Markdown stays as it is."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        finalize=escape,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["code"] = code
+    environment.filters["cells"] = lambda values: _joined(" | ", values)
+    environment.filters["listed"] = lambda values: _joined(", ", values)
+    return environment
+
+
+def _joined(separator: str, values: Iterable[Any]) -> Markdown:
+    return Markdown(separator.join(map(escape, values)))
 
 
 def card_metadata(facts: CardFacts) -> ModelCardData:
     """The card's front matter; results only of people that were not knowingly trained on, in percent."""
     names = sorted({name.partition(":")[0] for name in facts.config.get("trained_on") or []})
-    llama2, results = base_licence(facts.config) == LLAMA2, indexed_results(facts)
+    results, licence = indexed_results(facts), licence_in_config(facts.config)
+    # The visual encoder alone is no part of a Llama.
+    named = licence == LLAMA2 and facts.form != "vision"
+    named |= licence in OPEN_LICENCES and bool(names) and {*names} <= {*RENDERED}
+    # A published set's name is given to what was trained on it, not to what lies in its layout.
+    shown = [name for name in names if name not in PUBLISHED or trained_on_published(facts, name)]
     return ModelCardData(
-        license="llama2" if llama2 else "other",
-        license_name=None if llama2 else "see-licences-that-carry-over",
-        license_link=None if llama2 else "README.md",
+        license=licence if named else "other",
+        license_name=None if named else "see-licences-that-carry-over",
+        license_link=None if named else "README.md",
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         tags=["person-re-identification", "mllmreid"],
         base_model=base_model(facts),
-        datasets=[name for name in names if re.fullmatch(r"[\w.-]+", name)] or None,
-        model_name=facts.name if results else None,
+        datasets=[name for name in shown if re.fullmatch(r"[\w.-]+", name, re.ASCII)] or None,
+        model_name=plain(facts.name) if results else None,
         eval_results=results or None,
     )
+
+
+def trained_on_published(facts: CardFacts, source: str) -> bool | None:
+    """Whether a set that was trained on was the published one by its counts; None where that was not recorded."""
+    run = facts.run or {}
+    known = run.get("published_counts")
+    if known is None and run.get("sources") == [source] and source in PUBLISHED:
+        parts = (run.get("data") or {}).items()
+        counts = {part: {"rows": of["images"], "identities": of["persons"]} for part, of in parts}
+        return has_published_counts(source, counts)
+    return (known or {}).get(source)
+
+
+def _trained_as(facts: CardFacts, name: str) -> str:
+    """What was trained on: with a doubt where its counts do not say that it is the set of that name."""
+    source = name.partition(":")[0]
+    if source not in PUBLISHED or trained_on_published(facts, source):
+        return name
+    known = trained_on_published(facts, source) is False
+    return f"{name} ({'its layout, not' if known else 'not known to be'} the published set)"
+
+
+def tested_on_published(facts: CardFacts, source: str) -> bool | None:
+    """Whether a set that was tested on was the published one by its counts; None where that was not recorded."""
+    metrics = facts.metrics or {}
+    known = metrics.get("published_counts")
+    if known is None and metrics.get("tested_on") == [source] and source in PUBLISHED:
+        counts = {part: {"rows": metrics[f"{part}_images"]} for part in ("query", "gallery")}
+        return has_published_counts(source, counts)
+    return (known or {}).get(source)
+
+
+def _tested_as(facts: CardFacts) -> str:
+    """What was tested on: a published set's name only where its counts say so."""
+    named = []
+    for source in (facts.metrics or {}).get("tested_on") or ["unknown"]:
+        published = tested_on_published(facts, source)
+        if source not in PUBLISHED or published:
+            named.append(source)
+        else:
+            named.append(f"images in the layout of {source}, not known to be the published set")
+    return " + ".join(named)
 
 
 def indexed_results(facts: CardFacts) -> list[EvalResult]:
@@ -151,14 +243,15 @@ def indexed_results(facts: CardFacts) -> list[EvalResult]:
     row = next((row for name, row in _shown_metrics(facts).items() if name == feature), None)
     if metrics is None or row is None or metrics.get("overlap"):
         return []
-    tested_on = "+".join(metrics.get("tested_on") or ["unknown"])
     return [
         EvalResult(
             task_type="image-retrieval",
             task_name="Person re-identification",
             # Not the set's name alone: the reader gives it to whatever lies in that layout.
             dataset_type="person-crops",
-            dataset_name=f"{tested_on}, {metrics['query_images']} query and {metrics['gallery_images']} gallery images",
+            dataset_name=plain(
+                f"{_tested_as(facts)}, {metrics['query_images']} query and {metrics['gallery_images']} gallery images"
+            ),
             metric_type=kind,
             metric_name=f"{SHOWN[key]}, percent",
             metric_value=round(100 * row[key], 2),
@@ -177,9 +270,9 @@ def result_rows(facts: CardFacts) -> list[list[str]]:
     ]
 
 
-def protocol(metrics: Mapping[str, Any]) -> str:
+def protocol(metrics: Mapping[str, Any]) -> Markdown:
     """How the results were measured, in words."""
-    excluded = [column.removesuffix("_id") for column in metrics.get("exclude") or []]
+    excluded = [escape(column.removesuffix("_id")) for column in metrics.get("exclude") or []]
     rule = (
         f"Gallery images that show the query's person with the query's {' or '.join(excluded)} are dropped."
         if excluded
@@ -191,19 +284,20 @@ def protocol(metrics: Mapping[str, Any]) -> str:
         words.append("Each feature is the mean of the image's and its mirror image's.")
     if metrics.get("pool_tracks"):
         words.append("Images of one track are pooled into one feature.")
-    return " ".join(words)
+    return Markdown(" ".join(words))
 
 
 def licence_notice(config: Mapping[str, Any] | PreTrainedConfig) -> str | None:
-    """The text of the NOTICE file that a full export with a Llama 2 inside must carry; None for others."""
+    """The text of the NOTICE file that a full export of a base under Llama 2's licence must carry; None for others."""
     fields = config.to_dict() if isinstance(config, PreTrainedConfig) else config
-    return LLAMA2_NOTICE if base_licence(fields) == LLAMA2 else None
+    full = fields.get("model_type") == MllmReIDConfig.model_type and not fields.get("backbone")
+    return LLAMA2_NOTICE if full and licence_in_config(fields) == LLAMA2 else None
 
 
 def base_model(facts: CardFacts) -> str | None:
     """The base's name on the Hub, where one is known: a thin checkpoint's backbone, or what its training began with."""
     name = facts.config.get("backbone") or (facts.run or {}).get("base_model") or ""
-    return name if NAME_ON_THE_HUB.fullmatch(name) and not Path(name).exists() else None
+    return name if NAME_ON_THE_HUB.fullmatch(name) and not is_local(name) else None
 
 
 def _shown_metrics(facts: CardFacts) -> dict[str, dict[str, Any]]:
@@ -220,10 +314,11 @@ def _confidence(metrics: Mapping[str, Any]) -> float | None:
     return 100 * shares[0] if shares else None
 
 
-def _cell(share: float | None, interval: Mapping[str, float] | None) -> str:
+def _cell(share: float | None, interval: Mapping[str, float] | None) -> Markdown:
     if share is None:
-        return "-"
-    return f"{100 * share:.1f}" + (f" [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]" if interval else "")
+        return Markdown("-")
+    of = f" [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]" if interval else ""
+    return Markdown(f"{100 * share:.1f}{of}")
 
 
 def _vision_type(config: Mapping[str, Any]) -> str:
@@ -236,4 +331,4 @@ def _of_weights(report: dict[str, Any] | None, digest: str) -> dict[str, Any] | 
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return published_report(path.name, path.read_bytes(), where=str(path)) if path.is_file() else None

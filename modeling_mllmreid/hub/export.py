@@ -1,9 +1,5 @@
 """A model as it is published: full, thin or the vision form, without ID classifier, with card, notices and code."""
 
-import errno
-import json
-import re
-import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -12,15 +8,15 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..errors import UserError
 from ..evaluation.report import write_json
-from ..evaluation.threshold import load_thresholds, save_thresholds
+from ..evaluation.threshold import THRESHOLD_FILE
 from ..evaluation.weights import weights_digest
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDVisionModel, MllmReIDVisionProcessor
+from ..outputs import folder_aside
 from .card import licence_notice, read_facts, write_card
 from .loss_curves import draw_loss_curves
+from .publication import LOSS_PICTURE, REPORTS, VERBATIM, form_files, published_json, published_report
 
 Form = Literal["full", "thin", "vision"]
-# What a run measured and was told; the card is made of them.
-REPORTS = ("metrics.json", "run.json", "training_args.json", "trainer_state.json")
 
 
 def form_of(model: ImageEncoder) -> Form:
@@ -45,14 +41,14 @@ def write_export(
     A thin model becomes full or vision by merging, which changes it. name: what the card calls it. source: the
     checkpoint's folder, with thresholds and reports; the card shows only those of its weights. onnx: `model.onnx`
     beside a vision form. The folder appears when it is whole.
-    Raises UserError for a form that the model cannot take, a folder that exists, and a full disk.
+    Nothing in it shows a path of this machine. Two exports to one folder never mix.
+    Raises UserError for a form that the model cannot take, a report that is none, a folder that is not empty, and where
+    the disk refuses; nothing is left of it then.
     """
-    if folder.exists():
-        raise UserError(f"output {folder}: exists already: remove it or give another")
-    form, of_form = converted(model, processor, to)
-    aside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
+    with folder_aside(folder) as aside:
+        # Before the hours of a large model: what is wrong with a report stops it.
+        reports = {} if source is None else published_reports(source, to)
+        form, of_form = converted(model, processor, to)
         with form.without_classifier() if isinstance(form, MllmReIDModel) else nullcontext():
             form.save_pretrained(aside)
             parameters = sum(parameter.numel() for parameter in form.parameters())
@@ -62,25 +58,24 @@ def write_export(
 
             assert isinstance(form, MllmReIDVisionModel)  # the caller asked for this form
             export_onnx(form, aside / "model.onnx")
-        measured_on = None if source is None else copy_reports(source, aside, to)
+        for report, content in reports.items():
+            write_json(aside / report, content)
+        for written in form_files(aside):
+            if written.endswith(".json") and written not in (*VERBATIM, *REPORTS):
+                path = aside / written
+                path.write_bytes(published_json(written, path.read_bytes(), where=str(path)) or b"")
         notice = licence_notice(form.config) if to == "full" else None
         if notice:
             (aside / "NOTICE").write_text(notice, encoding="utf-8")
+        measured_on = reports["run.json"]["measured_on"] if reports else None
         facts = read_facts(aside, to, name, parameters=parameters, measured_on=measured_on)
         if facts.log_history:
             try:
-                draw_loss_curves(aside / "loss.png", facts.log_history)
+                draw_loss_curves(aside / LOSS_PICTURE, facts.log_history)
                 facts.has_loss_picture = True
             except UserError:
                 pass  # matplotlib is not installed: the card has the losses as a table
         write_card(aside, facts)
-        aside.rename(folder)
-    except OSError as error:
-        if error.errno == errno.ENOSPC or "No space left" in str(error):
-            raise UserError(f"output {folder}: no space left on the disk: free some, the model is as it was") from error
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return form
 
 
@@ -106,29 +101,20 @@ def converted(
     return MllmReIDVisionModel.from_reid_model(model), MllmReIDVisionProcessor(processor.image_processor)
 
 
-def copy_reports(source: Path, target: Path, to: Form) -> str:
-    """Copies thresholds and reports of a checkpoint, without paths of this machine; returns its weights' digest."""
-    kept = {name: row for name, row in load_thresholds(str(source)).items() if to != "vision" or name == "vision"}
-    save_thresholds(str(target), kept)
+def published_reports(source: Path, to: Form) -> dict[str, Any]:
+    """Thresholds and reports of a checkpoint by file name, as an export of it holds them.
+
+    run.json says whose they are: an export's reports are of the checkpoint that it was made from, and so are those of
+    an export of it. Raises UserError for a report that is not what its name says.
+    """
+    found = {}
     for report in REPORTS:
-        if (source / report).is_file():
-            content = json.loads((source / report).read_text(encoding="utf-8"))
-            if report == "trainer_state.json":
-                content = {"log_history": content["log_history"]}
-            write_json(target / report, without_paths(content))
-    # An export's reports are of the checkpoint that it was made from, and so are those of an export of it.
-    record = json.loads((target / "run.json").read_text(encoding="utf-8")) if (target / "run.json").is_file() else {}
-    measured_on = record.get("measured_on") or weights_digest(source)
-    write_json(target / "run.json", {**record, "measured_on": measured_on})
-    return measured_on
-
-
-def without_paths(value: Any) -> Any:
-    """The same report with every absolute path cut to its last name."""
-    if isinstance(value, dict):
-        return {key: without_paths(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_paths(item) for item in value]
-    if isinstance(value, str) and re.match(r"^(/|~|[A-Za-z]:\\)", value):
-        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
-    return value
+        path = source / report
+        content = published_report(report, path.read_bytes(), where=str(path)) if path.is_file() else None
+        if content is not None:
+            found[report] = content
+    thresholds = found.get(THRESHOLD_FILE, {})
+    found[THRESHOLD_FILE] = {name: row for name, row in thresholds.items() if to != "vision" or name == "vision"}
+    run = found.get("run.json", {})
+    found["run.json"] = {**run, "measured_on": run.get("measured_on") or weights_digest(source)}
+    return found

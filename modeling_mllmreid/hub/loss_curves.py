@@ -5,23 +5,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluation.plots import COLORS, STYLES, figure_class
+from ..markdown import plain
 from ..outputs import PNG_SOFTWARE, written_aside
 
 # What the Trainer logs beside the loss and its parts.
 _OTHERS = {"epoch", "grad_norm", "learning_rate", "loss", "num_input_tokens_seen", "step"}
+
+# The loss has about ten; a foreign log may name any number.
+MOST_PARTS = 20
 
 Log = Sequence[Mapping[str, Any]]
 
 
 def loss_points(log_history: Log) -> list[Mapping[str, Any]]:
     """The entries of trainer_state.json's log that hold a training loss."""
-    return [entry for entry in log_history if "loss" in entry and "step" in entry]
+    return [entry for entry in log_history if _is_number(entry.get("loss")) and _is_number(entry.get("step"))]
 
 
 def loss_parts(log_history: Log) -> list[str]:
     """The names of the loss's parts, sorted."""
     names = {name for entry in loss_points(log_history) for name, value in entry.items() if _is_number(value)}
-    return sorted(name for name in names - _OTHERS if not name.startswith("eval_"))
+    return sorted(name for name in names - _OTHERS if not name.startswith("eval_"))[:MOST_PARTS]
 
 
 def loss_table(log_history: Log, *, at_most: int = 10) -> list[list[str]]:
@@ -50,10 +54,12 @@ def draw_loss_curves(path_png: str | os.PathLike[str], log_history: Log) -> None
     figure = figure_class()(figsize=(7, 4.4), dpi=150, layout="constrained")
     axes = figure.subplots()
     for number, name in enumerate(["loss", *loss_parts(log_history)]):
-        known = [(entry["step"], entry[name]) for entry in points if name in entry]
+        known = [(entry["step"], entry[name]) for entry in points if _is_number(entry.get(name))]
         look = {"color": COLORS[number % len(COLORS)], "linestyle": STYLES[number // len(COLORS) % len(STYLES)]}
         marker = "o" if len(known) == 1 else ""
-        axes.plot(*zip(*known, strict=True), label=name, marker=marker, linewidth=2.4 if number == 0 else 1.4, **look)
+        axes.plot(
+            *zip(*known, strict=True), label=_label(name), marker=marker, linewidth=2.4 if number == 0 else 1.4, **look
+        )
     axes.set(xlabel="step", ylabel="loss", title="Training loss and its parts")
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -64,6 +70,11 @@ def draw_loss_curves(path_png: str | os.PathLike[str], log_history: Log) -> None
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _label(name: str) -> str:
+    """A name in the legend, where dollars would make a formula and a leading underscore hides it."""
+    return plain(name)[:24].replace("$", r"\$").lstrip("_") or "?"
 
 
 def _cell(value: Any) -> str:

@@ -1,83 +1,102 @@
 """To the Hub: what is published is checked first, goes up in one commit, and can be taken up again after a break."""
 
-import json
+import re
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from ..errors import UserError
+from ..markdown import in_python_string
+from ..model.adapters import ADAPTER, SETTINGS, WEIGHTS
+from .publication import CARD, ONNX, check_publishable, publication
 
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-# Whatever else lies in the folder stays at home: crops, features, optimiser states.
-PUBLISHED = ["*.json", "*.jinja", "*.model", "*.onnx", "*.onnx.data", "*.py", "*.safetensors", "*.txt"]
-PUBLISHED += ["LICENSE*", "NOTICE", "README.md", "loss.png"]
+# What another form, or another number of shards, may have left in the repository: it would be loaded in place of this.
+LEFT_WEIGHTS = re.compile(
+    rf"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|{ADAPTER}/({re.escape(SETTINGS)}|{re.escape(WEIGHTS)})|"
+    + "|".join(map(re.escape, ONNX))
+)
 
 
-def check_publishable(folder: Path) -> None:
-    """Raises UserError unless the folder is an export that others can load: config, code, processor, card, weights."""
+def create_repository(name: str, *, private: bool = True, flag: str = "--private", token: str | None = None) -> str:
+    """Makes the repository where there is none; its full name.
+
+    Raises UserError where the Hub refuses, and for a public one where `private` is wanted, before anything is uploaded.
+    flag: the option that says `private`.
+    """
+    repository, there = find_repository(name, private=private, flag=flag, token=token)
+    if there:
+        return repository
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"push {folder}: config.json cannot be read ({error}): give the folder of an export") from error
-    code = {entry.split(".")[0] for entry in config.get("auto_map", {}).values() if isinstance(entry, str)}
-    needed = ["README.md", "processor_config.json", *(f"{name}.py" for name in sorted(code))]
-    missing = [name for name in needed if not (folder / name).is_file()]
-    if missing or not code:
-        raise UserError(f"push {folder}: has no {(missing or ['code'])[0]}: make it with run_reid.py export")
-    if not list(folder.glob("*.safetensors")):
-        raise UserError(f"push {folder}: has no weights (*.safetensors): make it with run_reid.py export")
-    pickles = [path.name for path in folder.rglob("*") if path.suffix in PICKLES and "checkpoint-" not in str(path)]
-    if pickles:
-        raise UserError(f"push {folder}: holds {pickles[0]}, a pickle, which can run code: remove it")
-    if config.get("num_identities"):
-        raise UserError(f"push {folder}: has the ID classifier, templates of the training people: export it first")
-    backbone = config.get("backbone")
-    if backbone and (Path(backbone).is_dir() or backbone.startswith(("/", ".", "~"))):
-        raise UserError(
-            f"push {folder}: its backbone {backbone} is a folder, which others do not have: export it with --backbone "
-            "and the backbone's name on the Hub, or with --to full"
-        )
-
-
-def create_repository(name: str, *, private: bool = True, token: str | None = None) -> str:
-    """Makes the repository where there is none; its full name. Raises UserError where the Hub refuses."""
-    if not (token or get_token()):
-        raise UserError(f"push {name}: no token: run `hf auth login`, or set HF_TOKEN to one that may write")
-    try:
-        return HfApi(token=token).create_repo(name, private=private, exist_ok=True).repo_id
+        HfApi(token=token).create_repo(repository, private=private, exist_ok=True)
     except Exception as error:  # the Hub's client raises its own and the network's errors
         raise refusal(name, error) from error
+    # Somebody may have made it meanwhile.
+    return find_repository(repository, private=private, flag=flag, token=token)[0]
+
+
+def find_repository(
+    name: str, *, private: bool = True, flag: str = "--private", token: str | None = None
+) -> tuple[str, bool]:
+    """The repository's full name, and whether it is there. Writes nothing, raises UserError as `create_repository`."""
+    if not (token or get_token()):
+        raise UserError(f"push {name}: no token: run `hf auth login`, or set HF_TOKEN to one that may write")
+    api = HfApi(token=token)
+    try:
+        repository = name if "/" in name else f"{api.whoami()['name']}/{name}"
+        public = not api.model_info(repository).private
+    except RepositoryNotFoundError:
+        return repository, False
+    except Exception as error:  # the Hub's client raises its own and the network's errors
+        raise refusal(name, error) from error
+    if private and public:
+        raise UserError(
+            f"push {name}: this repository exists and is public: everybody could load what is pushed: give "
+            f"`{flag} false` to push there all the same, make it private, or give another name"
+        )
+    return repository, True
 
 
 def upload(folder: Path, name: str, *, message: str, revision: str | None = None, token: str | None = None) -> str:
-    """Uploads a checked folder in one commit and returns the commit's address.
+    """Uploads the files of an export's form in one commit and returns the commit's address.
 
-    Files that arrived before a break are not sent again. Raises UserError where the Hub refuses it.
+    The card loads the model by `name`; nothing in the folder is changed. Weights of another form that lie in the
+    repository are removed by the same commit. Files that arrived before a break are not sent again.
+    Raises UserError for a folder that is no export, and where the Hub refuses it.
     """
     check_publishable(folder)
+    content = publication(folder)
+    content[CARD] = card_with_name(content[CARD], name)
+    additions = [
+        CommitOperationAdd(path_in_repo=path, path_or_fileobj=file if isinstance(file, bytes) else str(file))
+        for path, file in content.items()
+    ]
+    api = HfApi(token=token)
     try:
-        done = HfApi(token=token).upload_folder(
-            repo_id=name,
-            folder_path=folder,
-            commit_message=message,
-            revision=revision,
-            allow_patterns=PUBLISHED,
-            ignore_patterns=["checkpoint-*"],
-        )
+        there = api.list_repo_files(name, revision=revision)
+        left = [path for path in there if LEFT_WEIGHTS.fullmatch(path) and path not in content]
+        removals = [CommitOperationDelete(path_in_repo=path) for path in left]
+        done = api.create_commit(name, [*additions, *removals], commit_message=message, revision=revision)
     except Exception as error:  # the Hub's client raises its own and the network's errors
         raise refusal(name, error) from error
     return str(done.commit_url)
 
 
+def card_with_name(card: Path | bytes, name: str) -> bytes:
+    """The card of an export, which was written before it had a name on the Hub, loading the model by that name."""
+    text = (card if isinstance(card, bytes) else card.read_bytes()).decode("utf-8", "replace")
+    loads = re.compile(r'(from_pretrained\(")(?:[^"\\\n]|\\.)*(", trust_remote_code=True\))')
+    return loads.sub(lambda match: f"{match[1]}{in_python_string(name)}{match[2]}", text).encode()
+
+
 def refusal(name: str, error: Exception) -> UserError:
-    """One line for what the Hub or the network said, with the mend."""
+    """One line for what the Hub or the network said, with the fix."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    mend = "try again, what arrived is not sent again"
+    fix = "try again, what arrived is not sent again"
     if status == 401:
-        mend = "the token is not valid: run `hf auth login`, or set HF_TOKEN"
+        fix = "the token is not valid: run `hf auth login`, or set HF_TOKEN"
     elif status == 403:
-        mend = "the token may not write there: give a name of your own, or a token that may write"
+        fix = "the token may not write there: give a name of your own, or a token that may write"
     elif isinstance(error, RepositoryNotFoundError):
-        mend = "the repository is not there, or not for this token"
-    return UserError(f"push {name}: {' '.join(str(error).split())[:200]}: {mend}")
+        fix = "the repository is not there, or not for this token"
+    return UserError(f"push {name}: {' '.join(str(error).split())[:200]}: {fix}")

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..markdown import Markdown, code
+
 
 def settings(
     config: Mapping[str, Any],
@@ -30,29 +32,35 @@ def duration(seconds: float) -> str:
 
 
 def _method(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = [("crop, height x width", f"{config['height']} x {config['width']}" if "height" in config else "")]
-    if "loss_lambda" not in config:  # a vision form keeps none of them
+    rows = [("crop, height x width", f"{config['height']} x {config['width']}" if config.get("height") else "")]
+    if config.get("loss_lambda") is None:  # a vision form keeps none of them
         return rows
     margin = "soft margin" if config.get("triplet_soft_margin") else f"margin {config.get('triplet_margin')}"
+    id_loss = f"weight {config.get('id_weight')}, label smoothing {config.get('label_smoothing')}"
+    triplet = f"weight {config.get('triplet_weight')}, batch-hard, {margin}"
     return [
         *rows,
         ("lambda (share of the ReID losses)", f"{config['loss_lambda']:g}"),
-        ("ReID losses on", {"llm": "`llm`", "vision": "`vision`", "both": "`llm` and `vision`"}[config["reid_on"]]),
-        ("ID loss", f"weight {config.get('id_weight')}, label smoothing {config.get('label_smoothing')}"),
-        ("triplet loss", f"weight {config.get('triplet_weight')}, batch-hard, {margin}"),
+        ("ReID losses on", _HEADS.get(str(config.get("reid_on")), "")),
+        ("ID loss", id_loss if config.get("id_weight") is not None else ""),
+        ("triplet loss", triplet if config.get("triplet_weight") is not None else ""),
         ("distillation weight", f"{config['distillation_weight']:g}" if config.get("distillation_weight") else ""),
         ("ReID losses on captions", "yes" if config.get("reid_text") else ""),
     ]
 
 
+_HEADS = {name: Markdown(f"`{name}`") for name in ("llm", "vision")}
+_HEADS["both"] = Markdown("`llm` and `vision`")
+
+
 def _adapters(adapters: Mapping[str, Any]) -> list[tuple[str, str]]:
     words = {"full": "trained whole", "lora": "trained by LoRA", "frozen": "frozen"}
-    rows = [(title, words.get(adapters.get(key, ""), "")) for key, title in _MODULES.items()]
+    rows = [(title, words.get(str(adapters.get(key)), "")) for key, title in _MODULES.items()]
     if "lora" in (adapters.get("language_model"), adapters.get("tower")):
         values = (adapters.get(f"lora_{name}") for name in ("rank", "alpha", "dropout"))
         rows.append(("LoRA", "rank {}, alpha {}, dropout {}".format(*values)))
         targets = adapters.get("lora_targets")
-        rows.append(("LoRA on", f"`{targets}`" if targets else "all linear layers of what is trained by it"))
+        rows.append(("LoRA on", code(targets) if targets else "all linear layers of what is trained by it"))
     rows.append(("quantisation of the frozen language model", adapters.get("quantize") or ""))
     return rows
 
@@ -65,22 +73,24 @@ def _optimisation(args: Mapping[str, Any], log_history: Sequence[Mapping[str, An
     accumulation = args.get("gradient_accumulation_steps") or 1
     batch = f"P x K = {people} x {images} on each device" if people and images else ""
     last = max(log_history, key=lambda entry: entry.get("step", 0), default={})
-    rates = [f"`{pattern}`: {rate:g}" for pattern, rate in (args.get("learning_rates") or {}).items()]
+    rates = [f"{code(pattern)}: {rate:g}" for pattern, rate in (args.get("learning_rates") or {}).items()]
     schedule = f"{args.get('lr_scheduler_type')}, warm-up {args.get('warmup_steps') or 0:g}"
     precision = next((name for name, key in (("bfloat16", "bf16"), ("float16", "fp16")) if args.get(key)), "float32")
+    precision = precision if "bf16" in args or "fp16" in args else ""
+    kept = {True: "best on the validation people", False: "of the last step"}
     return [
         ("batch", batch + (f", gradients of {accumulation} batches added" if batch and accumulation > 1 else "")),
         ("optimiser steps", f"{last['step']:,}" if "step" in last else ""),
         ("epochs", f"{last['epoch']:g}" if "epoch" in last else ""),
         ("optimiser", str(args.get("optim") or "")),
-        ("learning rate", f"{args['learning_rate']:g}" if "learning_rate" in args else ""),
-        ("learning rates by parameter name", ", ".join(rates)),
+        ("learning rate", f"{args['learning_rate']:g}" if args.get("learning_rate") is not None else ""),
+        ("learning rates by parameter name", Markdown(", ".join(rates))),
         ("schedule", schedule if args.get("lr_scheduler_type") else ""),
-        ("weight decay", f"{args['weight_decay']:g}" if "weight_decay" in args else ""),
+        ("weight decay", f"{args['weight_decay']:g}" if args.get("weight_decay") is not None else ""),
         ("gradients cut to norm", f"{args['max_grad_norm']:g}" if args.get("max_grad_norm") else ""),
         ("precision", precision),
-        ("seed", str(args["seed"]) if "seed" in args else ""),
-        ("weights kept", "best on the validation people" if args.get("load_best_model_at_end") else "of the last step"),
+        ("seed", str(args["seed"]) if args.get("seed") is not None else ""),
+        ("weights kept", kept.get(args["load_best_model_at_end"], "") if "load_best_model_at_end" in args else ""),
     ]
 
 

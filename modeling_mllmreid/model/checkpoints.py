@@ -262,7 +262,7 @@ class ReIDCheckpoints:
         """Makes a thin model full: the LoRA goes into the weights, the backbone is part of the model. Returns it."""
         merge_adapter(self.mllm)
         self.config.backbone = self.config.backbone_revision = self.config.backbone_probe = None
-        self.config.own_modules = self.config.adapter = None
+        self.config.own_modules = self.config.adapter = self.config.lora_targets = None
         return self
 
 

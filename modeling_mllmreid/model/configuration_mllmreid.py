@@ -58,6 +58,8 @@ class MllmReIDConfig(PreTrainedConfig):
         its test people were trained on too.
     overlap (`list[str]`, *optional*):
         In words, test people who were knowingly trained on (`allow_overlap`).
+    base_licence (`str`, *optional*):
+        Licence of the multimodal LLM that training began with, as its card or its user says; `None` is not recorded.
     backbone, backbone_revision (`str`, *optional*):
         Of a thin checkpoint: name and commit of the LLaVA (or full checkpoint) whose frozen weights it stands on.
     backbone_probe (`list[float]`, *optional*):
@@ -66,6 +68,8 @@ class MllmReIDConfig(PreTrainedConfig):
         Modules besides the heads whose weights a thin checkpoint holds itself.
     adapter (`str`, *optional*):
         Sub-folder of a thin checkpoint with its LoRA.
+    lora_targets (`str`, *optional*):
+        The regular expression that its modules were chosen by, where it was not our own; a record that nothing runs.
     """
 
     model_type = "mllmreid"
@@ -94,11 +98,13 @@ class MllmReIDConfig(PreTrainedConfig):
     identities_digest: str | None = None
     trained_on: list[str] | None = None
     overlap: list[str] | None = None
+    base_licence: str | None = None
     backbone: str | None = None
     backbone_revision: str | None = None
     backbone_probe: list[float] | None = None
     own_modules: list[str] | None = None
     adapter: str | None = None
+    lora_targets: str | None = None
 
     def __post_init__(self, **kwargs):
         self.mllm_config = nested_config("mllm_config", self.mllm_config, "llava")

@@ -26,7 +26,7 @@ class MllmReIDVisionConfig(PreTrainedConfig):
         Whether the encoder's first state is a class token, which is not pooled.
     bnneck, feature_after_bn (`bool`):
         Whether there is a batch norm, and whether the feature is taken after it.
-    trained_on, overlap (`list[str]`, *optional*):
+    trained_on, overlap (`list[str]`), base_licence (`str`), *optional*:
         As in [`MllmReIDConfig`].
     """
 
@@ -42,6 +42,7 @@ class MllmReIDVisionConfig(PreTrainedConfig):
     test_feature: Literal["vision"] = "vision"
     trained_on: list[str] | None = None
     overlap: list[str] | None = None
+    base_licence: str | None = None
 
     def __post_init__(self, **kwargs):
         self.vision_config = nested_config("vision_config", self.vision_config, "clip_vision_model")
@@ -115,6 +116,7 @@ class MllmReIDVisionModel(PreTrainedModel):
             feature_after_bn=whole.feature_after_bn,
             trained_on=whole.trained_on,
             overlap=whole.overlap,
+            base_licence=whole.base_licence,
         )
         form = cls(config).to(tower.device)
         form.tower.to(tower.dtype)

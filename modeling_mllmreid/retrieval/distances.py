@@ -21,6 +21,7 @@ CHUNK_BYTES = 2 * 2**20
 # Matrix products run other code at the edges of a matrix, which rounds otherwise: a collapsed model's equal distances
 # would differ by their place in the gallery, and every distance by the block size. Whole tiles keep them equal.
 ROW_TILE, COLUMN_TILE = 16, 64
+DEPTH_TILE = 4  # numbers that a GPU loads at once
 TINY = 1e-300  # the length of a feature without a direction
 
 
@@ -204,12 +205,12 @@ def _scales(features: Tensor, metric: str) -> Tensor:
 
 
 def _rows(query: Features, start: int, stop: int, shift: _Shift, device: torch.device) -> Tensor:
-    """Query rows as one factor of the product, (whole tiles, D + 2) float32: minus the point, its half, 1.
+    """Query rows as one factor of the product, whole tiles of float32: minus the point (D), its half, 1, zeros.
 
     So the product of both factors is the distance itself, without a further pass over the block.
     """
     width = query.shape[1]
-    factor = torch.zeros(_whole(stop - start, ROW_TILE), width + 2, device=device)
+    factor = torch.zeros(_whole(stop - start, ROW_TILE), _whole(width + 2, DEPTH_TILE), device=device)
     for first, last in _chunks(query, start, stop):
         some = factor[first - start : last - start]
         points, zero = _points(query, first, last, shift)
@@ -218,9 +219,9 @@ def _rows(query: Features, start: int, stop: int, shift: _Shift, device: torch.d
 
 
 def _columns(gallery: Features, start: int, stop: int, shift: _Shift, device: torch.device) -> Tensor:
-    """Gallery rows as the other factor, (whole tiles, D + 2) float32: the point, 1, its half."""
+    """Gallery rows as the other factor, whole tiles of float32: the point (D), 1, its half, zeros."""
     width = gallery.shape[1]
-    factor = torch.zeros(_whole(stop - start, COLUMN_TILE), width + 2, device=device)
+    factor = torch.zeros(_whole(stop - start, COLUMN_TILE), _whole(width + 2, DEPTH_TILE), device=device)
     for first, last in _chunks(gallery, start, stop):
         some = factor[first - start : last - start]
         points, zero = _points(gallery, first, last, shift)

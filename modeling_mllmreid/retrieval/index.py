@@ -41,12 +41,12 @@ def check_embeddings_output(folder: str | os.PathLike[str], *, inputs: Sequence[
     in one, for files of these names that this program did not write, and for what cannot be written.
     """
     folder = Path(folder)
-    if folder.is_symlink():
+    if os.path.islink(folder):
         raise UserError(f"output {folder}: is a symbolic link: give the folder itself")
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"output {folder}: is a file, not a folder: give another path")
     for source in map(Path, inputs):
-        if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+        if os.path.isdir(source) and folder.resolve().is_relative_to(source.resolve()):
             raise UserError(f"output {folder}: lies inside {source}, which is read: give another path")
     check_output(folder / FEATURES_FILE, ours=_is_features, inputs=inputs)
     check_output(folder / FACTS_FILE, inputs=inputs)
@@ -87,7 +87,7 @@ def load_embeddings(folder: str | os.PathLike[str]) -> Embeddings:
     """
     folder = Path(folder)
     for name in (FEATURES_FILE, FACTS_FILE):
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):
             raise UserError(f"{folder}: holds no {name}: give a folder written by the embed command")
     digest, features = _read_features(folder / FEATURES_FILE)
     try:

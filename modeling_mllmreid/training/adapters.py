@@ -169,9 +169,7 @@ def adapters_of_checkpoint(
     if lora is None:
         return {**found, **dict.fromkeys(LORA_FIELDS)}
     found |= {"lora_rank": lora["r"], "lora_alpha": lora["lora_alpha"], "lora_dropout": lora.get("lora_dropout", 0.0)}
-    # None stands for all linear layers, as in the options.
-    targets = lora["target_modules"]
-    return {**found, "lora_targets": None if targets == AdapterArguments(**found).target_modules() else targets}
+    return {**found, "lora_targets": config.lora_targets}
 
 
 def refuse_other_adapters(given: Mapping[str, Any], stored: Mapping[str, Any], checkpoint: str) -> None:
@@ -201,3 +199,4 @@ def prepare_training(
     config = model.config
     config.backbone, config.backbone_revision, config.backbone_probe = backbone, revision, probe(model.mllm)
     config.own_modules, config.adapter = own, None if args.target_modules() is None else ADAPTER
+    config.lora_targets = None if config.adapter is None else args.lora_targets

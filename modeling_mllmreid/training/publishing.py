@@ -1,7 +1,6 @@
 """What a training pushes to the Hub: whole exports, never a pickle and never the ID classifier."""
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers.trainer_utils import HubStrategy
 from ..errors import UserError
 from ..hub.export import form_of, write_export
 from ..hub.push import create_repository, upload
+from ..outputs import scratch_folder
 from .sharding import sharding_of
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,8 @@ class PublishingTrainer(Trainer):
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Makes the repository, private where not said otherwise.
 
-        Raises UserError where the Hub refuses, and where no process could push the whole model.
+        Raises UserError where the Hub refuses, for a public repository where that is not said, and where no process
+        could push the whole model.
         """
         if engine := sharding_of(self):
             raise UserError(
@@ -37,7 +38,10 @@ class PublishingTrainer(Trainer):
             return
         private = self.args.hub_private_repo if private is None else private
         name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
-        self.hub_model_id = create_repository(name, private=private is not False, token=token or self.args.hub_token)
+        token = token or self.args.hub_token
+        self.hub_model_id = create_repository(
+            name, private=private is not False, flag="--hub_private_repo", token=token
+        )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """A saved checkpoint as a whole export: the stock method pushes no code, and a pickle that holds the token.
@@ -75,12 +79,8 @@ class PublishingTrainer(Trainer):
     def _publish(self, folder: Path, message: str, token: str | None = None) -> str:
         """Writes the model in memory as an export with the folder's reports, uploads it, and removes the export."""
         name = str(self.hub_model_id)
-        aside = Path(str(self.args.output_dir)) / ".published"
-        shutil.rmtree(aside, ignore_errors=True)
-        try:
-            write_export(self.model, self.processing_class, aside, to=form_of(self.model), name=name, source=folder)
-            return upload(
-                aside, name, message=message, revision=self.args.hub_revision, token=token or self.args.hub_token
-            )
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        with scratch_folder(Path(str(self.args.output_dir)) / "published") as scratch:
+            export = scratch / "export"
+            write_export(self.model, self.processing_class, export, to=form_of(self.model), name=name, source=folder)
+            token = token or self.args.hub_token
+            return upload(export, name, message=message, revision=self.args.hub_revision, token=token)

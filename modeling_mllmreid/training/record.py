@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from datasets import DatasetDict
 
+from ..data.published import published_counts
 from ..evaluation.report import write_json
 from ..evaluation.weights import weights_digest
 from .adapters import AdapterArguments
@@ -36,11 +37,13 @@ def write_record(
     unique = {tuple(sorted((key, str(value)) for key, value in provenance.items())) for provenance in texts}
     record = {
         "weights": weights_digest(folder),
-        "base_model": base_model,
+        # A path from the root: a relative one reads like a name on the Hub.
+        "base_model": os.path.abspath(base_model) if os.path.isdir(base_model) else base_model,
         "data": {
             part: {"images": len(rows), "persons": len({*zip(rows["source"][:], rows["person_id"][:], strict=True)})}
             for part, rows in dataset.items()
         },
+        "published_counts": published_counts(dataset),
         "sources": sorted({source for rows in dataset.values() for source in rows["source"][:]}),
         "texts": [dict(provenance) for provenance in sorted(unique)],
         "adapters": adapters.to_record(),

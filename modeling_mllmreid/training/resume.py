@@ -47,7 +47,8 @@ def run_facts(
     settings |= {name: value for name, value in asdict(batches).items() if name != "texts"}
     config = json.loads(json.dumps(model.config.to_dict(), default=str))
     own = {name: value for name, value in config.items() if name in type(model.config).__annotations__}
-    told_by_model = ("mllm_config", "image_prefix_ids", "trained_on", "overlap", "backbone_probe", "identities_digest")
+    told_by_model = {"mllm_config", "image_prefix_ids", "trained_on", "overlap", "base_licence", "backbone_probe"}
+    told_by_model.add("identities_digest")
     settings |= {name: value for name, value in own.items() if name not in told_by_model}
     trained = [(name, list(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
     data = [samples.file_names, samples.person_ids, samples.camera_ids, samples.sources, samples.texts]

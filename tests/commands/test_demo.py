@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
+from modeling_mllmreid.commands import evaluate, export
 from modeling_mllmreid.commands.demo import main
 from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.evaluation.weights import weights_digest
 from modeling_mllmreid.model import MllmReIDModel
 
 SMALL = {
@@ -52,6 +55,26 @@ def test_the_demo_walks_the_whole_road(tmp_path, capsys):
     assert checkpoint.config.test_feature == report["chosen_feature"]
     printed = capsys.readouterr().out
     assert str(tmp_path / "demo" / "sheet.png") in printed and (tmp_path / "demo" / "sheet.png").is_file()
+
+    # What it publishes says whose people and whose weights these are, and on what it ran.
+    run = json.loads((tmp_path / "demo" / "run.json").read_text())
+    assert run["weights"] == weights_digest(tmp_path / "demo") and run["sources"] == ["rendered_pedestrians"]
+    assert run["texts"][0]["licence"] == "apache-2.0" and run["seconds"] > 0
+    assert (checkpoint.config.trained_on, checkpoint.config.base_licence) == (["rendered_pedestrians"], "apache-2.0")
+    people = ["--dataset", "market1501", "--data_dir", str(tmp_path / "demo" / "pedestrians")]
+    model = ["--model", str(tmp_path / "demo")]
+    evaluate.main([*model, *people, "--output_dir", str(tmp_path / "demo")])
+    export.main([*model, "--output", str(tmp_path / "export")])
+    card = (tmp_path / "export" / "README.md").read_text()
+    data = ModelCard(card).data
+    assert (data.license, data.datasets) == ("apache-2.0", ["rendered_pedestrians"])
+    assert {result.dataset_name for result in data.eval_results} == {
+        "rendered_pedestrians, 8 query and 8 gallery images"
+    }
+    for wrong in ("market1501", "llama2", "Llama 2", "**Hardware**: not", "**Time**: not", "**Environment**: not"):
+        assert wrong not in card
+    assert not (tmp_path / "export" / "NOTICE").exists()
+    assert "CPU cores" in card and "continuations by `the demo's own language model`, licence apache-2.0" in card
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):

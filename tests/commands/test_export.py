@@ -79,7 +79,7 @@ def test_mistakes(disk, trained, tmp_path):
     market = ["--dataset", "market1501", "--data_dir", str(disk.people), "--output_dir", str(tmp_path / "out")]
     captions = ["--captions_file", str(disk.people / "reid_raw.json")]
     for command, flags, message in (
-        (export.main, ["--model", str(trained), "--output", str(form)], "vision: exists already: remove it or give"),
+        (export.main, ["--model", str(trained), "--output", str(form)], "vision: exists and is not empty: remove"),
         (export.main, ["--model", str(form), "--to", "full", "--output", str(tmp_path / "x")], "has no language model"),
         (export.main, ["--model", str(trained), "--to", "thin", "--output", str(tmp_path / "x")], "names no backbone"),
         (export.main, ["--model", str(trained), "--onnx", "true", "--output", str(tmp_path / "x")], "add --to vision"),

@@ -46,9 +46,10 @@ def test_training_on_test_people_of_a_target_is_refused_or_said(disk, tmp_path, 
     assert not (tmp_path / "run").exists()
     sizes = ["--identities_per_batch", "2", "--images_per_identity", "2", "--max_steps", "1"]
     quiet = ["--eval_strategy", "no", "--save_strategy", "no", "--loss_lambda", "1", "--disable_tqdm", "true"]
-    train.main([*flags, "--allow_overlap", "true", *sizes, *quiet])
+    train.main([*flags, "--allow_overlap", "true", "--licence", "MIT", *sizes, *quiet])
     config = load_model(ModelArguments(str(tmp_path / "run")))[0].config
-    assert config.trained_on == ["market1501"]
+    assert config.trained_on == ["market1501"] and config.base_licence == "mit"
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["published_counts"] == {"market1501": False}
     assert config.overlap == ["market1501 and cuhk_pedes share images of market1501"]
     capsys.readouterr()
     config.trained_on = ["cuhk_pedes"]

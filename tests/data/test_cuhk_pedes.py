@@ -52,25 +52,25 @@ def without(number, field):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (without(2, "id"), "entry 2 has no field 'id': add it"),
-        (without(0, "captions"), "entry 0 has no field 'captions'"),
-        (changed(1, id="7"), "entry 1, field 'id' is of type str: give int"),
-        (changed(1, id=True), "entry 1, field 'id' is of type bool: give int"),
-        (changed(1, captions="a man"), "entry 1, field 'captions' is of type str: give list"),
+        (without(2, "id"), "entry 2: field id: field required"),
+        (without(0, "captions"), "entry 0: field captions: field required"),
+        (changed(1, id="7"), "entry 1: field id: input should be a valid integer, not '7'"),
+        (changed(1, id=True), "entry 1: field id: input should be a valid integer, not True"),
+        (changed(1, captions="a man"), "entry 1: field captions: input should be a valid list, not 'a man'"),
         (
             changed(1, captions=["a " * 2500]),
             "entry 1, field 'captions': one has 5,000 characters: give fewer",
         ),
         (changed(1, captions=["a man", " "]), "entry 1, field 'captions': not all are texts with words"),
-        (changed(3, split="dev"), "entry 3, field 'split': 'dev' is unknown: give train, val or test"),
+        (changed(3, split="dev"), "entry 3: field split: input should be 'train', 'val' or 'test', not 'dev'"),
         (changed(3, file_path="CUHK01/9.png"), "entry 3, field 'file_path': there is no image .*9.png"),
         (changed(3, file_path="../../9.png"), "entry 3, field 'file_path': .* is not inside the data folder"),
         (changed(3, file_path="/etc/9.png"), "entry 3, field 'file_path': .* is not inside the data folder"),
         (changed(3, file_path="CUHK01/./1.png"), "entry 3, field 'file_path': CUHK01/1.png is entry 0 already"),
-        ([*ENTRIES, "x"], "entry 5 is not an object"),
-        ({"train": ENTRIES}, "not a JSON list of entries"),
-        ([], "not a JSON list of entries"),
-        ('[{"split": ', "not a JSON file .*: restore it"),
+        ([*ENTRIES, "x"], "entry 5: the whole content: input should be a valid dictionary or .* not 'x'"),
+        ({"train": ENTRIES}, "the whole content: input should be a valid .*: give a JSON list of entries"),
+        ([], "an empty list: give a JSON list of entries"),
+        ('[{"split": ', "not JSON .*: give a JSON list of entries"),
         ([{**ENTRIES[3], "captions": []}], "no entry of split 'test' has a caption"),
     ],
 )
@@ -108,7 +108,7 @@ def test_other_schemas(tmp_path):
     dataset = load_reid_dataset("rstpreid", data_dir=tmp_path / "rstp")
     assert dataset["train"]["person_id"][:] == [0] and dataset["train"]["camera_id"][:] == [14]
     assert dataset["query"]["camera_id"][:] == [5, 5, 1, 1] and len(dataset["gallery"]) == 2
-    with pytest.raises(UserError, match="data_captions.json: entry 0 has no field 'img_path'"):
+    with pytest.raises(UserError, match="data_captions.json: entry 0, field 'img_path': is missing"):
         (tmp_path / "rstp/data_captions.json").write_text(json.dumps(ENTRIES))
         load_reid_dataset("rstpreid", data_dir=tmp_path / "rstp")
 
@@ -119,5 +119,5 @@ def test_text_that_is_not_utf8_and_entries_left_out(tmp_path):
     dataset = load_reid_dataset("cuhk_pedes", data_dir=root, on_error="skip", skipped_file=listed)
     assert len(dataset["gallery"]) == 1 and "entry 3" in listed.read_text()
     (root / "reid_raw.json").write_bytes(b"[\xff]")
-    with pytest.raises(UserError, match=r"reid_raw.json: not UTF-8 text .*at byte 1.*: save it as UTF-8"):
+    with pytest.raises(UserError, match=r"reid_raw.json: not UTF-8 text \(byte 1\): save it as UTF-8"):
         read_cuhk_pedes(root)

@@ -94,5 +94,8 @@ def test_saved_folder_must_keep_the_contract(root):
         load_reid_dataset(save("d", DatasetDict(train=texts)))
     small = dataset["train"].cast_column("person_id", FEATURES["camera_id"].__class__("int32"))
     path = save("e", DatasetDict(train=small))
+    before = sorted(path.rglob("*"))
     assert load_from_disk(str(path))["train"].features != FEATURES
-    assert load_reid_dataset(path)["train"].features == FEATURES
+    assert load_reid_dataset(path)["train"].features == FEATURES and sorted(path.rglob("*")) == before
+    with pytest.raises(UserError, match="dataset: is empty: give a reader's name"):
+        load_reid_dataset("")

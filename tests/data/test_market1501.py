@@ -71,7 +71,7 @@ def test_query_and_gallery_alone_or_train_alone_are_enough(tmp_path):
         ({**NAMES, "bounding_box_test": ["-1_c1s1_000401_03.jpg"]}, "bounding_box_test: no person image"),
         ({**NAMES, "query": ["cat.jpg"]}, "query/cat.jpg: not a name like 0002_c1s1_000451_03.jpg: rename"),
         ({**NAMES, "query": ["x0002_c1s1_000451_03.jpg"]}, "x0002_c1s1_000451_03.jpg: not a name"),
-        ({**NAMES, "query": ["0002_c1s1_000451_03.jpg.jpg"]}, "03.jpg.jpg: not a name"),
+        ({**NAMES, "query": ["0002_c1s1_000451_03.jpg.txt.jpg"]}, "03.jpg.txt.jpg: not a name"),
         ({**NAMES, "query": ["0000_c1s1_000451_03.jpg"]}, "person 0 is a distractor of the gallery: number persons"),
     ],
 )

@@ -200,9 +200,10 @@ def test_what_is_no_person_in_folders(tmp_path):
     (root / "anna/._0.jpg").write_bytes(b"x")
     (root / "anna/clip.mp4").write_bytes(b"x")
     (root / "notes.txt").write_text("x")
+    os.mkfifo(root / "ben/pipe.png")
     notes = []
     assert len(numbers_of(load_reid_dataset("folders", data_dir=root, notes=notes))) == 4
-    assert f"{root}: 2 files are no images and left out: anna/clip.mp4, notes.txt" in notes
+    assert f"{root}: 3 files are no images and left out: anna/clip.mp4, ben/pipe.png and 1 more" in notes
     people(root, "anna/cam1")
     with pytest.raises(UserError, match="anna/cam1: 2 images in a folder of a person's folder: move them up"):
         load_reid_dataset("folders", data_dir=root)

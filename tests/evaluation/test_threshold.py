@@ -40,6 +40,15 @@ def test_a_collapsed_model_has_no_threshold():
     assert choose_threshold(same, same, SamePerson(persons, persons), fpir=0.1) is None
 
 
+def test_copies_under_two_names_leave_a_threshold_that_can_be_kept(tmp_path):
+    q = np.eye(10, dtype=np.float32)
+    q[9] = q[0]  # two of ten searches find another person at 0
+    chosen = choose_threshold(q, q, SamePerson(np.arange(10), np.arange(10)), fpir=0.1)
+    assert (chosen.distance, chosen.low, chosen.fpir, chosen.tpir) == (0, 0, 0.2, 0.8)
+    save_thresholds(tmp_path, {"llm": chosen})
+    assert load_thresholds(str(tmp_path)) == {"llm": chosen}
+
+
 def test_the_file_travels_with_the_checkpoint(tmp_path):
     chosen = choose_threshold(*val(20))
     save_thresholds(tmp_path, {"llm": chosen})

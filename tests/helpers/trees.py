@@ -1,4 +1,8 @@
-"""Trees of every set's genuine names, at any size, of one-pixel images: what the readers are run against."""
+"""Trees of every set's genuine names, at any size, of one-pixel images: what the readers are run against.
+
+They hold what the published archives hold and what systems leave: doubled suffixes, `Thumbs.db`, `readme.txt`, `.mat`
+files and folders that are no part of the set.
+"""
 
 import itertools
 import json
@@ -58,13 +62,52 @@ SMALL: dict[str, Counts] = {
 # Captions of the images that have more than two.
 MORE_CAPTIONS = {("cuhk_pedes", "train"): 18, ("cuhk_pedes", "val"): 2, ("cuhk_pedes", "test"): 8}
 PERSONS_OF_CUHK02 = (971, 306, 107, 193, 239)
+# Market-1501's names that end in `.jpg.jpg`: their number in each part.
+DOUBLE_SUFFIXES = {"query": 6, "gallery": 13, "nobody": 3, "junk": 2}
+# Files that lie in every folder, and what archives hold besides the images of the set.
+LITTER = ("Thumbs.db", ".DS_Store", "desktop.ini", "readme.txt", "features.mat", "._0002_c1s1_000451_03.jpg")
+FURTHER_FOLDERS = ("__MACOSX", "copies")
+FURTHER = {
+    "market1501": ("gt_bbox/0001_c1s1_001051_00.jpg", "gt_query/0001_c1s1_001051_00_good.mat"),
+    "dukemtmc": ("LICENSE_DukeMTMC-reID.txt", "CITATION.txt", "README.md"),
+    "prid": ("multi_shot/cam_a/person_0001/0001.png",),
+    "grid": ("img/0001.jpeg",),
+    "cuhk03": ("splits_new_detected.json", "images_labeled/1_001_1_01.png"),
+    "cuhk_sysu": ("annotation/test.mat",),
+}
 
 
 def write_tree(root: Path, name: str, counts: Counts | None = None) -> Path:
     """The set's tree under root / "set", of the published size where no counts are given. Returns that folder."""
     folder = root / "set"
     TREES[name](folder, PUBLISHED[name] if counts is None else counts)
+    write_litter(folder, name)
     return folder
+
+
+def write_litter(root: Path, name: str) -> None:
+    """In every folder what systems and archives leave there, and a folder of images that are not of the set."""
+    for path in FURTHER.get(name, ()):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"\0\1")
+    own = name in ("folders", "table")  # there each visible folder says something
+    for folder, _, _ in list(os.walk(root)):
+        for file in LITTER:
+            Path(folder, file).write_bytes(b"\0\1")
+        if not own:
+            for further in FURTHER_FOLDERS:
+                Path(folder, further).mkdir()
+                Path(folder, further, "holiday.jpg").write_bytes(b"\0\1")
+
+
+def set_images(root: Path) -> list[Path]:
+    """The images of the set in its tree, sorted."""
+    others = {*FURTHER_FOLDERS, *(path.split("/")[0] for paths in FURTHER.values() for path in paths)}
+    return sorted(
+        path
+        for path in root.rglob("[!.]*.*")
+        if path.suffix in (".jpg", ".jpeg", ".png", ".bmp") and not others & {*path.relative_to(root).parts}
+    )
 
 
 def write_images(root: Path, names: Iterable[str]) -> None:
@@ -94,8 +137,13 @@ def people(images: int, persons: int, first: int = 2) -> Iterable[tuple[int, int
     return zip(range(images), itertools.cycle(range(first, first + 2 * persons, 2)), strict=False)
 
 
-def market_layout(pattern: str, folders: dict[str, str], cameras: int = 6) -> Callable[[Path, Counts], None]:
-    """A writer of Market-1501's layout: the pattern has `person`, `camera` and `number`."""
+def market_layout(
+    pattern: str, folders: dict[str, str], cameras: int = 6, doubled: bool = False
+) -> Callable[[Path, Counts], None]:
+    """A writer of Market-1501's layout: the pattern has `person`, `camera` and `number`.
+
+    doubled: some names of query and gallery end in `.jpg.jpg`.
+    """
 
     def write(root: Path, counts: Counts) -> None:
         first = {"train": 2, "query": 5001, "gallery": 5001}
@@ -104,9 +152,11 @@ def market_layout(pattern: str, folders: dict[str, str], cameras: int = 6) -> Ca
                 rows = people(images, persons, first[part])
                 names = [pattern.format(person=p, camera=1 + n % cameras, number=n) for n, p in rows]
             else:
-                person = 0 if part == "nobody" else -1
-                label = f"{person:04d}" if person == 0 else "-1"
+                label = "0000" if part == "nobody" else "-1"
                 names = [f"{label}_c{1 + n % cameras}s2_{n:06d}_02.jpg" for n in range(images)]
+            if doubled and part in DOUBLE_SUFFIXES:
+                ending = names[-min(DOUBLE_SUFFIXES[part], images // 2) :]
+                names[-len(ending) :] = [f"{name}.jpg" for name in ending]
             folder = folders.get(part, folders.get("gallery", ""))
             write_images(root, [f"{folder}/{name}" for name in names])
 
@@ -150,7 +200,8 @@ def caption_set(name: str, json_name: str, key: str, path: str, captions: int) -
             more = MORE_CAPTIONS.get((name, part), 0) if images > 1_000 else 0
             for number, person in people(images, persons, 1 + 30_000 * place):
                 texts = [f"a man in a red shirt, {number} {k} ." for k in range(captions + (number < more))]
-                file_name = path.format(person=person, camera=1 + number % 15, number=number)
+                folder = PEDES_FOLDERS[number % len(PEDES_FOLDERS)]
+                file_name = path.format(folder=folder, person=person, camera=1 + number % 15, number=number)
                 entries.append({"split": part, "captions": texts, key: file_name, "processed_tokens": [], "id": person})
         write_images(root, [f"imgs/{entry[key]}" for entry in entries])
         (root / json_name).write_text(json.dumps(entries))
@@ -223,9 +274,10 @@ def table(root: Path, counts: Counts) -> None:
 
 PARTS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 DUKE = "{person:04d}_c{camera}_f{number:07d}.jpg"
-PEDES = "CUHK03/{person}_{number}.png"
+PEDES = "{folder}/{person}_{number}.png"
+PEDES_FOLDERS = ("CUHK01", "CUHK03", "Market", "cam_a", "test_query", "train_query")
 TREES: dict[str, Callable[[Path, Counts], None]] = {
-    "market1501": market_layout("{person:04d}_c{camera}s1_{number:06d}_01.jpg", PARTS),
+    "market1501": market_layout("{person:04d}_c{camera}s1_{number:06d}_01.jpg", PARTS, doubled=True),
     "dukemtmc": market_layout(DUKE, PARTS, 8),
     "occluded_duke": market_layout(DUKE, PARTS, 8),
     "personx": market_layout("{person:04d}_c{camera}s1_{number:02d}.jpg", PARTS),
@@ -233,7 +285,7 @@ TREES: dict[str, Callable[[Path, Counts], None]] = {
     "msmt17": msmt17,
     "cuhk03": cuhk03,
     "cuhk_pedes": caption_set("cuhk_pedes", "reid_raw.json", "file_path", PEDES, 2),
-    "icfg_pedes": caption_set("icfg_pedes", "ICFG-PEDES.json", "file_path", "test/{person:04d}/{number:05d}.jpg", 1),
+    "icfg_pedes": caption_set("icfg_pedes", "ICFG-PEDES.json", "file_path", "test/{person:04d}/{number:05d}_ex.jpg", 1),
     "rstpreid": caption_set("rstpreid", "data_captions.json", "img_path", "{person:04d}_c{camera}_{number:04d}.jpg", 2),
     "cuhk02": cuhk02,
     "cuhk_sysu": cuhk_sysu,

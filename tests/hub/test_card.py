@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_file
 
+from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation.weights import weights_digest
 from modeling_mllmreid.hub.card import SNIPPET, CardFacts, licence_notice, read_facts, render_card, write_card
 from modeling_mllmreid.hub.loss_curves import draw_loss_curves, loss_table
@@ -95,7 +96,7 @@ def facts(make_model, metrics, run, training_args):
     """Builds the facts of a form, with everything recorded unless given otherwise."""
 
     def make(form="full", config=(), **fields):
-        model = make_model(num_identities=0, trained_on=["market1501"])
+        model = make_model(num_identities=0, trained_on=["market1501"], base_licence="llama2")
         if form == "vision":
             model = MllmReIDVisionModel.from_reid_model(model)
         values = {"metrics": metrics, "training_args": training_args, "log_history": [*LOG, SUMMARY], "run": run}
@@ -210,9 +211,10 @@ def test_a_local_backbone_is_no_base_model(facts, tmp_path):
     assert ModelCard(card).data.base_model is None and str(tmp_path) not in card
 
 
-def test_overlaps_are_shown_and_kept_out_of_the_index(facts, metrics):
+def test_overlaps_are_shown_and_kept_out_of_the_index(facts, metrics, run):
     said = "cuhk_pedes and market1501 share images of market1501"
     metrics["overlap"] = [said]
+    run["published_counts"] = {"cuhk_pedes": True, "market1501": True}
     card = render_card(facts(config={"overlap": [said], "trained_on": ["cuhk_pedes", "market1501:all"]}))
     assert card.count("[!WARNING]") == 2 and card.count(f"> - {said}") == 2
     assert "knowingly trained on" in card and "not of unseen people" in section(card, "Results")
@@ -221,33 +223,91 @@ def test_overlaps_are_shown_and_kept_out_of_the_index(facts, metrics):
     assert "[!WARNING]" not in render_card(facts(config={"trained_on": None, "overlap": None}, metrics=None))
 
 
-def test_data_licences_and_texts(facts):
-    names = ["market1501", "my shop", "occluded_duke", "rendered pedestrians"]
+def test_a_published_set_is_named_where_its_counts_say_so(facts, metrics, run):
+    """A user's own crops in Market-1501's layout are not Market-1501."""
+    published = render_card(facts())
+    assert "Data: market1501 (published counts: matched)." in section(published, "Results")
+    assert "- **Trained on**: market1501\n" in published
+    for told in ({}, {"published_counts": {"market1501": False}}):
+        own = {**metrics, "query_images": 4, "gallery_images": 8, **told}
+        few = {**run, "data": {"train": {"images": 8, "persons": 2}}, **told}
+        card = render_card(facts(metrics=own, run=few))
+        data, results = ModelCard(card).data, section(card, "Results")
+        assert data.datasets is None and "published counts: matched" not in card
+        said = "images in the layout of market1501, not known to be the published set"
+        assert f"Data: {said}." in results and data.eval_results[0].dataset_name.startswith(f"{said}, 4 query")
+        assert "- **Trained on**: market1501 (its layout, not the published set)" in card
+        assert "not the published set by their counts" in section(card, "Data and licences")
+    # The counts of a part of several sets were not recorded by older versions.
+    unknown = render_card(facts(run={**run, "sources": ["market1501", "msmt17"]}))
+    assert "- **Trained on**: market1501 (not known to be the published set)" in unknown
+    assert ModelCard(unknown).data.datasets is None
+
+
+def test_data_licences_and_texts(facts, run):
+    names = [
+        "market1501",
+        "my shop",
+        "occluded_duke",
+        "rendered pedestrians",
+        "rendered_pedestrians",
+        "rendered_street",
+    ]
     said = section(render_card(facts(config={"trained_on": names})), "Data and licences")
     assert "- `market1501`: for research only" in said and "- `my shop`: see the data set's own terms" in said
-    assert re.search("`occluded_duke`: .*withdrawn", said) and re.search("`rendered pedestrians`: .*Apache-2.0", said)
+    assert re.search("`occluded_duke`: .*withdrawn", said)
+    for name in names[3:]:
+        assert re.search(f"`{name}`: .*no real person; Apache-2.0", said)
     assert "- captions by `llava-hf/llava-1.5-7b-hf`, licence llama2" in said
 
 
-def test_the_llama_notice_is_for_a_llava_on_llama_alone(make_model):
-    model = make_model()
+def test_rendered_people_are_nobodys_benchmark(facts, metrics, run):
+    """What the demo publishes: its own people, its own weights, under its own licence."""
+    metrics |= {"tested_on": ["rendered_pedestrians"], "query_images": 4, "gallery_images": 8}
+    run |= {"sources": ["rendered_pedestrians"], "published_counts": {}, "base_model": "the demo's own language model"}
+    run["texts"] = [{"model": "the demo's own language model", "licence": "apache-2.0"}]
+    config = {"trained_on": ["rendered_pedestrians"], "base_licence": "apache-2.0"}
+    card = render_card(facts(config=config))
+    data = ModelCard(card).data
+    assert (data.license, data.datasets, data.base_model) == ("apache-2.0", ["rendered_pedestrians"], None)
+    assert all(result.dataset_name.startswith("rendered_pedestrians, 4") for result in data.eval_results)
+    for wrong in ("market1501", "Market-1501", "llama2", "Llama 2", "NOTICE", "Benchmarks of person"):
+        assert wrong not in card
+    assert "under the licence `apache-2.0`" in card and "published counts" not in card
+
+
+def test_the_llama_notice_is_for_a_base_that_says_so(make_model):
+    """Never by the architecture: SmolLM2 has Llama's, under Apache-2.0, and so has a tiny model made here."""
     line = (
         "Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. "
         "All Rights Reserved."
     )
+    model = make_model(base_licence="llama2")
     for config in (model.config, model.config.to_dict()):
         assert line in licence_notice(config).splitlines()
-    other = model.config.to_dict()
-    other["mllm_config"]["text_config"] = {"model_type": "qwen2"}
-    assert licence_notice(other) is None
-    assert licence_notice(MllmReIDVisionModel.from_reid_model(model).config) is None
+    assert model.config.get_text_config().model_type == "llama"
+    for licence in (None, "apache-2.0"):
+        assert licence_notice(make_model(base_licence=licence).config) is None
+    # An older checkpoint kept the name of the published language model inside.
+    older = make_model().config.to_dict()
+    older["mllm_config"]["text_config"]["_name_or_path"] = "lmsys/vicuna-7b-v1.5"
+    assert line in licence_notice(older)
+    assert licence_notice({**model.config.to_dict(), "backbone": "llava-hf/llava-1.5-7b-hf"}) is None
+    vision = MllmReIDVisionModel.from_reid_model(model)
+    assert vision.config.base_licence == "llama2" and licence_notice(vision.config) is None
 
 
-def test_a_qwen_base_is_not_called_llama(facts):
-    config = facts().config
-    config["mllm_config"]["text_config"] = {"model_type": "qwen2"}
-    card = render_card(facts(config=config))
-    assert ModelCard(card).data.license == "other" and "The base is a LLaVA on a Llama" not in card
+def test_the_cards_of_other_licences(facts):
+    said = {
+        licence: render_card(facts(config={"base_licence": licence})) for licence in ("apache-2.0", "cc-by-4.0", None)
+    }
+    for licence, card in said.items():
+        # Real people's pictures were trained on: the weights are not free, whatever the base was.
+        assert ModelCard(card).data.license == "other" and "Llama 2 Community" not in card
+        assert (f"is under the licence `{licence}`" if licence else "licence of the base model is not recorded") in card
+    vision = render_card(facts("vision"))
+    assert "whose language model is under the Llama 2 Community License; none of that is in this form" in vision
+    assert ModelCard(vision).data.license == "other"
 
 
 @pytest.fixture
@@ -293,7 +353,11 @@ def test_the_digest_is_of_names_and_contents(tmp_path):
     digests.append(weights_digest(tmp_path))
     assert len(set(digests)) == 4 and {len(digest) for digest in digests} == {64}
     (tmp_path / "config.json").write_text("{}")
+    save_file({"features": torch.zeros(2)}, tmp_path / "embeddings.safetensors")  # which somebody keeps there
     assert weights_digest(tmp_path) == digests[-1]
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"model.safetensors: cannot be read \(No such file"):
+        weights_digest(tmp_path)
 
 
 def test_the_snippet_of_the_card_runs(saved, tmp_path):

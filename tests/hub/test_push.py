@@ -11,15 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import TOKEN, HubServer
+from huggingface_hub import ModelCard
 from native import write_native
 
 from modeling_mllmreid.commands import export
 from modeling_mllmreid.data.synthetic import write_pedestrians
 from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.hub.push import check_publishable
+from modeling_mllmreid.hub.publication import check_publishable
 from modeling_mllmreid.model import MllmReIDModel, PersonReIDPipeline
 
 ROOT = Path(__file__).parents[2]
+# What people keep next to a model, and never mean to publish.
+STAYS = ("embeddings.safetensors", "embeddings.json", "captions.jsonl", "texts.jsonl", "notes.txt", "splits.json")
+STAYS = (*STAYS, "skipped.txt", "my_script.py", "metrics_of_clients.json", "crops/anna.jpg", "extra.safetensors")
 # One process with the package serves many calls: each new one would import for seconds. The Hub's address is read once.
 SERVER = """
 import contextlib, io, json, os, sys
@@ -129,8 +133,10 @@ def trained(call, home):
 
     The backbone, a tiny native LLaVA, lies on the Hub and nowhere else.
     """
-    write_pedestrians(home / "people", train_identities=4, test_identities=3, images_per_camera=2, cameras=2)
+    sizes = {"train_identities": 4, "test_identities": 3, "images_per_camera": 2, "cameras": 2}
+    write_pedestrians(home / "people", named="pedestrians", **sizes)
     write_native(home / "native")
+    (home / "native" / "README.md").write_text("---\nlicense: llama2\n---\n# A base that says so\n")
     call("upload", home / "native", "tester/llava")
     shutil.rmtree(home / "native")
     data = ["--dataset", "market1501", "--data_dir", home / "people", "--output_dir", home / "run"]
@@ -172,6 +178,10 @@ def test_every_pushed_revision_is_whole_loadable_and_without_secrets(hub, home, 
     card = pushed[-1][1]["README.md"].decode()
     metrics = json.loads((trained / "metrics.json").read_text())["metrics"]["llm"]
     assert f"{100 * metrics['mAP']:.1f}" in card and "tester/llava" in card
+    # The licence as the base's card on the Hub says it; the people as those who were rendered.
+    data = ModelCard(card).data
+    assert (data.license, data.base_model, data.datasets) == ("llama2", "tester/llava", ["rendered_pedestrians"])
+    assert config["base_licence"] == "llama2" and "market1501" not in card and "Hardware**: not recorded" not in card
     secrets = [path for path in trained.glob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
     assert not secrets and not (trained / ".published").exists()
 
@@ -182,11 +192,20 @@ def test_export_push_delete_load_by_name_in_a_clean_process(hub, home, call, tra
         code, _, err = call("cli", "export", "--model", trained, "--to", form, "--output", home / form)
         assert code == 0, err
         expected.append(torch.tensor(call("embed", home / form, image)[0]))
+        # What else lies in the folder stays at home, and the folder as it was.
+        for name in STAYS:
+            (home / form / name).parent.mkdir(exist_ok=True)
+            (home / form / name).write_bytes(b"names of people")
+        before = {path: path.read_bytes() for path in (home / form).rglob("*") if path.is_file()}
         code, out, err = call("cli", "push", "--model", home / form, "--to", f"tester/{form}")
         assert code == 0 and f"tester/{form}/commit/" in out, err
+        assert "not of the export, so not pushed: captions.jsonl, crops, embeddings.json" in out
+        assert {path: path.read_bytes() for path in (home / form).rglob("*") if path.is_file()} == before
         shutil.rmtree(home / form)
         files = hub.files("models", f"tester/{form}")
         assert ("NOTICE" in files) == (form == "full") and not [name for name in files if "adapter/" in name]
+        assert not set(STAYS) & set(files) and not [name for name in files if b"names of people" in files[name]]
+        assert files["README.md"].decode().count(f'from_pretrained("tester/{form}", trust_remote_code=True)') == 2
     # The merged model is the thin one's equal.
     torch.testing.assert_close(expected[0], torch.tensor(call("embed", trained, image)[0]), atol=1e-5, rtol=0)
     found = loaded_elsewhere(hub, home, *((f"tester/{form}", "main", image) for form in ("full", "vision")))
@@ -226,6 +245,45 @@ def test_a_training_folder_is_pushed_as_its_export_and_stays_as_it_was(hub, call
     files = hub.files("models", "tester/again")
     assert json.loads(files["config.json"])["num_identities"] == 0 and "sheet.png" not in files
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_a_public_repository_is_refused_unless_that_is_said(hub, call, home, trained):
+    export = home / "for-all"
+    assert call("cli", "export", "--model", trained, "--output", export)[0] == 0
+    for model in (export, trained):
+        code, _, err = call("cli", "push", "--model", model, "--to", "tester/mine")
+        assert code == 0 and hub.repos["models", "tester/mine"].private, err
+    hub.repos["models", "tester/mine"].private = False
+    before = {path: path.read_bytes() for path in export.rglob("*") if path.is_file()}
+    commits = len(hub.repos["models", "tester/mine"].commits)
+    for model in (export, trained):
+        code, _, err = call("cli", "push", "--model", model, "--to", "tester/mine")
+        assert code == 2 and "tester/mine: this repository exists and is public: everybody could load" in err
+        assert "give `--private false` to push there all the same, make it private, or give another name" in err
+    data = ["--dataset", "market1501", "--data_dir", home / "people", "--output_dir", home / "public-run"]
+    flags = ["--max_steps", "1", "--use_cpu", "true", "--push_to_hub", "true", "--hub_model_id", "tester/mine"]
+    flags += ["--identities_per_batch", "2", "--images_per_identity", "2", "--eval_strategy", "no"]
+    code, _, err = call("cli", "train", "--model", trained, "--loss_lambda", "1", *data, *flags)
+    assert code == 2 and "exists and is public" in err and "`--hub_private_repo false`" in err
+    assert not (home / "public-run" / "model.safetensors").exists()  # before the training, not after it
+    assert len(hub.repos["models", "tester/mine"].commits) == commits
+    assert {path: path.read_bytes() for path in export.rglob("*") if path.is_file()} == before
+    code, _, err = call("cli", "push", "--model", export, "--to", "tester/mine", "--private", "false")
+    assert code == 0 and not hub.repos["models", "tester/mine"].private, err
+    assert not [path for path in home.iterdir() if path.name.startswith(".")]
+
+
+def test_weights_of_another_form_do_not_stay_in_the_repository(hub, call, home, trained):
+    hub.fail.clear()
+    assert call("cli", "push", "--model", trained, "--to", "tester/forms")[0] == 0
+    files = hub.files("models", "tester/forms")
+    assert "adapter/adapter_model.safetensors" in files
+    hub.repos["models", "tester/forms"].commit({**files, "model.safetensors.index.json": b"{}", "mine.txt": b"x"})
+    assert call("cli", "export", "--model", trained, "--to", "vision", "--output", home / "other-form")[0] == 0
+    assert call("cli", "push", "--model", home / "other-form", "--to", "tester/forms")[0] == 0
+    files = hub.files("models", "tester/forms")
+    assert "model.safetensors" in files and "mine.txt" in files
+    assert not [name for name in files if name.startswith("adapter/") or name.endswith("index.json")]
 
 
 def test_what_goes_wrong_is_one_line_and_can_be_taken_up_again(hub, call, trained):
@@ -307,7 +365,7 @@ def test_a_full_disk_leaves_the_model_and_nothing_half_written(folder, tmp_path,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(MllmReIDModel, "save_pretrained", full)
-    with pytest.raises(UserError, match="no space left on the disk: free some, the model is as it was"):
+    with pytest.raises(UserError, match=r"other: cannot be written \(no space left on the disk\)"):
         export.main(["--model", str(tmp_path / "ours"), "--output", str(tmp_path / "other")])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "ours"]
 

@@ -11,6 +11,8 @@ from safetensors.torch import load, load_file, save_file
 from transformers import AutoModel, BitsAndBytesConfig, LlavaForConditionalGeneration
 
 from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.hub.export import write_export
+from modeling_mllmreid.hub.publication import check_publishable
 from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel, MllmReIDVisionModel
 from modeling_mllmreid.model.checkpoints import load_backbone
 from modeling_mllmreid.training import AdapterArguments, prepare_training
@@ -188,6 +190,16 @@ def test_bfloat16_for_what_is_frozen_float32_for_what_is_trained(make_thin, tmp_
     assert json.loads((tmp_path / "thin/config.json").read_text())["dtype"] == "bfloat16"
     loaded = MllmReIDModel.from_pretrained(tmp_path / "thin", is_trainable=True)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), loaded.parameters(), strict=True))
+
+
+def test_a_thin_export_of_a_local_backbone_loads_here_and_is_not_pushed(make_thin, tiny_processor, tmp_path):
+    write_export(make_thin(), tiny_processor, tmp_path / "export", to="thin", name="export")
+    model = MllmReIDModel.from_pretrained(tmp_path / "export")
+    assert model.config.backbone == str(tmp_path / "native") and model.config.num_identities == 0
+    assert str(tmp_path) not in (tmp_path / "export" / "adapter" / "adapter_config.json").read_text()
+    assert str(tmp_path) not in (tmp_path / "export" / "README.md").read_text()
+    with pytest.raises(UserError, match="its backbone .*native is a folder, which others do not have"):
+        check_publishable(tmp_path / "export")
 
 
 @pytest.fixture

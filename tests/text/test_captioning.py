@@ -1,20 +1,22 @@
-"""Captions by any image-text-to-text model: what is written, resuming, several processes, licences."""
+"""Captions by any image-text-to-text model: what is written, resuming, several processes."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from transformers import AutoConfig, GPT2Config, LlavaProcessor
+from safetensors.torch import load_file, save_file
+from transformers import LlavaProcessor
 
 from modeling_mllmreid.commands import caption, train
 from modeling_mllmreid.data import load_reid_dataset
 from modeling_mllmreid.data.texts import CaptionRecord, read_records
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.text import captioning
-from modeling_mllmreid.text.licences import licence_of, refuse_licences
 from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
 
 TEMPLATE = (
@@ -67,7 +69,7 @@ def test_captions_are_written_and_read(native, people, tmp_path, capsys):
     records = read_records(path, CaptionRecord)
     assert len({record.key for record in records}) == 10 and {record.split for record in records} == {"train"}
     provenance = records[0].provenance
-    assert provenance["model"] == str(native) and provenance["licence"] == "llama2"
+    assert provenance["model"] == str(native) and provenance["licence"] is None
     assert len(provenance["prompts"]) == 10 and provenance["max_new_tokens"] == 5
     dataset = load_reid_dataset("market1501", data_dir=people, captions_file=str(path))
     assert all(len(captions) == 2 and all(captions) for captions in dataset["train"]["caption"])
@@ -167,15 +169,36 @@ def test_mistakes(native, people, tmp_path):
     assert not (tmp_path / "c.jsonl").exists()
 
 
-def test_licences(native, people, tmp_path):
-    llava = AutoConfig.from_pretrained(native)
-    assert licence_of(llava) == "llama2" and licence_of(GPT2Config()) is None
-    texts = [{"licence": None}, {}, {"licence": "llama2", "model": "m"}]
-    refuse_licences(texts, llava, allow=False)
-    refuse_licences(texts, GPT2Config(), allow=True)
-    with pytest.raises(UserError, match="texts written by m under the licence 'llama2' may not train another"):
-        refuse_licences(texts, GPT2Config(), allow=False)
-    path = tmp_path / "captions.jsonl"
-    caption.main(flags(native, people, path))
-    assert train.provenances_of_texts(str(path), None)[0]["licence"] == "llama2"
-    assert json.loads(path.read_text().splitlines()[0])["caption_index"] == 0
+def test_a_model_that_is_not_whole_writes_nothing(native, people, tmp_path):
+    for kind in ("lost", "broken", "pickled"):
+        shutil.copytree(native, tmp_path / kind)
+        weights = tmp_path / kind / "model.safetensors"
+        tensors = load_file(weights)
+        weights.unlink()
+        if kind == "lost":
+            tensors.pop(sorted(tensors)[-1])
+            save_file(tensors, weights, metadata={"format": "pt"})
+        elif kind == "broken":
+            weights.write_bytes(b"x" * 40)
+        else:
+            torch.save(tensors, tmp_path / kind / "pytorch_model.bin")
+        message = {"lost": "1 weights are missing, ", "broken": "not loadable as", "pickled": "not loadable as"}[kind]
+        with pytest.raises(UserError, match=message):
+            caption.main([*flags(native, people, tmp_path / "c.jsonl"), "--model", str(tmp_path / kind)])
+    assert not (tmp_path / "c.jsonl").exists()
+    caption.main([*flags(native, people, tmp_path / "c.jsonl"), "--dtype", "bf16"])
+
+
+def test_the_licence_is_the_models_own_or_the_given_one(native, people, tmp_path, monkeypatch):
+    first, given = tmp_path / "first.jsonl", tmp_path / "given.jsonl"
+    caption.main(flags(native, people, first))
+    assert train.provenances_of_texts(str(first), None)[0]["licence"] is None  # of the architecture alone
+    caption.main([*flags(native, people, given), "--licence", "Llama 2"])
+    provenance = train.provenances_of_texts(str(given), None)[0]
+    assert provenance["licence"] == "llama2" and provenance["model"] == str(native)
+    assert json.loads(given.read_text().splitlines()[0])["caption_index"] == 0
+    # A relative path reads like a name on the Hub.
+    monkeypatch.chdir(native.parent)
+    caption.main([*flags(native.name, people, given), "--licence", "llama2"])
+    with pytest.raises(UserError, match="licence '<b>': no licence's name: give one as the Hub has it"):
+        caption.main([*flags(native, people, given), "--licence", "<b>"])

@@ -123,7 +123,7 @@ class Teacher:
                 instruction=COMMON_INSTRUCTION,
                 model_name=self.base,
                 revision=None,
-                licence=None if self.made_here else licence_of(self.mllm.config),
+                licence=None if self.made_here else licence_of(self.base),
                 max_new_tokens=self.max_new_tokens,
                 batch_size=128,
             )

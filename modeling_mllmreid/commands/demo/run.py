@@ -13,6 +13,8 @@ from transformers import AutoModel, AutoProcessor
 
 from modeling_mllmreid.data import load_reid_dataset
 from modeling_mllmreid.data.synthetic import attribute_words, write_pedestrians
+from modeling_mllmreid.data.synthetic.marker import PEDESTRIANS
+from modeling_mllmreid.data.texts import read_records
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation import format_table, write_json
 from modeling_mllmreid.evaluation.language import image_helps
@@ -29,11 +31,20 @@ from modeling_mllmreid.ranges import Count, Threads
 from modeling_mllmreid.retrieval import rank_gallery
 from modeling_mllmreid.text import generate_texts, kept_attribute_share, write_continuations
 from modeling_mllmreid.tiny import TinyArguments, build_tiny, teach_tiny
-from modeling_mllmreid.training import BatchArguments, ReIDTrainer, ReIDTrainingArguments, train_reid
+from modeling_mllmreid.training import (
+    AdapterArguments,
+    BatchArguments,
+    ReIDTrainer,
+    ReIDTrainingArguments,
+    train_reid,
+)
+from modeling_mllmreid.training.record import write_record
 
 from ..arguments import MethodArguments
 from ..options import parse
 
+# What is made here, out of random weights and rendered people, is under the licence of this project.
+OWN_MODEL, OWN_LICENCE = "the demo's own language model", "apache-2.0"
 CONFIG = Path(__file__).parents[3] / "configs" / "demo.yaml"
 
 
@@ -65,7 +76,8 @@ def main(argv: list[str]) -> None:
     _say("1. Pedestrians")
     world = ("train_identities", "test_identities", "images_per_camera", "cameras")
     data_dir = folder / "pedestrians"
-    write_pedestrians(data_dir, seed=training_args.seed, **{name: getattr(args, name) for name in world})
+    sizes = {name: getattr(args, name) for name in world}
+    write_pedestrians(data_dir, seed=training_args.seed, named=PEDESTRIANS, **sizes)
 
     _say("2. A tiny LLaVA learns to continue captions of other people; a frozen copy is the teacher")
     height, width = method_args.height or 128, method_args.width or 64
@@ -84,8 +96,9 @@ def main(argv: list[str]) -> None:
         {"train": load_reid_dataset("market1501", **source)["train"]},
         texts,
         instruction=processor.instruction,
-        model_name="the demo's own language model",
+        model_name=OWN_MODEL,
         revision=None,
+        licence=OWN_LICENCE,
         max_new_tokens=batch_args.max_target_tokens,
         batch_size=128,
     )
@@ -95,14 +108,25 @@ def main(argv: list[str]) -> None:
 
     _say("4. Training: Common Instruction on both branches, DirectReID on the language model and the visual encoder")
     # The student starts from the taught language model, as a real run starts from LLaVA.
-    fields = {**method_args.given(), "height": processor.height, "width": processor.width}
+    fields = {**method_args.given(), "height": processor.height, "width": processor.width, "base_licence": OWN_LICENCE}
     model = MllmReIDModel.from_mllm(copy.deepcopy(teacher).requires_grad_(True), **fields)
     model.config.image_prefix_ids = processor.image_prefix_ids
     untrained = copy.deepcopy(model).eval()
+    training_started = time.monotonic()
     trained = train_reid(model, processor, dataset, batch_args, training_args)
+    seconds = time.monotonic() - training_started
 
     _say("5. Evaluation on people never seen in training, across cameras")
     report = evaluate_demo(trained.trainer, processor, dataset, untrained, folder)
+    write_record(
+        folder,
+        dataset,
+        base_model=OWN_MODEL,
+        adapters=AdapterArguments(),
+        batches=batch_args,
+        texts=[record.provenance for record in read_records(texts)],
+        seconds=seconds,
+    )
     report["language"] = language_report(trained.trainer, processor, teacher, dataset, batch_args)
     report |= {"kept_attribute_words": kept, "lesson_loss": lesson_loss, "training": trained.trainer.state.log_history}
 
@@ -144,7 +168,6 @@ def evaluate_demo(
     on_val = trainer.evaluate()
     chosen = max(("llm", "vision", "concat"), key=lambda name: on_val[f"eval_{name}_mAP"])
     model.config.test_feature = chosen
-    model.config.trained_on = ["rendered pedestrians"]
     trainer.save_model()
 
     query_features, gallery_features = embed_parts(model, processor, query, gallery)

@@ -6,7 +6,6 @@
 The images may lie directly in data_dir as well.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -17,10 +16,13 @@ from typing import Any, NamedTuple
 from datasets import DatasetDict
 
 from ...errors import UserError
+from ...formats import CaptionEntryFields, check_content, read_json
 from ..columns import UNKNOWN_CAMERA, Row, make_split
 from ..counts import check_counts, count, count_parts
-from ..images import safe_join
 from ..problems import Problems
+from .data_folder import DataFolder, shown_path
+from .file_names import JPG
+from .spelled_numbers import SpelledNumbers
 
 MAX_CAPTION = 5000
 
@@ -63,7 +65,7 @@ RSTPREID = CaptionSet(
     title="RSTPReid",
     json_name="data_captions.json",
     path_key="img_path",
-    camera=re.compile(r"[0-9]+_c(?P<camera>[0-9]+)_[0-9]+\.jpg"),
+    camera=re.compile(rf"[0-9]+_c(?P<camera>[0-9]+)_[0-9]+{JPG}"),
     published={
         "train": {"rows": 18_505, "identities": 3_701, "captions": 37_010},
         "val": {"identities": 200},
@@ -85,34 +87,26 @@ class CaptionEntry(NamedTuple):
 
 def read_caption_entries(
     json_path: str | os.PathLike[str],
-    root: str | os.PathLike[str],
+    files: DataFolder,
     *,
     path_key: str = "file_path",
     problems: Problems | None = None,
 ) -> list[CaptionEntry]:
     """The entries of a captions file, in its order; `processed_tokens` is not needed.
 
-    Every path is held inside `root`; whether the image exists is the caller's question. Raises UserError naming the
-    entry (counted from 0, as JSON readers do) and the field that is missing, of another type, empty or repeated.
+    Every path is held inside the folder of `files`; whether the image exists is the caller's question. An image may
+    have any number of captions, none and equal ones among them. Raises UserError naming the entry (counted from 0, as
+    JSON readers do) and the field that is missing, of another type, empty or repeated.
     """
     problems = problems or Problems()
-    try:
-        content = json.loads(Path(json_path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{json_path}: cannot be read ({error.strerror}): give the captions file's path") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{json_path}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{json_path}: not a JSON file ({error}): restore it") from error
-    if not isinstance(content, list) or not content:
-        raise UserError(f"{json_path}: not a JSON list of entries: give a file of the CUHK-PEDES schema")
+    content = read_json(json_path, list[Any], remedy="give a JSON list of entries of the CUHK-PEDES schema")
+    if not content:
+        raise UserError(f"{json_path}: an empty list: give a JSON list of entries of the CUHK-PEDES schema")
     entries: list[CaptionEntry] = []
     numbers: dict[str, int] = {}
     for number, fields in enumerate(content):
         try:
-            entry = _entry(fields, number, f"{json_path}: entry {number}", root, path_key)
+            entry = _entry(fields, number, f"{json_path}: entry {number}", files, path_key)
             first = numbers.setdefault(entry.file_name, number)
             if first != number:
                 raise UserError(
@@ -126,29 +120,25 @@ def read_caption_entries(
     return entries
 
 
-def _entry(fields: Any, number: int, where: str, root: str | os.PathLike[str], path_key: str) -> CaptionEntry:
-    kinds: dict[str, type] = {"split": str, "captions": list, path_key: str, "id": int}
-    if not isinstance(fields, dict):
-        raise UserError(f"{where} is not an object: give one with {', '.join(kinds)}")
-    for name, kind in kinds.items():
-        if name not in fields:
-            raise UserError(f"{where} has no field {name!r}: add it")
-        if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
-            found = type(fields[name]).__name__
-            raise UserError(f"{where}, field {name!r} is of type {found}: give {kind.__name__}")
-    if fields["split"] not in ("train", "val", "test"):
-        raise UserError(f"{where}, field 'split': {fields['split']!r} is unknown: give train, val or test")
-    if not all(isinstance(caption, str) and caption.strip() for caption in fields["captions"]):
-        raise UserError(f"{where}, field 'captions': not all are texts with words: mend or remove the others")
-    longest = max(map(len, fields["captions"]), default=0)
+def _entry(fields: Any, number: int, where: str, files: DataFolder, path_key: str) -> CaptionEntry:
+    entry = check_content(fields, CaptionEntryFields, where=where, remedy="correct the entry")
+    listed = fields.get(path_key)
+    if not isinstance(listed, str):
+        raise UserError(f"{where}, field {path_key!r}: {_found(listed)}: give the image's path")
+    if not all(caption.strip() for caption in entry.captions):
+        raise UserError(f"{where}, field 'captions': not all are texts with words: correct or remove the others")
+    longest = max(map(len, entry.captions), default=0)
     if longest >= MAX_CAPTION:
         raise UserError(f"{where}, field 'captions': one has {longest:,} characters: give fewer than {MAX_CAPTION:,}")
     try:
-        safe_join(root, fields[path_key])
+        file_name = files.relative(listed)
     except UserError as error:
         raise UserError(f"{where}, field {path_key!r}: {error}") from None
-    file_name = PurePosixPath(fields[path_key]).as_posix()
-    return CaptionEntry(number, fields["split"], tuple(fields["captions"]), file_name, fields["id"])
+    return CaptionEntry(number, entry.split, tuple(entry.captions), file_name, entry.id)
+
+
+def _found(value: Any) -> str:
+    return "is missing" if value is None else f"is of type {type(value).__name__}"
 
 
 def missing_image(
@@ -156,7 +146,8 @@ def missing_image(
 ) -> UserError:
     """The error of an entry whose image is not there."""
     where = f"{json_path}: entry {entry.number}, field {path_key!r}"
-    return UserError(f"{where}: there is no image {root / entry.file_name}: restore it or remove the entry")
+    image = shown_path(f"{root}/{entry.file_name}")
+    return UserError(f"{where}: there is no image {image}: restore it or remove the entry")
 
 
 def read_caption_set(
@@ -176,27 +167,25 @@ def read_caption_set(
     """
     data_dir, problems = Path(data_dir), problems or Problems()
     json_path = data_dir / (json_name or spec.json_name)
-    if not json_path.is_file():
+    if not os.path.isfile(json_path):
         raise UserError(f"{data_dir}: no file {json_path.name}: give data_dir the folder that holds it and imgs/")
-    root = data_dir / "imgs" if (data_dir / "imgs").is_dir() else data_dir
+    root = data_dir / "imgs" if os.path.isdir(data_dir / "imgs") else data_dir
+    files, cameras = DataFolder(root), SpelledNumbers("camera")
     rows: dict[str, list[Row]] = {"train": [], "val": [], "query": [], "gallery": []}
-    for entry in read_caption_entries(json_path, root, path_key=spec.path_key, problems=problems):
-        if not (root / entry.file_name).is_file():
-            problems.report(missing_image(json_path, entry, root, spec.path_key))
+    for entry in read_caption_entries(json_path, files, path_key=spec.path_key, problems=problems):
+        try:
+            if not files.has(entry.file_name):
+                raise missing_image(json_path, entry, root, spec.path_key)
+            camera_id = _camera(spec, entry, cameras, f"{json_path}: entry {entry.number}")
+        except UserError as problem:
+            problems.report(problem)
             continue
-        camera_id = UNKNOWN_CAMERA
-        if spec.camera is not None:
-            match = spec.camera.fullmatch(PurePosixPath(entry.file_name).name)
-            if match is None:
-                problems.report(UserError(f"{json_path}: entry {entry.number}: {entry.file_name} names no camera"))
-                continue
-            camera_id = int(match["camera"])
         row = Row(entry.file_name, entry.person_id, camera_id, captions=entry.captions)
         rows["gallery" if entry.split == "test" else entry.split].append(row)
         if entry.split == "test":
             rows["query"] += [row._replace(captions=(caption,)) for caption in entry.captions]
     if not any(rows.values()):
-        raise UserError(f"{json_path}: no entry can be used: mend the file")
+        raise UserError(f"{json_path}: no entry can be used: correct the file")
     dataset = DatasetDict(
         {name: make_split(part, root=root, source=spec.source) for name, part in rows.items() if part}
     )
@@ -240,6 +229,16 @@ def read_rstpreid(
 ) -> DatasetDict:
     """RSTPReid (Zhu et al. 2021), of MSMT17's images, cameras in their names. Details: `read_caption_set`."""
     return read_caption_set(RSTPREID, data_dir, json_name=json_name, strict=strict, problems=problems)
+
+
+def _camera(spec: CaptionSet, entry: CaptionEntry, cameras: SpelledNumbers, where: str) -> int:
+    """The camera in the image's name, where the set has it there."""
+    if spec.camera is None:
+        return UNKNOWN_CAMERA
+    match = spec.camera.fullmatch(PurePosixPath(entry.file_name).name)
+    if match is None:
+        raise UserError(f"{where}: {shown_path(entry.file_name)} names no camera: restore the name")
+    return cameras.read(match["camera"], where)
 
 
 def _looks_published(spec: CaptionSet, data_dir: Path, dataset: DatasetDict) -> bool:

@@ -11,15 +11,15 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from ...errors import UserError
-from ..columns import UNKNOWN_CAMERA, Row, make_split
+from ..columns import Row, make_split
 from ..counts import check_counts, count_parts
 from ..problems import Problems
-from .named_files import image_names
+from .file_names import JPG, PNG, FileNames
 
 PAIRS, PAIR_CAMERAS = range(1, 6), (1, 2)
-CUHK02_NAME = re.compile(r"(?P<person>[0-9]+)_[0-9]+\.png")
+CUHK02_NAME = re.compile(rf"(?P<person>[0-9]+)_[0-9]+{PNG}")
 CUHK02_PUBLISHED = {"train": {"rows": 7_264, "identities": 1_816}}
-SYSU_NAME = re.compile(r"p(?P<person>[0-9]+)_[0-9a-z_]+\.(png|jpg)")
+SYSU_NAME = re.compile(rf"p(?P<person>[0-9]+)_[0-9a-z_]+({PNG}|{JPG})")
 SYSU_FOLDERS = ("cropped_images", "cropped_image")
 SYSU_PUBLISHED = {"train": {"rows": 34_574, "identities": 11_934}}
 # Persons are numbered anew in each pair of CUHK02.
@@ -34,20 +34,25 @@ def read_cuhk02(
     Raises UserError for another layout and a name that does not parse.
     """
     problems, root = problems or Problems(), Path(data_dir)
-    root = root if (root / "P1").is_dir() else root / "Dataset"
+    root = root if os.path.isdir(root / "P1") else root / "Dataset"
     rows: list[Row] = []
     for pair in PAIRS:
+        names = FileNames(CUHK02_NAME, "001_1.png", problems)
         for camera in PAIR_CAMERAS:
             folder = f"P{pair}/cam{camera}"
-            if not (root / folder).is_dir():
+            if not os.path.isdir(root / folder):
                 raise UserError(f"{root / folder}: no such folder: give data_dir the folder that holds P1 to P5")
-            for name in image_names(root / folder):
-                match = CUHK02_NAME.fullmatch(name)
-                if match is None:
-                    problems.report(UserError(f"{root / folder / name}: not a name like 001_1.png: move it away"))
+            for image in names.read(root, folder):
+                if image.person_id >= PERSONS_OF_A_PAIR:
+                    problems.report(
+                        UserError(
+                            f"{root / image.file_name}: person {image.person_id} would be one of another pair's: "
+                            f"number persons below {PERSONS_OF_A_PAIR}"
+                        )
+                    )
                     continue
-                person = PERSONS_OF_A_PAIR * pair + int(match["person"])
-                rows.append(Row(f"{folder}/{name}", person, 2 * pair + camera - 2))
+                person_id = PERSONS_OF_A_PAIR * pair + image.person_id
+                rows.append(Row(image.file_name, person_id, 2 * pair + camera - 2))
     return _train("cuhk02", rows, root, CUHK02_PUBLISHED, strict)
 
 
@@ -59,16 +64,10 @@ def read_cuhk_sysu(
     Raises UserError for another layout and a name that does not parse.
     """
     problems, root = problems or Problems(), Path(data_dir)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f"{root}: no such folder: give data_dir the folder that holds {SYSU_FOLDERS[0]}")
-    folder = next((name for name in SYSU_FOLDERS if (root / name).is_dir()), ".")
-    rows = []
-    for name in image_names(root / folder):
-        match = SYSU_NAME.fullmatch(name)
-        if match is None:
-            problems.report(UserError(f"{root / folder / name}: not a name like p11422_s16929_1.jpg: move it away"))
-            continue
-        rows.append(Row(name if folder == "." else f"{folder}/{name}", int(match["person"]), UNKNOWN_CAMERA))
+    folder = next((name for name in SYSU_FOLDERS if os.path.isdir(root / name)), ".")
+    rows = [Row(*image) for image in FileNames(SYSU_NAME, "p11422_s16929_1.jpg", problems).read(root, folder)]
     return _train("cuhk_sysu", rows, root, SYSU_PUBLISHED, strict)
 
 

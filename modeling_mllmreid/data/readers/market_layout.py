@@ -13,6 +13,7 @@ import re
 from datasets import DatasetDict
 
 from ..problems import Problems
+from .file_names import JPG
 from .named_files import NamedFiles, read_named_files
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
@@ -22,7 +23,7 @@ MARKET1501 = NamedFiles(
     title="Market-1501",
     folders=FOLDERS,
     archive=("Market-1501-v15.09.15",),
-    name=re.compile(r"(?P<person>-1|[0-9]+)_c(?P<camera>[0-9]+)s[0-9]+_[0-9]+_[0-9]+\.jpg"),
+    name=re.compile(rf"(?P<person>-1|[0-9]+)_c(?P<camera>[0-9]+)s[0-9]+_[0-9]+_[0-9]+{JPG}"),
     example="0002_c1s1_000451_03.jpg",
     published={
         "train": {"rows": 12_936, "identities": 751},
@@ -32,7 +33,7 @@ MARKET1501 = NamedFiles(
     junk=frozenset({-1}),
     distractors=True,
 )
-DUKE_NAME = re.compile(r"(?P<person>[0-9]+)_c(?P<camera>[0-9]+)_f[0-9]+\.jpg")
+DUKE_NAME = re.compile(rf"(?P<person>[0-9]+)_c(?P<camera>[0-9]+)_f[0-9]+{JPG}")
 DUKEMTMC = NamedFiles(
     source="dukemtmc",
     title="DukeMTMC-reID",
@@ -66,7 +67,7 @@ PERSONX = NamedFiles(
     title="PersonX",
     folders=FOLDERS,
     archive=("PersonX",),
-    name=re.compile(r"(?P<person>[0-9]+)_c(?P<camera>[0-9]+)s[0-9]+_[0-9]+\.jpg"),
+    name=re.compile(rf"(?P<person>[0-9]+)_c(?P<camera>[0-9]+)s[0-9]+(_[0-9]+)+{JPG}"),
     example="0001_c1s1_01.jpg",
 )
 RANDPERSON = NamedFiles(
@@ -74,7 +75,7 @@ RANDPERSON = NamedFiles(
     title="RandPerson",
     folders={"train": "randperson_subset"},
     archive=("RandPerson",),
-    name=re.compile(r"(?P<person>[0-9]+)_s[0-9]+_c(?P<camera>[0-9]+)_f[0-9]+\.jpg"),
+    name=re.compile(rf"(?P<person>[0-9]+)_s[0-9]+_c(?P<camera>[0-9]+)_f[0-9]+{JPG}"),
     example="000000_s00_c00_f000228.jpg",
 )
 

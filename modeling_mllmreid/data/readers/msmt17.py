@@ -17,8 +17,10 @@ from datasets import DatasetDict
 from ...errors import UserError
 from ..columns import Row, make_split
 from ..counts import check_counts, count_parts
-from ..images import safe_join
 from ..problems import Problems
+from .data_folder import DataFolder
+from .file_names import JPG
+from .spelled_numbers import SpelledNumbers
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,8 @@ ARCHIVES = ("MSMT17_V1", "MSMT17_V2", "MSMT17")
 IMAGE_FOLDERS = (("train", "test"), ("mask_train_v2", "mask_test_v2"))
 LISTS = {"train": "list_train.txt", "val": "list_val.txt", "query": "list_query.txt", "gallery": "list_gallery.txt"}
 # person, image, camera, time of day, frame, box
-NAME = re.compile(r"[0-9]+_[0-9]+_(?P<camera>[0-9]+)_[0-9A-Za-z]+_[0-9]+(_[0-9]+)?(_ex)?\.jpg")
+NAME = re.compile(rf"(?P<person>[0-9]+)_[0-9]+_(?P<camera>[0-9]+)(_[0-9A-Za-z]+)+{JPG}")
+PERSON = re.compile("[0-9]+")
 PUBLISHED = {
     "query": {"rows": 11_659, "identities": 3_060},
     "gallery": {"rows": 82_161, "identities": 3_060},
@@ -36,6 +39,14 @@ PUBLISHED_TRAIN = {
     "with_val": {"rows": 32_621, "identities": 1_041},
     "without_val": {"rows": 30_248, "identities": 1_041},
 }
+
+
+class _Side:
+    """The images of the training people or of the test people, who have numbers of their own."""
+
+    def __init__(self, folder: Path):
+        self.files = DataFolder(folder)
+        self.persons, self.cameras = SpelledNumbers("person"), SpelledNumbers("camera")
 
 
 def read_msmt17(
@@ -59,10 +70,11 @@ def read_msmt17(
     root, (train_folder, test_folder) = _root(Path(data_dir))
     wanted = {"train": ["train", "val"] if train_part == "with_val" else ["train"]}
     wanted |= {"query": ["query"], "gallery": ["gallery"]}
+    train, test = _Side(root / train_folder), _Side(root / test_folder)
     rows = {}
     for split, lists in wanted.items():
-        folder = train_folder if split == "train" else test_folder
-        rows[split] = [row for name in lists for row in _read_list(root, LISTS[name], folder, problems)]
+        side = train if split == "train" else test
+        rows[split] = [row for name in lists for row in _read_list(side, f"{root}/{LISTS[name]}", problems)]
     dataset = DatasetDict({split: make_split(sorted(part), root=root, source=SOURCE) for split, part in rows.items()})
     published = {"train": PUBLISHED_TRAIN[train_part], **PUBLISHED}
     name = f"MSMT17 ({train_part.replace('_', ' ')})"
@@ -75,46 +87,66 @@ def _root(data_dir: Path) -> tuple[Path, tuple[str, str]]:
     """The folder that holds the lists, and the names of its image folders."""
     for root in (data_dir, *(data_dir / name for name in ARCHIVES)):
         for folders in IMAGE_FOLDERS:
-            if all((root / folder).is_dir() for folder in folders):
+            if all(os.path.isdir(root / folder) for folder in folders):
                 return root, folders
     raise UserError(
         f"{data_dir}: not in MSMT17 layout: give data_dir the folder that holds train, test and {LISTS['train']}"
     )
 
 
-def _read_list(root: Path, list_name: str, folder: str, problems: Problems) -> list[Row]:
-    """The rows of one list, whose paths are relative to the folder."""
+def _read_list(side: _Side, path: str, problems: Problems) -> list[Row]:
+    """The rows of one list, whose paths are relative to the side's folder."""
     try:
-        lines = (root / list_name).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise UserError(f"{root / list_name}: cannot be read ({error.strerror}): restore the list") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}): restore the list") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{root / list_name}: not UTF-8 text: restore the list") from error
+        raise UserError(f"{path}: not UTF-8 text: restore the list") from error
     rows: list[Row] = []
     seen: dict[str, int] = {}
+    others: list[int] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = _row(root, folder, line)
+            row, agrees = _row(side, line, f"{path}: line {number}")
             first = seen.setdefault(row.file_name, number)
             if first != number:
-                raise UserError(f"{row.file_name} is line {first} already: remove one of them")
+                raise UserError(f"{path}: line {number}: {row.file_name} is line {first} already: remove one of them")
         except UserError as problem:
-            problems.report(UserError(f"{root / list_name}: line {number}: {problem}"))
+            problems.report(problem)
             continue
         rows.append(row)
+        if not agrees:
+            others.append(number)
     if not rows:
-        raise UserError(f"{root / list_name}: no line that can be used: restore the list")
+        raise UserError(f"{path}: no line that can be used: restore the list")
+    if others:
+        logger.warning(
+            "%s: %d lines, first line %d, name another person than the folder or the name of their image; the line's "
+            "person counts",
+            path,
+            len(others),
+            others[0],
+        )
     return rows
 
 
-def _row(root: Path, folder: str, line: str) -> Row:
-    path, _, person = line.strip().rpartition(" ")
-    match = NAME.fullmatch(path.rpartition("/")[2])
-    if match is None or not person.isdigit():
-        raise UserError(f"{line[:80]!r} is not like '0000/0000_045_12_0303morning_0006_2.jpg 0': restore the list")
-    image = safe_join(root / folder, path)
-    if not image.is_file():
-        raise UserError(f"there is no image {image}: restore it or remove the line")
-    return Row(f"{folder}/{path}", int(person), int(match["camera"]))
+def _row(side: _Side, line: str, where: str) -> tuple[Row, bool]:
+    """The row of a line, and whether its folder and its image's name say the same person as the line does."""
+    listed, person = [*line.rsplit(maxsplit=1), ""][:2]
+    try:
+        name = side.files.relative(listed)
+    except UserError as problem:
+        raise UserError(f"{where}: {problem}") from None
+    match = NAME.fullmatch(name.rpartition("/")[2])
+    if match is None or PERSON.fullmatch(person) is None:
+        raise UserError(
+            f"{where}: {line[:80]!r} is not like '0000/0000_045_12_0303morning_0006_2.jpg 0': restore the list"
+        )
+    if not side.files.has(name):
+        raise UserError(f"{where}: there is no image {side.files.root / name}: restore it or remove the line")
+    ids = side.persons.read(person, where), side.cameras.read(match["camera"], where)
+    row = Row(f"{side.files.root.name}/{name}", *ids)
+    number, folder = person.lstrip("0"), name.partition("/")[0]
+    return row, match["person"].lstrip("0") == number and (folder.lstrip("0") == number or not folder.isdecimal())

@@ -10,16 +10,17 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from ...errors import UserError
-from ..columns import Row, make_split
+from ..columns import UNKNOWN_CAMERA, Row, make_split
 from ..counts import check_counts, count, count_parts
 from ..images import safe_join
 from ..problems import Problems
 from .caption_sets import missing_image, read_caption_entries
+from .data_folder import DataFolder
+from .file_names import FileNames, image_names
 
 logger = logging.getLogger(__name__)
 
 DISTRACTOR = 0
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,14 @@ def read_named_files(
     """
     problems = problems or Problems()
     root = _root(spec, Path(data_dir))
+    names = FileNames(spec.name, spec.example, problems)
     rows = {
-        split: _read_part(spec, root, split, problems)
+        split: _read_part(spec, names, root, split)
         for split, folder in spec.folders.items()
-        if (root / folder).is_dir()
+        if os.path.isdir(root / folder)
     }
     if extra_gallery is not None:
-        rows.setdefault("gallery", []).extend(_extra(spec, root, extra_gallery, problems))
+        rows.setdefault("gallery", []).extend(_extra(spec, names, root, extra_gallery))
     if captions_file is not None:
         rows = _with_captions(rows, root, captions_file, problems)
     dataset = DatasetDict({split: make_split(part, root=root, source=spec.source) for split, part in rows.items()})
@@ -81,30 +83,13 @@ def read_named_files(
     return dataset
 
 
-def parse_name(spec: NamedFiles, file_name: str) -> tuple[int, int]:
-    """(person_id, camera_id) of a file name of the set. Raises UserError for any other name."""
-    match = spec.name.fullmatch(file_name)
-    if match is None:
-        raise UserError(f"{file_name}: not a name like {spec.example}: rename the file or move it away")
-    return int(match["person"]), int(match["camera"])
-
-
-def image_names(folder: Path) -> list[str]:
-    """The names of the images in a folder, sorted, whatever case their suffix has.
-
-    Other files are no images, and neither are hidden ones, which systems leave beside images (`._1.jpg`).
-    """
-    names = (entry.name for entry in os.scandir(folder))
-    return sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
-
-
 def _root(spec: NamedFiles, data_dir: Path) -> Path:
     """The folder that holds the parts."""
     folders = ", ".join(spec.folders.values())
-    if not data_dir.is_dir():
+    if not os.path.isdir(data_dir):
         raise UserError(f"{data_dir}: no such folder: give data_dir the folder that holds {folders}")
     for root in (data_dir, *(data_dir / name for name in spec.archive)):
-        present = [split for split, folder in spec.folders.items() if (root / folder).is_dir()]
+        present = [split for split, folder in spec.folders.items() if os.path.isdir(root / folder)]
         if len({"query", "gallery"} & set(present)) == 1:
             absent = spec.folders["gallery" if "query" in present else "query"]
             raise UserError(f"{root}: no folder {absent}: query and gallery are evaluated together; add it")
@@ -113,34 +98,35 @@ def _root(spec: NamedFiles, data_dir: Path) -> Path:
     raise UserError(f"{data_dir}: not in {spec.title} layout: give data_dir the folder that holds {folders}")
 
 
-def _read_part(spec: NamedFiles, root: Path, split: str, problems: Problems) -> list[Row]:
+def _read_part(spec: NamedFiles, names: FileNames, root: Path, split: str) -> list[Row]:
     folder = spec.folders[split]
     rows = []
-    for name in image_names(root / folder):
-        try:
-            person_id, camera_id = parse_name(spec, name)
-            if spec.distractors and person_id == DISTRACTOR and split != "gallery":
-                raise UserError(f"{name}: person 0 is a distractor of the gallery: number persons from 1")
-        except UserError as error:
-            problems.report(UserError(f"{root / folder}/{error}"))
-            continue
-        if person_id not in spec.junk:
-            rows.append(Row(f"{folder}/{name}", person_id, camera_id))
+    for image in names.read(root, folder):
+        if spec.distractors and image.person_id == DISTRACTOR and split != "gallery":
+            names.problems.report(
+                UserError(f"{root / image.file_name}: person 0 is a distractor of the gallery: number persons from 1")
+            )
+        elif image.person_id not in spec.junk:
+            rows.append(Row(*image))
     if not rows:
         raise UserError(f"{root / folder}: no person image ({spec.example}) in it: restore the images or remove it")
     return rows
 
 
-def _extra(spec: NamedFiles, root: Path, folder: str, problems: Problems) -> list[Row]:
-    """The images of a folder as distractors; their cameras are read where their names parse."""
-    if not safe_join(root, folder).is_dir():
+def _extra(spec: NamedFiles, names: FileNames, root: Path, folder: str) -> list[Row]:
+    """The images of a folder as distractors; their cameras are known where their names say them."""
+    if not os.path.isdir(safe_join(root, folder)):
         raise UserError(f"{root / folder}: no such folder: give the name of the distractors' folder in {root}")
     rows = []
-    for name in image_names(root / folder):
+    for name in image_names(root / folder, names.problems):
+        match, camera_id = spec.name.fullmatch(name), UNKNOWN_CAMERA
         try:
-            rows.append(Row(f"{folder}/{name}", DISTRACTOR, parse_name(spec, name)[1]))
-        except UserError as error:
-            problems.report(UserError(f"{root / folder}/{error}"))
+            if match is not None:
+                camera_id = names.cameras.read(match["camera"], f"{root / folder}/{name}")
+        except UserError as problem:
+            names.problems.report(problem)
+            continue
+        rows.append(Row(f"{folder}/{name}", DISTRACTOR, camera_id))
     if not rows:
         raise UserError(f"{root / folder}: no image in it: restore the distractors or leave the option out")
     return rows
@@ -149,7 +135,8 @@ def _extra(spec: NamedFiles, root: Path, folder: str, problems: Problems) -> lis
 def _with_captions(
     rows: dict[str, list[Row]], root: Path, captions_file: str | os.PathLike[str], problems: Problems
 ) -> dict[str, list[Row]]:
-    entries = read_caption_entries(captions_file, root, problems=problems)
+    files = DataFolder(root)
+    entries = read_caption_entries(captions_file, files, problems=problems)
     captions = {entry.file_name: entry.captions for entry in entries}
     joined = {
         split: [row._replace(captions=captions.get(row.file_name, ())) for row in part] for split, part in rows.items()
@@ -162,7 +149,7 @@ def _with_captions(
         )
     for entry in entries:
         # A folder that was left out as a whole is no mistake: one file may caption more parts than are there.
-        if (root / entry.file_name).parent.is_dir() and not (root / entry.file_name).is_file():
+        if not files.has(entry.file_name) and os.path.isdir((root / entry.file_name).parent):
             problems.report(missing_image(captions_file, entry, root))
     if captioned < len(images):
         logger.warning("%s: %d of %d images have no entry", captions_file, len(images) - captioned, len(images))

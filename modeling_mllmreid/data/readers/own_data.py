@@ -59,7 +59,7 @@ def read_folders(data_dir: str | os.PathLike[str], *, problems: Problems | None 
     """
     root, problems = Path(data_dir), problems or Problems()
     if not os.path.isdir(root):
-        raise UserError(f"{root}: no such folder: give data_dir the folder that holds a folder for each person")
+        raise UserError(f"{_shown(root)}: no such folder: give data_dir the folder that holds a folder for each person")
     parts = {split: split for split in SPLITS if os.path.isdir(root / split)} or {WHOLE: "."}
     if WHOLE not in parts:
         for name in _folders(root):
@@ -117,7 +117,9 @@ def _images_of(folder: Path, problems: Problems) -> tuple[list[str], list[str]]:
         problems.report(UserError(f"{_shown(folder)}: the name is not UTF-8 text: rename the folder"))
         return [], []
     images = list_images(folder)
-    names = [name for name in images.names if is_utf8(name)]
+    # Reading a pipe or a device would never end.
+    devices = [name for name in images.names if os.path.exists(folder / name) and not os.path.isfile(folder / name)]
+    names = [name for name in images.names if is_utf8(name) and name not in devices]
     for name in images.names:
         if not is_utf8(name):
             problems.report(UserError(f"{_shown(folder / name)}: the name is not UTF-8 text: rename the file"))
@@ -132,7 +134,7 @@ def _images_of(folder: Path, problems: Problems) -> tuple[list[str], list[str]]:
             )
     if not images.names:
         problems.report(UserError(f"{folder}: no image in it: add some or remove the folder"))
-    return names, [name for name in images.left_out if (folder / name).is_file()]
+    return names, [*devices, *images.left_out]
 
 
 def _shown(path: Path) -> str:
@@ -169,7 +171,7 @@ def read_table(data_dir: str | os.PathLike[str], *, problems: Problems | None = 
     present = [name for name in TABLES if os.path.isfile(root / name)]
     if len(present) != 1:
         found = " and ".join(present) or "none"
-        raise UserError(f"{root}: {found} of {', '.join(TABLES)}: give data_dir a folder with one of them")
+        raise UserError(f"{_shown(root)}: {found} of {', '.join(TABLES)}: give data_dir a folder with one of them")
     table = root / present[0]
     columns, unknown = read_metadata(table, (*REQUIRED, *OPTIONAL), REQUIRED)
     if unknown:

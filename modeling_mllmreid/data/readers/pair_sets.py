@@ -4,7 +4,7 @@ data_dir/                   or data_dir/VIPeR, .../prid_2011, .../underground_re
     VIPeR:  cam_a/000_45.bmp, cam_b/000_90.bmp               person in the name, one image from each camera
     PRID:   single_shot/cam_a/person_0001.png, .../cam_b/... persons 1 to 200 are seen by both cameras
     GRID:   probe/0001_1_25004_107_32_106_221.jpeg, gallery/...   person and camera; person 0 is nobody's pair;
-            features_and_partitions.mat                      the published ten splits (needs the extra `mat`)
+            features_and_partitions.mat                      the published ten splits
     iLIDS:  Persons/0001001.jpg                              person (4 digits) and image (3 digits)
 The halves of VIPeR, PRID and iLIDS are those of a split file (`split_files`) beside the folder, else drawn by number.
 """
@@ -22,8 +22,9 @@ from ...errors import UserError
 from ..columns import UNKNOWN_CAMERA, Row, make_split
 from ..counts import check_counts, count_rows
 from ..problems import Problems
-from .named_files import image_names
-from .split_files import IMAGES, PERSONS, find_split_file, parts_of_images, read_split
+from .file_names import BMP, JPG, PNG, FileNames
+from .matlab_files import load_matlab, whole_numbers
+from .split_files import find_split_file, parts_of_images, read_image_split, read_person_split
 
 SPLITS = 10
 # Images and persons of each folder.
@@ -37,10 +38,16 @@ PUBLISHED = {
     "ilids": {"Persons": {"rows": 476, "identities": 119}},
 }
 PATTERNS = {
-    "viper": re.compile(r"(?P<person>[0-9]+)_[0-9]+\.bmp"),
-    "prid": re.compile(r"person_(?P<person>[0-9]+)\.png"),
-    "grid": re.compile(r"(?P<person>[0-9]+)_(?P<camera>[0-9]+)_[0-9_]+\.jpe?g"),
-    "ilids": re.compile(r"(?P<person>[0-9]{4})[0-9]{3}\.jpg"),
+    "viper": re.compile(rf"(?P<person>[0-9]+)_[0-9]+{BMP}"),
+    "prid": re.compile(rf"person_(?P<person>[0-9]+){PNG}"),
+    "grid": re.compile(rf"(?P<person>[0-9]+)_(?P<camera>[0-9]+)_[0-9_]+{JPG}"),
+    "ilids": re.compile(rf"(?P<person>[0-9]{{4}})[0-9]{{3}}{JPG}"),
+}
+EXAMPLES = {
+    "viper": "000_45.bmp",
+    "prid": "person_0001.png",
+    "grid": "0001_1_25004_107_32_106_221.jpeg",
+    "ilids": "0001001.jpg",
 }
 # The camera of each folder's images; None: it is in their names.
 CAMERAS: dict[str, tuple[int | None, ...]] = {
@@ -56,12 +63,11 @@ Folder = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class _Found:
-    """A set as it lies there. rows: its images by folder. entry: the split's in a split file, where there is one."""
+    """A set as it lies there. rows: its images by folder. split_file: torchreid's, where there is one."""
 
     root: Path
     rows: dict[str, list[Row]]
     split_file: Path | None
-    entry: dict[str, list] | None
 
 
 def read_viper(
@@ -74,8 +80,9 @@ def read_viper(
     """
     found = _find("viper", data_dir, split, ("cam_a", "cam_b"), "VIPeR", strict, problems)
     a, b = found.rows.values()
-    if found.split_file is not None and found.entry is not None:
-        return _dataset("viper", parts_of_images(found.split_file, found.entry, a + b), found.root)
+    if found.split_file is not None:
+        entry = read_image_split(found.split_file, split)
+        return _dataset("viper", parts_of_images(found.split_file, entry, a + b), found.root)
     persons = sorted({row.person_id for row in a} & {row.person_id for row in b})
     test = _half(persons, split, len(persons) // 2)
     parts = {
@@ -97,10 +104,15 @@ def read_prid(
     folders = ("single_shot/cam_a", "single_shot/cam_b")
     found = _find("prid", data_dir, split, folders, "prid_2011", strict, problems)
     a, b = found.rows.values()
-    drawn = _half(range(1, PRID_PAIRS + 1), split, PRID_PAIRS // 2)
-    test = drawn if found.entry is None else set(found.entry["test"])
+    pairs = {*range(1, PRID_PAIRS + 1)}
+    if found.split_file is None:
+        test = _half(sorted(pairs), split, PRID_PAIRS // 2)
+        train = pairs - test
+    else:
+        seen_twice = pairs & {row.person_id for row in a} & {row.person_id for row in b}
+        train, test = read_person_split(found.split_file, split, seen_twice)
     parts = {
-        "train": [row for row in a + b if row.person_id <= PRID_PAIRS and row.person_id not in test],
+        "train": [row for row in a + b if row.person_id in train],
         "query": [row for row in a if row.person_id in test],
         "gallery": [row for row in b if row.person_id in test or row.person_id > PRID_PAIRS],
     }
@@ -117,7 +129,8 @@ def read_grid(
     folders = ("probe", "gallery")
     found = _find("grid", data_dir, split, folders, "underground_reid", strict, problems)
     probe, gallery = found.rows.values()
-    train = _grid_partition(found.root / "features_and_partitions.mat", split)
+    pairs = {row.person_id for row in probe} & {row.person_id for row in gallery}
+    train = _grid_partition(found.root / "features_and_partitions.mat", split, pairs)
     parts = {
         "train": [row for row in probe + gallery if row.person_id in train],
         "query": [row for row in probe if row.person_id not in train],
@@ -135,8 +148,9 @@ def read_ilids(
     """
     found = _find("ilids", data_dir, split, ("Persons",), "i-LIDS_Pedestrian", strict, problems)
     (rows,) = found.rows.values()
-    if found.split_file is not None and found.entry is not None:
-        return _dataset("ilids", parts_of_images(found.split_file, found.entry, rows), found.root)
+    if found.split_file is not None:
+        entry = read_image_split(found.split_file, split)
+        return _dataset("ilids", parts_of_images(found.split_file, entry, rows), found.root)
     persons = sorted({row.person_id for row in rows})
     test = _half(persons, split, -(-len(persons) // 2))
     rng = np.random.default_rng([split, 1])
@@ -168,7 +182,7 @@ def _find(
     """The images of these folders, in `data_dir` or the archive's folder inside it, their counts checked."""
     data_dir = Path(data_dir)
     for root in (data_dir, data_dir / archive):
-        if all((root / folder).is_dir() for folder in folders):
+        if all(os.path.isdir(root / folder) for folder in folders):
             break
     else:
         wanted = ", ".join(folders)
@@ -176,26 +190,16 @@ def _find(
     split_file = None if source == "grid" else find_split_file(root, data_dir)
     if split_file is None and not 0 <= split < SPLITS:
         raise UserError(f"split: {split} is none of the ten: use 0 to {SPLITS - 1}")
-    entry = None if split_file is None else read_split(split_file, split, PERSONS if source == "prid" else IMAGES)
-    rows = {
-        folder: _rows(source, root, folder, CAMERAS[source][place], problems or Problems())
-        for place, folder in enumerate(folders)
-    }
+    names = FileNames(PATTERNS[source], EXAMPLES[source], problems or Problems())
+    rows = {folder: _rows(names, root, folder, camera) for folder, camera in zip(folders, CAMERAS[source], strict=True)}
     found = {folder: count_rows(of_folder) for folder, of_folder in rows.items()}
     check_counts(found, PUBLISHED[source], name=source, where=root, strict=strict)
-    return _Found(root, rows, split_file, entry)
+    return _Found(root, rows, split_file)
 
 
-def _rows(source: str, root: Path, folder: str, camera: int | None, problems: Problems) -> list[Row]:
+def _rows(names: FileNames, root: Path, folder: str, camera: int | None) -> list[Row]:
     """The images of a folder; the camera is read from the name where none is given."""
-    rows = []
-    for name in image_names(root / folder):
-        match = PATTERNS[source].fullmatch(name)
-        if match is None:
-            problems.report(UserError(f"{root / folder / name}: not a name of this set: rename it or move it away"))
-            continue
-        camera_id = int(match["camera"]) if camera is None else camera
-        rows.append(Row(f"{folder}/{name}", int(match["person"]), camera_id))
+    rows = [Row(*image) if camera is None else Row(*image[:2], camera) for image in names.read(root, folder)]
     if not rows:
         raise UserError(f"{root / folder}: no image in it: restore the set")
     return rows
@@ -206,20 +210,22 @@ def _half(persons: Iterable[int], split: int, count: int) -> set[int]:
     return {int(person) for person in np.random.default_rng(split).permutation(np.asarray(list(persons)))[:count]}
 
 
-def _grid_partition(path: Path, split: int) -> set[int]:
-    """The training people of one published partition of GRID."""
+def _grid_partition(path: Path, split: int, pairs: set[int]) -> set[int]:
+    """The training people of one published partition of GRID: some of the pairs, not all."""
+    content = load_matlab(path, ["trainIdxAll"], remedy="restore the published partitions")
     try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise UserError("GRID needs scipy, which is not installed: pip install 'mllmreid[mat]'") from error
-    if not path.is_file():
-        raise UserError(f"{path}: no such file: restore the published partitions")
-    try:
-        partitions = loadmat(path)["trainIdxAll"][0]
-        return {int(person) for person in np.ravel(partitions[split][0][0][2])}
-    except (KeyError, IndexError, ValueError, OSError) as error:
+        train = set(whole_numbers(content["trainIdxAll"][0][split][0][0][2], f"{path}: partition {split}"))
+    except UserError:
+        raise
+    except Exception as error:  # another content is indexed wrongly in as many ways as there are kinds of arrays
         raise UserError(f"{path}: holds no partitions as published ({error}): restore the file") from error
+    if not pairs & train or not pairs - train:
+        raise UserError(f"{path}: holds no partitions as published (split {split} halves no pairs): restore the file")
+    return train
 
 
 def _dataset(source: str, parts: dict[str, list[Row]], root: Path) -> DatasetDict:
+    for name, rows in parts.items():
+        if not rows:
+            raise UserError(f"{root}: no image for {name}, since too few people are seen twice: restore the set")
     return DatasetDict({name: make_split(sorted(rows), root=root, source=source) for name, rows in parts.items()})

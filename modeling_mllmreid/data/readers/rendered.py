@@ -6,7 +6,6 @@ data_dir/                      Market-1501's layout, person 0 a distractor
     world.json                 which world, and its version
 """
 
-import json
 import os
 from collections.abc import Callable
 from functools import partial
@@ -15,9 +14,11 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from ...errors import UserError
+from ...formats import WorldFile, read_json
 from ..problems import Problems
+from ..synthetic.marker import WORLD_FILE
 from ..synthetic.worlds import VERSION, WORLDS
-from ..synthetic.write import CAPTIONS_FILE, WORLD_FILE, write_world
+from ..synthetic.write import CAPTIONS_FILE, write_world
 from .market_layout import FOLDERS, MARKET1501
 from .named_files import NamedFiles, read_named_files
 
@@ -28,22 +29,27 @@ def read_rendered(world: str, data_dir: str | os.PathLike[str], *, problems: Pro
     Raises UserError for a folder that holds something else, another world, another version or a part of it.
     """
     root, name = Path(data_dir), f"rendered_{world}"
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+    if not os.path.lexists(root) or _is_empty(root):
         print(f"{name}: rendered into {root}", flush=True)
-        write_world(root, world)
+        try:
+            write_world(root, world)
+        except UserError:
+            # Another process may have rendered the same world meanwhile.
+            if not os.path.isfile(root / WORLD_FILE):
+                raise
     try:
-        found = json.loads((root / WORLD_FILE).read_text(encoding="utf-8"))
-        there, version = found["world"], found["version"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = read_json(root / WORLD_FILE, WorldFile)
+    except UserError as error:
         raise UserError(
             f"{root}: no {WORLD_FILE} in it that names a world, so not the data set {name}: give a new folder"
-        ) from None
+        ) from error
+    there, version = found.world, found.version
     if (there, version) != (world, VERSION):
         raise UserError(
             f"{root}: holds the world {there!r}, version {version}, not {world!r}, version {VERSION}: give another "
             "folder, or remove this one to render it anew"
         )
-    missing = [part for part in (*FOLDERS.values(), CAPTIONS_FILE) if not (root / part).exists()]
+    missing = [part for part in (*FOLDERS.values(), CAPTIONS_FILE) if not os.path.lexists(root / part)]
     if missing:
         raise UserError(f"{root}: {', '.join(missing)} of {name} is missing: remove the folder to render it anew")
     spec = NamedFiles(
@@ -56,6 +62,13 @@ def read_rendered(world: str, data_dir: str | os.PathLike[str], *, problems: Pro
         distractors=True,
     )
     return read_named_files(spec, root, captions_file=root / CAPTIONS_FILE, problems=problems)
+
+
+def _is_empty(root: Path) -> bool:
+    try:
+        return os.path.isdir(root) and not os.listdir(root)
+    except OSError as error:
+        raise UserError(f"{root}: cannot be listed ({error.strerror}): give a readable folder") from error
 
 
 RENDERED: dict[str, Callable[..., DatasetDict]] = {

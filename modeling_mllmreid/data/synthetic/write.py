@@ -1,8 +1,6 @@
 """Writes the synthetic pedestrians as Market-1501 folders with CUHK-PEDES captions beside them."""
 
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +8,15 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ...errors import UserError
+from ...outputs import folder_aside
 from .attributes import make_person, random_stream
 from .captions import tokenize, write_captions
+from .marker import mark_rendered
 from .shots import plan_shot, render
-from .worlds import VERSION, WORLDS, World
+from .worlds import WORLDS, World
 
 FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
-CAPTIONS_FILE, WORLD_FILE = "reid_raw.json", "world.json"
+CAPTIONS_FILE = "reid_raw.json"
 STREET = WORLDS["street"]
 
 
@@ -49,18 +49,17 @@ def write_pedestrians(
     of every test identity and camera is the query, the others are the gallery. Every image has `captions_per_image`
     captions in `reid_raw.json` (CUHK-PEDES schema, `file_path` relative to `root`, `split` "train" or "test").
     The files are a pure function of the arguments; a person and its images do not depend on how many others there are.
-    world: its look, crowd, dress and distractors (person 0, in the gallery). named: the world's name, for `world.json`.
+    world: its look, crowd, dress and distractors (person 0, in the gallery). named: its name in
+    `world.json`, by which every reader knows the rendered people; None: no such mark.
     Written beside `root` and renamed at the end. Raises UserError for a `root` that is not empty, and for counts
     outside their range.
     """
     root = Path(root)
     _check(root, train_identities, test_identities, images_per_camera, cameras, captions_per_image, world)
-    root.parent.mkdir(parents=True, exist_ok=True)
     people = [("train", index, index + 1) for index in range(train_identities)]
     people += [("test", index, train_identities + index + 1) for index in range(test_identities)]
     distractors = [(index, index % cameras) for index in range(world.distractors)]
-    aside = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".part", dir=root.parent))
-    try:
+    with folder_aside(root) as aside:
         for folder in FOLDERS:
             (aside / folder).mkdir()
         records: list[dict[str, Any]] = []
@@ -75,13 +74,7 @@ def write_pedestrians(
             )
         (aside / CAPTIONS_FILE).write_text(json.dumps(records), encoding="utf-8")
         if named:
-            (aside / WORLD_FILE).write_text(json.dumps({"world": named, "version": VERSION}) + "\n", encoding="utf-8")
-        aside.chmod(0o755)
-        if root.exists():
-            root.rmdir()
-        aside.rename(root)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            mark_rendered(aside, named)
     train, query, gallery = (sum(r["file_path"].startswith(f"{folder}/") for r in records) for folder in FOLDERS)
     return WrittenPedestrians(root, train, query, gallery, len(records) * captions_per_image)
 

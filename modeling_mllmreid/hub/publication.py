@@ -1,0 +1,154 @@
+"""What of a folder is published: the files of its form, by name, and nothing of this machine in them."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME as INDEX
+from transformers.utils import SAFE_WEIGHTS_NAME as FULL_WEIGHTS
+
+from ..errors import UserError
+from ..formats import ExportConfigFile, WeightIndexFile, parse_json, read_json
+from ..model.adapters import ADAPTER, SETTINGS, WEIGHTS
+from ..outputs import is_ours
+from .published_reports import REPORTS, is_local, published_report, without_local_paths
+
+CODE = tuple(sorted(path.name for path in (Path(__file__).parents[1] / "model").glob("[!_]*.py")))
+CONFIGS = ("config.json", "generation_config.json")
+PROCESSOR = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "spiece.model")
+VOCABULARY = ("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt")
+CARD, LOSS_PICTURE = "README.md", "loss.png"
+TEXTS = (CARD, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
+ONNX = ("model.onnx", "model.onnx.data")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+LARGEST = 50 * 10**9  # what the Hub takes as one file
+# The vocabulary is what a tokenizer is made of, and a "/" in it is a token.
+VERBATIM = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json", INDEX)
+
+CLASSIFIER = re.compile(r"(^|\.)classifier(\.|$)")
+
+# ---- the files of a form -------------------------------------------------------------------------------------------
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The names of a checkpoint's weights, without its adapter. Raises UserError for an index that names others."""
+    if not (folder / INDEX).is_file():
+        return [FULL_WEIGHTS] if (folder / FULL_WEIGHTS).is_file() else []
+    names = sorted(set(read_json(folder / INDEX, WeightIndexFile).weight_map.values()))
+    for name in names:
+        if not re.fullmatch(r"[\w.-]+\.safetensors", name):
+            raise UserError(f"{folder / INDEX}: names {name!r}, no .safetensors file in its folder: export it again")
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: {name} is missing, which {INDEX} names: export it again")
+    return [INDEX, *names]
+
+
+def form_files(folder: Path) -> list[str]:
+    """The files of a folder that belong to a published form, sorted; everything else that lies there stays."""
+    adapter = (f"{ADAPTER}/{SETTINGS}", f"{ADAPTER}/{WEIGHTS}")
+    by_name = (*CONFIGS, *PROCESSOR, *TOKENIZER, *VOCABULARY, *TEXTS, *REPORTS, *ONNX, *CODE, LOSS_PICTURE, *adapter)
+    return sorted({*weight_files(folder), *(name for name in by_name if (folder / name).is_file())})
+
+
+def publication(folder: Path) -> dict[str, Path | bytes]:
+    """What is published of a folder: the files of its form, those that would show something of this machine rewritten.
+
+    Nothing in the folder is changed. Raises UserError for a report or another JSON file that is not what its name says.
+    """
+    content: dict[str, Path | bytes] = {}
+    for name in form_files(folder):
+        path = folder / name
+        if name.endswith(".json") and name not in VERBATIM:
+            found = path.read_bytes()
+            shown = published_json(name, found, where=str(path))
+            if shown is not None:
+                content[name] = shown
+        else:
+            content[name] = path
+    return content
+
+
+def published_json(name: str, content: bytes, *, where: str) -> bytes | None:
+    """One JSON file of a form as it is published; None where nothing of it is."""
+    if name in REPORTS:
+        value = published_report(name, content, where=where)
+        if value is None:
+            return None
+    else:
+        value = parse_json(content, dict[str, Any], where=where)
+        if value == without_local_paths(value):
+            return content
+    return (json.dumps(without_local_paths(value), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+# ---- checks --------------------------------------------------------------------------------------------------------
+
+
+def check_publishable(folder: Path) -> None:
+    """Raises UserError unless the folder is an export that others can load, and that shows nobody.
+
+    Config, code, processor, card and weights are there, each a file in the folder with something in it; no pickle, no
+    ID classifier, in the configuration or in the weights; and a backbone that others can get.
+    """
+    again = "make it with run_reid.py export"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"push {folder}: config.json cannot be read: give the folder of an export")
+    config = read_json(folder / "config.json", ExportConfigFile, remedy="give the folder of an export")
+    code = {entry.split(".")[0] for entry in config.auto_map.values() if isinstance(entry, str)}
+    needed = [CARD, "processor_config.json", *(f"{name}.py" for name in sorted(code))]
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if missing or not code:
+        raise UserError(f"push {folder}: has no {(missing or ['code'])[0]}: {again}")
+    if not weight_files(folder):
+        raise UserError(f"push {folder}: has no weights (*.safetensors): {again}")
+    pickles = [path.name for path in folder.rglob("*") if path.suffix in PICKLES and "checkpoint-" not in str(path)]
+    if pickles:
+        raise UserError(f"push {folder}: holds {pickles[0]}, a pickle, which can run code: remove it")
+    if config.num_identities or config.identities_digest:
+        raise UserError(f"push {folder}: has the ID classifier, templates of the training people: export it first")
+    if config.adapter not in (None, ADAPTER):
+        raise UserError(f"push {folder}: its adapter {config.adapter!r} is no sub-folder of an export: {again}")
+    if config.backbone and is_local(config.backbone):
+        raise UserError(
+            f"push {folder}: its backbone {config.backbone} is a folder, which others do not have: export it with "
+            "--backbone and the backbone's name on the Hub, or with --to full"
+        )
+    for name in form_files(folder):
+        _check_file(folder, name)
+
+
+def _check_file(folder: Path, name: str) -> None:
+    """Raises UserError for a file that is not in the folder, is empty, too large, or not what its name says."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"push {folder}: {name} is a link out of the folder: put the file there, or export again")
+    size = path.stat().st_size
+    if not size:
+        raise UserError(f"push {folder}: {name} is empty: make it with run_reid.py export")
+    if size > LARGEST:
+        raise UserError(f"push {folder}: {name} has {size / 1e9:.0f} GB, the Hub takes 50 as one file: export it again")
+    if name == LOSS_PICTURE and not is_ours(path):
+        raise UserError(f"push {folder}: {name} was not drawn by run_reid.py export: remove it, or export again")
+    if name.endswith(".safetensors"):
+        _check_weights(folder, name)
+
+
+def _check_weights(folder: Path, name: str) -> None:
+    try:
+        with safe_open(folder / name, framework="numpy") as file:
+            tensors, facts = list(file.keys()), file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"push {folder}: {name} is cut off or broken ({error}): export it again") from error
+    classifier = [tensor for tensor in tensors if CLASSIFIER.search(tensor)]
+    if classifier:
+        raise UserError(
+            f"push {folder}: {name} has the ID classifier ({classifier[0]}), templates of the training people: export "
+            "it first"
+        )
+    if name == f"{ADAPTER}/{WEIGHTS}" and not all(".lora_" in tensor for tensor in tensors):
+        raise UserError(f"push {folder}: {name} holds other tensors than a LoRA's: export it again")
+    if without_local_paths(facts) != facts:
+        raise UserError(f"push {folder}: the metadata of {name} hold a path of this machine: export it again")

@@ -1,0 +1,118 @@
+"""The reports of a run as they are published: numbers and settings; no names of people or files, no local paths."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..evaluation.threshold import THRESHOLD_FILE
+from ..formats import MetricsFile, RunFile, ThresholdsFile, TrainerStateFile, TrainingArgsFile, parse_json
+
+REPORTS = ("metrics.json", "run.json", "training_args.json", "trainer_state.json", THRESHOLD_FILE)
+# fmt: off
+METRICS_FIELDS = (
+    "weights", "trained_on", "tested_on", "published_counts", "overlap", "query_images", "gallery_images", "height",
+    "width", "dtype", "flip_test", "exclude", "pool_tracks", "test_feature", "metrics", "intervals",
+    "single_shot_cmc", "verification", "open_set",
+)
+RUN_FIELDS = (
+    "weights", "measured_on", "base_model", "data", "sources", "published_counts", "texts", "adapters", "batches",
+    "hardware", "environment", "seconds",
+)
+# Of a text's provenance.
+TEXT_FIELDS = (
+    "model", "revision", "licence", "prompts", "instruction", "prompt", "max_new_tokens", "do_sample", "temperature",
+    "seed",
+)
+ARGUMENT_FIELDS = (
+    "learning_rate", "learning_rates", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim",
+    "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "num_train_epochs",
+    "max_steps", "gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
+    "identities_per_batch", "images_per_identity", "grad_cache_chunk", "bf16", "fp16", "tf32", "seed", "data_seed",
+    "full_determinism", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "eval_strategy",
+    "eval_steps", "save_strategy", "save_steps", "logging_steps", "activation_checkpointing",
+    "gradient_checkpointing", "torch_compile",
+)
+# fmt: on
+
+ORIGIN = re.compile(r"(.*_)?(name_or_path|tokenizer_file|vocab_file|merges_file|cache_dir)")
+# A path is meant to stay in these: a thin form's backbone, which a push refuses; in the others "/" is only a character.
+KEPT = ("backbone", "content", "chat_template")
+ABSOLUTE = re.compile(r"(file://)?(/|~[/\\]|[A-Za-z]:[\\/]|\\\\)[^\n]*[^\n/\\]")
+# An absolute path inside a text; a web address is none, and neither is an escape in a regular expression.
+_NAME = r"[\w.@+=,#$%~-]+"
+INSIDE = re.compile(
+    rf"(?<![\w./:<&;\\])(?:file://)?(?:~?(?:/{_NAME}){{2,}}|~/{_NAME}|[A-Za-z]:[\\/](?:{_NAME}[\\/]?)+)"
+)
+
+
+def published_report(name: str, content: bytes, *, where: str) -> Any:
+    """A report (one of `REPORTS`) as it is published: numbers and settings, no names of people or files, no paths.
+
+    Raises UserError for a report that is not what its name says.
+    """
+    if name == "trainer_state.json":
+        log = parse_json(content, TrainerStateFile, where=where).log_history
+        return {"log_history": [_only_numbers(entry) for entry in log]}
+    if name == "training_args.json":
+        return _chosen(parse_json(content, TrainingArgsFile, where=where).model_dump(), ARGUMENT_FIELDS)
+    if name == THRESHOLD_FILE:
+        thresholds = parse_json(content, ThresholdsFile, where=where)
+        return {feature: _only_numbers(values.model_dump()) | {"metric": values.metric}
+                for feature, values in thresholds.items()}  # fmt: skip
+    if name == "run.json":
+        run = _chosen(parse_json(content, RunFile, where=where).model_dump(exclude_unset=True), RUN_FIELDS)
+        texts = [_chosen(text, TEXT_FIELDS) for text in run.get("texts") or []]
+        for part in (run, *texts):
+            for key in ("base_model", "model"):
+                if is_local(str(part.get(key) or "")):
+                    part[key] = last_name(str(part[key]))
+        if texts:
+            run["texts"] = texts
+        if run.get("batches"):
+            run["batches"] = {key: value for key, value in run["batches"].items() if key != "texts"}
+        return run
+    # Of other commands, or over several splits: nothing that a card shows.
+    loose = parse_json(content, dict[str, Any], where=where)
+    if "weights" not in loose or "metrics" not in loose:
+        return None
+    report = _chosen(parse_json(content, MetricsFile, where=where).model_dump(exclude_unset=True), METRICS_FIELDS)
+    report |= {key: _only_numbers(report[key]) for key in ("single_shot_cmc", "verification", "open_set")
+               if key in report}  # fmt: skip
+    return {"model": "", "dataset": "+".join(report["tested_on"]), **report}
+
+
+def without_local_paths(value: Any) -> Any:
+    """The same content, at every depth, without the paths of this machine: a name of origin goes, others are cut."""
+    if isinstance(value, Mapping):
+        return {
+            key: item if key in KEPT else without_local_paths(item)
+            for key, item in value.items()
+            if not (ORIGIN.fullmatch(str(key)) and isinstance(item, str) and is_local(item))
+        }
+    if isinstance(value, list | tuple):
+        return [without_local_paths(item) for item in value]
+    if isinstance(value, str):
+        return last_name(value) if ABSOLUTE.fullmatch(value) else INSIDE.sub(lambda m: last_name(m[0]), value)
+    return value
+
+
+def last_name(path: str) -> str:
+    """A path's last part."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def is_local(name: str) -> bool:
+    """Whether a model's name is a path of this machine, not a name on the Hub (owner/name)."""
+    return bool(name) and (re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is None or os.path.exists(name))
+
+
+def _chosen(content: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    return {field: content[field] for field in fields if content.get(field) is not None}
+
+
+def _only_numbers(value: Any) -> Any:
+    """Of a nested content the numbers, under their names."""
+    if isinstance(value, Mapping):
+        return {key: _only_numbers(item) for key, item in value.items() if not isinstance(item, str)}
+    return [_only_numbers(item) for item in value if not isinstance(item, str)] if isinstance(value, list) else value
