@@ -1,7 +1,10 @@
 """The one exception that means: the user can fix this. Its message is always one bounded line."""
 
 import re
+import traceback
+from pathlib import Path
 
+PACKAGE = f"{Path(__file__).parent}/"
 MOST_CHARACTERS = 1000
 LINE_ENDS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+\s*")
 
@@ -30,3 +33,8 @@ def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
     text = LINE_ENDS.sub(" ", text)
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return escaped if len(escaped) <= most else f"{escaped[: most * 2 // 3]} ... {escaped[-(most // 3 - 5) :]}"
+
+
+def raised_here(error: Exception) -> bool:
+    """Whether an exception comes from this package's own code, and not from a library that was given foreign values."""
+    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE)

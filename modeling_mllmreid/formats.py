@@ -50,6 +50,14 @@ def read_file(path: str | os.PathLike[str], *, remedy: str = "restore the file")
         raise UserError(f"{os.fspath(path)!r}: is no path ({error})") from error
 
 
+def refuse_special_files(folder: str | os.PathLike[str]) -> None:
+    """Raises UserError for a pipe or a device in a folder or in its sub-folders: a library that opens one waits."""
+    for pattern in ("*", "*/*"):
+        for path in Path(folder).glob(pattern):
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise UserError(f"{path}: is a pipe or a device, not a file: remove it")
+
+
 def parse_json(content: bytes | str, kind: type[Kind], *, where: str, remedy: str = "restore the file") -> Kind:
     """JSON text as a `kind`. where: what the messages begin with. Raises UserError as `read_json` does."""
     if isinstance(content, bytes):

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import re
-import traceback
 from argparse import Action, ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -17,14 +16,13 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
-from ..errors import UserError
+from ..errors import UserError, raised_here
 from ..ranges import Range
 from .yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 
 USAGE = "%(prog)s [config.yaml] [--field value ...]"
-PACKAGE = str(Path(__file__).parents[1])
 
 # Of fields whose type has no range; beyond it C's integers overflow in one library or another.
 INTEGERS = Range(at_least=-(2**32), at_most=2**32)
@@ -295,7 +293,7 @@ def _build(dataclass: type, given: Mapping[str, Any], command: str) -> Any:
         raise UserError(f"{command}: {error}") from error
     except Exception as error:
         # transformers' own checks of TrainingArguments fail in many ways; what fails in our code is our fault.
-        if traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE):
+        if raised_here(error):
             raise
         raise UserError(f"{command}: these values do not go together ({type(error).__name__}: {error})") from error
     for name, value in values.items():

@@ -2,7 +2,6 @@
 
 import json
 import os
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from hostile import byte_changes, changed_bytes, files_of_json, json_changes, wr
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModel
+
+from modeling_mllmreid.errors import raised_here
 
 WEIGHTS = "model.safetensors"
 # What the weights' file may go through, and whether the model can still be the same.
@@ -148,12 +149,12 @@ def same_meaning(kind: str, how: Any, form: str, found: np.ndarray) -> None:
 
 
 def load_by_auto_class(value: Any, root: Path) -> None:
-    """As others load it: a ValueError or an OSError says what is wrong, where our code is the one that finds it."""
+    """As others load it: a ValueError or an OSError says what is wrong, where it is not transformers that stumbles."""
     form, (kind, how) = value
     try:
         model = AutoModel.from_pretrained(root / "model")
     except Exception as error:
-        if not any("modeling_mllmreid" in frame.filename for frame in traceback.extract_tb(error.__traceback__)):
+        if not raised_here(error):
             raise OSError("refused by transformers itself") from error
         raise
     if kind == "tensors":

@@ -136,5 +136,5 @@ test_few_examples, test_many_examples = make_tests(
     Area("reports", 0.05, read_reports, build_report, read_report),
     Area("reports and export", 0.02, reports, build_checkpoint, write_export, writes=("out",)),
     Area("indexes", 0.05, indexes, build_index, read_index, writes=("out.png",)),
-    Area("splits", 0.03, splits, build_splits, read_splits, writes=("skipped.txt",)),
+    Area("splits", 0.03, splits, build_splits, read_splits, writes=("skipped.txt", "in/splits.json")),
 )
