@@ -79,9 +79,12 @@ def run(arguments: list[str]) -> int:
         return USERS_MISTAKE
     # Only now: the package imports torch, which takes seconds.
     from modeling_mllmreid.errors import UserError
+    from modeling_mllmreid.outputs import owner_only
 
     try:
-        importlib.import_module(COMMANDS[command][0]).main(argv)
+        # Results, logs and weights identify people, whichever library writes them.
+        with owner_only():
+            importlib.import_module(COMMANDS[command][0]).main(argv)
     except UserError as error:
         from modeling_mllmreid.processes import is_first_to_say
 

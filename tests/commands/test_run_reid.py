@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from modeling_mllmreid.errors import UserError
 
@@ -144,3 +145,22 @@ def raiser(error):
         raise error
 
     return raiser
+
+
+def test_what_commands_write_is_their_owners_alone(monkeypatch, capsys, tmp_path):
+    people = tmp_path / "people"
+    for number, person in enumerate(("anna", "ben", "cleo", "dora")):
+        (people / person).mkdir(parents=True)
+        for image in range(2):
+            Image.new("RGB", (8, 16), (60 * number, 90 * image, 7)).save(people / person / f"{image}.png")
+    before = os.umask(0o022)
+    try:
+        data = ["--dataset", "folders", "--data_dir", str(people)]
+        assert run(monkeypatch, "data", *data, "--output_dir", str(tmp_path / "data")) == 0
+        assert run(monkeypatch, "prepare", *data, "--output", str(tmp_path / "prepared")) == 0
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+    written = [people / "splits.json", *(tmp_path / "data").rglob("*"), *(tmp_path / "prepared").rglob("*")]
+    assert len(written) >= 7
+    assert {path.name for path in written if path.stat().st_mode & 0o077} == set()
