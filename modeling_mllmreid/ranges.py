@@ -28,6 +28,7 @@ class Range(NamedTuple):
 # What allocates or loops ends somewhere: larger numbers are slips of the keyboard.
 MILLIONS, THOUSAND = 10_000_000, 1024
 Count = Annotated[int, Range(at_least=1, at_most=MILLIONS)]
+Several = Annotated[int, Range(at_least=2, at_most=MILLIONS)]
 CountOrZero = Annotated[int, Range(at_least=0, at_most=MILLIONS)]
 Threads = Annotated[int, Range(at_least=1, at_most=THOUSAND)]
 Pixels = Annotated[int, Range(at_least=1, at_most=4096)]

@@ -28,7 +28,7 @@ class TinyArguments:
     tower_layers: Count = field(default=2, metadata={"help": "Blocks of the vision tower."})
     lm_layers: Count = field(default=2, metadata={"help": "Blocks of the language model."})
     lesson_people: Count = field(default=8000, metadata={"help": "People whose captions the language model learns on."})
-    lesson_steps: CountOrZero = field(default=800, metadata={"help": "Steps of the language model's lesson."})
+    lesson_steps: Count = field(default=800, metadata={"help": "Steps of the language model's lesson."})
     lesson_batch_size: Count = field(default=32, metadata={"help": "Captions in a step of the lesson."})
     lesson_learning_rate: Positive = field(default=3e-3, metadata={"help": "Learning rate of the lesson."})
     alignment_people: Count = field(
