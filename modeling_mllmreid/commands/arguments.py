@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 
 from ..data.readers import READERS
+from ..ranges import AtMostMillions, AtMostThousand, CountOrZero, NotNegative, Pixels, Seed, Share
 from ..text.licences import normal_licence
 
 
@@ -45,8 +46,8 @@ class LicenceArguments:
 class MethodArguments:
     """Fields of the model's configuration. What is not given is the checkpoint's own, or a new model's default."""
 
-    height: int | None = field(default=None, metadata={"help": "Height in pixels that crops are resized to."})
-    width: int | None = field(default=None, metadata={"help": "Width in pixels that crops are resized to."})
+    height: Pixels | None = field(default=None, metadata={"help": "Height in pixels that crops are resized to."})
+    width: Pixels | None = field(default=None, metadata={"help": "Width in pixels that crops are resized to."})
     test_feature: Literal["llm", "vision", "concat"] | None = field(
         default=None, metadata={"help": "The feature that embeddings are made of."}
     )
@@ -60,12 +61,14 @@ class MethodArguments:
     loss_lambda: float | None = field(
         default=None, metadata={"help": "The balance: (1 - loss_lambda) * language loss + loss_lambda * ReID loss."}
     )
-    id_weight: float | None = field(default=None, metadata={"help": "Weight of the ID loss in the ReID loss."})
-    triplet_weight: float | None = field(
+    id_weight: NotNegative | None = field(default=None, metadata={"help": "Weight of the ID loss in the ReID loss."})
+    triplet_weight: NotNegative | None = field(
         default=None, metadata={"help": "Weight of the triplet loss in the ReID loss."}
     )
-    label_smoothing: float | None = field(default=None, metadata={"help": "Label smoothing of the ID loss."})
-    triplet_margin: float | None = field(default=None, metadata={"help": "Margin of the batch-hard triplet loss."})
+    label_smoothing: Share | None = field(default=None, metadata={"help": "Label smoothing of the ID loss."})
+    triplet_margin: NotNegative | None = field(
+        default=None, metadata={"help": "Margin of the batch-hard triplet loss."}
+    )
     triplet_soft_margin: bool | None = field(
         default=None, metadata={"help": "Soft margin log(1 + exp(d)) in place of the hinge."}
     )
@@ -78,7 +81,7 @@ class MethodArguments:
     vision_layer: int | None = field(
         default=None, metadata={"help": "Tower layer whose patches are pooled; by default the one that the LLM reads."}
     )
-    distillation_weight: float | None = field(
+    distillation_weight: NotNegative | None = field(
         default=None, metadata={"help": "Weight of the distillation of the text branch into the image branch."}
     )
     reid_text: bool | None = field(
@@ -98,7 +101,7 @@ class DataArguments:
         metadata={"help": f"A reader ({', '.join(READERS)}), or a folder saved by save_to_disk with the same columns."}
     )
     data_dir: str | None = field(default=None, metadata={"help": "The reader's folder."})
-    data_dirs: dict | None = field(
+    data_dirs: dict[str, str] | None = field(
         default=None,
         metadata={"help": "For several sets (a+b, a>b, P-1, P-2:a, P-3:a): each one's folder, as JSON."},
     )
@@ -109,7 +112,7 @@ class DataArguments:
     train_part: Literal["with_val", "without_val"] | None = field(
         default=None, metadata={"help": "msmt17: train with list_val (the default, 32,621 images) or without."}
     )
-    split: int | None = field(
+    split: CountOrZero | None = field(
         default=None,
         metadata={"help": "viper, prid, grid, ilids: which of the ten (or a file's) splits, from 0."},
     )
@@ -119,7 +122,7 @@ class DataArguments:
     distractors: str | None = field(
         default=None, metadata={"help": "market1501: the folder in data_dir with the 500,000 further distractors."}
     )
-    columns: dict | None = field(
+    columns: dict[str, str] | None = field(
         default=None,
         metadata={"help": 'Ours: theirs, such as \'{"person_id": "pid"}\': reads any data set of the Hub or on disk.'},
     )
@@ -129,7 +132,7 @@ class DataArguments:
     test_share: float | None = field(
         default=None, metadata={"help": "Share of the people that made test parts take; by default 0.5."}
     )
-    split_seed: int | None = field(
+    split_seed: Seed | None = field(
         default=None, metadata={"help": "Of the people drawn into made parts; by default 0."}
     )
     on_error: Literal["stop", "skip"] = field(
@@ -152,8 +155,10 @@ class DataArguments:
 class EmbeddingArguments:
     """How images go through the model."""
 
-    batch_size: int = field(default=64, metadata={"help": "Images that go through the model at once."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that open and resize images; 0: none besides."})
+    batch_size: AtMostMillions = field(default=64, metadata={"help": "Images that go through the model at once."})
+    num_workers: AtMostThousand = field(
+        default=0, metadata={"help": "Processes that open and resize images; 0: none besides."}
+    )
     flip_test: bool = field(default=False, metadata={"help": "Average the features of an image and its mirror image."})
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from ..errors import UserError
+from ..formats import refuse_special_files
 from ..outputs import check_output, written_aside
 from .columns import image_sources, person_names, with_contract_columns
 from .combine import Combination, combine, parse_combination
@@ -177,6 +178,7 @@ def _load_saved(path: Path, given: Sequence[str]) -> DatasetDict:
         )
     if given:
         raise UserError(f"{path} is a saved data set, {', '.join(given)} does not apply: leave it out or name a reader")
+    refuse_special_files(path)
     try:
         if (path / "data").is_dir() and any((path / "data").glob("*.parquet")):
             return read_prepared(path)

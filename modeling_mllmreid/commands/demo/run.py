@@ -27,6 +27,7 @@ from modeling_mllmreid.evaluation.protocol import (
     same_person,
 )
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
+from modeling_mllmreid.ranges import Count, Threads
 from modeling_mllmreid.retrieval import rank_gallery
 from modeling_mllmreid.text import generate_texts, kept_attribute_share, write_continuations
 from modeling_mllmreid.tiny import TinyArguments, build_tiny, teach_tiny
@@ -51,11 +52,11 @@ CONFIG = Path(__file__).parents[3] / "configs" / "demo.yaml"
 class DemoArguments:
     """Sizes of the rendered world."""
 
-    train_identities: int = field(default=100, metadata={"help": "People to train on, val's among them."})
-    test_identities: int = field(default=60, metadata={"help": "People to test on, none of them trained on."})
-    images_per_camera: int = field(default=5, metadata={"help": "Images of each person from each camera."})
-    cameras: int = field(default=4, metadata={"help": "Cameras."})
-    threads: int = field(default=1, metadata={"help": "Threads of torch: on a tiny model more of them are slower."})
+    train_identities: Count = field(default=100, metadata={"help": "People to train on, val's among them."})
+    test_identities: Count = field(default=60, metadata={"help": "People to test on, none of them trained on."})
+    images_per_camera: Count = field(default=5, metadata={"help": "Images of each person from each camera."})
+    cameras: Count = field(default=4, metadata={"help": "Cameras."})
+    threads: Threads = field(default=1, metadata={"help": "Threads of torch: on a tiny model more of them are slower."})
 
 
 def main(argv: list[str]) -> None:
