@@ -72,6 +72,8 @@ def load_model(
             model = MllmReIDModel.from_mllm_pretrained(name, **weights, **fields)
         else:
             config = changed_config(MllmReIDConfig.from_pretrained(name, **at), fields)
+            if config.image_prefix_ids is None:
+                raise ValueError("config.json has no image_prefix_ids, the prompt in front of an image: get it again")
             processor = MllmReIDProcessor.from_pretrained(name, **at)
             processor.image_processor.size = {"height": config.height, "width": config.width}
             if config.backbone is not None:

@@ -15,7 +15,6 @@ from ..errors import UserError
 from ..evaluation.threshold import load_thresholds
 from ..formats import EmbedMetadata, check_content
 from ..outputs import check_output, is_ours
-from ..ranges import Count
 from ..retrieval import Embeddings, Ranking, load_embeddings, rank_gallery, ranked_sheet
 from ..retrieval.index import FACTS_FILE, FEATURES_FILE, fault_of_name, printable
 from ..retrieval.sheet import decimals
@@ -35,7 +34,7 @@ class SearchArguments:
     query: list[str] = field(metadata={"help": "Image of the person to look for; several give a row each."})
     embeddings: str = field(metadata={"help": "Folder written by the embed command."})
     output: str = field(default="sheet.png", metadata={"help": "PNG file for the queries and what was found."})
-    top_k: Count = field(default=10, metadata={"help": "How many images to list; the sheet shows at most 20 of them."})
+    top_k: int = field(default=10, metadata={"help": "How many images to list; the sheet shows at most 20 of them."})
     model: str | None = field(
         default=None, metadata={"help": "Where the model lies now; by default where it lay when it embedded."}
     )

@@ -166,13 +166,17 @@ def put(path: Path, what: str) -> None:
 
 
 def changed_file(content: bytes, change: tuple[str, Any]) -> bytes:
-    """A JSON file's content with a change of `json_files`."""
+    """A JSON file's content with a change of `json_files`; any other file is cut."""
     kind, how = change
     if kind == "content":
         return NO_JSON[how]
     if kind == "bytes":
         return changed_bytes(content, how)
-    return json.dumps(changed_json(json.loads(content), how)).encode("utf-8", "surrogatepass")
+    try:
+        value = json.loads(content)
+    except ValueError:  # the file is no JSON, or no longer
+        return changed_bytes(content, ("cut", 0.7, b""))
+    return json.dumps(changed_json(value, how)).encode("utf-8", "surrogatepass")
 
 
 def changed_json(value: Any, changes: list) -> Any:

@@ -138,10 +138,7 @@ def change(kind: str, path: Path, how: Any) -> None:
         elif kind == "bytes":
             path.write_bytes(changed_bytes(content, how))
         elif kind == "json":
-            try:
-                path.write_bytes(changed_file(content, how))
-            except ValueError:  # the file is no JSON
-                path.write_bytes(changed_bytes(content, ("cut", 0.7, b"")))
+            path.write_bytes(changed_file(content, how))
 
 
 def act(value: dict[str, Any], root: Path) -> None:
