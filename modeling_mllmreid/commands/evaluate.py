@@ -126,6 +126,7 @@ def main(argv: list[str]) -> None:
     if args.plots:
         figure_class()
     on_main(check_outputs, args, inputs=[*filter(None, (model_args.model, data_args.data_dir))])
+    data_args.refuse_inside(args.output_dir)
     if args.splits > 1:
         return evaluate_splits(model_args, method_args, data_args, embedding_args, args)
     notes: list[str] = []

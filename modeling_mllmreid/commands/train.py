@@ -79,6 +79,7 @@ def main(argv: list[str]) -> None:
         return dry_run(model_args, method_args, adapter_args, batch_args, training_args)
     folders = [model_args.model, data_args.data_dir, *(data_args.data_dirs or {}).values()]
     check_start(training_args, inputs=[str(folder) for folder in folders if folder])
+    data_args.refuse_inside(str(training_args.output_dir))
     refuse_lost_processes(training_args.distributed_state, os.environ)
     notes: list[str] = []
     dataset = load_reid_dataset(data_args.dataset, texts=batch_args.texts, notes=notes, **data_args.options())
