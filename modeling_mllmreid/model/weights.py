@@ -214,6 +214,8 @@ def load_whole(
     Raises ValueError for pickles and broken files, and naming a weight that is missing, unknown, of another size or
     not finite: transformers would start such a model with random weights, or read around the rest.
     """
+    from safetensors import SafetensorError
+
     if options.get("use_safetensors", True) is not True or options.get("gguf_file") is not None:
         raise ValueError(
             f"{name_or_path}: weights are read from safetensors alone: leave out use_safetensors, gguf_file"
@@ -223,8 +225,10 @@ def load_whole(
         check_files(name_or_path, hub)
         check_sizes(stored, name_or_path, hub)
         try:
-            model, info = load(name_or_path, **{**options, **strict})
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            model, info = load(name_or_path, **{"trust_remote_code": False, **options, **strict})
+        except (OSError, ValueError, ImportError, SafetensorError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a model is built of every setting that its files say
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{name_or_path}: cannot be loaded ({type(error).__name__}: {reason})") from error
     new, left = tuple(new), tuple(left)
