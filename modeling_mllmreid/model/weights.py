@@ -57,9 +57,12 @@ def readable(name_or_path, hub: dict, pickles: Iterable[str] = PICKLES) -> Itera
 def read_fields(name_or_path, file: str, hub: dict, *, required: bool = False) -> dict | None:
     """The object in a JSON file of a checkpoint, None where there is no such file.
 
-    Raises ValueError naming a file that holds anything else, OSError for one that is required and missing.
+    A path of a config.json itself stands for its checkpoint, of which there may be nothing else. Raises ValueError naming a file that holds anything else, OSError for one that is required and missing.
     """
-    path = cached_file(name_or_path, file, **{**hub, "_raise_exceptions_for_missing_entries": required})
+    if file == CONFIG and os.path.isfile(name_or_path):
+        path = name_or_path
+    else:
+        path = cached_file(name_or_path, file, **{**hub, "_raise_exceptions_for_missing_entries": required})
     if path is None:
         if required:
             raise OSError(f"{name_or_path}: has no {file}: give a checkpoint's folder or a name on the Hub")
