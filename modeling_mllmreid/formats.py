@@ -173,6 +173,7 @@ class MetricsFile(Format):
     height: Size
     width: Size
     dtype: str
+    quantize: Literal["4bit", "8bit"] | None = None
     exclude: list[str] = []
     pool_tracks: bool = False
     flip_test: bool = False
