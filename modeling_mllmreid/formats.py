@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from .errors import UserError
@@ -173,6 +173,7 @@ class MetricsFile(Format):
     height: Size
     width: Size
     dtype: str
+    quantize: Literal["4bit", "8bit"] | None = None
     exclude: list[str] = []
     pool_tracks: bool = False
     flip_test: bool = False
@@ -441,6 +442,9 @@ class WorldFile(Format):
     world: Text
     version: int
 
+
+# What `data.readers.matlab_process` prints: variables of a MATLAB file by their names.
+MatlabVariables = dict[str, JsonValue]
 
 # The reports by the names under which this program writes them.
 BY_NAME: Mapping[str, Any] = {

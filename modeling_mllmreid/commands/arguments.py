@@ -1,11 +1,13 @@
 """Options that several commands share, one dataclass per concern."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from ..data.readers import READERS
+from ..errors import UserError
 from ..ranges import AtMostMillions, AtMostThousand, CountOrZero, NotNegative, Pixels, Seed, Share
 from ..text.licences import normal_licence
 
@@ -144,6 +146,15 @@ class DataArguments:
     def __post_init__(self) -> None:
         if self.test_share is not None and not 0 < self.test_share < 1:
             raise ValueError(f"test_share {self.test_share}: give a share above 0 and below 1")
+
+    def refuse_inside(self, folder: str) -> None:
+        """Raises UserError for a folder of results that the reader `folders` would take for a person the next time."""
+        if self.dataset != "folders" or self.data_dir is None:
+            return
+        if Path(folder).resolve().is_relative_to(Path(self.data_dir).resolve()):
+            raise UserError(
+                f"output_dir {folder}: lies inside {self.data_dir}, where each folder is a person: give another folder"
+            )
 
     def options(self) -> dict[str, Any]:
         """What `load_reid_dataset` takes besides the name."""

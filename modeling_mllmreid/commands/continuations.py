@@ -8,12 +8,11 @@ from transformers import LlavaForConditionalGeneration
 
 from ..data import load_reid_dataset
 from ..errors import UserError
-from ..model import MllmReIDProcessor
 from ..ranges import Count, Positive, Seed
 from ..text import instruction_texts, write_continuations
 from ..text.licences import licence_of
 from .arguments import DataArguments, LicenceArguments, ModelArguments
-from .loading import load_writer, model_type, to_device
+from .loading import load_native_processor, load_writer, model_type, to_device
 from .options import parse
 
 
@@ -49,12 +48,13 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"model {name}: fine-tuned for ReID: give the native LLaVA, the teacher must be the frozen base"
         )
+    processor = load_native_processor(model_args)
     mllm = load_writer(LlavaForConditionalGeneration, model_args)
     to_device(mllm)
     settings = asdict(args)
     written = write_continuations(
         mllm,
-        MllmReIDProcessor.from_mllm_pretrained(name, revision=model_args.revision),
+        processor,
         {"train": dataset["train"]},
         settings.pop("output"),
         instruction=instruction_texts(settings.pop("instruction"))[0],

@@ -33,6 +33,7 @@ from ..evaluation.text_queries import TEXT_FEATURE, caption_queries, embed_capti
 from ..evaluation.verification import VerificationMetrics, verification_from_blocks
 from ..evaluation.weights import weights_digest
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDProcessor
+from ..model.quantization import quantized_as
 from ..outputs import check_output
 from ..processes import on_main
 from ..ranges import Count
@@ -126,6 +127,7 @@ def main(argv: list[str]) -> None:
     if args.plots:
         figure_class()
     on_main(check_outputs, args, inputs=[*filter(None, (model_args.model, data_args.data_dir))])
+    data_args.refuse_inside(args.output_dir)
     if args.splits > 1:
         return evaluate_splits(model_args, method_args, data_args, embedding_args, args)
     notes: list[str] = []
@@ -287,6 +289,7 @@ def report_metrics(
         "height": processor.height,
         "width": processor.width,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "quantize": quantized_as(model),
         "exclude": args.exclude,
         "pool_tracks": args.pool_tracks,
         "test_feature": feature,

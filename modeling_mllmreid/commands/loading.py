@@ -25,6 +25,7 @@ from ..model import (
     MllmReIDVisionProcessor,
 )
 from ..model.checkpoints import read_adapter
+from ..model.weights import CONFIG, load_whole, native_config, read_config, read_fields
 from ..processes import this_process
 from ..training.adapters import (
     LORA_FIELDS,
@@ -51,7 +52,7 @@ def load_model(
     """
     fields = dict(fields or {})
     name = arguments.model
-    at: dict[str, Any] = {"revision": arguments.revision}
+    at = hub_place(arguments)
     dtype = arguments.torch_dtype
     weights: dict[str, Any] = {**at, "dtype": dtype}
     if adapters is not None and adapters.thin:
@@ -71,15 +72,15 @@ def load_model(
             fields["image_prefix_ids"] = processor.image_prefix_ids
             model = MllmReIDModel.from_mllm_pretrained(name, **weights, **fields)
         else:
-            config = changed_config(MllmReIDConfig.from_pretrained(name, **at), fields)
+            config = changed_config(read_config(MllmReIDConfig, name, at), fields)
             if config.image_prefix_ids is None:
                 raise ValueError("config.json has no image_prefix_ids, the prompt in front of an image: get it again")
-            processor = MllmReIDProcessor.from_pretrained(name, **at)
+            processor = MllmReIDProcessor.from_pretrained(name, trust_remote_code=False, **at)
             processor.image_processor.size = {"height": config.height, "width": config.width}
             if config.backbone is not None:
                 # Its own weights are float32 whatever this is.
                 weights |= {"dtype": dtype, "is_trainable": adapters is not None}
-            model = MllmReIDModel.from_pretrained(name, config=config, **weights)
+            model = MllmReIDModel.from_pretrained(name, config=config, trust_remote_code=False, **weights)
     if adapters is not None and model.config.backbone is None:
         # A folder is named so that the checkpoint loads from any working directory.
         backbone = os.path.abspath(name) if os.path.isdir(name) else name
@@ -115,8 +116,8 @@ def adapters_of(arguments: ModelArguments) -> dict[str, Any] | None:
     if model_type(arguments) != MllmReIDConfig.model_type:
         return None
     with _refusing(arguments.model):
-        hub: dict[str, Any] = {} if arguments.revision is None else {"revision": arguments.revision}
-        config = MllmReIDConfig.from_pretrained(arguments.model, **hub)
+        hub = hub_place(arguments)
+        config = read_config(MllmReIDConfig, arguments.model, hub)
         if config.backbone is None:
             return None
         lora, weights = (None, {}) if config.adapter is None else read_adapter(arguments.model, config.adapter, hub)
@@ -145,11 +146,11 @@ def commit_of(arguments: ModelArguments) -> str | None:
 
 def load_config(arguments: ModelArguments, fields: dict[str, Any]) -> MllmReIDConfig:
     """The configuration that `load_model` would build from, without weights. Raises UserError as there."""
-    at: dict[str, Any] = {"revision": arguments.revision}
+    at = hub_place(arguments)
     with _refusing(arguments.model):
         if model_type(arguments) == "llava":
-            return MllmReIDConfig(mllm_config=AutoConfig.from_pretrained(arguments.model, **at), **fields)
-        return changed_config(MllmReIDConfig.from_pretrained(arguments.model, **at), fields)
+            return MllmReIDConfig(mllm_config=native_config(arguments.model, at), **fields)
+        return changed_config(read_config(MllmReIDConfig, arguments.model, at), fields)
 
 
 def load_encoder(
@@ -159,7 +160,7 @@ def load_encoder(
     if model_type(arguments) != MllmReIDVisionConfig.model_type:
         return load_model(arguments, fields)
     name = arguments.model
-    at: dict[str, Any] = {"revision": arguments.revision}
+    at: dict[str, Any] = {**hub_place(arguments), "trust_remote_code": False}
     if fields:
         raise UserError(f"model {name}: a vision form has its settings from its export: leave out {', '.join(fields)}")
     with _refusing(name):
@@ -172,20 +173,18 @@ def load_writer(kind: Any, arguments: ModelArguments) -> Any:
 
     Raises UserError for a name that cannot be loaded, and where a weight is missing, which would be random.
     """
-    name = arguments.model
+    name, at = arguments.model, hub_place(arguments)
+    options = {**at, "dtype": arguments.torch_dtype, "trust_remote_code": False}
     with _refusing(name, "not loadable as an image-text-to-text model"):
-        model, info = kind.from_pretrained(
-            name,
-            revision=arguments.revision,
-            dtype=arguments.torch_dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    if info["missing_keys"]:
-        lost = sorted(info["missing_keys"])
-        raise UserError(f"model {name}: {len(lost)} weights are missing, {lost[0]} first: get it again")
-    return model
+        stored = read_config(AutoConfig, name, at, trust_remote_code=False)
+        # Weights that the class has no place for are another class's, as of a head for training.
+        return load_whole(kind.from_pretrained, name, at, options, stored=stored, left=[""])[0]
+
+
+def load_native_processor(arguments: ModelArguments) -> MllmReIDProcessor:
+    """The processor of a native LLaVA. Raises UserError for a name that cannot be loaded."""
+    with _refusing(arguments.model):
+        return MllmReIDProcessor.from_mllm_pretrained(arguments.model, revision=arguments.revision)
 
 
 def to_device(model: nn.Module) -> None:
@@ -199,10 +198,17 @@ def model_type(arguments: ModelArguments) -> str:
         refuse_special_files(arguments.model)
     remedy = "give a checkpoint's folder (for --dry_run its config.json is enough) or a Hub name"
     with _refusing(arguments.model, "not loadable", remedy):
-        kind = AutoConfig.from_pretrained(arguments.model, revision=arguments.revision).model_type
-    if kind not in ("mllmreid", MllmReIDVisionConfig.model_type, "llava"):
-        raise UserError(f"model {arguments.model}: of type {kind!r}: give a native LLaVA or a checkpoint of ours")
-    return kind
+        kind = (read_fields(arguments.model, CONFIG, hub_place(arguments), required=True) or {}).get("model_type")
+    if kind not in (MllmReIDConfig.model_type, MllmReIDVisionConfig.model_type, "llava"):
+        raise UserError(
+            f"model {arguments.model}: of type {repr(kind)[:60]}: give a native LLaVA or a checkpoint of ours"
+        )
+    return str(kind)
+
+
+def hub_place(arguments: ModelArguments) -> dict[str, Any]:
+    """Where a model's files are besides its name, as transformers takes it."""
+    return {} if arguments.revision is None else {"revision": arguments.revision}
 
 
 @contextmanager

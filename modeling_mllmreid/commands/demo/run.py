@@ -38,7 +38,7 @@ from modeling_mllmreid.training import (
     ReIDTrainingArguments,
     train_reid,
 )
-from modeling_mllmreid.training.record import write_record
+from modeling_mllmreid.training.record import devices_of, write_record
 
 from ..arguments import MethodArguments
 from ..options import parse
@@ -132,6 +132,7 @@ def main(argv: list[str]) -> None:
         batches=batch_args,
         texts=[record.provenance for record in read_records(texts)],
         seconds=seconds,
+        devices=devices_of(training_args),
     )
     report["language"] = language_report(trained.trainer, processor, teacher, dataset, batch_args)
     report |= {"kept_attribute_words": kept, "lesson_loss": lesson_loss, "training": trained.trainer.state.log_history}
@@ -223,7 +224,8 @@ def language_report(
 def reload_difference(trainer: ReIDTrainer, processor: MllmReIDProcessor, query: Dataset, folder: Path) -> float:
     """Largest difference between the embeddings of the model in memory and of its checkpoint by the auto classes."""
     images = [str(folder / "pedestrians" / name) for name in query["file_name"][:8]]
-    loaded, loaded_processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    loaded = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True).eval()
+    loaded_processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     with torch.inference_mode():
         expected = trainer.model.eval().encode_images(processor(images=images)["pixel_values"])
         got = loaded.encode_images(loaded_processor(images=images)["pixel_values"])
