@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from .errors import UserError
@@ -33,15 +33,13 @@ def read_json(path: str | os.PathLike[str], kind: type[Kind], *, remedy: str = "
 
 
 def read_file(path: str | os.PathLike[str], *, remedy: str = "restore the file") -> bytes:
-    """The content of a file that may be anything. Raises UserError where it cannot be read, or is larger than 1 GiB.
-
-    Devices and pipes are refused: reading one may never end.
-    """
+    """The bytes of a file that comes from outside. Raises UserError where it cannot be read, and for a pipe or a
+    device, which would never end, and for more than 1 GiB."""
     try:
-        mode = os.stat(path)
-        if not (stat.S_ISREG(mode.st_mode) or stat.S_ISDIR(mode.st_mode)):
-            raise UserError(f"{os.fspath(path)}: is a device or a pipe, not a file: {remedy}")
-        if mode.st_size > MAX_BYTES:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise UserError(f"{os.fspath(path)}: is a pipe or a device, not a file: {remedy}")
+        if found.st_size > MAX_BYTES:
             raise UserError(f"{os.fspath(path)}: larger than 1 GiB, which no file of this kind is: {remedy}")
         return Path(path).read_bytes()
     except OSError as error:
@@ -50,6 +48,14 @@ def read_file(path: str | os.PathLike[str], *, remedy: str = "restore the file")
         if isinstance(error, UserError):
             raise
         raise UserError(f"{os.fspath(path)!r}: is no path ({error})") from error
+
+
+def refuse_special_files(folder: str | os.PathLike[str]) -> None:
+    """Raises UserError for a pipe or a device in a folder or in its sub-folders: a library that opens one waits."""
+    for pattern in ("*", "*/*"):
+        for path in Path(folder).glob(pattern):
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise UserError(f"{path}: is a pipe or a device, not a file: remove it")
 
 
 def parse_json(content: bytes | str, kind: type[Kind], *, where: str, remedy: str = "restore the file") -> Kind:
@@ -167,6 +173,7 @@ class MetricsFile(Format):
     height: Size
     width: Size
     dtype: str
+    quantize: Literal["4bit", "8bit"] | None = None
     exclude: list[str] = []
     pool_tracks: bool = False
     flip_test: bool = False
@@ -435,6 +442,9 @@ class WorldFile(Format):
     world: Text
     version: int
 
+
+# What `data.readers.matlab_process` prints: variables of a MATLAB file by their names.
+MatlabVariables = dict[str, JsonValue]
 
 # The reports by the names under which this program writes them.
 BY_NAME: Mapping[str, Any] = {

@@ -87,7 +87,7 @@ def test_files_that_cannot_be_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     for path in ("/dev/zero", tmp_path / "pipe.jsonl"):
         for read in (lambda path: read_json(path, SplitsFile), read_records, read_file):
-            with pytest.raises(UserError, match="is a device or a pipe, not a file"):
+            with pytest.raises(UserError, match="is a pipe or a device, not a file"):
                 read(path)
 
 

@@ -2,17 +2,19 @@
 
 import os
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..data import load_reid_dataset
 from ..errors import UserError
+from ..model.crops import processor_files
+from ..ranges import AtMostMillions, Count, Positive, Seed
 from ..text.captioning import write_captions
 from ..text.instructions import STANDARD_INSTRUCTION, STANDARD_POOL
 from ..text.licences import licence_of
 from .arguments import DataArguments, LicenceArguments, ModelArguments
-from .loading import load_writer, to_device
+from .loading import hub_place, load_writer, to_device
 from .options import parse
 
 
@@ -25,12 +27,12 @@ class CaptionArguments:
     prompts: Literal["one", "pool"] = field(
         default="pool", metadata={"help": "One prompt for all, or one drawn from a pool for each caption."}
     )
-    captions_per_image: int = field(default=2, metadata={"help": "Captions of each image."})
-    max_new_tokens: int = field(default=64, metadata={"help": "A caption's tokens at most."})
-    batch_size: int = field(default=16, metadata={"help": "Captions written at once."})
+    captions_per_image: AtMostMillions = field(default=2, metadata={"help": "Captions of each image."})
+    max_new_tokens: Count = field(default=64, metadata={"help": "A caption's tokens at most."})
+    batch_size: Count = field(default=16, metadata={"help": "Captions written at once."})
     do_sample: bool = field(default=False, metadata={"help": "Draw the captions at random, not the likeliest."})
-    temperature: float = field(default=1.0, metadata={"help": "Of the draws: above 1 more varied, below 1 less."})
-    seed: int = field(default=0, metadata={"help": "Of the prompts and the draws."})
+    temperature: Positive = field(default=1.0, metadata={"help": "Of the draws: above 1 more varied, below 1 less."})
+    seed: Seed = field(default=0, metadata={"help": "Of the prompts and the draws."})
 
 
 def main(argv: list[str]) -> None:
@@ -42,10 +44,12 @@ def main(argv: list[str]) -> None:
     if absent:
         raise UserError(f"data set {data_args.dataset}: has no part {absent[0]}: give some of {', '.join(dataset)}")
     name = model_args.model
-    at: dict[str, Any] = {"revision": model_args.revision, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(name, **at)
-        processor = AutoProcessor.from_pretrained(name, **at)
+        with processor_files(name):
+            processor = AutoProcessor.from_pretrained(name, trust_remote_code=False, **hub_place(model_args))
+            # A model without a chat template, or whose template takes no images, writes no captions.
+            content = [{"type": "image"}, {"type": "text", "text": STANDARD_INSTRUCTION}]
+            processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"model {name}: not loadable as an image-text-to-text model ({reason})") from error
@@ -60,7 +64,7 @@ def main(argv: list[str]) -> None:
         prompts=[STANDARD_INSTRUCTION] if settings.pop("prompts") == "one" else STANDARD_POOL,
         # A path from the root: a relative one reads like a name on the Hub.
         model_name=os.path.abspath(name) if os.path.isdir(name) else name,
-        revision=getattr(config, "_commit_hash", None) or model_args.revision,
+        revision=getattr(mllm.config, "_commit_hash", None) or model_args.revision,
         licence=licence_args.licence or licence_of(name, revision=model_args.revision),
         inputs=[path for path in (data_args.captions_file, data_args.splits_file) if path],
         **settings,

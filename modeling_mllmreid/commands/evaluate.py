@@ -33,8 +33,10 @@ from ..evaluation.text_queries import TEXT_FEATURE, caption_queries, embed_capti
 from ..evaluation.verification import VerificationMetrics, verification_from_blocks
 from ..evaluation.weights import weights_digest
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDProcessor
+from ..model.quantization import quantized_as
 from ..outputs import check_output
 from ..processes import on_main
+from ..ranges import Count
 from ..retrieval import Ranking, distance_blocks, expand_queries, rank_gallery, rerank_blocks
 from .arguments import DataArguments, EmbeddingArguments, MethodArguments, ModelArguments
 from .loading import load_encoder, to_device
@@ -71,7 +73,7 @@ class EvaluateArguments:
     pool_tracks: bool = field(
         default=False, metadata={"help": "Average the images of a track, column track_id, to one query or gallery row."}
     )
-    splits: int = field(
+    splits: Count = field(
         default=1, metadata={"help": "viper, prid, grid, ilids: average over so many of the ten (or a file's) splits."}
     )
     rerank: bool = field(
@@ -287,6 +289,7 @@ def report_metrics(
         "height": processor.height,
         "width": processor.width,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "quantize": quantized_as(model),
         "exclude": args.exclude,
         "pool_tracks": args.pool_tracks,
         "test_feature": feature,

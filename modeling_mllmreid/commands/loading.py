@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from ..errors import UserError
+from ..errors import UserError, raised_here
+from ..formats import refuse_special_files
 from ..model import (
     ImageEncoder,
     ImageEncoderProcessor,
@@ -23,6 +25,7 @@ from ..model import (
     MllmReIDVisionProcessor,
 )
 from ..model.checkpoints import read_adapter
+from ..model.weights import CONFIG, load_whole, native_config, read_config, read_fields
 from ..processes import this_process
 from ..training.adapters import (
     LORA_FIELDS,
@@ -49,7 +52,7 @@ def load_model(
     """
     fields = dict(fields or {})
     name = arguments.model
-    at: dict[str, Any] = {"revision": arguments.revision}
+    at = hub_place(arguments)
     dtype = arguments.torch_dtype
     weights: dict[str, Any] = {**at, "dtype": dtype}
     if adapters is not None and adapters.thin:
@@ -61,7 +64,7 @@ def load_model(
         refuse_other_adapters(own, stored_adapters, name)
     if kind == MllmReIDVisionConfig.model_type:
         raise UserError(f"model {name}: a vision form has no language model: give the checkpoint it was exported from")
-    try:
+    with _refusing(name):
         if kind == "llava":
             size = {side: fields[side] for side in ("height", "width") if side in fields}
             processor = MllmReIDProcessor.from_mllm_pretrained(name, **at, **size)
@@ -69,15 +72,15 @@ def load_model(
             fields["image_prefix_ids"] = processor.image_prefix_ids
             model = MllmReIDModel.from_mllm_pretrained(name, **weights, **fields)
         else:
-            config = changed_config(MllmReIDConfig.from_pretrained(name, **at), fields)
-            processor = MllmReIDProcessor.from_pretrained(name, **at)
+            config = changed_config(read_config(MllmReIDConfig, name, at), fields)
+            if config.image_prefix_ids is None:
+                raise ValueError("config.json has no image_prefix_ids, the prompt in front of an image: get it again")
+            processor = MllmReIDProcessor.from_pretrained(name, trust_remote_code=False, **at)
             processor.image_processor.size = {"height": config.height, "width": config.width}
             if config.backbone is not None:
                 # Its own weights are float32 whatever this is.
                 weights |= {"dtype": dtype, "is_trainable": adapters is not None}
-            model = MllmReIDModel.from_pretrained(name, config=config, **weights)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model {name}: {_one_line(error)}") from error
+            model = MllmReIDModel.from_pretrained(name, config=config, trust_remote_code=False, **weights)
     if adapters is not None and model.config.backbone is None:
         # A folder is named so that the checkpoint loads from any working directory.
         backbone = os.path.abspath(name) if os.path.isdir(name) else name
@@ -112,15 +115,13 @@ def adapters_of(arguments: ModelArguments) -> dict[str, Any] | None:
     """
     if model_type(arguments) != MllmReIDConfig.model_type:
         return None
-    try:
-        hub: dict[str, Any] = {} if arguments.revision is None else {"revision": arguments.revision}
-        config = MllmReIDConfig.from_pretrained(arguments.model, **hub)
+    with _refusing(arguments.model):
+        hub = hub_place(arguments)
+        config = read_config(MllmReIDConfig, arguments.model, hub)
         if config.backbone is None:
             return None
         lora, weights = (None, {}) if config.adapter is None else read_adapter(arguments.model, config.adapter, hub)
         return adapters_of_checkpoint(config, lora, weights)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"model {arguments.model}: {_one_line(error)}") from error
 
 
 def settle_adapters(arguments: ModelArguments, given: Mapping[str, Any]) -> AdapterArguments:
@@ -145,13 +146,11 @@ def commit_of(arguments: ModelArguments) -> str | None:
 
 def load_config(arguments: ModelArguments, fields: dict[str, Any]) -> MllmReIDConfig:
     """The configuration that `load_model` would build from, without weights. Raises UserError as there."""
-    at: dict[str, Any] = {"revision": arguments.revision}
-    try:
+    at = hub_place(arguments)
+    with _refusing(arguments.model):
         if model_type(arguments) == "llava":
-            return MllmReIDConfig(mllm_config=AutoConfig.from_pretrained(arguments.model, **at), **fields)
-        return changed_config(MllmReIDConfig.from_pretrained(arguments.model, **at), fields)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {arguments.model}: {_one_line(error)}") from error
+            return MllmReIDConfig(mllm_config=native_config(arguments.model, at), **fields)
+        return changed_config(read_config(MllmReIDConfig, arguments.model, at), fields)
 
 
 def load_encoder(
@@ -161,14 +160,12 @@ def load_encoder(
     if model_type(arguments) != MllmReIDVisionConfig.model_type:
         return load_model(arguments, fields)
     name = arguments.model
-    at: dict[str, Any] = {"revision": arguments.revision}
+    at: dict[str, Any] = {**hub_place(arguments), "trust_remote_code": False}
     if fields:
         raise UserError(f"model {name}: a vision form has its settings from its export: leave out {', '.join(fields)}")
-    try:
+    with _refusing(name):
         processor = MllmReIDVisionProcessor.from_pretrained(name, **at)
         return MllmReIDVisionModel.from_pretrained(name, dtype=arguments.torch_dtype, **at), processor
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {name}: {_one_line(error)}") from error
 
 
 def load_writer(kind: Any, arguments: ModelArguments) -> Any:
@@ -176,22 +173,18 @@ def load_writer(kind: Any, arguments: ModelArguments) -> Any:
 
     Raises UserError for a name that cannot be loaded, and where a weight is missing, which would be random.
     """
-    name = arguments.model
-    try:
-        model, info = kind.from_pretrained(
-            name,
-            revision=arguments.revision,
-            dtype=arguments.torch_dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(f"model {name}: not loadable as an image-text-to-text model ({_one_line(error)})") from error
-    if info["missing_keys"]:
-        lost = sorted(info["missing_keys"])
-        raise UserError(f"model {name}: {len(lost)} weights are missing, {lost[0]} first: get it again")
-    return model
+    name, at = arguments.model, hub_place(arguments)
+    options = {**at, "dtype": arguments.torch_dtype, "trust_remote_code": False}
+    with _refusing(name, "not loadable as an image-text-to-text model"):
+        stored = read_config(AutoConfig, name, at, trust_remote_code=False)
+        # Weights that the class has no place for are another class's, as of a head for training.
+        return load_whole(kind.from_pretrained, name, at, options, stored=stored, left=[""])[0]
+
+
+def load_native_processor(arguments: ModelArguments) -> MllmReIDProcessor:
+    """The processor of a native LLaVA. Raises UserError for a name that cannot be loaded."""
+    with _refusing(arguments.model):
+        return MllmReIDProcessor.from_mllm_pretrained(arguments.model, revision=arguments.revision)
 
 
 def to_device(model: nn.Module) -> None:
@@ -201,17 +194,38 @@ def to_device(model: nn.Module) -> None:
 
 def model_type(arguments: ModelArguments) -> str:
     """What lies under the name: "mllmreid", "mllmreid_vision" or "llava". Raises UserError for anything else."""
-    try:
-        kind = AutoConfig.from_pretrained(arguments.model, revision=arguments.revision).model_type
-    except (OSError, ValueError) as error:
+    if os.path.isdir(arguments.model):
+        refuse_special_files(arguments.model)
+    remedy = "give a checkpoint's folder (for --dry_run its config.json is enough) or a Hub name"
+    with _refusing(arguments.model, "not loadable", remedy):
+        kind = (read_fields(arguments.model, CONFIG, hub_place(arguments), required=True) or {}).get("model_type")
+    if kind not in (MllmReIDConfig.model_type, MllmReIDVisionConfig.model_type, "llava"):
         raise UserError(
-            f"model {arguments.model}: not loadable ({_one_line(error)}): give a checkpoint's folder (for --dry_run "
-            "its config.json is enough) or a Hub name"
-        ) from error
-    if kind not in ("mllmreid", MllmReIDVisionConfig.model_type, "llava"):
-        raise UserError(f"model {arguments.model}: of type {kind!r}: give a native LLaVA or a checkpoint of ours")
-    return kind
+            f"model {arguments.model}: of type {repr(kind)[:60]}: give a native LLaVA or a checkpoint of ours"
+        )
+    return str(kind)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def hub_place(arguments: ModelArguments) -> dict[str, Any]:
+    """Where a model's files are besides its name, as transformers takes it."""
+    return {} if arguments.revision is None else {"revision": arguments.revision}
+
+
+@contextmanager
+def _refusing(name: str, what: str = "", remedy: str = "") -> Iterator[None]:
+    """Turns what a broken or foreign model raises within the block into one line, in whatever library it does.
+
+    What our own code stumbles over stays as it is: that is our fault.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        expected = isinstance(error, OSError | ValueError | ImportError | SafetensorError)
+        if not expected and raised_here(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        reason = reason if expected else f"{type(error).__name__}: {reason}"
+        said = f"{what} ({reason})" if what else reason
+        raise UserError(f"model {name}: {said}{f': {remedy}' if remedy else ''}") from error

@@ -4,6 +4,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+
 from ..data import load_reid_dataset
 from ..data.leaks import shared_people_lines
 from ..data.prepare import read_prepared, write_prepared
@@ -56,28 +59,43 @@ def _last_name(path: str | None) -> str | None:
 
 
 def push(folder: str, name: str) -> None:
-    """Uploads the folder as a private data set. Raises UserError where the Hub refuses it, and for a public one."""
-    from huggingface_hub import HfApi
+    """Uploads the tables and the card, as a private data set.
 
+    Raises UserError where the Hub refuses it, and for a public one, in which nothing is created or changed then.
+    """
     read_prepared(folder)  # what is pushed can be loaded
+    tables = sorted(path.relative_to(folder).as_posix() for path in Path(folder).glob("data/*.parquet"))
+    api = HfApi()
     try:
-        api = HfApi()
-        api.create_repo(name, repo_type="dataset", private=True, exist_ok=True)
-        private = api.dataset_info(name).private
-        if private:
+        repository = name if "/" in name else f"{api.whoami()['name']}/{name}"
+        if not is_private(api, repository):
+            api.create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
+            is_private(api, repository)  # somebody may have made it meanwhile
+        api.upload_folder(
+            folder_path=folder,
+            repo_id=repository,
+            repo_type="dataset",
+            commit_message="Prepared data",
+            allow_patterns=["README.md", *tables],
             # Shards of an earlier upload would be read together with these.
-            api.upload_folder(
-                folder_path=folder,
-                repo_id=name,
-                repo_type="dataset",
-                commit_message="Prepared data",
-                allow_patterns=["README.md", "data/*.parquet"],
-                delete_patterns="data/*",
-            )
+            delete_patterns="data/*",
+        )
+    except UserError:
+        raise
     except Exception as error:  # the Hub's client raises its own and the network's errors
         raise UserError(f"push_to {name}: {' '.join(str(error).split())[:300]}") from error
+    print(f"pushed: {name} (private)")
+
+
+def is_private(api: HfApi, repository: str) -> bool:
+    """Whether the data set is there, and private. Raises UserError for a public one."""
+    try:
+        private = api.dataset_info(repository).private
+    except RepositoryNotFoundError:
+        return False
     if not private:
         raise UserError(
-            f"push_to {name}: is public: pictures of people would be open to all: make it private or give another name"
+            f"push_to {repository}: is public: pictures of people would be open to all: make it private or give "
+            "another name"
         )
-    print(f"pushed: {name} (private)")
+    return True

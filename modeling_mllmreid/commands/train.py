@@ -16,6 +16,7 @@ from transformers import set_seed
 from ..data import load_reid_dataset
 from ..data.combine import parse_combination
 from ..data.leaks import refuse_overlaps, refuse_shared_people
+from ..data.readers import READERS
 from ..data.texts import CaptionRecord, read_records
 from ..errors import UserError
 from ..evaluation.protocol import check_parts
@@ -26,7 +27,7 @@ from ..processes import refuse_lost_processes
 from ..text.licences import licence_of, refuse_licences
 from ..training import AdapterArguments, BatchArguments, ReIDTrainingArguments, train_reid
 from ..training.memory import estimate_memory
-from ..training.record import write_record
+from ..training.record import devices_of, write_record
 from ..training.resume import last_checkpoint, refuse_absent_checkpoint
 from ..training.stock_settings import said_of, try_settings
 from .arguments import DataArguments, LicenceArguments, MethodArguments, ModelArguments
@@ -77,10 +78,11 @@ def main(argv: list[str]) -> None:
     adapter_args = settle_adapters(model_args, given)
     if run_args.dry_run:
         return dry_run(model_args, method_args, adapter_args, batch_args, training_args)
-    folders = [model_args.model, data_args.data_dir, *(data_args.data_dirs or {}).values()]
-    check_start(training_args, inputs=[str(folder) for folder in folders if folder])
-    refuse_two_halves(model_args, training_args)
     data_args.refuse_inside(str(training_args.output_dir))
+    folders = [data_args.data_dir, *(data_args.data_dirs or {}).values()]
+    folders += [] if data_args.dataset in READERS else [data_args.dataset]
+    check_start(training_args, model=model_args.model, data=[str(folder) for folder in folders if folder])
+    refuse_two_halves(model_args, training_args)
     refuse_lost_processes(training_args.distributed_state, os.environ)
     notes: list[str] = []
     dataset = load_reid_dataset(data_args.dataset, texts=batch_args.texts, notes=notes, **data_args.options())
@@ -111,6 +113,7 @@ def main(argv: list[str]) -> None:
             batches=batch_args,
             texts=provenances,
             seconds=seconds,
+            devices=devices_of(training_args),
         )
         print(f"checkpoint: {folder}")
     evaluate_where_possible(model, processor, dataset, training_args, data_args.dataset)
@@ -121,15 +124,15 @@ def main(argv: list[str]) -> None:
             print(f"pushed: {address}")
 
 
-def check_start(args: ReIDTrainingArguments, *, inputs: Sequence[str] = ()) -> None:
+def check_start(args: ReIDTrainingArguments, *, model: str, data: Sequence[str]) -> None:
     """Raises UserError for what would end the training after the model was loaded: its settings, disk, and account.
 
-    inputs: folders that are read; the training may not write into one of them.
+    model, data: what is read, where it is a folder; the training may write into none of them.
     """
     try_settings(args)
     if args.fp16 and args.device.type == "cpu":
         raise UserError("fp16: needs a GPU: set bf16, or leave it out")
-    check_output_dir(Path(str(args.output_dir)), inputs)
+    check_output_dir(Path(str(args.output_dir)), model, data)
     refuse_absent_checkpoint(args)
     if args.push_to_hub and not (args.hub_token or get_token()):
         raise UserError("push_to_hub: no token of the Hub is known: run hf auth login, or set HF_TOKEN")
@@ -145,14 +148,19 @@ def refuse_two_halves(model_args: ModelArguments, args: ReIDTrainingArguments) -
             raise UserError(f"{name}: the weights are in {model_args.dtype}: set dtype to {other} or float32")
 
 
-def check_output_dir(folder: Path, inputs: Sequence[str]) -> None:
+def check_output_dir(folder: Path, model: str, data: Sequence[str]) -> None:
     """Raises UserError where the training would replace what is not ours: another model, reports, or what it reads.
 
-    The folder may be there, from a run that this one goes on from.
+    The folder may be there, from a run that this one goes on from. A new one may not lie in a folder of data: its files
+    would be read as people the next time.
     """
-    for source in inputs:
+    for source in (model, *data):
         if os.path.isdir(source) and folder.is_dir() and os.path.samefile(source, folder):
             raise UserError(f"output_dir {folder}: is read as well: give another folder")
+    for source in data:
+        within = os.path.isdir(source) and folder.resolve().is_relative_to(Path(source).resolve())
+        if within and not (is_our_config(folder / "config.json") or last_checkpoint(folder)):
+            raise UserError(f"output_dir {folder}: lies inside {source}, which is read: give a folder outside of it")
     check_output(folder / "config.json", ours=is_our_config)
     foreign = sorted(folder.glob("*.safetensors")) if not (folder / "config.json").exists() else []
     if foreign and not last_checkpoint(folder):

@@ -106,7 +106,8 @@ def read_records(
     A last line without its line end was torn by a kill and does not count.
     Raises UserError naming the file, and the line (from 1) that is no record or gives a caption another continuation.
     """
-    return _parsed(read_file(path, remedy="give the texts file's path"), kind, where=str(path))
+    content = read_file(path, remedy="give the texts file's path")
+    return _parsed(content, kind, where=str(path))
 
 
 def _parsed(content: bytes, kind: type[Record], *, where: str) -> list[Record]:

@@ -17,11 +17,12 @@ from ..evaluation.weights import weights_digest
 from ..formats import ExportConfigFile, read_json
 from ..markdown import Markdown, code, escape, in_python_string, plain
 from ..model import MllmReIDConfig
+from ..model.local_paths import is_local
 from ..outputs import written_aside
 from ..text.licences import LLAMA2, licence_in_config
 from .licences import LLAMA2_NOTICE, RENDERED, data_licence
 from .loss_curves import loss_points, loss_table
-from .publication import is_local, published_report
+from .published_reports import published_report
 from .training_facts import duration, settings
 
 TEMPLATE = "card.md.jinja"
@@ -280,6 +281,9 @@ def protocol(metrics: Mapping[str, Any]) -> Markdown:
     )
     words = ["Each query image ranks all gallery images by cosine distance.", rule]
     words += ["Of equal distances the wrong image counts as nearer."]
+    if metrics.get("quantize"):
+        bits = escape(metrics["quantize"].removesuffix("bit"))
+        words.append(f"The language model was held in {bits} bits; loaded in another form it gives other results.")
     if metrics.get("flip_test"):
         words.append("Each feature is the mean of the image's and its mirror image's.")
     if metrics.get("pool_tracks"):

@@ -11,10 +11,12 @@ from ..evaluation.report import write_json
 from ..evaluation.threshold import THRESHOLD_FILE
 from ..evaluation.weights import weights_digest
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDVisionModel, MllmReIDVisionProcessor
+from ..model.publishing import VERBATIM
 from ..outputs import folder_aside
 from .card import licence_notice, read_facts, write_card
 from .loss_curves import draw_loss_curves
-from .publication import LOSS_PICTURE, REPORTS, VERBATIM, form_files, published_json, published_report
+from .publication import LOSS_PICTURE, form_files, published_json
+from .published_reports import REPORTS, published_report
 
 Form = Literal["full", "thin", "vision"]
 

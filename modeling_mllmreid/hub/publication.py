@@ -12,8 +12,10 @@ from transformers.utils import SAFE_WEIGHTS_NAME as FULL_WEIGHTS
 from ..errors import UserError
 from ..formats import ExportConfigFile, WeightIndexFile, parse_json, read_json
 from ..model.adapters import ADAPTER, SETTINGS, WEIGHTS
+from ..model.local_paths import is_local, without_local_paths
+from ..model.publishing import VERBATIM
 from ..outputs import is_ours
-from .published_reports import REPORTS, is_local, published_report, without_local_paths
+from .published_reports import REPORTS, published_report
 
 CODE = tuple(sorted(path.name for path in (Path(__file__).parents[1] / "model").glob("[!_]*.py")))
 CONFIGS = ("config.json", "generation_config.json")
@@ -25,8 +27,6 @@ TEXTS = (CARD, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
 ONNX = ("model.onnx", "model.onnx.data")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 LARGEST = 50 * 10**9  # what the Hub takes as one file
-# The vocabulary is what a tokenizer is made of, and a "/" in it is a token.
-VERBATIM = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json", INDEX)
 
 CLASSIFIER = re.compile(r"(^|\.)classifier(\.|$)")
 

@@ -1,18 +1,17 @@
 """The reports of a run as they are published: numbers and settings; no names of people or files, no local paths."""
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluation.threshold import THRESHOLD_FILE
 from ..formats import MetricsFile, RunFile, ThresholdsFile, TrainerStateFile, TrainingArgsFile, parse_json
+from ..model.local_paths import is_local, last_name
 
 REPORTS = ("metrics.json", "run.json", "training_args.json", "trainer_state.json", THRESHOLD_FILE)
 # fmt: off
 METRICS_FIELDS = (
     "weights", "trained_on", "tested_on", "published_counts", "overlap", "query_images", "gallery_images", "height",
-    "width", "dtype", "flip_test", "exclude", "pool_tracks", "test_feature", "metrics", "intervals",
+    "width", "dtype", "quantize", "flip_test", "exclude", "pool_tracks", "test_feature", "metrics", "intervals",
     "single_shot_cmc", "verification", "open_set",
 )
 RUN_FIELDS = (
@@ -34,16 +33,6 @@ ARGUMENT_FIELDS = (
     "gradient_checkpointing", "torch_compile",
 )
 # fmt: on
-
-ORIGIN = re.compile(r"(.*_)?(name_or_path|tokenizer_file|vocab_file|merges_file|cache_dir)")
-# A path is meant to stay in these: a thin form's backbone, which a push refuses; in the others "/" is only a character.
-KEPT = ("backbone", "content", "chat_template")
-ABSOLUTE = re.compile(r"(file://)?(/|~[/\\]|[A-Za-z]:[\\/]|\\\\)[^\n]*[^\n/\\]")
-# An absolute path inside a text; a web address is none, and neither is an escape in a regular expression.
-_NAME = r"[\w.@+=,#$%~-]+"
-INSIDE = re.compile(
-    rf"(?<![\w./:<&;\\])(?:file://)?(?:~?(?:/{_NAME}){{2,}}|~/{_NAME}|[A-Za-z]:[\\/](?:{_NAME}[\\/]?)+)"
-)
 
 
 def published_report(name: str, content: bytes, *, where: str) -> Any:
@@ -80,31 +69,6 @@ def published_report(name: str, content: bytes, *, where: str) -> Any:
     report |= {key: _only_numbers(report[key]) for key in ("single_shot_cmc", "verification", "open_set")
                if key in report}  # fmt: skip
     return {"model": "", "dataset": "+".join(report["tested_on"]), **report}
-
-
-def without_local_paths(value: Any) -> Any:
-    """The same content, at every depth, without the paths of this machine: a name of origin goes, others are cut."""
-    if isinstance(value, Mapping):
-        return {
-            key: item if key in KEPT else without_local_paths(item)
-            for key, item in value.items()
-            if not (ORIGIN.fullmatch(str(key)) and isinstance(item, str) and is_local(item))
-        }
-    if isinstance(value, list | tuple):
-        return [without_local_paths(item) for item in value]
-    if isinstance(value, str):
-        return last_name(value) if ABSOLUTE.fullmatch(value) else INSIDE.sub(lambda m: last_name(m[0]), value)
-    return value
-
-
-def last_name(path: str) -> str:
-    """A path's last part."""
-    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
-
-
-def is_local(name: str) -> bool:
-    """Whether a model's name is a path of this machine, not a name on the Hub (owner/name)."""
-    return bool(name) and (re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is None or os.path.exists(name))
 
 
 def _chosen(content: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:

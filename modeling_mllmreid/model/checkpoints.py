@@ -20,7 +20,9 @@ from .adapters import (
     read_adapter,
     save_adapter,
 )
+from .local_paths import is_local
 from .pipeline_mllmreid import person_reid_entry
+from .publishing import PrivatePush
 from .quantization import check_quantized, for_language_model
 from .weights import (
     CONFIG,
@@ -41,7 +43,7 @@ BACKBONE = ("cache_dir", "force_download", "local_files_only", "token", "dtype",
 BACKBONE = (*BACKBONE, "device_map", "max_memory", "offload_folder", "attn_implementation")
 
 
-class ReIDCheckpoints:
+class ReIDCheckpoints(PrivatePush):
     """How [`MllmReIDModel`] is built, loaded and saved. A part of it, in a file of its own."""
 
     # ---- building ------------------------------------------------------------------------------------------------
@@ -236,8 +238,8 @@ class ReIDCheckpoints:
             save_adapter(self.mllm, folder, weights, self.config.backbone, self.config.backbone_revision)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = True, **kwargs) -> str:
-        """As in transformers, but private where not said otherwise, and without the ID classifier."""
-        if self.config.backbone is not None and os.path.isdir(self.config.backbone):
+        """As in [`PrivatePush`], and without the ID classifier. Raises ValueError for a backbone that is a folder."""
+        if self.config.backbone is not None and is_local(self.config.backbone):
             raise ValueError(
                 f"the backbone {self.config.backbone} is a folder, which others do not have: name the backbone on the "
                 "Hub, or merge_and_unload() first"

@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .fields import check_crop_size, check_layer, check_range, check_types, nested_config
 from .pipeline_mllmreid import without_known_entry
+from .publishing import PrivatePush
 
 # A name on the Hub, "owner/name" or "name", and the name of one folder or file: neither can lead anywhere else.
 HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
@@ -16,7 +17,7 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
 REVISION = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
 
 
-class MllmReIDConfig(PreTrainedConfig):
+class MllmReIDConfig(PrivatePush, PreTrainedConfig):
     r"""Configuration of [`MllmReIDModel`].
 
     mllm_config (`dict` or `PreTrainedConfig`):
@@ -127,6 +128,9 @@ class MllmReIDConfig(PreTrainedConfig):
 
     def _check_layers(self) -> None:
         depth = self.vision_config.num_hidden_layers
+        for name, layers in (("text", self.get_text_config().num_hidden_layers), ("vision", depth)):
+            if type(layers) is not int or layers < 1:
+                raise ValueError(f"mllm_config.{name}_config.num_hidden_layers is {layers!r}; give 1 or more")
         check_layer("llm_layer", self.llm_layer, self.get_text_config().num_hidden_layers)
         if self.vision_layer is not None:
             check_layer("vision_layer", self.vision_layer, depth)

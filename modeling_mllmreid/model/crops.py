@@ -10,6 +10,7 @@ import torch
 from transformers import BatchFeature
 
 from .images import MAX_PIXELS, open_image, to_rgb
+from .publishing import PrivatePush
 
 CHANNELS = (1, 3, 4)
 # A picture from the web is read to this size, in bytes, and for so long, in seconds.
@@ -19,7 +20,7 @@ TIMEOUT = 60
 OF_TEXTS = ("padding", "truncation", "max_length", "add_special_tokens", "return_attention_mask")
 
 
-class CropProcessor:
+class CropProcessor(PrivatePush):
     """What the processors of both forms share: how they are loaded, and the size that crops are resized to."""
 
     @classmethod

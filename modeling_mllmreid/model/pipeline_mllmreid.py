@@ -84,9 +84,9 @@ class PersonReIDPipeline(Pipeline):
         self.processor.save_pretrained(save_directory)
 
     def push_to_hub(self, repo_id, **kwargs):
-        """The model by its own `push_to_hub`, private and without ID classifier, and the processor."""
+        """The model by its own `push_to_hub`, private and without ID classifier, and the processor by its own."""
         self.model.push_to_hub(repo_id, **kwargs)
-        self.processor.push_to_hub(repo_id, **{key: kwargs[key] for key in ("token", "revision") if key in kwargs})
+        self.processor.push_to_hub(repo_id, **kwargs)
 
 
 def person_reid_entry() -> dict:

@@ -14,6 +14,12 @@ def quantized_class(module: nn.Module) -> str | None:
     return kind.__name__ if known else None
 
 
+def quantized_as(model: nn.Module) -> str | None:
+    """ "4bit" or "8bit" for a model whose language model is held so, else None."""
+    kinds = {quantized_class(module) for module in model.modules()}
+    return "4bit" if "Linear4bit" in kinds else "8bit" if "Linear8bitLt" in kinds else None
+
+
 def for_language_model(quantization_config):
     """The given `BitsAndBytesConfig` (or its dict), limited to the language model where it names no exceptions itself.
 

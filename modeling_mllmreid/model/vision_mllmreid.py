@@ -12,10 +12,11 @@ from .crops import OF_TEXTS, CropProcessor, checked_pixels, crop_pixels, in_form
 from .fields import check_crop_size, check_types, nested_config
 from .heads import ReIDHead, mean_pool
 from .pipeline_mllmreid import person_reid_entry, without_known_entry
+from .publishing import PrivatePush
 from .weights import HUB, load_whole, owner_only, read_config
 
 
-class MllmReIDVisionConfig(PreTrainedConfig):
+class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
     r"""Configuration of [`MllmReIDVisionModel`].
 
     vision_config (`dict` or `PreTrainedConfig`):
@@ -51,7 +52,7 @@ class MllmReIDVisionConfig(PreTrainedConfig):
         check_crop_size(self, self.vision_config)
 
 
-class MllmReIDVisionModel(PreTrainedModel):
+class MllmReIDVisionModel(PrivatePush, PreTrainedModel):
     """A visual encoder with its ReID head: the "vision" feature of the [`MllmReIDModel`] that it was taken from."""
 
     config_class = MllmReIDVisionConfig
@@ -155,10 +156,6 @@ class MllmReIDVisionModel(PreTrainedModel):
         """As in transformers; config.json names the pipeline, too."""
         self.config.custom_pipelines = person_reid_entry()
         super().save_pretrained(save_directory, *args, **kwargs)
-
-    def push_to_hub(self, repo_id: str, *, private: bool | None = True, **kwargs) -> str:
-        """As in transformers, but private where not said otherwise."""
-        return super().push_to_hub(repo_id, private=private, **kwargs)
 
 
 class MllmReIDVisionProcessor(CropProcessor, ProcessorMixin):

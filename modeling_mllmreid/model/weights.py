@@ -57,9 +57,13 @@ def readable(name_or_path, hub: dict, pickles: Iterable[str] = PICKLES) -> Itera
 def read_fields(name_or_path, file: str, hub: dict, *, required: bool = False) -> dict | None:
     """The object in a JSON file of a checkpoint, None where there is no such file.
 
-    Raises ValueError naming a file that holds anything else, OSError for one that is required and missing.
+    A path of a config.json itself stands for its checkpoint, of which there may be nothing else. Raises ValueError
+    naming a file that holds anything else, OSError for one that is required and missing.
     """
-    path = cached_file(name_or_path, file, **{**hub, "_raise_exceptions_for_missing_entries": required})
+    if file == CONFIG and os.path.isfile(name_or_path):
+        path = name_or_path
+    else:
+        path = cached_file(name_or_path, file, **{**hub, "_raise_exceptions_for_missing_entries": required})
     if path is None:
         if required:
             raise OSError(f"{name_or_path}: has no {file}: give a checkpoint's folder or a name on the Hub")
@@ -97,6 +101,9 @@ def native_config(name_or_path, hub: dict) -> PreTrainedConfig:
     config = read_config(AutoConfig, name_or_path, hub, trust_remote_code=False)
     if config.model_type != "llava":
         raise ValueError(f"{config.model_type!r} is not a LLaVA; give a checkpoint of model_type 'llava'")
+    if type(config.image_token_id) is not int or config.image_token_id < 0:
+        token = repr(config.image_token_id)[:60]
+        raise ValueError(f"{name_or_path}: {CONFIG}: image_token_index is {token}; give the image token's id")
     return config
 
 
@@ -191,9 +198,16 @@ def check_sizes(config: PreTrainedConfig, name_or_path, hub: dict) -> None:
     largest *= 2
 
     def check(of, fields: tuple[str, ...], most: int, numel: Callable[..., int] = lambda *sides: math.prod(sides)):
-        values = [getattr(of, field, None) for field in fields]
-        if all(isinstance(value, int) for value in values) and numel(*values) > most:
-            said = ", ".join(f"{field} {value}" for field, value in zip(fields, values, strict=True))
+        found = [getattr(of, field, None) for field in fields]
+        values = [value for value in found if isinstance(value, int)]
+        if len(values) < len(fields):
+            return
+        said = ", ".join(f"{field} {value}" for field, value in zip(fields, values, strict=True))
+        # A vision form may be all embedding.
+        least = 0 if fields in (("num_identities",), ("num_hidden_layers",)) else 1
+        if min(values) < least:
+            raise ValueError(f"{name_or_path}: {CONFIG} says a model of no size ({said}): get it again")
+        if numel(*values) > most:
             raise ValueError(f"{name_or_path}: {CONFIG} says a model larger than its weights ({said}): get it again")
 
     check(config, ("num_identities",), largest)
@@ -224,6 +238,8 @@ def load_whole(
     Raises ValueError for pickles and broken files, and naming a weight that is missing, unknown, of another size or
     not finite: transformers would start such a model with random weights, or read around the rest.
     """
+    from safetensors import SafetensorError
+
     if options.get("use_safetensors", True) is not True or options.get("gguf_file") is not None:
         raise ValueError(
             f"{name_or_path}: weights are read from safetensors alone: leave out use_safetensors, gguf_file"
@@ -233,8 +249,10 @@ def load_whole(
         check_files(name_or_path, hub)
         check_sizes(stored, name_or_path, hub)
         try:
-            model, info = load(name_or_path, **{**options, **strict})
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            model, info = load(name_or_path, **{"trust_remote_code": False, **options, **strict})
+        except (OSError, ValueError, ImportError, SafetensorError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a model is built of every setting that its files say
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{name_or_path}: cannot be loaded ({type(error).__name__}: {reason})") from error
     new, left = tuple(new), tuple(left)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from datasets import DatasetDict
+from transformers import TrainingArguments
 
 from ..data.published import published_counts
 from ..evaluation.report import write_json
@@ -28,11 +29,12 @@ def write_record(
     batches: BatchArguments,
     texts: Iterable[Mapping[str, Any]],
     seconds: float,
+    devices: str,
 ) -> None:
     """Writes `run.json` for the weights that lie in the folder.
 
     base_model: what the training began with. texts: provenances of generated captions and continuations. seconds: of
-    the training alone.
+    the training alone. devices: what it was trained on, in words.
     """
     unique = {tuple(sorted((key, str(value)) for key, value in provenance.items())) for provenance in texts}
     record = {
@@ -48,19 +50,25 @@ def write_record(
         "texts": [dict(provenance) for provenance in sorted(unique)],
         "adapters": adapters.to_record(),
         "batches": {name: value for name, value in asdict(batches).items() if name != "texts"},
-        "hardware": hardware(),
+        "hardware": devices,
         "environment": versions(),
         "seconds": round(seconds, 1),
     }
     write_json(os.path.join(folder, "run.json"), record)
 
 
-def hardware() -> str:
-    """What the model was trained on, in words."""
-    if torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)} ({memory:.0f} GiB)"
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads"
+def devices_of(args: TrainingArguments) -> str:
+    """What a training used, in words: of this machine's GPUs one in each process."""
+    return hardware(args.device, args.world_size)
+
+
+def hardware(device: torch.device, processes: int) -> str:
+    """What some processes used, each such a device, in words."""
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+        return f"{processes} x {torch.cuda.get_device_name(device)} ({memory:.0f} GiB)"
+    threads = f"{torch.get_num_threads()} threads" + (f" in each of {processes} processes" if processes > 1 else "")
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {threads}"
 
 
 def versions() -> dict[str, str]:

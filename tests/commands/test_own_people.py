@@ -87,6 +87,14 @@ def test_evaluate_on_folders_says_how_many(disk, tmp_path, capsys):
         assert "1 files of 1 people are in no part and not used (eve): remove the file to draw" in printed
 
 
+def test_evaluate_on_prepared_people_says_how_many(own, disk, tmp_path, capsys):
+    prepared = str(tmp_path / "prepared")
+    prepare.main([*own([*TESTED, *TRAINED]), "--output", prepared])
+    capsys.readouterr()
+    evaluate.main(["--model", str(disk.ours), "--dataset", prepared, "--output_dir", str(tmp_path / "out")])
+    assert f"tested on 4 of 7 people, parts in {prepared}\n" in capsys.readouterr().out
+
+
 def test_prepare_says_who_is_in_two_parts(own, tmp_path, capsys):
     prepare.main([*own([*TESTED, *TRAINED, ("anna", "door", "train")]), "--output", str(tmp_path / "out")])
     assert "leak: anna is in train and query\n" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """`train` from the command line on a tiny model: texts, training, the saved checkpoint, its evaluation."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -31,6 +32,9 @@ def test_train_saves_a_checkpoint_that_scores_what_was_reported(disk, tmp_path, 
     model, processor = load_model(ModelArguments(str(output)))
     assert (model.config.loss_lambda, model.config.height, processor.width) == (0.5, 64, 32)
     assert model.config.num_identities == 2
+    # The processor alone was used, by one process, on whatever machine this is; nothing was quantised.
+    said = json.loads((output / "run.json").read_text())["hardware"]
+    assert re.fullmatch(r"\d+ CPU cores \(\S+\), \d+ threads", said) and report["quantize"] is None
 
 
 def test_train_names_the_text_that_is_missing(disk, tmp_path):
@@ -96,6 +100,7 @@ def test_a_training_never_writes_over_another_model_or_what_it_reads(disk, tmp_p
     (tmp_path / "weights").mkdir()
     shutil.copy(next(disk.native.glob("*.safetensors")), tmp_path / "weights")
     (tmp_path / "report").mkdir()
+    (tmp_path / "link").symlink_to(disk.people)
     (tmp_path / "report" / "metrics.json").write_text("my own notes")
     for folder, message in (
         (disk.native, "is read as well"),
@@ -103,8 +108,25 @@ def test_a_training_never_writes_over_another_model_or_what_it_reads(disk, tmp_p
         (other, "config.json: exists and was not written by this program"),
         (tmp_path / "weights", "holds .*safetensors, which is no training's"),
         (tmp_path / "report", "metrics.json: exists and was not written by this program"),
+        # Its files would be read as people.
+        (disk.people / "run", "run: lies inside .*people, which is read: give a folder outside of it"),
+        (tmp_path / "link" / "query" / "run", "run: lies inside .*people, which is read"),
     ):
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         with pytest.raises(UserError, match=message):
             train.main([*settings, "--output_dir", str(folder), "--use_cpu", "true", "--eval_strategy", "no"])
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_an_earlier_run_inside_the_data_goes_on_and_the_data_may_lie_inside_the_run(disk, tmp_path):
+    data, run = tmp_path / "all", tmp_path / "all" / "run"
+    shutil.copytree(disk.people, data / "people")
+    with pytest.raises(UserError, match="lies inside"):
+        train.check_output_dir(run, "a/b", [str(data)])
+    shutil.copytree(disk.ours, run)
+    train.check_output_dir(run, "a/b", [str(data)])
+    # As the demo has it.
+    train.check_output_dir(tmp_path / "new", "a/b", [str(tmp_path / "new" / "pedestrians")])
+    shutil.copytree(disk.ours, tmp_path / "ours")
+    train.check_output_dir(tmp_path / "ours", "a/b", [str(tmp_path / "ours" / "pedestrians")])
+    assert not (tmp_path / "new").exists()

@@ -31,6 +31,7 @@ def walk(folder: Path) -> dict:
         os.environ.update(hub.environment(folder / "home"))
         from datasets import load_dataset
 
+        from modeling_mllmreid.commands import prepare
         from modeling_mllmreid.commands.prepare import main
         from modeling_mllmreid.data import image_sources, load_reid_dataset, open_image
         from modeling_mllmreid.errors import UserError
@@ -49,7 +50,8 @@ def walk(folder: Path) -> dict:
             except UserError as error:
                 message = str(error)
             # What was prepared stays, whatever comes of the push.
-            return {"message": message, "prepared": (output / "README.md").is_file(), "files": files()}
+            left = sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+            return {"message": message, "left": left, "prepared": (output / "README.md").is_file(), "files": files()}
 
         token = os.environ["HF_TOKEN"]
         os.environ["HF_TOKEN"] = "hf_wrong"
@@ -59,10 +61,22 @@ def walk(folder: Path) -> dict:
         found["failing server"] = refused(2)
         hub.fail.clear()
         hub.repos["datasets", "tester/people"].private = False
+        asked = hub.seen.copy()
         found["public"] = refused(3)
+        found["changed"] = [route for route in hub.seen - asked if not route.startswith(("GET", "HEAD"))]
         hub.repos["datasets", "tester/people"].private = True
         repo = hub.repos["datasets", "tester/people"]
         repo.commit({**hub.files("datasets", "tester/people"), "data/train-00001-of-00002.parquet": b"of another run"})
+        # What else lies in the folder is not of this output.
+        write = prepare.write_prepared
+
+        def with_notes(output, *args, **options):
+            write(output, *args, **options)
+            for name in ("notes.txt", "data/notes.txt", "data/deeper/train-00000-of-00001.parquet"):
+                (Path(output) / name).parent.mkdir(exist_ok=True)
+                (Path(output) / name).write_text("names of people")
+
+        prepare.write_prepared = with_notes
         main([*source, "--output", str(folder / "out4")])
         found |= {"pushed": files(), "private": hub.repos["datasets", "tester/people"].private}
         shutil.rmtree(root)
@@ -114,7 +128,7 @@ def test_an_upload_that_is_not_whole_is_refused(said):
 )
 def test_what_is_refused_pushes_nothing_and_keeps_what_was_prepared(said, case, message):
     assert message in said[case]["message"] and said[case]["prepared"] and said[case]["files"] == []
-    assert said["repositories"] == 0
+    assert said["repositories"] == 0 and said["changed"] == [] and said[case]["left"] == []
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def metrics():
         "height": 252,
         "width": 126,
         "dtype": "bfloat16",
+        "quantize": "4bit",
         "flip_test": True,
         "exclude": ["camera_id"],
         "pool_tracks": False,
@@ -139,6 +140,7 @@ def test_every_number_of_the_results_table_was_measured(facts, metrics):
     assert "| llm (test feature) |" in results and "95 % bootstrap interval" in results
     assert "3,368 query and 15,913 gallery images" in results and "252 x 126, bfloat16" in results
     assert "the query's camera are dropped" in results and "mirror image" in results
+    assert "held in 4 bits; loaded in another form it gives other results" in results
     assert f"Measured on these weights, SHA-256 `{'cafe' * 16}`" in results
 
 

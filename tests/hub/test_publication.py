@@ -18,9 +18,9 @@ from modeling_mllmreid.evaluation.threshold import Threshold, save_thresholds
 from modeling_mllmreid.evaluation.weights import weights_digest
 from modeling_mllmreid.hub import export as hub_export
 from modeling_mllmreid.hub.publication import check_publishable, form_files, publication
-from modeling_mllmreid.hub.published_reports import is_local, without_local_paths
 from modeling_mllmreid.hub.push import card_with_name
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel
+from modeling_mllmreid.model.local_paths import is_local, without_local_paths
 from modeling_mllmreid.tiny.llava import build_tiny_llava
 
 ROW = {"mAP": 0.5, "rank1": 0.6, "rank5": 0.7, "rank10": 0.8, "mINP": 0.2, "num_queries": 4, "num_valid": 4}

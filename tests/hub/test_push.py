@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_process import CliProcess
 from hub_server import TOKEN, HubServer
 from huggingface_hub import ModelCard
 from native import write_native
@@ -24,38 +25,6 @@ ROOT = Path(__file__).parents[2]
 # What people keep next to a model, and never mean to publish.
 STAYS = ("embeddings.safetensors", "embeddings.json", "captions.jsonl", "texts.jsonl", "notes.txt", "splits.json")
 STAYS = (*STAYS, "skipped.txt", "my_script.py", "metrics_of_clients.json", "crops/anna.jpg", "extra.safetensors")
-# One process with the package serves many calls: each new one would import for seconds. The Hub's address is read once.
-SERVER = """
-import contextlib, io, json, os, sys
-import torch
-import run_reid, modeling_mllmreid
-from huggingface_hub import HfApi
-from transformers import AutoModel, AutoProcessor
-answers = sys.stdout
-
-def upload(folder, name):
-    HfApi().create_repo(name, private=True)
-    HfApi().upload_folder(repo_id=name, folder_path=folder)
-
-def embed(folder, image):
-    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
-    with torch.inference_mode():
-        return model.encode_images(processor(images=[image])["pixel_values"]).tolist()
-
-def cli(*argv):
-    sys.argv = ["run_reid.py", *argv]
-    return run_reid.main()
-
-for line in sys.stdin:
-    name, arguments, token = json.loads(line)
-    os.environ.pop("HF_TOKEN", None)
-    if token is not None:
-        os.environ["HF_TOKEN"] = token
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        result = {"upload": upload, "embed": embed, "cli": cli}[name](*arguments)
-    print(json.dumps([result, out.getvalue(), err.getvalue()]), file=answers, flush=True)
-"""
 CLEAN_PROCESS = """
 import json, sys
 sys.modules["modeling_mllmreid"] = None
@@ -100,23 +69,9 @@ def environment(hub, home, cache):
 
 @pytest.fixture(scope="module")
 def call(hub, home):
-    """call("cli" | "embed" | "upload", *arguments, token=...) -> (result, stdout, stderr)."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        env=environment(hub, home, "cache"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-    def call(name, *arguments, token=TOKEN):
-        process.stdin.write(json.dumps([name, list(map(str, arguments)), token]) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
-
-    yield call
-    process.stdin.close()
-    process.wait(timeout=60)
+    """call("cli" | "embed" | "upload" | "direct", *arguments, token=...) -> (result, stdout, stderr)."""
+    with CliProcess(environment(hub, home, "cache")) as process:
+        yield lambda name, *arguments, token=TOKEN: process(name, *arguments, token=token)
 
 
 def loaded_elsewhere(hub, home, *rows, cache="clean"):
@@ -273,6 +228,32 @@ def test_a_public_repository_is_refused_unless_that_is_said(hub, call, home, tra
     assert not [path for path in home.iterdir() if path.name.startswith(".")]
 
 
+def test_their_own_push_to_hub_refuses_a_public_repository_and_is_private(hub, call, home, trained):
+    assert call("cli", "export", "--model", trained, "--to", "vision", "--output", home / "own-push")[0] == 0
+    said = "this repository exists and is public: everybody could load what is pushed: give private=False to push there"
+    forms = [(trained, kind) for kind in ("model", "processor", "config", "pipeline")]
+    for number, (folder, kind) in enumerate([*forms, (home / "own-push", "model"), (home / "own-push", "pipeline")]):
+        name = f"own{number}"  # the owner is who pushes
+        assert call("direct", folder, kind, name, "unsaid")[0] is None
+        repo = hub.repos["models", f"tester/{name}"]
+        assert repo.private and len(repo.commits) > 1
+        files = hub.files("models", f"tester/{name}")
+        # Nothing of this machine, at any depth, and no template of a person.
+        for secret in ("/home/anna", str(home)):
+            assert not [path for path, content in files.items() if secret.encode() in content]
+        assert b"classifier" not in files.get("model.safetensors", b"")
+        assert ("config.json" in files) == (kind != "processor")
+        assert ("processor_config.json" in files) == (kind in ("processor", "pipeline"))
+        repo.private, commits = False, len(repo.commits)
+        large = dict(hub.large)
+        for private in ("unsaid", "True"):
+            assert call("direct", folder, kind, name, private)[0].startswith(f"tester/{name}: {said}")
+        assert len(repo.commits) == commits and hub.large == large
+        assert call("direct", folder, kind, name, "False")[0] is None and not repo.private
+        hub.repos["models", f"tester/{name}"].private = True
+        assert call("direct", folder, kind, name, "True")[0] is None
+
+
 def test_weights_of_another_form_do_not_stay_in_the_repository(hub, call, home, trained):
     hub.fail.clear()
     assert call("cli", "push", "--model", trained, "--to", "tester/forms")[0] == 0
@@ -370,13 +351,14 @@ def test_a_full_disk_leaves_the_model_and_nothing_half_written(folder, tmp_path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "ours"]
 
 
-def test_push_to_hub_of_the_model_itself_is_private(make_model, tiny_processor, monkeypatch):
+def test_push_to_hub_of_the_model_itself_is_private(make_model, tiny_processor, monkeypatch, tmp_path):
     seen = {}
 
     def stock(self, repo_id, **options):
         seen.update(options, classifiers=self.reid_head["llm"].classifier, count=self.config.num_identities)
 
     monkeypatch.setattr("transformers.PreTrainedModel.push_to_hub", stock)
+    monkeypatch.setattr("modeling_mllmreid.model.publishing.refuse_public", lambda *_: None)
     model = make_model()
     model.push_to_hub("tester/x")
     assert seen == {"private": True, "classifiers": None, "count": 0}
@@ -388,6 +370,12 @@ def test_push_to_hub_of_the_model_itself_is_private(make_model, tiny_processor, 
     PersonReIDPipeline(model, processor=tiny_processor, device="cpu").push_to_hub("tester/x", token="t")
     assert seen == {"private": True, "classifiers": None, "count": 0, "token": "t"}
     assert pushed == [("tester/x", {"token": "t"})]
-    model.config.backbone = str(ROOT)
-    with pytest.raises(ValueError, match="is a folder, which others do not have"):
-        model.push_to_hub("tester/x")
+    for backbone in (str(ROOT), "/moved/away"):
+        model.config.backbone = backbone
+        with pytest.raises(ValueError, match="is a folder, which others do not have"):
+            model.push_to_hub("tester/x")
+    # The other road of transformers would make a public repository, and publish the ID classifier.
+    for part in (make_model(), tiny_processor, model.config):
+        with pytest.raises(ValueError, match="push_to_hub is set: leave it out, and call push_to_hub"):
+            part.save_pretrained(tmp_path / "x", push_to_hub=True)
+    assert not (tmp_path / "x").exists()

@@ -83,6 +83,7 @@ def test_a_recipe_trains_evaluates_saves_reloads_and_trains_on(recipe, world, ru
     quantised = {quantized_class(module) for module in model.modules()} - {None}
     assert quantised == ({"Linear4bit"} if told.get("quantize") == "4bit" else set())
     assert any(".lora_" in name for name, _ in model.named_parameters()) == ("lora" in told.values())
+    assert json.loads((first / "metrics.json").read_text())["quantize"] == told.get("quantize")
     adapters = json.loads((first / "run.json").read_text())["adapters"]
     assert all(adapters[name] == told[name] for name in adapters.keys() & told.keys())
     log = json.loads((first / "trainer_state.json").read_text())["log_history"]

@@ -19,14 +19,13 @@ from ...data.combine import parse_combination
 from ...data.texts import read_records
 from ...errors import UserError
 from ...evaluation.report import write_json
-from ...model import MllmReIDProcessor
 from ...model.heads import mean_pool
 from ...text import COMMON_INSTRUCTION, STANDARD_POOL, write_continuations
 from ...text.licences import licence_of
 from ...tiny import LESSONS_VERSION, TinyArguments, build_tiny, teach_tiny
 from ...training import BatchArguments
 from ..arguments import MethodArguments, ModelArguments
-from ..loading import commit_of, to_device
+from ..loading import commit_of, load_native_processor, load_writer, to_device
 from .arguments import TINY, AblationArguments
 
 INSTRUCTIONS = (COMMON_INSTRUCTION, *STANDARD_POOL)
@@ -75,19 +74,17 @@ class Teacher:
 
     def __init__(self, args: AblationArguments, base: str, folder: Path, max_new_tokens: int):
         self.base, self.folder, self.max_new_tokens = base, folder, max_new_tokens
-        self.dtype = getattr(torch, args.base_dtype)
+        self.dtype = args.base_dtype
         self.made_here = args.base_model == TINY
         self._mllm: LlavaForConditionalGeneration | None = None
-        self.processor = MllmReIDProcessor.from_mllm_pretrained(base)
+        self.processor = load_native_processor(ModelArguments(base))
 
     @property
     def mllm(self) -> LlavaForConditionalGeneration:
         """The language model, on the device."""
         if self._mllm is None:
-            self._mllm = LlavaForConditionalGeneration.from_pretrained(self.base, dtype=self.dtype).requires_grad_(
-                False
-            )
-            self._mllm.eval()
+            loaded = load_writer(LlavaForConditionalGeneration, ModelArguments(self.base, dtype=self.dtype))
+            self._mllm = loaded.requires_grad_(False).eval()
             to_device(self._mllm)
         return self._mllm
 

@@ -15,6 +15,7 @@ from ...evaluation.protocol import histogram_row, same_person
 from ...evaluation.report import write_json
 from ...evaluation.statistics import Interval
 from ...outputs import written_aside
+from ...processes import this_process
 from ...training.record import hardware, versions
 from . import tables
 from .arguments import FEATURES
@@ -62,7 +63,7 @@ def write_report(
     sheet = copy_sheet(plan, results, folder)
     facts = {
         "date": datetime.date.today().isoformat(),
-        "hardware": hardware(),
+        "hardware": hardware(this_process().device, this_process().num_processes),
         "versions": versions(),
         "base": plan.base,
         "histogram": {name: row["mAP"] for name, row in histograms.items()},

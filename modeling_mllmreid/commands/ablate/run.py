@@ -23,6 +23,7 @@ from ...evaluation.agreement_sheet import draw_agreement
 from ...evaluation.protocol import evaluate_model
 from ...evaluation.report import write_json
 from ...model import MllmReIDModel, MllmReIDProcessor
+from ...processes import this_process
 from ...text import instruction_texts, target_text
 from ...training import AdapterArguments, BatchArguments, ReIDTrainer, ReIDTrainingArguments, train_reid
 from ...training.batches import TrainCollator
@@ -94,7 +95,7 @@ def _run(run: Run, place: Place, folder: Path) -> None:
         "tests": {},
         "agreement": {},
         "seconds": round(time.monotonic() - started, 1),
-        "hardware": hardware(),
+        "hardware": hardware(this_process().device, this_process().num_processes),
         "versions": versions(),
     }
     for name in run.test_sets:

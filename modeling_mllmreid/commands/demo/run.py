@@ -26,8 +26,9 @@ from modeling_mllmreid.evaluation.protocol import (
     metrics_of_features,
     same_person,
 )
-from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
+from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
 from modeling_mllmreid.outputs import check_output_folder
+from modeling_mllmreid.ranges import Count, Several, Threads
 from modeling_mllmreid.retrieval import rank_gallery
 from modeling_mllmreid.text import generate_texts, kept_attribute_share, write_continuations
 from modeling_mllmreid.tiny import TinyArguments, build_tiny, teach_tiny
@@ -38,7 +39,7 @@ from modeling_mllmreid.training import (
     ReIDTrainingArguments,
     train_reid,
 )
-from modeling_mllmreid.training.record import write_record
+from modeling_mllmreid.training.record import devices_of, write_record
 
 from ..arguments import MethodArguments
 from ..options import parse
@@ -52,11 +53,11 @@ CONFIG = Path(__file__).parents[3] / "configs" / "demo.yaml"
 class DemoArguments:
     """Sizes of the rendered world."""
 
-    train_identities: int = field(default=100, metadata={"help": "People to train on, val's among them."})
-    test_identities: int = field(default=60, metadata={"help": "People to test on, none of them trained on."})
-    images_per_camera: int = field(default=5, metadata={"help": "Images of each person from each camera."})
-    cameras: int = field(default=4, metadata={"help": "Cameras."})
-    threads: int = field(default=1, metadata={"help": "Threads of torch: on a tiny model more of them are slower."})
+    train_identities: Count = field(default=100, metadata={"help": "People to train on, val's among them."})
+    test_identities: Several = field(default=60, metadata={"help": "People to test on, none of them trained on."})
+    images_per_camera: Several = field(default=5, metadata={"help": "Images of each person from each camera."})
+    cameras: Several = field(default=4, metadata={"help": "Cameras."})
+    threads: Threads = field(default=1, metadata={"help": "Threads of torch: on a tiny model more of them are slower."})
 
 
 def main(argv: list[str]) -> None:
@@ -71,6 +72,14 @@ def main(argv: list[str]) -> None:
     check_output_folder(folder)
     torch.set_num_threads(args.threads)
     torch.manual_seed(training_args.seed)
+    height, width = method_args.height or 128, method_args.width or 64
+    try:
+        processor, mllm = build_tiny(tiny_args, height=height, width=width, seed=training_args.seed)
+        fields = {**method_args.given(), "height": height, "width": width}
+        MllmReIDConfig(mllm_config=mllm.config, image_prefix_ids=processor.image_prefix_ids, **fields)
+    except ValueError as error:
+        # Before the minutes of work that these sizes would end.
+        raise UserError(f"demo: {error}") from error
 
     _say("1. Pedestrians")
     world = ("train_identities", "test_identities", "images_per_camera", "cameras")
@@ -79,8 +88,6 @@ def main(argv: list[str]) -> None:
     write_pedestrians(data_dir, seed=training_args.seed, named=PEDESTRIANS, **sizes)
 
     _say("2. A tiny LLaVA learns to continue captions of other people; a frozen copy is the teacher")
-    height, width = method_args.height or 128, method_args.width or 64
-    processor, mllm = build_tiny(tiny_args, height=height, width=width, seed=training_args.seed)
     teacher = copy.deepcopy(mllm)
     lesson_loss = teach_tiny(teacher, processor, tiny_args, target_tokens=batch_args.max_target_tokens)["language"]
     teacher.requires_grad_(False)
@@ -125,6 +132,7 @@ def main(argv: list[str]) -> None:
         batches=batch_args,
         texts=[record.provenance for record in read_records(texts)],
         seconds=seconds,
+        devices=devices_of(training_args),
     )
     report["language"] = language_report(trained.trainer, processor, teacher, dataset, batch_args)
     report |= {"kept_attribute_words": kept, "lesson_loss": lesson_loss, "training": trained.trainer.state.log_history}
@@ -216,7 +224,8 @@ def language_report(
 def reload_difference(trainer: ReIDTrainer, processor: MllmReIDProcessor, query: Dataset, folder: Path) -> float:
     """Largest difference between the embeddings of the model in memory and of its checkpoint by the auto classes."""
     images = [str(folder / "pedestrians" / name) for name in query["file_name"][:8]]
-    loaded, loaded_processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    loaded = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True).eval()
+    loaded_processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     with torch.inference_mode():
         expected = trainer.model.eval().encode_images(processor(images=images)["pixel_values"])
         got = loaded.encode_images(loaded_processor(images=images)["pixel_values"])
