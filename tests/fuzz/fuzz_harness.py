@@ -30,6 +30,7 @@ from hypothesis.strategies import SearchStrategy
 from modeling_mllmreid.errors import UserError
 
 MOST_SECONDS, MOST_BYTES, MOST_CHARACTERS = 30, 2 * 2**30, 1000
+TOO_LONG = f"takes more than {MOST_SECONDS} s"
 # Examples of all areas together; each area has its share of them.
 SHORT, LONG = 500, 10_000
 # In an area's `writes`: anything that was not there before.
@@ -94,7 +95,11 @@ def fuzz(area: Area, size: int) -> Outcomes:
     outcomes = Outcomes(area.name)
 
     def example(value: Any) -> None:
-        outcomes.add(value, watch(area, value, outcomes))
+        violation = watch(area, value, outcomes)
+        if violation is not None and violation.startswith(TOO_LONG):
+            # On a machine at work anything may take long, once.
+            violation = watch(area, value, outcomes)
+        outcomes.add(value, violation)
 
     options = settings(
         max_examples=max(1, round(size * area.share)),
@@ -136,7 +141,7 @@ def watch(area: Area, value: Any, outcomes: Outcomes) -> str | None:
         except (Exception, SystemExit, NetworkUsed) as error:
             violation = described(error)
         if time.monotonic() - started > MOST_SECONDS:
-            violation = violation or f"takes more than {MOST_SECONDS} s"
+            violation = f"{TOO_LONG}: {violation or 'and ends'}"
         if (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024 > MOST_BYTES:
             violation = violation or "takes more than 2 GiB"
         if "Traceback (most recent call last)" in printed.getvalue():
@@ -210,7 +215,7 @@ def limits() -> Iterator[None]:
     # Threads reserve address space that they do not use.
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2 * MOST_BYTES, hard))
     handler = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS + 5)
+    signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS + 1)
     try:
         yield
     finally:
