@@ -35,6 +35,9 @@ Pixels = Annotated[int, Range(at_least=1, at_most=4096)]
 # Of fields whose dataclass says the rest.
 AtMostMillions = Annotated[int, Range(at_most=MILLIONS)]
 AtMostThousand = Annotated[int, Range(at_most=THOUSAND)]
+# Each is a copy of this process: a slip of the finger would bring the machine down.
+MOST_PROCESSES = 128
+Processes = Annotated[int, Range(at_most=MOST_PROCESSES)]
 Share = Annotated[float, Range(at_least=0, at_most=1)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(at_least=0)]

@@ -8,7 +8,7 @@ import torch
 
 from ..data.readers import READERS
 from ..errors import UserError
-from ..ranges import AtMostMillions, AtMostThousand, CountOrZero, NotNegative, Pixels, Seed, Share
+from ..ranges import AtMostMillions, CountOrZero, NotNegative, Pixels, Processes, Seed, Share
 from ..text.licences import normal_licence
 
 
@@ -167,7 +167,7 @@ class EmbeddingArguments:
     """How images go through the model."""
 
     batch_size: AtMostMillions = field(default=64, metadata={"help": "Images that go through the model at once."})
-    num_workers: AtMostThousand = field(
+    num_workers: Processes = field(
         default=0, metadata={"help": "Processes that open and resize images; 0: none besides."}
     )
     flip_test: bool = field(default=False, metadata={"help": "Average the features of an image and its mirror image."})

@@ -47,6 +47,9 @@ def main(argv: list[str]) -> None:
     try:
         with processor_files(name):
             processor = AutoProcessor.from_pretrained(name, trust_remote_code=False, **hub_place(model_args))
+            # A model without a chat template, or whose template takes no images, writes no captions.
+            content = [{"type": "image"}, {"type": "text", "text": STANDARD_INSTRUCTION}]
+            processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"model {name}: not loadable as an image-text-to-text model ({reason})") from error

@@ -128,6 +128,9 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
 
     def _check_layers(self) -> None:
         depth = self.vision_config.num_hidden_layers
+        for name, layers in (("text", self.get_text_config().num_hidden_layers), ("vision", depth)):
+            if type(layers) is not int or layers < 1:
+                raise ValueError(f"mllm_config.{name}_config.num_hidden_layers is {layers!r}; give 1 or more")
         check_layer("llm_layer", self.llm_layer, self.get_text_config().num_hidden_layers)
         if self.vision_layer is not None:
             check_layer("vision_layer", self.vision_layer, depth)

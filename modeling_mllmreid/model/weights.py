@@ -101,6 +101,9 @@ def native_config(name_or_path, hub: dict) -> PreTrainedConfig:
     config = read_config(AutoConfig, name_or_path, hub, trust_remote_code=False)
     if config.model_type != "llava":
         raise ValueError(f"{config.model_type!r} is not a LLaVA; give a checkpoint of model_type 'llava'")
+    if type(config.image_token_id) is not int or config.image_token_id < 0:
+        token = repr(config.image_token_id)[:60]
+        raise ValueError(f"{name_or_path}: {CONFIG}: image_token_index is {token}; give the image token's id")
     return config
 
 
@@ -185,9 +188,16 @@ def check_sizes(config: PreTrainedConfig, name_or_path, hub: dict) -> None:
     largest *= 2
 
     def check(of, fields: tuple[str, ...], most: int, numel: Callable[..., int] = lambda *sides: math.prod(sides)):
-        values = [getattr(of, field, None) for field in fields]
-        if all(isinstance(value, int) for value in values) and numel(*values) > most:
-            said = ", ".join(f"{field} {value}" for field, value in zip(fields, values, strict=True))
+        found = [getattr(of, field, None) for field in fields]
+        values = [value for value in found if isinstance(value, int)]
+        if len(values) < len(fields):
+            return
+        said = ", ".join(f"{field} {value}" for field, value in zip(fields, values, strict=True))
+        # A vision form may be all embedding.
+        least = 0 if fields in (("num_identities",), ("num_hidden_layers",)) else 1
+        if min(values) < least:
+            raise ValueError(f"{name_or_path}: {CONFIG} says a model of no size ({said}): get it again")
+        if numel(*values) > most:
             raise ValueError(f"{name_or_path}: {CONFIG} says a model larger than its weights ({said}): get it again")
 
     check(config, ("num_identities",), largest)

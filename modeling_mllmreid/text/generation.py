@@ -73,7 +73,7 @@ def special_tokens(mllm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     tokens = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     tokens.update(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     image = getattr(mllm.config, "image_token_id", None)  # a language model alone has none
-    if image is not None and image < len(tokenizer):
+    if image is not None and 0 <= image < len(tokenizer):
         tokens[image] = str(tokenizer.convert_ids_to_tokens(image))
     return tokens
 

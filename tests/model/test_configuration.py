@@ -10,6 +10,10 @@ WRONG = [
     ({"width": 126.0}, "width is 126.0; give a whole number"),
     ({"height": 0}, "height is 0; give 1 or more"),
     ({"width": 32_000}, "height x width is 252 x 32000; give at most 4096 each"),
+    (
+        {"mllm_config": {"vision_config": {"patch_size": 14, "num_hidden_layers": -1}}},
+        "mllm_config.vision_config.num_hidden_layers is -1; give 1",
+    ),
     ({"width": -14}, "width is -14; give 1 or more"),
     ({"reid_on": "text"}, "reid_on is 'text'; give 'llm' or 'vision' or 'both'"),
     ({"test_feature": "both"}, "test_feature is 'both'; give 'llm' or 'vision' or 'concat'"),

@@ -61,8 +61,10 @@ def test_it_loads_by_one_line_with_and_without_the_package(make_model, tiny_proc
         "fields.py",
         "heads.py",
         "images.py",
+        "local_paths.py",
         "pipeline_mllmreid.py",
         "precision.py",
+        "publishing.py",
         "vision_mllmreid.py",
         "weights.py",
     }

@@ -200,6 +200,15 @@ def test_a_model_that_is_not_whole_writes_nothing(native, people, tmp_path):
             caption.main([*flags(native, people, tmp_path / "c.jsonl"), "--model", str(tmp_path / kind)])
     assert not (tmp_path / "c.jsonl").exists()
     caption.main([*flags(native, people, tmp_path / "c.jsonl"), "--dtype", "bf16"])
+    shutil.copytree(native, tmp_path / "plain")
+    for path in (tmp_path / "plain").glob("*"):
+        if path.name == "chat_template.jinja":
+            path.unlink()
+        elif path.name in ("processor_config.json", "tokenizer_config.json"):
+            kept = {key: value for key, value in json.loads(path.read_text()).items() if key != "chat_template"}
+            path.write_text(json.dumps(kept))
+    with pytest.raises(UserError, match="plain: not loadable as an image-text-to-text model .*chat template"):
+        caption.main([*flags(native, people, tmp_path / "d.jsonl"), "--model", str(tmp_path / "plain")])
 
 
 def test_the_licence_is_the_models_own_or_the_given_one(native, people, tmp_path, monkeypatch):
