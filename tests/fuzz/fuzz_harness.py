@@ -20,11 +20,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hypothesis
 import pytest
 from huggingface_hub import constants
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
 from modeling_mllmreid.errors import UserError
@@ -113,7 +115,10 @@ def fuzz(area: Area, size: int) -> Outcomes:
     if size != SHORT:
         run = hypothesis.seed(SEED)(run)
     started = time.monotonic()
-    with no_network():
+    # Hypothesis takes constants out of whatever modules are loaded, which another order of the tests changes.
+    none = mock.patch.object(providers, "_get_local_constants", providers.Constants)
+    with no_network(), none:
+        providers.CONSTANTS_CACHE.cache.clear()
         run()
     outcomes.seconds = time.monotonic() - started
     return outcomes
