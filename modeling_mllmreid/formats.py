@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from .errors import UserError
@@ -158,6 +167,17 @@ class IntervalValues(Format):
     confidence: Share
 
 
+def _shares(metrics: dict[str, float | None]) -> dict[str, float | None]:
+    for name, value in metrics.items():
+        if value is not None and not name.startswith("num_") and not 0 <= value <= 1:
+            raise ValueError(f"{name} {value:g} is no share, 0 to 1")
+    return metrics
+
+
+# A feature's averages, which are shares or nothing, and its counts.
+Metrics = Annotated[dict[str, float | None], AfterValidator(_shares)]
+
+
 class MetricsFile(Format):
     """metrics.json as the evaluate command writes it for one data set."""
 
@@ -178,7 +198,7 @@ class MetricsFile(Format):
     pool_tracks: bool = False
     flip_test: bool = False
     published_counts: dict[str, bool] = {}
-    metrics: dict[str, dict[str, float | None]]
+    metrics: dict[str, Metrics]
     intervals: dict[str, dict[str, IntervalValues]] = {}
 
 
@@ -188,7 +208,7 @@ class MatrixEntry(Format):
     test_feature: Text
     trained_on: list[str]
     tested_on: list[str]
-    metrics: dict[str, dict[str, float | None]]
+    metrics: dict[str, Metrics]
 
 
 class SplitMetricsFile(Format):

@@ -174,7 +174,32 @@ def read_weights(name_or_path, hub: dict) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = {}
         for name in ([] if whole else shards_of(name_or_path, hub)) or [FULL_WEIGHTS]:
             weights |= load_file(cached_file(name_or_path, name, **hub))
+    for name, weight in weights.items():
+        check_kind(name_or_path, name, weight.dim(), weight.is_floating_point())
     return weights
+
+
+def check_kind(where, name: str, dimensions: int, is_float: bool) -> None:
+    """Raises ValueError for a matrix or vector of whole numbers, which is loaded as weights cut to them.
+
+    Counters have no dimension, and older CLIPs store the places of their patches.
+    """
+    if dimensions and not is_float and not name.endswith("position_ids"):
+        raise ValueError(f"{where}: {name} holds whole numbers, which no weight does: get it again")
+
+
+def check_kinds(config: PreTrainedConfig, name_or_path, hub: dict) -> None:
+    """`check_kind` of every weight of a checkpoint that is not stored in 4 or 8 bits."""
+    from safetensors import safe_open
+
+    if getattr(getattr(config, "mllm_config", config), "quantization_config", None) is not None:
+        return
+    whole = cached_file(name_or_path, FULL_WEIGHTS, **{**hub, "_raise_exceptions_for_missing_entries": False})
+    for file in ([] if whole else shards_of(name_or_path, hub)) or [FULL_WEIGHTS]:
+        with safe_open(cached_file(name_or_path, file, **hub), "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  (no mapping)
+                weight = weights.get_slice(name)
+                check_kind(name_or_path, name, len(weight.get_shape()), weight.get_dtype().startswith(("F", "BF")))
 
 
 def check_sizes(config: PreTrainedConfig, name_or_path, hub: dict) -> None:
@@ -255,6 +280,7 @@ def load_whole(
         except Exception as error:  # a model is built of every setting that its files say
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{name_or_path}: cannot be loaded ({type(error).__name__}: {reason})") from error
+        check_kinds(stored, name_or_path, hub)
     new, left = tuple(new), tuple(left)
     missing = sorted(name for name in info["missing_keys"] if not name.startswith(new))
     if missing:

@@ -20,16 +20,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hypothesis
 import pytest
 from huggingface_hub import constants
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
 from modeling_mllmreid.errors import UserError
 
 MOST_SECONDS, MOST_BYTES, MOST_CHARACTERS = 30, 2 * 2**30, 1000
+TOO_LONG = f"takes more than {MOST_SECONDS} s"
 # Examples of all areas together; each area has its share of them.
 SHORT, LONG = 500, 10_000
 # In an area's `writes`: anything that was not there before.
@@ -94,7 +97,11 @@ def fuzz(area: Area, size: int) -> Outcomes:
     outcomes = Outcomes(area.name)
 
     def example(value: Any) -> None:
-        outcomes.add(value, watch(area, value, outcomes))
+        violation = watch(area, value, outcomes)
+        if violation is not None and violation.startswith(TOO_LONG):
+            # On a machine at work anything may take long, once.
+            violation = watch(area, value, outcomes)
+        outcomes.add(value, violation)
 
     options = settings(
         max_examples=max(1, round(size * area.share)),
@@ -108,7 +115,10 @@ def fuzz(area: Area, size: int) -> Outcomes:
     if size != SHORT:
         run = hypothesis.seed(SEED)(run)
     started = time.monotonic()
-    with no_network():
+    # Hypothesis takes constants out of whatever modules are loaded, which another order of the tests changes.
+    none = mock.patch.object(providers, "_get_local_constants", providers.Constants)
+    with no_network(), none:
+        providers.CONSTANTS_CACHE.cache.clear()
         run()
     outcomes.seconds = time.monotonic() - started
     return outcomes
@@ -136,7 +146,7 @@ def watch(area: Area, value: Any, outcomes: Outcomes) -> str | None:
         except (Exception, SystemExit, NetworkUsed) as error:
             violation = described(error)
         if time.monotonic() - started > MOST_SECONDS:
-            violation = violation or f"takes more than {MOST_SECONDS} s"
+            violation = f"{TOO_LONG}: {violation or 'and ends'}"
         if (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024 > MOST_BYTES:
             violation = violation or "takes more than 2 GiB"
         if "Traceback (most recent call last)" in printed.getvalue():
@@ -210,7 +220,7 @@ def limits() -> Iterator[None]:
     # Threads reserve address space that they do not use.
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2 * MOST_BYTES, hard))
     handler = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS + 5)
+    signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS + 1)
     try:
         yield
     finally:

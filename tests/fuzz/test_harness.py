@@ -1,10 +1,13 @@
 """The fuzz's own rules: what it takes for a violation, and that a refusal and a success are none."""
 
 import contextlib
+import os
 import socket
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import fuzz_harness
 import numpy as np
 import pytest
 from fuzz_harness import NEW, Area, Outcomes, fuzz, no_network, watch
@@ -43,6 +46,11 @@ def fill_the_memory(value: Any, root: Path) -> None:
     np.ones(2**33, dtype=np.uint8)
 
 
+def wait(value: Any, root: Path) -> None:
+    os.mkfifo(root / "new")
+    (root / "new").read_text()
+
+
 def fail(value: Any, root: Path) -> None:
     raise KeyError("a")
 
@@ -65,6 +73,7 @@ def exit_early(value: Any, root: Path) -> None:
         (write, "left behind unasked: 'new'"),
         (ask_the_network, "NetworkUsed"),
         (fill_the_memory, "MemoryError"),
+        (wait, "takes more than"),
         (fail, "KeyError"),
         (say_nothing, "message is empty"),
         (exit_early, "SystemExit"),
@@ -72,7 +81,8 @@ def exit_early(value: Any, root: Path) -> None:
 )
 def test_what_is_a_violation(act, violation):
     area = Area("a", 1, st.none(), lambda value, root: (root / "in").write_text("input") and None, act)
-    with no_network():
+    most = -0.8 if act is wait else fuzz_harness.MOST_SECONDS
+    with no_network(), mock.patch.object(fuzz_harness, "MOST_SECONDS", most):
         found = watch(area, None, Outcomes("a"))
     assert (found is None) if violation is None else found.startswith(violation) or violation in found
 
