@@ -10,7 +10,10 @@ WRONG = [
     ({"width": 126.0}, "width is 126.0; give a whole number"),
     ({"height": 0}, "height is 0; give 1 or more"),
     ({"height": 14 * 10**30}, "height x width is 14.* x .*; give 50000000 pixels at most"),
-    ({"mllm_config": {"vision_config": {"num_hidden_layers": -1}}}, "vision_config.num_hidden_layers is -1; give 1"),
+    (
+        {"mllm_config": {"text_config": {"model_type": "llama", "num_hidden_layers": -1}}},
+        "mllm_config.text_config.num_hidden_layers is -1; give 1 or more",
+    ),
     ({"width": -14}, "width is -14; give 1 or more"),
     ({"reid_on": "text"}, "reid_on is 'text'; give 'llm' or 'vision' or 'both'"),
     ({"test_feature": "both"}, "test_feature is 'both'; give 'llm' or 'vision' or 'concat'"),
