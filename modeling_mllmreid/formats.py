@@ -4,11 +4,12 @@ What a model does not name is kept as it is (`extra="allow"`), so that newer and
 """
 
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from .errors import UserError
@@ -28,17 +29,33 @@ def read_json(path: str | os.PathLike[str], kind: type[Kind], *, remedy: str = "
     Raises UserError naming the file, the field and what was expected there: where the file cannot be read, is larger
     than 1 GiB, is not UTF-8, not JSON, or does not fit.
     """
+    return parse_json(read_file(path, remedy=remedy), kind, where=os.fspath(path), remedy=remedy)
+
+
+def read_file(path: str | os.PathLike[str], *, remedy: str = "restore the file") -> bytes:
+    """The bytes of a file that comes from outside. Raises UserError where it cannot be read, and for a pipe or a
+    device, which would never end, and for more than 1 GiB."""
     try:
-        if os.path.getsize(path) > MAX_BYTES:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise UserError(f"{os.fspath(path)}: is a pipe or a device, not a file: {remedy}")
+        if found.st_size > MAX_BYTES:
             raise UserError(f"{os.fspath(path)}: larger than 1 GiB, which no file of this kind is: {remedy}")
-        content = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{os.fspath(path)}: cannot be read ({error.strerror}): {remedy}") from error
     except ValueError as error:  # a path with a NUL
         if isinstance(error, UserError):
             raise
         raise UserError(f"{os.fspath(path)!r}: is no path ({error})") from error
-    return parse_json(content, kind, where=os.fspath(path), remedy=remedy)
+
+
+def refuse_special_files(folder: str | os.PathLike[str]) -> None:
+    """Raises UserError for a pipe or a device in a folder or in its sub-folders: a library that opens one waits."""
+    for pattern in ("*", "*/*"):
+        for path in Path(folder).glob(pattern):
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise UserError(f"{path}: is a pipe or a device, not a file: remove it")
 
 
 def parse_json(content: bytes | str, kind: type[Kind], *, where: str, remedy: str = "restore the file") -> Kind:
@@ -425,6 +442,9 @@ class WorldFile(Format):
     world: Text
     version: int
 
+
+# What `data.readers.matlab_process` prints: variables of a MATLAB file by their names.
+MatlabVariables = dict[str, JsonValue]
 
 # The reports by the names under which this program writes them.
 BY_NAME: Mapping[str, Any] = {

@@ -49,6 +49,7 @@ def check_output_folder(folder: AnyPath, *, inputs: Sequence[AnyPath] = (), need
     The folder may not lie inside a folder that is read (`inputs`). Raises UserError as `check_output` does.
     """
     folder = Path(folder)
+    _check_name(folder)
     if folder.is_symlink():
         raise UserError(f"output {folder}: is a symbolic link: {REMEDY}")
     if _exists(folder) and not folder.is_dir():
@@ -199,16 +200,24 @@ def _exists(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-def _check_kind(path: Path, inputs: Sequence[AnyPath]) -> None:
-    """Raises UserError for what no file may replace."""
-    if not path.name or "\0" in str(path):
-        raise UserError(f"output {str(path)!r}: is no file name: {REMEDY}")
+def _check_name(path: Path) -> None:
+    """Raises UserError for what no file or folder can be called."""
     try:
-        mode = path.lstat().st_mode
+        os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
-        mode = None
+        pass
     except OSError as error:
         raise UserError(f"output {path}: cannot be written ({error.strerror}): {REMEDY}") from error
+    except ValueError as error:  # NUL, or letters that no encoding has
+        raise UserError(f"output {str(path)!r}: is no file name: {REMEDY}") from error
+
+
+def _check_kind(path: Path, inputs: Sequence[AnyPath]) -> None:
+    """Raises UserError for what no file may replace."""
+    _check_name(path)
+    if not path.name:
+        raise UserError(f"output {str(path)!r}: is no file name: {REMEDY}")
+    mode = path.lstat().st_mode if _exists(path) else None
     if mode is not None:
         if stat.S_ISLNK(mode):
             raise UserError(f"output {path}: is a symbolic link: {REMEDY}")
@@ -223,7 +232,8 @@ def _check_kind(path: Path, inputs: Sequence[AnyPath]) -> None:
 
 def _check_writable(path: Path, needs_bytes: int) -> None:
     """Raises UserError where no file can be made where `path` is to be, or the disk has too little space."""
-    there = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
+    # A link that leads nowhere is there: no folder can be made in its place.
+    there = next((parent for parent in path.absolute().parents if _exists(parent)), Path("/"))
     try:
         with tempfile.TemporaryFile(dir=there):
             pass

@@ -1,5 +1,6 @@
 """The processes that a launcher started, of which this is one, and what they tell each other besides gradients."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -116,6 +117,26 @@ def on_main(function: Callable[Given, Value], *args: Given.args, **kwargs: Given
     if isinstance(result[0], UserError):
         raise result[0]
     return result[0]  # type: ignore[return-value]
+
+
+def is_first_to_say(message: str) -> bool:
+    """Whether no other process of this launch has said this: all of them make the mistakes of one command line.
+
+    Several count in the store of torchrun or `accelerate launch`, which is there before they know each other. Of other
+    launchers every process is the first.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or _count(os.environ, "WORLD_SIZE") < 2:
+        return True
+    try:
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=5)
+        )
+        # A restart of the same launch says it again.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        key = f"mllmreid/{attempt}/{hashlib.sha256(message.encode(errors='backslashreplace')).hexdigest()}"
+        return store.add(key, 1) == 1
+    except (RuntimeError, KeyError, ValueError):
+        return True
 
 
 def gather_on_main(value: Value) -> list[Value]:

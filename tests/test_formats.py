@@ -1,9 +1,11 @@
 """JSON from outside: every fault is one line with the file, the field and what was expected."""
 
 import json
+import os
 
 import pytest
 
+from modeling_mllmreid.data.texts import read_records
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.formats import (
     BY_NAME,
@@ -15,6 +17,7 @@ from modeling_mllmreid.formats import (
     TorchreidPersonSplit,
     check_content,
     parse_json,
+    read_file,
     read_json,
 )
 
@@ -80,6 +83,12 @@ def test_files_that_cannot_be_read(tmp_path):
     for path in (tmp_path, tmp_path / "none.json", "a\0b.json"):
         with pytest.raises(UserError, match="cannot be read|is no path"):
             read_json(path, SplitsFile)
+    # Reading one of these would never end.
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for path in ("/dev/zero", tmp_path / "pipe.jsonl"):
+        for read in (lambda path: read_json(path, SplitsFile), read_records, read_file):
+            with pytest.raises(UserError, match="is a pipe or a device, not a file"):
+                read(path)
 
 
 def test_good_content_is_kept_with_what_is_not_named(tmp_path):

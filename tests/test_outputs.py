@@ -12,6 +12,7 @@ from PIL import Image
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation.report import write_json
 from modeling_mllmreid.outputs import check_output, check_output_folder, folder_aside, png_info, written_aside
+from modeling_mllmreid.retrieval.index import check_embeddings_output
 
 WORLD = {"world": "street", "version": 1}
 
@@ -116,6 +117,20 @@ def test_unwritable_places(tmp_path):
             check_output(path)
         with pytest.raises(UserError), folder_aside(path):
             pass
+    # A link that leads nowhere is found before the work, not after it.
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "at all")
+    for check in (check_output, check_output_folder):
+        with pytest.raises(UserError, match="cannot be written"):
+            check(tmp_path / "dangling" / "x")
+    for check in (check_output, check_output_folder, check_embeddings_output):
+        for name, words in (
+            ("a\0b", "is no file name"),
+            ("\ud800", "is no file name"),
+            ("x" * 300, "cannot be written"),
+        ):
+            for path in (tmp_path / name, tmp_path / name / "below"):
+                with pytest.raises(UserError, match=words):
+                    check(path, inputs=[tmp_path])
 
 
 def test_a_new_folder_is_absent_or_empty_and_not_in_what_is_read(tmp_path):

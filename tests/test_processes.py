@@ -1,12 +1,15 @@
 """What a launcher left in the environment."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
+import torch.distributed as dist
 from accelerate import DistributedType
 
 from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.processes import refuse_lost_processes
+from modeling_mllmreid.processes import is_first_to_say, refuse_lost_processes
 
 
 def state(processes: int, kind: DistributedType = DistributedType.NO) -> SimpleNamespace:
@@ -42,3 +45,23 @@ def test_a_launch_that_lost_its_processes_is_refused(place, environ, said):
 )
 def test_a_launch_that_is_what_was_meant_goes_on(place, environ):
     refuse_lost_processes(place, environ)
+
+
+def test_of_the_processes_of_a_launch_the_first_says_a_mistake(monkeypatch):
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    launched = {"TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": "2"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.port)}
+    for name, value in {**launched, **place}.items():
+        monkeypatch.setenv(name, value)
+    said = [is_first_to_say("a"), is_first_to_say("a"), is_first_to_say("of one alone")]
+    assert said == [True, False, True]
+    monkeypatch.delenv("MASTER_PORT")
+    assert is_first_to_say("a")
+
+
+@pytest.mark.slow
+def test_two_processes_say_their_common_mistake_once():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*command, "run_reid.py", "embed", "--modle", "x"], capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert lines == ["error: embed: unknown field '--modle': did you mean '--model'?"]

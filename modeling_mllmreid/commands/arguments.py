@@ -1,11 +1,14 @@
 """Options that several commands share, one dataclass per concern."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from ..data.readers import READERS
+from ..errors import UserError
+from ..ranges import AtMostMillions, CountOrZero, NotNegative, Pixels, Processes, Seed, Share
 from ..text.licences import normal_licence
 
 
@@ -45,8 +48,8 @@ class LicenceArguments:
 class MethodArguments:
     """Fields of the model's configuration. What is not given is the checkpoint's own, or a new model's default."""
 
-    height: int | None = field(default=None, metadata={"help": "Height in pixels that crops are resized to."})
-    width: int | None = field(default=None, metadata={"help": "Width in pixels that crops are resized to."})
+    height: Pixels | None = field(default=None, metadata={"help": "Height in pixels that crops are resized to."})
+    width: Pixels | None = field(default=None, metadata={"help": "Width in pixels that crops are resized to."})
     test_feature: Literal["llm", "vision", "concat"] | None = field(
         default=None, metadata={"help": "The feature that embeddings are made of."}
     )
@@ -60,12 +63,14 @@ class MethodArguments:
     loss_lambda: float | None = field(
         default=None, metadata={"help": "The balance: (1 - loss_lambda) * language loss + loss_lambda * ReID loss."}
     )
-    id_weight: float | None = field(default=None, metadata={"help": "Weight of the ID loss in the ReID loss."})
-    triplet_weight: float | None = field(
+    id_weight: NotNegative | None = field(default=None, metadata={"help": "Weight of the ID loss in the ReID loss."})
+    triplet_weight: NotNegative | None = field(
         default=None, metadata={"help": "Weight of the triplet loss in the ReID loss."}
     )
-    label_smoothing: float | None = field(default=None, metadata={"help": "Label smoothing of the ID loss."})
-    triplet_margin: float | None = field(default=None, metadata={"help": "Margin of the batch-hard triplet loss."})
+    label_smoothing: Share | None = field(default=None, metadata={"help": "Label smoothing of the ID loss."})
+    triplet_margin: NotNegative | None = field(
+        default=None, metadata={"help": "Margin of the batch-hard triplet loss."}
+    )
     triplet_soft_margin: bool | None = field(
         default=None, metadata={"help": "Soft margin log(1 + exp(d)) in place of the hinge."}
     )
@@ -78,7 +83,7 @@ class MethodArguments:
     vision_layer: int | None = field(
         default=None, metadata={"help": "Tower layer whose patches are pooled; by default the one that the LLM reads."}
     )
-    distillation_weight: float | None = field(
+    distillation_weight: NotNegative | None = field(
         default=None, metadata={"help": "Weight of the distillation of the text branch into the image branch."}
     )
     reid_text: bool | None = field(
@@ -98,7 +103,7 @@ class DataArguments:
         metadata={"help": f"A reader ({', '.join(READERS)}), or a folder saved by save_to_disk with the same columns."}
     )
     data_dir: str | None = field(default=None, metadata={"help": "The reader's folder."})
-    data_dirs: dict | None = field(
+    data_dirs: dict[str, str] | None = field(
         default=None,
         metadata={"help": "For several sets (a+b, a>b, P-1, P-2:a, P-3:a): each one's folder, as JSON."},
     )
@@ -109,7 +114,7 @@ class DataArguments:
     train_part: Literal["with_val", "without_val"] | None = field(
         default=None, metadata={"help": "msmt17: train with list_val (the default, 32,621 images) or without."}
     )
-    split: int | None = field(
+    split: CountOrZero | None = field(
         default=None,
         metadata={"help": "viper, prid, grid, ilids: which of the ten (or a file's) splits, from 0."},
     )
@@ -119,7 +124,7 @@ class DataArguments:
     distractors: str | None = field(
         default=None, metadata={"help": "market1501: the folder in data_dir with the 500,000 further distractors."}
     )
-    columns: dict | None = field(
+    columns: dict[str, str] | None = field(
         default=None,
         metadata={"help": 'Ours: theirs, such as \'{"person_id": "pid"}\': reads any data set of the Hub or on disk.'},
     )
@@ -129,7 +134,7 @@ class DataArguments:
     test_share: float | None = field(
         default=None, metadata={"help": "Share of the people that made test parts take; by default 0.5."}
     )
-    split_seed: int | None = field(
+    split_seed: Seed | None = field(
         default=None, metadata={"help": "Of the people drawn into made parts; by default 0."}
     )
     on_error: Literal["stop", "skip"] = field(
@@ -142,6 +147,15 @@ class DataArguments:
         if self.test_share is not None and not 0 < self.test_share < 1:
             raise ValueError(f"test_share {self.test_share}: give a share above 0 and below 1")
 
+    def refuse_inside(self, folder: str) -> None:
+        """Raises UserError for a folder of results that the reader `folders` would take for a person the next time."""
+        if self.dataset != "folders" or self.data_dir is None:
+            return
+        if Path(folder).resolve().is_relative_to(Path(self.data_dir).resolve()):
+            raise UserError(
+                f"output_dir {folder}: lies inside {self.data_dir}, where each folder is a person: give another folder"
+            )
+
     def options(self) -> dict[str, Any]:
         """What `load_reid_dataset` takes besides the name."""
         options = {name: value for name, value in asdict(self).items() if name != "dataset"}
@@ -152,8 +166,10 @@ class DataArguments:
 class EmbeddingArguments:
     """How images go through the model."""
 
-    batch_size: int = field(default=64, metadata={"help": "Images that go through the model at once."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that open and resize images; 0: none besides."})
+    batch_size: AtMostMillions = field(default=64, metadata={"help": "Images that go through the model at once."})
+    num_workers: Processes = field(
+        default=0, metadata={"help": "Processes that open and resize images; 0: none besides."}
+    )
     flip_test: bool = field(default=False, metadata={"help": "Average the features of an image and its mirror image."})
 
     def __post_init__(self) -> None:

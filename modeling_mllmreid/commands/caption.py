@@ -9,6 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from ..data import load_reid_dataset
 from ..errors import UserError
 from ..model.crops import processor_files
+from ..ranges import AtMostMillions, Count, Positive, Seed
 from ..text.captioning import write_captions
 from ..text.instructions import STANDARD_INSTRUCTION, STANDARD_POOL
 from ..text.licences import licence_of
@@ -26,12 +27,12 @@ class CaptionArguments:
     prompts: Literal["one", "pool"] = field(
         default="pool", metadata={"help": "One prompt for all, or one drawn from a pool for each caption."}
     )
-    captions_per_image: int = field(default=2, metadata={"help": "Captions of each image."})
-    max_new_tokens: int = field(default=64, metadata={"help": "A caption's tokens at most."})
-    batch_size: int = field(default=16, metadata={"help": "Captions written at once."})
+    captions_per_image: AtMostMillions = field(default=2, metadata={"help": "Captions of each image."})
+    max_new_tokens: Count = field(default=64, metadata={"help": "A caption's tokens at most."})
+    batch_size: Count = field(default=16, metadata={"help": "Captions written at once."})
     do_sample: bool = field(default=False, metadata={"help": "Draw the captions at random, not the likeliest."})
-    temperature: float = field(default=1.0, metadata={"help": "Of the draws: above 1 more varied, below 1 less."})
-    seed: int = field(default=0, metadata={"help": "Of the prompts and the draws."})
+    temperature: Positive = field(default=1.0, metadata={"help": "Of the draws: above 1 more varied, below 1 less."})
+    seed: Seed = field(default=0, metadata={"help": "Of the prompts and the draws."})
 
 
 def main(argv: list[str]) -> None:

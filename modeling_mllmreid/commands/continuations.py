@@ -8,6 +8,7 @@ from transformers import LlavaForConditionalGeneration
 
 from ..data import load_reid_dataset
 from ..errors import UserError
+from ..ranges import Count, Positive, Seed
 from ..text import instruction_texts, write_continuations
 from ..text.licences import licence_of
 from .arguments import DataArguments, LicenceArguments, ModelArguments
@@ -23,11 +24,11 @@ class ContinuationArguments:
     instruction: Literal["common", "standard"] = field(
         default="common", metadata={"help": "The Common Instruction, or a standard person-description prompt."}
     )
-    max_new_tokens: int = field(default=32, metadata={"help": "Length of every text in tokens."})
-    batch_size: int = field(default=64, metadata={"help": "Captions continued at once."})
+    max_new_tokens: Count = field(default=32, metadata={"help": "Length of every text in tokens."})
+    batch_size: Count = field(default=64, metadata={"help": "Captions continued at once."})
     do_sample: bool = field(default=False, metadata={"help": "Draw the texts at random in place of the likeliest."})
-    temperature: float = field(default=1.0, metadata={"help": "Of the draws: above 1 more varied, below 1 less."})
-    seed: int = field(default=0, metadata={"help": "Of the draws."})
+    temperature: Positive = field(default=1.0, metadata={"help": "Of the draws: above 1 more varied, below 1 less."})
+    seed: Seed = field(default=0, metadata={"help": "Of the draws."})
 
 
 def main(argv: list[str]) -> None:

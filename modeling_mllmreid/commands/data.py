@@ -37,6 +37,7 @@ def main(argv: list[str]) -> None:
     folder = Path(args.output_dir)
     for name in ("data.json", *(["sheet.png"] if args.images else [])):
         check_output(folder / name)
+    data_args.refuse_inside(args.output_dir)
     notes: list[str] = []
     dataset, verdict = load_with_verdict(data_args, notes)
     leaks = shared_people(dataset)

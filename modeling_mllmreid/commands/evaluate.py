@@ -36,6 +36,7 @@ from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReID
 from ..model.quantization import quantized_as
 from ..outputs import check_output
 from ..processes import on_main
+from ..ranges import Count
 from ..retrieval import Ranking, distance_blocks, expand_queries, rank_gallery, rerank_blocks
 from .arguments import DataArguments, EmbeddingArguments, MethodArguments, ModelArguments
 from .loading import load_encoder, to_device
@@ -72,7 +73,7 @@ class EvaluateArguments:
     pool_tracks: bool = field(
         default=False, metadata={"help": "Average the images of a track, column track_id, to one query or gallery row."}
     )
-    splits: int = field(
+    splits: Count = field(
         default=1, metadata={"help": "viper, prid, grid, ilids: average over so many of the ten (or a file's) splits."}
     )
     rerank: bool = field(
@@ -126,6 +127,7 @@ def main(argv: list[str]) -> None:
     if args.plots:
         figure_class()
     on_main(check_outputs, args, inputs=[*filter(None, (model_args.model, data_args.data_dir))])
+    data_args.refuse_inside(args.output_dir)
     if args.splits > 1:
         return evaluate_splits(model_args, method_args, data_args, embedding_args, args)
     notes: list[str] = []

@@ -2,15 +2,18 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from ..errors import UserError
+from ..errors import UserError, raised_here
+from ..formats import refuse_special_files
 from ..model import (
     ImageEncoder,
     ImageEncoderProcessor,
@@ -61,7 +64,7 @@ def load_model(
         refuse_other_adapters(own, stored_adapters, name)
     if kind == MllmReIDVisionConfig.model_type:
         raise UserError(f"model {name}: a vision form has no language model: give the checkpoint it was exported from")
-    try:
+    with _refusing(name):
         if kind == "llava":
             size = {side: fields[side] for side in ("height", "width") if side in fields}
             processor = MllmReIDProcessor.from_mllm_pretrained(name, **at, **size)
@@ -70,14 +73,14 @@ def load_model(
             model = MllmReIDModel.from_mllm_pretrained(name, **weights, **fields)
         else:
             config = changed_config(read_config(MllmReIDConfig, name, at), fields)
+            if config.image_prefix_ids is None:
+                raise ValueError("config.json has no image_prefix_ids, the prompt in front of an image: get it again")
             processor = MllmReIDProcessor.from_pretrained(name, trust_remote_code=False, **at)
             processor.image_processor.size = {"height": config.height, "width": config.width}
             if config.backbone is not None:
                 # Its own weights are float32 whatever this is.
                 weights |= {"dtype": dtype, "is_trainable": adapters is not None}
             model = MllmReIDModel.from_pretrained(name, config=config, trust_remote_code=False, **weights)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model {name}: {_one_line(error)}") from error
     if adapters is not None and model.config.backbone is None:
         # A folder is named so that the checkpoint loads from any working directory.
         backbone = os.path.abspath(name) if os.path.isdir(name) else name
@@ -112,15 +115,13 @@ def adapters_of(arguments: ModelArguments) -> dict[str, Any] | None:
     """
     if model_type(arguments) != MllmReIDConfig.model_type:
         return None
-    try:
+    with _refusing(arguments.model):
         hub = hub_place(arguments)
         config = read_config(MllmReIDConfig, arguments.model, hub)
         if config.backbone is None:
             return None
         lora, weights = (None, {}) if config.adapter is None else read_adapter(arguments.model, config.adapter, hub)
         return adapters_of_checkpoint(config, lora, weights)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"model {arguments.model}: {_one_line(error)}") from error
 
 
 def settle_adapters(arguments: ModelArguments, given: Mapping[str, Any]) -> AdapterArguments:
@@ -146,12 +147,10 @@ def commit_of(arguments: ModelArguments) -> str | None:
 def load_config(arguments: ModelArguments, fields: dict[str, Any]) -> MllmReIDConfig:
     """The configuration that `load_model` would build from, without weights. Raises UserError as there."""
     at = hub_place(arguments)
-    try:
+    with _refusing(arguments.model):
         if model_type(arguments) == "llava":
             return MllmReIDConfig(mllm_config=native_config(arguments.model, at), **fields)
         return changed_config(read_config(MllmReIDConfig, arguments.model, at), fields)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {arguments.model}: {_one_line(error)}") from error
 
 
 def load_encoder(
@@ -164,11 +163,9 @@ def load_encoder(
     at: dict[str, Any] = {**hub_place(arguments), "trust_remote_code": False}
     if fields:
         raise UserError(f"model {name}: a vision form has its settings from its export: leave out {', '.join(fields)}")
-    try:
+    with _refusing(name):
         processor = MllmReIDVisionProcessor.from_pretrained(name, **at)
         return MllmReIDVisionModel.from_pretrained(name, dtype=arguments.torch_dtype, **at), processor
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {name}: {_one_line(error)}") from error
 
 
 def load_writer(kind: Any, arguments: ModelArguments) -> Any:
@@ -178,20 +175,16 @@ def load_writer(kind: Any, arguments: ModelArguments) -> Any:
     """
     name, at = arguments.model, hub_place(arguments)
     options = {**at, "dtype": arguments.torch_dtype, "trust_remote_code": False}
-    try:
+    with _refusing(name, "not loadable as an image-text-to-text model"):
         stored = read_config(AutoConfig, name, at, trust_remote_code=False)
         # Weights that the class has no place for are another class's, as of a head for training.
         return load_whole(kind.from_pretrained, name, at, options, stored=stored, left=[""])[0]
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model {name}: not loadable as an image-text-to-text model ({_one_line(error)})") from error
 
 
 def load_native_processor(arguments: ModelArguments) -> MllmReIDProcessor:
     """The processor of a native LLaVA. Raises UserError for a name that cannot be loaded."""
-    try:
+    with _refusing(arguments.model):
         return MllmReIDProcessor.from_mllm_pretrained(arguments.model, revision=arguments.revision)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model {arguments.model}: {_one_line(error)}") from error
 
 
 def to_device(model: nn.Module) -> None:
@@ -201,13 +194,11 @@ def to_device(model: nn.Module) -> None:
 
 def model_type(arguments: ModelArguments) -> str:
     """What lies under the name: "mllmreid", "mllmreid_vision" or "llava". Raises UserError for anything else."""
-    try:
+    if os.path.isdir(arguments.model):
+        refuse_special_files(arguments.model)
+    remedy = "give a checkpoint's folder (for --dry_run its config.json is enough) or a Hub name"
+    with _refusing(arguments.model, "not loadable", remedy):
         kind = (read_fields(arguments.model, CONFIG, hub_place(arguments), required=True) or {}).get("model_type")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model {arguments.model}: not loadable ({_one_line(error)}): give a checkpoint's folder (for --dry_run "
-            "its config.json is enough) or a Hub name"
-        ) from error
     if kind not in (MllmReIDConfig.model_type, MllmReIDVisionConfig.model_type, "llava"):
         raise UserError(
             f"model {arguments.model}: of type {repr(kind)[:60]}: give a native LLaVA or a checkpoint of ours"
@@ -220,5 +211,21 @@ def hub_place(arguments: ModelArguments) -> dict[str, Any]:
     return {} if arguments.revision is None else {"revision": arguments.revision}
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+@contextmanager
+def _refusing(name: str, what: str = "", remedy: str = "") -> Iterator[None]:
+    """Turns what a broken or foreign model raises within the block into one line, in whatever library it does.
+
+    What our own code stumbles over stays as it is: that is our fault.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        expected = isinstance(error, OSError | ValueError | ImportError | SafetensorError)
+        if not expected and raised_here(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        reason = reason if expected else f"{type(error).__name__}: {reason}"
+        said = f"{what} ({reason})" if what else reason
+        raise UserError(f"model {name}: {said}{f': {remedy}' if remedy else ''}") from error

@@ -8,6 +8,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from ..data import load_reid_dataset
+from ..data.leaks import shared_people_lines
 from ..data.prepare import read_prepared, write_prepared
 from ..errors import UserError
 from ..outputs import check_output_folder
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
     facts |= {"CUHK03's boxes": data_args.boxes}
     name = _last_name(data_args.dataset) or "data"
     write_prepared(args.output, dataset, name=name, embed=args.embed, facts=facts, inputs=folders)
-    for note in notes:
+    for note in [*notes, *(f"leak: {line}" for line in shared_people_lines(dataset))]:
         print(note)
     print(f"{sum(map(len, dataset.values())):,} rows in {', '.join(dataset)}: {args.output}")
     if args.push_to:

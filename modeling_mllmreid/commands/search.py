@@ -31,9 +31,7 @@ TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
 class SearchArguments:
     """The queries, the embeddings, and what is shown."""
 
-    query: list[str] = field(
-        metadata={"help": "Image of the person to look for; several give a row each.", "action": "extend"}
-    )
+    query: list[str] = field(metadata={"help": "Image of the person to look for; several give a row each."})
     embeddings: str = field(metadata={"help": "Folder written by the embed command."})
     output: str = field(default="sheet.png", metadata={"help": "PNG file for the queries and what was found."})
     top_k: int = field(default=10, metadata={"help": "How many images to list; the sheet shows at most 20 of them."})

@@ -78,6 +78,7 @@ def main(argv: list[str]) -> None:
     adapter_args = settle_adapters(model_args, given)
     if run_args.dry_run:
         return dry_run(model_args, method_args, adapter_args, batch_args, training_args)
+    data_args.refuse_inside(str(training_args.output_dir))
     folders = [data_args.data_dir, *(data_args.data_dirs or {}).values()]
     folders += [] if data_args.dataset in READERS else [data_args.dataset]
     check_start(training_args, model=model_args.model, data=[str(folder) for folder in folders if folder])

@@ -104,7 +104,17 @@ def id_text(value: Any) -> str | None:
 def known_id_text(value: Any) -> str | None:
     """`id_text` of a camera, track or clothes: -1 says that it is unknown, as a number and as text."""
     text = id_text(value)
-    return None if text in UNKNOWN_TEXTS else text
+    return None if text is None or text.strip() in UNKNOWN_TEXTS else text
+
+
+def refuse_rounded(values: pa.Array | pa.ChunkedArray, where: str) -> None:
+    """Raises UserError for ids in floats of 16 or 32 bits that are so large that two ids may have become one."""
+    most = {pa.float16(): 2**11, pa.float32(): 2**24}.get(values.type)
+    if most is not None and any(abs(value) >= most for value in values.to_pylist() if value is not None):
+        raise UserError(
+            f"{where} is {values.type}, which holds no whole number from {most:,} exactly: save it as text or as whole "
+            "numbers"
+        )
 
 
 def number_names(names: Iterable[str | None]) -> dict[str, int]:

@@ -63,8 +63,9 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
 
 
 class ImageList(NamedTuple):
-    """What a folder holds. names: its images, sorted, with forward slashes. left_out: its other files that a user may
-    take for images, sorted. hidden: how many files and folders of the system were passed over."""
+    """What a folder holds. names: its images, sorted, with forward slashes: regular files and links to such. left_out:
+    what else a user may take for images, sorted: other files, broken links, and pipes, sockets and devices, which
+    would hold up the one that opens them. hidden: how many files and folders of the system were passed over."""
 
     names: list[str]
     left_out: list[str]
@@ -90,7 +91,7 @@ def is_image_name(name: str) -> bool:
 
 def list_images(folder: str | os.PathLike[str]) -> ImageList:
     """The images directly in a folder. Raises UserError where it cannot be listed."""
-    return _listed((entry.name, _is_folder(entry)) for entry in _entries(folder))
+    return _listed((entry.name, entry) for entry in _entries(folder))
 
 
 def list_image_tree(folder: str | os.PathLike[str]) -> ImageList:
@@ -101,13 +102,13 @@ def list_image_tree(folder: str | os.PathLike[str]) -> ImageList:
     """
     root = Path(folder)
 
-    def walk(below: str) -> Iterator[tuple[str, bool]]:
+    def walk(below: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
         for entry in _entries(root / below):
             name = f"{below}/{entry.name}" if below else entry.name
             if entry.is_dir(follow_symlinks=False) and not is_hidden(entry.name):
                 yield from walk(name)
             else:
-                yield name, _is_folder(entry)
+                yield name, entry
 
     return _listed(walk(""))
 
@@ -125,17 +126,23 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
-def _listed(found: Iterator[tuple[str, bool]]) -> ImageList:
-    """Sorts (name, is a folder) into images, files that are none, and what is hidden; folders are no files."""
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a regular file or leads to one; a link that leads around is none."""
+    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
+
+
+def _listed(found: Iterator[tuple[str, os.DirEntry[str]]]) -> ImageList:
+    """Sorts (name, entry) into images, what is none, and what is hidden; folders are neither."""
     names: list[str] = []
     left_out: list[str] = []
     hidden = 0
-    for name, is_folder in found:
-        last = name.rpartition("/")[2]
-        if is_hidden(last):
+    for name, entry in found:
+        if is_hidden(entry.name):
             hidden += 1
-        elif not is_folder:
-            (names if is_image_name(last) else left_out).append(name)
+        elif is_image_name(entry.name) and _is_file(entry):
+            names.append(name)
+        elif not _is_folder(entry):
+            left_out.append(name)
     return ImageList(sorted(names), sorted(left_out), hidden)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from ..errors import UserError
+from ..formats import refuse_special_files
 from ..outputs import check_output, written_aside
 from .columns import image_sources, person_names, with_contract_columns
 from .combine import Combination, combine, parse_combination
@@ -107,11 +108,16 @@ def _read(
         given = [*([] if data_dir is None else ["data_dir"]), *drawing, *options]
         if columns is not None:
             _refuse_options(f"data set {name} is read by its columns", given)
-            return read_mapped(name, columns)
-        if HUB_NAME.fullmatch(name) and not os.path.exists(name):
+            dataset = read_mapped(name, columns)
+        elif HUB_NAME.fullmatch(name) and not os.path.exists(name):
             _refuse_options(f"data set {name} is of the Hub", given)
-            return read_prepared(name)
-        return _load_saved(Path(name), given)
+            dataset = read_prepared(name)
+        else:
+            dataset = _load_saved(Path(name), given)
+        sources = {source for part in dataset.values() for source in part.unique("source")}
+        if not sources <= READERS.keys() - OWN.keys():
+            _note_tested(dataset, name, problems)
+        return dataset
     if data_dir is None:
         raise UserError(f"data set {name}: data_dir is not given: give the folder that holds it")
     known = [option for option in inspect.signature(reader).parameters if option not in ("data_dir", "problems")]
@@ -122,11 +128,15 @@ def _read(
     if list(dataset) != [WHOLE]:
         _refuse_options(f"data set {name} in {data_dir} has splits of its own", list(drawing))
         if name in OWN:
-            people = [person for part in dataset.values() for person in person_names(part)]
-            note_tested(dataset, people, OWN[name], problems)
+            _note_tested(dataset, OWN[name], problems)
         return dataset
     path = Path(data_dir) / "splits.json" if splits_file is None else splits_file
     return make_splits(dataset[WHOLE], path, test_share=test_share, seed=split_seed, problems=problems)
+
+
+def _note_tested(dataset: DatasetDict, where: str, problems: Problems) -> None:
+    """Notes how many of own data's people are tested on. where: what its splits come from."""
+    note_tested(dataset, (person for part in dataset.values() for person in person_names(part)), where, problems)
 
 
 def _refuse_options(what: str, given: Sequence[str]) -> None:
@@ -168,6 +178,7 @@ def _load_saved(path: Path, given: Sequence[str]) -> DatasetDict:
         )
     if given:
         raise UserError(f"{path} is a saved data set, {', '.join(given)} does not apply: leave it out or name a reader")
+    refuse_special_files(path)
     try:
         if (path / "data").is_dir() and any((path / "data").glob("*.parquet")):
             return read_prepared(path)

@@ -13,7 +13,16 @@ from datasets.packaged_modules.csv.csv import Csv
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 
 from ..errors import UserError
-from .columns import FEATURES, FURTHER, SPLITS, id_text, known_id_text, number_names, refuse_rows_without_image
+from .columns import (
+    FEATURES,
+    FURTHER,
+    SPLITS,
+    id_text,
+    known_id_text,
+    number_names,
+    refuse_rounded,
+    refuse_rows_without_image,
+)
 from .local import (
     are_shards,
     file_names,
@@ -165,6 +174,7 @@ def _names(part: Dataset, where: str) -> Names:
         feature = part.features[column]
         if not isinstance(feature, Value | ClassLabel):
             raise UserError(f"{where}: column {column} is {feature!s:.100}: give one text or number a row")
+        refuse_rounded(part.with_format("arrow")[:][column], f"{where}: column {column}")
         labels = feature.names if isinstance(feature, ClassLabel) else None
         names[column] = []
         for row, value in enumerate(part[column][:]):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from datasets import Dataset
 
 from ..errors import UserError
-from ..formats import CaptionRecordLine, TextRecordLine, parse_json
+from ..formats import CaptionRecordLine, TextRecordLine, parse_json, read_file
 from .columns import FEATURES
 
 # How every line begins, and more bytes than any has.
@@ -106,10 +106,7 @@ def read_records(
     A last line without its line end was torn by a kill and does not count.
     Raises UserError naming the file, and the line (from 1) that is no record or gives a caption another continuation.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): give the texts file's path") from error
+    content = read_file(path, remedy="give the texts file's path")
     return _parsed(content, kind, where=str(path))
 
 

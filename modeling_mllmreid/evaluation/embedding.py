@@ -42,7 +42,9 @@ def embed_images(
     if device is not None:
         nn.Module.to(model, device)
     share = share_of_batches(len(images), batch_size)
-    loader = DataLoader(_Images(images), batch_sampler=share, num_workers=num_workers, collate_fn=_Collate(processor))
+    # No more processes than there are batches to make.
+    workers = min(num_workers, len(share))
+    loader = DataLoader(_Images(images), batch_sampler=share, num_workers=workers, collate_fn=_Collate(processor))
 
     def features_of(batch: Tensor | UserError) -> dict[str, Tensor]:
         # Raised here: what a worker process raises would reach the user as a traceback.

@@ -5,8 +5,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .images import MAX_PIXELS
-
+LARGEST_SIDE = 4096
 WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
 
 
@@ -37,10 +36,11 @@ def check_layer(name: str, layer: int, depth: int) -> None:
 
 
 def check_crop_size(config: PreTrainedConfig, vision_config: PreTrainedConfig) -> None:
-    """Raises ValueError where height or width is below 1, no picture's size, or no multiple of the patch size."""
+    """Raises ValueError where height or width is out of 1 to 4096, or no multiple of the tower's patch size."""
     check_range(config, 1, math.inf, "height", "width")
-    if config.height * config.width > MAX_PIXELS:
-        raise ValueError(f"height x width is {config.height} x {config.width}; give {MAX_PIXELS} pixels at most")
+    # Before the memory of such crops is asked for.
+    if max(config.height, config.width) > LARGEST_SIDE:
+        raise ValueError(f"height x width is {config.height} x {config.width}; give at most {LARGEST_SIDE} each")
     patch = getattr(vision_config, "patch_size", None)
     if not _fits(patch, int) or patch < 1:
         raise ValueError(f"vision_config.patch_size is {patch!r}; give a whole number, 1 or more")

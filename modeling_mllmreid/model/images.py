@@ -1,6 +1,7 @@
 """The one safe way to open a picture: known formats, bounded size, every pixel type scaled to 8 bits or refused."""
 
 import os
+import stat
 
 # Pillow's name of a format -> the suffixes of its files. Decoders that only read pixels: Pillow would hand some other
 # formats (EPS, for one) to outside programs.
@@ -39,6 +40,8 @@ def open_image(file, *, max_pixels: int = MAX_PIXELS):
     try:
         if isinstance(file, (str, os.PathLike)) and os.path.exists(file) and not os.path.isfile(file):
             raise OSError("not a file")  # reading from a pipe would wait for ever
+        if isinstance(file, (str, os.PathLike)) and not stat.S_ISREG(os.stat(file).st_mode):
+            raise OSError("a folder, a pipe or a device")
         with Image.open(file, formats=_formats()) as image:
             # Pillow's own limit only warns, and warnings cannot be made errors in one thread alone.
             if image.width * image.height > max_pixels:

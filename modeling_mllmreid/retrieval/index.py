@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..errors import UserError
-from ..formats import EmbeddingsFile, parse_json
+from ..formats import EmbeddingsFile, parse_json, read_file
 from ..locks import only_writer
 from ..outputs import check_output, new_parents, written_aside
 
@@ -45,11 +45,11 @@ def check_embeddings_output(folder: str | os.PathLike[str], *, inputs: Sequence[
         raise UserError(f"output {folder}: is a symbolic link: give the folder itself")
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"output {folder}: is a file, not a folder: give another path")
+    check_output(folder / FEATURES_FILE, ours=_is_features, inputs=inputs)
+    check_output(folder / FACTS_FILE, inputs=inputs)
     for source in map(Path, inputs):
         if os.path.isdir(source) and folder.resolve().is_relative_to(source.resolve()):
             raise UserError(f"output {folder}: lies inside {source}, which is read: give another path")
-    check_output(folder / FEATURES_FILE, ours=_is_features, inputs=inputs)
-    check_output(folder / FACTS_FILE, inputs=inputs)
 
 
 def save_embeddings(
@@ -90,10 +90,7 @@ def load_embeddings(folder: str | os.PathLike[str]) -> Embeddings:
         if not os.path.isfile(folder / name):
             raise UserError(f"{folder}: holds no {name}: give a folder written by the embed command")
     digest, features = _read_features(folder / FEATURES_FILE)
-    try:
-        facts = (folder / FACTS_FILE).read_bytes()
-    except OSError as error:
-        raise UserError(f"{folder / FACTS_FILE}: cannot be read ({error.strerror}): {REMEDY}") from error
+    facts = read_file(folder / FACTS_FILE, remedy=REMEDY)
     if digest != _digest(facts):
         raise UserError(f"{folder}: {FACTS_FILE} does not belong to {FEATURES_FILE}: write the folder again")
     content = parse_json(facts, EmbeddingsFile, where=str(folder / FACTS_FILE), remedy=REMEDY)

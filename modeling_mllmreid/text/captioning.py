@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from jinja2 import TemplateError
 from PIL import Image, ImageOps
 from transformers import GenerationConfig
 
@@ -101,11 +102,17 @@ def describe_images(
 ) -> list[str]:
     """What the model answers to each prompt about its image, on one line. temperature: None for the likeliest text."""
     chats = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}] for prompt in prompts]
-    texts = [processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
     tokenizer = processor.tokenizer
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
     try:
+        texts = [processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
         inputs = processor(images=list(images), text=texts, padding=True, return_tensors="pt").to(mllm.device)
+    except (ValueError, TypeError, AttributeError, KeyError, TemplateError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"model: its processor makes no inputs of an image and a prompt ({reason}): give a model whose files have "
+            "a chat template and the processor's settings"
+        ) from error
     finally:
         tokenizer.padding_side = side
     if "pixel_values" in inputs:

@@ -7,6 +7,7 @@ from transformers import LlavaForConditionalGeneration
 
 from ..data.synthetic import sample_descriptions
 from ..model import MllmReIDProcessor
+from ..ranges import Count, CountOrZero, Pixels, Positive
 from .alignment import align_images
 from .lesson import LanguageLesson, teach_language
 from .llava import build_processor, build_tiny_llava
@@ -22,21 +23,26 @@ LESSONS_VERSION = 2
 class TinyArguments:
     """Sizes of the tiny LLaVA and of its lessons."""
 
-    patch_size: int = field(default=16, metadata={"help": "Side in pixels of the vision tower's patches."})
-    hidden_size: int = field(default=64, metadata={"help": "Width of the vision tower and of the language model."})
-    tower_layers: int = field(default=2, metadata={"help": "Blocks of the vision tower."})
-    lm_layers: int = field(default=2, metadata={"help": "Blocks of the language model."})
-    lesson_people: int = field(default=8000, metadata={"help": "People whose captions the language model learns on."})
-    lesson_steps: int = field(default=800, metadata={"help": "Steps of the language model's lesson."})
-    lesson_batch_size: int = field(default=32, metadata={"help": "Captions in a step of the lesson."})
-    lesson_learning_rate: float = field(default=3e-3, metadata={"help": "Learning rate of the lesson."})
-    alignment_people: int = field(
+    patch_size: Pixels = field(default=16, metadata={"help": "Side in pixels of the vision tower's patches."})
+    hidden_size: Count = field(default=64, metadata={"help": "Width of the vision tower and of the language model."})
+    tower_layers: Count = field(default=2, metadata={"help": "Blocks of the vision tower."})
+    lm_layers: Count = field(default=2, metadata={"help": "Blocks of the language model."})
+    lesson_people: Count = field(default=8000, metadata={"help": "People whose captions the language model learns on."})
+    lesson_steps: Count = field(default=800, metadata={"help": "Steps of the language model's lesson."})
+    lesson_batch_size: Count = field(default=32, metadata={"help": "Captions in a step of the lesson."})
+    lesson_learning_rate: Positive = field(default=3e-3, metadata={"help": "Learning rate of the lesson."})
+    alignment_people: Count = field(
         default=1000, metadata={"help": "People whose images the whole LLaVA learns to describe after that."}
     )
-    alignment_steps: int = field(
+    alignment_steps: CountOrZero = field(
         default=0, metadata={"help": "Steps of this second lesson, the first going on beside; 0: none."}
     )
-    alignment_learning_rate: float = field(default=2e-3, metadata={"help": "Learning rate of the second lesson."})
+    alignment_learning_rate: Positive = field(default=2e-3, metadata={"help": "Learning rate of the second lesson."})
+
+    def __post_init__(self) -> None:
+        # Four attention heads, whose halves are rotated.
+        if self.hidden_size % 8:
+            raise ValueError(f"hidden_size {self.hidden_size}: give a multiple of 8")
 
 
 def build_tiny(

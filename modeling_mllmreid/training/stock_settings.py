@@ -14,6 +14,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..errors import UserError
+from ..ranges import MOST_PROCESSES
 
 Arguments = TypeVar("Arguments", bound=type[TrainingArguments])
 
@@ -85,7 +86,7 @@ RANGES = {
     "per_device_eval_batch_size": AT_LEAST_ONE,
     "save_total_limit": AT_LEAST_ONE,
     "seed": (0, 2**32 - 1),
-    "dataloader_num_workers": NOT_NEGATIVE,
+    "dataloader_num_workers": (0, MOST_PROCESSES),
     "dataloader_prefetch_factor": AT_LEAST_ONE,
     "ddp_bucket_cap_mb": AT_LEAST_ONE,
     "ddp_timeout": AT_LEAST_ONE,

@@ -66,6 +66,8 @@ def test_steps_under_equal_flops():
     [
         ({"contrasts": {"x": ["S", "B1"]}}, "contrasts: 'x': there is no row 'B1': did you mean 'B0'?"),
         ({"contrasts": {"x": ["S"]}}, r"contrasts: 'x' is not \[a, b\]: give two rows, or two lists of rows"),
+        ({"contrasts": {"x": ["S", 1]}}, r"contrasts: 'x' is not \[a, b\]"),
+        ({"contrasts": {"x": [["S"], [None]]}}, r"contrasts: 'x' is not \[a, b\]"),
         ({"rows": {"B0": 3}}, "rows: 'B0' is not a mapping of fields"),
         ({"rows": {}}, "rows: there is none: give at least one"),
         ({"sweep_lambdas": [0.1]}, "sweep_of: is not given: name one of the rows"),

@@ -82,3 +82,20 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="exists and is not empty: remove it or give another"):
         main(flags(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--patch_size", "5"], "demo: height x width is 64 x 32; both must be multiples of the tower's patch size 5"),
+        (["--llm_layer", "50"], "demo: llm_layer is 50; of 1 layers"),
+        (["--cameras", "1"], "cameras: 1: is out of range: give a number at least 2"),
+        (["--lesson_steps", "0"], "lesson_steps: 0: is out of range"),
+        (["--hidden_size", "9"], "hidden_size 9: give a multiple of 8"),
+        (["--output_dir", "/dev/null"], "output_dir /dev/null: exists and is not empty"),
+    ],
+)
+def test_sizes_that_would_end_the_demo_half_way_end_it_before_it_begins(tmp_path, more, message):
+    with pytest.raises(UserError, match=message):
+        main([*flags(tmp_path / "demo"), *more])
+    assert not (tmp_path / "demo").exists()

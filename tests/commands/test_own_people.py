@@ -6,7 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from modeling_mllmreid.commands import data, evaluate, train
+from modeling_mllmreid.commands import data, evaluate, prepare, train
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.retrieval import sheet
 
@@ -85,6 +85,37 @@ def test_evaluate_on_folders_says_how_many(disk, tmp_path, capsys):
         printed = capsys.readouterr().out
         assert "2 of 5 people, parts in splits.json" in printed
         assert "1 files of 1 people are in no part and not used (eve): remove the file to draw" in printed
+
+
+def test_evaluate_on_prepared_people_says_how_many(own, disk, tmp_path, capsys):
+    prepared = str(tmp_path / "prepared")
+    prepare.main([*own([*TESTED, *TRAINED]), "--output", prepared])
+    capsys.readouterr()
+    evaluate.main(["--model", str(disk.ours), "--dataset", prepared, "--output_dir", str(tmp_path / "out")])
+    assert f"tested on 4 of 7 people, parts in {prepared}\n" in capsys.readouterr().out
+
+
+def test_prepare_says_who_is_in_two_parts(own, tmp_path, capsys):
+    prepare.main([*own([*TESTED, *TRAINED, ("anna", "door", "train")]), "--output", str(tmp_path / "out")])
+    assert "leak: anna is in train and query\n" in capsys.readouterr().out
+
+
+def test_results_do_not_become_people(disk, tmp_path, monkeypatch):
+    image = min((disk.people / "bounding_box_test").glob("*.jpg"))
+    for person in ("anna", "ben", "cleo", "dan"):
+        (tmp_path / person).mkdir()
+        for number in range(2):
+            shutil.copy(image, tmp_path / person / f"{number}.jpg")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dataset", "folders", "--data_dir", "."]
+    for command in (
+        lambda: data.main(flags),
+        lambda: evaluate.main(["--model", str(disk.ours), *flags, "--output_dir", str(tmp_path / "anna")]),
+        lambda: train.main(["--model", str(disk.ours), *flags, *TRAIN, "--output_dir", "run"]),
+    ):
+        with pytest.raises(UserError, match=r"output_dir .*: lies inside \., where each folder is a person"):
+            command()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["anna", "ben", "cleo", "dan"]
 
 
 def test_data_says_who(own, tmp_path, capsys, drawn):

@@ -1,17 +1,25 @@
 """run_reid.py itself: its table of contents without heavy imports, its exit codes, its one-line errors."""
 
 import importlib
+import logging
+import os
 import runpy
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from modeling_mllmreid.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "run_reid.py"
 
 
 def run(monkeypatch, *argv):
+    for owner, name in ((threading, "excepthook"), (sys, "unraisablehook"), (logging, "raiseExceptions")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *argv])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -37,6 +45,13 @@ def test_every_command_of_the_table_has_its_main():
     assert all(callable(importlib.import_module(module).main) for module, _ in commands.values())
 
 
+def test_every_command_prints_its_fields(capsys):
+    for name, (module, _) in runpy.run_path(str(SCRIPT))["COMMANDS"].items():
+        with pytest.raises(SystemExit) as end:
+            importlib.import_module(module).main(["--help"])
+        assert end.value.code == 0 and capsys.readouterr().out.startswith(f"usage: run_reid.py {name} [config.yaml]")
+
+
 def test_unknown_command_names_the_nearest(monkeypatch, capsys):
     assert run(monkeypatch, "evalute") == 2
     assert capsys.readouterr().err == "error: unknown command 'evalute': did you mean 'evaluate'?\n"
@@ -56,3 +71,96 @@ def test_interrupt_gives_130(monkeypatch, capsys):
     monkeypatch.setattr(embed, "main", interrupted)
     assert run(monkeypatch, "embed") == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (TypeError("two\nlines \x1b[2J"), r"TypeError: two\nlines \x1b[2J"),
+        (MemoryError(), "MemoryError: "),
+        (RecursionError("x" * 100_000), "RecursionError: " + "x" * 284),
+        (OSError(5, "Input/output error"), "OSError: [Errno 5] Input/output error"),
+        (BrokenPipeError(32, "Broken pipe"), "BrokenPipeError: [Errno 32] Broken pipe"),
+        (ExceptionGroup("several", [KeyError("a")]), "ExceptionGroup: several (1 sub-exception)"),
+    ],
+)
+def test_what_escapes_is_one_line_a_file_and_exit_code_70(monkeypatch, capsys, tmp_path, error, line):
+    monkeypatch.setattr("modeling_mllmreid.commands.embed.main", raiser(error))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert run(monkeypatch, "embed") == 70
+    (path,) = tmp_path.iterdir()
+    where = f"the traceback is in {path}: please report it"
+    assert capsys.readouterr() == ("", f"error: a fault of MLLMReID, not yours: {line} ({where})\n")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert f"{type(error).__name__}" in path.read_text() and "raiser" in path.read_text()
+
+
+def test_without_a_temporary_folder_the_line_says_so(monkeypatch, capsys, tmp_path):
+    class Unprintable(Exception):
+        def __str__(self):
+            raise ValueError
+
+    monkeypatch.setattr("modeling_mllmreid.commands.embed.main", raiser(Unprintable()))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    assert run(monkeypatch, "embed") == 70
+    line = "error: a fault of MLLMReID, not yours: Unprintable (the traceback could not be written: "
+    assert capsys.readouterr().err == f"{line}please report this line)\n"
+
+
+def test_a_full_disk_is_no_fault_of_ours(monkeypatch, capsys):
+    error = OSError(28, "No space left on device", "runs/a")
+    monkeypatch.setattr("modeling_mllmreid.commands.embed.main", raiser(error))
+    assert run(monkeypatch, "embed") == 2
+    assert capsys.readouterr().err == "error: the disk is full ('runs/a'): free some space and run the command again\n"
+
+
+def test_a_message_of_many_lines_is_one_bounded_line(monkeypatch, capsys):
+    error = UserError("a\n  b\r\n\x1b[2J \udce9 \u202e " + "x" * 100_000 + " the fix")
+    monkeypatch.setattr("modeling_mllmreid.commands.embed.main", raiser(error))
+    assert run(monkeypatch, "embed") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: a b \\x1b[2J \\udce9 \\u202e xxx") and said.endswith("xxx the fix\n")
+    assert len(said) < 1020 and said[:-1].isprintable()
+
+
+def test_a_reader_that_goes_away_and_a_full_output_end_without_a_traceback():
+    reader, closed = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    for output, code, said in ((closed, 141, ""), (full, 2, "error: the disk is full: ")):
+        done = subprocess.run([sys.executable, str(SCRIPT), "--help"], stdout=output, stderr=subprocess.PIPE, text=True)
+        os.close(output)
+        assert done.returncode == code and done.stderr.startswith(said) and done.stderr.count("\n") <= 1, done.stderr
+
+
+def test_an_output_that_is_ascii_takes_every_name():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LANG": "C"}
+    command = [sys.executable, str(SCRIPT), b"\xe9\xff\xd7\x90"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and done.stderr.startswith("error: unknown command '") and done.stderr.count("\n") == 1
+
+
+def raiser(error):
+    def raiser(argv):
+        raise error
+
+    return raiser
+
+
+def test_what_commands_write_is_their_owners_alone(monkeypatch, capsys, tmp_path):
+    people = tmp_path / "people"
+    for number, person in enumerate(("anna", "ben", "cleo", "dora")):
+        (people / person).mkdir(parents=True)
+        for image in range(2):
+            Image.new("RGB", (8, 16), (60 * number, 90 * image, 7)).save(people / person / f"{image}.png")
+    before = os.umask(0o022)
+    try:
+        data = ["--dataset", "folders", "--data_dir", str(people)]
+        assert run(monkeypatch, "data", *data, "--output_dir", str(tmp_path / "data")) == 0
+        assert run(monkeypatch, "prepare", *data, "--output", str(tmp_path / "prepared")) == 0
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+    written = [people / "splits.json", *(tmp_path / "data").rglob("*"), *(tmp_path / "prepared").rglob("*")]
+    assert len(written) >= 7
+    assert {path.name for path in written if path.stat().st_mode & 0o077} == set()

@@ -1,6 +1,8 @@
 """Opening images: every way a file can be wrong has its message, and no path leaves the data folder."""
 
+import os
 import re
+import socket
 
 import numpy as np
 import pytest
@@ -82,6 +84,25 @@ def test_one_list_of_formats_and_nothing_hidden(tmp_path):
         open_image(tmp_path / image)
     with pytest.raises(UserError, match="nowhere: cannot be listed"):
         list_images(tmp_path / "nowhere")
+
+
+def test_what_is_no_regular_file_is_never_an_image(tmp_path):
+    """Opening a pipe or a device would never end."""
+    people = tmp_path / "people"
+    write_jpeg(people / "sub/1.jpg")
+    (people / "link.jpg").symlink_to("sub/1.jpg")
+    (people / "sub/folder.jpg").mkdir()
+    (people / "folder link.jpg").symlink_to("sub")
+    os.mkfifo(people / "pipe.jpg")
+    (people / "device.jpg").symlink_to("/dev/zero")
+    (people / "nowhere.jpg").symlink_to("absent.jpg")
+    (people / "round.jpg").symlink_to("round.jpg")
+    (people / "pipe link.jpg").symlink_to("pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(people / "socket.jpg"))
+    left_out = ["device.jpg", "nowhere.jpg", "pipe link.jpg", "pipe.jpg", "round.jpg", "socket.jpg"]
+    assert list_images(people) == (["link.jpg"], left_out, 0)
+    assert list_image_tree(people) == (["link.jpg", "sub/1.jpg"], left_out, 0)
 
 
 def test_what_is_left_out_is_counted_and_named(tmp_path, caplog):

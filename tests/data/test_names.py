@@ -3,6 +3,7 @@
 import json
 import os
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -43,6 +44,21 @@ def test_cells():
     with pytest.raises(UserError, match="is not UTF-8 text"):
         id_text("\ud800")
     assert listed(["ben", "anna", "anna", "cleo", "dan"]) == "anna, ben and 2 more" and listed(["a\nb"]) == r"'a\nb'"
+
+
+@pytest.mark.parametrize(("kind", "most"), [("float16", 2**11), ("float32", 2**24)])
+def test_ids_in_small_floats_are_refused_where_two_may_be_one(tmp_path, kind, most):
+    exact = pa.array(np.array([1, 2, 3, 3], kind))
+    assert read(table(tmp_path / "exact", "parquet", exact))[1] == ["1", "2", "3", "3"]
+    root = table(tmp_path / "rounded", "parquet", pa.array(np.array([most, most + 1, 3, 3], kind)))
+    for options in ({"name_or_path": "table", "data_dir": root}, {"name_or_path": str(root), "columns": {}}):
+        with pytest.raises(UserError, match="column person_id is (halffloat|float), which holds no whole number from"):
+            load_reid_dataset(**options)
+
+
+@pytest.mark.parametrize("unknown", ["-1", " -1", "-1 ", "-1.0", "\t-1"])
+def test_white_space_makes_no_camera_of_the_unknown_one(tmp_path, unknown):
+    assert read(table(tmp_path / "t", "csv", ["a", "b", "c", "c"], [unknown, "x", unknown, "x"]))[2] == [-1, 0, -1, 0]
 
 
 def table(root, kind, persons, cameras=None, **more):

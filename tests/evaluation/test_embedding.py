@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from modeling_mllmreid.data.columns import Row, make_split
 from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.evaluation import embedding
 from modeling_mllmreid.evaluation.embedding import embed_images
 from modeling_mllmreid.evaluation.protocol import (
     draw_queries,
@@ -130,3 +132,18 @@ def test_examples_are_spread_over_the_queries(model, processor, root, tmp_path):
     few = Image.open(tmp_path / "sheet.png").height
     draw_queries(tmp_path / "sheet.png", ranking, evenly_spread(len(query)), query, gallery)
     assert Image.open(tmp_path / "sheet.png").height - few > 2 * 192
+
+
+def test_no_more_processes_than_batches(make_model, tiny_processor, tmp_path, monkeypatch):
+    Image.new("RGB", (8, 16)).save(tmp_path / "a.png")
+    asked = []
+
+    class Loader(DataLoader):
+        def __init__(self, *args, num_workers, **options):
+            asked.append(num_workers)
+            super().__init__(*args, num_workers=0, **options)
+
+    monkeypatch.setattr(embedding, "DataLoader", Loader)
+    images = [tmp_path / "a.png"] * 5
+    rows = embedding.embed_images(make_model(), tiny_processor, images, batch_size=2, num_workers=100, progress=False)
+    assert asked == [3] and len(rows["llm"]) == 5

@@ -13,6 +13,7 @@ import torch
 import run_reid, modeling_mllmreid
 from huggingface_hub import HfApi
 from transformers import AutoModel, AutoProcessor
+from modeling_mllmreid.model import PersonReIDPipeline
 answers = sys.stdout
 
 def upload(folder, name):
@@ -23,6 +24,17 @@ def embed(folder, image):
     model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
     with torch.inference_mode():
         return model.encode_images(processor(images=[image])["pixel_values"]).tolist()
+
+def direct(folder, kind, name, private):
+    # A model, its processor, its configuration or the pipeline by their own methods; what was refused.
+    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    model.config.get_text_config()._name_or_path = processor.image_processor._name_or_path = "/home/anna/models"
+    of = {"model": model, "processor": processor, "config": model.config}
+    of["pipeline"] = PersonReIDPipeline(model, processor=processor, device="cpu")
+    try:
+        of[kind].push_to_hub(name, **({} if private == "unsaid" else {"private": private != "False"}))
+    except ValueError as error:
+        return str(error)
 
 def cli(*argv):
     sys.argv = ["run_reid.py", *argv]
@@ -35,13 +47,13 @@ for line in sys.stdin:
         os.environ["HF_TOKEN"] = token
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        result = {"upload": upload, "embed": embed, "cli": cli}[name](*arguments)
+        result = {"upload": upload, "embed": embed, "cli": cli, "direct": direct}[name](*arguments)
     print(json.dumps([result, out.getvalue(), err.getvalue()]), file=answers, flush=True)
 """
 
 
 class CliProcess:
-    """process("cli" | "embed" | "upload", *arguments, token=...) -> [result, stdout, stderr]; a context.
+    """process("cli" | "embed" | "upload" | "direct", *arguments, token=...) -> [result, stdout, stderr]; a context.
 
     environment: its variables, the Hub's address among them, which is read once. folder: where it runs.
     """

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_process import CliProcess
 from hub_server import TOKEN, HubServer
 from huggingface_hub import ModelCard
 from native import write_native
@@ -24,50 +25,6 @@ ROOT = Path(__file__).parents[2]
 # What people keep next to a model, and never mean to publish.
 STAYS = ("embeddings.safetensors", "embeddings.json", "captions.jsonl", "texts.jsonl", "notes.txt", "splits.json")
 STAYS = (*STAYS, "skipped.txt", "my_script.py", "metrics_of_clients.json", "crops/anna.jpg", "extra.safetensors")
-# One process with the package serves many calls: each new one would import for seconds. The Hub's address is read once.
-SERVER = """
-import contextlib, io, json, os, sys
-import torch
-import run_reid, modeling_mllmreid
-from huggingface_hub import HfApi
-from transformers import AutoModel, AutoProcessor
-from modeling_mllmreid.model import PersonReIDPipeline
-answers = sys.stdout
-
-def upload(folder, name):
-    HfApi().create_repo(name, private=True)
-    HfApi().upload_folder(repo_id=name, folder_path=folder)
-
-def embed(folder, image):
-    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
-    with torch.inference_mode():
-        return model.encode_images(processor(images=[image])["pixel_values"]).tolist()
-
-def direct(folder, kind, name, private):
-    # A model, its processor, its configuration or the pipeline by their own methods; what was refused.
-    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-    model.config.get_text_config()._name_or_path = processor.image_processor._name_or_path = "/home/anna/models"
-    of = {"model": model, "processor": processor, "config": model.config}
-    of["pipeline"] = PersonReIDPipeline(model, processor=processor, device="cpu")
-    try:
-        of[kind].push_to_hub(name, **({} if private == "unsaid" else {"private": private != "False"}))
-    except ValueError as error:
-        return str(error)
-
-def cli(*argv):
-    sys.argv = ["run_reid.py", *argv]
-    return run_reid.main()
-
-for line in sys.stdin:
-    name, arguments, token = json.loads(line)
-    os.environ.pop("HF_TOKEN", None)
-    if token is not None:
-        os.environ["HF_TOKEN"] = token
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        result = {"upload": upload, "embed": embed, "cli": cli, "direct": direct}[name](*arguments)
-    print(json.dumps([result, out.getvalue(), err.getvalue()]), file=answers, flush=True)
-"""
 CLEAN_PROCESS = """
 import json, sys
 sys.modules["modeling_mllmreid"] = None
@@ -113,22 +70,8 @@ def environment(hub, home, cache):
 @pytest.fixture(scope="module")
 def call(hub, home):
     """call("cli" | "embed" | "upload" | "direct", *arguments, token=...) -> (result, stdout, stderr)."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        env=environment(hub, home, "cache"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-    def call(name, *arguments, token=TOKEN):
-        process.stdin.write(json.dumps([name, list(map(str, arguments)), token]) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
-
-    yield call
-    process.stdin.close()
-    process.wait(timeout=60)
+    with CliProcess(environment(hub, home, "cache")) as process:
+        yield lambda name, *arguments, token=TOKEN: process(name, *arguments, token=token)
 
 
 def loaded_elsewhere(hub, home, *rows, cache="clean"):

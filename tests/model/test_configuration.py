@@ -9,7 +9,11 @@ WRONG = [
     ({"height": True}, "height is True; give a whole number"),
     ({"width": 126.0}, "width is 126.0; give a whole number"),
     ({"height": 0}, "height is 0; give 1 or more"),
-    ({"height": 14 * 10**30}, "height x width is 14.* x .*; give 50000000 pixels at most"),
+    ({"width": 32_000}, "height x width is 252 x 32000; give at most 4096 each"),
+    (
+        {"mllm_config": {"vision_config": {"patch_size": 14, "num_hidden_layers": -1}}},
+        "mllm_config.vision_config.num_hidden_layers is -1; give 1",
+    ),
     (
         {"mllm_config": {"text_config": {"model_type": "llama", "num_hidden_layers": -1}}},
         "mllm_config.text_config.num_hidden_layers is -1; give 1 or more",

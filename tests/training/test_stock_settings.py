@@ -131,7 +131,7 @@ def test_what_would_crash_later_is_said_before_the_data_are_loaded(begin, tmp_pa
         "push_to_hub true --hub_token hf_x --hub_model_id a/b/c": "hub_model_id: ",
         f"output_dir {tmp_path / 'file'}": "cannot be written",
         f"output_dir {tmp_path / 'file' / 'x'}": "cannot be written",
-        "output_dir ": "output_dir is empty",
+        "output_dir ": "output_dir: '' is empty",
         "resume_from_checkpoint nowhere": "resume_from_checkpoint nowhere: no such folder",
         f"resume_from_checkpoint {tmp_path / 'model'}": "no checkpoint of a training, as it has no trainer_state.json",
         'learning_rates {"a":NaN}': "learning_rates: 'a' has rate nan",

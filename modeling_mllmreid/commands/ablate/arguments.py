@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ...ranges import AtMostThousand, Count, CountOrZero, NotNegative, Processes, Seed, Share
+
 FEATURES = ("vision", "llm", "concat")
 BUDGETS = ("steps", "flops")
 TINY = "tiny"
@@ -12,8 +14,10 @@ TINY = "tiny"
 class AblationArguments:
     """The plan. All other fields of the configuration are what every row shares."""
 
-    rows: dict = field(metadata={"help": "Name -> the fields in which a row differs from the others, as JSON."})
-    contrasts: dict = field(
+    rows: dict[str, dict] = field(
+        metadata={"help": "Name -> the fields in which a row differs from the others, as JSON."}
+    )
+    contrasts: dict[str, list] = field(
         metadata={"help": "Name -> [a, b] for a less b; a and b: a row, or a list of rows whose mean is meant."}
     )
     train_sets: list[str] = field(metadata={"help": "Sets to train on, each in runs of its own; a+b is one of them."})
@@ -25,9 +29,9 @@ class AblationArguments:
     base_dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32", metadata={"help": "Number format of the base's frozen weights, as train's dtype."}
     )
-    data_dirs: dict = field(default_factory=dict, metadata={"help": "Each set's folder, as JSON."})
-    captions_files: dict = field(default_factory=dict, metadata={"help": "Each set's captions, as JSON."})
-    seeds: list[int] = field(
+    data_dirs: dict[str, str] = field(default_factory=dict, metadata={"help": "Each set's folder, as JSON."})
+    captions_files: dict[str, str] = field(default_factory=dict, metadata={"help": "Each set's captions, as JSON."})
+    seeds: list[Seed] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Of batches, augmentation and heads."}
     )
     budgets: list[str] = field(
@@ -35,20 +39,20 @@ class AblationArguments:
         metadata={"help": "steps: every row takes max_steps. flops: as many as cost what flops_of costs in max_steps."},
     )
     flops_of: str | None = field(default=None, metadata={"help": "The row whose cost the others get under flops."})
-    flops_tolerance: float = field(
+    flops_tolerance: NotNegative = field(
         default=0.05, metadata={"help": "A row whose cost differs by less than this share keeps max_steps under flops."}
     )
     sweep_of: str | None = field(default=None, metadata={"help": "The row that is repeated over sweep_lambdas."})
-    sweep_lambdas: list[float] = field(default_factory=list, metadata={"help": "Values of loss_lambda for sweep_of."})
+    sweep_lambdas: list[Share] = field(default_factory=list, metadata={"help": "Values of loss_lambda for sweep_of."})
     agreement_of: str | None = field(
         default=None, metadata={"help": "The row whose texts are drawn beside their images; by default flops_of."}
     )
-    agreement_images: int = field(
+    agreement_images: CountOrZero = field(
         default=200, metadata={"help": "Images of different people that both branches are compared on; 0: none."}
     )
-    processes: int = field(default=1, metadata={"help": "Runs at once; on one GPU as many as its memory holds."})
-    threads: int = field(default=1, metadata={"help": "Threads of torch in each run."})
-    resamples: int = field(default=2000, metadata={"help": "Draws of the bootstrap over seeds and people."})
+    processes: Processes = field(default=1, metadata={"help": "Runs at once; on one GPU as many as its memory holds."})
+    threads: AtMostThousand = field(default=1, metadata={"help": "Threads of torch in each run."})
+    resamples: Count = field(default=2000, metadata={"help": "Draws of the bootstrap over seeds and people."})
 
 
 @dataclass

@@ -119,7 +119,7 @@ def check_plan(args: AblationArguments) -> dict[str, dict[str, Any]]:
     if not rows:
         raise UserError("rows: there is none: give at least one")
     for name, sides in args.contrasts.items():
-        if not isinstance(sides, list) or len(sides) != 2 or not all(row_names(side) for side in sides):
+        if not isinstance(sides, list) or len(sides) != 2 or not all(map(_is_side, sides)):
             raise UserError(f"contrasts: {name!r} is not [a, b]: give two rows, or two lists of rows")
         for row in (*row_names(sides[0]), *row_names(sides[1])):
             _known(row, rows, f"contrasts: {name!r}")
@@ -137,6 +137,11 @@ def check_plan(args: AblationArguments) -> dict[str, dict[str, Any]]:
     if args.processes < 1 or args.threads < 1:
         raise UserError(f"processes {args.processes}, threads {args.threads}: give at least 1")
     return rows
+
+
+def _is_side(side: Any) -> bool:
+    """Whether it is a row's name or a list of them."""
+    return isinstance(side, str) or (isinstance(side, list) and len(side) > 0 and all(isinstance(n, str) for n in side))
 
 
 def _known(name: str | None, rows: Mapping[str, Any], where: str) -> str:

@@ -26,7 +26,8 @@ from modeling_mllmreid.evaluation.protocol import (
     metrics_of_features,
     same_person,
 )
-from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
+from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
+from modeling_mllmreid.ranges import Count, Several, Threads
 from modeling_mllmreid.retrieval import rank_gallery
 from modeling_mllmreid.text import generate_texts, kept_attribute_share, write_continuations
 from modeling_mllmreid.tiny import TinyArguments, build_tiny, teach_tiny
@@ -51,11 +52,11 @@ CONFIG = Path(__file__).parents[3] / "configs" / "demo.yaml"
 class DemoArguments:
     """Sizes of the rendered world."""
 
-    train_identities: int = field(default=100, metadata={"help": "People to train on, val's among them."})
-    test_identities: int = field(default=60, metadata={"help": "People to test on, none of them trained on."})
-    images_per_camera: int = field(default=5, metadata={"help": "Images of each person from each camera."})
-    cameras: int = field(default=4, metadata={"help": "Cameras."})
-    threads: int = field(default=1, metadata={"help": "Threads of torch: on a tiny model more of them are slower."})
+    train_identities: Count = field(default=100, metadata={"help": "People to train on, val's among them."})
+    test_identities: Several = field(default=60, metadata={"help": "People to test on, none of them trained on."})
+    images_per_camera: Several = field(default=5, metadata={"help": "Images of each person from each camera."})
+    cameras: Several = field(default=4, metadata={"help": "Cameras."})
+    threads: Threads = field(default=1, metadata={"help": "Threads of torch: on a tiny model more of them are slower."})
 
 
 def main(argv: list[str]) -> None:
@@ -67,10 +68,18 @@ def main(argv: list[str]) -> None:
     groups = (DemoArguments, TinyArguments, MethodArguments, BatchArguments, ReIDTrainingArguments)
     args, tiny_args, method_args, batch_args, training_args = parse(groups, argv, "demo")
     started, folder = time.monotonic(), Path(training_args.output_dir)
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"output_dir {folder}: exists and is not empty: remove it or give another")
     torch.set_num_threads(args.threads)
     torch.manual_seed(training_args.seed)
+    height, width = method_args.height or 128, method_args.width or 64
+    try:
+        processor, mllm = build_tiny(tiny_args, height=height, width=width, seed=training_args.seed)
+        fields = {**method_args.given(), "height": height, "width": width}
+        MllmReIDConfig(mllm_config=mllm.config, image_prefix_ids=processor.image_prefix_ids, **fields)
+    except ValueError as error:
+        # Before the minutes of work that these sizes would end.
+        raise UserError(f"demo: {error}") from error
 
     _say("1. Pedestrians")
     world = ("train_identities", "test_identities", "images_per_camera", "cameras")
@@ -79,8 +88,6 @@ def main(argv: list[str]) -> None:
     write_pedestrians(data_dir, seed=training_args.seed, named=PEDESTRIANS, **sizes)
 
     _say("2. A tiny LLaVA learns to continue captions of other people; a frozen copy is the teacher")
-    height, width = method_args.height or 128, method_args.width or 64
-    processor, mllm = build_tiny(tiny_args, height=height, width=width, seed=training_args.seed)
     teacher = copy.deepcopy(mllm)
     lesson_loss = teach_tiny(teacher, processor, tiny_args, target_tokens=batch_args.max_target_tokens)["language"]
     teacher.requires_grad_(False)

@@ -25,7 +25,7 @@ from ..images import list_images
 from ..problems import Problems
 from .data_folder import DataFolder, shown_path
 from .file_names import PNG
-from .matlab_files import load_matlab, whole_numbers
+from .matlab_files import load_matlab, texts, whole_numbers
 
 SOURCE = "cuhk03"
 ARCHIVE = "cuhk03_release"
@@ -63,7 +63,7 @@ def read_cuhk03(
 
     boxes: people as a detector found them, or as they were labelled by hand. The camera is the view (1 or 2), not the
     pair of cameras. Published counts are checked, a mismatch being one warning; `strict` makes it an error. Needs
-    h5py to extract the archive (the extra `mat`).
+    scipy, and h5py to extract the archive (the extra `mat`).
     Raises UserError for a missing file, a name that does not parse, an image that is missing, and a missing package.
     """
     if boxes not in FOLDERS:
@@ -126,9 +126,7 @@ def _parts(path: Path, files: DataFolder, problems: Problems) -> dict[str, list[
     missing = [key for key in wanted if key not in config]
     if missing:
         raise UserError(f"{path}: holds no {', '.join(missing)}: give the new protocol's file")
-    # A cell holds an array of one text; an array of texts holds them themselves.
-    cells = np.ravel(np.asarray(config["filelist"]))
-    names = [str(cell.item()) if isinstance(cell, np.ndarray) and cell.size == 1 else str(cell) for cell in cells]
+    names = texts(config["filelist"], f"{path}: filelist")
     persons = whole_numbers(config["labels"], f"{path}: labels")
     folder = files.root.name
     parts: dict[str, list[Row]] = {}

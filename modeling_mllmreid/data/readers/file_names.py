@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ...errors import UserError
 from ..columns import UNKNOWN_CAMERA, is_utf8
-from ..images import list_images
+from ..images import is_image_name, list_images
 from ..problems import Problems
 from .data_folder import shown_path
 from .spelled_numbers import SpelledNumbers
@@ -63,9 +63,16 @@ class FileNames:
 
 
 def image_names(folder: Path, problems: Problems) -> list[str]:
-    """The images directly in a folder, sorted; a name that cannot be stored as text is a problem."""
+    """The images directly in a folder, sorted.
+
+    A name that cannot be stored as text is a problem, as is an image's name for what is no file.
+    """
     names = []
-    for name in list_images(folder).names:
+    images = list_images(folder)
+    for name in filter(is_image_name, images.left_out):
+        path = shown_path(f"{folder}/{name}")
+        problems.report(UserError(f"{path}: no file, or a broken link: restore the image or remove the name"))
+    for name in images.names:
         if is_utf8(name):
             names.append(name)
         else:

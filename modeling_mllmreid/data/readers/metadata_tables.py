@@ -11,6 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from ...errors import UserError
+from ..columns import refuse_rounded
 
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
@@ -91,4 +92,6 @@ def _read_parquet(table: Path, known: Sequence[str]) -> tuple[list[str], dict[st
             if name != "caption" and pa.types.is_nested(plain):
                 raise UserError(f"{table}: column {name} is {kind}: save it as one text or number a row")
         content = file.read(columns=once)
+        for name in once:
+            refuse_rounded(content[name], f"{table}: column {name}")
         return names, {name: content[name].to_pylist() for name in once}

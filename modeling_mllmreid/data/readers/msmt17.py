@@ -15,6 +15,7 @@ from typing import Literal
 from datasets import DatasetDict
 
 from ...errors import UserError
+from ...formats import read_file
 from ..columns import Row, make_split
 from ..counts import check_counts, count_parts
 from ..problems import Problems
@@ -97,9 +98,7 @@ def _root(data_dir: Path) -> tuple[Path, tuple[str, str]]:
 def _read_list(side: _Side, path: str, problems: Problems) -> list[Row]:
     """The rows of one list, whose paths are relative to the side's folder."""
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): restore the list") from error
+        lines = read_file(path, remedy="restore the list").decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: restore the list") from error
     rows: list[Row] = []

@@ -117,9 +117,7 @@ def _images_of(folder: Path, problems: Problems) -> tuple[list[str], list[str]]:
         problems.report(UserError(f"{_shown(folder)}: the name is not UTF-8 text: rename the folder"))
         return [], []
     images = list_images(folder)
-    # Reading a pipe or a device would never end.
-    devices = [name for name in images.names if os.path.exists(folder / name) and not os.path.isfile(folder / name)]
-    names = [name for name in images.names if is_utf8(name) and name not in devices]
+    names = [name for name in images.names if is_utf8(name)]
     for name in images.names:
         if not is_utf8(name):
             problems.report(UserError(f"{_shown(folder / name)}: the name is not UTF-8 text: rename the file"))
@@ -134,7 +132,7 @@ def _images_of(folder: Path, problems: Problems) -> tuple[list[str], list[str]]:
             )
     if not images.names:
         problems.report(UserError(f"{folder}: no image in it: add some or remove the folder"))
-    return names, [*devices, *images.left_out]
+    return names, images.left_out
 
 
 def _shown(path: Path) -> str:

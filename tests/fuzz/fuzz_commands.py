@@ -1,0 +1,62 @@
+"""The commands' own dataclasses, as their mains parse them, and values that many of their fields take."""
+
+import importlib
+from collections.abc import Sequence
+from unittest import mock
+
+from modeling_mllmreid.commands import options
+
+COMMANDS = [
+    "train",
+    "evaluate",
+    "data",
+    "prepare",
+    "caption",
+    "continuations",
+    "export",
+    "push",
+    "embed",
+    "search",
+    "demo",
+]
+
+
+class Captured(Exception):
+    """Carries the dataclasses of a command out of its main."""
+
+
+def groups_of(command: str) -> tuple[type, ...]:
+    """The dataclasses that a command parses."""
+
+    def capture(dataclasses: Sequence[type], _: str) -> None:
+        raise Captured(tuple(dataclasses))
+
+    module = importlib.import_module(f"modeling_mllmreid.commands.{command}")
+    with mock.patch.object(options, "_Parser", capture):
+        try:
+            module.main(["--x"])
+        except Captured as captured:
+            return captured.args[0]
+    raise AssertionError(f"{command}: parses nothing")
+
+
+GROUPS = {command: groups_of(command) for command in COMMANDS}
+PLAIN = [
+    "0",
+    "1",
+    "2",
+    "7",
+    "0.5",
+    "1e-3",
+    "true",
+    "false",
+    "no",
+    "on",
+    "null",
+    "~",
+    "a",
+    "float32",
+    "llm",
+    "both",
+    "stop",
+]
