@@ -62,15 +62,21 @@ def flags(native, people, output):
     return ["--model", str(native), *data, "--output", str(output), "--max_new_tokens", "5", "--batch_size", "3"]
 
 
-@pytest.mark.parametrize("lost", ["chat template", "patch size"])
-def test_a_model_whose_processor_is_not_whole(native, people, tmp_path, lost):
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("chat template", "not loadable as an image-text-to-text model"),
+        ("patch size", "its processor makes no inputs of an image and a prompt"),
+    ],
+)
+def test_a_model_whose_processor_is_not_whole(native, people, tmp_path, lost, message):
     shutil.copytree(native, tmp_path / "model")
     if lost == "chat template":
         (tmp_path / "model" / "chat_template.jinja").unlink()
     else:
         settings = tmp_path / "model" / "processor_config.json"
         settings.write_text(json.dumps({**json.loads(settings.read_text()), "patch_size": None}))
-    with pytest.raises(UserError, match="its processor makes no inputs of an image and a prompt"):
+    with pytest.raises(UserError, match=message):
         caption.main(flags(tmp_path / "model", people, tmp_path / "captions.jsonl"))
     assert not (tmp_path / "captions.jsonl").exists()
 
