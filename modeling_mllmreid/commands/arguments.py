@@ -149,8 +149,8 @@ class DataArguments:
 
     def refuse_inside(self, folder: str) -> None:
         """Raises UserError for a folder of results that the reader `folders` would take for a person the next time."""
-        if self.dataset != "folders" or self.data_dir is None:
-            return
+        if self.dataset != "folders" or self.data_dir is None or "\0" in f"{folder}{self.data_dir}":
+            return  # what can be no path, the other checks say
         if Path(folder).resolve().is_relative_to(Path(self.data_dir).resolve()):
             raise UserError(
                 f"output_dir {folder}: lies inside {self.data_dir}, where each folder is a person: give another folder"

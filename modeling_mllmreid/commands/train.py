@@ -82,6 +82,7 @@ def main(argv: list[str]) -> None:
     folders = [data_args.data_dir, *(data_args.data_dirs or {}).values()]
     folders += [] if data_args.dataset in READERS else [data_args.dataset]
     check_start(training_args, model=model_args.model, data=[str(folder) for folder in folders if folder])
+    refuse_two_halves(model_args, training_args)
     refuse_lost_processes(training_args.distributed_state, os.environ)
     notes: list[str] = []
     dataset = load_reid_dataset(data_args.dataset, texts=batch_args.texts, notes=notes, **data_args.options())
@@ -138,6 +139,13 @@ def check_start(args: ReIDTrainingArguments, *, model: str, data: Sequence[str])
     if args.push_to_hub and args.hub_model_id is not None:
         with said_of("hub_model_id"):
             validate_repo_id(args.hub_model_id)
+
+
+def refuse_two_halves(model_args: ModelArguments, args: ReIDTrainingArguments) -> None:
+    """Raises UserError for weights in one 16-bit format and training in the other, which autocast cannot mix."""
+    for name, dtype, other in (("bf16", torch.float16, "bfloat16"), ("fp16", torch.bfloat16, "float16")):
+        if getattr(args, name) and model_args.torch_dtype == dtype:
+            raise UserError(f"{name}: the weights are in {model_args.dtype}: set dtype to {other} or float32")
 
 
 def check_output_dir(folder: Path, model: str, data: Sequence[str]) -> None:

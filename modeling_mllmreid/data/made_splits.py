@@ -3,7 +3,8 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from datasets import Dataset, DatasetDict
 
 from ..errors import UserError
 from ..formats import SplitsFile, read_json
-from ..outputs import written_aside
+from ..locks import only_writer
+from ..outputs import check_output, new_parents, written_aside
 from .columns import SPLITS, listed, person_names
 from .leaks import refuse_shared_people
 from .problems import Problems
@@ -37,14 +39,31 @@ def make_splits(
     Raises UserError for a share outside 0 to 1, too few people, and a file that does not fit the data.
     """
     path, problems = Path(splits_file), problems or Problems()
-    given = {"test_share": test_share, "split_seed": seed}
+    of_drawing = {"test_share": test_share, "split_seed": seed}
+    given = {name: value for name, value in of_drawing.items() if value is not None}
     if os.path.lexists(path):
-        made = _as_written(whole, path, {name: value for name, value in given.items() if value is not None}, problems)
+        made = _as_written(whole, path, given, problems)
     else:
-        made = _drawn(whole, path, TEST_SHARE if test_share is None else test_share, SEED if seed is None else seed)
+        with _only_drawer(path):
+            if os.path.lexists(path):  # another run drew meanwhile
+                made = _as_written(whole, path, given, problems)
+            else:
+                share, seed = TEST_SHARE if test_share is None else test_share, SEED if seed is None else seed
+                made = _drawn(whole, path, share, seed)
     note_tested(made, person_names(whole), path.name, problems)
     _note_what_is_left(whole, made, path, problems)
     return made
+
+
+@contextmanager
+def _only_drawer(path: Path) -> Iterator[None]:
+    """Within the block no other run draws splits into the file's folder: each would go on with parts of its own."""
+    try:
+        check_output(path)
+    except UserError as error:
+        raise UserError(f"splits_file: {error}") from error
+    with new_parents(path), only_writer(path.parent, what="drawing of splits"):
+        yield
 
 
 def _drawn(whole: Dataset, path: Path, test_share: float, seed: int) -> DatasetDict:

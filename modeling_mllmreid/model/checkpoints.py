@@ -32,6 +32,7 @@ from .weights import (
     check_finite,
     load_whole,
     native_config,
+    owner_only,
     read_config,
     read_fields,
     read_weights,
@@ -209,6 +210,7 @@ class ReIDCheckpoints(PrivatePush):
 
     # ---- saving --------------------------------------------------------------------------------------------------
 
+    @owner_only()
     def save_pretrained(self, save_directory, *args, state_dict=None, save_original_format: bool = False, **kwargs):
         """As in transformers, under the names the model has now; thin where the configuration names a backbone.
 

@@ -13,7 +13,7 @@ from .fields import check_crop_size, check_types, nested_config
 from .heads import ReIDHead, mean_pool
 from .pipeline_mllmreid import person_reid_entry, without_known_entry
 from .publishing import PrivatePush
-from .weights import HUB, load_whole, read_config
+from .weights import HUB, load_whole, owner_only, read_config
 
 
 class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
@@ -151,6 +151,7 @@ class MllmReIDVisionModel(PrivatePush, PreTrainedModel):
         """`encode_images`."""
         return self.encode_images(pixel_values)
 
+    @owner_only()
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; config.json names the pipeline, too."""
         self.config.custom_pipelines = person_reid_entry()

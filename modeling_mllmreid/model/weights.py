@@ -107,6 +107,16 @@ def native_config(name_or_path, hub: dict) -> PreTrainedConfig:
     return config
 
 
+@contextlib.contextmanager
+def owner_only() -> Iterator[None]:
+    """Within the block new files and folders are their owner's alone: weights hold templates of people."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def check_fields(fields: dict, where: str) -> None:
     """Raises ValueError for a field, at any depth, that would crash transformers or have it fetch foreign code."""
     for key, value in fields.items():

@@ -1,7 +1,6 @@
 """What of a LLaVA is trained: the language model whole, by LoRA or not, quantised or not; the encoder likewise."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from ..errors import UserError
 from ..model import MllmReIDConfig, MllmReIDModel
 from ..model.adapters import ADAPTER, inject_adapter
 from ..model.checkpoints import probe
+from .patterns import check_pattern, matches
 
 TOWER, PROJECTOR = "mllm.model.vision_tower", "mllm.model.multi_modal_projector"
 # What each option is of, as module names have it.
@@ -49,12 +49,7 @@ class AdapterArguments:
             raise ValueError("quantize: weights in 4 or 8 bits cannot be trained: set language_model to lora or frozen")
         if self.lora_rank < 1:
             raise ValueError(f"lora_rank {self.lora_rank}: give at least 1")
-        try:
-            re.compile(self.lora_targets or "")
-        except re.error as error:
-            raise ValueError(
-                f"lora_targets {self.lora_targets!r}: no regular expression ({error}): correct it"
-            ) from None
+        check_pattern(self.lora_targets or "", "lora_targets")
         if not 0 < self.lora_alpha < math.inf:
             raise ValueError(f"lora_alpha {self.lora_alpha}: give a number above 0")
         if not 0 <= self.lora_dropout < 1:
@@ -125,10 +120,14 @@ def apply_adapters(model: MllmReIDModel, args: AdapterArguments, dtype: torch.dt
             parameter.data = parameter.data.to(torch.float32 if trained else dtype)
             parameter.requires_grad_(trained)
     if targets is not None:
+        # PEFT would match the expression itself, however long that takes.
+        names = [name for name, _ in mllm.named_modules() if matches(targets, name, "lora_targets", whole=True)]
+        if not names:
+            raise UserError(f"lora_targets {targets}: matches no module of the model: correct it")
         settings = {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "lora_dropout": args.lora_dropout}
         try:
-            inject_adapter(mllm, {**settings, "target_modules": targets})
-        except (ImportError, ValueError, re.error) as error:
+            inject_adapter(mllm, {**settings, "target_modules": names})
+        except (ImportError, ValueError) as error:
             raise UserError(f"lora_targets {targets}: {' '.join(str(error).split())[:200]}") from error
         _check_targets(mllm, args)
     return own

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from transformers.trainer_utils import HubStrategy
 
 from ..errors import UserError
 from ..processes import say_idle_gpus
+from .patterns import check_pattern
 from .stock_settings import check_best_metric, check_checkpointing, refuse_settings, said_of, without_refused
 
 
@@ -157,10 +157,7 @@ def _learning_rates(value: dict[str, float] | str | None) -> dict[str, float]:
             f"learning_rates {value!r}: not a JSON object of pattern to number ({error}): correct it"
         ) from None
     for pattern, rate in rates.items():
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"learning_rates: {pattern!r} is no regular expression ({error}): correct it") from None
+        check_pattern(pattern, "learning_rates")
         if not 0 <= rate < math.inf:
             raise UserError(f"learning_rates: {pattern!r} has rate {rate}: give 0 or more")
     return rates

@@ -1,11 +1,11 @@
 """Parameter groups: a learning rate for each module by regular expression, weight decay for matrices only."""
 
-import re
 from collections import defaultdict
 
 from torch import nn
 
 from ..errors import UserError
+from .patterns import matches
 
 
 def parameter_groups(
@@ -22,7 +22,7 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        pattern = next((pattern for pattern in learning_rates if re.search(pattern, name)), None)
+        pattern = next((pattern for pattern in learning_rates if matches(pattern, name, "learning_rates")), None)
         unmatched.discard(pattern)
         rate = learning_rate if pattern is None else learning_rates[pattern]
         groups[rate, weight_decay if parameter.ndim > 1 else 0.0].append(parameter)

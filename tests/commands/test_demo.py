@@ -92,7 +92,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
         (["--cameras", "1"], "cameras: 1: is out of range: give a number at least 2"),
         (["--lesson_steps", "0"], "lesson_steps: 0: is out of range"),
         (["--hidden_size", "9"], "hidden_size 9: give a multiple of 8"),
-        (["--output_dir", "/dev/null"], "output_dir /dev/null: exists and is not empty"),
+        (["--output_dir", "/dev/null"], "output /dev/null: is a file, not a folder"),
     ],
 )
 def test_sizes_that_would_end_the_demo_half_way_end_it_before_it_begins(tmp_path, more, message):

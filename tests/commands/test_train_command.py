@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,6 +41,14 @@ def test_train_names_the_text_that_is_missing(disk, tmp_path):
     data = ["--dataset", "market1501", "--data_dir", str(disk.people), "--texts", str(tmp_path / "texts.jsonl")]
     with pytest.raises(UserError, match="texts.jsonl: cannot be read"):
         train.main(["--model", str(disk.ours), *data, "--output_dir", str(tmp_path / "run"), "--use_cpu"])
+
+
+@pytest.mark.parametrize(("dtype", "other"), [("float16", "bf16"), ("fp16", "bf16"), ("bf16", "fp16")])
+def test_two_16_bit_formats_are_not_mixed(dtype, other):
+    settings = SimpleNamespace(bf16=other == "bf16", fp16=other == "fp16")
+    with pytest.raises(UserError, match=f"^{other}: the weights are in {dtype}: set dtype to"):
+        train.refuse_two_halves(ModelArguments("any", dtype=dtype), settings)
+    train.refuse_two_halves(ModelArguments("any"), settings)
 
 
 def test_training_on_test_people_of_a_target_is_refused_or_said(disk, tmp_path, capsys):

@@ -1,12 +1,14 @@
 """splits.json: what it records, what it leaves out, what contradicts it; and people that two splits share."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from datasets import Value
 from PIL import Image
 
-from modeling_mllmreid.data import load_reid_dataset
+from modeling_mllmreid.data import load_reid_dataset, made_splits
 from modeling_mllmreid.data.columns import Row, make_split
 from modeling_mllmreid.data.leaks import shared_people, shared_people_lines
 from modeling_mllmreid.errors import UserError
@@ -55,6 +57,34 @@ def test_what_was_added_later_is_said(root, caplog):
     (root / "splits.json").unlink()
     whole, notes = load(root)
     assert sum(map(len, whole.values())) == 27 and len(notes) == 1
+
+
+def test_two_runs_that_draw_at_once_do_not_both_go_on(root, monkeypatch):
+    draw = made_splits.query_gallery_parts
+
+    def slowly(*arguments, **options):
+        time.sleep(0.5)
+        return draw(*arguments, **options)
+
+    monkeypatch.setattr(made_splits, "query_gallery_parts", slowly)
+
+    def attempt(seed):
+        try:
+            return load(root, split_seed=seed)[0]["train"]["file_name"][:]
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(attempt, [1, 2]))
+    written = json.loads((root / "splits.json").read_text())
+    assert written["train"] in results
+    assert sum("splits.json: was drawn with split_seed" in str(result) for result in results) == 1
+
+
+def test_nothing_is_left_where_splits_cannot_be_drawn(root, tmp_path):
+    with pytest.raises(UserError, match="too few for two to train on"):
+        load(root, splits_file=tmp_path / "new" / "below" / "splits.json", test_share=0.99)
+    assert not (tmp_path / "new").exists()
 
 
 def test_options_that_contradict_the_file(root):

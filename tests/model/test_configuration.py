@@ -14,6 +14,10 @@ WRONG = [
         {"mllm_config": {"vision_config": {"patch_size": 14, "num_hidden_layers": -1}}},
         "mllm_config.vision_config.num_hidden_layers is -1; give 1",
     ),
+    (
+        {"mllm_config": {"text_config": {"model_type": "llama", "num_hidden_layers": -1}}},
+        "mllm_config.text_config.num_hidden_layers is -1; give 1 or more",
+    ),
     ({"width": -14}, "width is -14; give 1 or more"),
     ({"reid_on": "text"}, "reid_on is 'text'; give 'llm' or 'vision' or 'both'"),
     ({"test_feature": "both"}, "test_feature is 'both'; give 'llm' or 'vision' or 'concat'"),

@@ -1,5 +1,6 @@
 """MllmReIDModel: against native LLaVA, what runs and what does not, saving and loading."""
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -97,6 +98,18 @@ stock = pipeline("image-feature-extraction", model=folder, trust_remote_code=Tru
 torch.testing.assert_close(stock(image, return_tensors=True), embedding, atol=1e-6, rtol=0)
 torch.save(embedding, folder + "/got.pt")
 """
+
+
+def test_what_is_saved_is_its_owners_alone(make_model, tmp_path):
+    before = os.umask(0o022)
+    try:
+        model = make_model()
+        model.save_pretrained(tmp_path / "full")
+        MllmReIDVisionModel.from_reid_model(model).save_pretrained(tmp_path / "vision")
+        open_to_all = [p for p in tmp_path.rglob("*") if p.stat().st_mode & 0o077]
+        assert not open_to_all and (tmp_path / "vision" / "config.json").is_file()
+    finally:
+        os.umask(before)
 
 
 def test_a_checkpoint_loads_where_the_package_is_absent(make_model, tiny_processor, tmp_path):

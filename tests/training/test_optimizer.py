@@ -1,8 +1,11 @@
 """Learning rates by module."""
 
 import pytest
+import torch
 
 from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.training import patterns
+from modeling_mllmreid.training.adapters import AdapterArguments, apply_adapters
 from modeling_mllmreid.training.arguments import ReIDTrainingArguments
 from modeling_mllmreid.training.optimizer import parameter_groups
 
@@ -21,6 +24,15 @@ def test_the_first_matching_pattern_sets_the_rate_and_vectors_do_not_decay(make_
 def test_a_pattern_that_matches_nothing_is_refused(make_model):
     with pytest.raises(UserError, match="'vison' matches no trained parameter"):
         parameter_groups(make_model(), learning_rate=1e-3, weight_decay=0.0, learning_rates={"vison": 1e-5})
+
+
+def test_a_pattern_that_would_run_for_hours_is_stopped(make_model, monkeypatch):
+    monkeypatch.setattr(patterns, "SECONDS", 0.1)
+    model, evil = make_model(), r"(.|.)*(.|.)*(.|.)*[A-Z]"
+    with pytest.raises(UserError, match=r"learning_rates: .* takes longer than 0.1 s on one name"):
+        parameter_groups(model, learning_rate=1e-3, weight_decay=0.0, learning_rates={evil: 1e-5})
+    with pytest.raises(UserError, match=r"lora_targets: .* takes longer than 0.1 s on one name"):
+        apply_adapters(model, AdapterArguments(language_model="lora", lora_targets=evil), torch.float32)
 
 
 @pytest.mark.parametrize(

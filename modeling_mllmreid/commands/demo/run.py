@@ -27,6 +27,7 @@ from modeling_mllmreid.evaluation.protocol import (
     same_person,
 )
 from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
+from modeling_mllmreid.outputs import check_output_folder
 from modeling_mllmreid.ranges import Count, Several, Threads
 from modeling_mllmreid.retrieval import rank_gallery
 from modeling_mllmreid.text import generate_texts, kept_attribute_share, write_continuations
@@ -68,8 +69,7 @@ def main(argv: list[str]) -> None:
     groups = (DemoArguments, TinyArguments, MethodArguments, BatchArguments, ReIDTrainingArguments)
     args, tiny_args, method_args, batch_args, training_args = parse(groups, argv, "demo")
     started, folder = time.monotonic(), Path(training_args.output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"output_dir {folder}: exists and is not empty: remove it or give another")
+    check_output_folder(folder)
     torch.set_num_threads(args.threads)
     torch.manual_seed(training_args.seed)
     height, width = method_args.height or 128, method_args.width or 64
