@@ -19,12 +19,12 @@ Log = Sequence[Mapping[str, Any]]
 
 def loss_points(log_history: Log) -> list[Mapping[str, Any]]:
     """The entries of trainer_state.json's log that hold a training loss."""
-    return [entry for entry in log_history if _is_number(entry.get("loss")) and _is_number(entry.get("step"))]
+    return [entry for entry in log_history if is_number(entry.get("loss")) and is_number(entry.get("step"))]
 
 
 def loss_parts(log_history: Log) -> list[str]:
     """The names of the loss's parts, sorted."""
-    names = {name for entry in loss_points(log_history) for name, value in entry.items() if _is_number(value)}
+    names = {name for entry in loss_points(log_history) for name, value in entry.items() if is_number(value)}
     return sorted(name for name in names - _OTHERS if not name.startswith("eval_"))[:MOST_PARTS]
 
 
@@ -54,7 +54,7 @@ def draw_loss_curves(path_png: str | os.PathLike[str], log_history: Log) -> None
     figure = figure_class()(figsize=(7, 4.4), dpi=150, layout="constrained")
     axes = figure.subplots()
     for number, name in enumerate(["loss", *loss_parts(log_history)]):
-        known = [(entry["step"], entry[name]) for entry in points if _is_number(entry.get(name))]
+        known = [(entry["step"], entry[name]) for entry in points if is_number(entry.get(name))]
         look = {"color": COLORS[number % len(COLORS)], "linestyle": STYLES[number // len(COLORS) % len(STYLES)]}
         marker = "o" if len(known) == 1 else ""
         axes.plot(
@@ -68,7 +68,8 @@ def draw_loss_curves(path_png: str | os.PathLike[str], log_history: Log) -> None
         figure.savefig(aside, format="png", metadata={"Software": PNG_SOFTWARE})
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether an entry of a log is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -78,4 +79,4 @@ def _label(name: str) -> str:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.3f}" if _is_number(value) else "-"
+    return f"{value:.3f}" if is_number(value) else "-"

@@ -1,5 +1,6 @@
 """The reports of a run as they are published: numbers and settings; no names of people or files, no local paths."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,8 +39,13 @@ ARGUMENT_FIELDS = (
 def published_report(name: str, content: bytes, *, where: str) -> Any:
     """A report (one of `REPORTS`) as it is published: numbers and settings, no names of people or files, no paths.
 
-    Raises UserError for a report that is not what its name says.
+    What is not finite, such as the gradient's norm in a step that was skipped, is null: JSON has no word for it. Raises
+    UserError for a report that is not what its name says.
     """
+    return _finite(_published(name, content, where))
+
+
+def _published(name: str, content: bytes, where: str) -> Any:
     if name == "trainer_state.json":
         log = parse_json(content, TrainerStateFile, where=where).log_history
         return {"log_history": [_only_numbers(entry) for entry in log]}
@@ -69,6 +75,15 @@ def published_report(name: str, content: bytes, *, where: str) -> Any:
     report |= {key: _only_numbers(report[key]) for key in ("single_shot_cmc", "verification", "open_set")
                if key in report}  # fmt: skip
     return {"model": "", "dataset": "+".join(report["tested_on"]), **report}
+
+
+def _finite(value: Any) -> Any:
+    """A nested content with None for NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _chosen(content: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:

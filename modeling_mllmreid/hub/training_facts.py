@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..markdown import Markdown, code
+from .loss_curves import is_number
 
 
 def settings(
@@ -72,7 +73,9 @@ def _optimisation(args: Mapping[str, Any], log_history: Sequence[Mapping[str, An
     people, images = args.get("identities_per_batch"), args.get("images_per_identity")
     accumulation = args.get("gradient_accumulation_steps") or 1
     batch = f"P x K = {people} x {images} on each device" if people and images else ""
-    last = max(log_history, key=lambda entry: entry.get("step", 0), default={})
+    # Foreign logs hold anything.
+    logged = [entry for entry in log_history if is_number(entry.get("step"))]
+    last = max(logged, key=lambda entry: entry["step"], default={})
     rates = [f"{code(pattern)}: {rate:g}" for pattern, rate in (args.get("learning_rates") or {}).items()]
     schedule = f"{args.get('lr_scheduler_type')}, warm-up {args.get('warmup_steps') or 0:g}"
     precision = next((name for name, key in (("bfloat16", "bf16"), ("float16", "fp16")) if args.get(key)), "float32")
@@ -81,7 +84,7 @@ def _optimisation(args: Mapping[str, Any], log_history: Sequence[Mapping[str, An
     return [
         ("batch", batch + (f", gradients of {accumulation} batches added" if batch and accumulation > 1 else "")),
         ("optimiser steps", f"{last['step']:,}" if "step" in last else ""),
-        ("epochs", f"{last['epoch']:g}" if "epoch" in last else ""),
+        ("epochs", f"{last['epoch']:g}" if is_number(last.get("epoch")) else ""),
         ("optimiser", str(args.get("optim") or "")),
         ("learning rate", f"{args['learning_rate']:g}" if args.get("learning_rate") is not None else ""),
         ("learning rates by parameter name", Markdown(", ".join(rates))),

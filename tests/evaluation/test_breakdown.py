@@ -74,6 +74,7 @@ def test_matrix_mistakes(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 100_000)
     (tmp_path / "nan.json").write_text(first.read_text().replace("0.8", "NaN"))
     (tmp_path / "feature.json").write_text(first.read_text().replace('"test_feature": "llm"', '"test_feature": "x"'))
-    for name in ("absent.json", "other.json", "deep.json", "nan.json", "feature.json"):
+    report(tmp_path / "percent.json", ["market"], ["market"], 80.0)
+    for name in ("absent.json", "other.json", "deep.json", "nan.json", "feature.json", "percent.json"):
         with pytest.raises(UserError, match=f"{name}: no metrics of the evaluate command"):
             data_set_matrix([tmp_path / name])

@@ -5,7 +5,7 @@ import importlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from fuzz_commands import GROUPS, PLAIN
 from fuzz_harness import NEW, Area, make_tests
@@ -74,13 +74,27 @@ values = st.one_of(
 
 
 def changes(command: str) -> st.SearchStrategy:
+    """One or two fields of a command with a value that may be meant for them, or is not."""
+    hints = {name: hint for group in GROUPS[command] for name, hint in get_type_hints(group).items()}
     own = [field.name for group in GROUPS[command] for field in dataclasses.fields(group) if field.init]
     if command == "train":
         # transformers has fields for every launcher and service; those of the method are ours.
         stock = {field.name for field in dataclasses.fields(GROUPS[command][-1])}
         own = [name for name in own if name not in stock]
     own = [name for name in own if name not in LONG]
-    return st.tuples(st.just(command), st.lists(st.tuples(st.sampled_from(own), values), min_size=1, max_size=2))
+    meant = [(name, value) for name in own for value in GOOD.get(hints[name], ())]
+    one = st.one_of(st.tuples(st.sampled_from(own), values), st.sampled_from(meant or [("help", "")]))
+    return st.tuples(st.just(command), st.lists(one, min_size=1, max_size=2))
+
+
+GOOD: dict[Any, tuple[str, ...]] = {
+    bool: ("true", "false"),
+    bool | None: ("true", "false"),
+    int: ("1", "2", "3"),
+    int | None: ("0", "1"),
+    float: ("0.5", "1"),
+    float | None: ("0.5", "0"),
+}
 
 
 def build(value: Any, root: Path) -> None:

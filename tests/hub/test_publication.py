@@ -219,6 +219,14 @@ def test_a_report_that_is_none_is_one_line_and_leaves_nothing(tmp_path, name, mo
         assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_a_log_with_a_skipped_step_and_with_anything_else_is_published(trained, tmp_path):
+    entries = [{"loss": 1.0, "step": 1, "epoch": 0.5, "grad_norm": float("nan")}, {"loss": 2.0, "step": None}]
+    (trained / "trainer_state.json").write_text(json.dumps({"log_history": [*entries, {"epoch": None, "step": 9}]}))
+    export.main(["--model", str(trained), "--output", str(tmp_path / "out")])
+    log = json.loads((tmp_path / "out/trainer_state.json").read_text(), parse_constant=pytest.fail)["log_history"]
+    assert log[0] == {"loss": 1.0, "step": 1, "epoch": 0.5, "grad_norm": None}
+
+
 def test_metrics_of_other_commands_are_left_out(trained):
     for content in ({"test": {"llm": ROW}, "seconds": 3}, {"metrics_over_splits": {}, "metrics_of_splits": []}):
         (trained / "metrics.json").write_text(json.dumps(content))

@@ -78,6 +78,15 @@ def test_no_weight_is_random_not_finite_or_of_another_size(save, form, name, sai
                 load(folder)
 
 
+@pytest.mark.parametrize("form", LOADERS)
+def test_whole_numbers_are_no_weights(save, form):
+    folder = save(form)
+    name = next(key for key, value in load_file(folder / "model.safetensors").items() if value.dim() == 2)
+    rewrite(folder, lambda weights: {**weights, name: weights[name].to(torch.int32)})
+    with pytest.raises(ValueError, match=f"{name} holds whole numbers, which no weight does: get it again"):
+        LOADERS[form](folder)
+
+
 def test_a_running_variance_below_zero_and_numbers_too_large_for_a_format(save):
     folder = save("vision")
     rewrite(folder, lambda weights: {**weights, "tower.embeddings.class_embedding": torch.full((32,), 1e6)})
