@@ -174,7 +174,7 @@ def changed_file(content: bytes, change: tuple[str, Any]) -> bytes:
         return changed_bytes(content, how)
     try:
         value = json.loads(content)
-    except ValueError:  # the file is no JSON, or no longer
+    except (ValueError, RecursionError):  # the file is no JSON, or no longer
         return changed_bytes(content, ("cut", 0.7, b""))
     return json.dumps(changed_json(value, how)).encode("utf-8", "surrogatepass")
 
