@@ -67,10 +67,9 @@ def train_all(people: str, output: str, identities_per_batch: int) -> dict[str, 
         training_step, clip = ReIDTrainer.training_step, ReIDTrainer._clip_grad_norm
 
         def watched(self, model, inputs, *given, step=training_step, losses=losses, rows=rows):
-            with_target = (
-                (inputs["labels"] != -100).any(1) if "labels" in inputs else torch.ones(len(inputs["person_ids"]))
-            )
-            of_row = inputs["person_ids"], inputs["pixel_values"].sum((1, 2, 3)), with_target
+            people, pixels = inputs["person_ids"], inputs["pixel_values"].double().sum((1, 2, 3))
+            with_target = (inputs["labels"] != -100).any(1) if "labels" in inputs else torch.ones(len(people))
+            of_row = people, pixels, with_target
             rows.append(torch.stack([values.double() for values in of_row], 1))
             loss = step(self, model, inputs, *given)
             losses.append(loss.double())
