@@ -1,4 +1,4 @@
-"""Prints constraints that hold every requirement at the lowest version that setup.cfg allows, for `CONSTRAINTS` of run."""
+"""Prints the lowest version that setup.cfg allows of each requirement, as a file for `CONSTRAINTS` of `.ci/run`."""
 
 import configparser
 import re
