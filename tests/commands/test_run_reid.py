@@ -68,7 +68,7 @@ def test_another_version_of_a_library_is_one_line_and_exit_code_2(monkeypatch, c
     for name in [name for name in sys.modules if name.split(".")[0] == "modeling_mllmreid"]:
         monkeypatch.delitem(sys.modules, name)
     assert run(monkeypatch, "search", "--help") == 2
-    said = "transformers>=5.23,<6, but transformers 5.17.0 is installed: pip install 'transformers>=5.23,<6'"
+    said = "transformers>=5.23,<6; installed: transformers 5.17.0: pip install 'transformers>=5.23,<6'"
     assert capsys.readouterr().err == f"error: MLLMReID needs {said}\n"
 
 
