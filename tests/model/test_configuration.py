@@ -110,9 +110,13 @@ def test_what_is_given_is_never_changed(make_llava, tiny_processor, attention):
     made = MllmReIDConfig(mllm_config=live.config, **size)
     MllmReIDVisionConfig(vision_config=live.config.vision_config, **size)
     made.mllm_config.text_config.num_hidden_layers = 1
-    fields = before.to_dict()
-    MllmReIDConfig(mllm_config=fields, **size)
-    assert fields == before.to_dict()
+    fields = {"vision_config": {"patch_size": 16}, "text_config": {"vocab_size": 100}, "vision_feature_layer": [-1]}
+    MllmReIDConfig(mllm_config=fields, **size).mllm_config.vision_feature_layer.append(-2)
+    assert fields == {
+        "vision_config": {"patch_size": 16},
+        "text_config": {"vocab_size": 100},
+        "vision_feature_layer": [-1],
+    }
     around = MllmReIDModel.from_mllm(live, **size, image_prefix_ids=tiny_processor.image_prefix_ids)
     assert live.config.to_dict() == before.to_dict()
     assert choices(live.config) == choices(before) == [attention] * 3
