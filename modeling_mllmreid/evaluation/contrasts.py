@@ -56,9 +56,10 @@ def contrast(a: np.ndarray, b: np.ndarray, person_ids: Sequence[int] | np.ndarra
 
     Interval and p-value are those of a t-test with seeds and people as crossed random factors: p is below 0.05 exactly
     where the interval leaves out 0. The variance is that of the seeds' mean differences by S plus that over people
-    (`people_error`), the degrees of freedom Satterthwaite's. What is particular to a seed and a person counts in both:
-    where that is the larger part, the interval is up to 1.4 times as wide as need be (it covers 99 %).
-    Raises UserError for shapes that differ. Source: Satterthwaite 1946; Baayen et al. 2008 (crossed random factors).
+    (`people_error`), the degrees of freedom those of `combined`. What is particular to a seed and a person counts in
+    both: where that is the larger part, the interval is up to 1.4 times as wide as need be (it covers 99 %), and so it
+    is where few people make most queries. Two seeds are too few where they differ more than people: it covers 91 %.
+    Raises UserError for shapes that differ. Source: Baayen et al. 2008 (crossed random factors).
     """
     if a.shape != b.shape:
         raise UserError(f"a has the shape {a.shape}, b {b.shape}: give the same seeds and queries")

@@ -37,7 +37,7 @@ def test_unequal_people_and_queries_without_a_match_by_hand():
     scaled = weights / np.sqrt(np.diag(covariance))
     matrix = scaled[:, None] * covariance * scaled
     parts = of_seeds.var(ddof=1) / 2, ((scaled * (of_people - mean)) ** 2).sum()
-    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 1 + parts[1] ** 2 / (np.trace(matrix) ** 2 / (matrix**2).sum()))
+    freedom = sum(parts) / (parts[0] / 1 + parts[1] / (np.trace(matrix) ** 2 / (matrix**2).sum()))
     expected = stats.t(freedom, mean, sum(parts) ** 0.5)
     found = contrast(a, b, persons)
     assert found.difference == pytest.approx(mean)
@@ -85,10 +85,10 @@ def test_with_people_alone_the_p_value_is_that_of_the_t_test_over_people():
 
 @pytest.mark.parametrize(
     "seeds, spread",
-    [(3, {"of_seed": 1.0, "noise": 0.3}), (4, {"of_seed": 0.3, "of_person": 1.0}), (1, {"of_person": 1.0})],
+    [(3, {"of_seed": 1.0, "of_person": 0.8}), (4, {"of_seed": 0.1, "of_person": 1.0}), (1, {"of_person": 1.0})],
 )
 def test_coverage_with_few_seeds_and_unequal_people(seeds, spread):
-    """95 % intervals hold the truth; a percentile bootstrap does so in 75 % of the first and 87 % of the others."""
+    """95 % intervals hold the truth; a bootstrap of both does so in 80 to 90 %."""
     rng, held = np.random.default_rng(0), []
     for _ in range(1000):
         persons = np.repeat(np.arange(20), 1 + np.floor(20 * rng.random(20) ** 4).astype(int))
