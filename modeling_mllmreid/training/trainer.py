@@ -171,8 +171,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         scaler = accelerator.scaler
         with self._diagnostics.watch(inputs) as seen:
             # Not the wrapped model: DDP would reduce after every chunk, and never the head, outside of its forward.
-            # Mixed precision comes with the model's forward, which accelerate has changed; autocast around all passes
-            # would keep the first one's weights, which have no graph, for the second.
+            # Mixed precision comes with the model's own forward, which accelerate has changed.
             loss, outputs = cached_backward(
                 self.model,
                 inputs,

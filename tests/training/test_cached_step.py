@@ -137,14 +137,15 @@ def test_an_optimiser_of_two_modes_is_told_to_train(train, monkeypatch):
 
 def test_mixed_precision_is_that_of_the_plain_step(train):
     """In bfloat16 every weight has its gradient, near that of the plain step; gradients themselves are in float32."""
-    found = []
+    found, start = [], None
     for chunk in (0, 3):
         settings = {"bf16": True, "grad_cache_chunk": chunk, "max_steps": 1, "diagnostics_steps": 0}
         trainer = train(f"half{chunk}", model={"reid_text": True}, **settings).trainer
         formats = []
         layer = trainer.model.mllm.model.language_model.layers[0].mlp
         layer.register_forward_hook(lambda module, args, output, to=formats: to.append(output.dtype))
-        trainer.model.load_state_dict(start) if found else (start := copy.deepcopy(trainer.model.state_dict()))
+        start = start or copy.deepcopy(trainer.model.state_dict())
+        trainer.model.load_state_dict(start)
         batch = next(iter(trainer.get_train_dataloader()))
         trainer.model.zero_grad()
         trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
