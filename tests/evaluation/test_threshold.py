@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.evaluation import threshold
 from modeling_mllmreid.evaluation.clusters import Error, people_error, share_interval
 from modeling_mllmreid.evaluation.open_set import open_set_from_blocks
 from modeling_mllmreid.evaluation.threshold import _error, choose_threshold, load_thresholds, save_thresholds
@@ -61,8 +63,15 @@ def test_the_file_travels_with_the_checkpoint(tmp_path):
 @pytest.mark.parametrize("text", ["[]", "{", '{"llm": 3}', '{"llm": {}}', "NaN", '{"llm": {"distance": NaN}}'])
 def test_a_foreign_file_is_named(tmp_path, text):
     (tmp_path / "threshold.json").write_text(text)
-    with pytest.raises(Exception, match=r"threshold.json: holds no thresholds"):
+    with pytest.raises(UserError, match=r"threshold.json: holds no thresholds .*train again, or remove the file\)$"):
         load_thresholds(str(tmp_path))
+
+
+def test_the_file_of_the_wanted_revision_is_read(monkeypatch, tmp_path):
+    wanted = []
+    monkeypatch.setattr(threshold, "cached_file", lambda *names, **options: wanted.append((names, options)))
+    assert load_thresholds("somebody/model", "v2") == {}
+    assert wanted == [(("somebody/model", "threshold.json"), {"revision": "v2", **threshold.QUIET})]
 
 
 def test_people_are_drawn_not_searches():
