@@ -71,8 +71,9 @@ def test_shares_are_not_one_less_by_rounding():
 
 
 def test_mistakes():
-    with pytest.raises(UserError, match="rate: 10 is not between 0 and 1"):
-        threshold_at(np.ones(3), 10)
+    for rate in (10, 1.5, 1, 0, -0.1):
+        with pytest.raises(UserError, match=f"rate: {rate} is not between 0 and 1"):
+            threshold_at(np.ones(3), rate)
     with pytest.raises(UserError, match="no query has a match"):
         open_set_from_blocks([(slice(0, 1), np.ones((1, 1)))], SamePerson([1], [2]))
 

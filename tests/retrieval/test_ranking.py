@@ -38,6 +38,11 @@ def test_filter_and_short_rows():
     assert rank_gallery(q[:0], g, 2).indices.shape == (0, 2)
 
 
+def test_more_images_are_dropped_than_are_left_over():
+    rule = SamePerson([7], [7, 7, 7, 8], [1], [1, 1, 1, 1])
+    assert rank_gallery(np.eye(4)[:1], np.eye(4), 2, same_person=rule).indices.tolist() == [[3, -1]]
+
+
 def test_ties_at_the_border_go_to_the_lower_index():
     row = np.array([0.5, 0.2, 0.5, 0.1, 0.5, np.inf], dtype=np.float32)
     assert nearest_in_row(row, 4).tolist() == [3, 1, 0, 2]
@@ -80,6 +85,7 @@ def test_cameras_by_name_and_unknown_ones():
     "make, message",
     [
         (lambda: rank_gallery(np.eye(2), np.eye(2), 0), "k: 0"),
+        (lambda: rank_gallery(np.eye(2), np.eye(2), 1, block_size=0), "block_size: 0"),
         (lambda: rank_gallery(np.eye(2), np.eye(2), 1, same_person=SamePerson([1], [1, 2])), "of 1 queries, not 2"),
         (lambda: SamePerson([1, 2.5], [1, 2]), "query_person_ids: float64 .* no list of ids"),
         (lambda: SamePerson([1], [1], [1]), "gallery_camera_ids: missing .* no camera filter"),
