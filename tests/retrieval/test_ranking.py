@@ -72,6 +72,17 @@ def test_same_person_drops_by_camera_and_by_clothes():
     assert not unknown.of(0)[1].any()
 
 
+def test_integers_stay_as_they_are_and_images_in_their_order():
+    gallery = np.random.default_rng(0).choice([10, 9, 300], 400)
+    for make in (list, np.int32, np.uint16, torch.tensor):
+        rule = SamePerson(make([300, 9, 10]), make(gallery))
+        assert rule.query_persons.tolist() == [300, 9, 10] and rule.query_persons.dtype == np.int64
+        assert rule.gallery_persons.dtype == np.int64 and (rule.gallery_persons == gallery).all()
+        for row, person in enumerate((300, 9, 10)):
+            assert rule.of(row)[0].tolist() == np.flatnonzero(gallery == person).tolist()
+    assert SamePerson(["b", "c"], ["a", "c", "b"]).query_persons.tolist() == [1, 2]
+
+
 def test_cameras_by_name_and_unknown_ones():
     ids = ["anna"], ["anna"] * 4
     cameras = SamePerson(*ids, ["door"], ["door", "yard", "-1", ""])
@@ -92,6 +103,9 @@ def test_cameras_by_name_and_unknown_ones():
         (lambda: SamePerson([1], [1], gallery_clothes_ids=[1]), "query_clothes_ids: missing .* no clothes filter"),
         (lambda: SamePerson([1], [1], [1], [1, 2]), "gallery_camera_ids: 2 ids for 1 images"),
         (lambda: SamePerson([1], ["1"]), "person_ids: int64 in the queries, <U1 in the gallery"),
+        (lambda: SamePerson([1], [1], [1], ["1"]), "camera_ids: int64 in the queries, <U1 in the gallery"),
+        (lambda: SamePerson(np.array(["a", 1], dtype=object), [1]), "query_person_ids: object .* no list of ids"),
+        (lambda: SamePerson([[1]], [1]), r"query_person_ids: int64 of shape \(1, 1\) is no list of ids"),
     ],
 )
 def test_mistakes(make, message):
