@@ -80,6 +80,6 @@ def test_interval_of_a_share_is_that_of_clopper_and_pearson():
         expected = stats.binomtest(hits, size).proportion_ci(confidence, method="exact")
         low, high = share_interval(hits / size, size, confidence)
         assert (low, high) == pytest.approx((expected.low, expected.high))
-        for truth in (0.01, 0.2, 0.5, 0.9, 0.99):
+        edges = [end + step for end in (low, high) for step in (-1e-6, 1e-6) if 0 < end < 1]
+        for truth in (0.01, 0.2, 0.5, 0.9, 0.99, *edges):
             assert holds_share(truth, hits / size, size, confidence) == (low <= truth <= high)
-    assert holds_share(0.1, 0.5, 3.7) == (share_interval(0.5, 3.7)[0] <= 0.1)
