@@ -387,6 +387,7 @@ def draw_worst(
 def difference_lines(differences: Mapping[str, PairedDifference]) -> str:
     """The difference of each metric in percentage points, with its interval and p-value."""
     return "\n".join(
-        f"  {name:7} {100 * d.difference:+6.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]  p = {d.p_value:.4f}"
+        f"  {name:7} {100 * d.difference:+6.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]  "
+        + (f"p = {d.p_value:.4f}" if d.p_value >= 1e-4 else "p < 0.0001")
         for name, d in differences.items()
     )

@@ -17,11 +17,13 @@ class OpenSetDistances:
 
     mate: (Q,) float32, the nearest match where it is the nearest of all, infinity where another person is as near, NaN
     without a match. other: (Q,) float32, the nearest image of another person, which is what the query finds where its
-    own person is not in the gallery; infinity where there is none.
+    own person is not in the gallery; infinity where there is none. other_person: (Q,) int64, whom that image shows, by
+    the numbers of `SamePerson`, -1 where there is none.
     """
 
     mate: np.ndarray
     other: np.ndarray
+    other_person: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,19 @@ def open_set_distances(blocks: Blocks, same_person: SamePerson) -> OpenSetDistan
     Images of the query's person and camera are left out.
     """
     mate, other = (np.full(len(same_person.query_persons), value, dtype=np.float32) for value in (np.nan, np.inf))
+    other_person = np.full(len(mate), -1, dtype=np.int64)
     for number, row in distance_rows(blocks, same_person):
         same, dropped = same_person.of(number)
-        other[number] = np.delete(row, same).min(initial=np.inf)
+        others = row.copy()
+        others[same] = np.inf
+        if len(others) > len(same):
+            found = others.argmin()
+            other[number], other_person[number] = others[found], same_person.gallery_persons[found]
         matches = row[same[~dropped]]
         if len(matches):
             nearest = matches.min()
             mate[number] = nearest if nearest < other[number] else np.inf
-    return OpenSetDistances(mate, other)
+    return OpenSetDistances(mate, other, other_person)
 
 
 def open_set_from_blocks(

@@ -33,7 +33,7 @@ def format_table(
     note = "In percent, one decimal. Queries: those with a match, of all."
     shares = [interval.confidence for row in (intervals or {}).values() for interval in row.values()]
     if shares:
-        note += f" In brackets: {shares[0]:.0%} bootstrap interval over people."
+        note += f" In brackets: {shares[0]:.0%} interval over people."
     return f"{align(lines)}\n{note}"
 
 

@@ -1,25 +1,23 @@
 """How sure a retrieval metric is: confidence intervals, and the paired comparison of two models, by identity.
 
-The queries of one person succeed and fail together, so they are no independent draws: identities are resampled, never
-single queries.
+The queries of one person succeed and fail together, so they are no independent draws: the people are, as in
+`clusters`. Coverage by simulation: `benchmarks/coverage.py`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from ..errors import UserError
 from ..retrieval.same_person import Ids, SamePerson
+from .clusters import ROUNDING, people_error, share_interval
 from .metrics import RetrievalMetrics
-
-# Resamples times identities that are worked on at once: 8 MiB for each array of counts.
-CHUNK = 2**20
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A metric and its percentile interval, fractions of 1. confidence: the share of intervals that hold the truth."""
+    """A metric and its interval, fractions of 1. confidence: the share of intervals that hold the truth."""
 
     estimate: float
     low: float
@@ -33,7 +31,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A metric of model a less that of model b, its percentile interval (fractions of 1), and the two-sided p-value."""
+    """A metric of model a less that of model b, its interval (fractions of 1), and the two-sided p-value."""
 
     difference: float
     low: float
@@ -47,48 +45,38 @@ class PairedDifference:
 
 
 def confidence_intervals(
-    metrics: RetrievalMetrics,
-    query_person_ids: Ids,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    metrics: RetrievalMetrics, query_person_ids: Ids, *, confidence: float = 0.95
 ) -> dict[str, Interval]:
     """The interval of each metric under the keys of `RetrievalMetrics.to_dict`: mAP, rank1, ..., mINP.
 
-    query_person_ids: (Q,) integers or strings. As many identities as there are get drawn with replacement, each with
-    all its queries; a metric is then the sum over the drawn queries by their number. Queries without a match are left
-    out, as from the metrics. The gallery stays as it is.
+    query_person_ids: (Q,) integers or strings. A metric is the mean over the queries with a match; its variance comes
+    from how people differ (`people_error`), its interval is that of a share with as many independent queries as would
+    be as sure: it stays within 0 and 1, and is no point where every query succeeds. The gallery stays as it is.
+    With 10 people, or a metric near 0 or 1, it is wider than need be.
     Raises UserError for ids that do not fit the metrics, and for fewer than two identities.
-    Source: Field and Welsh 2007 (cluster bootstrap), Davison and Hinkley 1997 (ratios, percentile interval).
+    Source: Korn and Graubard 1998.
     """
+    _check_confidence(confidence)
     values = _values_of_queries(metrics, metrics.cmc)
     sums, counts = _by_identity(values, query_person_ids)
-    low, high = _interval(sums, counts, confidence, resamples, np.random.default_rng(seed))
-    estimates = sums.sum(0) / counts.sum()
-    return {
-        key: Interval(float(estimates[i]), float(low[i]), float(high[i]), confidence) for i, key in enumerate(values)
-    }
+    found = {}
+    for key, of_people in zip(values, sums.T, strict=True):
+        estimate = float(of_people.sum() / counts.sum())
+        size = people_error(of_people, counts).effective_size(estimate, counts, confidence)
+        found[key] = Interval(estimate, *share_interval(estimate, size, confidence), confidence)
+    return found
 
 
 def compare(
-    a: RetrievalMetrics,
-    b: RetrievalMetrics,
-    query_person_ids: Ids,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    a: RetrievalMetrics, b: RetrievalMetrics, query_person_ids: Ids, *, confidence: float = 0.95
 ) -> dict[str, PairedDifference]:
     """Each metric of model a less that of model b on the same queries, under the keys of `confidence_intervals`.
 
-    The ranks are those of `a`. The interval is the cluster bootstrap of the queries' differences. The p-value is that
-    of a permutation test: were the models alike, a and b could change places in all the queries of an identity, so the
-    signs of the identities' differences are flipped at random `resamples` times;
-    p = (1 + flips at least as far from 0) / (1 + flips).
+    The ranks are those of `a`. Interval and p-value are Student's, of the queries' differences, with the variance and
+    the degrees of freedom of `people_error`: p is below 0.05 exactly where the 95 % interval leaves out 0.
     Raises UserError for metrics of different queries, for ids that do not fit, and for fewer than two identities.
-    Source: Fisher 1935 (sign flips), Phipson and Smyth 2010 (the p-value is never 0).
     """
+    _check_confidence(confidence)
     if a.num_queries != b.num_queries:
         raise UserError(f"{a.num_queries} queries in a, {b.num_queries} in b: compare two models on the same queries")
     values_a, values_b = _values_of_queries(a, a.cmc), _values_of_queries(b, a.cmc)
@@ -100,14 +88,21 @@ def compare(
         )
     differences = {key: values_a[key] - values_b[key] for key in values_a}
     sums, counts = _by_identity(differences, query_person_ids)
-    rng = np.random.default_rng(seed)
-    low, high = _interval(sums, counts, confidence, resamples, rng)
-    p_values = _sign_flip_p_values(sums, resamples, rng)
-    means = sums.sum(0) / counts.sum()
-    return {
-        key: PairedDifference(float(means[i]), float(low[i]), float(high[i]), confidence, float(p_values[i]))
-        for i, key in enumerate(differences)
-    }
+    found = {}
+    for key, of_people in zip(differences, sums.T, strict=True):
+        mean, error = without_rounding(of_people.sum() / counts.sum()), people_error(of_people, counts)
+        found[key] = PairedDifference(mean, *error.interval(mean, confidence), confidence, error.p_value(mean))
+    return found
+
+
+def without_rounding(difference: float) -> float:
+    """A difference, 0 where it is one of rounding alone."""
+    return float(difference) if abs(difference) > ROUNDING else 0.0
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise UserError(f"confidence: {confidence} is not between 0 and 1: use 0.95 for 95%")
 
 
 def _values_of_queries(metrics: RetrievalMetrics, ranks: Iterable[int]) -> dict[str, np.ndarray]:
@@ -133,45 +128,3 @@ def _by_identity(values: dict[str, np.ndarray], query_person_ids: Ids) -> tuple[
     sums = np.zeros((len(identities), table.shape[1]))
     np.add.at(sums, place, table[valid])
     return sums, counts
-
-
-def _interval(
-    sums: np.ndarray, counts: np.ndarray, confidence: float, resamples: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high ends (metrics,) of the percentile interval of sums (C, metrics) by counts (C,) over C identities.
-
-    A draw of identities is the number of times that each is in it, so that its sums are one matrix product.
-    """
-    if not 0 < confidence < 1:
-        raise UserError(f"confidence: {confidence} is not between 0 and 1: use 0.95 for 95%")
-    if resamples < 1:
-        raise UserError(f"resamples: {resamples} is no number of draws: use 1 or more, 10,000 for a paper")
-    size, table = len(counts), np.column_stack([sums, counts])
-    means = np.empty((resamples, sums.shape[1]))
-    for rows in _chunks(resamples, size):
-        number = rows.stop - rows.start
-        drawn = rng.integers(size, size=(number, size)) + size * np.arange(number)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=number * size).reshape(number, size)
-        totals = times @ table
-        means[rows] = totals[:, :-1] / totals[:, -1:]
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    return low, high
-
-
-def _sign_flip_p_values(sums: np.ndarray, flips: int, rng: np.random.Generator) -> np.ndarray:
-    """Two-sided p-values (metrics,) of the identities' summed differences (C, metrics)."""
-    total = sums.sum(0)
-    # Sums that are equal but for the order of their terms count as equal.
-    bar = np.abs(total) - 1e-12 * np.abs(sums).sum(0)
-    exceeding = np.zeros(sums.shape[1])
-    for rows in _chunks(flips, len(sums)):
-        kept = rng.integers(2, size=(rows.stop - rows.start, len(sums)), dtype=np.int8)
-        exceeding += (np.abs(2 * (kept @ sums) - total) >= bar).sum(0)
-    return (1 + exceeding) / (1 + flips)
-
-
-def _chunks(rows: int, width: int) -> Iterator[slice]:
-    """Slices of the rows of a table of this width, CHUNK entries each."""
-    step = max(CHUNK // width, 1)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))

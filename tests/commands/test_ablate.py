@@ -178,7 +178,6 @@ alignment_steps: 2
 max_target_tokens: 8
 identities_per_batch: 3
 images_per_identity: 2
-resamples: 50
 use_cpu: true
 """
 

@@ -31,7 +31,7 @@ def test_intervals_stand_behind_the_values():
     known = {"ours": {"mAP": Interval(0.625, 0.25, 1.0, 0.9), "rank1": Interval(0.5, 0.0, 1.0, 0.9)}}
     lines = format_table([("ours", some), ("other", some)], known).splitlines()
     assert "62.5 [25.0, 100.0]  50.0 [0.0, 100.0]" in lines[2] and "[" not in lines[3]
-    assert len({len(line) for line in lines[:4]}) == 1 and "90% bootstrap interval over people" in lines[-1]
+    assert len({len(line) for line in lines[:4]}) == 1 and "90% interval over people" in lines[-1]
 
 
 def test_json_is_whole_or_the_old_one(tmp_path):

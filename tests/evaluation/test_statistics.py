@@ -1,13 +1,13 @@
-"""Intervals and paired comparisons by identity: naive loops, exact enumeration, coverage where queries depend."""
+"""Intervals and paired comparisons by identity: a case by hand, known tests, coverage where queries depend."""
 
-import itertools
 import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.evaluation import statistics
+from modeling_mllmreid.evaluation.clusters import people_error, share_interval
 from modeling_mllmreid.evaluation.metrics import RetrievalMetrics, evaluate_retrieval
 from modeling_mllmreid.evaluation.statistics import compare, confidence_intervals
 
@@ -40,111 +40,111 @@ def test_keys_and_estimates_are_those_of_the_metrics():
     b, _ = real_metrics(1, 1.5)
     assert a.num_valid < a.num_queries
     keys = ["mAP", "rank1", "rank3", "mINP"]
-    intervals, differences = confidence_intervals(a, ids, resamples=200), compare(a, b, ids, resamples=200)
+    intervals, differences = confidence_intervals(a, ids), compare(a, b, ids)
     assert list(intervals) == list(differences) == keys == list(a.to_dict())[:4]
     for key in keys:
         assert intervals[key].estimate == pytest.approx(a.to_dict()[key], abs=1e-12)
         assert differences[key].difference == pytest.approx(a.to_dict()[key] - b.to_dict()[key], abs=1e-12)
-        assert intervals[key].low < intervals[key].estimate < intervals[key].high
-    assert compare(a, real_metrics(1, 1.5, ranks=(20,))[0], ids, resamples=200) == differences  # the ranks are a's
+        assert 0 < intervals[key].low < intervals[key].estimate < intervals[key].high < 1
+        assert intervals[key].confidence == differences[key].confidence == 0.95
+    assert compare(a, real_metrics(1, 1.5, ranks=(20,))[0], ids) == differences  # the ranks are a's
     table = json.loads(json.dumps({key: differences[key].to_dict() for key in keys}))
     assert list(table["mAP"]) == ["difference", "low", "high", "confidence", "p_value"]
     assert json.dumps(intervals["mAP"].to_dict())
 
 
-def test_equals_naive_loops(monkeypatch):
-    """The same draws, walked identity by identity; chunks of seven draws change nothing."""
+@pytest.mark.parametrize("confidence", [0.95, 0.8])
+def test_by_hand(confidence):
+    """Each metric's values of its queries with a match, person by person, give its error."""
     (a, ids), (b, _) = real_metrics(0, 1.0), real_metrics(1, 1.5)
     names = np.array([f"person {i}" for i in ids])
-    monkeypatch.setattr(statistics, "CHUNK", 70)
-    interval = confidence_intervals(a, names, confidence=0.9, resamples=300, seed=5)["rank3"]
-    paired = compare(a, b, names, confidence=0.9, resamples=300, seed=5)["mAP"]
-    rng = np.random.default_rng(5)
-    hit, difference = a.first_match_rank <= 3, a.average_precision - b.average_precision
-    persons = np.unique(names[np.isfinite(difference)])
-    shares, means = [], []
-    for _ in range(300):
-        queries = np.concatenate([np.flatnonzero(names == persons[i]) for i in rng.integers(10, size=10)])
-        shares.append(hit[queries].mean())
-        means.append(difference[queries].mean())
-    np.testing.assert_allclose([interval.low, interval.high], np.quantile(shares, [0.05, 0.95]), atol=1e-12)
-    np.testing.assert_allclose([paired.low, paired.high], np.quantile(means, [0.05, 0.95]), atol=1e-12)
-
-
-def test_tiny_case_by_enumeration():
-    """Three identities: 27 equally likely draws with replacement, 8 equally likely signs."""
-    ids, values = np.array([0, 0, 1, 2, 2, 2]), np.array([0.9, 0.6, 0.2, 0.5, 0.4, 0.1])
-    draws = [
-        np.concatenate([values[ids == i] for i in drawn]).mean() for drawn in itertools.product(range(3), repeat=3)
+    intervals = confidence_intervals(a, names, confidence=confidence)
+    differences = compare(a, b, names, confidence=confidence)
+    valid = np.isfinite(a.average_precision)
+    values = [
+        {
+            **{"mAP": of.average_precision, "mINP": of.inverse_negative_penalty},
+            **{f"rank{rank}": of.first_match_rank <= rank for rank in (1, 3)},
+        }
+        for of in (a, b)
     ]
-    for confidence in (0.5, 0.8):
-        ends = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], method="inverted_cdf")
-        got = confidence_intervals(metrics_of(values), ids, confidence=confidence, resamples=20_000)["mAP"]
-        np.testing.assert_allclose([got.low, got.high], ends, atol=1e-12)
-    other = np.array([0.6, 0.8, 0.1, 0.3, 0.2, 0.2])
-    sums = np.array([(values - other)[ids == i].sum() for i in range(3)])
-    flipped = [abs(np.dot(signs, sums)) for signs in itertools.product((-1, 1), repeat=3)]
-    share = np.mean(np.array(flipped) >= abs(sums.sum()) - 1e-12)
-    assert 0.2 < share < 0.9
-    got = compare(metrics_of(values), metrics_of(other), ids, resamples=20_000)["mAP"]
-    assert got.p_value == pytest.approx(share, abs=0.015)
+    people = [np.flatnonzero(valid & (ids == person)) for person in range(1, 11)]
+    counts = np.array([len(rows) for rows in people])
+    assert len(set(counts)) > 3
+    for key in intervals:
+        of_a, of_b = (np.asarray(of[key], dtype=float) for of in values)
+        error = people_error(np.array([of_a[rows].sum() for rows in people]), counts)
+        size = error.effective_size(of_a[valid].mean(), counts, confidence)
+        got = intervals[key]
+        assert (got.low, got.high) == pytest.approx(share_interval(of_a[valid].mean(), size, confidence))
+        sums, mean = np.array([(of_a - of_b)[rows].sum() for rows in people]), (of_a - of_b)[valid].mean()
+        error, got = people_error(sums, counts), differences[key]
+        assert (got.low, got.high) == pytest.approx(error.interval(mean, confidence))
+        assert got.p_value == pytest.approx(error.p_value(mean)) and got.confidence == confidence
 
 
-def test_p_value_counts_the_observed_flip_and_ties():
+def test_one_query_each_is_the_paired_t_test():
+    rng = np.random.default_rng(2)
+    a, b = rng.random(20), rng.random(20)
+    got, expected = compare(metrics_of(a), metrics_of(b), range(20))["mAP"], stats.ttest_rel(a, b)
+    assert got.p_value == pytest.approx(expected.pvalue)
+    assert (got.low, got.high) == pytest.approx(tuple(expected.confidence_interval()))
+
+
+def test_p_is_below_its_level_exactly_where_the_interval_leaves_out_0():
+    rng = np.random.default_rng(3)
+    inside = []
+    for shift in np.linspace(0, 0.3, 60):
+        ids, values = by_identity(rng, 12, spread=0.2)
+        got = compare(metrics_of(values + shift), metrics_of(0 * values), ids)["mAP"]
+        inside.append(got.low <= 0 <= got.high)
+        assert inside[-1] == (got.p_value >= 0.05)
+    assert 10 < sum(inside) < 50
+
+
+def test_equal_models_and_perfect_ones():
     values = np.array([0.1, 0.2, 0.3, 0.7])
-    same = compare(metrics_of(values), metrics_of(values), [0, 1, 2, 3], resamples=99)["mAP"]
-    assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
-    # Every sign pattern of two equal differences is 0 or as far: p is the share of the latter, one half.
-    even = compare(metrics_of([0.4, 0.7]), metrics_of([0.3, 0.6]), [0, 1], resamples=20_000)["mAP"]
-    assert even.p_value == pytest.approx(0.5, abs=0.015)
-    clear = compare(metrics_of(np.full(40, 0.6)), metrics_of(np.full(40, 0.3)), np.arange(40), resamples=999)
-    assert clear["mAP"].p_value == clear["rank1"].p_value == 1 / 1000
-    assert clear["rank5"].difference == 1
+    for other in (values, values + 1e-16, values + [1e-16, 0, 0, -1e-16]):
+        same = compare(metrics_of(values), metrics_of(other), [0, 1, 2, 3])["mAP"]
+        assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+    clear = compare(metrics_of(np.full(40, 0.6)), metrics_of(np.full(40, 0.3)), np.arange(40))
+    assert clear["mAP"].p_value == clear["rank1"].p_value == 0 and clear["rank5"].difference == 1
+    perfect = confidence_intervals(metrics_of(np.ones(40)), np.arange(40))["rank1"]
+    assert perfect.estimate == perfect.high == 1 and 0.85 < perfect.low < 0.95
 
 
 def test_coverage_needs_the_identities():
-    """95% intervals of correlated queries hold the truth about as often as they say; single queries' are too narrow."""
+    """95% intervals of few people with unequal queries hold the truth; single queries' and a bootstrap's do not."""
     rng = np.random.default_rng(0)
-    held = {"identities": 0, "queries": 0}
-    for trial in range(300):
-        ids, values = by_identity(rng, 50, spread=0.2)
+    held = {"identities": [], "queries": [], "shares": []}
+    for _ in range(600):
+        ids = np.repeat(np.arange(20), 1 + np.floor(20 * rng.random(20) ** 4).astype(int))
+        values = 0.2 * rng.normal(size=20)[ids] + 0.1 * rng.normal(size=len(ids))
         for name, groups in (("identities", ids), ("queries", np.arange(len(ids)))):
-            got = confidence_intervals(metrics_of(values), groups, resamples=400, seed=trial)["mAP"]
-            held[name] += got.low <= 0 <= got.high
-    assert 0.90 < held["identities"] / 300 < 0.98
-    assert held["queries"] / 300 < 0.75
+            got = compare(metrics_of(values), metrics_of(0 * values), groups)["mAP"]
+            held[name].append(got.low <= 0 <= got.high)
+        hits = (rng.random(20)[ids] < 0.9) * 0.5  # people who are found at once, and one in ten who are not
+        got = confidence_intervals(metrics_of(hits), ids)["rank1"]
+        held["shares"].append(got.low <= 0.9 <= got.high)
+    assert 0.935 < np.mean(held["identities"]) < 0.99 and np.mean(held["shares"]) > 0.935
+    assert np.mean(held["queries"]) < 0.75
 
 
-def test_p_values_under_the_null_and_under_a_difference():
-    rng = np.random.default_rng(1)
-    p_values = {"identities": [], "queries": [], "differ": []}
-    for trial in range(300):
-        ids, values = by_identity(rng, 40, spread=0.2)
-        base = rng.random(len(ids))
-        for name, groups, gain in (("identities", ids, 0), ("queries", np.arange(len(ids)), 0), ("differ", ids, 0.2)):
-            a, b = metrics_of(base + values + gain), metrics_of(base)
-            p_values[name].append(compare(a, b, groups, resamples=200, seed=trial)["mAP"].p_value)
-    shares = {name: [np.mean(np.array(values) <= p) for p in (0.05, 0.5)] for name, values in p_values.items()}
-    assert 0.02 < shares["identities"][0] < 0.09 and 0.42 < shares["identities"][1] < 0.58
-    assert shares["queries"][0] > 0.2
-    assert shares["differ"][0] > 0.95
-
-
-def test_seeds():
+def test_order_and_numbers_of_the_people_change_nothing():
     rng = np.random.default_rng(2)
     ids, values = by_identity(rng, 30, 0.2)
-    a, b = metrics_of(values), metrics_of(values + 0.1 * rng.normal(size=len(ids)))
-    for run in (lambda seed: confidence_intervals(a, ids, seed=seed), lambda seed: compare(a, b, ids, seed=seed)):
-        assert run(4) == run(4) != run(5)
-    order = rng.permutation(len(ids))
-    moved = confidence_intervals(metrics_of(values[order]), ids[order])["mAP"]
-    assert moved.low == pytest.approx(confidence_intervals(a, ids)["mAP"].low, abs=1e-12)
+    order, values = rng.permutation(len(ids)), values.clip(0, 1)
+    moved = confidence_intervals(metrics_of(values[order]), 100 - ids[order])["mAP"]
+    assert moved.to_dict() == pytest.approx(confidence_intervals(metrics_of(values), ids)["mAP"].to_dict())
 
 
 def test_queries_without_a_match_count_for_nothing():
     ids, values = np.array([0, 0, 1, 2, 3]), np.array([0.9, np.nan, 0.2, 0.5, np.nan])
-    some = confidence_intervals(metrics_of(values), ids, resamples=500)
-    assert some == confidence_intervals(metrics_of(values[[0, 2, 3]]), ids[[0, 2, 3]], resamples=500)
+    some = confidence_intervals(metrics_of(values), ids)
+    assert some == confidence_intervals(metrics_of(values[[0, 2, 3]]), ids[[0, 2, 3]])
+    assert compare(metrics_of(values), metrics_of(values / 2), ids) == compare(
+        metrics_of(values[[0, 2, 3]]), metrics_of(values[[0, 2, 3]] / 2), ids[[0, 2, 3]]
+    )
 
 
 def test_users_mistakes_are_named():
@@ -154,7 +154,8 @@ def test_users_mistakes_are_named():
         ("query_person_ids: 1 identity among the queries", lambda: confidence_intervals(a, [4, 4, 5])),
         ("query_person_ids: .* no list of ids", lambda: confidence_intervals(a, [0.5, 1.0, 2.0])),
         ("confidence: 95 is not between 0 and 1: use 0.95", lambda: confidence_intervals(a, [0, 1, 2], confidence=95)),
-        ("resamples: 0 is no number", lambda: confidence_intervals(a, [0, 1, 2], resamples=0)),
+        ("confidence: 1 is not between 0 and 1", lambda: confidence_intervals(a, [0, 1, 2], confidence=1)),
+        ("confidence: 0 is not between 0 and 1", lambda: compare(a, a, [0, 1, 2], confidence=0)),
         ("3 queries in a, 1 in b: compare two models on the same queries", lambda: compare(a, lone, [0, 1, 2])),
         (r"query row 1 has a match in one of a and b alone \(2 such rows\)", lambda: compare(a, b, [0, 1, 2])),
         ("2 ids for 3 queries", lambda: compare(a, a, [0, 1])),

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from modeling_mllmreid.evaluation.clusters import Error, people_error, share_interval
 from modeling_mllmreid.evaluation.open_set import open_set_from_blocks
-from modeling_mllmreid.evaluation.threshold import choose_threshold, load_thresholds, save_thresholds
+from modeling_mllmreid.evaluation.threshold import _error, choose_threshold, load_thresholds, save_thresholds
 from modeling_mllmreid.retrieval import SamePerson, distance_blocks
 
 
@@ -71,3 +72,84 @@ def test_people_are_drawn_not_searches():
     once = choose_threshold(q, g, SamePerson(persons, persons))
     four = choose_threshold(np.repeat(q, 4, 0), g, SamePerson(np.repeat(persons, 4), persons))
     assert (four.low, four.high) == (once.low, once.high)
+
+
+def on_a_circle(degrees):
+    radians = np.deg2rad(np.asarray(degrees, dtype=np.float64))
+    return np.stack([np.cos(radians), np.sin(radians)], axis=1)
+
+
+def test_the_interval_by_hand():
+    """Twenty people of one or three searches; the interval's ends are distances of searches, by counting."""
+    rng = np.random.default_rng(1)
+    counts = np.where(np.arange(20) < 5, 3, 1)
+    persons = np.repeat(np.arange(20), counts)
+    features = on_a_circle(rng.uniform(0, 360, len(persons)))
+    gallery = on_a_circle(rng.uniform(0, 360, 20))
+    chosen = choose_threshold(features, gallery, SamePerson(persons, np.arange(20)), fpir=0.2)
+    distances = 1 - features @ gallery.T
+    distances[persons[:, None] == np.arange(20)] = np.inf
+    other, found = distances.min(1), distances.argmin(1)
+    nearest = np.sort(other)
+    assert chosen.distance == pytest.approx(nearest[6], abs=1e-6)  # 6 of 30 are below
+    positive = other < nearest[6]
+    error = _error(persons, found, positive)
+    size = error.effective_size(0.2, counts)
+    held = [n for n in range(31) if share_interval(n / 30, size)[0] <= 0.2 <= share_interval(n / 30, size)[1]]
+    assert held[0] >= 1 and held[-1] < 30
+    assert (chosen.low, chosen.high) == pytest.approx((nearest[held[0] - 1], nearest[held[-1]]), abs=1e-6)
+    assert 0 < chosen.low < chosen.distance < chosen.high < 2
+
+
+def test_searches_depend_where_they_share_a_person():
+    rng = np.random.default_rng(0)
+    persons = np.repeat(np.arange(12), rng.integers(1, 6, 12))
+    found = (persons // 2 * 2) + (persons + 1) % 2  # two people who look alike find each other, or one of the gallery
+    found[rng.random(len(persons)) < 0.3] = 13
+    positive = rng.random(12)[persons // 2] + 0.4 * rng.random(len(persons)) < 0.6
+    residuals = positive - positive.mean()
+    involved = [{p, f} if of else {p} for p, f, of in zip(persons, found, positive, strict=True)]
+    count = len(persons)
+    pairs = [residuals[i] * residuals[j] for i in range(count) for j in range(count) if involved[i] & involved[j]]
+    counts = np.bincount(persons)
+    alone = people_error(np.bincount(persons, positive), counts)
+    expected = sum(pairs) / count**2 * 12 / 11
+    assert expected > alone.variance
+    assert _error(persons, found, positive) == Error(pytest.approx(expected), pytest.approx(alone.freedom))
+    # Where they depend less than those of one person do, the latter count.
+    apart = np.arange(20) % 10
+    first = np.arange(20) < 10
+    both = _error(apart, 10 + apart, first)
+    assert both.variance == people_error(np.bincount(apart, first), np.full(10, 2)).variance
+
+
+def test_ends_that_val_says_nothing_about_are_those_of_the_cosine():
+    one = choose_threshold(on_a_circle([0] * 10), on_a_circle([0, 90]), SamePerson([1] * 10, [1, 2]))
+    assert one is not None and (one.low, one.high, one.people) == (0, 2, 1)
+    few = choose_threshold(*val(10, queries=1))
+    assert few.low == 0 and few.distance < few.high <= 2
+
+
+@pytest.mark.parametrize("queries", ["equal", "unequal"])
+def test_coverage(queries):
+    """Of val parts drawn anew, gallery and all. The bootstrap over people that was here held in 77 % of either."""
+    rng, held = np.random.default_rng(0), []
+
+    def draw(counts):
+        centers, people = rng.normal(size=(20, 16)), np.arange(20)
+        persons = np.repeat(people, counts)
+        q = centers[persons] + 0.4 * rng.normal(size=(len(persons), 16))
+        g = centers + 0.4 * rng.normal(size=(20, 16))
+        return q, g, SamePerson(persons, people)
+
+    every = []
+    for _ in range(2000):
+        q, g, rule = draw(np.ones(20, dtype=int))
+        q, g = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (q, g))
+        every.append((1 - q @ g.T + 9 * np.eye(20)).min(1))
+    truth = np.quantile(np.concatenate(every), 0.1)
+    for _ in range(400):
+        counts = np.full(20, 4) if queries == "equal" else 1 + np.floor(20 * rng.random(20) ** 4).astype(int)
+        chosen = choose_threshold(*draw(counts))
+        held.append(chosen.low <= truth <= chosen.high)
+    assert np.mean(held) > 0.93

@@ -137,7 +137,7 @@ def test_every_number_of_the_results_table_was_measured(facts, metrics):
             shares = [measured[key], *([i["low"], i["high"]] if i else [])]
             expected = ["-"] if shares == [None] else [f"{100 * share:.1f}" for share in shares]
             assert re.findall(r"[\d.]+|^-$", cell) == expected
-    assert "| llm (test feature) |" in results and "95 % bootstrap interval" in results
+    assert "| llm (test feature) |" in results and "95 % interval over people" in results
     assert "3,368 query and 15,913 gallery images" in results and "252 x 126, bfloat16" in results
     assert "the query's camera are dropped" in results and "mirror image" in results
     assert "held in 4 bits; loaded in another form it gives other results" in results

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ...ranges import AtMostThousand, Count, CountOrZero, NotNegative, Processes, Seed, Share
+from ...ranges import AtMostThousand, CountOrZero, NotNegative, Processes, Seed, Share
 
 FEATURES = ("vision", "llm", "concat")
 BUDGETS = ("steps", "flops")
@@ -52,7 +52,6 @@ class AblationArguments:
     )
     processes: Processes = field(default=1, metadata={"help": "Runs at once; on one GPU as many as its memory holds."})
     threads: AtMostThousand = field(default=1, metadata={"help": "Threads of torch in each run."})
-    resamples: Count = field(default=2000, metadata={"help": "Draws of the bootstrap over seeds and people."})
 
 
 @dataclass

@@ -57,14 +57,12 @@ def views(args: AblationArguments) -> list[View]:
     ]
 
 
-def row_intervals(results: Results, view: View, rows: Sequence[str], resamples: int) -> dict[str, dict[str, Interval]]:
+def row_intervals(results: Results, view: View, rows: Sequence[str]) -> dict[str, dict[str, Interval]]:
     """Row -> metric -> its mean over seeds and queries with the interval."""
     found = {}
     for row in rows:
         values = results.queries((view.budget, row, view.train_set), view.test_set, view.feature)
-        found[row] = {
-            metric: interval_over_seeds(values[metric], values["person_ids"], resamples=resamples) for metric in METRICS
-        }
+        found[row] = {metric: interval_over_seeds(values[metric], values["person_ids"]) for metric in METRICS}
     return found
 
 
@@ -76,7 +74,7 @@ def tested_contrasts(results: Results, view: View, args: AblationArguments) -> d
         for sides in args.contrasts.values():
             a, b = (_side(results, view, row_names(side), metric) for side in sides)
             people = results.queries(_cell(view, row_names(sides[0])[0]), view.test_set, view.feature)["person_ids"]
-            differences.append(contrast(a, b, people, resamples=args.resamples))
+            differences.append(contrast(a, b, people))
         adjusted = holm([difference.p_value for difference in differences])
         for name, difference, p_value in zip(args.contrasts, differences, adjusted, strict=True):
             found[name][metric] = Tested(difference, p_value)

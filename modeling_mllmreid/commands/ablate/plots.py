@@ -102,8 +102,6 @@ def _whiskers(axes: Any, number: int, of: int, label: str, intervals: Sequence[A
     ends = [[m - 100 * i.low for m, i in zip(middle, intervals, strict=True)]]
     ends.append([100 * i.high - m for m, i in zip(middle, intervals, strict=True)])
     at = [row + 0.22 * (number - (of - 1) / 2) for row in range(len(intervals))]
-    # A percentile interval may leave out its own estimate by a hair.
-    ends = [[max(0.0, end) for end in side] for side in ends]
     axes.errorbar(middle, at, xerr=ends, fmt=MARKS[number], color=COLORS[number], label=label, capsize=2, markersize=4)
 
 

@@ -55,7 +55,7 @@ def write_report(
 ) -> Path:
     """Writes report.md, report.json and the pictures into the folder; returns the Markdown file's path."""
     args, rows = plan.args, list(plan.settings)
-    intervals = {view: row_intervals(results, view, rows, args.resamples) for view in views(args)}
+    intervals = {view: row_intervals(results, view, rows) for view in views(args)}
     contrasts = {view: tested_contrasts(results, view, args) for view in intervals} if args.contrasts else {}
     histograms = {name: histogram(sets[name]) for name in args.test_sets}
     analysis = analyse(plan, sets, teacher)

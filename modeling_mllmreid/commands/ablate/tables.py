@@ -69,11 +69,11 @@ def head(plan: Plan, results: Results, facts: Mapping[str, Any], sets: Mapping[s
             "",
             *lines,
             "",
-            "mAP and Rank-1 in percent, means over seeds and queries. In brackets: 95 % bootstrap interval, seeds and "
-            "people both drawn (pigeonhole bootstrap, Owen 2007); of few seeds it is too narrow. Contrasts are paired "
-            "by seed and query; p-values are of a t-test with seeds and people as crossed random factors, corrected by "
-            "Holm over the contrasts of one feature, metric and budget. Every run is tested at its last step; nothing "
-            "is selected. A verdict is better or worse where the corrected p is below 0.05.",
+            "mAP and Rank-1 in percent, means over seeds and queries. In brackets: 95 % interval, with seeds and "
+            "people as crossed random factors. Contrasts are paired by seed and query. Interval and p are those of "
+            "one t-test; p (Holm) is corrected over the contrasts of one feature, metric and budget, the intervals "
+            "are not. Every run is tested at its last step; nothing is selected. A verdict is better or worse where "
+            "the corrected p is below 0.05.",
         ]
     )
 
