@@ -320,6 +320,27 @@ def test_pixels_alone_give_the_embedding(make_model, make_batch):
         assert set(output.features) == {"llm", "vision"}
 
 
+def test_pixels_alone_run_the_language_model_only_where_its_feature_is_read(make_model, make_batch, count_calls):
+    pixels = make_batch()["pixel_values"]
+    for fields, runs in (
+        ({"reid_on": "vision", "test_feature": "vision"}, 0),
+        ({"reid_on": "vision", "test_feature": "llm"}, 1),
+        ({"reid_on": "llm", "test_feature": "vision"}, 1),
+    ):
+        model = make_model(**fields).eval()
+        language = count_calls(model.mllm.model.language_model)
+        features = model(pixels).features
+        assert language.calls == runs and ("llm" in features) == bool(runs) and "vision" in features
+
+
+def test_generate_without_an_image_continues_the_text(make_model, tiny_processor):
+    model = make_model().eval()
+    prompt = torch.tensor([tiny_processor.text_prompt_ids("a man with a red shirt .")])
+    ids = model.generate(prompt, max_new_tokens=4, do_sample=False)
+    embeddings = model.get_input_embeddings()(prompt)
+    assert torch.equal(ids[:, 0], model.mllm(inputs_embeds=embeddings).logits[:, -1].argmax(-1))
+
+
 def test_masked_mean_pooling():
     hidden = torch.tensor([[[1.0], [3.0], [100.0]]])
     assert mean_pool(hidden, torch.tensor([[True, True, False]])).item() == 2
