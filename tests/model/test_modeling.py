@@ -285,6 +285,15 @@ def test_the_classifier_is_remade_and_dropped(make_model, make_batch):
         model(**make_batch())
 
 
+def test_a_remade_classifier_starts_near_zero_on_the_given_device():
+    head = ReIDHead(8, 3)
+    torch.manual_seed(0)
+    head.remake_classifier(400)
+    assert float(head.classifier.weight.detach().std()) == pytest.approx(0.001, rel=0.05)
+    head.remake_classifier(5, torch.device("meta"))
+    assert head.classifier.weight.device.type == "meta" and head.classifier.weight.shape == (5, 8)
+
+
 def test_sizes_must_be_multiples_of_the_patch():
     with pytest.raises(ValueError, match="256 x 128; both must be multiples of the tower's patch size 14"):
         MllmReIDConfig(height=256, width=128)
