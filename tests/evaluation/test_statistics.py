@@ -130,6 +130,13 @@ def test_coverage_needs_the_identities():
     assert np.mean(held["queries"]) < 0.75
 
 
+def test_two_people_are_enough():
+    a, b = metrics_of([0.5, 0.7, 0.2]), metrics_of([0.3, 0.2, 0.1])
+    assert confidence_intervals(a, [3, 3, 8])["mAP"].estimate == pytest.approx(1.4 / 3)
+    got = compare(a, b, [3, 3, 8])["mAP"]
+    assert got.low < 0 < got.difference < got.high
+
+
 def test_order_and_numbers_of_the_people_change_nothing():
     rng = np.random.default_rng(2)
     ids, values = by_identity(rng, 30, 0.2)
