@@ -78,8 +78,13 @@ def run(arguments: list[str]) -> int:
         print(f"error: unknown command {command[:80]!r}: did you mean {nearest!r}?", file=sys.stderr)
         return USERS_MISTAKE
     # Only now: the package imports torch, which takes seconds.
-    from modeling_mllmreid.errors import UserError
-    from modeling_mllmreid.outputs import owner_only
+    try:
+        from modeling_mllmreid.errors import UserError
+        from modeling_mllmreid.outputs import owner_only
+    except ImportError as error:
+        # A library is missing, or of a version that the package does not run with.
+        print(f"error: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+        return USERS_MISTAKE
 
     try:
         # Results, logs and weights identify people, whichever library writes them.

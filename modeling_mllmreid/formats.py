@@ -375,7 +375,7 @@ class LogSums(Format):
     """Sums of loss parts, and of how many micro-batches."""
 
     sums: dict[str, float]
-    count: Count
+    counts: dict[str, Count]
 
 
 class TrainingArgsFile(Format):

@@ -28,8 +28,9 @@ def inject_adapter(mllm: nn.Module, settings: dict) -> None:
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise ImportError("LoRA needs peft: pip install peft") from None
+    except ImportError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ImportError(f"LoRA needs peft, which cannot be imported ({reason}): pip install -U peft") from error
     trained = {name for name, parameter in mllm.named_parameters() if parameter.requires_grad}
     inject_adapter_in_model(LoraConfig(**settings), mllm, adapter_name="default")
     for name, parameter in mllm.named_parameters():

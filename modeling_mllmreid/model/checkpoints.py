@@ -76,6 +76,9 @@ class ReIDCheckpoints(PrivatePush):
         with torch.device("meta"):
             model = cls(config)
         model.mllm = mllm
+        if getattr(mllm.config, "quantization_config", None) is None:
+            # One object, as in a model that is made from its configuration; the copy has another choice of attention.
+            model.config.mllm_config = mllm.config
         model.reid_head.to_empty(device=mllm.device)
         model.reid_head.float().apply(model._init_weights)
         if getattr(mllm, "is_quantized", False):
@@ -280,10 +283,9 @@ def head_parts(config) -> set[str]:
 
 
 def plain_config(mllm: PreTrainedModel):
-    """The LLaVA's configuration; of a quantised one a copy that does not say so, for what is saved is not quantised."""
-    config = mllm.config
+    """A copy of the LLaVA's configuration, which does not say that it is quantised: what is saved is not."""
+    config = copy.deepcopy(mllm.config)
     if getattr(config, "quantization_config", None) is not None:
-        config = copy.deepcopy(config)
         del config.quantization_config
     return config
 

@@ -1,5 +1,9 @@
 """Configuration of MLLMReID: the multimodal LLM's own configuration, nested, and what person re-identification adds."""
 
+# First: it raises what says which versions are needed.
+from .versions import check_versions  # noqa: F401
+
+# isort: split
 import math
 import os
 import re
@@ -173,17 +177,48 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         return self.mllm_config.get_text_config(*args, **kwargs)
 
     @staticmethod
-    def travelling_code() -> tuple[type, type]:
-        """The model's and the processor's class.
+    def travelling_code() -> tuple:
+        """Something of each file that travels with a checkpoint.
 
         transformers keeps the first model class that it saw with a configuration class, and makes a new configuration
         class where a file that this one imports has changed. By these imports every file of a checkpoint counts: of
         two checkpoints whose code differs each runs its own.
+        Before 5.11 it copies out of a folder only what this file itself imports, and stops at a file that it did not
+        copy: by these imports there is none, and `versions` says what is needed.
         """
+        from .adapters import inject_adapter
+        from .checkpoints import ReIDCheckpoints
+        from .crops import CropProcessor
+        from .distributed import gather_with_gradient
+        from .heads import ReIDHead
+        from .images import open_image
+        from .local_paths import without_local_paths
+        from .losses import id_loss
         from .modeling_mllmreid import MllmReIDModel
+        from .modeling_outputs import MllmReIDOutput
+        from .precision import in_format_of
         from .processing_mllmreid import MllmReIDProcessor
+        from .quantization import check_quantized
+        from .reid_loss import reid_loss
+        from .weights import read_config
 
-        return MllmReIDModel, MllmReIDProcessor
+        return (
+            inject_adapter,
+            ReIDCheckpoints,
+            CropProcessor,
+            gather_with_gradient,
+            ReIDHead,
+            open_image,
+            without_local_paths,
+            id_loss,
+            MllmReIDModel,
+            MllmReIDOutput,
+            in_format_of,
+            MllmReIDProcessor,
+            check_quantized,
+            reid_loss,
+            read_config,
+        )
 
 
 MllmReIDConfig.register_for_auto_class()

@@ -1,5 +1,6 @@
 """Checks of a configuration's fields: each is of its declared type, and its number means something."""
 
+import copy
 import math
 from typing import Any, Literal, get_args, get_origin
 
@@ -52,16 +53,17 @@ def check_crop_size(config: PreTrainedConfig, vision_config: PreTrainedConfig) -
 
 
 def nested_config(name: str, given: Any, model_type: str) -> PreTrainedConfig:
-    """A nested configuration from its fields, of `model_type` where they do not say another; a ready one as it is.
+    """A nested configuration from its fields, of `model_type` where they do not say another; of a ready one a copy.
 
+    The configuration that nests it sets its choice of attention: a model that has the ready one must keep its own.
     Raises ValueError naming the field that holds it.
     """
     if isinstance(given, PreTrainedConfig):
-        return given
+        return copy.deepcopy(given)
     if not isinstance(given, (dict, type(None))):
         raise ValueError(f"{name} is {repr(given)[:60]}; give the fields of a configuration")
     try:
-        return AutoConfig.for_model(**{"model_type": model_type, **(given or {})})
+        return AutoConfig.for_model(**copy.deepcopy({"model_type": model_type, **(given or {})}))
     except Exception as error:  # transformers and its strict dataclasses raise a dozen kinds
         raise ValueError(f"{name}: {' '.join(str(error).split())[:200]}") from error
 

@@ -1,5 +1,9 @@
 """MllmReIDModel: a LLaVA with DirectReID heads, its language loss, and the embeddings that ReID ranks by."""
 
+# First: it raises what says which versions are needed.
+from .versions import check_versions  # noqa: F401
+
+# isort: split
 import copy
 
 import torch
@@ -338,17 +342,17 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         output = MllmReIDOutput(
             features=features,
             text_features=text_features,
+            captioned=None if text_features is None else text_caption_mask.any(dim=1),
             language_loss_sums=sums or None,
             label_counts=counts or None,
             loss_parts={},
         )
         if reid:
             output.reid_loss, output.id_logits = reid_loss(
-                self.config, self.reid_head, features, text_features, person_ids, output.loss_parts
+                self.config, self.reid_head, features, text_features, person_ids, output.loss_parts, output.captioned
             )
         language_loss = self.language_loss(sums, counts) if language else None
-        for name in sums:
-            output.loss_parts[f"lm_{name}"] = sums[name].detach() / max(counts[name], 1)
+        output.loss_parts |= {f"lm_{name}": sums[name].detach() / counts[name] for name in sums if counts[name]}
         output.loss = mix_losses(language_loss, output.reid_loss, lam)
         return output
 

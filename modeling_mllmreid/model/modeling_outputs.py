@@ -22,7 +22,8 @@ class MllmReIDOutput(ModelOutput):
     image_embeds: (B, D), what `encode_images` gives; present where pixels are all that is given.
     features: per feature ("llm", "vision"), (B, D) un-normalised, before the batch norm.
     text_features: of the captions, (B, D) un-normalised; present with `reid_text`.
-    id_logits: per ReID head, (B, C).
+    captioned: (B,) bool, which rows of `text_features` have a caption: the others enter no loss.
+    id_logits: per ReID head, (N, C): of the images of all processes, then of their captions.
     reid_loss: scalar, the mean of the heads' weighted ID and triplet losses.
     loss_parts: detached scalars by name, for the log.
     language_loss_sums: per branch ("image", "text", and "distillation"), summed over target tokens.
@@ -33,6 +34,7 @@ class MllmReIDOutput(ModelOutput):
     image_embeds: Tensor | None = None
     features: dict[str, Tensor] | None = None
     text_features: Tensor | None = None
+    captioned: Tensor | None = None
     id_logits: dict[str, Tensor] | None = None
     reid_loss: Tensor | None = None
     loss_parts: dict[str, Tensor] | None = None

@@ -3,6 +3,10 @@
 # transformers types the flags below as None, and its methods as taking anything.
 # mypy: disable-error-code="assignment, override"
 
+# First: it raises what says which versions are needed.
+from .versions import check_versions  # noqa: F401
+
+# isort: split
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 

@@ -1,5 +1,9 @@
 """MllmReIDProcessor: person crops to pixels, captions and targets to ids, under one prompt template."""
 
+# First: it raises what says which versions are needed.
+from .versions import check_versions  # noqa: F401
+
+# isort: split
 import os
 
 import torch
@@ -178,6 +182,15 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         if not isinstance(caption, str):
             raise ValueError(f"text {place}: of type {type(caption).__name__}: give a caption, a string")
         return self.caption_ids(caption)
+
+    @staticmethod
+    def travelling_code() -> tuple:
+        """Of the files that those imported above import: as in [`MllmReIDConfig`], this file names every one."""
+        from .images import open_image
+        from .local_paths import without_local_paths
+        from .publishing import PrivatePush
+
+        return open_image, without_local_paths, PrivatePush
 
 
 MllmReIDProcessor.register_for_auto_class()

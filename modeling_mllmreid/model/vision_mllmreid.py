@@ -1,5 +1,9 @@
 """The vision form: visual encoder and head alone, the ReID backbone that the training was for, without the LLM."""
 
+# First: it raises what says which versions are needed.
+from .versions import check_versions  # noqa: F401
+
+# isort: split
 import copy
 from typing import Literal
 
@@ -50,6 +54,15 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
         super().__post_init__(**without_known_entry(kwargs))
         check_types(self)
         check_crop_size(self, self.vision_config)
+
+    @staticmethod
+    def travelling_code() -> tuple:
+        """Of the files that those imported above import: as in [`MllmReIDConfig`], this file names every one."""
+        from .images import open_image
+        from .local_paths import without_local_paths
+        from .precision import in_format_of
+
+        return open_image, without_local_paths, in_format_of
 
 
 class MllmReIDVisionModel(PrivatePush, PreTrainedModel):

@@ -96,6 +96,7 @@ def _try_step(
         with torch.autocast(args.device.type, torch.bfloat16 if args.bf16 else torch.float16, args.bf16 or args.fp16):
             output = model.train()(**batch)
         sums = [*output.features.values(), *(output.language_loss_sums or {}).values()]
+        sums += [] if output.text_features is None else [output.text_features]
         torch.stack([value.float().sum() for value in sums if value.requires_grad]).sum().backward()
         del reserved
         return True

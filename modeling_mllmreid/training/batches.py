@@ -23,8 +23,9 @@ logger = logging.getLogger(__name__)
 class TrainDataset(Dataset):
     """Training samples by (index, epoch, position): a pure function of these and the seed, in any worker or process.
 
-    split: a training split of the data contract. language: whether targets are needed; then every image without a
-    caption gives the language loss nothing, and UserError is raised where none has one or a continuation is missing.
+    split: a training split of the data contract. language: whether captions and targets are needed; then an image
+    without a caption counts in the ReID losses on images alone, and UserError is raised where none has a caption or a
+    continuation is missing.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class TrainDataset(Dataset):
         image = self.augmentation.transform_image(open_image(self.images[index]), rng)
         pixels = self.processor(images=[image])["pixel_values"][0]
         texts = self.texts[index]
-        # Without a text the row has an empty caption and no target: it counts in the ReID losses alone.
+        # Without a text the row has an empty caption and no target: no loss on texts reads it.
         caption, target = texts[rng.integers(len(texts))] if texts else ([], [])
         instruction = int(rng.integers(self.num_instructions)) if texts and self.num_instructions > 1 else 0
         return {
@@ -87,14 +88,19 @@ def _texts(
     if bare == len(rows):
         raise UserError("no training image has a caption: give captions, or set loss_lambda to 1 (ReID losses alone)")
     if bare:
-        logger.warning("%d of %d training images have no caption: the language loss skips them", bare, len(rows))
+        logger.warning(
+            "%d of %d training images have no caption: they take part in the ReID losses on images alone",
+            bare,
+            len(rows),
+        )
     return rows
 
 
 class TrainCollator:
     """Samples to the model's batch: image rows, and text rows with the same instructions and targets.
 
-    language: whether rows carry prompts and targets at all.
+    language: whether image rows carry prompts and targets. Text rows carry them with `text_branch` too; for the ReID
+    losses alone (reid_text) they end with the caption.
     """
 
     # Whether samples must hold captions even where no loss of the model's own reads them.
@@ -102,7 +108,8 @@ class TrainCollator:
 
     def __init__(self, processor: MllmReIDProcessor, args: BatchArguments, *, language: bool, reid_text: bool):
         self.processor = processor
-        self.language, self.text_rows = language, args.text_branch and language or reid_text
+        self.language, self.text_targets = language, language and args.text_branch
+        self.text_rows = self.text_targets or reid_text
         self.image_prompts = [processor.image_prompt_ids(text) for text in instruction_texts(args.instruction)]
         before = len(processor.image_prefix_ids) + processor.num_image_tokens
         self.suffixes = [prompt[before:] for prompt in self.image_prompts]
@@ -117,10 +124,14 @@ class TrainCollator:
             prompts = [self.image_prompts[sample["instruction"]] for sample in samples]
             batch |= self.processor.rows(prompts, targets)
         if self.text_rows:
-            prefix, captions = self.processor.image_prefix_ids, [sample["caption"] for sample in samples]
-            suffixes = [self.suffixes[sample["instruction"]] for sample in samples]
-            prompts = [prefix + caption + suffix for caption, suffix in zip(captions, suffixes, strict=True)]
-            rows = self.processor.rows(prompts, targets)
+            captions = [sample["caption"] for sample in samples]
+            prompts = [self.processor.image_prefix_ids + caption for caption in captions]
+            if self.text_targets:
+                suffixes = [self.suffixes[sample["instruction"]] for sample in samples]
+                prompts = [prompt + suffix for prompt, suffix in zip(prompts, suffixes, strict=True)]
+            rows = self.processor.rows(prompts, targets if self.text_targets else [[] for _ in samples])
+            if not self.text_targets:
+                del rows["labels"]
             rows["caption_mask"] = self.processor.caption_mask(captions, rows["input_ids"].shape[1])
             batch |= {f"text_{name}": value for name, value in rows.items()}
         return batch

@@ -55,7 +55,8 @@ def cached_backward(
                 found.append(_features(model(**kept)))
         leaves = {name: rows.requires_grad_() for name, rows in _joined(found).items()}
         images = {name: rows for name, rows in leaves.items() if name != "text"}
-        reid, id_logits = reid_loss(config, model.reid_head, images, leaves.get("text"), people, parts)
+        captioned = inputs["text_caption_mask"].any(dim=1) if "text" in leaves else None
+        reid, id_logits = reid_loss(config, model.reid_head, images, leaves.get("text"), people, parts, captioned)
         backward(reid_weight * reid)
         total = total + reid_weight * reid.detach()
     gradients = {name: leaf.grad / scale for name, leaf in leaves.items() if leaf.grad is not None}
@@ -81,12 +82,13 @@ def cached_backward(
         for name, value in (output.language_loss_sums or {}).items():
             sums[name] = sums.get(name, 0) + value.detach()
             counts[name] = counts.get(name, 0) + output.label_counts[name]
-    parts |= {f"lm_{name}": value / max(counts[name], 1) for name, value in sums.items()}
+    parts |= {f"lm_{name}": value / counts[name] for name, value in sums.items() if counts[name]}
     joined = _joined(found)
     texts = joined.pop("text", None)
     return total, MllmReIDOutput(
         features=joined,
         text_features=texts,
+        captioned=None if texts is None else inputs["text_caption_mask"].any(dim=1),
         id_logits=id_logits,
         reid_loss=None if reid is None else reid.detach(),
         loss_parts=parts,

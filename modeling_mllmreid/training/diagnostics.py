@@ -100,9 +100,10 @@ def reid_parts(config: MllmReIDConfig, outputs: Any, person_ids: Tensor) -> dict
     person_ids = gather_with_gradient(person_ids)
     for name in config.reid_heads:
         if config.id_weight:
-            logits = outputs.id_logits[name]
-            # With `reid_text` the captions' rows follow those of the images.
-            row_ids = person_ids.repeat(len(logits) // len(person_ids))
+            logits, row_ids = outputs.id_logits[name], person_ids
+            if name == "llm" and outputs.captioned is not None:
+                # The captions' rows follow those of the images.
+                row_ids = torch.cat([person_ids, person_ids[gather_with_gradient(outputs.captioned)]])
             loss = id_loss(logits, row_ids, config.label_smoothing)
             parts[f"id_{name}"] = share * config.id_weight * loss
         if config.triplet_weight:

@@ -110,9 +110,13 @@ def _activation_bytes(model: MllmReIDModel, args: ReIDTrainingArguments, batches
     """Bytes that autograd keeps for the backward pass of one batch."""
     config = model.config
     image = config.num_image_tokens + PROMPT_TOKENS + (batches.max_target_tokens if config.loss_lambda < 1 else 0)
-    text = CAPTION_TOKENS + PROMPT_TOKENS + batches.max_target_tokens
     runs_llm = config.loss_lambda < 1 or "llm" in config.reid_heads
-    lengths = ([image] if runs_llm else []) + ([text] if config.loss_lambda < 1 and batches.text_branch else [])
+    text = 0
+    if config.loss_lambda < 1 and batches.text_branch:
+        text = CAPTION_TOKENS + PROMPT_TOKENS + batches.max_target_tokens
+    elif config.reid_text:
+        text = CAPTION_TOKENS + PROMPT_TOKENS
+    lengths = ([image] if runs_llm else []) + ([text] if text else [])
     with FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(model)
         one, two = (_kept(model, size, lengths, args.bf16 or args.fp16) for size in (1, 2))

@@ -52,9 +52,14 @@ def train_reid(
 
     Every image is decoded once before the first step. Never looks at query and gallery. collator: what makes batches.
     prepare: what else is done to the model once it is known what is trained of it, before there is an optimiser.
-    Raises UserError for a data set without a training part, broken images, and settings that do not fit the data.
+    Raises UserError for a data set without a training part, broken images, and settings that do not fit the
+    data or each other.
     """
     try_settings(args)
+    if model.config.distillation_weight and model.config.loss_lambda < 1 and not batch_args.text_branch:
+        raise UserError(
+            "distillation_weight needs the text branch as its teacher: set text_branch true, or leave it out"
+        )
     if "train" not in dataset:
         raise UserError(f"the data set has {', '.join(dataset)}: training needs a train part")
     train, val = dataset["train"], dataset.get("val")

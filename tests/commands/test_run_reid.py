@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import transformers
 from PIL import Image
 
 from modeling_mllmreid.errors import UserError
@@ -60,6 +61,15 @@ def test_unknown_command_names_the_nearest(monkeypatch, capsys):
 def test_user_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys):
     assert run(monkeypatch, "embed", "--modle", "x") == 2
     assert capsys.readouterr().err == "error: embed: unknown field '--modle': did you mean '--model'?\n"
+
+
+def test_another_version_of_a_library_is_one_line_and_exit_code_2(monkeypatch, capsys):
+    monkeypatch.setattr(transformers, "__version__", "5.17.0")
+    for name in [name for name in sys.modules if name.split(".")[0] == "modeling_mllmreid"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert run(monkeypatch, "search", "--help") == 2
+    said = "transformers>=5.23,<6; installed: transformers 5.17.0: pip install 'transformers>=5.23,<6'"
+    assert capsys.readouterr().err == f"error: MLLMReID needs {said}\n"
 
 
 def test_interrupt_gives_130(monkeypatch, capsys):

@@ -112,8 +112,9 @@ def test_captions_beside_continuations(tmp_path):
     texts = ["red", "", "blue jeans", "backpack"]
     features = np.eye(2)[[0, 0, 1, 1]]
     got = analyse_continuations(captions, texts, [1, 1, 2, 2], text_features=features)
-    assert got.captions == corpus_statistics(captions, [1, 1, 2, 2])
-    assert got.continuations == corpus_statistics(texts, [1, 1, 2, 2])
+    # As dicts: one statistic is NaN, which Python 3.13 finds different from itself in a dataclass.
+    assert got.captions.to_dict() == corpus_statistics(captions, [1, 1, 2, 2]).to_dict()
+    assert got.continuations.to_dict() == corpus_statistics(texts, [1, 1, 2, 2]).to_dict()
     # "red" of red and cap; nothing; nothing; "backpack" of green and backpack.
     assert got.kept_attribute_share == pytest.approx((1 / 2 + 0 + 0 + 1 / 2) / 4)
     assert got.retrieval_mAP_llm == 1

@@ -1,8 +1,11 @@
 """The configurations' own checks: types, ranges, layers, and names that come out of foreign files."""
 
-import pytest
+import copy
 
-from modeling_mllmreid.model import MllmReIDConfig, MllmReIDVisionConfig
+import pytest
+import torch
+
+from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel, MllmReIDVisionConfig
 
 WRONG = [
     ({"height": "252"}, "height is '252'; give a whole number"),
@@ -89,3 +92,38 @@ def test_what_is_right_stays():
 def test_the_vision_forms_configuration_too(fields, message):
     with pytest.raises(ValueError, match=message):
         MllmReIDVisionConfig(**{"height": 256, "width": 128, **fields} if "width" not in fields else fields)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_what_is_given_is_never_changed(make_llava, tiny_processor, attention):
+    """A language model whose configuration names no attention sees ahead, without a word."""
+
+    def choices(config):
+        return [part._attn_implementation for part in (config, config.text_config, config.vision_config)]
+
+    live = make_llava()
+    live.set_attn_implementation(attention)
+    before, input_ids = copy.deepcopy(live.config), torch.arange(3, 9)[None]
+    with torch.inference_mode():
+        logits = live.eval()(input_ids=input_ids).logits
+    size = {"height": 64, "width": 32}
+    made = MllmReIDConfig(mllm_config=live.config, **size)
+    MllmReIDVisionConfig(vision_config=live.config.vision_config, **size)
+    made.mllm_config.text_config.num_hidden_layers = 1
+    fields = {"vision_config": {"patch_size": 16}, "text_config": {"vocab_size": 100}, "vision_feature_layer": [-1]}
+    MllmReIDConfig(mllm_config=fields, **size).mllm_config.vision_feature_layer.append(-2)
+    assert fields == {
+        "vision_config": {"patch_size": 16},
+        "text_config": {"vocab_size": 100},
+        "vision_feature_layer": [-1],
+    }
+    around = MllmReIDModel.from_mllm(live, **size, image_prefix_ids=tiny_processor.image_prefix_ids)
+    assert live.config.to_dict() == before.to_dict()
+    assert choices(live.config) == choices(before) == [attention] * 3
+    # One configuration for the wrapped model: what changes one changes the other.
+    assert around.config.mllm_config is live.config
+    with torch.inference_mode():
+        assert torch.equal(live(input_ids=input_ids).logits, logits)
+        later = input_ids.clone()
+        later[0, -1] = 2
+        assert torch.equal(live(input_ids=later).logits[:, :-1], logits[:, :-1])

@@ -65,6 +65,7 @@ def test_it_loads_by_one_line_with_and_without_the_package(make_model, tiny_proc
         "pipeline_mllmreid.py",
         "precision.py",
         "publishing.py",
+        "versions.py",
         "vision_mllmreid.py",
         "weights.py",
     }

@@ -1,10 +1,12 @@
 """Two gloo processes by the real training against one with the doubled batch: losses, batches, gradients, weights."""
 
+import copy
 import os
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from datasets import DatasetDict
 
 from modeling_mllmreid.data import load_reid_dataset
 from modeling_mllmreid.data.synthetic import sample_descriptions
@@ -21,12 +23,23 @@ SETTINGS = {
     "ReID losses alone": ({"reid_on": "both", "loss_lambda": 1.0, "triplet_soft_margin": True}, 4, 1, torch.float64, 0),
     "captions too": ({**WHOLE, "reid_text": True}, 4, 1, torch.float64, 0),
     "captions too, cached": ({**WHOLE, "reid_text": True}, 4, 1, torch.float64, 3),
+    "captions of few": ({**WHOLE, "reid_text": True}, 4, 1, torch.float64, 0),
+    "captions of few, cached": ({**WHOLE, "reid_text": True}, 4, 1, torch.float64, 3),
     "both branches, accumulated, cached": (WHOLE, 4, 2, torch.float64, 5),
 }
+# A second run takes the last steps of this one again, from a checkpoint within an epoch that is not the first.
+RESUMED, RESUMED_FROM = "both branches", 18
+
+
+def few_captions(world):
+    """One image of six keeps its captions, so that processes differ in how many they have, and some have none."""
+    train = world["train"].map(lambda row, index: {"caption": row["caption"][: index % 6 == 0]}, with_indices=True)
+    return DatasetDict({**world, "train": train})
 
 
 def train_all(people: str, output: str, identities_per_batch: int) -> dict[str, dict]:
-    """By setting: `losses` (steps,), `rows` of each micro-batch (person, pixels' sum), `weights`, and `gradients`.
+    """By setting: `losses` (steps,), `rows` of each micro-batch (person, pixels' sum, target or not), `weights`,
+    and `gradients`.
 
     Gradients are those of the first optimiser step, before they are clipped: the weights that AdamW makes would not
     tell a gradient from its multiple.
@@ -49,7 +62,8 @@ def train_all(people: str, output: str, identities_per_batch: int) -> dict[str, 
             grad_cache_chunk=chunk,
             learning_rate=1e-3,
             eval_strategy="no",
-            save_strategy="no",
+            save_strategy="steps" if name == RESUMED else "no",
+            save_steps=RESUMED_FROM,
             use_cpu=True,
             disable_tqdm=True,
         )
@@ -57,7 +71,10 @@ def train_all(people: str, output: str, identities_per_batch: int) -> dict[str, 
         training_step, clip = ReIDTrainer.training_step, ReIDTrainer._clip_grad_norm
 
         def watched(self, model, inputs, *given, step=training_step, losses=losses, rows=rows):
-            rows.append(torch.stack([inputs["person_ids"].double(), inputs["pixel_values"].double().sum((1, 2, 3))], 1))
+            people, pixels = inputs["person_ids"], inputs["pixel_values"].double().sum((1, 2, 3))
+            with_target = (inputs["labels"] != -100).any(1) if "labels" in inputs else torch.ones(len(people))
+            of_row = people, pixels, with_target
+            rows.append(torch.stack([values.double() for values in of_row], 1))
             loss = step(self, model, inputs, *given)
             losses.append(loss.double())
             return loss
@@ -70,12 +87,17 @@ def train_all(people: str, output: str, identities_per_batch: int) -> dict[str, 
 
         ReIDTrainer.training_step, ReIDTrainer._clip_grad_norm = watched, watched_clip
         try:
-            trained = train_reid(model, processor, world, BatchArguments(target="caption"), args).trainer
+            data = few_captions(world) if "few" in name else world
+            trained = train_reid(model, processor, data, BatchArguments(target="caption"), args).trainer
+            if name == RESUMED:
+                args.resume_from_checkpoint = f"{args.output_dir}/checkpoint-{RESUMED_FROM}"
+                train_reid(copy.deepcopy(trained.model), processor, data, BatchArguments(target="caption"), args)
         finally:
             ReIDTrainer.training_step, ReIDTrainer._clip_grad_norm = training_step, clip
         results[name] = {
-            "losses": torch.stack(losses).view(steps, accumulation).sum(1),
-            "rows": torch.stack(rows),
+            "losses": torch.stack(losses[: steps * accumulation]).view(steps, accumulation).sum(1),
+            "rows": torch.stack(rows[: steps * accumulation]),
+            "again": (losses[steps * accumulation :], rows[steps * accumulation :]),
             "gradients": gradients,
             "weights": trained.accelerator.unwrap_model(trained.model).state_dict(),
             "processes": trained.accelerator.num_processes,
@@ -110,6 +132,9 @@ def test_two_processes_train_as_one_with_the_doubled_batch(runs, name):
     assert torch.equal(torch.cat([rank["rows"] for rank in two], dim=1), one["rows"])
     for first, second in zip(*(rank["rows"][:, :, 0].tolist() for rank in two), strict=True):
         assert set(first).isdisjoint(second) and len({*first, *second}) == 8
+    if "few" in name:
+        captions = [rank["rows"][:, :, 2].sum(1).tolist() for rank in two]
+        assert any(first != second for first, second in zip(*captions, strict=True)) and 0 in captions[0] + captions[1]
     exact = SETTINGS[name][3] == torch.float64
     mean = (two[0]["losses"] + two[1]["losses"]) / 2
     torch.testing.assert_close(mean, one["losses"], rtol=1e-9 if exact else 1e-4, atol=0)
@@ -124,6 +149,14 @@ def test_two_processes_train_as_one_with_the_doubled_batch(runs, name):
         assert torch.equal(two[0]["weights"][key], two[1]["weights"][key]), key
         tolerance = {"rtol": 1e-7, "atol": 1e-9} if exact else {"rtol": 1e-3, "atol": 1e-4}
         torch.testing.assert_close(two[0]["weights"][key], weight, **tolerance, msg=key)
+
+
+def test_a_run_resumed_within_a_later_epoch_takes_the_same_batches(runs):
+    for of_process in (runs[0], *runs[1]):
+        run = of_process[RESUMED]
+        losses, rows = run["again"]
+        assert torch.equal(torch.stack(rows), run["rows"][RESUMED_FROM:])
+        torch.testing.assert_close(torch.stack(losses), run["losses"][RESUMED_FROM:], rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("name", ["captions too", "both branches, accumulated"])

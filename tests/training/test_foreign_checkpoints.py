@@ -57,7 +57,7 @@ def test_a_pickle_that_runs_code_is_refused(train, checkpoint, tmp_path, name):
         ("trainer_state.json", '{"global_step": 2, "surprise": 1}', "trainer_state.json: .*surprise"),
         ("trainer_state.json", None, "no checkpoint of a training, as it has no trainer_state.json"),
         ("log_window_0.json", '{"loss": 0.5, "step": 2}', "log_window_0.json: field parts"),
-        ("log_window_0.json", '{"loss": 0.5, "step": 2, "parts": {"sums": [], "count": 1}}', "field parts.sums"),
+        ("log_window_0.json", '{"loss": 0.5, "step": 2, "parts": {"sums": [], "counts": {}}}', "field parts.sums"),
         ("run_facts.json", "[]", "run_facts.json: the whole content"),
         ("model.safetensors", b"cut", "checkpoint .*model.safetensors|a .safetensors file is cut off"),
     ],

@@ -75,6 +75,22 @@ def test_the_ends_of_lambda_train(train, loss_lambda):
     assert ("lm_image" in entry) == (loss_lambda < 1) and ("id_llm" in entry) == (loss_lambda > 0)
 
 
+def test_captions_in_the_reid_losses_alone_train_no_text(train):
+    settings = {"max_steps": 2, "batch": {"text_branch": False}, "model": {"reid_text": True, "loss_lambda": 0.7}}
+    trained = train(**settings).trainer
+    entry = trained.state.log_history[0]
+    assert "lm_text" not in entry and {"lm_image", "triplet_text"} <= entry.keys()
+    batch = next(iter(trained.get_train_dataloader()))
+    assert {name for name in batch if name.startswith("text_")} == {
+        "text_input_ids",
+        "text_attention_mask",
+        "text_caption_mask",
+    }
+    # The row ends with its caption, as in `encode_text`.
+    ends = batch["text_caption_mask"].cumsum(1).argmax(1) + 1
+    assert torch.equal(batch["text_attention_mask"].sum(1), ends)
+
+
 def test_evaluation_selects_and_keeps_the_best_and_nothing_secret_is_saved(train, tmp_path):
     settings = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2}
     trained = train(max_steps=6, hub_token="hf_secret", **settings)
@@ -164,6 +180,10 @@ def test_a_checkpoint_trained_on_others_gets_a_new_classifier(train):
         ({"batch": {"target": "continuation"}}, "has no continuation: run the continuations command"),
         ({"resume_from_checkpoint": "true"}, "no checkpoint in .*: leave it out to start anew"),
         ({"remove_unused_columns": True}, "remove_unused_columns True: the batches are made of those"),
+        (
+            {"batch": {"text_branch": False}, "model": {"distillation_weight": 0.5}},
+            "distillation_weight needs the text branch as its teacher: set text_branch true",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_first_step(train, change, message):

@@ -85,7 +85,7 @@ def read_configuration(
     shared_groups = tuple(group for group in GROUPS if group is not TreatmentArguments)
     given = read_options((AblationArguments, TinyArguments, *shared_groups), argv, "ablate")
     args, tiny = build_options((AblationArguments, TinyArguments), given, "ablate")
-    rows = {name: read_mapping(GROUPS, fields, f"rows: {name!r}") for name, fields in check_plan(args).items()}
+    rows = {name: read_mapping(GROUPS, row, f"rows: {name!r}") for name, row in check_plan(args).items()}
     own = {field.name for group in GROUPS for field in fields(group)}
     # Lambda is said in every row, so that one that names the default is the same run as one that does not.
     shared = {"loss_lambda": LOSS_LAMBDA, **{name: value for name, value in given.items() if name in own}}

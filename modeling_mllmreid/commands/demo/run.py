@@ -76,9 +76,7 @@ def main(argv: list[str]) -> None:
     try:
         processor, mllm = build_tiny(tiny_args, height=height, width=width, seed=training_args.seed)
         fields = {**method_args.given(), "height": height, "width": width}
-        # A copy: a configuration takes the choice of attention out of what it nests, and the model would see ahead.
-        nested = copy.deepcopy(mllm.config)
-        MllmReIDConfig(mllm_config=nested, image_prefix_ids=processor.image_prefix_ids, **fields)
+        MllmReIDConfig(mllm_config=mllm.config, image_prefix_ids=processor.image_prefix_ids, **fields)
     except ValueError as error:
         # Before the minutes of work that these sizes would end.
         raise UserError(f"demo: {error}") from error

@@ -1,0 +1,38 @@
+"""The logged means of the loss parts: over the micro-batches that have a part, saved and loaded to the last digit."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from modeling_mllmreid.training.loss_parts import LossParts
+
+
+def test_means_are_over_the_micro_batches_that_have_the_part():
+    parts, accelerator = LossParts(torch.device("cpu")), Accelerator(cpu=True)
+    for step, counted in (
+        ([{"a": 1.0, "b": 3.0}, {"a": 2.0}], True),
+        ([{"a": 9.0, "c": 9.0}], False),
+        ([{"a": 6.0}], True),
+    ):
+        for values in step:
+            parts.add({name: torch.tensor(value) for name, value in values.items()})
+        parts.end_step(counted=counted)
+    again = LossParts(torch.device("cpu"))
+    again.load(parts.to_dict())
+    assert parts.take(accelerator) == again.take(accelerator) == {"a": 3.0, "b": 3.0}
+    assert parts.take(accelerator) == {} and parts.to_dict() == {"sums": {}, "counts": {}}
+
+
+def test_processes_may_have_other_parts(monkeypatch):
+    """What two processes gather and sum, of which the other has the part "b" alone."""
+    monkeypatch.setattr("modeling_mllmreid.training.loss_parts.gather_object", lambda names: [*names, "b"])
+    parts = LossParts(torch.device("cpu"))
+    parts.add({"a": torch.tensor(1.0)})
+    parts.end_step(counted=True)
+
+    class Two:
+        def reduce(self, values, reduction):
+            assert reduction == "sum"
+            return tuple(value + other for value, other in zip(values, torch.tensor([[0, 8.0], [0, 2]]), strict=True))
+
+    assert parts.take(Two()) == pytest.approx({"a": 1.0, "b": 4.0})
