@@ -55,7 +55,7 @@ def test_what_is_left_by_rounding_is_no_spread():
     error = people_error(0.1 * counts + [0, 1e-17, -1e-17], counts)
     assert error.variance == 0 and error.p_value(0.1) == 0 and error.p_value(0.0) == 1
     assert error.interval(0.1) == (0.1, 0.1)
-    assert people_error(0.1 * counts + [0, 0, 1e-9], counts).variance > 0
+    assert people_error((0.1 + np.array([0, 0, 3e-12])) * counts, counts).variance > 0
 
 
 def test_parts_are_combined():
