@@ -70,7 +70,7 @@ def run_facts(
     prompts = [processor.image_prompt_ids(text) for text in instruction_texts(batches.instruction)]
     return {
         "settings": {**settings, "processes": args.world_size, "sharding": sharding},
-        "start": _start(model),
+        "start": _start(model.mllm),
         "trained": _digest(trained),
         "data": _digest(data),
         "inputs": _digest([images, prompts]),
@@ -79,16 +79,16 @@ def run_facts(
     }
 
 
-def _start(model: MllmReIDModel) -> list[Any]:
+def _start(mllm: Any) -> list[Any]:
     """What tells the multimodal LLM that a training begins with from another one: its settings and some weights."""
     numbers = []
-    for name, parameter in model.mllm.named_parameters():
+    for name, parameter in mllm.named_parameters():
         # What a new LoRA draws at random is no mark of the model.
         if parameter.is_floating_point() and ".lora_A." not in name:
             flat = parameter.detach().flatten()
             at = torch.linspace(0, flat.numel() - 1, 4, dtype=torch.float64).round().long()
             numbers += [f"{value:.6g}" for value in flat[at.to(flat.device)].float().tolist()]
-    return [*probe(model.mllm), _digest([_without_origin(model.config.mllm_config.to_dict()), numbers])]
+    return [*probe(mllm), _digest([_without_origin(mllm.config.to_dict()), numbers])]
 
 
 def _without_origin(config: Any) -> Any:
