@@ -9,13 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from datasets import Dataset
 from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import UserError
 from ..formats import ResumedStateFile, RunFactsFile, read_json
 from ..model import MllmReIDModel
+from ..model.adapters import adapter_settings
 from ..model.checkpoints import probe
+from ..text import instruction_texts
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainDataset
 from .stock_settings import said_of
@@ -36,29 +40,63 @@ def run_facts(
     batches: BatchArguments,
     model: MllmReIDModel,
     samples: TrainDataset,
+    *,
+    val: Dataset | None = None,
     sharding: str | None = None,
 ) -> dict[str, Any]:
     """What two trainings must share for one to go on from the other's checkpoint: settings, start and data.
 
-    sharding: what spreads the model over the processes, as each engine reads its own checkpoints alone.
+    val: what checkpoints are selected on. sharding: what spreads the model over the processes, as each engine reads its
+    own checkpoints alone.
     """
     told = json.loads(json.dumps(args.to_public_dict(), default=str))
     settings = {name: value for name, value in told.items() if not NEUTRAL.fullmatch(name)}
+    # The first pattern that matches counts, so that their order does.
+    settings["learning_rates"] = [list(pair) for pair in settings["learning_rates"].items()]
     settings |= {name: value for name, value in asdict(batches).items() if name != "texts"}
     config = json.loads(json.dumps(model.config.to_dict(), default=str))
     own = {name: value for name, value in config.items() if name in type(model.config).__annotations__}
     told_by_model = {"mllm_config", "image_prefix_ids", "trained_on", "overlap", "base_licence", "backbone_probe"}
     told_by_model.add("identities_digest")
     settings |= {name: value for name, value in own.items() if name not in told_by_model}
+    lora = adapter_settings(model.mllm) or {}
+    settings |= {name: lora.get(name) for name in ("lora_alpha", "lora_dropout")}
+    settings["dtypes"] = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
     trained = [(name, list(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
     data = [samples.file_names, samples.person_ids, samples.camera_ids, samples.sources, samples.texts]
+    columns = ("file_name", "person_id", "camera_id", "source")
+    processor = samples.processor
+    images = [getattr(processor.image_processor, name) for name in ("image_mean", "image_std")]
+    prompts = [processor.image_prompt_ids(text) for text in instruction_texts(batches.instruction)]
     return {
         "settings": {**settings, "processes": args.world_size, "sharding": sharding},
-        "start": probe(model.mllm),
+        "start": _start(model.mllm),
         "trained": _digest(trained),
         "data": _digest(data),
+        "inputs": _digest([images, prompts]),
+        "val": None if val is None else _digest([val[name][:] for name in columns]),
         "identities": model.config.identities_digest,
     }
+
+
+def _start(mllm: Any) -> list[Any]:
+    """What tells the multimodal LLM that a training begins with from another one: its settings and some weights."""
+    numbers = []
+    for name, parameter in mllm.named_parameters():
+        # What a new LoRA draws at random is no mark of the model.
+        if parameter.is_floating_point() and ".lora_A." not in name:
+            flat = parameter.detach().flatten()
+            at = torch.linspace(0, flat.numel() - 1, 4, dtype=torch.float64).round().long()
+            numbers += [f"{value:.6g}" for value in flat[at.to(flat.device)].float().tolist()]
+    return [*probe(mllm), _digest([_without_origin(mllm.config.to_dict()), numbers])]
+
+
+def _without_origin(config: Any) -> Any:
+    """A configuration without where it came from and what wrote it."""
+    if not isinstance(config, dict):
+        return str(config)
+    kept = {name: value for name, value in config.items() if str(name)[:1] != "_" and name != "transformers_version"}
+    return {name: _without_origin(value) for name, value in kept.items()}
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -158,9 +196,12 @@ def _difference(checkpoint: Path, facts: Mapping[str, Any]) -> str:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         return f"{names[0]} {before.get(names[0])}, now {now.get(names[0])}{more}"
     words = {
-        "start": "another model to begin with",
         "trained": "other trained weights",
+        "start": "another model to begin with",
         "data": "other training images or texts",
+        "inputs": "other prompts or pixel statistics",
+        "val": "other validation images",
+        "identities": "other people to train on",
     }
     return next((said for key, said in words.items() if then.get(key) != json.loads(json.dumps(facts[key]))), "")
 

@@ -55,7 +55,7 @@ def test_what_is_left_by_rounding_is_no_spread():
     error = people_error(0.1 * counts + [0, 1e-17, -1e-17], counts)
     assert error.variance == 0 and error.p_value(0.1) == 0 and error.p_value(0.0) == 1
     assert error.interval(0.1) == (0.1, 0.1)
-    assert people_error(0.1 * counts + [0, 0, 1e-9], counts).variance > 0
+    assert people_error((0.1 + np.array([0, 0, 3e-12])) * counts, counts).variance > 0
 
 
 def test_parts_are_combined():
@@ -80,6 +80,6 @@ def test_interval_of_a_share_is_that_of_clopper_and_pearson():
         expected = stats.binomtest(hits, size).proportion_ci(confidence, method="exact")
         low, high = share_interval(hits / size, size, confidence)
         assert (low, high) == pytest.approx((expected.low, expected.high))
-        for truth in (0.01, 0.2, 0.5, 0.9, 0.99):
+        edges = [end + step for end in (low, high) for step in (-1e-6, 1e-6) if 0 < end < 1]
+        for truth in (0.01, 0.2, 0.5, 0.9, 0.99, *edges):
             assert holds_share(truth, hits / size, size, confidence) == (low <= truth <= high)
-    assert holds_share(0.1, 0.5, 3.7) == (share_interval(0.5, 3.7)[0] <= 0.1)
