@@ -26,7 +26,7 @@ def stirred(model):
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator).to(parameter.device))
         for head in model.reid_head.values():
             head.bottleneck.running_mean.add_(0.1)
     return model.eval()
@@ -55,7 +55,7 @@ def make_thin(native, tiny_processor):
 
 def embeddings(model, batch):
     with torch.inference_mode():
-        return model.eval().image_features(batch["pixel_values"])["concat"]
+        return model.eval().image_features(batch["pixel_values"])["concat"].cpu()
 
 
 @pytest.mark.parametrize(("language_model", "tower"), MODES)

@@ -40,7 +40,7 @@ def step_costs(plan: Plan, place: Place) -> dict[str, Cost]:
 def _count(run: Run, place: Place, stage: int) -> float:
     method, adapters, batches, treatment, training = arguments_of(run, place, Path(run.folder))
     torch.manual_seed(0)
-    model, processor = start(place, method, adapters)
+    model, processor = start(place, method, adapters, this_process().device)
     if stage == 0:
         model.config.loss_lambda = 0.0
     language = model.config.loss_lambda < 1
