@@ -54,9 +54,8 @@ def cached_backward(
                 kept = {k: v for k, v in rows.items() if config.reid_text or not k.startswith("text_")}
                 found.append(_features(model(**kept)))
         leaves = {name: rows.requires_grad_() for name, rows in _joined(found).items()}
-        images = {name: rows for name, rows in leaves.items() if name != "text"}
         captioned = inputs["text_caption_mask"].any(dim=1) if "text" in leaves else None
-        reid, id_logits = reid_loss(config, model.reid_head, images, leaves.get("text"), people, parts, captioned)
+        reid, id_logits = reid_loss(config, model.reid_head, leaves, leaves.get("text"), people, parts, captioned)
         backward(reid_weight * reid)
         total = total + reid_weight * reid.detach()
     gradients = {name: leaf.grad / scale for name, leaf in leaves.items() if leaf.grad is not None}

@@ -285,6 +285,15 @@ def test_the_classifier_is_remade_and_dropped(make_model, make_batch):
         model(**make_batch())
 
 
+def test_a_remade_classifier_starts_near_zero_on_the_given_device():
+    head = ReIDHead(8, 3)
+    torch.manual_seed(0)
+    head.remake_classifier(400)
+    assert float(head.classifier.weight.detach().std()) == pytest.approx(0.001, rel=0.05)
+    head.remake_classifier(5, torch.device("meta"))
+    assert head.classifier.weight.device.type == "meta" and head.classifier.weight.shape == (5, 8)
+
+
 def test_sizes_must_be_multiples_of_the_patch():
     with pytest.raises(ValueError, match="256 x 128; both must be multiples of the tower's patch size 14"):
         MllmReIDConfig(height=256, width=128)
@@ -318,6 +327,27 @@ def test_pixels_alone_give_the_embedding(make_model, make_batch):
         output = model(pixels)
         assert torch.equal(output[0], model.encode_images(pixels)) and output.loss is None
         assert set(output.features) == {"llm", "vision"}
+
+
+def test_pixels_alone_run_the_language_model_only_where_its_feature_is_read(make_model, make_batch, count_calls):
+    pixels = make_batch()["pixel_values"]
+    for fields, runs in (
+        ({"reid_on": "vision", "test_feature": "vision"}, 0),
+        ({"reid_on": "vision", "test_feature": "llm"}, 1),
+        ({"reid_on": "llm", "test_feature": "vision"}, 1),
+    ):
+        model = make_model(**fields).eval()
+        language = count_calls(model.mllm.model.language_model)
+        features = model(pixels).features
+        assert language.calls == runs and ("llm" in features) == bool(runs) and "vision" in features
+
+
+def test_generate_without_an_image_continues_the_text(make_model, tiny_processor):
+    model = make_model().eval()
+    prompt = torch.tensor([tiny_processor.text_prompt_ids("a man with a red shirt .")])
+    ids = model.generate(prompt, max_new_tokens=4, do_sample=False)
+    embeddings = model.get_input_embeddings()(prompt)
+    assert torch.equal(ids[:, 0], model.mllm(inputs_embeds=embeddings).logits[:, -1].argmax(-1))
 
 
 def test_masked_mean_pooling():

@@ -98,6 +98,12 @@ def test_files_of_a_step_are_those_that_were_read(train, broken):
     for step, (epoch, first) in {1: (0, 0), 3: (0, 32), 4: (1, 0), 5: (1, 16)}.items():
         expected = [read[epoch, position] for position in range(first, first + 16)]
         assert trainer.files_of_step(step) == expected
+    # Six are a step of four and one of two: the next epoch begins with the third step.
+    trainer.args.gradient_accumulation_steps = 4
+    for step, (epoch, first, last) in {1: (0, 0, 32), 2: (0, 32, 48), 3: (1, 0, 32), 4: (1, 32, 48)}.items():
+        expected = [read[epoch, position] for position in range(first, last) if (epoch, position) in read]
+        assert trainer.files_of_step(step)[: len(expected)] == expected
+        assert len(trainer.files_of_step(step)) == last - first
 
 
 def test_a_loading_process_that_dies_is_told(train, monkeypatch):
