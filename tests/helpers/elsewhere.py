@@ -40,6 +40,8 @@ def _called(function, args, kwargs):
             return place_of(args[0])
         if attribute == "is_cuda":
             return place_of(args[0]).type == "cuda"
+    if name == "numpy" and place_of(args[0]) != CPU:
+        raise TypeError(f"a tensor on {place_of(args[0])} has no memory for NumPy")
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     # A single number on the CPU goes with any device.
     places = {place_of(of) for of in tensors if isinstance(of, Elsewhere) or _plain(of).dim()}
