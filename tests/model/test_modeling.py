@@ -234,6 +234,15 @@ def test_text_queries_and_their_losses(make_model, make_batch, tiny_processor):
 @pytest.mark.parametrize("fields", [{"distillation_weight": 0.5, "llm_layer": 1}, {"loss_lambda": 1.0}])
 def test_texts_in_two_halves_by_length_give_the_same_losses_and_gradients(make_model, make_batch, monkeypatch, fields):
     batch, results, lengths = make_batch(32), [], []
+    widths = batch["text_attention_mask"].sum(dim=1)
+    longest = (widths == widths.max()).nonzero().flatten()
+    for row in longest[1:].tolist():
+        # Only one text is the longest of all: the others lose their last target.
+        batch["text_attention_mask"][row, -1] = 0
+        for name in ("labels", "text_labels"):
+            batch[name][row, (batch[name][row] != -100).nonzero()[-1]] = -100
+    # A token that is masked out is read by no other one.
+    batch["text_attention_mask"][int(widths.argmin()), 5] = 0
     for number in (32, 33):
         monkeypatch.setattr(modeling_mllmreid, "TEXTS_TO_HALVE", number)
         model = make_model(reid_text=True, **fields).double().train()
