@@ -91,10 +91,9 @@ def test_what_no_training_can_have_said_is_refused_in_one_line(fields, message):
     assert "\n" not in str(error.value)
 
 
-def test_the_defaults_are_the_papers():
+def test_defaults_and_both_ends_of_what_has_ends():
     config = MllmReIDConfig().to_dict()
     assert {name: config[name] for name in DEFAULTS} == DEFAULTS
-    # Both ends of what has ends are values.
     for fields in (
         {"loss_lambda": 0, "label_smoothing": 1, "id_weight": 0, "triplet_weight": 0, "image_prefix_ids": [0]},
         {"loss_lambda": 1, "label_smoothing": 0, "triplet_margin": 0, "distillation_weight": 0, "vision_layer": -25},
