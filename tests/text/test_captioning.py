@@ -14,9 +14,9 @@ from transformers import LlavaProcessor
 
 from modeling_mllmreid.commands import caption, train
 from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.data.texts import CaptionRecord, read_records
+from modeling_mllmreid.data.texts import CaptionRecord, TextKey, read_records
 from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.text import captioning
+from modeling_mllmreid.text import STANDARD_POOL, captioning
 from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
 
 TEMPLATE = (
@@ -126,10 +126,48 @@ def test_a_killed_run_goes_on_to_the_same_captions(native, people, tmp_path, mon
     assert cut == whole
 
 
+def test_what_captions_are_drawn_by_is_kept_and_compared(native, people, tmp_path):
+    def write(name, *more):
+        caption.main([*flags(native, people, tmp_path / name), *more])
+        records = read_records(tmp_path / name, CaptionRecord)
+        return records[0].provenance, [record.caption for record in records]
+
+    drawn = ["--do_sample", "true", "--temperature", "0.5", "--seed", "3"]
+    provenance, texts = write("c.jsonl", *drawn)
+    expected = {"model": str(native), "licence": None, "prompts": list(STANDARD_POOL), "max_new_tokens": 5}
+    expected |= {"do_sample": True, "temperature": 0.5, "seed": 3, "revision": None}
+    assert provenance == expected
+    for flag, value, named in (("temperature", "2.0", "temperature 0.5"), ("seed", "4", "seed 3")):
+        with pytest.raises(UserError, match=f"c.jsonl: holds texts written with {named}, not {value}: give another"):
+            write("c.jsonl", *drawn, f"--{flag}", value)
+        assert write(f"{flag}.jsonl", *drawn, f"--{flag}", value)[1] != texts
+    # The likeliest text has no temperature; the seed still draws its prompt.
+    greedy, likeliest = write("greedy.jsonl", "--temperature", "0.5", "--seed", "3")
+    assert greedy == {**expected, "do_sample": False, "temperature": None} and likeliest != texts
+    assert write("other.jsonl", "--temperature", "2.0", "--seed", "3")[1] == likeliest
+
+
+def test_the_seed_and_the_image_draw_the_prompts():
+    prompts = list("abcdef")
+
+    def drawn(seed, file_name="1.jpg", source="market1501", split="train"):
+        keys = [TextKey(source, split, file_name, index) for index in range(8)]
+        return [captioning._prompt(prompts, key, seed) for key in keys]
+
+    assert sorted(drawn(0)[:6]) == prompts and drawn(0)[6:] == drawn(0)[:2] and drawn(0) == drawn(0)
+    for name, values in {
+        "seed": range(6),
+        "file_name": ["1.jpg", "2.jpg", "3.jpg"],
+        "source": ["a", "b", "c"],
+        "split": ["train", "query", "gallery"],
+    }.items():
+        assert len({tuple(drawn(**{"seed": 0, name: value})) for value in values}) == len(values), name
+
+
 SHARE = """
 from modeling_mllmreid.commands import caption
 from modeling_mllmreid.processes import this_process
-from modeling_mllmreid.text import captioning
+from modeling_mllmreid.text import STANDARD_POOL, captioning
 
 real, wrote = captioning.describe_images, []
 captioning.describe_images = lambda mllm, processor, images, *rest: wrote.extend(images) or real(
