@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import LlavaProcessor
+from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from modeling_mllmreid.commands import caption, train
 from modeling_mllmreid.data import load_reid_dataset
@@ -268,3 +268,19 @@ def test_the_licence_is_the_models_own_or_the_given_one(native, people, tmp_path
     caption.main([*flags(native.name, people, given), "--licence", "llama2"])
     with pytest.raises(UserError, match="licence '<b>': no licence's name: give one as the Hub has it"):
         caption.main([*flags(native, people, given), "--licence", "<b>"])
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_the_checkpoints_own_generation_settings_have_no_part(native, do_sample):
+    """Provenance names every setting that a caption depends on."""
+    mllm, processor = LlavaForConditionalGeneration.from_pretrained(native), LlavaProcessor.from_pretrained(native)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+    def written():
+        temperature = 1.0 if do_sample else None
+        return captioning.describe_images(mllm, processor, [image] * 3, ["a", "red", "coat"], 8, temperature, 0)
+
+    plain, own = written(), GenerationConfig(repetition_penalty=9.0, no_repeat_ngram_size=1, top_p=0.1)
+    mllm.generation_config = own
+    mllm.train()
+    assert written() == plain and mllm.generation_config is own and mllm.training
