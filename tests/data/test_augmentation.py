@@ -49,6 +49,9 @@ def test_shift_is_padding_with_black_and_cropping():
 def test_padding_shrinks_with_small_inputs():
     assert [PersonAugmentation(2 * w, w).pad for w in (126, 64, 28)] == [10, 8, 3]
     assert PersonAugmentation(252, 126, pad=14).pad == 14
+    usual = PersonAugmentation(252, 126)
+    assert (usual.flip_probability, usual.pad, usual.erase_probability) == (0.5, 10, 0.5)
+    assert (usual.erase_area, usual.erase_ratio) == ((0.02, 0.33), (0.3, 3.3))
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, np.array])
