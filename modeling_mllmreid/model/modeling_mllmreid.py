@@ -45,8 +45,6 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
     _keep_in_fp32_modules_strict = ["reid_head"]
     _supports_sdpa = True
     _supports_flash_attn = True
-    # The loss is scaled by its own label counts, never by the Trainer's.
-    accepts_loss_kwargs = False
 
     def __init__(self, config: MllmReIDConfig):
         super().__init__(config)

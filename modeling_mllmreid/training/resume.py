@@ -16,7 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import UserError
 from ..formats import ResumedStateFile, RunFactsFile, read_json
-from ..model import MllmReIDModel
+from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.adapters import adapter_settings
 from ..model.checkpoints import probe
 from ..text import instruction_texts
@@ -33,6 +33,12 @@ NEUTRAL = re.compile(
     r"use_cpu|local_rank|_n_gpu|per_device_eval_batch_size|diagnostics_steps|max_skipped_steps|"
     r"enable_jit_checkpoint|do_.*|debug|include_.*|skip_memory_metrics|.*token.*"
 )
+# Fields of the configuration that other facts stand for, or that only record where the model comes from.
+RECORDS = frozenset(
+    {"mllm_config", "image_prefix_ids", "trained_on", "overlap", "base_licence", "backbone_probe", "identities_digest"}
+)
+# What an image processor does to the numbers of a crop that has its size.
+PIXELS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
 
 def run_facts(
@@ -49,34 +55,40 @@ def run_facts(
     val: what checkpoints are selected on. sharding: what spreads the model over the processes, as each engine reads its
     own checkpoints alone.
     """
+    trained = [(name, list(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
+    data = [samples.file_names, samples.person_ids, samples.camera_ids, samples.sources, samples.texts]
+    columns = ("file_name", "person_id", "camera_id", "source")
+    return {
+        "settings": {**_settings(args, batches, model), "sharding": sharding},
+        "start": _start(model.mllm),
+        "trained": _digest(trained),
+        "data": _digest(data),
+        "inputs": _inputs(samples.processor, batches),
+        "val": None if val is None else _digest([val[name][:] for name in columns]),
+        "identities": model.config.identities_digest,
+    }
+
+
+def _settings(args: ReIDTrainingArguments, batches: BatchArguments, model: MllmReIDModel) -> dict[str, Any]:
+    """Every setting that changes a weight, by name."""
     told = json.loads(json.dumps(args.to_public_dict(), default=str))
     settings = {name: value for name, value in told.items() if not NEUTRAL.fullmatch(name)}
     # The first pattern that matches counts, so that their order does.
     settings["learning_rates"] = [list(pair) for pair in settings["learning_rates"].items()]
     settings |= {name: value for name, value in asdict(batches).items() if name != "texts"}
     config = json.loads(json.dumps(model.config.to_dict(), default=str))
-    own = {name: value for name, value in config.items() if name in type(model.config).__annotations__}
-    told_by_model = {"mllm_config", "image_prefix_ids", "trained_on", "overlap", "base_licence", "backbone_probe"}
-    told_by_model.add("identities_digest")
-    settings |= {name: value for name, value in own.items() if name not in told_by_model}
+    own = type(model.config).__annotations__
+    settings |= {name: value for name, value in config.items() if name in own and name not in RECORDS}
     lora = adapter_settings(model.mllm) or {}
     settings |= {name: lora.get(name) for name in ("lora_alpha", "lora_dropout")}
-    settings["dtypes"] = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
-    trained = [(name, list(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
-    data = [samples.file_names, samples.person_ids, samples.camera_ids, samples.sources, samples.texts]
-    columns = ("file_name", "person_id", "camera_id", "source")
-    processor = samples.processor
-    images = [getattr(processor.image_processor, name) for name in ("image_mean", "image_std")]
-    prompts = [processor.image_prompt_ids(text) for text in instruction_texts(batches.instruction)]
-    return {
-        "settings": {**settings, "processes": args.world_size, "sharding": sharding},
-        "start": _start(model.mllm),
-        "trained": _digest(trained),
-        "data": _digest(data),
-        "inputs": _digest([images, prompts]),
-        "val": None if val is None else _digest([val[name][:] for name in columns]),
-        "identities": model.config.identities_digest,
-    }
+    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
+    return {**settings, "dtypes": dtypes, "processes": args.world_size}
+
+
+def _inputs(processor: MllmReIDProcessor, batches: BatchArguments) -> str:
+    """A digest of what crops and instructions become on their way into the model."""
+    pixels = [getattr(processor.image_processor, name, None) for name in PIXELS]
+    return _digest([pixels, [processor.image_prompt_ids(text) for text in instruction_texts(batches.instruction)]])
 
 
 def _start(mllm: Any) -> list[Any]:

@@ -49,6 +49,9 @@ def test_shift_is_padding_with_black_and_cropping():
 def test_padding_shrinks_with_small_inputs():
     assert [PersonAugmentation(2 * w, w).pad for w in (126, 64, 28)] == [10, 8, 3]
     assert PersonAugmentation(252, 126, pad=14).pad == 14
+    usual = PersonAugmentation(252, 126)
+    assert (usual.flip_probability, usual.pad, usual.erase_probability) == (0.5, 10, 0.5)
+    assert (usual.erase_area, usual.erase_ratio) == ((0.02, 0.33), (0.3, 3.3))
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, np.array])
@@ -136,15 +139,16 @@ class Least:
     def uniform(self, low, high):
         return low
 
-    def integers(self, low, high=None, size=None):
-        return np.full(size, 0) if high is None else np.full(size, low)
+    def integers(self, *_, size=None):
+        return 0 if size is None else np.full(size, 0)
 
 
 def test_a_probability_of_nothing_is_nothing():
-    none = PersonAugmentation(8, 4, flip=0, pad=0, erase=0)
-    image = noise(4, 8)
+    none = PersonAugmentation(64, 32, flip=0, pad=0, erase=0)
+    image = noise(32, 64)
     assert np.array_equal(none.transform_image(image, Least()), image)
-    assert (none.erase(np.ones((3, 8, 4)), Least()) == 1).all()
+    assert (none.erase(np.ones((3, 64, 32)), Least()) == 1).all()
+    assert (PersonAugmentation(64, 32, erase=0.1).erase(np.ones((3, 64, 32)), Least()) == 0).any()
 
 
 def test_boxes_lie_anywhere_inside_and_leave_something():
@@ -167,7 +171,7 @@ def test_boxes_lie_anywhere_inside_and_leave_something():
     assert boxes(12, 3) == boxes(5, 6) == {None}
     # A box of no height or no width is drawn again.
     for size in ((4, 8), (8, 4)):
-        small = PersonAugmentation(*size, erase=1)
+        small = PersonAugmentation(*size, erase=1, erase_area=(0.02, 0.05))
         assert all((small.erase(np.ones((3, *size)), rng_for(0, 0, i, 0)) == 0).any() for i in range(300))
 
 

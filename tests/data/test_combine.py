@@ -45,7 +45,16 @@ def test_protocols_by_name():
     assert one.targets == ("viper", "prid", "grid", "ilids")
     two = parse_combination("P-2:msmt17")
     assert two == Combination(("market1501", "cuhk03", "cuhk_sysu"), targets=("msmt17",))
-    assert parse_combination("P-3:cuhk03").all_parts
+    sources = {
+        "market1501": ("msmt17", "cuhk03"),
+        "msmt17": ("market1501", "cuhk03"),
+        "cuhk03": ("market1501", "msmt17"),
+    }
+    for target, others in sources.items():
+        for protocol in ("P-2", "P-3"):
+            assert parse_combination(f"{protocol}:{target}") == Combination(
+                (*others, "cuhk_sysu"), all_parts=protocol == "P-3", targets=(target,)
+            )
     with pytest.raises(UserError, match="P-2 tests on one of its own sets: did you mean P-2:market1501"):
         parse_combination("P-2:market")
     for wrong in ("P-2:qqq", "P-2:", "P-3:msmt17:all"):

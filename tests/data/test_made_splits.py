@@ -193,7 +193,7 @@ def drawn(whole, path, **options):
 def test_the_seed_draws_the_people_and_the_queries(tmp_path):
     parts = {seed: drawn(images(), tmp_path / f"{seed}.json", seed=seed) for seed in range(5)}
     assert drawn(images(), tmp_path / "none.json") == parts[0] == drawn(images(turned=True), tmp_path / "turned.json")
-    assert drawn(images(), tmp_path / "again.json", seed=3) == parts[3]
+    assert drawn(images(), tmp_path / "again.json", seed=3, test_share=0.5) == parts[3]
     assert len({tuple(part["train"]) for part in parts.values()}) > 3
     assert len({tuple(name[2:] for name in part["query"]) for part in parts.values()}) == 5
     for seed, part in parts.items():

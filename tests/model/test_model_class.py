@@ -43,10 +43,11 @@ def test_without_people_there_is_no_digest_of_them(make_model):
     assert (model.config.num_identities, model.config.identities_digest) == (0, None)
 
 
-def test_what_is_made_anew_lies_where_the_model_lies(make_model):
+def test_what_is_made_anew_is_on_the_models_device(make_model):
     model = make_model().to("meta")
     model.set_num_identities(9)
     assert {head.classifier.weight.device.type for head in model.reid_head.values()} == {"meta"}
+    assert model.image_features(torch.zeros(0, 3, 64, 32, device="meta"))["llm"].device.type == "meta"
 
 
 def test_a_language_model_whose_weights_are_elsewhere_reads_texts_and_images(make_model, make_batch, tiny_processor):
@@ -67,6 +68,8 @@ def test_the_feature_of_a_caption_is_the_mean_over_its_own_tokens(make_model, ti
     norm = model.reid_head["llm"].bottleneck
     torch.nn.init.uniform_(norm.running_mean, -1, 1, generator=torch.Generator().manual_seed(1))
     inputs = tiny_processor(text=["a man with a red shirt .", "a bag ."])
+    # A token that is masked out is read by no other one.
+    inputs["attention_mask"][0, 3] = inputs["caption_mask"][0, 3] = 0
     language = model.mllm.model.language_model
     embeddings = model.get_input_embeddings()(inputs["input_ids"])
     states = language(
@@ -80,16 +83,18 @@ def test_the_feature_of_a_caption_is_the_mean_over_its_own_tokens(make_model, ti
     assert [block.calls for block in calls] == [1, 0]
 
 
-def test_pixels_alone_run_no_language_model_where_its_feature_is_not_asked_for(make_model, make_batch, count_calls):
-    model = make_model(reid_on="vision", test_feature="vision").eval()
-    language = count_calls(model.mllm.model.language_model)
-    output = model(make_batch(4)["pixel_values"])
-    assert language.calls == 0 and output.features.llm is None and output.image_embeds.shape == (4, 32)
+def test_a_prompt_may_end_with_its_image(make_model, make_batch):
+    model, pixels = make_model().eval(), make_batch(2)["pixel_values"]
+    prompt = torch.tensor([[*model.config.image_prefix_ids, *[model.config.mllm_config.image_token_id] * 8]] * 2)
+    expected = model.mllm(inputs_embeds=model._embed_image_prompt(model._image_embeddings(model._tower(pixels))))
+    ids = model.generate(prompt, pixels, max_new_tokens=2, do_sample=False)
+    assert torch.equal(ids[:, 0], expected.logits[:, -1].argmax(-1))
+    with pytest.raises(ValueError, match="must start with image_prefix_ids and 8 image tokens"):
+        model.generate(prompt[:, :-1], pixels)
 
 
-def test_text_is_generated_after_a_prompt_without_an_image(make_model):
-    model, prompt = make_model().eval(), torch.tensor([[1, 7, 8], [1, 9, 6]])
-    ids = model.generate(prompt, max_new_tokens=3, do_sample=False)
-    embeddings = model.get_input_embeddings()(prompt)
-    expected = model.mllm(inputs_embeds=embeddings).logits[:, -1].argmax(-1)
-    assert ids.shape[1] <= 3 and torch.equal(ids[:, 0], expected)
+def test_the_language_loss_of_a_single_target_token_and_of_none(make_model):
+    model = make_model(distillation_weight=0.25)
+    sums = {name: torch.tensor(value) for name, value in {"image": 6.0, "text": 0.0, "distillation": 8.0}.items()}
+    assert float(model.language_loss(sums, {"image": 1, "text": 0, "distillation": 1})) == 6 / 2 + 0.25 * 8
+    assert float(model.language_loss({"image": sums["image"]}, {"image": 4, "text": 0})) == 1.5

@@ -157,6 +157,24 @@ def test_lambda_one_computes_no_logits(make_model, make_batch, count_calls):
     assert lm_head.calls == 0 and output.language_loss_sums is None and output.loss.isfinite()
 
 
+def test_losses_on_people_need_neither_labels_nor_texts(make_model, make_batch):
+    batch = make_batch()
+    images = {"pixel_values": batch["pixel_values"], "person_ids": batch["person_ids"]}
+    texts = {name: batch[f"text_{name}"] for name in ("input_ids", "attention_mask", "caption_mask")}
+    texts = {f"text_{name}": rows for name, rows in texts.items()}
+    for loss_lambda in (0.4, 1.0):
+        plain, model = (make_model(loss_lambda=loss_lambda, reid_text=on).train() for on in (False, True))
+        expected = plain(**images)
+        assert expected.loss_parts.keys() == {"id_llm", "id_vision", "triplet_llm", "triplet_vision"}
+        assert torch.equal(expected.loss, loss_lambda * expected.reid_loss)
+        # Texts count where they are asked for and there.
+        for output in (plain(**images, **texts), model(**images)):
+            assert output.text_features is None and output.captioned is None and output.language_loss_sums is None
+            torch.testing.assert_close(output.loss, expected.loss)
+        assert "triplet_text" in model(**images, **texts).loss_parts
+        assert plain(**texts, pixel_values=batch["pixel_values"]).loss is None
+
+
 def test_lambda_zero_computes_no_reid_loss(make_model, make_batch):
     output = make_model(loss_lambda=0.0)(**make_batch())
     assert output.reid_loss is None and set(output.loss_parts) == {"lm_image", "lm_text"}
@@ -173,10 +191,12 @@ def test_logits_are_computed_at_label_positions_only(make_model, make_batch):
 def test_an_earlier_layer_is_pooled_and_the_rest_is_not_run(make_model, make_batch, count_calls, layer):
     model, batch = make_model(llm_layer=layer, feature_after_bn=False).eval(), make_batch()
     language = model.mllm.model.language_model
-    blocks = [count_calls(block) for block in language.layers]
+    blocks, views = [count_calls(block) for block in language.layers], []
+    # Also for a language model that runs every block that it has, whatever its configuration says.
+    language.register_forward_pre_hook(lambda module, args: views.append(len(module.layers)))
     short = model.encode_images(batch["pixel_values"])
     index = layer if layer >= 0 else len(language.layers) + 1 + layer
-    assert [block.calls for block in blocks] == [1] * index + [0] * (2 - index)
+    assert [block.calls for block in blocks] == [1] * index + [0] * (2 - index) and views == [index]
     whole = torch.nn.functional.normalize(model(**batch).features["llm"], dim=-1)
     assert torch.allclose(short, whole, atol=1e-6)
     assert len(language.layers) == 2 and language.config.num_hidden_layers == 2
@@ -196,6 +216,18 @@ def test_hidden_states_of_the_visual_encoder_that_nothing_reads_are_not_kept(mak
     form.tower.register_forward_hook(lambda module, args, output: kept.extend(output.hidden_states))
     form.encode_images(pixels)
     assert [state is not None for state in kept] == [False] * (len(kept) - 1) + [True]
+
+
+@pytest.mark.parametrize(("layer", "kept"), [(-1, None), (1, [1])])
+def test_the_language_model_keeps_no_state_that_nothing_reads(make_model, make_batch, layer, kept):
+    model, batch, seen = make_model(llm_layer=layer).eval(), make_batch(), []
+    model.mllm.model.language_model.register_forward_hook(lambda module, args, output: seen.append(output))
+    model(**batch)
+    model(batch["pixel_values"])
+    assert len(seen) == 3 and all(output.past_key_values is None for output in seen)
+    for output, layers in zip(seen, (kept, kept, None), strict=True):
+        states = output.hidden_states
+        assert (None if states is None else [i for i, state in enumerate(states) if state is not None]) == layers
 
 
 def test_frozen_parts_run_without_a_graph(make_model, make_batch):
@@ -234,6 +266,15 @@ def test_text_queries_and_their_losses(make_model, make_batch, tiny_processor):
 @pytest.mark.parametrize("fields", [{"distillation_weight": 0.5, "llm_layer": 1}, {"loss_lambda": 1.0}])
 def test_texts_in_two_halves_by_length_give_the_same_losses_and_gradients(make_model, make_batch, monkeypatch, fields):
     batch, results, lengths = make_batch(32), [], []
+    widths = batch["text_attention_mask"].sum(dim=1)
+    longest = (widths == widths.max()).nonzero().flatten()
+    for row in longest[1:].tolist():
+        # Only one text is the longest of all: the others lose their last target.
+        batch["text_attention_mask"][row, -1] = 0
+        for name in ("labels", "text_labels"):
+            batch[name][row, (batch[name][row] != -100).nonzero()[-1]] = -100
+    # A token that is masked out is read by no other one.
+    batch["text_attention_mask"][int(widths.argmin()), 5] = 0
     for number in (32, 33):
         monkeypatch.setattr(modeling_mllmreid, "TEXTS_TO_HALVE", number)
         model = make_model(reid_text=True, **fields).double().train()

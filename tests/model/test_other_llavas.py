@@ -78,6 +78,7 @@ def test_both_features_and_the_language_loss_are_those_of_the_native_model(make_
         "vision": (0, 24)
     }
     assert model.encode_text(**processor(text=[])).shape == (0, 40)
+    assert model.encode_text(*[torch.zeros(0, 7, dtype=torch.long)] * 3).shape == (0, 40)
 
 
 def test_embeddings_use_the_running_statistics_of_each_head(make_other, make_batch):

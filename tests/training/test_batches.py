@@ -171,6 +171,11 @@ def test_a_text_that_cannot_be_a_target_is_named(samples, images):
     with pytest.raises(UserError, match=f"^{name}: caption 'a man with .* has no continuation: run the continuations"):
         samples(target="continuation", dataset=bare)
     assert samples(target="caption", dataset=bare).texts == samples(target="caption").texts
+    few = images.remove_columns("continuation").add_column(
+        "continuation", [["one alone"]] * 6, feature=FEATURES["continuation"]
+    )
+    with pytest.raises(ValueError, match="shorter"):
+        samples(target="continuation", dataset=few)
     odd = images.remove_columns("caption").add_column("caption", [["man"]] * 6, feature=FEATURES["caption"])
     with pytest.raises(UserError, match=f"^{name}: caption 'man' is too short to split"):
         samples(

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -89,6 +90,94 @@ def test_under_deepspeed_which_took_the_step_the_first_one_ends_the_training():
     guard.see_grad_norm(float("inf"))
     with pytest.raises(UserError, match="DeepSpeed has taken the step, so that only .* its images: 5.jpg: look at"):
         guard.on_pre_optimizer_step(args, SimpleNamespace(global_step=4), None)
+
+
+@pytest.fixture
+def guard():
+    """(a guard of one process, the trainer's accelerator, the head's statistics, and what the log was warned of)."""
+    accelerator = SimpleNamespace(device="cpu", scaler=None, reduce=lambda flags, reduction: flags)
+    head = torch.nn.BatchNorm1d(2)
+    model = torch.nn.ModuleDict({"reid_head": head, "other": torch.nn.Linear(2, 2)})
+    model.reid_head = head
+    trainer = SimpleNamespace(
+        accelerator=accelerator, is_deepspeed_enabled=False, model=model, files_of_step=lambda step: list("abcdefghij")
+    )
+    args = SimpleNamespace(fp16=False, learning_rate=1e-3, max_grad_norm=2.0, max_skipped_steps=2)
+    return StepGuard(trainer, args), trainer
+
+
+def take_step(guard, trainer, losses, norm):
+    """One optimiser step of these micro-batches; returns what is logged of each loss."""
+    trainer.model.other.weight.grad = torch.ones(2, 2)
+    guard.begin_step(trainer.model)
+    logged = []
+    for loss in losses:
+        trainer.model.reid_head.running_mean += 1
+        logged.append(float(guard.see_loss(torch.tensor(loss))))
+    guard.see_grad_norm(norm)
+    guard.on_pre_optimizer_step(guard.args, SimpleNamespace(global_step=6), None)
+    return logged
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("losses", "norm", "scaler", "skipped"),
+    [
+        ([1.0, 2.0], torch.tensor(3.0), None, False),
+        ([1.0, 2.0], None, None, False),
+        ([NAN, 2.0], torch.tensor(3.0), None, True),
+        ([1.0, INF], None, None, True),
+        ([1.0, 2.0], torch.tensor(INF), None, True),
+        ([1.0, 2.0], NAN, None, True),
+        # A gradient scaler looks at gradients itself; losses are still looked at.
+        ([1.0, 2.0], torch.tensor(INF), "scaler", False),
+        ([NAN, 2.0], torch.tensor(3.0), "scaler", True),
+    ],
+)
+def test_which_steps_are_taken(guard, losses, norm, scaler, skipped):
+    guard, trainer = guard
+    trainer.accelerator.scaler = scaler
+    logged = take_step(guard, trainer, losses, norm)
+    assert logged == [loss if abs(loss) < INF else 0.0 for loss in losses]
+    assert guard.skipped == skipped and (trainer.model.other.weight.grad is None) == skipped
+    assert trainer.model.reid_head.running_mean.tolist() == ([0, 0] if skipped else [2, 2])
+    # The next step begins anew.
+    assert take_step(guard, trainer, [1.0], None) == [1.0] and not guard.skipped
+
+
+def test_only_steps_in_a_row_count(guard):
+    guard, trainer = guard
+    for losses in ([NAN], [NAN], [1.0], [NAN], [NAN]):
+        take_step(guard, trainer, losses, None)
+    with pytest.raises(UserError) as stop:
+        take_step(guard, trainer, [NAN], None)
+    assert str(stop.value) == (
+        "step 7: loss or gradient not finite, 3 steps in a row (max_skipped_steps 2); its images: a, b, c, d, e, f, g, "
+        "h and 2 more: look at learning_rate (0.001), max_grad_norm (2) and these files"
+    )
+    guard.args.fp16 = True
+    trainer.files_of_step = lambda step: list("abcdefgh")
+    with pytest.raises(UserError, match="f, g, h: look at bf16 in place of fp16, learning_rate"):
+        take_step(guard, trainer, [NAN], None)
+
+
+def test_a_training_outside_of_the_main_thread_leaves_signals_alone(guard):
+    guard, _ = guard
+    handlers = []
+
+    def listen():
+        with guard.listening():
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    with guard.listening():
+        handlers.append(signal.getsignal(signal.SIGTERM))
+    assert handlers[0] is before is signal.getsignal(signal.SIGTERM) and handlers[1] is not before
 
 
 def test_files_of_a_step_are_those_that_were_read(train, broken):

@@ -210,7 +210,8 @@ def test_other_people_under_the_same_names_are_told_apart(shared, run):
 
 
 def test_inputs_are_compared(shared, made, parts):
-    for name, value in {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.1, 0.2, 0.3]}.items():
+    numbers = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.1, 0.2, 0.3], "rescale_factor": 0.5}
+    for name, value in {**numbers, "do_rescale": False, "do_normalize": False}.items():
         processor = copy.deepcopy(parts[0])
         setattr(processor.image_processor, name, value)
         assert difference(shared, made(model=shared["model"], processor=processor)) == (

@@ -43,6 +43,8 @@ def uneven(batch, bare=()):
         batch[name][4, kept[-2:]] = -100
     for row in bare:
         batch["text_caption_mask"][row] = False
+    # A token that is masked out is read by no other one.
+    batch["attention_mask"][2, -12] = batch["text_attention_mask"][2, -12] = 0
     return batch
 
 
