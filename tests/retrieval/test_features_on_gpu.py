@@ -7,6 +7,8 @@ import torch
 from modeling_mllmreid import evaluate_retrieval
 from modeling_mllmreid.retrieval import rank_gallery
 from modeling_mllmreid.retrieval.distances import distance_blocks
+from modeling_mllmreid.retrieval.expansion import expand_queries
+from modeling_mllmreid.retrieval.reranking import rerank_blocks
 
 pytestmark = pytest.mark.gpu
 
@@ -56,3 +58,12 @@ def test_ranks_and_metrics_are_the_cpus(metric):
     for block_size in (None, 7):
         ranking = rank_gallery(q.cuda(), g.cuda(), 20, metric=metric, block_size=block_size)
         assert np.array_equal(ranking.indices, rank_gallery(q, g, 20, metric=metric).indices)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_re_ranking_and_expansion_are_the_cpus(metric):
+    q, g = features(3, 30, 32), features(4, 80, 32)
+    (_, expected), *_ = rerank_blocks(q, g, k1=5, k2=3, metric=metric)
+    (_, got), *_ = rerank_blocks(q.cuda(), g.cuda(), k1=5, k2=3, metric=metric)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(expand_queries(q.cuda(), g.cuda(), k=4), expand_queries(q, g, k=4), atol=1e-5)
