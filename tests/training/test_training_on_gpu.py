@@ -98,3 +98,18 @@ def test_a_run_goes_on_from_its_checkpoint(train, tmp_path, adapters):
     assert losses(resumed) == pytest.approx(losses(whole), rel=1e-4)
     for name, weight in whole.trainer.model.state_dict().items():
         torch.testing.assert_close(resumed.trainer.model.state_dict()[name], weight, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_a_paged_8bit_optimiser_steps_over_weights_on_the_cpu():
+    """As `train --use_cpu true` with a recipe's own optimiser: large enough to be paged, were it on the GPU."""
+    optimizers = pytest.importorskip("bitsandbytes").optim
+    torch.zeros(1, device="cuda")
+    for kind in (optimizers.PagedAdamW8bit, optimizers.AdamW8bit):
+        weight = torch.nn.Parameter(torch.ones(500, 400))
+        optimizer = kind([weight], lr=0.01, weight_decay=0)
+        for _ in range(3):
+            weight.square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        torch.cuda.synchronize()
+        torch.testing.assert_close(weight.detach(), torch.full((500, 400), 0.97), atol=2e-3, rtol=0)
