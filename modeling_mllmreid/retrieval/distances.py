@@ -21,9 +21,11 @@ CHUNK_BYTES = 2 * 2**20
 # Matrix products run other code at the edges of a matrix, which rounds otherwise: a collapsed model's equal distances
 # would differ by their place in the gallery, and every distance by the block size. Whole tiles keep them equal.
 ROW_TILE, COLUMN_TILE = 16, 64
-DEPTH_TILE = 4  # numbers that a GPU loads at once
+DEPTH_TILE = 4  # numbers: every row begins alike in memory
+# Where whole tiles do not help, as the shapes choose the code: products there are exact, see `_exact_factor`.
 EXACT_DEVICES = ("cuda",)
-POINT_BITS = 26  # of a point's numbers there
+POINT_BITS = 26
+EXACT_BYTES = 2**31  # of a prepared gallery; a larger one is prepared for every block anew, so many bytes at once
 TINY = 1e-300  # the length of a feature without a direction
 
 
@@ -46,7 +48,7 @@ def distance_blocks(
     gallery's device. A memory-mapped array is read chunk by chunk, and may be larger than memory.
     metric: "cosine" is 1 - dot product of the L2-normalised features, "euclidean" is not squared.
     block_size: query rows per block; None takes as many as fit in 48 MiB, or in 96 MiB for a gallery of more than 256
-    MiB. Each block is a new float32 tensor (rows, G).
+    MiB on the CPU. Each block is a new float32 tensor (rows, G).
     Both metrics come from |a - b|^2 of points around the gallery's middle, as 1 - dot product has no digits left where
     all features lie in a narrow cone, as an LLM's do: the error is float32's in the square of the points' lengths.
     In one gallery a distance depends on its two features alone, not on the block size or the place: equal features are
@@ -124,15 +126,23 @@ def _exact_blocks(
     query: Features, gallery: Features, shift: _Shift, block_size: int | None, device: torch.device
 ) -> Iterator[tuple[slice, Tensor]]:
     """The loop of `distance_blocks` on a GPU, where a rounded product would differ with the shapes of its factors."""
-    columns, column_halves = _exact_factor(gallery, 0, len(gallery), shift, device)
-    block_size = block_size or max(BLOCK_BYTES // (4 * max(len(gallery), 1)), 1)
+    size = len(gallery)
+    step = max(EXACT_BYTES // (8 * max(gallery.shape[1], 1)), 1)
+    pieces = [(first, min(first + step, size)) for first in range(0, max(size, 1), step)]
+    kept = _exact_factor(gallery, *pieces[0], shift, device) if len(pieces) == 1 else None
+    block_size = block_size or max(BLOCK_BYTES // (4 * max(size, 1)), 1)
     for start in range(0, len(query), block_size):
         stop = min(start + block_size, len(query))
         rows, row_halves = _exact_factor(query, start, stop, shift, device)
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            distances = (row_halves[:, None] + column_halves).sub_(rows @ columns.T).clamp_(min=0)
-        yield slice(start, stop), (distances.mul_(2).sqrt_() if shift.metric == "euclidean" else distances).float()
-        del distances  # before the next block is made
+        distances = torch.empty(stop - start, size, device=device)
+        for first, last in pieces:
+            columns, halves = _exact_factor(gallery, first, last, shift, device) if kept is None else kept
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                part = (row_halves[:, None] + halves).sub_(rows @ columns.T).clamp_(min=0)
+            distances[:, first:last] = part.mul_(2).sqrt_() if shift.metric == "euclidean" else part
+            del columns, halves, part  # before the next ones are made
+        yield slice(start, stop), distances
+        del distances
 
 
 def _checked(features: Features, name: str) -> Features:

@@ -144,6 +144,8 @@ def test_a_gpus_products_are_exact(monkeypatch, metric):
     torch.testing.assert_close(got, rounded, atol=2e-5, rtol=0)
     for block_size in (1, 7):
         assert torch.equal(whole(q, g, metric=metric, block_size=block_size), got)
+    monkeypatch.setattr(module, "EXACT_BYTES", 8 * 301 * 40)
+    assert torch.equal(whole(q, g, metric=metric), got)
     monkeypatch.setattr(module, "BLOCK_BYTES", 1)
     order, columns = torch.randperm(90), torch.randperm(301)
     assert torch.equal(whole(q, g[order], metric=metric), got[:, order])
