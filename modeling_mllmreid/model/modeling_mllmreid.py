@@ -36,6 +36,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
     """LLaVA by composition, with ReID heads on the LLM's latent image features (DirectReID) and the visual encoder's.
 
     Source: MLLMReID, arXiv 2401.13201. The language loss trains on a continuation after an image or after its caption.
+    Inputs may be on any device: each goes to that of the module that takes it.
     """
 
     config_class = MllmReIDConfig

@@ -4,8 +4,10 @@ import copy
 import multiprocessing
 from collections.abc import Callable
 from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 
+import pytest
 import torch
 
 from modeling_mllmreid.data import load_reid_dataset
@@ -62,7 +64,7 @@ def train_tiny(
     else:
         backbone, of = folder / "backbone", AdapterArguments(**adapters)
         if not backbone.exists():
-            llava.save_pretrained(backbone)
+            copy.deepcopy(llava).save_pretrained(backbone)  # which writes into its configuration
         place = {"quantization_config": of.quantization_config(torch.float32)}
         if of.quantize and arguments.get("use_cpu", True):
             place["device_map"] = {"": "cpu"}
@@ -86,12 +88,15 @@ def train_tiny(
 
 
 def exit_code_of_child(function: Callable, *args) -> int:
-    """Runs a function of these helpers in a child process; returns its exit code, below 0 for a signal.
+    """Runs a function of these helpers in a child process on the CPU; returns its exit code, below 0 for a signal.
 
-    Not by os.fork: CUDA cannot be used in a child of a process that has used it.
+    Not by os.fork: CUDA cannot be used in a child of a process that has used it. The server that forks here sees none.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["modeling_mllmreid.training"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        forkserver.ensure_running()
     child = context.Process(target=function, args=args)
     child.start()
     child.join()

@@ -57,6 +57,7 @@ def test_a_language_model_whose_weights_are_elsewhere_reads_texts_and_images(mak
     expected = model.encode_images(pixels), model.encode_text(**text)
     cpu_offload(model.mllm.model.language_model, execution_device=torch.device("cpu"))
     assert model.get_input_embeddings().weight.is_meta
+    assert model.encode_text(**tiny_processor(text=[])).device.type == "cpu"
     torch.testing.assert_close(model.encode_images(pixels), expected[0])
     torch.testing.assert_close(model.encode_text(**text), expected[1])
 

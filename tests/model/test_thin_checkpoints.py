@@ -118,7 +118,7 @@ for name, options in {
     assert ("Linear4bit" in str(kinds)) == (name == "4bit"), kinds
     assert not [n for n, m in model.named_modules() if "4bit" in type(m).__name__ and "language_model" not in n]
     with torch.inference_mode():
-        rows[name] = model.image_features(pixels)["concat"]
+        rows[name] = model.image_features(pixels)["concat"].cpu()
     assert rows[name].dtype == torch.float32
 torch.save(rows, out)
 """

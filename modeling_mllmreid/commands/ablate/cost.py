@@ -52,5 +52,5 @@ def _count(run: Run, place: Place, stage: int) -> float:
     collate = TrainCollator(processor, batches, language=language, reid_text=False)
     batch = collate([samples[row % len(samples), 0, row] for row in range(size)])
     with FlopCounterMode(display=False) as counter:
-        model(**{name: value.to(model.device) for name, value in batch.items()}).loss.backward()
+        model(**batch).loss.backward()
     return float(counter.get_total_flops())
