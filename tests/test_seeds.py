@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from modeling_mllmreid.commands.ablate.treatments import permute_captions, spoil_captions
 from modeling_mllmreid.data.columns import Row, make_split
 from modeling_mllmreid.data.contact_sheet import contact_sheet
 from modeling_mllmreid.data.made_splits import make_splits
@@ -39,7 +40,7 @@ def draws(tiny_processor, make_llava, tmp_path):
     """What is drawn by a seed, by the name of what draws it."""
     llava = build_tiny_llava(tiny_processor, **SIZES, seed=0)
     instructions = ["Go on.", "Describe this person."]
-    rows = [Row(f"{person}/{i}.png", person, -1) for person in range(9) for i in range(4)]
+    rows = [Row(f"{person}/{i}.png", person, -1, (f"text {person}.{i}",)) for person in range(9) for i in range(4)]
     split = make_split(rows, root=tmp_path, source="own")
     person, shot = make_person(0, "train", 1), plan_shot(random_stream(0, "shot"), 0)
 
@@ -91,6 +92,8 @@ def draws(tiny_processor, make_llava, tmp_path):
         "validation people": lambda seed: split_validation(split, val_identities=3, seed=seed)[1]["file_name"][:],
         "queries": lambda seed: query_gallery_parts(split, seed=seed)[0]["file_name"][:],
         "splits": splits,
+        "permuted captions": lambda seed: permute_captions(split, seed)["caption"][:],
+        "spoiled captions": lambda seed: spoil_captions(split, 0.5, seed)["caption"][:],
         "weights": lambda seed: build_tiny_llava(tiny_processor, **SIZES, seed=seed).lm_head.weight,
         "texts of a lesson": lambda seed: lesson(seed).pairs,
         "order of a lesson": taught,

@@ -26,12 +26,6 @@ TEXTS_TO_HALVE = 32
 FEATURES = ("llm", "vision", "concat")
 
 
-def _graph_where_trained(module: nn.Module, *inputs: Tensor) -> torch.set_grad_enabled:
-    """A context that records a graph only where a gradient can arrive: frozen parts cost no activation memory."""
-    needed = any(tensor.requires_grad for tensor in inputs) or any(p.requires_grad for p in module.parameters())
-    return torch.set_grad_enabled(torch.is_grad_enabled() and needed)
-
-
 class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
     """LLaVA by composition, with ReID heads on the LLM's latent image features (DirectReID) and the visual encoder's.
 
@@ -112,12 +106,11 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         None stands for those that nothing reads: keeping them would cost an inference their memory.
         """
         tower = self._llava.vision_tower
-        with _graph_where_trained(tower):
-            return tower(
-                checked_pixels(pixel_values, tower),
-                interpolate_pos_encoding=True,
-                output_hidden_states=[*self._projected_layers, self.vision_layer],
-            ).hidden_states
+        return tower(
+            checked_pixels(pixel_values, tower),
+            interpolate_pos_encoding=True,
+            output_hidden_states=[*self._projected_layers, self.vision_layer],
+        ).hidden_states
 
     def _patches(self, hidden_states: Tensor) -> Tensor:
         """Drops the class token where LLaVA does."""
@@ -133,8 +126,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         selected = torch.cat(
             [beside(projector, self._patches(tower_states[layer])) for layer in self._projected_layers], dim=-1
         )
-        with _graph_where_trained(projector, selected):
-            return projector(in_format_of(projector, selected))
+        return projector(in_format_of(projector, selected))
 
     def _language_model(self, embeddings: Tensor, attention_mask: Tensor | None, whole: bool) -> tuple[Tensor, Tensor]:
         """Runs the LLM without its head. embeddings: (B, T, D); attention_mask: (B, T).
@@ -154,13 +146,12 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
             view.config = copy.copy(language_model.config)
             view.config.num_hidden_layers = layer
             language_model = view
-        with _graph_where_trained(language_model, embeddings):
-            output = language_model(
-                inputs_embeds=embeddings,
-                attention_mask=attention_mask,
-                use_cache=False,
-                output_hidden_states=[layer] if whole and not at_end else False,
-            )
+        output = language_model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            use_cache=False,
+            output_hidden_states=[layer] if whole and not at_end else False,
+        )
         last = output.last_hidden_state
         return last, (output.hidden_states[layer] if whole and not at_end else last)
 
@@ -202,8 +193,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         embedding = self.get_input_embeddings()
-        with _graph_where_trained(embedding):
-            return embedding(beside(embedding, input_ids))
+        return embedding(beside(embedding, input_ids))
 
     def _embed_with_image(self, input_ids: Tensor, image_embeddings: Tensor) -> Tensor:
         """Token embeddings of (B, T) ids with the image in its tokens' places, which must follow the stored prefix."""

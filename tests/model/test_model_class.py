@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from accelerate import cpu_offload
 
 from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.model.heads import ReIDHead
 
 
 def test_what_transformers_reads_off_the_class(make_model, tmp_path):
@@ -48,6 +49,32 @@ def test_what_is_made_anew_is_on_the_models_device(make_model):
     model.set_num_identities(9)
     assert {head.classifier.weight.device.type for head in model.reid_head.values()} == {"meta"}
     assert model.image_features(torch.zeros(0, 3, 64, 32, device="meta"))["llm"].device.type == "meta"
+
+
+def test_a_prompt_may_begin_with_its_image(make_model, make_batch):
+    pixels = make_batch(2)["pixel_values"]
+    model = make_model(image_prefix_ids=[]).eval()
+    assert model.encode_images(pixels).shape == (2, 32) and not torch.equal(
+        model.encode_images(pixels), make_model().eval().encode_images(pixels)
+    )
+
+
+def test_heads_of_every_format_and_device_are_float32_at_least():
+    for default, kept in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(default)
+        try:
+            head = ReIDHead(4, 3)
+        finally:
+            torch.set_default_dtype(before)
+        assert {p.dtype for p in head.parameters()} == {head.bottleneck.running_var.dtype} == {kept}
+        head.remake_classifier(5)
+        assert head.classifier.weight.dtype == kept
+        head.to_empty(device="meta", recurse=False)
+        assert not any(p.is_meta for p in head.parameters())
+        # From double to half, and to another device on the way.
+        head.double().to("meta", torch.float16)
+        assert {(p.dtype, p.device.type) for p in head.parameters()} == {(torch.float32, "meta")}
 
 
 def test_a_language_model_whose_weights_are_elsewhere_reads_texts_and_images(make_model, make_batch, tiny_processor):

@@ -393,4 +393,5 @@ def test_generate_without_an_image_continues_the_text(make_model, tiny_processor
 
 def test_masked_mean_pooling():
     hidden = torch.tensor([[[1.0], [3.0], [100.0]]])
-    assert mean_pool(hidden, torch.tensor([[True, True, False]])).item() == 2
+    for mask, mean in (([True, True, False], 2), ([False, True, False], 3), ([False] * 3, 0)):
+        assert mean_pool(hidden, torch.tensor([mask])).item() == mean

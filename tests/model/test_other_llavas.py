@@ -54,6 +54,12 @@ def test_both_features_and_the_language_loss_are_those_of_the_native_model(make_
     del batch["person_ids"]
     expected = native(**batch, output_hidden_states=True)
     torch.testing.assert_close(output.loss_parts["lm_image"], expected.loss.detach())
+    batch["attention_mask"][1, -6] = 0
+    total, tokens = model.image_language_loss(**batch)
+    masked = native(**batch)
+    assert tokens == int((batch["labels"] != -100).sum()) and total.requires_grad
+    torch.testing.assert_close(total / tokens, masked.loss)
+    assert float(masked.loss.detach() - expected.loss.detach()) != 0
     first = len(processor.image_prefix_ids)
     count = model.config.num_image_tokens
     assert count == (9 if form == "with the class token" else 8) == int((batch["input_ids"][0] == 4).sum())

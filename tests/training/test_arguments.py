@@ -149,3 +149,12 @@ def test_what_is_given_reaches_the_run(train):
     assert rows["pixel_values"].shape == (9, 3, 64, 32) and "text_labels" not in rows
     people = rows["person_ids"].view(3, 3)
     assert torch.equal(people, people[:, :1].expand(3, 3)) and len(set(people[:, 0].tolist())) == 3
+
+
+@pytest.mark.parametrize("reid_text", [False, True])
+def test_the_reid_losses_alone_read_texts_for_their_captions_only(train, reid_text):
+    trainer = train(model={"loss_lambda": 1.0, "reid_text": reid_text}, max_steps=1, learning_rate=0.0).trainer
+    rows = next(iter(trainer.get_train_dataloader()))
+    assert any(trainer.train_dataset.texts) == reid_text and trainer.data_collator.language is False
+    assert rows.keys() >= {"text_caption_mask"} if reid_text else rows.keys() == {"pixel_values", "person_ids"}
+    assert "labels" not in rows and ("triplet_text" in trainer.state.log_history[0]) == reid_text
