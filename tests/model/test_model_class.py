@@ -125,3 +125,12 @@ def test_the_language_loss_of_a_single_target_token_and_of_none(make_model):
     sums = {name: torch.tensor(value) for name, value in {"image": 6.0, "text": 0.0, "distillation": 8.0}.items()}
     assert float(model.language_loss(sums, {"image": 1, "text": 0, "distillation": 1})) == 6 / 2 + 0.25 * 8
     assert float(model.language_loss({"image": sums["image"]}, {"image": 4, "text": 0})) == 1.5
+
+
+def test_the_language_loss_of_images_reads_the_last_layer_whichever_is_pooled(make_model, make_batch):
+    model, batch = make_model(llm_layer=1).eval(), make_batch()
+    rows = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask", "labels")}
+    total, tokens = model.image_language_loss(**rows)
+    output = model(**batch)
+    torch.testing.assert_close(total, output.language_loss_sums["image"])
+    assert tokens == output.label_counts["image"]
