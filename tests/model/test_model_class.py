@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import cpu_offload
+from transformers.utils import is_flash_attn_2_available
 
 from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.model.heads import ReIDHead
@@ -30,6 +31,10 @@ def test_what_transformers_reads_off_the_class(make_model, tmp_path):
     loaded = MllmReIDModel.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="sdpa")
     for part in (loaded.config.mllm_config, loaded.mllm.config.text_config, loaded.mllm.config.vision_config):
         assert part._attn_implementation == "sdpa"
+    if not is_flash_attn_2_available():
+        # What is missing is the package, not the model's support.
+        with pytest.raises(ImportError, match="FlashAttention2"):
+            MllmReIDModel.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="flash_attention_2")
     # The model's number format is the language model's, whatever a trained encoder has; the heads are float32.
     loaded.mllm.model.vision_tower.float()
     assert loaded.dtype == torch.bfloat16
