@@ -16,7 +16,7 @@ from ..data.columns import image_sources
 from ..data.images import ImageSource, open_image
 from ..data.texts import CaptionRecord, TextKey
 from ..errors import UserError
-from .generation import check_generation_settings, special_tokens
+from .generation import check_generation_settings, own_random_state, ready_to_generate, special_tokens
 from .sidecar import Sidecar
 
 MIN_NEW_TOKENS = 3
@@ -100,7 +100,10 @@ def describe_images(
     temperature: float | None,
     seed: int,
 ) -> list[str]:
-    """What the model answers to each prompt about its image, on one line. temperature: None for the likeliest text."""
+    """What the model answers to each prompt about its image, on one line. temperature: None for the likeliest text.
+
+    The checkpoint's own generation settings have no part: what a text depends on is in its provenance.
+    """
     chats = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}] for prompt in prompts]
     tokenizer = processor.tokenizer
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
@@ -129,9 +132,8 @@ def describe_images(
         eos_token_id=tokenizer.eos_token_id,
         **drawing,
     )
-    with torch.inference_mode(), torch.random.fork_rng(devices=[mllm.device] if mllm.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        written = mllm.eval().generate(**inputs, generation_config=settings)
+    with ready_to_generate(mllm), torch.inference_mode(), own_random_state(mllm.device, seed):
+        written = mllm.generate(**inputs, generation_config=settings)
     answers = tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [" ".join(answer.split()) for answer in answers]
 

@@ -49,7 +49,7 @@ def generate_texts(
             indices = order[start : start + batch_size]
             batch = [prompts[index] for index in indices]
             ids, mask = _left_padded(batch, tokenizer.pad_token_id or 0)
-            with _own_random_state(mllm.device, _batch_seed(seed, batch)):
+            with own_random_state(mllm.device, _batch_seed(seed, batch)):
                 written = mllm.generate(  # type: ignore[misc]
                     input_ids=ids.to(mllm.device), attention_mask=mask.to(mllm.device), generation_config=settings
                 )
@@ -91,7 +91,8 @@ def _batch_seed(seed: int, batch: list[list[int]]) -> int:
 
 
 @contextmanager
-def _own_random_state(device: torch.device, seed: int) -> Iterator[None]:
+def own_random_state(device: torch.device, seed: int) -> Iterator[None]:
+    """Within the block draws depend on `seed` alone; afterwards the random state is as it was."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

@@ -9,13 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from datasets import Dataset
 from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import UserError
 from ..formats import ResumedStateFile, RunFactsFile, read_json
-from ..model import MllmReIDModel
+from ..model import MllmReIDModel, MllmReIDProcessor
+from ..model.adapters import adapter_settings
 from ..model.checkpoints import probe
+from ..text import instruction_texts
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainDataset
 from .stock_settings import said_of
@@ -29,6 +33,12 @@ NEUTRAL = re.compile(
     r"use_cpu|local_rank|_n_gpu|per_device_eval_batch_size|diagnostics_steps|max_skipped_steps|"
     r"enable_jit_checkpoint|do_.*|debug|include_.*|skip_memory_metrics|.*token.*"
 )
+# Fields of the configuration that other facts stand for, or that only record where the model comes from.
+RECORDS = frozenset(
+    {"mllm_config", "image_prefix_ids", "trained_on", "overlap", "base_licence", "backbone_probe", "identities_digest"}
+)
+# What an image processor does to the numbers of a crop that has its size.
+PIXELS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
 
 def run_facts(
@@ -36,28 +46,70 @@ def run_facts(
     batches: BatchArguments,
     model: MllmReIDModel,
     samples: TrainDataset,
+    *,
+    val: Dataset | None = None,
     sharding: str | None = None,
 ) -> dict[str, Any]:
     """What two trainings must share for one to go on from the other's checkpoint: settings, start and data.
 
-    sharding: what spreads the model over the processes, as each engine reads its own checkpoints alone.
+    val: what checkpoints are selected on. sharding: what spreads the model over the processes, as each engine reads its
+    own checkpoints alone.
     """
-    told = json.loads(json.dumps(args.to_public_dict(), default=str))
-    settings = {name: value for name, value in told.items() if not NEUTRAL.fullmatch(name)}
-    settings |= {name: value for name, value in asdict(batches).items() if name != "texts"}
-    config = json.loads(json.dumps(model.config.to_dict(), default=str))
-    own = {name: value for name, value in config.items() if name in type(model.config).__annotations__}
-    told_by_model = {"mllm_config", "image_prefix_ids", "trained_on", "overlap", "base_licence", "backbone_probe"}
-    told_by_model.add("identities_digest")
-    settings |= {name: value for name, value in own.items() if name not in told_by_model}
     trained = [(name, list(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
     data = [samples.file_names, samples.person_ids, samples.camera_ids, samples.sources, samples.texts]
+    columns = ("file_name", "person_id", "camera_id", "source")
     return {
-        "settings": {**settings, "processes": args.world_size, "sharding": sharding},
-        "start": probe(model.mllm),
+        "settings": {**_settings(args, batches, model), "sharding": sharding},
+        "start": _start(model.mllm),
         "trained": _digest(trained),
         "data": _digest(data),
+        "inputs": _inputs(samples.processor, batches),
+        "val": None if val is None else _digest([val[name][:] for name in columns]),
         "identities": model.config.identities_digest,
+    }
+
+
+def _settings(args: ReIDTrainingArguments, batches: BatchArguments, model: MllmReIDModel) -> dict[str, Any]:
+    """Every setting that changes a weight, by name."""
+    told = json.loads(json.dumps(args.to_public_dict(), default=str))
+    settings = {name: value for name, value in told.items() if not NEUTRAL.fullmatch(name)}
+    # The first pattern that matches counts, so that their order does.
+    settings["learning_rates"] = [list(pair) for pair in settings["learning_rates"].items()]
+    settings |= {name: value for name, value in asdict(batches).items() if name != "texts"}
+    config = json.loads(json.dumps(model.config.to_dict(), default=str))
+    own = type(model.config).__annotations__
+    settings |= {name: value for name, value in config.items() if name in own and name not in RECORDS}
+    lora = adapter_settings(model.mllm) or {}
+    settings |= {name: lora.get(name) for name in ("lora_alpha", "lora_dropout")}
+    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
+    return {**settings, "dtypes": dtypes, "processes": args.world_size}
+
+
+def _inputs(processor: MllmReIDProcessor, batches: BatchArguments) -> str:
+    """A digest of what crops and instructions become on their way into the model."""
+    pixels = [getattr(processor.image_processor, name, None) for name in PIXELS]
+    return _digest([pixels, [processor.image_prompt_ids(text) for text in instruction_texts(batches.instruction)]])
+
+
+def _start(mllm: Any) -> list[Any]:
+    """What tells the multimodal LLM that a training begins with from another one: its settings and some weights."""
+    numbers = []
+    for name, parameter in mllm.named_parameters():
+        # What a new LoRA draws at random is no mark of the model.
+        if parameter.is_floating_point() and ".lora_A." not in name:
+            flat = parameter.detach().flatten()
+            at = torch.linspace(0, flat.numel() - 1, 4, dtype=torch.float64).round().long()
+            numbers += [f"{value:.6g}" for value in flat[at.to(flat.device)].float().tolist()]
+    return [*probe(mllm), _digest([_without_origin(mllm.config.to_dict()), numbers])]
+
+
+def _without_origin(config: Any) -> Any:
+    """A configuration without where it came from, what wrote it, and what saving adds."""
+    if not isinstance(config, dict):
+        return str(config)
+    added = {"transformers_version", "architectures", "dtype"}
+    return {
+        name: _without_origin(value) for name, value in config.items() if str(name)[:1] != "_" and name not in added
     }
 
 
@@ -158,9 +210,12 @@ def _difference(checkpoint: Path, facts: Mapping[str, Any]) -> str:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         return f"{names[0]} {before.get(names[0])}, now {now.get(names[0])}{more}"
     words = {
-        "start": "another model to begin with",
         "trained": "other trained weights",
+        "start": "another model to begin with",
         "data": "other training images or texts",
+        "inputs": "other prompts or pixel statistics",
+        "val": "other validation images",
+        "identities": "other people to train on",
     }
     return next((said for key, said in words.items() if then.get(key) != json.loads(json.dumps(facts[key]))), "")
 

@@ -107,7 +107,7 @@ def train_reid(
         data_collator=batches,
         processing_class=processor,
     )
-    facts = trainer.run_facts = run_facts(args, batch_args, model, samples, sharding=sharding_of(trainer))
+    facts = trainer.run_facts = run_facts(args, batch_args, model, samples, val=val, sharding=sharding_of(trainer))
     alone = args.process_index == 0
     with only_writer(Path(str(args.output_dir)), what="training") if alone else nullcontext(), owner_only():
         checkpoint = on_main(checkpoint_to_resume, args, facts)

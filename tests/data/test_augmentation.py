@@ -49,6 +49,9 @@ def test_shift_is_padding_with_black_and_cropping():
 def test_padding_shrinks_with_small_inputs():
     assert [PersonAugmentation(2 * w, w).pad for w in (126, 64, 28)] == [10, 8, 3]
     assert PersonAugmentation(252, 126, pad=14).pad == 14
+    usual = PersonAugmentation(252, 126)
+    assert (usual.flip_probability, usual.pad, usual.erase_probability) == (0.5, 10, 0.5)
+    assert (usual.erase_area, usual.erase_ratio) == ((0.02, 0.33), (0.3, 3.3))
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, np.array])
@@ -86,9 +89,98 @@ def test_one_sample_has_one_generator():
         ({"erase": -0.1}, "erase is -0.1: give a probability"),
         ({"pad": -1}, "pad is -1: give 0 or more pixels"),
         ({"erase_area": (0.4, 0.3)}, r"erase_area is \(0.4, 0.3\): give two shares"),
+        ({"erase_area": (0, 0.3)}, r"erase_area is \(0, 0.3\): give two shares"),
+        ({"erase_area": (0.4, 1)}, r"erase_area is \(0.4, 1\): give two shares"),
+        ({"erase_ratio": (3, 2)}, r"erase_ratio is \(3, 2\): give two positive ratios"),
         ({"erase_ratio": (0, 3)}, r"erase_ratio is \(0, 3\): give two positive ratios"),
     ],
 )
 def test_wrong_settings(options, message):
     with pytest.raises(UserError, match=message):
         PersonAugmentation(252, 126, **options)
+
+
+def test_areas_are_even_and_ratios_are_even_in_their_logarithm():
+    # None of these boxes is too large for its image, which would turn the draws to others.
+    augmentation = PersonAugmentation(200, 200, erase=1, erase_area=(0.05, 0.2))
+    areas, ratios = [], []
+    for position in range(1000):
+        zero = augmentation.erase(np.ones((1, 200, 200)), rng_for(0, 0, position, 0))[0] == 0
+        areas.append(zero.mean())
+        ratios.append(zero.any(axis=1).sum() / zero.any(axis=0).sum())
+    quarters = np.array([0.1, 0.25, 0.5, 0.75, 0.9])
+    assert np.allclose(np.quantile(areas, quarters), 0.05 + 0.15 * quarters, atol=0.01)
+    assert np.allclose(np.quantile(np.log(ratios), quarters), np.log(0.3) + np.log(11) * quarters, atol=0.1)
+    assert abs(np.corrcoef(areas, np.log(ratios))[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("share", [0.2, 0.8])
+def test_flips_and_erasures_are_as_frequent_as_they_were_asked_for(share):
+    augmentation = PersonAugmentation(8, 4, flip=share, pad=0, erase=share)
+    image = noise(4, 8)
+    flipped = erased = both = 0
+    for position in range(1000):
+        rng = rng_for(0, 0, position, 0)
+        got = (
+            not np.array_equal(augmentation.transform_image(image, rng), image),
+            bool((augmentation.erase(np.ones((3, 8, 4)), rng) == 0).any()),
+        )
+        flipped, erased, both = flipped + got[0], erased + got[1], both + all(got)
+    assert abs(flipped / 1000 - share) < 0.05 and abs(erased / 1000 - share) < 0.05
+    assert abs(both / 1000 - share**2) < 0.05
+
+
+class Least:
+    """A generator whose every number is the least it can be."""
+
+    def random(self):
+        return 0.0
+
+    def uniform(self, low, high):
+        return low
+
+    def integers(self, *_, size=None):
+        return 0 if size is None else np.full(size, 0)
+
+
+def test_a_probability_of_nothing_is_nothing():
+    none = PersonAugmentation(64, 32, flip=0, pad=0, erase=0)
+    image = noise(32, 64)
+    assert np.array_equal(none.transform_image(image, Least()), image)
+    assert (none.erase(np.ones((3, 64, 32)), Least()) == 1).all()
+    assert (PersonAugmentation(64, 32, erase=0.1).erase(np.ones((3, 64, 32)), Least()) == 0).any()
+
+
+def test_boxes_lie_anywhere_inside_and_leave_something():
+    def boxes(tall, wide, height=12, width=6):
+        """(top, left, tall, wide) of the boxes of one size; None where nothing was erased."""
+        area, ratio = tall * wide / (height * width), tall / wide
+        made = PersonAugmentation(height, width, erase=1, erase_area=(area, area), erase_ratio=(ratio, ratio))
+        found = set()
+        for position in range(300):
+            zero = made.erase(np.ones((3, height, width)), rng_for(0, 0, position, 0))[0] == 0
+            rows, columns = np.flatnonzero(zero.any(1)), np.flatnonzero(zero.any(0))
+            assert zero.sum() == len(rows) * len(columns)
+            found.add((rows[0], columns[0], len(rows), len(columns)) if zero.any() else None)
+        return found
+
+    # Up to the last row and the last column.
+    assert boxes(9, 3) == {(top, left, 9, 3) for top in range(4) for left in range(4)}
+    assert boxes(1, 5) == {(top, left, 1, 5) for top in range(12) for left in range(2)}
+    assert boxes(11, 1) == {(top, left, 11, 1) for top in range(2) for left in range(6)}
+    assert boxes(12, 3) == boxes(5, 6) == {None}
+    # A box of no height or no width is drawn again.
+    for size in ((4, 8), (8, 4)):
+        small = PersonAugmentation(*size, erase=1, erase_area=(0.02, 0.05))
+        assert all((small.erase(np.ones((3, *size)), rng_for(0, 0, i, 0)) == 0).any() for i in range(300))
+
+
+def test_each_place_of_each_epoch_has_another_augmentation():
+    augmentation, image = PersonAugmentation(64, 32), noise(32, 64)
+
+    def crop(**place):
+        rng = rng_for(**{"seed": 0, "epoch": 0, "position": 0, "index": 0, **place})
+        return np.asarray(augmentation.transform_image(image, rng)).tobytes()
+
+    for name in ("seed", "epoch", "position", "index"):
+        assert len({crop(**{name: value}) for value in range(4)}) > 2, name

@@ -4,9 +4,8 @@ import pytest
 from datasets import DatasetDict
 
 from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.data.columns import FEATURES, Row, make_split
+from modeling_mllmreid.data.columns import FEATURES, FURTHER, Row, make_split
 from modeling_mllmreid.data.combine import Combination, combine, parse_combination
-from modeling_mllmreid.data.leaks import overlaps, refuse_overlaps
 from modeling_mllmreid.errors import UserError
 
 
@@ -46,9 +45,22 @@ def test_protocols_by_name():
     assert one.targets == ("viper", "prid", "grid", "ilids")
     two = parse_combination("P-2:msmt17")
     assert two == Combination(("market1501", "cuhk03", "cuhk_sysu"), targets=("msmt17",))
-    assert parse_combination("P-3:cuhk03").all_parts
+    sources = {
+        "market1501": ("msmt17", "cuhk03"),
+        "msmt17": ("market1501", "cuhk03"),
+        "cuhk03": ("market1501", "msmt17"),
+    }
+    for target, others in sources.items():
+        for protocol in ("P-2", "P-3"):
+            assert parse_combination(f"{protocol}:{target}") == Combination(
+                (*others, "cuhk_sysu"), all_parts=protocol == "P-3", targets=(target,)
+            )
     with pytest.raises(UserError, match="P-2 tests on one of its own sets: did you mean P-2:market1501"):
         parse_combination("P-2:market")
+    for wrong in ("P-2:qqq", "P-2:", "P-3:msmt17:all"):
+        with pytest.raises(UserError, match=f"{wrong}': {wrong[:3]} tests on one of its own sets: did you mean "):
+            parse_combination(wrong)
+    assert parse_combination("a>b>c") == Combination(("a",), targets=("b>c",))
     with pytest.raises(UserError, match="parts 'test' are unknown: write a\\+b or a\\+b:all"):
         parse_combination("a+b:test")
 
@@ -82,17 +94,13 @@ def test_loading_several(tmp_path):
         load_reid_dataset("market1501", data_dirs=dirs)
 
 
-def test_leaks():
-    assert overlaps(["market1501"], ["market1501", "msmt17"]) == []
-    assert overlaps(["rendered_summer", "rendered_winter"], ["rendered_uniforms", "rendered_lookalikes"]) == []
-    assert overlaps(["market1501:all"], ["market1501"]) == ["market1501's own test people are trained on"]
-    assert overlaps(["cuhk_pedes"], ["market1501"]) == ["cuhk_pedes and market1501 share images of market1501"]
-    assert overlaps(["icfg_pedes", "rstpreid"], ["msmt17"]) == [
-        "icfg_pedes and msmt17 share images of msmt17",
-        "rstpreid and msmt17 share images of msmt17",
-    ]
-    assert overlaps(["icfg_pedes"], ["rstpreid"]) == ["icfg_pedes and rstpreid share images of msmt17"]
-    assert overlaps(["cuhk03:all"], ["viper"]) == []
-    with pytest.raises(UserError, match="leak: cuhk_pedes and viper share images of viper: leave out that set"):
-        refuse_overlaps(["cuhk_pedes"], ["viper"], allow=False)
-    assert len(refuse_overlaps(["cuhk_pedes"], ["viper"], allow=True)) == 1
+def test_names_of_people_and_cameras_stay_and_sets_without_have_none():
+    a = made("a", train=[("1.jpg", 7, 3), ("2.jpg", 4, -1)])
+    b = made("b", train=[("1.jpg", 7, 3)])
+    a["train"] = a["train"].add_column("person_name", ["anna", "ben"], feature=FURTHER["person_name"])
+    for sets, names in (({"a": a, "b": b}, ["anna", "ben", None]), ({"b": b, "a": a}, [None, "anna", "ben"])):
+        whole = combine(sets)
+        assert whole["person_name"][:] == names and whole.column_names == [*FEATURES, "person_name"]
+        assert whole.features == {**FEATURES, "person_name": FURTHER["person_name"]}
+    assert combine({"a": a, "b": b})["person_id"][:] == [1, 0, 2]
+    assert combine({"b": b}).column_names == list(FEATURES)

@@ -3,14 +3,16 @@
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
-from datasets import Value
 from PIL import Image
 
 from modeling_mllmreid.data import load_reid_dataset, made_splits
 from modeling_mllmreid.data.columns import Row, make_split
-from modeling_mllmreid.data.leaks import shared_people, shared_people_lines
+from modeling_mllmreid.data.made_splits import make_splits
+from modeling_mllmreid.data.problems import Problems
+from modeling_mllmreid.data.splits import query_gallery_parts
 from modeling_mllmreid.errors import UserError
 
 PEOPLE = ["anna", "ben", "cleo", "dan", "eve", "fay", "gus", "hal", "ida", "jan"]
@@ -178,28 +180,87 @@ def test_the_list_of_what_was_skipped_replaces_no_other_file(root, tmp_path):
     assert "anna/broken.png" in (tmp_path / "skipped.txt").read_text()
 
 
-def split(people, source="own", named=True):
-    rows = [Row(f"{number}.jpg", number, 1) for number, _ in people]
-    part = make_split(rows, root="/x", source=source)
-    names = [name for _, name in people]
-    return part.add_column("person_name", names, feature=Value("string")) if named else part
+def images(people=8, number=5, turned=False):
+    """Images of people whose cameras are unknown."""
+    rows = [Row(f"{person}/{i}.jpg", person, -1) for person in range(people) for i in range(number)]
+    return make_split(rows[::-1] if turned else rows, root="/x", source="own")
 
 
-def test_people_that_train_shares():
-    train = split([(0, "anna"), (1, "ben"), (2, "cleo"), (3, "dan")])
-    numbered_anew = split([(7, "dan"), (8, "cleo"), (9, "anna")])
-    dataset = {"train": train, "val": split([(3, "eve")]), "query": numbered_anew, "gallery": split([(0, "anna")])}
-    assert shared_people(dataset) == {"train and query": ["anna", "cleo", "dan"], "train and gallery": ["anna"]}
-    assert shared_people_lines(dataset) == [
-        "anna, cleo and 1 more are in train and query",
-        "anna is in train and gallery",
-    ]
-    assert shared_people({"query": numbered_anew, "gallery": train}) == {}
-    # Names of two sets, and numbers where they mean nothing, are no people in common.
-    assert shared_people({"train": train, "query": split([(0, "anna")], source="other")}) == {}
-    plain = [(5, None)]
-    for source, found in (("market1501", ["5"]), ("own", ["5"]), ("msmt17", []), ("rstpreid", [])):
-        both = {"train": split(plain, source, named=False), "query": split(plain, source, named=False)}
-        assert shared_people(both).get("train and query", []) == found
-    one = {"train": split(plain, "a", named=False), "query": split(plain, "b", named=False)}
-    assert shared_people(one) == {}
+def drawn(whole, path, **options):
+    return {name: sorted(part["file_name"][:]) for name, part in make_splits(whole, path, **options).items()}
+
+
+def test_the_seed_draws_the_people_and_the_queries(tmp_path):
+    parts = {seed: drawn(images(), tmp_path / f"{seed}.json", seed=seed) for seed in range(5)}
+    assert drawn(images(), tmp_path / "none.json") == parts[0] == drawn(images(turned=True), tmp_path / "turned.json")
+    assert drawn(images(), tmp_path / "again.json", seed=3, test_share=0.5) == parts[3]
+    assert len({tuple(part["train"]) for part in parts.values()}) > 3
+    assert len({tuple(name[2:] for name in part["query"]) for part in parts.values()}) == 5
+    for seed, part in parts.items():
+        tested = {int(name[0]) for name in part["gallery"]}
+        whole = images()
+        whole = whole.select([row for row, person in enumerate(whole["person_id"]) if person in tested])
+        assert sorted(query_gallery_parts(whole, seed=seed)[0]["file_name"]) == part["query"]
+
+
+def test_the_share_is_of_the_people(tmp_path):
+    for share, tested in ((0.125, 1), (0.5, 4), (0.75, 6)):
+        parts = drawn(images(), tmp_path / f"{share}.json", test_share=share)
+        assert len({name[0] for name in parts["gallery"]}) == len(parts["query"]) == tested
+        assert len({name[0] for name in parts["train"]}) == 8 - tested
+    for share in (0, 1, 1.5, -0.5, float("nan")):
+        with pytest.raises(UserError, match=f"test_share: {share} is no share: use a number between 0 and 1"):
+            make_splits(images(), tmp_path / "s.json", test_share=share)
+    for people, share in ((2, 0.5), (8, 0.05), (8, 0.9)):
+        with pytest.raises(UserError, match=f"{people} people, test_share {share}: too few for two to train on"):
+            make_splits(images(people), tmp_path / "s.json", test_share=share)
+    with pytest.raises(UserError, match="split_seed: -1 is no seed: use a whole number from 0"):
+        make_splits(images(), tmp_path / "s.json", seed=-1)
+
+
+def test_the_file_can_be_read_by_people(tmp_path):
+    rows = [Row(f"zoë/{person}.{i}.jpg", person, -1) for person in range(4) for i in range(2)]
+    parts = drawn(make_split(rows, root="/x", source="own"), tmp_path / "s.json", seed=2)
+    text = (tmp_path / "s.json").read_bytes().decode("utf-8")
+    assert text.startswith('{\n "test_share": 0.5,\n "split_seed": 2,\n "train": [\n  "zoë/') and text.endswith("\n}\n")
+    content = json.loads(text)
+    assert {name: sorted(content[name]) for name in parts} == parts
+
+
+def test_what_another_run_drew_meanwhile_is_taken(tmp_path, monkeypatch):
+    path = tmp_path / "s.json"
+
+    @contextmanager
+    def overtaken(where):
+        written = {"train": ["0/0.jpg", "1/0.jpg"], "query": ["2/0.jpg"], "gallery": ["2/1.jpg", "gone.jpg"]}
+        where.write_text(json.dumps({"test_share": 0.5, "split_seed": 9, **written}))
+        yield
+
+    monkeypatch.setattr(made_splits, "_only_drawer", overtaken)
+    problems = Problems(on_error="skip")
+    parts = drawn(images(), path, problems=problems)
+    assert parts == {"train": ["0/0.jpg", "1/0.jpg"], "query": ["2/0.jpg"], "gallery": ["2/1.jpg"]}
+    assert "tested on 1 of 8 people, parts in s.json" in problems.notes
+    path.unlink()
+    with pytest.raises(UserError, match="was drawn with split_seed 9, not 3: leave it out"):
+        make_splits(images(), path, seed=3)
+
+
+@pytest.mark.parametrize("split", ["query", "gallery"])
+def test_people_of_either_part_are_tested_on(tmp_path, split):
+    (tmp_path / "s.json").write_text(
+        json.dumps({"train": ["0/0.jpg"], "query": [], "gallery": [], split: ["1/0.jpg", "2/0.jpg"]})
+    )
+    problems = Problems()
+    make_splits(images(), tmp_path / "s.json", problems=problems)
+    assert problems.notes[0] == "tested on 2 of 8 people, parts in s.json"
+
+
+def test_a_broken_file_says_what_to_do(tmp_path):
+    path = tmp_path / "s.json"
+    path.write_text("{")
+    with pytest.raises(UserError, match="s.json.*: remove the file to draw anew, or give another splits_file"):
+        make_splits(images(), path)
+    path.write_text(json.dumps({"train": ["0/0.jpg", "1/0.jpg"], "query": ["2/0.jpg", "0/0.jpg"], "gallery": []}))
+    with pytest.raises(UserError, match="names '0/0.jpg' more than once: remove the file to draw anew, or give"):
+        make_splits(images(), path)

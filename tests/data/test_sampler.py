@@ -12,6 +12,8 @@ from modeling_mllmreid.errors import UserError
 
 PERSONS = [person for person in range(11) for _ in range(3 + person % 5)]
 CAMERAS = [i % 4 for i in range(len(PERSONS))]
+# Of the first two epochs, see below.
+FIRST, SECOND = [6, 5, 1, 0, 7, 7, 3, 4], [0, 1, 2, 4, 6, 5, 7, 7]
 
 
 def sampler(persons=PERSONS, cameras=None, p=3, k=4, **options):
@@ -102,6 +104,7 @@ def test_people_with_few_images_are_told_once(caplog):
         ({"k": 0}, "images_per_identity is 0: give at least 1"),
         ({"world_size": 0}, "world_size is 0: give at least 1"),
         ({"seed": -1}, "seed is -1: give at least 0"),
+        ({"persons": []}, "0 people to train on, but identities_per_batch 3 x world_size 1 needs 3: lower"),
         ({"k": 99}, "images_per_identity is 99, but no person has more than [0-9]+ images: lower it to"),
     ],
 )
@@ -147,3 +150,37 @@ def test_sets_take_turns():
     assert seen == set(range(46))
     with pytest.raises(UserError, match="12 people to train on, but identities_per_batch 13"):
         PKSampler(persons, [0] * 92, identities_per_batch=13, images_per_identity=2, sources=sources)
+
+
+def test_two_images_of_a_person_of_one_alone_are_said(caplog):
+    for k, said in ((1, 0), (2, 1)):
+        caplog.clear()
+        sampler([1, 2, 2], p=2, k=k)
+        assert len(caplog.records) == said
+
+
+def test_as_many_cameras_as_images():
+    with pytest.raises(ValueError, match="shorter"):
+        sampler([1, 1, 2, 2], cameras=[1, 1, 2], p=2, k=2)
+
+
+def test_the_order_stays_what_it_is_from_version_to_version():
+    """A run goes on after an upgrade with the images that it has not seen yet."""
+    made = sampler([0, 0, 1, 1, 1, 2, 2, 3], cameras=[1, 2, 1, 1, 2, 1, 2, 1], p=2, k=2)
+    assert made.seed == 0 and {epoch for _, epoch, _ in made} == {0}
+    assert [index for index, _, _ in made] == FIRST
+    made.set_epoch(1)
+    assert [index for index, _, _ in made] == SECOND == [index for index, _, _ in made.of_epoch(1)]
+    assert made.epoch == 1 and [index for index, _, _ in made.of_epoch(0)] == FIRST
+    # A stream of its own: not that of an augmentation.
+    people = sampler([0, 1, 2, 3, 4, 5], p=6, k=1)
+    assert [index for index, _, _ in people] != list(np.random.default_rng([0, 0]).permutation(6))
+
+
+def test_sets_take_turns_by_their_first_image_and_every_one_counts():
+    persons, sources = [0, 1, 2, 3], ["a", "b", "a", "b"]
+    made = PKSampler(persons, [0] * 4, identities_per_batch=2, images_per_identity=1, sources=sources)
+    assert made.sets == [[0, 2], [1, 3]] and made.steps == 2
+    order = [index for index, _, _ in made]
+    assert {sources[index] for index in order[:2]} == {sources[index] for index in order[2:]} == {"a", "b"}
+    assert PKSampler(persons, [0] * 4, identities_per_batch=2, images_per_identity=1).sets == [persons]

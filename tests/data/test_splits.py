@@ -76,6 +76,7 @@ def test_which_images_can_ask():
     assert asked(1, 1, 2, 2, 3, 3) == [1, 2, 3]
     assert asked(1, 1, 2) == [1]  # with camera 2 asking too, camera 1 would have lost its only match
     assert asked(1, 2) == [1]
+    assert asked(1, 2, 2) == [2]  # the camera with more images can spare one
     assert asked(-1, -1, -1) == [-1]
     assert asked(1, -1) in ([-1], [1])
     alone = split_of([(1, 1), (1, 1), (2, 1), (2, 2)])
@@ -87,3 +88,25 @@ def test_which_images_can_ask():
 
 def test_labels_follow_sorted_ids():
     assert label_mapping([30, 2, 30, 700, 2]) == {2: 0, 30: 1, 700: 2}
+
+
+def test_the_seed_draws_the_validation_people_and_the_queries():
+    images = split_of([(person, camera) for person in range(6) for camera in (1, 2) for _ in range(5)])
+
+    def drawn(seed):
+        return split_validation(images, val_identities=2, seed=seed)[1]["file_name"][:]
+
+    def asked(**seed):
+        return query_gallery_parts(images, **seed)[0]["file_name"][:]
+
+    assert drawn(1) == drawn(1) and len({tuple(drawn(seed)) for seed in range(6)}) > 3
+    assert asked(seed=1) == asked(seed=1) and asked() == asked(seed=0)
+    assert len({tuple(asked(seed=seed)) for seed in range(6)}) == 6
+
+
+@pytest.mark.parametrize(("people", "number"), [(3, 1), (8, 1), (8, 6)])
+def test_the_least_and_the_most_validation_people(people, number):
+    train, val = split_validation(split_of(PAIRS[: 6 * people]), val_identities=number, seed=0)
+    assert len(set(val["person_id"])) == number and len(set(train["person_id"])) == people - number
+    with pytest.raises(UserError, match="val_identities is 2 of 3 people in the training split: give 1 to 1"):
+        split_validation(split_of(PAIRS[:18]), val_identities=2, seed=0)

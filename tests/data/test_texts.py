@@ -4,9 +4,11 @@ import pytest
 
 from modeling_mllmreid.data.columns import Row, make_split
 from modeling_mllmreid.data.texts import (
+    CaptionRecord,
     TextKey,
     TextRecord,
     append_records,
+    join_captions,
     join_continuations,
     missing_captions,
     read_records,
@@ -103,3 +105,24 @@ def test_rows_of_one_file_count_their_captions_on(tmp_path):
     query = make_split(rows, root=tmp_path, source="set")
     keys = [key[2:] for key, _ in missing_captions(query, "query", [])]
     assert keys == [("a.jpg", 0), ("b.jpg", 0), ("a.jpg", 1)]
+
+
+def test_written_captions_are_joined_in_their_order_where_there_are_none(tmp_path):
+    rows = [Row("a.jpg", 1), Row("b.jpg", 1, captions=("tall",)), Row("c.jpg", 1)]
+    train = make_split(rows, root=tmp_path, source="set")
+
+    def written(file_name, index, caption, split="train", source="set"):
+        return CaptionRecord(source, split, file_name, index, caption, {})
+
+    records = [written("a.jpg", 1, "second"), written("a.jpg", 0, "first")]
+    records += [
+        written("c.jpg", 0, "of another split", split="query"),
+        written("c.jpg", 0, "of another set", source="x"),
+    ]
+    joined = join_captions(train, "train", records)
+    assert joined["caption"][:] == [["first", "second"], ["tall"], []]
+    assert joined.features == train.features and joined.column_names == train.column_names
+    assert joined["file_name"][:] == train["file_name"][:]
+    assert join_captions(train, "query", records)["caption"][2] == ["of another split"]
+    with pytest.raises(UserError, match=r"b.jpg \(set, train\) has captions already: leave the written ones out"):
+        join_captions(train, "train", [written("b.jpg", 0, "short")])

@@ -1,25 +1,10 @@
-"""Errors of means over queries by person: matrices written out, known tests, and distributions against scipy's."""
+"""Errors of means over queries by person: matrices written out, and scipy's tests."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from modeling_mllmreid.evaluation.clusters import Error, combined, holds_share, people_error, share_interval
-from modeling_mllmreid.evaluation.distributions import beta_cdf, beta_quantile, t_p_value, t_quantile
-
-
-def test_distributions_are_scipys():
-    for freedom in (1, 1.01, 2, 3.3, 19, 400.5, 1e5):
-        for share in (0.5, 0.8, 0.95, 0.975, 0.995):
-            assert t_quantile(share, freedom) == pytest.approx(stats.t.ppf(share, freedom), rel=1e-9, abs=1e-9)
-        for t in (-3, 0, 0.1, 1, 2, 10):
-            assert t_p_value(t, freedom) == pytest.approx(2 * stats.t.sf(abs(t), freedom), rel=1e-9)
-    for a in (0.05, 0.5, 1, 4, 77, 20_000):
-        for b in (0.05, 1, 2.2, 9, 3000):
-            for share in (0.005, 0.025, 0.5, 0.975):
-                assert beta_quantile(share, a, b) == pytest.approx(stats.beta.ppf(share, a, b), rel=1e-9, abs=1e-12)
-            for x in (-1, 0, 1e-5, 0.1, 0.3, 0.9, 0.999, 1, 2):
-                assert beta_cdf(x, a, b) == pytest.approx(stats.beta.cdf(x, a, b), rel=1e-9, abs=1e-12)
 
 
 def test_with_equal_counts_it_is_the_t_test_over_people():
@@ -55,7 +40,7 @@ def test_what_is_left_by_rounding_is_no_spread():
     error = people_error(0.1 * counts + [0, 1e-17, -1e-17], counts)
     assert error.variance == 0 and error.p_value(0.1) == 0 and error.p_value(0.0) == 1
     assert error.interval(0.1) == (0.1, 0.1)
-    assert people_error(0.1 * counts + [0, 0, 1e-9], counts).variance > 0
+    assert people_error((0.1 + np.array([0, 0, 3e-12])) * counts, counts).variance > 0
 
 
 def test_parts_are_combined():

@@ -145,6 +145,7 @@ def test_clothes_in_the_cameras_place():
     assert got.match_ranks[0].tolist() == [2] and got.mAP == 0.5 and got.cmc == {1: 0.0, 2: 1.0}
 
 
+@pytest.mark.filterwarnings("error")
 def test_edges_have_right_answers():
     eye = np.eye(3, dtype=np.float32)
     short = evaluate_retrieval(eye[:1], eye[:2], [1], [2, 1])

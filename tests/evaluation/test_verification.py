@@ -109,6 +109,7 @@ def test_the_smallest_impostors_of_a_stream(monkeypatch, kept):
     impostors = module._Impostors(kept)
     for start in range(0, 1000, 70):
         impostors.add(distances[start : start + 70])
+        assert sum(map(len, impostors._waiting)) <= 300
     assert impostors.smallest().tolist() == np.sort(distances)[:kept].tolist()
     counts = impostors.counts()
     assert counts.sum() == 1000 and counts[module._bins(np.float32([7]))] == 2

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import LlavaProcessor
+from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from modeling_mllmreid.commands import caption, train
 from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.data.texts import CaptionRecord, read_records
+from modeling_mllmreid.data.texts import CaptionRecord, TextKey, read_records
 from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.text import captioning
+from modeling_mllmreid.text import STANDARD_POOL, captioning
 from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
 
 TEMPLATE = (
@@ -126,10 +126,48 @@ def test_a_killed_run_goes_on_to_the_same_captions(native, people, tmp_path, mon
     assert cut == whole
 
 
+def test_what_captions_are_drawn_by_is_kept_and_compared(native, people, tmp_path):
+    def write(name, *more):
+        caption.main([*flags(native, people, tmp_path / name), *more])
+        records = read_records(tmp_path / name, CaptionRecord)
+        return records[0].provenance, [record.caption for record in records]
+
+    drawn = ["--do_sample", "true", "--temperature", "0.5", "--seed", "3"]
+    provenance, texts = write("c.jsonl", *drawn)
+    expected = {"model": str(native), "licence": None, "prompts": list(STANDARD_POOL), "max_new_tokens": 5}
+    expected |= {"do_sample": True, "temperature": 0.5, "seed": 3, "revision": None}
+    assert provenance == expected
+    for flag, value, named in (("temperature", "2.0", "temperature 0.5"), ("seed", "4", "seed 3")):
+        with pytest.raises(UserError, match=f"c.jsonl: holds texts written with {named}, not {value}: give another"):
+            write("c.jsonl", *drawn, f"--{flag}", value)
+        assert write(f"{flag}.jsonl", *drawn, f"--{flag}", value)[1] != texts
+    # The likeliest text has no temperature; the seed still draws its prompt.
+    greedy, likeliest = write("greedy.jsonl", "--temperature", "0.5", "--seed", "3")
+    assert greedy == {**expected, "do_sample": False, "temperature": None} and likeliest != texts
+    assert write("other.jsonl", "--temperature", "2.0", "--seed", "3")[1] == likeliest
+
+
+def test_the_seed_and_the_image_draw_the_prompts():
+    prompts = list("abcdef")
+
+    def drawn(seed, file_name="1.jpg", source="market1501", split="train"):
+        keys = [TextKey(source, split, file_name, index) for index in range(8)]
+        return [captioning._prompt(prompts, key, seed) for key in keys]
+
+    assert sorted(drawn(0)[:6]) == prompts and drawn(0)[6:] == drawn(0)[:2] and drawn(0) == drawn(0)
+    for name, values in {
+        "seed": range(6),
+        "file_name": ["1.jpg", "2.jpg", "3.jpg"],
+        "source": ["a", "b", "c"],
+        "split": ["train", "query", "gallery"],
+    }.items():
+        assert len({tuple(drawn(**{"seed": 0, name: value})) for value in values}) == len(values), name
+
+
 SHARE = """
 from modeling_mllmreid.commands import caption
 from modeling_mllmreid.processes import this_process
-from modeling_mllmreid.text import captioning
+from modeling_mllmreid.text import STANDARD_POOL, captioning
 
 real, wrote = captioning.describe_images, []
 captioning.describe_images = lambda mllm, processor, images, *rest: wrote.extend(images) or real(
@@ -230,3 +268,19 @@ def test_the_licence_is_the_models_own_or_the_given_one(native, people, tmp_path
     caption.main([*flags(native.name, people, given), "--licence", "llama2"])
     with pytest.raises(UserError, match="licence '<b>': no licence's name: give one as the Hub has it"):
         caption.main([*flags(native, people, given), "--licence", "<b>"])
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_the_checkpoints_own_generation_settings_have_no_part(native, do_sample):
+    """Provenance names every setting that a caption depends on."""
+    mllm, processor = LlavaForConditionalGeneration.from_pretrained(native), LlavaProcessor.from_pretrained(native)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+    def written():
+        temperature = 1.0 if do_sample else None
+        return captioning.describe_images(mllm, processor, [image] * 3, ["a", "red", "coat"], 8, temperature, 0)
+
+    plain, own = written(), GenerationConfig(repetition_penalty=9.0, no_repeat_ngram_size=1, top_p=0.1)
+    mllm.generation_config = own
+    mllm.train()
+    assert written() == plain and mllm.generation_config is own and mllm.training

@@ -122,6 +122,39 @@ def test_another_provenance_is_refused_and_the_file_left_alone(write, tmp_path, 
     assert (tmp_path / "texts.jsonl").read_bytes() == whole
 
 
+@pytest.mark.parametrize(("change", "named"), [({"temperature": 2.0}, "temperature 0.5"), ({"seed": 4}, "seed 3")])
+def test_what_texts_are_drawn_by_is_kept_and_compared(mllm, processor, write, tmp_path, change, named):
+    drawn = {"do_sample": True, "temperature": 0.5, "seed": 3}
+    write(licence="mit", **drawn)
+    provenance = {
+        "model": "tiny",
+        "revision": "abc",
+        "licence": "mit",
+        "instruction": COMMON_INSTRUCTION,
+        "prompt": "USER: {caption}\nContinue the following text. ASSISTANT:",
+        "max_new_tokens": 4,
+        **drawn,
+    }
+    records = read_records(tmp_path / "texts.jsonl")
+    assert all(record.provenance == provenance for record in records)
+    # The engine draws by them, batch by batch.
+    first = {record.caption: record.continuation for record in records}
+    batch = sorted(first, key=lambda caption: len(caption.split()), reverse=True)[:3]
+    prompts = [processor.text_prompt_ids(caption, COMMON_INSTRUCTION) for caption in batch]
+    assert [first[caption] for caption in batch] == generate_texts(
+        mllm, processor.tokenizer, prompts, max_new_tokens=4, **drawn
+    )
+    (name,) = change
+    with pytest.raises(UserError, match=f"holds texts written with {named}, not {change[name]}: give another file"):
+        write(licence="mit", **{**drawn, **change})
+    write("other.jsonl", licence="mit", **{**drawn, **change})
+    others = [record.continuation for record in read_records(tmp_path / "other.jsonl")]
+    assert others != [record.continuation for record in records]
+    write("greedy.jsonl", temperature=0.5, seed=3)
+    greedy = read_records(tmp_path / "greedy.jsonl")[0].provenance
+    assert greedy == {**provenance, "licence": None, "do_sample": False, "temperature": None, "seed": None}
+
+
 def test_an_image_token_in_a_caption_is_refused_before_anything_is_written(write, generated, tmp_path):
     rows = [Row("a.jpg", 1, 1, ("w1",)), Row("b.jpg", 1, 1, ("w2", "w3 <image> w4"))]
     wrong = make_split(rows, root=tmp_path, source="market")

@@ -1,0 +1,111 @@
+"""Whatever takes a seed draws by it: equal seeds give equal results, others give others."""
+
+import copy
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modeling_mllmreid.commands.ablate.treatments import permute_captions, spoil_captions
+from modeling_mllmreid.data.columns import Row, make_split
+from modeling_mllmreid.data.contact_sheet import contact_sheet
+from modeling_mllmreid.data.made_splits import make_splits
+from modeling_mllmreid.data.splits import query_gallery_parts, split_validation
+from modeling_mllmreid.data.synthetic import sample_descriptions, write_pedestrians
+from modeling_mllmreid.data.synthetic.attributes import make_person, random_stream
+from modeling_mllmreid.data.synthetic.cameras import CAMERAS, expose, scene
+from modeling_mllmreid.data.synthetic.shots import plan_shot, render
+from modeling_mllmreid.text import generate_texts
+from modeling_mllmreid.tiny.alignment import align_images, described_images
+from modeling_mllmreid.tiny.lesson import LanguageLesson, teach_language
+from modeling_mllmreid.tiny.llava import build_tiny_llava
+
+SIZES = {"hidden_size": 16, "tower_layers": 1, "lm_layers": 1}
+SHORT = {"steps": 2, "batch_size": 2, "learning_rate": 0.01}
+
+
+def digest(value):
+    """A digest of what was drawn: of images, tensors, and anything that has a `repr`."""
+    if isinstance(value, Image.Image):
+        value = np.asarray(value)
+    if torch.is_tensor(value):
+        value = value.detach().numpy()
+    return hashlib.sha256(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()).hexdigest()
+
+
+@pytest.fixture
+def draws(tiny_processor, make_llava, tmp_path):
+    """What is drawn by a seed, by the name of what draws it."""
+    llava = build_tiny_llava(tiny_processor, **SIZES, seed=0)
+    instructions = ["Go on.", "Describe this person."]
+    rows = [Row(f"{person}/{i}.png", person, -1, (f"text {person}.{i}",)) for person in range(9) for i in range(4)]
+    split = make_split(rows, root=tmp_path, source="own")
+    person, shot = make_person(0, "train", 1), plan_shot(random_stream(0, "shot"), 0)
+
+    def lesson(seed):
+        return LanguageLesson(tiny_processor, instructions, people=4, target_tokens=6, seed=seed)
+
+    def taught(seed):
+        mllm = copy.deepcopy(llava)
+        loss = teach_language(mllm, lesson(0), **SHORT, seed=seed)
+        return loss, mllm.lm_head.weight.sum().item()
+
+    def aligned(seed):
+        settings = {"instructions": instructions, "people": 2, "target_tokens": 6, **SHORT}
+        return align_images(copy.deepcopy(llava), lesson(0), **settings, seed=seed)
+
+    def sheet(seed):
+        for row in rows:
+            path = tmp_path / row.file_name
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (4, 8), (20 * row.person_id, 0, 0)).save(path)
+        contact_sheet(tmp_path / "sheet.png", {"train": split}, people=2, images=2, seed=seed)
+        return (tmp_path / "sheet.png").read_bytes()
+
+    def world(seed):
+        folder = tmp_path / f"world{seed}-{len(list(tmp_path.iterdir()))}"
+        sizes = {"train_identities": 2, "test_identities": 1, "images_per_camera": 1, "cameras": 2}
+        write_pedestrians(folder, **sizes, seed=seed)
+        return [path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()]
+
+    def splits(seed):
+        path = tmp_path / f"{seed}-{len(list(tmp_path.iterdir()))}.json"
+        return {name: part["file_name"][:] for name, part in make_splits(split, path, seed=seed).items()}
+
+    def texts(seed):
+        prompts = [tiny_processor.text_prompt_ids("a man"), tiny_processor.text_prompt_ids("a woman")]
+        return generate_texts(make_llava(), tiny_processor.tokenizer, prompts, do_sample=True, seed=seed)
+
+    return {
+        "person": lambda seed: make_person(seed, "train", 3),
+        "random stream": lambda seed: random_stream(seed, "key").random(),
+        "descriptions": lambda seed: sample_descriptions(5, seed=seed),
+        "scene": lambda seed: scene(seed, 0, CAMERAS[0]),
+        "noise of the sensor": lambda seed: expose(
+            Image.new("RGB", (64, 128), "grey"), CAMERAS[0], brightness=1.0, noise_seed=seed
+        ),
+        "crop": lambda seed: render(person, shot, seed=seed),
+        "rendered world": world,
+        "contact sheet": sheet,
+        "validation people": lambda seed: split_validation(split, val_identities=3, seed=seed)[1]["file_name"][:],
+        "queries": lambda seed: query_gallery_parts(split, seed=seed)[0]["file_name"][:],
+        "splits": splits,
+        "permuted captions": lambda seed: permute_captions(split, seed)["caption"][:],
+        "spoiled captions": lambda seed: spoil_captions(split, 0.5, seed)["caption"][:],
+        "weights": lambda seed: build_tiny_llava(tiny_processor, **SIZES, seed=seed).lm_head.weight,
+        "texts of a lesson": lambda seed: lesson(seed).pairs,
+        "order of a lesson": taught,
+        "images of a lesson": lambda seed: described_images(tiny_processor, 1, seed=seed)[0],
+        "captions of a lesson": lambda seed: described_images(tiny_processor, 1, seed=seed)[1],
+        "image lesson": aligned,
+        "texts": texts,
+    }
+
+
+def test_what_takes_a_seed_draws_by_it(draws):
+    for name, draw in draws.items():
+        first = digest(draw(1))
+        assert digest(draw(1)) == first, name
+        assert len({first, *(digest(draw(seed)) for seed in (2, 3, 4))}) > 2, name

@@ -1,0 +1,366 @@
+"""Which run a checkpoint is of: every setting that changes the training is compared, and what changes none is not."""
+
+import copy
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerState
+
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel
+from modeling_mllmreid.training import AdapterArguments, BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.adapters import apply_adapters
+from modeling_mllmreid.training.batches import TrainDataset
+from modeling_mllmreid.training.identities import identities_digest
+from modeling_mllmreid.training.resume import checkpoint_to_resume, last_checkpoint, refuse_absent_checkpoint, run_facts
+from modeling_mllmreid.training.stock_settings import REFUSED
+
+# Where results go, what is reported, how fast they come, and where: no weight depends on these.
+CHANGE_NO_WEIGHT = [
+    "dataloader_multiprocessing_context",
+    "dataloader_num_workers",
+    "dataloader_persistent_workers",
+    "dataloader_pin_memory",
+    "dataloader_prefetch_factor",
+    "ddp_timeout",
+    "debug",
+    "diagnostics_steps",
+    "disable_tqdm",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_revision",
+    "hub_strategy",
+    "hub_token",
+    "local_rank",
+    "log_level",
+    "log_level_replica",
+    "log_on_each_node",
+    "logging_first_step",
+    "logging_nan_inf_filter",
+    "logging_steps",
+    "logging_strategy",
+    "max_skipped_steps",
+    "output_dir",
+    "per_device_eval_batch_size",
+    "project",
+    "push_to_hub",
+    "report_to",
+    "resume_from_checkpoint",
+    "run_name",
+    "save_only_model",
+    "save_total_limit",
+    "skip_memory_metrics",
+    "trackio_bucket_id",
+    "trackio_space_id",
+    "trackio_static_space_id",
+    "use_cpu",
+]
+# What a checkpoint's configuration says of where the model comes from and has seen; other facts tell it apart.
+RECORDS = [
+    "backbone_probe",
+    "base_licence",
+    "identities_digest",
+    "image_prefix_ids",
+    "mllm_config",
+    "overlap",
+    "trained_on",
+]
+COMPARED = sorted({f.name for f in fields(ReIDTrainingArguments)} - {*CHANGE_NO_WEIGHT, *REFUSED})
+OF_BATCHES = sorted({f.name for f in fields(BatchArguments)} - {"texts"})
+OF_MODEL = sorted(set(MllmReIDConfig.__annotations__) - {*RECORDS, "model_type", "sub_configs"})
+
+
+@pytest.fixture(scope="module")
+def made(world, parts, tmp_path_factory):
+    """made(...): arguments, batches, model, samples and validation images of a run, as `run_facts` takes them."""
+    processor, llava = parts
+    folder = str(tmp_path_factory.mktemp("run"))
+    size = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids}
+
+    def run(images=None, model=None, processor=processor, val=world["query"]):
+        rates = {"a": 1, "b": 2}
+        args = ReIDTrainingArguments(output_dir=folder, use_cpu=True, eval_strategy="no", learning_rates=rates)
+        batches = BatchArguments(target="caption")
+        model = MllmReIDModel.from_mllm(copy.deepcopy(llava), **size) if model is None else model
+        images = world["train"].select(range(16)) if images is None else images
+        samples = TrainDataset(images, processor, batches, seed=0, language=True)
+        model.config.identities_digest = identities_digest(samples)
+        return {"args": args, "batches": batches, "model": model, "samples": samples, "val": val}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def shared(made):
+    """A run that is changed by copies alone, with a checkpoint of it in its folder."""
+    run = made()
+    write_checkpoint(Path(run["args"].output_dir) / "checkpoint-2", run_facts(**run))
+    return run
+
+
+@pytest.fixture
+def run(shared):
+    """The shared run, whose arguments, batches and configuration may be set."""
+    config = copy.deepcopy(shared["model"].config)
+    yield {**shared, "args": copy.copy(shared["args"]), "batches": copy.copy(shared["batches"])}
+    shared["model"].config = config
+
+
+def write_checkpoint(folder, facts):
+    folder.mkdir(exist_ok=True)
+    TrainerState(global_step=2, max_steps=4).save_to_json(str(folder / "trainer_state.json"))
+    (folder / "run_facts.json").write_text(json.dumps(facts))
+
+
+def difference(shared, now):
+    """What keeps a run from going on from the shared one's checkpoint; empty where it goes on."""
+    folder = shared["args"].output_dir
+    args = copy.copy(shared["args"])  # where a run looks for checkpoints is no part of its facts
+    try:
+        assert checkpoint_to_resume(args, run_facts(**now)) == Path(folder) / "checkpoint-2"
+    except UserError as error:
+        said = str(error).removeprefix(f"{folder}/checkpoint-2: is of a run with other settings (")
+        return said.removesuffix(
+            "): give another output_dir, or resume_from_checkpoint true to go on from it all the same, false to "
+            "remove it and start anew"
+        )
+    return ""
+
+
+def other(value):
+    """Another value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int | float) else "other"
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_every_training_argument_is_compared(shared, run, name):
+    before = getattr(run["args"], name)
+    # Of learning rates by pattern the first that matches counts: another order is another setting.
+    after = {"b": 2.0, "a": 1.0} if name == "learning_rates" else other(before)
+    setattr(run["args"], name, after)
+    assert difference(shared, run).startswith(f"{name} ")
+
+
+@pytest.mark.parametrize("name", CHANGE_NO_WEIGHT)
+def test_what_changes_no_weight_is_not_compared(shared, run, name):
+    setattr(run["args"], name, other(getattr(run["args"], name)))
+    assert difference(shared, run) == ""
+
+
+@pytest.mark.parametrize("name", OF_BATCHES)
+def test_every_setting_of_the_batches_is_compared(shared, run, name):
+    before = getattr(run["batches"], name)
+    after = "standard" if name == "instruction" else other(before)
+    setattr(run["batches"], name, after)
+    assert difference(shared, run) == f"{name} {before}, now {after}"
+
+
+@pytest.mark.parametrize("name", OF_MODEL)
+def test_every_setting_of_the_model_is_compared(shared, run, name):
+    before = getattr(run["model"].config, name)
+    setattr(run["model"].config, name, other(before))
+    assert difference(shared, run) == f"{name} {before}, now {other(before)}"
+
+
+def test_several_differences_are_counted(shared, run):
+    run["args"].seed, run["batches"].flip, run["batches"].erase = 3, 0.25, 0.0
+    assert difference(shared, run) == "erase 0.5, now 0.0 and 2 more"
+
+
+def test_processes_and_what_shards_are_compared(shared, run, monkeypatch):
+    assert difference(shared, {**run, "sharding": "fsdp"}) == "sharding None, now fsdp"
+    monkeypatch.setattr(ReIDTrainingArguments, "world_size", 2)
+    assert difference(shared, run) == "processes 1, now 2"
+
+
+def changed(dataset, column, change):
+    """The images with one row's value of a column changed."""
+    values = dataset[column][:]
+    values[3] = change(values[3])
+    return dataset.remove_columns(column).add_column(column, values, feature=dataset.features[column])
+
+
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [
+        ("file_name", lambda value: value + "x"),
+        ("person_id", lambda value: value + 1000),
+        ("camera_id", lambda value: value + 1),
+        ("source", lambda value: value + "x"),
+        ("caption", lambda value: ["another caption"]),
+    ],
+)
+def test_images_and_texts_are_compared(shared, made, world, column, change):
+    now = made(changed(world["train"].select(range(16)), column, change), shared["model"])
+    assert difference(shared, now) == "other training images or texts"
+    now["model"].config.identities_digest = identities_digest(shared["samples"])
+    if column != "caption":
+        now = {**shared, "val": changed(shared["val"], column, change)}
+        assert difference(shared, now) == "other validation images"
+
+
+def test_other_people_under_the_same_names_are_told_apart(shared, run):
+    run["model"].config.identities_digest = "another"
+    assert difference(shared, run) == "other people to train on"
+
+
+def test_inputs_are_compared(shared, made, parts):
+    numbers = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.1, 0.2, 0.3], "rescale_factor": 0.5}
+    for name, value in {**numbers, "do_rescale": False, "do_normalize": False}.items():
+        processor = copy.deepcopy(parts[0])
+        setattr(processor.image_processor, name, value)
+        assert difference(shared, made(model=shared["model"], processor=processor)) == (
+            "other prompts or pixel statistics"
+        )
+    for name in ("prompt_prefix", "prompt_suffix"):
+        processor = copy.deepcopy(parts[0])
+        setattr(processor, name, "a man " + getattr(processor, name))
+        assert difference(shared, made(model=shared["model"], processor=processor)) == (
+            "other prompts or pixel statistics"
+        )
+
+
+def test_the_model_to_begin_with_is_compared(shared, run):
+    model = run["model"]
+    config = model.mllm.config.vision_config
+    with torch.no_grad():
+        for parameter in model.mllm.parameters():
+            first = parameter.view(-1)[0].clone()
+            parameter.view(-1)[0] += 1
+            assert difference(shared, run) == "another model to begin with"
+            parameter.view(-1)[0] = first
+    # What saving writes into a configuration makes no other model of it.
+    model.mllm.config.architectures, model.mllm.config.dtype = ["LlavaForConditionalGeneration"], "float32"
+    assert difference(shared, run) == ""
+    dropout, config.attention_dropout = config.attention_dropout, 0.5
+    assert difference(shared, run) == "another model to begin with"
+    config.attention_dropout = dropout
+    # Where it came from, and who wrote it, is no part of it.
+    model.mllm.config._name_or_path, model.mllm.config.transformers_version = "elsewhere", "5.0"
+    assert difference(shared, run) == ""
+
+
+def test_what_is_trained_and_its_number_format_are_compared(shared, run):
+    parameter = next(run["model"].parameters())
+    parameter.requires_grad_(False)
+    assert difference(shared, run) == "other trained weights"
+    parameter.requires_grad_(True)
+    run["model"].half()
+    assert difference(shared, run) == "dtypes ['float32'], now ['float16', 'float32']"  # the heads stay
+    run["model"].float()
+
+
+@pytest.fixture
+def lora(made, parts):
+    """lora(**settings): a run whose language model is trained by LoRA."""
+
+    def run(seed=0, **settings):
+        now = made()
+        torch.manual_seed(seed)
+        apply_adapters(now["model"], AdapterArguments(language_model="lora", **settings), torch.float32)
+        return now
+
+    return run
+
+
+def test_settings_of_a_lora_are_compared(lora, tmp_path):
+    then = lora()
+    then["args"].output_dir = str(tmp_path)
+    write_checkpoint(tmp_path / "checkpoint-2", run_facts(**then))
+    # What a new LoRA draws is no other model.
+    assert difference(then, lora(seed=1)) == ""
+    assert difference(then, lora(lora_alpha=16)) == "lora_alpha 32, now 16"
+    assert difference(then, lora(lora_dropout=0.5)) == "lora_dropout 0.05, now 0.5"
+    assert difference(then, lora(lora_rank=4)) == "other trained weights"
+    assert difference(then, lora(tower="lora")) == "other trained weights"
+    loaded = lora()
+    with torch.no_grad():
+        next(p for name, p in loaded["model"].named_parameters() if ".lora_B." in name).fill_(1)
+    assert difference(then, loaded) == "another model to begin with"
+
+
+@pytest.fixture
+def folder(tmp_path, shared):
+    """A run's folder with checkpoints of steps 2 and 10, one that was not written whole, and what is none."""
+    for step in (2, 10):
+        write_checkpoint(tmp_path / f"checkpoint-{step}", run_facts(**shared))
+    for name in ("checkpoint-11", "checkpoint-last"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-last/trainer_state.json").write_text("{}")
+    return tmp_path
+
+
+def asking(run, folder, wanted):
+    args = copy.copy(run["args"])
+    args.output_dir, args.resume_from_checkpoint = str(folder), wanted
+    return args
+
+
+def test_the_last_whole_checkpoint_is_found(folder, tmp_path):
+    assert last_checkpoint(folder) == folder / "checkpoint-10"
+    assert last_checkpoint(tmp_path / "nothing") is None
+
+
+def test_which_checkpoint_is_taken(shared, run, folder):
+    facts = run_facts(**run)
+    other_settings = {**facts, "settings": {**facts["settings"], "seed": 7}}
+    last, first = folder / "checkpoint-10", folder / "checkpoint-2"
+    assert checkpoint_to_resume(asking(run, folder, None), facts) == last
+    for wanted in ("true", "True", True):
+        assert checkpoint_to_resume(asking(run, folder, wanted), other_settings) == last
+    assert checkpoint_to_resume(asking(run, folder, str(first)), other_settings) == first
+    with pytest.raises(UserError, match=f"{last}: is of a run with other settings .seed 42, now 7.: give another"):
+        checkpoint_to_resume(asking(run, folder, None), other_settings)
+    for wanted in (str(first), "true"):
+        with pytest.raises(UserError, match="was trained on other people, and its ID classifier is theirs: give it as"):
+            checkpoint_to_resume(asking(run, folder, wanted), {**facts, "identities": "others"})
+        write_checkpoint(first, {**facts, "identities": None})
+        write_checkpoint(last, {**facts, "identities": None})
+        assert checkpoint_to_resume(asking(run, folder, wanted), {**facts, "identities": "others"}) is not None
+        write_checkpoint(first, facts)
+        write_checkpoint(last, facts)
+    # Another process than the main one removes nothing.
+    args = asking(run, folder, "False")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReIDTrainingArguments, "should_save", False)
+        assert checkpoint_to_resume(args, facts) is None and last.is_dir()
+    assert checkpoint_to_resume(args, facts) is None
+    assert not list(folder.glob("checkpoint-*"))
+    assert checkpoint_to_resume(asking(run, folder, None), facts) is None
+    with pytest.raises(UserError, match=f"resume_from_checkpoint: no checkpoint in {folder}: leave it out to start"):
+        checkpoint_to_resume(asking(run, folder, "true"), facts)
+
+
+def test_a_checkpoint_that_does_not_say_its_run(run, folder):
+    (folder / "checkpoint-10/run_facts.json").unlink()
+    with pytest.raises(UserError, match=r"other settings \(it has no run_facts.json\): give another output_dir"):
+        checkpoint_to_resume(asking(run, folder, None), run_facts(**run))
+    assert checkpoint_to_resume(asking(run, folder, "true"), run_facts(**run)) == folder / "checkpoint-10"
+
+
+@pytest.mark.parametrize("broken", ["{", '{"global_step": -1}', '{"global_step": 1, "no_field_of_it": 2}'])
+def test_a_broken_state_is_named(run, folder, broken):
+    path = folder / "checkpoint-10/trainer_state.json"
+    path.write_text(broken)
+    for wanted in (None, "true", str(folder / "checkpoint-10")):
+        with pytest.raises(UserError, match=f"{path}.*: give another checkpoint as resume_from_checkpoint, or false"):
+            checkpoint_to_resume(asking(run, folder, wanted), run_facts(**run))
+    facts = folder / "checkpoint-2/run_facts.json"
+    facts.write_text("[]")
+    with pytest.raises(UserError, match=f"{facts}.*: give another checkpoint as resume_from_checkpoint, or false"):
+        checkpoint_to_resume(asking(run, folder, str(folder / "checkpoint-2")), run_facts(**run))
+
+
+def test_a_named_checkpoint_that_is_none(run, folder):
+    for wanted in (None, "true", "False", "none", str(folder / "checkpoint-2")):
+        refuse_absent_checkpoint(asking(run, folder, wanted))
+    for take in (refuse_absent_checkpoint, lambda args: checkpoint_to_resume(args, run_facts(**run))):
+        with pytest.raises(UserError, match=f"resume_from_checkpoint {folder}/nothing: no such folder: give a checkp"):
+            take(asking(run, folder, str(folder / "nothing")))
+        with pytest.raises(UserError, match="checkpoint-11: no checkpoint of a training, as it has no trainer_state"):
+            take(asking(run, folder, str(folder / "checkpoint-11")))
