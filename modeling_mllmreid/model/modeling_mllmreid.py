@@ -37,7 +37,6 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
     base_model_prefix = "mllm"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    _keep_in_fp32_modules_strict = ["reid_head"]
     _supports_sdpa = True
     _supports_flash_attn = True
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import cpu_offload
+from transformers.utils import is_flash_attn_2_available
 
 from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.model.heads import ReIDHead
@@ -30,6 +31,10 @@ def test_what_transformers_reads_off_the_class(make_model, tmp_path):
     loaded = MllmReIDModel.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="sdpa")
     for part in (loaded.config.mllm_config, loaded.mllm.config.text_config, loaded.mllm.config.vision_config):
         assert part._attn_implementation == "sdpa"
+    if not is_flash_attn_2_available():
+        # What is missing is the package, not the model's support.
+        with pytest.raises(ImportError, match="FlashAttention2"):
+            MllmReIDModel.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="flash_attention_2")
     # The model's number format is the language model's, whatever a trained encoder has; the heads are float32.
     loaded.mllm.model.vision_tower.float()
     assert loaded.dtype == torch.bfloat16
@@ -125,3 +130,12 @@ def test_the_language_loss_of_a_single_target_token_and_of_none(make_model):
     sums = {name: torch.tensor(value) for name, value in {"image": 6.0, "text": 0.0, "distillation": 8.0}.items()}
     assert float(model.language_loss(sums, {"image": 1, "text": 0, "distillation": 1})) == 6 / 2 + 0.25 * 8
     assert float(model.language_loss({"image": sums["image"]}, {"image": 4, "text": 0})) == 1.5
+
+
+def test_the_language_loss_of_images_reads_the_last_layer_whichever_is_pooled(make_model, make_batch):
+    model, batch = make_model(llm_layer=1).eval(), make_batch()
+    rows = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask", "labels")}
+    total, tokens = model.image_language_loss(**rows)
+    output = model(**batch)
+    torch.testing.assert_close(total, output.language_loss_sums["image"])
+    assert tokens == output.label_counts["image"]

@@ -11,9 +11,10 @@ from transformers import TrainerCallback
 
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
 from modeling_mllmreid.training.batch_size import largest
 from modeling_mllmreid.training.batches import TrainDataset
-from modeling_mllmreid.training.guards import StepGuard
+from modeling_mllmreid.training.guards import StepGuard, said_plainly
 from modeling_mllmreid.training.trainer import ReIDTrainer
 
 
@@ -242,6 +243,20 @@ def test_out_of_memory_names_sizes_and_settings(train, memory_of):
     )
     with pytest.raises(UserError, match=words):
         train(max_steps=1)
+
+
+def test_out_of_memory_says_how_much_there_is(monkeypatch, tmp_path):
+    args = ReIDTrainingArguments(output_dir=str(tmp_path), eval_strategy="no", use_cpu=True, grad_cache_chunk=6)
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "(of the processor's memory): set grad_cache_chunk (6)" in str(said_plainly(error, args, "64 x 32"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 * 2**29, 2**33))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 6 * 2**30)
+    words = "16 x 4 images of 64 x 32 (6.0 GiB used at most, 1.5 of 8.0 GiB free): set grad_cache_chunk (6)"
+    assert words in str(said_plainly(error, args, "64 x 32"))
+    assert said_plainly(ValueError("something else"), args, "64 x 32") is None
+    assert said_plainly(UserError("wrong: fix it"), args, "64 x 32") is None
 
 
 def test_the_largest_number_of_people_that_fits_is_found_and_kept(train, memory_of, monkeypatch, capsys):
