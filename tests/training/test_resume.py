@@ -225,8 +225,9 @@ def test_inputs_are_compared(shared, made, parts):
         )
 
 
-def test_the_model_to_begin_with_is_compared(shared, run):
-    model = run["model"]
+def test_the_model_to_begin_with_is_compared(shared):
+    model = copy.deepcopy(shared["model"])
+    run = {**shared, "model": model}
     config = model.mllm.config.vision_config
     with torch.no_grad():
         for parameter in model.mllm.parameters():
@@ -242,14 +243,12 @@ def test_the_model_to_begin_with_is_compared(shared, run):
     assert difference(shared, run) == ""
 
 
-def test_what_is_trained_and_its_number_format_are_compared(shared, run):
-    parameter = next(run["model"].parameters())
-    parameter.requires_grad_(False)
-    assert difference(shared, run) == "other trained weights"
-    parameter.requires_grad_(True)
-    run["model"].half()
-    assert difference(shared, run) == "dtypes ['float32'], now ['float16', 'float32']"  # the heads stay
-    run["model"].float()
+def test_what_is_trained_and_its_number_format_are_compared(shared):
+    model = copy.deepcopy(shared["model"])
+    next(model.parameters()).requires_grad_(False)
+    assert difference(shared, {**shared, "model": model}) == "other trained weights"
+    half = copy.deepcopy(shared["model"]).half()  # the heads stay
+    assert difference(shared, {**shared, "model": half}) == "dtypes ['float32'], now ['float16', 'float32']"
 
 
 @pytest.fixture
