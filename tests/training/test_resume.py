@@ -170,6 +170,19 @@ def test_every_setting_of_the_model_is_compared(shared, run, name):
 def test_several_differences_are_counted(shared, run):
     run["args"].seed, run["batches"].flip, run["batches"].erase = 3, 0.25, 0.0
     assert difference(shared, run) == "erase 0.5, now 0.0 and 2 more"
+    run["args"].seed = 42
+    assert difference(shared, run) == "erase 0.5, now 0.0 and 1 more"
+
+
+def test_a_setting_that_one_of_them_does_not_know_is_a_difference(run, folder):
+    facts = run_facts(**run)
+    for before, now, said in (
+        ({"gone": 1}, {}, "gone 1, now None"),
+        ({}, {"new": 2}, "new None, now 2"),
+    ):
+        write_checkpoint(folder / "checkpoint-10", {**facts, "settings": {**facts["settings"], **before}})
+        with pytest.raises(UserError, match=rf"other settings \({said}\)"):
+            checkpoint_to_resume(asking(run, folder, None), {**facts, "settings": {**facts["settings"], **now}})
 
 
 def test_processes_and_what_shards_are_compared(shared, run, monkeypatch):
@@ -285,9 +298,10 @@ def folder(tmp_path, shared):
     """A run's folder with checkpoints of steps 2 and 10, one that was not written whole, and what is none."""
     for step in (2, 10):
         write_checkpoint(tmp_path / f"checkpoint-{step}", run_facts(**shared))
-    for name in ("checkpoint-11", "checkpoint-last"):
+    for name in ("checkpoint-11", "checkpoint-last", "checkpoint-copy-12"):
         (tmp_path / name).mkdir()
-    (tmp_path / "checkpoint-last/trainer_state.json").write_text("{}")
+    for name in ("checkpoint-last", "checkpoint-copy-12"):
+        (tmp_path / name / "trainer_state.json").write_text("{}")
     return tmp_path
 
 
