@@ -117,7 +117,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the most steps in `output_dir`; what was not written whole is none."""
     found = {}
     for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        number = path.name.rpartition("-")[2]
+        number = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
         if number.isdigit() and (path / "trainer_state.json").is_file():
             found[int(number)] = path
     return found[max(found)] if found else None
@@ -204,7 +204,7 @@ def _difference(checkpoint: Path, facts: Mapping[str, Any]) -> str:
     then = facts_of(checkpoint)
     if not then:
         return f"it has no {RUN_FILE}"
-    before, now = then.get("settings", {}), facts["settings"]
+    before, now = then["settings"], facts["settings"]
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""

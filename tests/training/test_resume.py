@@ -170,6 +170,19 @@ def test_every_setting_of_the_model_is_compared(shared, run, name):
 def test_several_differences_are_counted(shared, run):
     run["args"].seed, run["batches"].flip, run["batches"].erase = 3, 0.25, 0.0
     assert difference(shared, run) == "erase 0.5, now 0.0 and 2 more"
+    run["args"].seed = 42
+    assert difference(shared, run) == "erase 0.5, now 0.0 and 1 more"
+
+
+def test_a_setting_that_one_of_them_does_not_know_is_a_difference(run, folder):
+    facts = run_facts(**run)
+    for before, now, said in (
+        ({"gone": 1}, {}, "gone 1, now None"),
+        ({}, {"new": 2}, "new None, now 2"),
+    ):
+        write_checkpoint(folder / "checkpoint-10", {**facts, "settings": {**facts["settings"], **before}})
+        with pytest.raises(UserError, match=rf"other settings \({said}\)"):
+            checkpoint_to_resume(asking(run, folder, None), {**facts, "settings": {**facts["settings"], **now}})
 
 
 def test_processes_and_what_shards_are_compared(shared, run, monkeypatch):
@@ -225,8 +238,9 @@ def test_inputs_are_compared(shared, made, parts):
         )
 
 
-def test_the_model_to_begin_with_is_compared(shared, run):
-    model = run["model"]
+def test_the_model_to_begin_with_is_compared(shared):
+    model = copy.deepcopy(shared["model"])
+    run = {**shared, "model": model}
     config = model.mllm.config.vision_config
     with torch.no_grad():
         for parameter in model.mllm.parameters():
@@ -245,14 +259,12 @@ def test_the_model_to_begin_with_is_compared(shared, run):
     assert difference(shared, run) == ""
 
 
-def test_what_is_trained_and_its_number_format_are_compared(shared, run):
-    parameter = next(run["model"].parameters())
-    parameter.requires_grad_(False)
-    assert difference(shared, run) == "other trained weights"
-    parameter.requires_grad_(True)
-    run["model"].half()
-    assert difference(shared, run) == "dtypes ['float32'], now ['float16', 'float32']"  # the heads stay
-    run["model"].float()
+def test_what_is_trained_and_its_number_format_are_compared(shared):
+    model = copy.deepcopy(shared["model"])
+    next(model.parameters()).requires_grad_(False)
+    assert difference(shared, {**shared, "model": model}) == "other trained weights"
+    half = copy.deepcopy(shared["model"]).half()  # the heads stay
+    assert difference(shared, {**shared, "model": half}) == "dtypes ['float32'], now ['float16', 'float32']"
 
 
 @pytest.fixture
@@ -289,9 +301,10 @@ def folder(tmp_path, shared):
     """A run's folder with checkpoints of steps 2 and 10, one that was not written whole, and what is none."""
     for step in (2, 10):
         write_checkpoint(tmp_path / f"checkpoint-{step}", run_facts(**shared))
-    for name in ("checkpoint-11", "checkpoint-last"):
+    for name in ("checkpoint-11", "checkpoint-last", "checkpoint-copy-12"):
         (tmp_path / name).mkdir()
-    (tmp_path / "checkpoint-last/trainer_state.json").write_text("{}")
+    for name in ("checkpoint-last", "checkpoint-copy-12"):
+        (tmp_path / name / "trainer_state.json").write_text("{}")
     return tmp_path
 
 
