@@ -104,10 +104,10 @@ def _start(mllm: Any) -> list[Any]:
 
 
 def _without_origin(config: Any) -> Any:
-    """A configuration without where it came from, what wrote it, and what saving adds."""
+    """A configuration without where it came from, what wrote it, what saving adds, and a cache no training uses."""
     if not isinstance(config, dict):
         return str(config)
-    added = {"transformers_version", "architectures", "dtype"}
+    added = {"transformers_version", "architectures", "dtype", "use_cache"}
     return {
         name: _without_origin(value) for name, value in config.items() if str(name)[:1] != "_" and name not in added
     }

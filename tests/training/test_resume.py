@@ -248,7 +248,8 @@ def test_the_model_to_begin_with_is_compared(shared):
             parameter.view(-1)[0] += 1
             assert difference(shared, run) == "another model to begin with"
             parameter.view(-1)[0] = first
-    # What saving writes into a configuration makes no other model of it.
+    # What saving and generating write into a configuration makes no other model of it.
+    model.mllm.config.use_cache = False
     model.mllm.config.architectures, model.mllm.config.dtype = ["LlavaForConditionalGeneration"], "float32"
     assert difference(shared, run) == ""
     dropout, config.attention_dropout = config.attention_dropout, 0.5
