@@ -107,7 +107,7 @@ def make_trainer(
     given |= {"eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "use_cpu": args.device == "cpu"}
     given |= {"dataloader_num_workers": 0, "logging_steps": 500, "max_steps": args.repeats + 2, **fields}
     model_args, method, adapter, _, batch_args, arguments = build_options(GROUPS, given, "train")
-    model, processor = load_model(model_args, method.given(), adapter)
+    model, processor = load_model(model_args, method.given(), adapter, arguments.device)
     model.set_num_identities(num_identities)
     freeze_unused_parameters(model)
     people, images = arguments.identities_per_batch, arguments.images_per_identity

@@ -139,6 +139,12 @@ def is_first_to_say(message: str) -> bool:
         return True
 
 
+def wait_for_all() -> None:
+    """Waits until every process is here, over main memory: accelerate would ask for a GPU of each on the CPU, too."""
+    if this_process().num_processes > 1:
+        dist.barrier(group=_objects())
+
+
 def gather_on_main(value: Value) -> list[Value]:
     """The values of all processes, in their order, on process 0; an empty list on the others. All of them call it."""
     state = this_process()

@@ -157,5 +157,5 @@ def probe(model: ImageEncoder, processor: ImageEncoderProcessor) -> np.ndarray:
     pixels = np.stack([2 * rows, 4 * columns, (rows * columns) % 256], axis=-1) % 256
     image = Image.fromarray(pixels.astype(np.uint8))
     with eval_mode(model):
-        pixel_values = processor(images=[image])["pixel_values"].to(model.device)
+        pixel_values = processor(images=[image])["pixel_values"]
         return model.encode_images(pixel_values)[0].detach().cpu().numpy()

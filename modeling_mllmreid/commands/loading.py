@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig
@@ -41,12 +42,16 @@ logger = logging.getLogger(__name__)
 
 
 def load_model(
-    arguments: ModelArguments, fields: dict[str, Any] | None = None, adapters: AdapterArguments | None = None
+    arguments: ModelArguments,
+    fields: dict[str, Any] | None = None,
+    adapters: AdapterArguments | None = None,
+    device: torch.device | None = None,
 ) -> tuple[MllmReIDModel, MllmReIDProcessor]:
     """The model, on the CPU, and its processor.
 
     fields: configuration fields that replace those of a checkpoint of ours, or make a new model around a native LLaVA.
     adapters: for training: what is trained of it, and in which form the rest is held.
+    device: for training: where quantised weights are made, which are not moved afterwards; without it on a GPU.
     Raises UserError for a name that cannot be loaded, for another kind of model, for fields that it refuses, and for
     adapters that a thin checkpoint was not made with.
     """
@@ -58,6 +63,8 @@ def load_model(
     if adapters is not None and adapters.thin:
         # As stored: what is trained goes to float32 from there, not by way of the frozen weights' format.
         weights |= {"dtype": "auto", "quantization_config": adapters.quantization_config(dtype)}
+        if adapters.quantize and device is not None:
+            weights["device_map"] = {"": str(device)}
     kind = model_type(arguments)
     if adapters is not None and (stored_adapters := adapters_of(arguments)) is not None:
         own = {name: value for name, value in asdict(adapters).items() if adapters.has_lora or name not in LORA_FIELDS}

@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
     trained_on, overlap = what_is_trained_on(data_args.dataset, dataset, leak_args)
     # New heads are random: a run that is killed before its first checkpoint starts with the same ones.
     set_seed(training_args.seed)
-    model, processor = load_model(model_args, method_args.given(), adapter_args)
+    model, processor = load_model(model_args, method_args.given(), adapter_args, training_args.device)
     licence = licence_args.licence or model.config.base_licence
     model.config.base_licence = licence or licence_of(model_args.model, revision=model_args.revision)
     provenances: list[dict[str, Any]] = []

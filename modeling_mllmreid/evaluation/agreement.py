@@ -180,8 +180,8 @@ def write_from_images(
     written: list[list[int]] = []
     with ready_to_generate(mllm), torch.inference_mode():
         for start in range(0, len(images), batch_size):
-            pixels = read_pixels(model, processor, images[start : start + batch_size])
-            ids = torch.tensor([prompt] * len(pixels), device=model.device)
+            pixels = read_pixels(processor, images[start : start + batch_size])
+            ids = torch.tensor([prompt] * len(pixels))
             # Equal prompts need no padding, so that every position is attended to.
             mask = torch.ones_like(ids)
             written += model.generate(ids, pixels, attention_mask=mask, generation_config=settings).tolist()

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-
-from .distributions import beta_cdf, beta_quantile, t_p_value, t_quantile
+from scipy.special import betainc, betaincinv, stdtr, stdtrit
 
 # Fractions of 1: as far apart are numbers that are equal but for the order of their sums.
 ROUNDING = 1e-12
@@ -25,14 +24,14 @@ class Error:
 
     def interval(self, mean: float, confidence: float = 0.95) -> tuple[float, float]:
         """Low and high end of Student's interval around the mean."""
-        half = t_quantile((1 + confidence) / 2, self.freedom) * self.variance**0.5
+        half = float(stdtrit(self.freedom, (1 + confidence) / 2)) * self.variance**0.5
         return mean - half, mean + half
 
     def p_value(self, mean: float) -> float:
         """Two-sided, of a true mean of 0; without any variance 1 for a mean of 0, else 0."""
         if self.variance == 0:
             return float(mean == 0)
-        return t_p_value(mean / self.variance**0.5, self.freedom)
+        return float(2 * stdtr(self.freedom, -abs(mean) / self.variance**0.5))
 
     def effective_size(self, share: float, counts: np.ndarray, confidence: float = 0.95) -> float:
         """As many independent draws of 0 or 1 give a mean that is this sure, the degrees of freedom counted in.
@@ -43,7 +42,7 @@ class Error:
         if self.variance == 0:
             return float(counts.sum() ** 2 / (counts**2).sum())
         level = (1 + confidence) / 2
-        shrunk = (NormalDist().inv_cdf(level) / t_quantile(level, self.freedom)) ** 2
+        shrunk = (NormalDist().inv_cdf(level) / float(stdtrit(self.freedom, level))) ** 2
         return shrunk * min(share * (1 - share) / self.variance, float(counts.sum()))
 
 
@@ -88,14 +87,14 @@ def share_interval(share: float, size: float, confidence: float = 0.95) -> tuple
     Source: Clopper and Pearson 1934.
     """
     hits, tail = share * size, (1 - confidence) / 2
-    low = beta_quantile(tail, hits, size - hits + 1) if share > 0 else 0.0
-    high = beta_quantile(1 - tail, hits + 1, size - hits) if share < 1 else 1.0
+    low = float(betaincinv(hits, size - hits + 1, tail)) if share > 0 else 0.0
+    high = float(betaincinv(hits + 1, size - hits, 1 - tail)) if share < 1 else 1.0
     return low, high
 
 
 def holds_share(truth: float, share: float, size: float, confidence: float = 0.95) -> bool:
     """Whether `share_interval` holds this truth, strictly between 0 and 1."""
     hits, tail = share * size, (1 - confidence) / 2
-    above = share <= 0 or beta_cdf(truth, hits, size - hits + 1) >= tail
-    below = share >= 1 or beta_cdf(truth, hits + 1, size - hits) <= 1 - tail
+    above = share <= 0 or betainc(hits, size - hits + 1, truth) >= tail
+    below = share >= 1 or betainc(hits + 1, size - hits, truth) <= 1 - tail
     return above and below

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
 from ..errors import UserError
 from .clusters import ROUNDING, Error, combined, people_error, share_interval
-from .distributions import t_quantile
 from .statistics import Interval, without_rounding
 
 
@@ -70,7 +70,7 @@ def contrast(a: np.ndarray, b: np.ndarray, person_ids: Sequence[int] | np.ndarra
     if len(sums) < 2:
         return Contrast(difference, low, high, np.nan, np.nan, np.nan)
     seed_sd = _seed_variance(sums, counts) ** 0.5
-    detectable = error.variance**0.5 * (t_quantile(0.975, error.freedom) + t_quantile(0.8, error.freedom))
+    detectable = error.variance**0.5 * float(stdtrit(error.freedom, 0.975) + stdtrit(error.freedom, 0.8))
     return Contrast(difference, low, high, error.p_value(difference), seed_sd, detectable)
 
 

@@ -48,7 +48,7 @@ def embed_images(
 
     def features_of(batch: Tensor | UserError) -> dict[str, Tensor]:
         # Raised here: what a worker process raises would reach the user as a traceback.
-        pixel_values = raise_together(batch).to(model.device)
+        pixel_values = raise_together(batch)
         features = model.image_features(pixel_values, names)
         if flip_test:
             mirrored = model.image_features(pixel_values.flip(-1), names)

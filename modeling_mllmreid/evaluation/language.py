@@ -71,8 +71,8 @@ def image_losses(
     losses = []
     with eval_mode(model), torch.inference_mode():
         for rows in _batches(len(targets), batch_size):
-            inputs = _inputs(model, processor, [prompt] * len(rows), [targets[row] for row in rows])
-            pixels = read_pixels(model, processor, [images[row] for row in rows])
+            inputs = processor.rows([prompt] * len(rows), [targets[row] for row in rows])
+            pixels = read_pixels(processor, [images[row] for row in rows])
             image = model._image_embeddings(model._tower(pixels))
             losses.append(_row_losses(model, model._embed_with_image(inputs["input_ids"], image), inputs))
     return np.concatenate(losses)
@@ -90,14 +90,14 @@ def text_losses(
     losses = []
     with eval_mode(model), torch.inference_mode():
         for rows in _batches(len(targets), batch_size):
-            inputs = _inputs(model, processor, [prompts[row] for row in rows], [targets[row] for row in rows])
+            inputs = processor.rows([prompts[row] for row in rows], [targets[row] for row in rows])
             losses.append(_row_losses(model, model._embed(inputs["input_ids"]), inputs))
     return np.concatenate(losses)
 
 
-def read_pixels(model: MllmReIDModel, processor: MllmReIDProcessor, images: Sequence[ImageSource]) -> Tensor:
-    """Images as pixel values (B, 3, H, W) on the model's device."""
-    return processor(images=[open_image(image) for image in images])["pixel_values"].to(model.device)
+def read_pixels(processor: MllmReIDProcessor, images: Sequence[ImageSource]) -> Tensor:
+    """Images as pixel values (B, 3, H, W)."""
+    return processor(images=[open_image(image) for image in images])["pixel_values"]
 
 
 def _batches(count: int, batch_size: int) -> Iterator[range]:
@@ -105,18 +105,13 @@ def _batches(count: int, batch_size: int) -> Iterator[range]:
         yield range(start, min(start + batch_size, count))
 
 
-def _inputs(
-    model: MllmReIDModel, processor: MllmReIDProcessor, prompts: list[list[int]], targets: list[list[int]]
-) -> dict[str, Tensor]:
-    return {name: value.to(model.device) for name, value in processor.rows(prompts, targets).items()}
-
-
 def _row_losses(model: MllmReIDModel, embeddings: Tensor, inputs: dict[str, Tensor]) -> np.ndarray:
     """(B,) float64 nats of each row's labels; embeddings: (B, T, D). The head runs at label positions alone."""
     hidden, _ = model._language_model(embeddings, inputs["attention_mask"], whole=True)
     targets = inputs["labels"][:, 1:]
     at_labels = targets != -100
-    logits = model.get_output_embeddings()(hidden[:, :-1][at_labels])
-    nats = torch.zeros(targets.shape, dtype=torch.float64, device=targets.device)
-    nats[at_labels] = F.cross_entropy(logits.float(), targets[at_labels], reduction="none").double()
-    return nats.sum(1).cpu().numpy()
+    logits = model.get_output_embeddings()(hidden[:, :-1][at_labels.to(hidden.device)])
+    nats = torch.zeros(targets.shape, dtype=torch.float64)
+    of_labels = F.cross_entropy(logits.float(), targets[at_labels].to(logits.device), reduction="none")
+    nats[at_labels] = of_labels.cpu().double()
+    return nats.sum(1).numpy()

@@ -36,7 +36,7 @@ def embed_captions(
 
     def latents_of(batch: list[int]) -> dict[str, Tensor]:
         inputs = processor(text=[captions[row] for row in batch])
-        return {TEXT_FEATURE: model.encode_text(**inputs.to(model.device))}
+        return {TEXT_FEATURE: model.encode_text(**inputs)}
 
     share = share_of_batches(len(captions), batch_size)
     with eval_mode(model), torch.inference_mode():

@@ -97,8 +97,7 @@ def _interval(distances: OpenSetDistances, persons: np.ndarray, distance: float,
     most = expected + bisect_left(range(expected + 1, searches + 1), True, key=lambda number: not holds(number))
     # So many there are from the distance of the last of them up to that of the next.
     ends = np.concatenate([[0], np.sort(distances.other), [FARTHEST]])
-    low, high = np.clip(ends[[fewest, most + 1]], 0, FARTHEST)
-    return float(low), float(high)
+    return float(ends[fewest]), min(float(ends[most + 1]), FARTHEST)
 
 
 def _error(persons: np.ndarray, found: np.ndarray, positive: np.ndarray) -> Error:

@@ -135,7 +135,7 @@ def _equal_error(false: np.ndarray, true: np.ndarray) -> float:
     after = int(np.argmax(false >= 1 - true))
     before_false, before_missed = (false[after - 1], 1 - true[after - 1]) if after else (0.0, 1.0)
     gap_before, gap_after = before_missed - before_false, false[after] - (1 - true[after])
-    share = gap_before / (gap_before + gap_after) if gap_before + gap_after else 1.0
+    share = gap_before / (gap_before + gap_after)
     return float(before_false + share * (false[after] - before_false))
 
 

@@ -87,7 +87,7 @@ def check_onnx(form: MllmReIDVisionModel, path: Path) -> None:
     for count in (1, 3):
         crops = random_crops(form, count)
         with torch.no_grad():
-            expected = form.encode_images(crops)
+            expected = form.encode_images(crops).cpu()
         got = torch.from_numpy(session.run(["embedding"], {"pixel_values": crops.numpy()})[0])
         if got.shape != expected.shape:
             raise RuntimeError(f"{path}: gives {tuple(got.shape)}, the model {tuple(expected.shape)}")

@@ -50,15 +50,23 @@ class ReIDCheckpoints(PrivatePush):
 
     @classmethod
     def from_mllm_pretrained(
-        cls, name_or_path: str | os.PathLike, *, dtype=torch.float32, revision=None, quantization_config=None, **fields
+        cls,
+        name_or_path: str | os.PathLike,
+        *,
+        dtype=torch.float32,
+        revision=None,
+        quantization_config=None,
+        device_map=None,
+        **fields,
     ):
         """A new model around the weights of a native LLaVA; only the ReID head is new.
 
-        quantization_config: a `BitsAndBytesConfig`, for the language model alone. `fields` are those of
-        [`MllmReIDConfig`]. Raises ValueError where the checkpoint is not a LLaVA, where a weight of it is missing, of
+        quantization_config: a `BitsAndBytesConfig`, for the language model alone. device_map: as transformers takes it,
+        with the LLaVA's own names; quantised weights go to a GPU without it. `fields` are those of [`MllmReIDConfig`].
+        Raises ValueError where the checkpoint is not a LLaVA, where a weight of it is missing, of
         another size or not finite, and for pickled or broken weights.
         """
-        options = {"dtype": dtype, "revision": revision}
+        options = {"dtype": dtype, "revision": revision, "device_map": device_map}
         if quantization_config is not None:
             options["quantization_config"] = for_language_model(quantization_config)
         return cls.from_mllm(load_native(name_or_path, {"revision": revision}, options), **fields)

@@ -13,7 +13,7 @@ def mean_pool(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
     hidden_states = at_least_float32(hidden_states)
     if mask is None:
         return hidden_states.mean(dim=1)
-    weights = mask.unsqueeze(-1).to(hidden_states.dtype)
+    weights = mask.unsqueeze(-1).to(hidden_states)
     return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 

@@ -92,7 +92,9 @@ def to_rgb(image):
 def _formats() -> list:
     from PIL import features
 
-    return [name for name in FORMATS if name != "AVIF" or features.check("avif")]
+    # An older Pillow warns of a feature that it does not know.
+    avif = "avif" in features.modules and features.check("avif")
+    return [name for name in FORMATS if name != "AVIF" or avif]
 
 
 def _known() -> str:

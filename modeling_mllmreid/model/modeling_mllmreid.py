@@ -18,7 +18,7 @@ from .crops import checked_pixels
 from .heads import IDClassifier, ReIDHead, mean_pool
 from .losses import distillation_sum, language_loss_sum, mix_losses
 from .modeling_outputs import MllmReIDOutput, ReIDFeatures
-from .precision import at_least_float32, in_format_of
+from .precision import at_least_float32, beside, in_format_of
 from .reid_loss import reid_loss
 
 # From so many texts on, the shorter half runs without the longer half's padding; each half still keeps a device busy.
@@ -26,27 +26,19 @@ TEXTS_TO_HALVE = 32
 FEATURES = ("llm", "vision", "concat")
 
 
-def _graph_where_trained(module: nn.Module, *inputs: Tensor) -> torch.set_grad_enabled:
-    """A context that records a graph only where a gradient can arrive: frozen parts cost no activation memory."""
-    needed = any(tensor.requires_grad for tensor in inputs) or any(p.requires_grad for p in module.parameters())
-    return torch.set_grad_enabled(torch.is_grad_enabled() and needed)
-
-
 class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
     """LLaVA by composition, with ReID heads on the LLM's latent image features (DirectReID) and the visual encoder's.
 
     Source: MLLMReID, arXiv 2401.13201. The language loss trains on a continuation after an image or after its caption.
+    Inputs may be on any device: each goes to that of the module that takes it.
     """
 
     config_class = MllmReIDConfig
     base_model_prefix = "mllm"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    _keep_in_fp32_modules_strict = ["reid_head"]
     _supports_sdpa = True
     _supports_flash_attn = True
-    # The loss is scaled by its own label counts, never by the Trainer's.
-    accepts_loss_kwargs = False
 
     def __init__(self, config: MllmReIDConfig):
         super().__init__(config)
@@ -113,12 +105,11 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         None stands for those that nothing reads: keeping them would cost an inference their memory.
         """
         tower = self._llava.vision_tower
-        with _graph_where_trained(tower):
-            return tower(
-                checked_pixels(pixel_values, tower),
-                interpolate_pos_encoding=True,
-                output_hidden_states=[*self._projected_layers, self.vision_layer],
-            ).hidden_states
+        return tower(
+            checked_pixels(pixel_values, tower),
+            interpolate_pos_encoding=True,
+            output_hidden_states=[*self._projected_layers, self.vision_layer],
+        ).hidden_states
 
     def _patches(self, hidden_states: Tensor) -> Tensor:
         """Drops the class token where LLaVA does."""
@@ -130,10 +121,11 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
 
     def _image_embeddings(self, tower_states: tuple[Tensor | None, ...]) -> Tensor:
         """What the language model reads in the image tokens' places: (B, image tokens, D)."""
-        selected = torch.cat([self._patches(tower_states[layer]) for layer in self._projected_layers], dim=-1)
         projector = self._llava.multi_modal_projector
-        with _graph_where_trained(projector, selected):
-            return projector(in_format_of(projector, selected))
+        selected = torch.cat(
+            [beside(projector, self._patches(tower_states[layer])) for layer in self._projected_layers], dim=-1
+        )
+        return projector(in_format_of(projector, selected))
 
     def _language_model(self, embeddings: Tensor, attention_mask: Tensor | None, whole: bool) -> tuple[Tensor, Tensor]:
         """Runs the LLM without its head. embeddings: (B, T, D); attention_mask: (B, T).
@@ -142,6 +134,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         `whole`, layers above `llm_layer` are not run, and the last ones returned are that layer's too.
         """
         language_model, layer = self._llava.language_model, self.config.llm_layer
+        attention_mask = None if attention_mask is None else attention_mask.to(embeddings.device)
         depth = len(language_model.layers)
         layer = layer if layer >= 0 else depth + 1 + layer
         at_end = layer == depth
@@ -152,13 +145,12 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
             view.config = copy.copy(language_model.config)
             view.config.num_hidden_layers = layer
             language_model = view
-        with _graph_where_trained(language_model, embeddings):
-            output = language_model(
-                inputs_embeds=embeddings,
-                attention_mask=attention_mask,
-                use_cache=False,
-                output_hidden_states=[layer] if whole and not at_end else False,
-            )
+        output = language_model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            use_cache=False,
+            output_hidden_states=[layer] if whole and not at_end else False,
+        )
         last = output.last_hidden_state
         return last, (output.hidden_states[layer] if whole and not at_end else last)
 
@@ -168,6 +160,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         Zeros stand in the padding that was left out. The halves depend on B alone, so that processes that share the
         weights of a step run the language model equally often.
         """
+        input_ids, attention_mask = (beside(self.get_input_embeddings(), of) for of in (input_ids, attention_mask))
         if len(input_ids) < TEXTS_TO_HALVE:
             return self._language_model(self._embed(input_ids), attention_mask, whole)
         lengths, order = attention_mask.sum(dim=1).sort()
@@ -183,7 +176,9 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         width, back = input_ids.shape[1], order.argsort()
 
         def joined(parts: tuple[Tensor, ...]) -> Tensor:
-            return torch.cat([F.pad(part, (0, 0, 0, width - part.shape[1])) for part in parts])[back]
+            return torch.cat([F.pad(part, (0, 0, 0, width - part.shape[1])) for part in parts])[
+                back.to(parts[0].device)
+            ]
 
         joined_last = joined(last)
         return joined_last, (joined_last if last[0] is pooled_from[0] else joined(pooled_from))
@@ -197,11 +192,11 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         embedding = self.get_input_embeddings()
-        with _graph_where_trained(embedding):
-            return embedding(input_ids)
+        return embedding(beside(embedding, input_ids))
 
     def _embed_with_image(self, input_ids: Tensor, image_embeddings: Tensor) -> Tensor:
         """Token embeddings of (B, T) ids with the image in its tokens' places, which must follow the stored prefix."""
+        input_ids = beside(self.get_input_embeddings(), input_ids)
         start, length = len(self._prefix(input_ids.device)), image_embeddings.shape[1]
         expected = torch.full((start + length,), self.config.mllm_config.image_token_id, device=input_ids.device)
         expected[:start] = self._prefix(input_ids.device)
@@ -211,13 +206,13 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
                 "build them with the processor saved beside this model"
             )
         embeddings = self._embed(input_ids)
-        image_embeddings = image_embeddings.to(embeddings.dtype)
+        image_embeddings = image_embeddings.to(embeddings)
         return torch.cat([embeddings[:, :start], image_embeddings, embeddings[:, start + length :]], dim=1)
 
     def _embed_image_prompt(self, image_embeddings: Tensor) -> Tensor:
         """Prefix and image alone: what an embedding needs. Returns (B, prefix + image tokens, D)."""
         prefix = self._embed(self._prefix(image_embeddings.device)).expand(len(image_embeddings), -1, -1)
-        return torch.cat([prefix, image_embeddings.to(prefix.dtype)], dim=1)
+        return torch.cat([prefix, image_embeddings.to(prefix)], dim=1)
 
     # ---- embeddings ----------------------------------------------------------------------------------------------
 
@@ -257,7 +252,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
     def _test_features(self, pooled: dict[str, Tensor]) -> dict[str, Tensor]:
         features = {name: self._test_feature(name, values) for name, values in pooled.items()}
         if len(features) == 2:
-            features["concat"] = torch.cat([features["llm"], features["vision"]], dim=-1) / 2**0.5
+            features["concat"] = torch.cat([features["llm"], features["vision"].to(features["llm"])], dim=-1) / 2**0.5
         return features
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
@@ -274,11 +269,9 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         Returns (B, D), float32, L2-normalised. Useful for text-to-image search only where training had `reid_text` on:
         otherwise captions and images lie apart and the ranking is at chance.
         """
-        device = self.get_input_embeddings().weight.device
         if input_ids.shape[0] == 0:
-            return torch.zeros(0, self._sizes["llm"], device=device)
-        inputs = [values if device.type == "meta" else values.to(device) for values in (input_ids, attention_mask)]
-        return self._test_feature("llm", self._pooled_text(*inputs, caption_mask.to(inputs[0].device)))
+            return torch.zeros(0, self._sizes["llm"], device=beside(self.get_input_embeddings(), input_ids).device)
+        return self._test_feature("llm", self._pooled_text(input_ids, attention_mask, caption_mask))
 
     def _pooled_text(self, input_ids: Tensor, attention_mask: Tensor, caption_mask: Tensor) -> Tensor:
         _, hidden = self._texts(input_ids, attention_mask, whole=False)
@@ -339,19 +332,23 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
             sums["distillation"] = distillation_sum(logits["image"], logits["text"])
             counts["distillation"] = counts["image"]
 
+        # A device map may have put tower, language model and heads on three devices.
+        features = {name: beside(self.reid_head, values) for name, values in features.items()}
+        text_features = None if text_features is None else beside(self.reid_head, text_features)
         output = MllmReIDOutput(
             features=features,
             text_features=text_features,
-            captioned=None if text_features is None else text_caption_mask.any(dim=1),
+            captioned=None if text_features is None else beside(self.reid_head, text_caption_mask.any(dim=1)),
             language_loss_sums=sums or None,
             label_counts=counts or None,
             loss_parts={},
         )
         if reid:
+            person_ids = beside(self.reid_head, person_ids)
             output.reid_loss, output.id_logits = reid_loss(
                 self.config, self.reid_head, features, text_features, person_ids, output.loss_parts, output.captioned
             )
-        language_loss = self.language_loss(sums, counts) if language else None
+        language_loss = beside(self.reid_head, self.language_loss(sums, counts)) if language else None
         output.loss_parts |= {f"lm_{name}": sums[name].detach() / counts[name] for name in sums if counts[name]}
         output.loss = mix_losses(language_loss, output.reid_loss, lam)
         return output
@@ -368,10 +365,10 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
 
     def _label_logits(self, hidden: Tensor, labels: Tensor, sums: dict, counts: dict, branch: str) -> Tensor:
         """Logits at label positions alone, (T, V); adds the branch's loss sum and label count."""
-        targets = labels[:, 1:]
+        targets = labels[:, 1:].to(hidden.device)
         at_labels = targets != -100
         logits = self.mllm.lm_head(in_format_of(self.mllm.lm_head, hidden[:, :-1][at_labels]))
-        sums[branch] = language_loss_sum(logits, targets[at_labels])
+        sums[branch] = language_loss_sum(logits, targets[at_labels].to(logits.device))
         counts[branch] = logits.shape[0]
         return logits
 
@@ -402,6 +399,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         embeddings = self._embed(input_ids)
         if pixel_values is not None:
             embeddings = self._embed_with_image(input_ids, self._image_embeddings(self._tower(pixel_values)))
+        kwargs = {key: of.to(embeddings.device) if isinstance(of, Tensor) else of for key, of in kwargs.items()}
         return self.mllm.generate(inputs_embeds=embeddings, **kwargs)
 
 

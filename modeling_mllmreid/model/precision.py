@@ -1,4 +1,4 @@
-"""Number formats: what pooling, heads and losses are computed in."""
+"""Number formats and devices: what pooling, heads and losses are computed in, and where their inputs go."""
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,18 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.float() if torch.finfo(values.dtype).bits < 32 else values
 
 
-def in_format_of(module: nn.Module, values: Tensor) -> Tensor:
-    """The values as the module's weights are held, where a frozen part in half precision meets a trained one.
+def beside(module: nn.Module, values: Tensor) -> Tensor:
+    """The values on the device of the module that takes them; as they are where its weights are offloaded."""
+    weight = next(module.parameters(), values)
+    return values if weight.is_meta else values.to(weight.device)
 
-    Under autocast as they are: it brings both to its own format.
+
+def in_format_of(module: nn.Module, values: Tensor) -> Tensor:
+    """The values on the module's device, and as its weights are held, where frozen half precision meets a trained part.
+
+    Under autocast in their own format: it brings both to its own.
     """
+    values = beside(module, values)
     if not values.is_meta and torch.is_autocast_enabled(values.device.type):
         return values
     formats = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())

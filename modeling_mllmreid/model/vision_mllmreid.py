@@ -72,7 +72,6 @@ class MllmReIDVisionModel(PrivatePush, PreTrainedModel):
     base_model_prefix = "tower"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    _keep_in_fp32_modules_strict = ["reid_head"]
     _supports_sdpa = True
     _supports_flash_attn = True
 

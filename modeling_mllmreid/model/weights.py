@@ -188,8 +188,8 @@ def check_kind(where, name: str, dimensions: int, is_float: bool) -> None:
         raise ValueError(f"{where}: {name} holds whole numbers, which no weight does: get it again")
 
 
-def check_kinds(config: PreTrainedConfig, name_or_path, hub: dict) -> None:
-    """`check_kind` of every weight of a checkpoint that is not stored in 4 or 8 bits."""
+def check_stored(config: PreTrainedConfig, name_or_path, hub: dict, *, finite: bool) -> None:
+    """`check_kind` of every weight of a checkpoint that is not stored in 4 or 8 bits, and `check_finite` if asked."""
     from safetensors import safe_open
 
     if getattr(getattr(config, "mllm_config", config), "quantization_config", None) is not None:
@@ -200,6 +200,8 @@ def check_kinds(config: PreTrainedConfig, name_or_path, hub: dict) -> None:
             for name in weights.keys():  # noqa: SIM118  (no mapping)
                 weight = weights.get_slice(name)
                 check_kind(name_or_path, name, len(weight.get_shape()), weight.get_dtype().startswith(("F", "BF")))
+                if finite:
+                    check_finite({name: weights.get_tensor(name)}, name_or_path)
 
 
 def check_sizes(config: PreTrainedConfig, name_or_path, hub: dict) -> None:
@@ -280,7 +282,8 @@ def load_whole(
         except Exception as error:  # a model is built of every setting that its files say
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{name_or_path}: cannot be loaded ({type(error).__name__}: {reason})") from error
-        check_kinds(stored, name_or_path, hub)
+        # Quantising turns NaN into a number on a GPU.
+        check_stored(stored, name_or_path, hub, finite=options.get("quantization_config") is not None)
     new, left = tuple(new), tuple(left)
     missing = sorted(name for name in info["missing_keys"] if not name.startswith(new))
     if missing:

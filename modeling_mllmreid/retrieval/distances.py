@@ -21,7 +21,11 @@ CHUNK_BYTES = 2 * 2**20
 # Matrix products run other code at the edges of a matrix, which rounds otherwise: a collapsed model's equal distances
 # would differ by their place in the gallery, and every distance by the block size. Whole tiles keep them equal.
 ROW_TILE, COLUMN_TILE = 16, 64
-DEPTH_TILE = 4  # numbers that a GPU loads at once
+DEPTH_TILE = 4  # numbers: every row begins alike in memory
+# Where whole tiles do not help, as the shapes choose the code: products there are exact, see `_exact_factor`.
+EXACT_DEVICES = ("cuda",)
+POINT_BITS = 26
+EXACT_BYTES = 2**31  # of a prepared gallery; a larger one is prepared for every block anew, so many bytes at once
 TINY = 1e-300  # the length of a feature without a direction
 
 
@@ -44,12 +48,12 @@ def distance_blocks(
     gallery's device. A memory-mapped array is read chunk by chunk, and may be larger than memory.
     metric: "cosine" is 1 - dot product of the L2-normalised features, "euclidean" is not squared.
     block_size: query rows per block; None takes as many as fit in 48 MiB, or in 96 MiB for a gallery of more than 256
-    MiB. Each block is a new float32 tensor (rows, G).
+    MiB on the CPU. Each block is a new float32 tensor (rows, G).
     Both metrics come from |a - b|^2 of points around the gallery's middle, as 1 - dot product has no digits left where
     all features lie in a narrow cone, as an LLM's do: the error is float32's in the square of the points' lengths.
     In one gallery a distance depends on its two features alone, not on the block size or the place: equal features are
     equally far. Another gallery has another middle, and rounds otherwise. The product is full float32 under autocast
-    and TF32 settings too.
+    and TF32 settings too, and on a GPU a float64 one without rounding: see `_exact_factor`.
     Raises UserError for features that are not two-dimensional floats, not finite, or of different widths.
     """
     query, gallery = _checked(query, "query_features"), _checked(gallery, "gallery_features")
@@ -91,6 +95,9 @@ def _blocks(
 ) -> Iterator[tuple[slice, Tensor]]:
     """The loop of `distance_blocks` over checked arguments."""
     device = gallery.device if isinstance(gallery, Tensor) else torch.device("cpu")
+    if device.type in EXACT_DEVICES:
+        yield from _exact_blocks(query, gallery, shift, block_size, device)
+        return
     size, width = gallery.shape
     keep = 4 * size * width <= KEPT_BYTES
     if block_size is None:
@@ -113,6 +120,29 @@ def _blocks(
                 part.mul_(2).sqrt_()
         yield slice(start, start + count), distances[:count, :size]
         del distances, part  # before the next block is made
+
+
+def _exact_blocks(
+    query: Features, gallery: Features, shift: _Shift, block_size: int | None, device: torch.device
+) -> Iterator[tuple[slice, Tensor]]:
+    """The loop of `distance_blocks` on a GPU, where a rounded product would differ with the shapes of its factors."""
+    size = len(gallery)
+    step = max(EXACT_BYTES // (8 * max(gallery.shape[1], 1)), 1)
+    pieces = [(first, min(first + step, size)) for first in range(0, max(size, 1), step)]
+    kept = _exact_factor(gallery, *pieces[0], shift, device) if len(pieces) == 1 else None
+    block_size = block_size or max(BLOCK_BYTES // (4 * max(size, 1)), 1)
+    for start in range(0, len(query), block_size):
+        stop = min(start + block_size, len(query))
+        rows, row_halves = _exact_factor(query, start, stop, shift, device)
+        distances = torch.empty(stop - start, size, device=device)
+        for first, last in pieces:
+            columns, halves = _exact_factor(gallery, first, last, shift, device) if kept is None else kept
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                part = (row_halves[:, None] + halves).sub_(rows @ columns.T).clamp_(min=0)
+            distances[:, first:last] = part.mul_(2).sqrt_() if shift.metric == "euclidean" else part
+            del columns, halves, part  # before the next ones are made
+        yield slice(start, stop), distances
+        del distances
 
 
 def _checked(features: Features, name: str) -> Features:
@@ -227,6 +257,44 @@ def _columns(gallery: Features, start: int, stop: int, shift: _Shift, device: to
         points, zero = _points(gallery, first, last, shift)
         some[:, :width], some[:, width], some[:, width + 1] = points, 1, _halves(points, zero)
     return factor
+
+
+def _exact_factor(
+    features: Features, start: int, stop: int, shift: _Shift, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(points (n, D), half their squared lengths (n,)), float64, whose dot products are exact in any order of summing.
+
+    A point's numbers are rounded to 26 bits below a power of two above its length. So every product is a multiple of
+    2^-52 of both powers, and every partial sum at most 1 of them: float64 has a bit to spare. float32 has 24 bits.
+    What is done before rounds each number by itself, or sums in one order (`_sums`).
+    """
+    points = torch.empty(stop - start, features.shape[1], dtype=torch.float64, device=device)
+    halves = torch.empty(stop - start, dtype=torch.float64, device=device)
+    middle, step = shift.middle.to(device), max(BLOCK_BYTES // (8 * max(features.shape[1], 1)), 1)
+    for first in range(start, stop, step):
+        rows = _float64(features, first, min(first + step, stop)).to(device)
+        zero = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        if shift.metric == "cosine":
+            lengths = _sums(rows * rows).sqrt_()
+            zero = lengths <= TINY
+            rows = rows / torch.where(zero, 1, lengths)[:, None]
+        rows = rows - middle
+        # From the exponent's bits, since no function of a GPU promises exact powers of two.
+        exponents = _sums(rows * rows).sqrt_().view(torch.int64) >> 52
+        unit = ((exponents + 1 - POINT_BITS).clamp_(min=1) << 52).view(torch.float64)[:, None]
+        rows = (rows / unit).round_().mul_(unit)
+        here = slice(first - start, first - start + len(rows))
+        # A zero feature is at 1 from all, and gets another 1/2.
+        points[here], halves[here] = rows, _sums(rows * rows).add_(zero).mul_(0.5)
+    return points, halves
+
+
+def _sums(rows: Tensor) -> Tensor:
+    """Each row's sum (n,), by halves: in an order that depends on the width alone, unlike a reduction's on a GPU."""
+    while rows.shape[1] > 1:
+        rows = torch.nn.functional.pad(rows, (0, rows.shape[1] % 2))
+        rows = rows[:, : rows.shape[1] // 2] + rows[:, rows.shape[1] // 2 :]
+    return rows.sum(1)
 
 
 def _whole(count: int, tile: int) -> int:

@@ -39,7 +39,7 @@ def cached_backward(
     multiplied by `scale` where losses are scaled for float16.
     """
     config: MllmReIDConfig = model.config  # type: ignore[assignment]
-    people = inputs["person_ids"]
+    people = inputs["person_ids"].to(model.device)
     chunks = list(_split({name: rows for name, rows in inputs.items() if name != "person_ids"}, chunk))
     states = [_random_state(people.device)] * len(chunks)
     parts: dict[str, Tensor] = {}
@@ -54,9 +54,8 @@ def cached_backward(
                 kept = {k: v for k, v in rows.items() if config.reid_text or not k.startswith("text_")}
                 found.append(_features(model(**kept)))
         leaves = {name: rows.requires_grad_() for name, rows in _joined(found).items()}
-        images = {name: rows for name, rows in leaves.items() if name != "text"}
-        captioned = inputs["text_caption_mask"].any(dim=1) if "text" in leaves else None
-        reid, id_logits = reid_loss(config, model.reid_head, images, leaves.get("text"), people, parts, captioned)
+        captioned = inputs["text_caption_mask"].any(dim=1).to(people.device) if "text" in leaves else None
+        reid, id_logits = reid_loss(config, model.reid_head, leaves, leaves.get("text"), people, parts, captioned)
         backward(reid_weight * reid)
         total = total + reid_weight * reid.detach()
     gradients = {name: leaf.grad / scale for name, leaf in leaves.items() if leaf.grad is not None}
@@ -88,7 +87,7 @@ def cached_backward(
     return total, MllmReIDOutput(
         features=joined,
         text_features=texts,
-        captioned=None if texts is None else inputs["text_caption_mask"].any(dim=1),
+        captioned=None if texts is None else inputs["text_caption_mask"].any(dim=1).to(people.device),
         id_logits=id_logits,
         reid_loss=None if reid is None else reid.detach(),
         loss_parts=parts,

@@ -15,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from ..errors import UserError
 from ..evaluation.report import write_json
 from ..outputs import owner_only
-from ..processes import on_main
+from ..processes import on_main, wait_for_all
 from .proof import prove, refuse_foreign
 from .resume import ANOTHER, RUN_FILE, last_checkpoint
 from .stock_settings import said_of
@@ -114,7 +114,7 @@ class CheckpointingTrainer(Trainer):
         aside = folder / ASIDE
         if self.args.should_save:
             shutil.rmtree(aside, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+        wait_for_all()
         self._aside, written = aside, aside / final.name
         try:
             with _whole_or_nothing(aside, final), owner_only():
@@ -125,7 +125,7 @@ class CheckpointingTrainer(Trainer):
                     self.state.save_to_json(str(written / "trainer_state.json"))
                     write_json(written / RUN_FILE, self.run_facts or {})
                 # Every process has written its part: one that still renames would be met half-way.
-                self.accelerator.wait_for_everyone()
+                wait_for_all()
                 if self.args.should_save:
                     if self.is_deepspeed_enabled:
                         prove(written)
@@ -136,7 +136,7 @@ class CheckpointingTrainer(Trainer):
             _put(written, final)
             shutil.rmtree(aside, ignore_errors=True)
             rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
-        self.accelerator.wait_for_everyone()
+        wait_for_all()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
 

@@ -104,11 +104,13 @@ def _start(mllm: Any) -> list[Any]:
 
 
 def _without_origin(config: Any) -> Any:
-    """A configuration without where it came from and what wrote it."""
+    """A configuration without where it came from, what wrote it, and what saving adds."""
     if not isinstance(config, dict):
         return str(config)
-    kept = {name: value for name, value in config.items() if str(name)[:1] != "_" and name != "transformers_version"}
-    return {name: _without_origin(value) for name, value in kept.items()}
+    added = {"transformers_version", "architectures", "dtype"}
+    return {
+        name: _without_origin(value) for name, value in config.items() if str(name)[:1] != "_" and name not in added
+    }
 
 
 def last_checkpoint(folder: Path) -> Path | None:

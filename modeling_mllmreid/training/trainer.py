@@ -169,8 +169,9 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         inputs = self._prepare_inputs(inputs)
         accelerator, config = self.accelerator, self.model.config
         scaler = accelerator.scaler
-        with self._diagnostics.watch(inputs) as seen, self.compute_loss_context_manager():
+        with self._diagnostics.watch(inputs) as seen:
             # Not the wrapped model: DDP would reduce after every chunk, and never the head, outside of its forward.
+            # Mixed precision comes with the model's own forward, which accelerate has changed.
             loss, outputs = cached_backward(
                 self.model,
                 inputs,

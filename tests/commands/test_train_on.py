@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from transformers.quantizers import auto
 
 from modeling_mllmreid.commands import train
 from modeling_mllmreid.errors import UserError
@@ -78,6 +79,21 @@ def test_quantize_holds_the_backbone_of_a_thin_checkpoint_in_4_bits(run, thin, m
     folder = run(thin, "4bit", "--quantize 4bit")
     assert sum(quantized_class(module) == "Linear4bit" for module in models[0].modules()) == 7
     assert adapters(folder)["quantize"] == "4bit" and adapters(folder)["lora_rank"] == 2
+
+
+@pytest.mark.parametrize("quantize", ["4bit", "8bit"])
+def test_quantised_weights_are_made_where_they_are_trained(disk, run, thin, monkeypatch, quantize):
+    """transformers puts them on a GPU if it is not told, and 8-bit ones that are moved to the CPU crash there."""
+    pytest.importorskip("bitsandbytes")
+    places, update = [], auto.AUTO_QUANTIZER_MAPPING[f"bitsandbytes_{quantize}"].update_device_map
+    monkeypatch.setattr(
+        auto.AUTO_QUANTIZER_MAPPING[f"bitsandbytes_{quantize}"],
+        "update_device_map",
+        lambda self, device_map: places.append(device_map) or update(self, device_map),
+    )
+    run(thin, f"thin_{quantize}", f"--quantize {quantize}")
+    run(disk.native, f"native_{quantize}", f"--height 64 --width 32 --language_model frozen --quantize {quantize}")
+    assert places == [{"": "cpu"}] * 2
 
 
 def test_a_full_checkpoint_becomes_thin_and_a_frozen_one_records_no_lora(disk, run):

@@ -3,10 +3,11 @@
 import os
 import re
 import socket
+import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from modeling_mllmreid.data.images import check_images, list_image_tree, list_images, open_image, safe_join
 from modeling_mllmreid.errors import UserError
@@ -84,6 +85,16 @@ def test_one_list_of_formats_and_nothing_hidden(tmp_path):
         open_image(tmp_path / image)
     with pytest.raises(UserError, match="nowhere: cannot be listed"):
         list_images(tmp_path / "nowhere")
+
+
+def test_a_pillow_without_avif_reads_the_rest_without_a_warning(tmp_path, monkeypatch):
+    monkeypatch.delitem(features.modules, "avif")
+    (tmp_path / "1.jpg").write_text("no image")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_image(write_jpeg(tmp_path / "2.jpg")).mode == "RGB"
+        with pytest.raises(UserError, match="gif, ppm"):
+            open_image(tmp_path / "1.jpg")
 
 
 def test_what_is_no_regular_file_is_never_an_image(tmp_path):

@@ -55,9 +55,12 @@ def test_self_bleu_by_hand():
 
 def test_self_bleu_draws_by_the_seed(monkeypatch):
     monkeypatch.setattr(continuations, "SELF_BLEU_TEXTS", 10)
-    texts = [captions[0].split() for captions in sample_descriptions(40, seed=0)]
+    texts = [continuations.split_words(captions[0]) for captions in sample_descriptions(40, seed=0)]
     got = [continuations.self_bleu(texts, seed=seed) for seed in (0, 0, 1)]
     assert got[0] == got[1] != got[2]
+    lines = [" ".join(words) for words in texts]
+    whole = continuations.analyse_continuations(lines, lines, range(40), seed=1)
+    assert whole.continuations.self_bleu == whole.captions.self_bleu == got[2]
 
 
 @pytest.mark.parametrize("seed", range(4))

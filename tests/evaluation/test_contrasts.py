@@ -49,6 +49,8 @@ def test_unequal_people_and_queries_without_a_match_by_hand():
     # The same error gives a row's interval: outside 0 to 1 Student's, else that of a share.
     outside = interval_over_seeds(a - b, persons)
     assert (outside.estimate, outside.low, outside.high) == (found.difference, found.low, found.high)
+    above = interval_over_seeds(a - b + 0.7, persons)
+    assert (above.low, above.high) == pytest.approx((found.low + 0.7, found.high + 0.7))
     row = interval_over_seeds(d**2, persons[:7])
     assert row.estimate == pytest.approx((d**2).mean()) and row.confidence == outside.confidence == 0.95
     assert 0 < row.low < row.estimate < row.high < 1
@@ -88,7 +90,7 @@ def test_with_people_alone_the_p_value_is_that_of_the_t_test_over_people():
     [(3, {"of_seed": 1.0, "of_person": 0.8}), (4, {"of_seed": 0.1, "of_person": 1.0}), (1, {"of_person": 1.0})],
 )
 def test_coverage_with_few_seeds_and_unequal_people(seeds, spread):
-    """95 % intervals hold the truth; a bootstrap of both does so in 80 to 90 %."""
+    """95 % intervals hold the truth; the bootstrap that was here did so in 83 to 92 %."""
     rng, held = np.random.default_rng(0), []
     for _ in range(1000):
         persons = np.repeat(np.arange(20), 1 + np.floor(20 * rng.random(20) ** 4).astype(int))
@@ -126,7 +128,7 @@ def test_equal_models_and_a_constant_difference():
 
 def test_holm():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([0.02, 0.01, 0.5]) == pytest.approx([0.04, 0.03, 0.5])
     with_nan = holm([np.nan, 0.02, 0.01])
     assert np.isnan(with_nan[0]) and with_nan[1:] == [0.02, 0.02]

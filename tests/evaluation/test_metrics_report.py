@@ -17,6 +17,7 @@ EYE = np.eye(4, dtype=np.float32)
 def test_table_is_percent_with_one_decimal():
     some = evaluate_retrieval(EYE[:3], EYE, [0, 1, 9], [0, 2, 1, 3], ranks=(1, 20))
     none = replace(some, mAP=math.nan, cmc={5: math.nan}, mINP=math.nan, num_queries=1, num_valid=0)
+    assert none.to_dict() == {"mAP": None, "rank5": None, "mINP": None, "num_queries": 1, "num_valid": 0}
     lines = format_table([("ours", some), ("a longer name", none)]).splitlines()
     assert lines[0].split() == ["mAP", "Rank-1", "Rank-5", "Rank-20", "mINP", "queries"]
     # Query 1 ties its match with two strangers beyond the nearest: rank 4, precision 1/4.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.evaluation.open_set import open_set_from_blocks, share_of, threshold_at
+from modeling_mllmreid.evaluation.open_set import open_set_distances, open_set_from_blocks, share_of, threshold_at
 from modeling_mllmreid.retrieval import SamePerson
 
 
@@ -34,6 +34,32 @@ def test_equals_searches_one_by_one():
     }
 
 
+def test_a_mate_at_the_threshold_is_named_and_all_is_in_the_json():
+    below = np.nextafter(np.float32(0.5), np.float32(0))
+    matrix = np.array([[below, 0.5, 0.5], [0.9, 0.2, 0.6], [0.9, 0.9, 0.7]], dtype=np.float32)
+    got = open_set_from_blocks([(slice(0, 3), matrix)], SamePerson([1, 2, 4], [1, 2, 3]), fpirs=(0.1, 0.4))
+    assert got.thresholds[0.4] == np.nextafter(np.float32(0.6), np.float32(0)) and got.tpir[0.4] == 1
+    assert got.to_dict() == {
+        "tpir_at_fpir": {"0.1": None, "0.4": 1.0},
+        "threshold_at_fpir": {"0.1": None, "0.4": got.thresholds[0.4]},
+        "num_mated": 2,
+        "num_non_mated": 3,
+    }
+    edge = open_set_from_blocks([(slice(0, 2), matrix[[0, 0]])], SamePerson([1, 1], [1, 2, 3]), fpirs=(0.5,))
+    assert edge.thresholds[0.5] == below and edge.tpir[0.5] == 1
+
+
+def test_whom_a_search_finds_instead():
+    matrix = np.array([[0.1, 0.3, 0.2], [0.4, 0.3, 0.4], [0.1, 0.2, 0.2]], dtype=np.float32)
+    rule = SamePerson([7, 8, 9], [7, 8, 9], [0, 0, 0], [0, 1, 1])
+    got = open_set_distances([(slice(0, 3), matrix)], rule)
+    assert got.other_person.tolist() == [9, 7, 7] and got.other.tolist() == np.float32([0.2, 0.4, 0.1]).tolist()
+    assert np.isnan(got.mate[0]) and got.mate[1] == np.float32(0.3) and np.isinf(got.mate[2])
+    alone = open_set_distances([(slice(0, 1), matrix[:1])], SamePerson([7], [7, 7, 7]))
+    assert alone.other_person.tolist() == [-1] and np.isinf(alone.other).all() and alone.mate == np.float32(0.1)
+    assert (matrix[0] == np.float32([0.1, 0.3, 0.2])).all()
+
+
 def test_a_collapsed_model_finds_nobody():
     got = open_set_from_blocks([(slice(0, 2), np.full((2, 4), 0.3))], SamePerson([1, 2], [1, 2, 3, 4]), fpirs=(0.5,))
     assert got.tpir[0.5] == 0 and got.thresholds[0.5] < np.float32(0.3)
@@ -45,8 +71,9 @@ def test_shares_are_not_one_less_by_rounding():
 
 
 def test_mistakes():
-    with pytest.raises(UserError, match="rate: 10 is not between 0 and 1"):
-        threshold_at(np.ones(3), 10)
+    for rate in (10, 1.5, 1, 0, -0.1):
+        with pytest.raises(UserError, match=f"rate: {rate} is not between 0 and 1"):
+            threshold_at(np.ones(3), rate)
     with pytest.raises(UserError, match="no query has a match"):
         open_set_from_blocks([(slice(0, 1), np.ones((1, 1)))], SamePerson([1], [2]))
 

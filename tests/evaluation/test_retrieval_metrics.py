@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.evaluation.metrics import average_precision, evaluate_retrieval, match_ranks, metrics_from_blocks
+from modeling_mllmreid.evaluation.metrics import (
+    average_precision,
+    averages,
+    evaluate_retrieval,
+    match_ranks,
+    metrics_from_blocks,
+)
 from modeling_mllmreid.retrieval.distances import distance_blocks
 from modeling_mllmreid.retrieval.same_person import SamePerson
 
@@ -80,7 +86,16 @@ def test_match_ranks_by_hand():
     # Matches 2, 6 (tied with the stranger 3) and 5; image 4 is dropped; strangers 0, 1, 3.
     ranks = match_ranks(row, np.array([2, 4, 5, 6]), np.array([False, True, False, False]))
     assert ranks.tolist() == [3, 4, 6]
-    assert match_ranks(row, np.array([4]), np.array([True])).tolist() == []
+    none = match_ranks(row, np.array([4]), np.array([True]))
+    assert none.tolist() == [] and none.dtype == ranks.dtype == np.int64
+
+
+@pytest.mark.filterwarnings("error")
+def test_some_queries_of_which_none_has_a_match_have_no_averages():
+    got = averages([np.empty(0, np.int64)] * 2, np.full(2, np.nan), ranks=(1, 5))
+    assert (got.num_queries, got.num_valid) == (2, 0) and list(got.cmc) == [1, 5]
+    assert np.isnan([got.mAP, got.mINP, *got.cmc.values(), *got.inverse_negative_penalty]).all()
+    assert np.isnan(got.first_match_rank).all() and got.to_dict()["rank5"] is None
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -130,6 +145,7 @@ def test_clothes_in_the_cameras_place():
     assert got.match_ranks[0].tolist() == [2] and got.mAP == 0.5 and got.cmc == {1: 0.0, 2: 1.0}
 
 
+@pytest.mark.filterwarnings("error")
 def test_edges_have_right_answers():
     eye = np.eye(3, dtype=np.float32)
     short = evaluate_retrieval(eye[:1], eye[:2], [1], [2, 1])
@@ -277,6 +293,7 @@ def test_users_mistakes_are_named():
         ("ap: unknown 'area'", (q, g, qp, gp), {"ap": "area"}),
         ("metric: unknown 'l1'", (q, g, qp, gp), {"metric": "l1"}),
         ("below 1", (q, g, qp, gp), {"ranks": (0, 5)}),
+        ("block_size: 0", (q, g, qp, gp), {"block_size": 0}),
     ):
         with pytest.raises(UserError, match=message):
             evaluate_retrieval(*arguments, **options)

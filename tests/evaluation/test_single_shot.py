@@ -39,7 +39,7 @@ def test_seed_and_blocks():
     whole = single_shot_cmc([(slice(0, 6), matrix)], ids)
     parts = [(slice(4, 6), matrix[4:]), (slice(0, 4), matrix[:4])]
     assert single_shot_cmc(parts, ids) == whole
-    assert single_shot_cmc(parts, ids, seed=1) != whole
+    assert single_shot_cmc(parts, ids, seed=1) != whole == single_shot_cmc(parts, ids, seed=0, repeats=10)
     one_each = SamePerson([3], [4, 3, 5])
     assert single_shot_cmc([(slice(0, 1), np.array([[0.2, 0.1, 0.1]]))], one_each) == {1: 0.0, 5: 1.0, 10: 1.0}
 

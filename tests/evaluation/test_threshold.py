@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.evaluation import threshold
 from modeling_mllmreid.evaluation.clusters import Error, people_error, share_interval
 from modeling_mllmreid.evaluation.open_set import open_set_from_blocks
 from modeling_mllmreid.evaluation.threshold import _error, choose_threshold, load_thresholds, save_thresholds
@@ -61,8 +63,15 @@ def test_the_file_travels_with_the_checkpoint(tmp_path):
 @pytest.mark.parametrize("text", ["[]", "{", '{"llm": 3}', '{"llm": {}}', "NaN", '{"llm": {"distance": NaN}}'])
 def test_a_foreign_file_is_named(tmp_path, text):
     (tmp_path / "threshold.json").write_text(text)
-    with pytest.raises(Exception, match=r"threshold.json: holds no thresholds"):
+    with pytest.raises(UserError, match=r"threshold.json: holds no thresholds .*train again, or remove the file\)$"):
         load_thresholds(str(tmp_path))
+
+
+def test_the_file_of_the_wanted_revision_is_read(monkeypatch, tmp_path):
+    wanted = []
+    monkeypatch.setattr(threshold, "cached_file", lambda *names, **options: wanted.append((names, options)))
+    assert load_thresholds("somebody/model", "v2") == {}
+    assert wanted == [(("somebody/model", "threshold.json"), {"revision": "v2", **threshold.QUIET})]
 
 
 def test_people_are_drawn_not_searches():
@@ -74,60 +83,72 @@ def test_people_are_drawn_not_searches():
     assert (four.low, four.high) == (once.low, once.high)
 
 
-def on_a_circle(degrees):
-    radians = np.deg2rad(np.asarray(degrees, dtype=np.float64))
-    return np.stack([np.cos(radians), np.sin(radians)], axis=1)
-
-
-def test_the_interval_by_hand():
-    """Twenty people of one or three searches; the interval's ends are distances of searches, by counting."""
+@pytest.mark.parametrize("copies", [0, 9])
+def test_the_interval_by_hand(copies):
+    """Twenty people of one or three searches, each of which lies between its person and another, or on another."""
     rng = np.random.default_rng(1)
     counts = np.where(np.arange(20) < 5, 3, 1)
     persons = np.repeat(np.arange(20), counts)
-    features = on_a_circle(rng.uniform(0, 360, len(persons)))
-    gallery = on_a_circle(rng.uniform(0, 360, 20))
-    chosen = choose_threshold(features, gallery, SamePerson(persons, np.arange(20)), fpir=0.2)
-    distances = 1 - features @ gallery.T
-    distances[persons[:, None] == np.arange(20)] = np.inf
-    other, found = distances.min(1), distances.argmin(1)
+    found = (persons + rng.integers(1, 3, 30)) % 20
+    toward = rng.permutation(np.linspace(0.1, 0.9, 30))
+    features = np.eye(20)[persons] + toward[:, None] * np.eye(20)[found]
+    features[:copies] = np.eye(20)[found[:copies]]
+    other = 1 - toward / np.sqrt(1 + toward**2)
+    other[:copies] = 0
+    chosen = choose_threshold(features, np.eye(20), SamePerson(persons, np.arange(20)), fpir=0.2)
     nearest = np.sort(other)
-    assert chosen.distance == pytest.approx(nearest[6], abs=1e-6)  # 6 of 30 are below
-    positive = other < nearest[6]
-    error = _error(persons, found, positive)
-    size = error.effective_size(0.2, counts)
+    assert chosen.distance == pytest.approx(nearest[6], abs=1e-6)  # of 30 it lets 6 through
+    positive = other == 0 if copies else other < nearest[6] - 1e-6
+    assert (chosen.searches, chosen.people, chosen.gallery) == (30, 20, 20)
+    assert chosen.fpir == (0.3 if copies else 0.2) and chosen.metric == "cosine"
+    size = _error(persons, found, positive).effective_size(positive.mean(), counts)
     held = [n for n in range(31) if share_interval(n / 30, size)[0] <= 0.2 <= share_interval(n / 30, size)[1]]
-    assert held[0] >= 1 and held[-1] < 30
-    assert (chosen.low, chosen.high) == pytest.approx((nearest[held[0] - 1], nearest[held[-1]]), abs=1e-6)
-    assert 0 < chosen.low < chosen.distance < chosen.high < 2
+    ends = [0, *nearest, 2]
+    assert (chosen.low, chosen.high) == pytest.approx((ends[held[0]], ends[held[-1] + 1]), abs=1e-6)
+    assert chosen.low <= chosen.distance < chosen.high < nearest[-1] and (copies or chosen.low > 0)
 
 
 def test_searches_depend_where_they_share_a_person():
-    rng = np.random.default_rng(0)
-    persons = np.repeat(np.arange(12), rng.integers(1, 6, 12))
-    found = (persons // 2 * 2) + (persons + 1) % 2  # two people who look alike find each other, or one of the gallery
-    found[rng.random(len(persons)) < 0.3] = 13
-    positive = rng.random(12)[persons // 2] + 0.4 * rng.random(len(persons)) < 0.6
-    residuals = positive - positive.mean()
-    involved = [{p, f} if of else {p} for p, f, of in zip(persons, found, positive, strict=True)]
-    count = len(persons)
-    pairs = [residuals[i] * residuals[j] for i in range(count) for j in range(count) if involved[i] & involved[j]]
-    counts = np.bincount(persons)
-    alone = people_error(np.bincount(persons, positive), counts)
-    expected = sum(pairs) / count**2 * 12 / 11
-    assert expected > alone.variance
-    assert _error(persons, found, positive) == Error(pytest.approx(expected), pytest.approx(alone.freedom))
-    # Where they depend less than those of one person do, the latter count.
-    apart = np.arange(20) % 10
-    first = np.arange(20) < 10
-    both = _error(apart, 10 + apart, first)
-    assert both.variance == people_error(np.bincount(apart, first), np.full(10, 2)).variance
+    larger = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        persons = np.repeat(np.arange(1, 13), rng.integers(1, 6, 12))
+        # Two people look alike and find each other; or anybody is found, or 0 or 13, who are in the gallery alone.
+        found = (persons - 1) // 2 * 2 + 1 + persons % 2
+        positive = rng.random(13)[(persons - 1) // 2] + 0.4 * rng.random(len(persons)) < 0.6
+        if seed % 2:
+            found = (persons + rng.integers(1, 13, len(persons))) % 14
+            positive = rng.random(len(persons)) < 0.4
+        residuals = positive - positive.mean()
+        involved = [{p, f} if of else {p} for p, f, of in zip(persons, found, positive, strict=True)]
+        rows = range(len(persons))
+        pairs = [residuals[i] * residuals[j] for i in rows for j in rows if involved[i] & involved[j]]
+        alone = people_error(np.bincount(persons, positive)[1:], np.bincount(persons)[1:])
+        shared = sum(pairs) / len(persons) ** 2 * 12 / 11
+        larger.append(shared > alone.variance)
+        expected = Error(pytest.approx(max(alone.variance, shared)), pytest.approx(alone.freedom))
+        assert _error(persons, found, positive) == expected
+    assert 3 < sum(larger) < 12
 
 
 def test_ends_that_val_says_nothing_about_are_those_of_the_cosine():
-    one = choose_threshold(on_a_circle([0] * 10), on_a_circle([0, 90]), SamePerson([1] * 10, [1, 2]))
+    one = choose_threshold(np.eye(2)[[0] * 10], np.eye(2), SamePerson([1] * 10, [1, 2]))
     assert one is not None and (one.low, one.high, one.people) == (0, 2, 1)
     few = choose_threshold(*val(10, queries=1))
-    assert few.low == 0 and few.distance < few.high <= 2
+    assert few.low == 0 and few.distance < few.high < 2
+    # Ten people of one search, and two who make nearly all.
+    persons = np.concatenate([np.arange(10), np.repeat([10, 11], 20)])
+    toward = np.linspace(0.1, 0.9, 50)[:, None]
+    features = np.eye(12)[persons] + toward * np.eye(12)[(persons + 1) % 12]
+    heavy = choose_threshold(features, np.eye(12), SamePerson(persons, np.arange(12)))
+    assert (heavy.low, heavy.high) == (0, 2)
+    # A person of whom there are all gallery images is never taken for another; two people say something.
+    persons = np.repeat([0, 1], 20)
+    features = np.eye(2)[persons] + np.tile(np.linspace(0.1, 0.9, 20), 2)[:, None] * np.eye(2)[1 - persons]
+    two = choose_threshold(features, np.eye(2)[:1], SamePerson(persons, [0]), fpir=0.45)
+    assert two.high == 2 and two.low >= 0
+    alike = choose_threshold(features, np.eye(2), SamePerson(persons, [0, 1]), fpir=0.1)
+    assert alike.high < 2
 
 
 @pytest.mark.parametrize("queries", ["equal", "unequal"])

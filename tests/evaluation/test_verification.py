@@ -55,7 +55,14 @@ def test_equals_every_threshold(seed, shift, monkeypatch):
     for point in np.column_stack([fpr, tpr])[::10]:
         assert np.isclose(curve, point, atol=1e-9).all(1).any()  # a threshold's own rates
         assert point[1] >= max(true[false <= point[0] + 1e-9]) - 2 / len(genuine)
-    assert json.loads(json.dumps(got.to_dict()))["roc"]["tpr"] == tpr.tolist()
+    assert json.loads(json.dumps(got.to_dict())) == {
+        "eer": got.eer,
+        "tpr_at_fpr": {"1e-05": None, **{f"{fpr:g}": got.tpr[fpr] for fpr in (0.3, 0.05, 0.01, 0.001)}},
+        "threshold_at_fpr": {"1e-05": None, **{f"{fpr:g}": got.thresholds[fpr] for fpr in (0.3, 0.05, 0.01, 0.001)}},
+        "num_genuine": len(genuine),
+        "num_impostor": len(impostor),
+        "roc": {"fpr": fpr.tolist(), "tpr": tpr.tolist()},
+    }
 
 
 def test_known_ends():
@@ -72,11 +79,58 @@ def test_known_ends():
     assert score([[-1.0, -0.5], [-0.0, -1.0]]).eer == 0  # similarities with their sign turned
 
 
+def test_equal_error_lies_on_the_line_between_two_thresholds():
+    error = lambda false, true: module._equal_error(np.array(false), np.array(true))  # noqa: E731
+    # Missed are 0.8, 0.5, 0.1, 0: from 0.1 against 0.5 to 0.4 against 0.1.
+    assert error([0, 0.1, 0.4, 1], [0.2, 0.5, 0.9, 1]) == pytest.approx(0.1 + 4 / 7 * 0.3)
+    assert error([0.2, 1], [1, 1]) == pytest.approx(1 / 6)  # before the first threshold nothing is accepted
+    assert error([0.1, 0.3, 0.5], [0.1, 0.7, 0.8]) == pytest.approx(0.3)
+
+
+def test_the_curves_points_are_spread_over_the_logarithm():
+    false, true = np.cumsum(np.full(5000, 1 / 5000)), np.linspace(0.2, 1, 5000)
+    wanted = np.geomspace(1 / 5000, 1, 255)
+    last = [np.flatnonzero(false <= rate * (1 + 1e-9)).max() for rate in wanted]
+    fpr, tpr = module._thinned(false, true)
+    np.testing.assert_allclose(fpr, false[np.unique(last)])
+    np.testing.assert_allclose(tpr, true[np.unique(last)])
+    fpr, tpr = module._thinned(np.array([0, 0, 0.25, 0.25, 1]), np.array([0.1, 0.3, 0.5, 0.6, 1]))
+    assert (fpr.tolist(), tpr.tolist()) == ([0, 0.25, 1], [0.3, 0.6, 1])
+    fpr, tpr = module._thinned(np.array([0.25, 0.25, 1]), np.array([0.1, 0.6, 1]))
+    assert (fpr.tolist(), tpr.tolist()) == ([0.25, 1], [0.6, 1])
+    fpr, tpr = module._thinned(np.array([0.5, 1]), np.array([0.7, 1]))
+    assert (fpr.tolist(), tpr.tolist()) == ([0.5, 1], [0.7, 1])
+
+
+@pytest.mark.parametrize("kept", [1, 40, 999, 1000, 3000])
+def test_the_smallest_impostors_of_a_stream(monkeypatch, kept):
+    monkeypatch.setattr(module, "BUFFER", 300)
+    distances = np.random.default_rng(kept).permutation(np.repeat(np.arange(500, dtype=np.float32), 2))
+    impostors = module._Impostors(kept)
+    for start in range(0, 1000, 70):
+        impostors.add(distances[start : start + 70])
+        assert sum(map(len, impostors._waiting)) <= 300
+    assert impostors.smallest().tolist() == np.sort(distances)[:kept].tolist()
+    counts = impostors.counts()
+    assert counts.sum() == 1000 and counts[module._bins(np.float32([7]))] == 2
+
+
+def test_without_rates_or_queries():
+    ids = SamePerson([1, 2], [1, 2])
+    got = verification_from_blocks([(slice(0, 2), np.eye(2))], ids, fprs=())
+    assert got.tpr == got.thresholds == {} and got.eer == 1
+    few = verification_from_blocks([(slice(0, 2), np.eye(2))], ids, fprs=(0.1,))
+    assert np.isnan(few.tpr[0.1]) and np.isnan(few.thresholds[0.1])
+    with pytest.raises(UserError, match="no query has a match: 0 queries"):
+        verification_from_blocks([], SamePerson([], [1]))
+
+
 def test_bins_ascend_with_the_distances():
     values = np.sort(np.float32([-np.inf, -3.0, -1e-20, -0.0, 0.0, 1e-30, 0.5, 0.50002, 0.6, 2.0, np.inf]))
     bins = module._bins(values)
     assert (np.diff(bins) >= 0).all() and bins[0] >= 0 and bins[-1] < module.BINS
     assert bins[3] == bins[4] and bins[6] < bins[8]
+    assert len(np.unique(module._bins(np.float32([-2e-5, -1e-5, 1e-5, 2e-5])))) == 4  # finer near 0
 
 
 def test_mistakes():

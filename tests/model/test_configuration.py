@@ -63,12 +63,44 @@ WRONG = [
     ({"trained_on": "market1501"}, "trained_on is 'market1501'; give a list"),
 ]
 
+DEFAULTS = {
+    "height": 252,
+    "width": 126,
+    "reid_on": "both",
+    "loss_lambda": 0.7,
+    "id_weight": 1.0,
+    "triplet_weight": 1.0,
+    "label_smoothing": 0.1,
+    "triplet_margin": 0.3,
+    "triplet_soft_margin": False,
+    "bnneck": True,
+    "feature_after_bn": True,
+    "test_feature": "llm",
+    "llm_layer": -1,
+    "vision_layer": None,
+    "distillation_weight": 0.0,
+    "reid_text": False,
+    "num_identities": 0,
+}
+
 
 @pytest.mark.parametrize(("fields", "message"), WRONG, ids=[str(fields)[:40] for fields, _ in WRONG])
 def test_what_no_training_can_have_said_is_refused_in_one_line(fields, message):
     with pytest.raises(ValueError, match=f"^{message}") as error:
         MllmReIDConfig(**fields)
     assert "\n" not in str(error.value)
+
+
+def test_defaults_and_both_ends_of_what_has_ends():
+    config = MllmReIDConfig().to_dict()
+    assert {name: config[name] for name in DEFAULTS} == DEFAULTS
+    for fields in (
+        {"loss_lambda": 0, "label_smoothing": 1, "id_weight": 0, "triplet_weight": 0, "image_prefix_ids": [0]},
+        {"loss_lambda": 1, "label_smoothing": 0, "triplet_margin": 0, "distillation_weight": 0, "vision_layer": -25},
+    ):
+        assert MllmReIDConfig(**fields).to_dict().items() >= fields.items()
+    assert MllmReIDConfig(reid_on="llm", reid_text=True).reid_heads == ("llm",)
+    assert MllmReIDConfig().reid_heads == ("llm", "vision")
 
 
 def test_what_is_right_stays():

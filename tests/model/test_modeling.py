@@ -157,6 +157,24 @@ def test_lambda_one_computes_no_logits(make_model, make_batch, count_calls):
     assert lm_head.calls == 0 and output.language_loss_sums is None and output.loss.isfinite()
 
 
+def test_losses_on_people_need_neither_labels_nor_texts(make_model, make_batch):
+    batch = make_batch()
+    images = {"pixel_values": batch["pixel_values"], "person_ids": batch["person_ids"]}
+    texts = {name: batch[f"text_{name}"] for name in ("input_ids", "attention_mask", "caption_mask")}
+    texts = {f"text_{name}": rows for name, rows in texts.items()}
+    for loss_lambda in (0.4, 1.0):
+        plain, model = (make_model(loss_lambda=loss_lambda, reid_text=on).train() for on in (False, True))
+        expected = plain(**images)
+        assert expected.loss_parts.keys() == {"id_llm", "id_vision", "triplet_llm", "triplet_vision"}
+        assert torch.equal(expected.loss, loss_lambda * expected.reid_loss)
+        # Texts count where they are asked for and there.
+        for output in (plain(**images, **texts), model(**images)):
+            assert output.text_features is None and output.captioned is None and output.language_loss_sums is None
+            torch.testing.assert_close(output.loss, expected.loss)
+        assert "triplet_text" in model(**images, **texts).loss_parts
+        assert plain(**texts, pixel_values=batch["pixel_values"]).loss is None
+
+
 def test_lambda_zero_computes_no_reid_loss(make_model, make_batch):
     output = make_model(loss_lambda=0.0)(**make_batch())
     assert output.reid_loss is None and set(output.loss_parts) == {"lm_image", "lm_text"}
@@ -173,10 +191,12 @@ def test_logits_are_computed_at_label_positions_only(make_model, make_batch):
 def test_an_earlier_layer_is_pooled_and_the_rest_is_not_run(make_model, make_batch, count_calls, layer):
     model, batch = make_model(llm_layer=layer, feature_after_bn=False).eval(), make_batch()
     language = model.mllm.model.language_model
-    blocks = [count_calls(block) for block in language.layers]
+    blocks, views = [count_calls(block) for block in language.layers], []
+    # Also for a language model that runs every block that it has, whatever its configuration says.
+    language.register_forward_pre_hook(lambda module, args: views.append(len(module.layers)))
     short = model.encode_images(batch["pixel_values"])
     index = layer if layer >= 0 else len(language.layers) + 1 + layer
-    assert [block.calls for block in blocks] == [1] * index + [0] * (2 - index)
+    assert [block.calls for block in blocks] == [1] * index + [0] * (2 - index) and views == [index]
     whole = torch.nn.functional.normalize(model(**batch).features["llm"], dim=-1)
     assert torch.allclose(short, whole, atol=1e-6)
     assert len(language.layers) == 2 and language.config.num_hidden_layers == 2
@@ -196,6 +216,18 @@ def test_hidden_states_of_the_visual_encoder_that_nothing_reads_are_not_kept(mak
     form.tower.register_forward_hook(lambda module, args, output: kept.extend(output.hidden_states))
     form.encode_images(pixels)
     assert [state is not None for state in kept] == [False] * (len(kept) - 1) + [True]
+
+
+@pytest.mark.parametrize(("layer", "kept"), [(-1, None), (1, [1])])
+def test_the_language_model_keeps_no_state_that_nothing_reads(make_model, make_batch, layer, kept):
+    model, batch, seen = make_model(llm_layer=layer).eval(), make_batch(), []
+    model.mllm.model.language_model.register_forward_hook(lambda module, args, output: seen.append(output))
+    model(**batch)
+    model(batch["pixel_values"])
+    assert len(seen) == 3 and all(output.past_key_values is None for output in seen)
+    for output, layers in zip(seen, (kept, kept, None), strict=True):
+        states = output.hidden_states
+        assert (None if states is None else [i for i, state in enumerate(states) if state is not None]) == layers
 
 
 def test_frozen_parts_run_without_a_graph(make_model, make_batch):
@@ -234,6 +266,15 @@ def test_text_queries_and_their_losses(make_model, make_batch, tiny_processor):
 @pytest.mark.parametrize("fields", [{"distillation_weight": 0.5, "llm_layer": 1}, {"loss_lambda": 1.0}])
 def test_texts_in_two_halves_by_length_give_the_same_losses_and_gradients(make_model, make_batch, monkeypatch, fields):
     batch, results, lengths = make_batch(32), [], []
+    widths = batch["text_attention_mask"].sum(dim=1)
+    longest = (widths == widths.max()).nonzero().flatten()
+    for row in longest[1:].tolist():
+        # Only one text is the longest of all: the others lose their last target.
+        batch["text_attention_mask"][row, -1] = 0
+        for name in ("labels", "text_labels"):
+            batch[name][row, (batch[name][row] != -100).nonzero()[-1]] = -100
+    # A token that is masked out is read by no other one.
+    batch["text_attention_mask"][int(widths.argmin()), 5] = 0
     for number in (32, 33):
         monkeypatch.setattr(modeling_mllmreid, "TEXTS_TO_HALVE", number)
         model = make_model(reid_text=True, **fields).double().train()
@@ -285,6 +326,15 @@ def test_the_classifier_is_remade_and_dropped(make_model, make_batch):
         model(**make_batch())
 
 
+def test_a_remade_classifier_starts_near_zero_on_the_given_device():
+    head = ReIDHead(8, 3)
+    torch.manual_seed(0)
+    head.remake_classifier(400)
+    assert float(head.classifier.weight.detach().std()) == pytest.approx(0.001, rel=0.05)
+    head.remake_classifier(5, torch.device("meta"))
+    assert head.classifier.weight.device.type == "meta" and head.classifier.weight.shape == (5, 8)
+
+
 def test_sizes_must_be_multiples_of_the_patch():
     with pytest.raises(ValueError, match="256 x 128; both must be multiples of the tower's patch size 14"):
         MllmReIDConfig(height=256, width=128)
@@ -320,6 +370,28 @@ def test_pixels_alone_give_the_embedding(make_model, make_batch):
         assert set(output.features) == {"llm", "vision"}
 
 
+def test_pixels_alone_run_the_language_model_only_where_its_feature_is_read(make_model, make_batch, count_calls):
+    pixels = make_batch()["pixel_values"]
+    for fields, runs in (
+        ({"reid_on": "vision", "test_feature": "vision"}, 0),
+        ({"reid_on": "vision", "test_feature": "llm"}, 1),
+        ({"reid_on": "llm", "test_feature": "vision"}, 1),
+    ):
+        model = make_model(**fields).eval()
+        language = count_calls(model.mllm.model.language_model)
+        features = model(pixels).features
+        assert language.calls == runs and ("llm" in features) == bool(runs) and "vision" in features
+
+
+def test_generate_without_an_image_continues_the_text(make_model, tiny_processor):
+    model = make_model().eval()
+    prompt = torch.tensor([tiny_processor.text_prompt_ids("a man with a red shirt .")])
+    ids = model.generate(prompt, max_new_tokens=4, do_sample=False)
+    embeddings = model.get_input_embeddings()(prompt)
+    assert torch.equal(ids[:, 0], model.mllm(inputs_embeds=embeddings).logits[:, -1].argmax(-1))
+
+
 def test_masked_mean_pooling():
     hidden = torch.tensor([[[1.0], [3.0], [100.0]]])
-    assert mean_pool(hidden, torch.tensor([[True, True, False]])).item() == 2
+    for mask, mean in (([True, True, False], 2), ([False, True, False], 3), ([False] * 3, 0)):
+        assert mean_pool(hidden, torch.tensor([mask])).item() == mean

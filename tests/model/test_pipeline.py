@@ -114,7 +114,7 @@ for task in (["person-reid"], []):  # named, and told by the checkpoint
     assert type(pipe).__name__ == "PersonReIDPipeline" and type(pipe).__module__.startswith("transformers_modules")
 np.save(folder + "/rows.npy", pipe(images, batch_size=2))
 np.save(folder + "/ranking.npy", [entry["index"] for entry in pipe(images[0], gallery=images)])
-assert "PersonReIDPipeline" in repr(pipe.model.config) and "torchvision" not in sys.modules
+assert "PersonReIDPipeline" in repr(pipe.model.config)
 pipe.save_pretrained(folder + "/again")
 try:
     pipeline("person-reid", model=folder)

@@ -26,7 +26,7 @@ def stirred(model):
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator).to(parameter.device))
         for head in model.reid_head.values():
             head.bottleneck.running_mean.add_(0.1)
     return model.eval()
@@ -55,7 +55,7 @@ def make_thin(native, tiny_processor):
 
 def embeddings(model, batch):
     with torch.inference_mode():
-        return model.eval().image_features(batch["pixel_values"])["concat"]
+        return model.eval().image_features(batch["pixel_values"])["concat"].cpu()
 
 
 @pytest.mark.parametrize(("language_model", "tower"), MODES)
@@ -118,7 +118,7 @@ for name, options in {
     assert ("Linear4bit" in str(kinds)) == (name == "4bit"), kinds
     assert not [n for n, m in model.named_modules() if "4bit" in type(m).__name__ and "language_model" not in n]
     with torch.inference_mode():
-        rows[name] = model.image_features(pixels)["concat"]
+        rows[name] = model.image_features(pixels)["concat"].cpu()
     assert rows[name].dtype == torch.float32
 torch.save(rows, out)
 """

@@ -109,7 +109,8 @@ def test_a_weight_that_is_quantised_while_it_is_loaded(save, quantize):
     folder, name = save("full"), "mllm.model.language_model.layers.0.self_attn.q_proj.weight"
     MllmReIDModel.from_pretrained(folder, quantization_config=BitsAndBytesConfig(**quantize))
     rewrite(folder, lambda weights: {**weights, name: weights[name] * float("nan")})
-    with pytest.raises(ValueError, match=r"layers.0.self_attn.q_proj\..* is not finite"):
+    with pytest.raises(ValueError, match=r"layers.0.self_attn.q_proj.weight is not finite in torch.float32"):
+        # Read from the file: on a GPU NaN is quantised to a number, which nothing in the model shows.
         MllmReIDModel.from_pretrained(folder, quantization_config=BitsAndBytesConfig(**quantize))
 
 

@@ -31,8 +31,9 @@ def test_equals_a_loop(k, alpha):
 @pytest.mark.filterwarnings("error")
 def test_read_only_arrays_gradients_and_empty_sides():
     rng = np.random.default_rng(2)
-    q, g = rng.normal(size=(3, 6)).astype(np.float32), rng.normal(size=(9, 6)).astype(np.float32)
+    q, g = rng.normal(size=(3, 6)).astype(np.float32), rng.normal(size=(40, 6)).astype(np.float32)
     reference = expand_queries(q, g)
+    np.testing.assert_array_equal(expand_queries(q, g, k=10, alpha=3.0), reference)
     q.setflags(write=False)
     np.testing.assert_array_equal(expand_queries(q, torch.tensor(g, requires_grad=True)), reference)
     alone = expand_queries(q, g[:0])

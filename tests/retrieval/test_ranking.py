@@ -38,10 +38,15 @@ def test_filter_and_short_rows():
     assert rank_gallery(q[:0], g, 2).indices.shape == (0, 2)
 
 
+def test_more_images_are_dropped_than_are_left_over():
+    rule = SamePerson([7], [7, 7, 7, 8], [1], [1, 1, 1, 1])
+    assert rank_gallery(np.eye(4)[:1], np.eye(4), 2, same_person=rule).indices.tolist() == [[3, -1]]
+
+
 def test_ties_at_the_border_go_to_the_lower_index():
     row = np.array([0.5, 0.2, 0.5, 0.1, 0.5, np.inf], dtype=np.float32)
     assert nearest_in_row(row, 4).tolist() == [3, 1, 0, 2]
-    assert nearest_in_row(row, 6).tolist() == [3, 1, 0, 2, 4]
+    assert nearest_in_row(row, 5).tolist() == nearest_in_row(row, 6).tolist() == [3, 1, 0, 2, 4]
 
 
 def test_blocks_from_elsewhere_are_left_as_they_are():
@@ -67,6 +72,17 @@ def test_same_person_drops_by_camera_and_by_clothes():
     assert not unknown.of(0)[1].any()
 
 
+def test_integers_stay_as_they_are_and_images_in_their_order():
+    gallery = np.random.default_rng(0).choice([10, 9, 300], 400)
+    for make in (list, np.int32, np.uint16, torch.tensor):
+        rule = SamePerson(make([300, 9, 10]), make(gallery))
+        assert rule.query_persons.tolist() == [300, 9, 10] and rule.query_persons.dtype == np.int64
+        assert rule.gallery_persons.dtype == np.int64 and (rule.gallery_persons == gallery).all()
+        for row, person in enumerate((300, 9, 10)):
+            assert rule.of(row)[0].tolist() == np.flatnonzero(gallery == person).tolist()
+    assert SamePerson(["b", "c"], ["a", "c", "b"]).query_persons.tolist() == [1, 2]
+
+
 def test_cameras_by_name_and_unknown_ones():
     ids = ["anna"], ["anna"] * 4
     cameras = SamePerson(*ids, ["door"], ["door", "yard", "-1", ""])
@@ -80,12 +96,16 @@ def test_cameras_by_name_and_unknown_ones():
     "make, message",
     [
         (lambda: rank_gallery(np.eye(2), np.eye(2), 0), "k: 0"),
+        (lambda: rank_gallery(np.eye(2), np.eye(2), 1, block_size=0), "block_size: 0"),
         (lambda: rank_gallery(np.eye(2), np.eye(2), 1, same_person=SamePerson([1], [1, 2])), "of 1 queries, not 2"),
         (lambda: SamePerson([1, 2.5], [1, 2]), "query_person_ids: float64 .* no list of ids"),
         (lambda: SamePerson([1], [1], [1]), "gallery_camera_ids: missing .* no camera filter"),
         (lambda: SamePerson([1], [1], gallery_clothes_ids=[1]), "query_clothes_ids: missing .* no clothes filter"),
         (lambda: SamePerson([1], [1], [1], [1, 2]), "gallery_camera_ids: 2 ids for 1 images"),
         (lambda: SamePerson([1], ["1"]), "person_ids: int64 in the queries, <U1 in the gallery"),
+        (lambda: SamePerson([1], [1], [1], ["1"]), "camera_ids: int64 in the queries, <U1 in the gallery"),
+        (lambda: SamePerson(np.array(["a", 1], dtype=object), [1]), "query_person_ids: object .* no list of ids"),
+        (lambda: SamePerson([[1]], [1]), r"query_person_ids: int64 of shape \(1, 1\) is no list of ids"),
     ],
 )
 def test_mistakes(make, message):

@@ -6,7 +6,7 @@ import torch
 
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation.metrics import evaluate_retrieval, metrics_from_blocks
-from modeling_mllmreid.retrieval import SamePerson, rerank_blocks
+from modeling_mllmreid.retrieval import SamePerson, distances, rerank_blocks, reranking
 
 
 def textbook(q, g, k1, k2, share):
@@ -48,13 +48,25 @@ def unit(x):
 def test_equals_the_textbook(seed):
     rng = np.random.default_rng(seed)
     queries, gallery = int(rng.integers(1, 30)), int(rng.integers(1, 120))
-    k1, k2 = [(20, 6), (7, 3), (5, 1), (2, 6)][seed % 4]
+    k1, k2 = [(20, 6), (7, 3), (5, 1), (2, 6), (1, 1)][seed % 5]
     share, metric = float(rng.choice([0.0, 0.3, 1.0])), ("cosine", "euclidean")[seed // 2 % 2]
     centers = rng.normal(size=(8, 12)) + 2
     q, g = (centers[rng.integers(0, 8, n)] + 0.5 * rng.normal(size=(n, 12)) for n in (queries, gallery))
     sides = (unit(q), unit(g)) if metric == "cosine" else (q, g)
     options = {"k1": k1, "k2": k2, "lambda_value": share, "metric": metric, "block_size": 7}
     np.testing.assert_allclose(whole(q, g, **options), textbook(*sides, k1, k2, share), rtol=0, atol=1e-5)
+
+
+def test_any_number_of_rows_at_once_gives_the_same(monkeypatch):
+    """As of a gallery of many thousands: blocks of all images by all, of rows, and of pairs."""
+    rng = np.random.default_rng(7)
+    q, g = rng.normal(size=(9, 8)), rng.normal(size=(50, 8))
+    reference = whole(q, g, k1=6, k2=3)
+    monkeypatch.setattr(distances, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(reranking, "ROWS", 16)
+    monkeypatch.setattr(reranking, "PAIRS", 7)
+    np.testing.assert_array_equal(whole(q, g, k1=6, k2=3), reference)
+    np.testing.assert_allclose(reference, textbook(unit(q), unit(g), 6, 3, 0.3), rtol=0, atol=1e-5)
 
 
 def test_duplicates_and_collapse():
@@ -123,6 +135,7 @@ def test_it_mends_a_ranking():
         ({"k2": 0}, "k1 20, k2 0: not numbers of neighbours"),
         ({"lambda_value": 1.5}, "lambda_value: 1.5 is no share"),
         ({"metric": "l1"}, "metric: unknown 'l1'"),
+        ({"block_size": 0}, "block_size: 0"),
     ],
 )
 def test_mistakes(options, message):

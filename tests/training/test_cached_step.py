@@ -82,6 +82,34 @@ def test_gradients_losses_and_statistics_are_those_of_the_plain_step(make_model,
         torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
 
 
+def test_without_text_rows_the_step_is_the_plain_one_and_texts_that_no_loss_on_people_reads_run_once(
+    make_model, make_batch, count_calls
+):
+    batch = make_batch(8)
+    batch["pixel_values"] = batch["pixel_values"].double()
+    images = {name: rows for name, rows in batch.items() if not name.startswith("text_")}
+    for rows, runs in ((images, 3 + 3), (batch, 3 + 2 * 3)):
+        # The captions' feature is asked for, but the batch need not have text rows.
+        plain = make_model(reid_text=rows is images).double().train()
+        model = copy.deepcopy(plain)
+        expected = plain(**rows)
+        expected.loss.backward()
+        calls = count_calls(model.mllm.model.language_model)
+        part = language_part(model, batch)
+        _, output = cached_backward(
+            model, rows, chunk=3, language_part=part, reid_weight=0.7, backward=lambda loss: loss.backward()
+        )
+        assert calls.calls == runs and output.captioned is None and output.text_features is None
+        assert_equal(gradients(model), gradients(plain), rtol=1e-9)
+        for head, logits in expected.id_logits.items():
+            torch.testing.assert_close(output.id_logits[head], logits, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(output.features["llm"], expected.features["llm"], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(output.reid_loss, expected.reid_loss.detach())
+        assert output.language_loss_sums.keys() == expected.language_loss_sums.keys()
+        for branch, value in expected.language_loss_sums.items():
+            torch.testing.assert_close(output.language_loss_sums[branch], value.detach())
+
+
 def test_dropout_is_the_same_in_both_passes(train):
     trained = train(adapters=LORA, max_steps=1, diagnostics_steps=0).trainer
     model, batch = trained.model.train(), next(iter(trained.get_train_dataloader()))
@@ -133,3 +161,29 @@ def test_an_optimiser_of_two_modes_is_told_to_train(train, monkeypatch):
     for chunk in (0, 3):
         train(f"modes{chunk}", grad_cache_chunk=chunk, max_steps=1)
     assert len(told) == 2
+
+
+def test_mixed_precision_is_that_of_the_plain_step(train):
+    """In bfloat16 every weight has its gradient, near that of the plain step; gradients themselves are in float32."""
+    found, start = [], None
+    for chunk in (0, 3):
+        settings = {"bf16": True, "grad_cache_chunk": chunk, "max_steps": 1, "diagnostics_steps": 0}
+        trainer = train(f"half{chunk}", model={"reid_text": True}, **settings).trainer
+        formats = []
+        layer = trainer.model.mllm.model.language_model.layers[0].mlp
+        layer.register_forward_hook(lambda module, args, output, to=formats: to.append(output.dtype))
+        start = start or copy.deepcopy(trainer.model.state_dict())
+        trainer.model.load_state_dict(start)
+        batch = next(iter(trainer.get_train_dataloader()))
+        trainer.model.zero_grad()
+        trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.training_step(trainer.model_wrapped, batch)
+        assert set(formats) == {torch.bfloat16}
+        found.append(gradients(trainer.model))
+    plain, parts = found
+    assert plain.keys() == parts.keys() and {gradient.dtype for gradient in parts.values()} == {torch.float32}
+    for name, gradient in plain.items():
+        # A key projection's bias has no gradient but rounding.
+        if "k_proj.bias" not in name:
+            assert float((parts[name] - gradient).norm()) < 0.1 * float(gradient.norm()), name

@@ -1,21 +1,19 @@
 """A training that is killed, stopped or refused by the disk: the same command goes on, to the last bit."""
 
 import os
-import resource
 import shutil
 import signal
 
 import pytest
 import torch
 from datasets import DatasetDict
+from dying_training import MOMENTS, die_at, fill_the_disk, without_hub
+from tiny_training import exit_code_of_child
 
 from modeling_mllmreid import locks
 from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.training import checkpoints, trainer
 from modeling_mllmreid.training.guards import Preempted, StepGuard
-from modeling_mllmreid.training.publishing import PublishingTrainer
 from modeling_mllmreid.training.resume import last_checkpoint
-from modeling_mllmreid.training.trainer import ReIDTrainer
 
 # Two evaluations, three checkpoints of which two are kept, dropout whose random numbers must go on too.
 RUN = {
@@ -49,66 +47,19 @@ def assert_same(got, expected) -> None:
         assert torch.equal(got[1][name], tensor), name
 
 
-def die(*_, **__) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def killed(run) -> None:
-    """Runs it in a child process, which must be killed while it runs."""
-    child = os.fork()
-    if child == 0:
-        try:
-            run()
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-
-
-def at_call(owner, name: str, call: int, monkeypatch) -> None:
-    """The process dies when the method is called for the nth time."""
-    method, calls = getattr(owner, name), []
-
-    def counted(*args, **kwargs):
-        calls.append(0)
-        if len(calls) == call:
-            die()
-        return method(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, counted)
-
-
-# What is called for the nth time, and the last whole checkpoint then.
-MOMENTS = {
-    "before any checkpoint": (StepGuard, "see_loss", 3, None),
-    "in a step": (StepGuard, "see_loss", 10, 3),
-    "in an evaluation": (trainer, "evaluate_model", 2, 3),
-    "while a checkpoint is written": (ReIDTrainer, "_save_optimizer_and_scheduler", 2, 3),
-    "before it is renamed": (checkpoints, "_put", 2, 3),
-    "while older ones are removed": (checkpoints, "rotate_checkpoints", 2, 6),
-    "while it is pushed": (PublishingTrainer, "_publish", 2, 6),
-    "while the model is written": (checkpoints, "_put", 6, 8),
-}
-
-
 # Those are kin of others that run always.
 SLOW = ("before it is renamed", "while older ones are removed")
 
 
 @pytest.mark.parametrize("moment", [pytest.param(m, marks=pytest.mark.slow if m in SLOW else ()) for m in MOMENTS])
-def test_a_killed_run_goes_on_to_the_same_bits(train, whole, monkeypatch, tmp_path, moment):
-    *call, last = MOMENTS[moment]
+def test_a_killed_run_goes_on_to_the_same_bits(train, whole, people, monkeypatch, tmp_path, moment):
+    *_, last = MOMENTS[moment]
     pushed = {"push_to_hub": True, "hub_model_id": "someone/model"} if moment == "while it is pushed" else {}
-    with monkeypatch.context() as patch:
-        patch.setattr(ReIDTrainer, "init_hf_repo", lambda *_, **__: None)
-        patch.setattr(PublishingTrainer, "_publish", lambda *_: "")
-        if not whole:
-            whole["result"] = result(train("whole", **RUN))
-        at_call(*call, patch)
-        killed(lambda: train(**RUN, **pushed))
+    without_hub(monkeypatch.setattr)
+    if not whole:
+        whole["result"] = result(train("whole", **RUN))
+    assert exit_code_of_child(die_at, moment, people, tmp_path, {**RUN, **pushed}) == -signal.SIGKILL
     assert last_checkpoint(tmp_path / "run") == (None if last is None else tmp_path / f"run/checkpoint-{last}")
-    monkeypatch.setattr(ReIDTrainer, "init_hf_repo", lambda *_, **__: None)
-    monkeypatch.setattr(PublishingTrainer, "_publish", lambda *_: "")
     again = train(**RUN, **pushed)
     assert_same(result(again), whole["result"])
     folder = again.trainer.args.output_dir
@@ -157,30 +108,11 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(train, whole, 
     assert_same(result(train(**RUN)), whole["result"])
 
 
-def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(train, tmp_path):
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(train, people, tmp_path):
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "adapters": None}
     expected = result(train("whole", **settings))
     shutil.rmtree(tmp_path / "whole")
-
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            save = ReIDTrainer._save_checkpoint
-
-            def small(of, *args):
-                if of.state.global_step == 4:
-                    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-                return save(of, *args)
-
-            ReIDTrainer._save_checkpoint = small
-            train("run", **settings)
-        except UserError as error:
-            (tmp_path / "said").write_text(str(error))
-            code = 7
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert exit_code_of_child(fill_the_disk, people, tmp_path, settings) == 7
     said = (tmp_path / "said").read_text()
     assert "checkpoint-4: cannot be written" in said and "checkpoint-2 is whole, and the same command goes on" in said
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-2"]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +11,10 @@ from transformers import TrainerCallback
 
 from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
 from modeling_mllmreid.training.batch_size import largest
 from modeling_mllmreid.training.batches import TrainDataset
-from modeling_mllmreid.training.guards import StepGuard
+from modeling_mllmreid.training.guards import StepGuard, said_plainly
 from modeling_mllmreid.training.trainer import ReIDTrainer
 
 
@@ -91,6 +93,94 @@ def test_under_deepspeed_which_took_the_step_the_first_one_ends_the_training():
         guard.on_pre_optimizer_step(args, SimpleNamespace(global_step=4), None)
 
 
+@pytest.fixture
+def guard():
+    """(a guard of one process, the trainer's accelerator, the head's statistics, and what the log was warned of)."""
+    accelerator = SimpleNamespace(device="cpu", scaler=None, reduce=lambda flags, reduction: flags)
+    head = torch.nn.BatchNorm1d(2)
+    model = torch.nn.ModuleDict({"reid_head": head, "other": torch.nn.Linear(2, 2)})
+    model.reid_head = head
+    trainer = SimpleNamespace(
+        accelerator=accelerator, is_deepspeed_enabled=False, model=model, files_of_step=lambda step: list("abcdefghij")
+    )
+    args = SimpleNamespace(fp16=False, learning_rate=1e-3, max_grad_norm=2.0, max_skipped_steps=2)
+    return StepGuard(trainer, args), trainer
+
+
+def take_step(guard, trainer, losses, norm):
+    """One optimiser step of these micro-batches; returns what is logged of each loss."""
+    trainer.model.other.weight.grad = torch.ones(2, 2)
+    guard.begin_step(trainer.model)
+    logged = []
+    for loss in losses:
+        trainer.model.reid_head.running_mean += 1
+        logged.append(float(guard.see_loss(torch.tensor(loss))))
+    guard.see_grad_norm(norm)
+    guard.on_pre_optimizer_step(guard.args, SimpleNamespace(global_step=6), None)
+    return logged
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("losses", "norm", "scaler", "skipped"),
+    [
+        ([1.0, 2.0], torch.tensor(3.0), None, False),
+        ([1.0, 2.0], None, None, False),
+        ([NAN, 2.0], torch.tensor(3.0), None, True),
+        ([1.0, INF], None, None, True),
+        ([1.0, 2.0], torch.tensor(INF), None, True),
+        ([1.0, 2.0], NAN, None, True),
+        # A gradient scaler looks at gradients itself; losses are still looked at.
+        ([1.0, 2.0], torch.tensor(INF), "scaler", False),
+        ([NAN, 2.0], torch.tensor(3.0), "scaler", True),
+    ],
+)
+def test_which_steps_are_taken(guard, losses, norm, scaler, skipped):
+    guard, trainer = guard
+    trainer.accelerator.scaler = scaler
+    logged = take_step(guard, trainer, losses, norm)
+    assert logged == [loss if abs(loss) < INF else 0.0 for loss in losses]
+    assert guard.skipped == skipped and (trainer.model.other.weight.grad is None) == skipped
+    assert trainer.model.reid_head.running_mean.tolist() == ([0, 0] if skipped else [2, 2])
+    # The next step begins anew.
+    assert take_step(guard, trainer, [1.0], None) == [1.0] and not guard.skipped
+
+
+def test_only_steps_in_a_row_count(guard):
+    guard, trainer = guard
+    for losses in ([NAN], [NAN], [1.0], [NAN], [NAN]):
+        take_step(guard, trainer, losses, None)
+    with pytest.raises(UserError) as stop:
+        take_step(guard, trainer, [NAN], None)
+    assert str(stop.value) == (
+        "step 7: loss or gradient not finite, 3 steps in a row (max_skipped_steps 2); its images: a, b, c, d, e, f, g, "
+        "h and 2 more: look at learning_rate (0.001), max_grad_norm (2) and these files"
+    )
+    guard.args.fp16 = True
+    trainer.files_of_step = lambda step: list("abcdefgh")
+    with pytest.raises(UserError, match="f, g, h: look at bf16 in place of fp16, learning_rate"):
+        take_step(guard, trainer, [NAN], None)
+
+
+def test_a_training_outside_of_the_main_thread_leaves_signals_alone(guard):
+    guard, _ = guard
+    handlers = []
+
+    def listen():
+        with guard.listening():
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    with guard.listening():
+        handlers.append(signal.getsignal(signal.SIGTERM))
+    assert handlers[0] is before is signal.getsignal(signal.SIGTERM) and handlers[1] is not before
+
+
 def test_files_of_a_step_are_those_that_were_read(train, broken):
     read = broken(set())
     trainer = train(max_steps=5, gradient_accumulation_steps=2, num_train_epochs=3).trainer
@@ -98,6 +188,12 @@ def test_files_of_a_step_are_those_that_were_read(train, broken):
     for step, (epoch, first) in {1: (0, 0), 3: (0, 32), 4: (1, 0), 5: (1, 16)}.items():
         expected = [read[epoch, position] for position in range(first, first + 16)]
         assert trainer.files_of_step(step) == expected
+    # Six are a step of four and one of two: the next epoch begins with the third step.
+    trainer.args.gradient_accumulation_steps = 4
+    for step, (epoch, first, last) in {1: (0, 0, 32), 2: (0, 32, 48), 3: (1, 0, 32), 4: (1, 32, 48)}.items():
+        expected = [read[epoch, position] for position in range(first, last) if (epoch, position) in read]
+        assert trainer.files_of_step(step)[: len(expected)] == expected
+        assert len(trainer.files_of_step(step)) == last - first
 
 
 def test_a_loading_process_that_dies_is_told(train, monkeypatch):
@@ -147,6 +243,20 @@ def test_out_of_memory_names_sizes_and_settings(train, memory_of):
     )
     with pytest.raises(UserError, match=words):
         train(max_steps=1)
+
+
+def test_out_of_memory_says_how_much_there_is(monkeypatch, tmp_path):
+    args = ReIDTrainingArguments(output_dir=str(tmp_path), eval_strategy="no", use_cpu=True, grad_cache_chunk=6)
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "(of the processor's memory): set grad_cache_chunk (6)" in str(said_plainly(error, args, "64 x 32"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 * 2**29, 2**33))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 6 * 2**30)
+    words = "16 x 4 images of 64 x 32 (6.0 GiB used at most, 1.5 of 8.0 GiB free): set grad_cache_chunk (6)"
+    assert words in str(said_plainly(error, args, "64 x 32"))
+    assert said_plainly(ValueError("something else"), args, "64 x 32") is None
+    assert said_plainly(UserError("wrong: fix it"), args, "64 x 32") is None
 
 
 def test_the_largest_number_of_people_that_fits_is_found_and_kept(train, memory_of, monkeypatch, capsys):

@@ -36,3 +36,14 @@ def test_processes_may_have_other_parts(monkeypatch):
             return tuple(value + other for value, other in zip(values, torch.tensor([[0, 8.0], [0, 2]]), strict=True))
 
     assert parts.take(Two()) == pytest.approx({"a": 1.0, "b": 4.0})
+
+
+def test_means_have_four_decimals_and_loaded_sums_are_on_the_device():
+    parts = LossParts(torch.device("cpu"))
+    parts.add({"a": torch.tensor(0.123456)})
+    parts.end_step(counted=True)
+    saved = parts.to_dict()
+    assert parts.take(Accelerator(cpu=True)) == {"a": 0.1235}
+    elsewhere = LossParts(torch.device("meta"))
+    elsewhere.load(saved)
+    assert elsewhere._sums["a"].device.type == "meta"

@@ -94,7 +94,10 @@ def test_a_recipe_trains_evaluates_saves_reloads_and_trains_on(recipe, world, ru
     images = world[0] / "people/query"
     dtype = getattr(torch, told["dtype"])
     of_run = AdapterArguments(**{name: told[name] for name in ("language_model", "quantize") if name in told})
-    loaded = MllmReIDModel.from_pretrained(first, dtype=dtype, quantization_config=of_run.quantization_config(dtype))
+    place = {"quantization_config": of_run.quantization_config(dtype)} | (
+        {"device_map": {"": "cpu"}} if quantised else {}
+    )
+    loaded = MllmReIDModel.from_pretrained(first, dtype=dtype, **place)
     processor = MllmReIDProcessor.from_pretrained(first)
     pixels = processor(images=[str(path) for path in sorted(images.glob("*.jpg"))])["pixel_values"]
     with torch.inference_mode():

@@ -259,6 +259,9 @@ def test_the_model_to_begin_with_is_compared(shared):
                 parameter.view(-1)[place] += 1
                 assert difference(shared, run) == "another model to begin with"
                 parameter.view(-1)[place] = before
+    # What saving writes into a configuration makes no other model of it.
+    model.mllm.config.architectures, model.mllm.config.dtype = ["LlavaForConditionalGeneration"], "float32"
+    assert difference(shared, run) == ""
     dropout, config.attention_dropout = config.attention_dropout, 0.5
     assert difference(shared, run) == "another model to begin with"
     config.attention_dropout = dropout

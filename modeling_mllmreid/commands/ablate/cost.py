@@ -40,7 +40,7 @@ def step_costs(plan: Plan, place: Place) -> dict[str, Cost]:
 def _count(run: Run, place: Place, stage: int) -> float:
     method, adapters, batches, treatment, training = arguments_of(run, place, Path(run.folder))
     torch.manual_seed(0)
-    model, processor = start(place, method, adapters)
+    model, processor = start(place, method, adapters, this_process().device)
     if stage == 0:
         model.config.loss_lambda = 0.0
     language = model.config.loss_lambda < 1
@@ -52,5 +52,5 @@ def _count(run: Run, place: Place, stage: int) -> float:
     collate = TrainCollator(processor, batches, language=language, reid_text=False)
     batch = collate([samples[row % len(samples), 0, row] for row in range(size)])
     with FlopCounterMode(display=False) as counter:
-        model(**{name: value.to(model.device) for name, value in batch.items()}).loss.backward()
+        model(**batch).loss.backward()
     return float(counter.get_total_flops())

@@ -81,7 +81,7 @@ def _run(run: Run, place: Place, folder: Path) -> None:
     torch.set_num_threads(place.args.threads)
     torch.manual_seed(run.seed)
     method, adapters, batches, treatment, training = arguments_of(run, place, folder / "training")
-    model, processor = start(place, method, adapters)
+    model, processor = start(place, method, adapters, training.device)
     dataset = training_data(run, place, treatment)
     trainer, history = train_stages(run, model, processor, dataset, batches, treatment, training)
     report: dict[str, Any] = {
@@ -120,12 +120,14 @@ def arguments_of(run: Run, place: Place, output_dir: Path) -> tuple[Any, ...]:
     return build_options(GROUPS, {**run.settings, **place.speed, **fixed}, f"row {run.row!r}")
 
 
-def start(place: Place, method: MethodArguments, adapters: AdapterArguments) -> tuple[MllmReIDModel, MllmReIDProcessor]:
-    """The base with new heads."""
+def start(
+    place: Place, method: MethodArguments, adapters: AdapterArguments, device: torch.device
+) -> tuple[MllmReIDModel, MllmReIDProcessor]:
+    """The base with new heads, what is quantised of it on the device."""
     fields = method.given()
     if place.args.base_model == TINY:
         fields = {"height": 128, "width": 64, **fields}
-    return load_model(ModelArguments(place.base, dtype=place.args.base_dtype), fields, adapters)
+    return load_model(ModelArguments(place.base, dtype=place.args.base_dtype), fields, adapters, device)
 
 
 def training_data(run: Run, place: Place, treatment: TreatmentArguments) -> DatasetDict:

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import AutoModel, AutoProcessor
@@ -224,9 +223,11 @@ def language_report(
 def reload_difference(trainer: ReIDTrainer, processor: MllmReIDProcessor, query: Dataset, folder: Path) -> float:
     """Largest difference between the embeddings of the model in memory and of its checkpoint by the auto classes."""
     images = [str(folder / "pedestrians" / name) for name in query["file_name"][:8]]
-    loaded = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True).eval()
+    loaded = (
+        AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True).eval().to(trainer.model.device)
+    )
     loaded_processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     with torch.inference_mode():
         expected = trainer.model.eval().encode_images(processor(images=images)["pixel_values"])
         got = loaded.encode_images(loaded_processor(images=images)["pixel_values"])
-    return float(np.abs(expected.numpy() - got.numpy()).max())
+    return float((expected - got).abs().max())

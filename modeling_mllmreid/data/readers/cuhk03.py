@@ -63,7 +63,7 @@ def read_cuhk03(
 
     boxes: people as a detector found them, or as they were labelled by hand. The camera is the view (1 or 2), not the
     pair of cameras. Published counts are checked, a mismatch being one warning; `strict` makes it an error. Needs
-    scipy, and h5py to extract the archive (the extra `mat`).
+    h5py to extract the archive (the extra `mat`).
     Raises UserError for a missing file, a name that does not parse, an image that is missing, and a missing package.
     """
     if boxes not in FOLDERS:

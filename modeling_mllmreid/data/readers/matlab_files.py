@@ -1,6 +1,5 @@
 """MATLAB files, read by scipy in a process of its own: at some broken ones its reader ends the whole process."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -22,12 +21,10 @@ EXACT = 2**53  # MATLAB stores numbers as float64, which are exact below
 def load_matlab(path: Path, names: Collection[str], *, remedy: str) -> dict[str, Any]:
     """Those of the variables that the file holds, as nested lists: see `matlab_process`. remedy: how to get the file.
 
-    Raises UserError for a missing file, one that cannot be read, and without scipy (the extra `mat`).
+    Raises UserError for a missing file and one that cannot be read.
     """
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file: {remedy}")
-    if importlib.util.find_spec("scipy") is None:
-        raise UserError(f"{path.name} needs scipy, which is not installed: pip install 'mllmreid[mat]'")
     # Isolated: no variable, debugger or module of the working folder; the packages are those of this process.
     packages = json.dumps([str(folder) for folder in sys.path if folder])
     command = [sys.executable, "-I", "-B", str(PROGRAM), packages, *names]

@@ -1,0 +1,103 @@
+"""The real training on a small rendered world, in this process or in a child that may die of it."""
+
+import copy
+import multiprocessing
+from collections.abc import Callable
+from functools import cache
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_mllmreid.data import load_reid_dataset
+from modeling_mllmreid.data.synthetic import sample_descriptions
+from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
+from modeling_mllmreid.training import (
+    AdapterArguments,
+    BatchArguments,
+    ReIDTrainingArguments,
+    prepare_training,
+    train_reid,
+)
+
+
+@cache
+def tiny_parts():
+    """A processor and a LLaVA of one block each, for crops of 64 x 32."""
+    texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
+    processor = build_processor(texts, height=64, width=32, patch_size=16)
+    return processor, build_tiny_llava(processor, hidden_size=32, tower_layers=1, lm_layers=1, seed=0)
+
+
+def world_of(people: Path):
+    """The data set that `write_pedestrians` wrote, with its captions."""
+    return load_reid_dataset("market1501", data_dir=people, captions_file=str(people / "reid_raw.json"))
+
+
+def train_tiny(
+    folder: Path,
+    dataset,
+    output="run",
+    *,
+    batch=None,
+    model=None,
+    half=False,
+    adapters=None,
+    start=None,
+    **arguments,
+):
+    """What `train_reid` returns of a new tiny model, in `folder / output`.
+
+    start: the folder of a checkpoint to train on from, in place of a new model.
+    adapters: fields of `AdapterArguments`; the backbone is then the tiny LLaVA on disk, whole or quantised.
+    On the CPU unless `use_cpu` is False: there the same commands give the same bits.
+    """
+    processor, llava = tiny_parts()
+    torch.manual_seed(0)
+    fields = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids, **(model or {})}
+    if start is not None:
+        reid = MllmReIDModel.from_pretrained(start)
+    elif adapters is None:
+        reid = MllmReIDModel.from_mllm(copy.deepcopy(llava), **fields)
+    else:
+        backbone, of = folder / "backbone", AdapterArguments(**adapters)
+        if not backbone.exists():
+            copy.deepcopy(llava).save_pretrained(backbone)  # which writes into its configuration
+        place = {"quantization_config": of.quantization_config(torch.float32)}
+        if of.quantize and arguments.get("use_cpu", True):
+            place["device_map"] = {"": "cpu"}
+        reid = MllmReIDModel.from_mllm_pretrained(backbone, **place, **fields)
+        prepare_training(reid, of, backbone=str(backbone), revision=None, dtype=torch.float32)
+    if half:
+        reid.mllm.to(torch.bfloat16)
+    settings = {
+        "identities_per_batch": 4,
+        "images_per_identity": 2,
+        "learning_rate": 1e-3,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+    }
+    args = ReIDTrainingArguments(output_dir=str(folder / output), **{**settings, **arguments})
+    batches = BatchArguments(**{"target": "caption", "val_identities": 4, **(batch or {})})
+    return train_reid(reid, processor, dataset, batches, args)
+
+
+def exit_code_of_child(function: Callable, *args) -> int:
+    """Runs a function of these helpers in a child process on the CPU; returns its exit code, below 0 for a signal.
+
+    Not by os.fork: CUDA cannot be used in a child of a process that has used it. The server that forks here sees none.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["modeling_mllmreid.training"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        forkserver.ensure_running()
+    child = context.Process(target=function, args=args)
+    child.start()
+    child.join()
+    return child.exitcode
