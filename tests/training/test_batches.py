@@ -56,6 +56,9 @@ def test_a_sample_by_hand(samples, images, parts):
     settings = {"flip": 0.7, "pad": 2, "erase": 0.6}
     made = samples(**settings, instruction="pool", target="continuation", max_target_tokens=3)
     assert len(made) == 6 and made.num_identities == 3 and made.labels == [0, 0, 1, 1, 2, 2]
+    columns = {"person_ids": "person_id", "camera_ids": "camera_id", "sources": "source", "file_names": "file_name"}
+    assert all(getattr(made, name) == images[column][:] for name, column in columns.items())
+    assert made.person_names == list(map(str, images["person_id"]))
     augmentation = PersonAugmentation(64, 32, **settings)
     sources = image_sources(images)
     for index, epoch, position in np.ndindex(6, 3, 3):

@@ -167,6 +167,16 @@ def test_every_setting_of_the_model_is_compared(shared, run, name):
     assert difference(shared, run) == f"{name} {before}, now {other(before)}"
 
 
+def test_where_texts_are_read_from_is_no_difference(shared, run):
+    run["batches"].texts = "elsewhere/texts.jsonl"
+    assert difference(shared, run) == ""
+
+
+def test_a_run_without_validation_images_is_another(shared, run):
+    assert run_facts(**{**run, "val": None})["val"] is None
+    assert difference(shared, {**run, "val": None}) == "other validation images"
+
+
 def test_several_differences_are_counted(shared, run):
     run["args"].seed, run["batches"].flip, run["batches"].erase = 3, 0.25, 0.0
     assert difference(shared, run) == "erase 0.5, now 0.0 and 2 more"
@@ -244,10 +254,11 @@ def test_the_model_to_begin_with_is_compared(shared):
     config = model.mllm.config.vision_config
     with torch.no_grad():
         for parameter in model.mllm.parameters():
-            first = parameter.view(-1)[0].clone()
-            parameter.view(-1)[0] += 1
-            assert difference(shared, run) == "another model to begin with"
-            parameter.view(-1)[0] = first
+            for place in (0, -1):
+                before = parameter.view(-1)[place].clone()
+                parameter.view(-1)[place] += 1
+                assert difference(shared, run) == "another model to begin with"
+                parameter.view(-1)[place] = before
     # What saving and generating write into a configuration makes no other model of it.
     model.mllm.config.use_cache = False
     model.mllm.config.architectures, model.mllm.config.dtype = ["LlavaForConditionalGeneration"], "float32"
