@@ -255,6 +255,7 @@ def test_out_of_memory_says_how_much_there_is(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 6 * 2**30)
     words = "16 x 4 images of 64 x 32 (6.0 GiB used at most, 1.5 of 8.0 GiB free): set grad_cache_chunk (6)"
     assert words in str(said_plainly(error, args, "64 x 32"))
+    assert "activation_checkpointing (false) to true" in str(said_plainly(error, args, "64 x 32"))
     assert said_plainly(ValueError("something else"), args, "64 x 32") is None
     assert said_plainly(UserError("wrong: fix it"), args, "64 x 32") is None
 
