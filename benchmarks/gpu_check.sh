@@ -28,8 +28,8 @@ part() {  # name, limit in seconds, command
     grep -E '^(FAILED|ERROR) ' "$out/$name.log" | tee -a "$out/summary.txt"
 }
 
-part gpu 65 python -m pytest -n 7 -m gpu -rs tests/*/test_*_on_gpu.py
-part demo 80 python run_reid.py demo --use_cpu false --output_dir "$out/demo" --max_steps 250 --eval_steps 125 \
+part demo 85 python run_reid.py demo --use_cpu false --output_dir "$out/demo" --max_steps 250 --eval_steps 125 \
     --save_steps 125 --lesson_steps 200 --train_identities 60 --test_identities 30 --disable_tqdm true
+part gpu 60 python -m pytest -n 3 -m gpu -rs tests/*/test_*_on_gpu.py
 part suite 155 python -m pytest -n "$workers" -m "not slow and not gpu"
 exit "$failed"
