@@ -77,6 +77,13 @@ def test_gradients_losses_and_statistics_are_those_of_the_plain_step(make_model,
     for name, part in expected.loss_parts.items():
         torch.testing.assert_close(output.loss_parts[name], part, rtol=1e-12, atol=0)
     assert output.label_counts == expected.label_counts
+    assert output.features.keys() == expected.features.keys()
+    for name in ("text_features", "captioned"):
+        rows = getattr(expected, name)
+        if rows is None:
+            assert getattr(output, name) is None
+        else:
+            torch.testing.assert_close(getattr(output, name), rows.detach(), rtol=1e-12, atol=1e-14)
     # The batch norm saw the whole batch, once.
     for one, other in zip(plain.reid_head.buffers(), model.reid_head.buffers(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from transformers import TrainerCallback
 
 from modeling_mllmreid.data import image_sources
 from modeling_mllmreid.errors import UserError
@@ -112,6 +113,19 @@ def test_evaluation_selects_and_keeps_the_best_and_nothing_secret_is_saved(train
     trained_on = set(trained.trainer.train_dataset.person_ids)
     assert trained_on.isdisjoint(trained.val.query["person_id"][:]) and len(trained_on) == 8
     assert MllmReIDModel.from_pretrained(tmp_path / "run").config.trained_on == ["market1501"]
+
+
+def test_callbacks_see_an_evaluation_and_its_metrics(train):
+    seen = []
+
+    class Watching(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+            seen.append((args, state.global_step, control, metrics))
+
+    trainer = train(max_steps=2).trainer
+    trainer.add_callback(Watching())
+    metrics = trainer.evaluate()
+    assert seen == [(trainer.args, 2, trainer.control, metrics)] and 0 < metrics["eval_mAP"] <= 1
 
 
 def test_thresholds_are_chosen_on_val_and_kept_with_the_checkpoint(train, tmp_path):
