@@ -289,3 +289,17 @@ def test_bisection_finds_the_limit(limit):
     tried = []
     assert largest(lambda people: tried.append(people) or people <= limit, 8) == limit
     assert len(tried) == len(set(tried)) <= 4
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_where_the_loss_is_finite(train, monkeypatch):
+    step = ReIDTrainer.training_step
+
+    def broken(trainer, model, inputs, *given):
+        loss = step(trainer, model, inputs, *given)
+        if trainer.state.global_step == 1:
+            next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(ReIDTrainer, "training_step", broken)
+    trainer = train(max_steps=3).trainer
+    assert trainer.state.global_step == 3 and all(p.isfinite().all() for p in trainer.model.parameters())
