@@ -95,8 +95,8 @@ def _start(mllm: Any) -> list[Any]:
     """What tells the multimodal LLM that a training begins with from another one: its settings and some weights."""
     numbers = []
     for name, parameter in mllm.named_parameters():
-        # What a new LoRA draws at random is no mark of the model.
-        if parameter.is_floating_point() and ".lora_A." not in name:
+        # What a new LoRA draws at random is no mark of the model; an engine that shares weights out leaves empty ones.
+        if parameter.is_floating_point() and parameter.numel() and ".lora_A." not in name:
             flat = parameter.detach().flatten()
             at = torch.linspace(0, flat.numel() - 1, 4, dtype=torch.float64).round().long()
             numbers += [f"{value:.6g}" for value in flat[at.to(flat.device)].float().tolist()]

@@ -259,6 +259,10 @@ def test_the_model_to_begin_with_is_compared(shared):
                 parameter.view(-1)[place] += 1
                 assert difference(shared, run) == "another model to begin with"
                 parameter.view(-1)[place] = before
+    # An engine that shares weights out leaves empty ones.
+    model.mllm.register_parameter("elsewhere", torch.nn.Parameter(torch.zeros(0), requires_grad=False))
+    assert difference(shared, run) == ""
+    del model.mllm.elsewhere
     # What saving and generating write into a configuration makes no other model of it.
     model.mllm.config.use_cache = False
     model.mllm.config.architectures, model.mllm.config.dtype = ["LlavaForConditionalGeneration"], "float32"
