@@ -59,10 +59,12 @@ def contrast(a: np.ndarray, b: np.ndarray, person_ids: Sequence[int] | np.ndarra
     (`people_error`), the degrees of freedom those of `combined`. What is particular to a seed and a person counts in
     both: where that is the larger part, the interval is up to 1.4 times as wide as need be (it covers 99 %), and so it
     is where few people make most queries. Two seeds are too few where they differ more than people: it covers 91 %.
-    Raises UserError for shapes that differ. Source: Baayen et al. 2008 (crossed random factors).
+    Raises UserError for shapes and queries that differ. Source: Baayen et al. 2008 (crossed random factors).
     """
     if a.shape != b.shape:
         raise UserError(f"a has the shape {a.shape}, b {b.shape}: give the same seeds and queries")
+    if (np.isnan(a) != np.isnan(b)).any():
+        raise UserError("a query has a match in one of a and b alone: evaluate both with the same query and gallery")
     sums, counts = _by_person(a - b, person_ids)
     difference = without_rounding(sums.sum() / (len(sums) * counts.sum()))
     error = _error(sums, counts)

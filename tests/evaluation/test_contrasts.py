@@ -148,3 +148,10 @@ def test_bad_input():
     with pytest.raises(UserError, match=r"values have the shape \(60,\) for 60 ids"):
         interval_over_seeds(values[0], PERSONS)
     assert interval_over_seeds(np.zeros((2, 60)), np.minimum(PERSONS, 1)).estimate == 0
+
+
+def test_a_query_that_only_one_side_has_is_refused():
+    a, b = np.full((2, 3), 0.5), np.full((2, 3), 0.25)
+    b[:, 1] = np.nan
+    with pytest.raises(UserError, match="a query has a match in one of a and b alone: evaluate both with the same"):
+        contrast(a, b, [1, 2, 3])
