@@ -18,7 +18,7 @@ from .crops import checked_pixels
 from .heads import IDClassifier, ReIDHead, mean_pool
 from .losses import distillation_sum, language_loss_sum, mix_losses
 from .modeling_outputs import MllmReIDOutput, ReIDFeatures
-from .precision import at_least_float32, beside, in_format_of
+from .precision import at_least_float32, in_format_of, on_device_of
 from .reid_loss import reid_loss
 
 # From so many texts on, the shorter half runs without the longer half's padding; each half still keeps a device busy.
@@ -123,7 +123,7 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         """What the language model reads in the image tokens' places: (B, image tokens, D)."""
         projector = self._llava.multi_modal_projector
         selected = torch.cat(
-            [beside(projector, self._patches(tower_states[layer])) for layer in self._projected_layers], dim=-1
+            [on_device_of(projector, self._patches(tower_states[layer])) for layer in self._projected_layers], dim=-1
         )
         return projector(in_format_of(projector, selected))
 
@@ -160,7 +160,9 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         Zeros stand in the padding that was left out. The halves depend on B alone, so that processes that share the
         weights of a step run the language model equally often.
         """
-        input_ids, attention_mask = (beside(self.get_input_embeddings(), of) for of in (input_ids, attention_mask))
+        input_ids, attention_mask = (
+            on_device_of(self.get_input_embeddings(), of) for of in (input_ids, attention_mask)
+        )
         if len(input_ids) < TEXTS_TO_HALVE:
             return self._language_model(self._embed(input_ids), attention_mask, whole)
         lengths, order = attention_mask.sum(dim=1).sort()
@@ -192,11 +194,11 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         embedding = self.get_input_embeddings()
-        return embedding(beside(embedding, input_ids))
+        return embedding(on_device_of(embedding, input_ids))
 
     def _embed_with_image(self, input_ids: Tensor, image_embeddings: Tensor) -> Tensor:
         """Token embeddings of (B, T) ids with the image in its tokens' places, which must follow the stored prefix."""
-        input_ids = beside(self.get_input_embeddings(), input_ids)
+        input_ids = on_device_of(self.get_input_embeddings(), input_ids)
         start, length = len(self._prefix(input_ids.device)), image_embeddings.shape[1]
         expected = torch.full((start + length,), self.config.mllm_config.image_token_id, device=input_ids.device)
         expected[:start] = self._prefix(input_ids.device)
@@ -270,7 +272,9 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         otherwise captions and images lie apart and the ranking is at chance.
         """
         if input_ids.shape[0] == 0:
-            return torch.zeros(0, self._sizes["llm"], device=beside(self.get_input_embeddings(), input_ids).device)
+            return torch.zeros(
+                0, self._sizes["llm"], device=on_device_of(self.get_input_embeddings(), input_ids).device
+            )
         return self._test_feature("llm", self._pooled_text(input_ids, attention_mask, caption_mask))
 
     def _pooled_text(self, input_ids: Tensor, attention_mask: Tensor, caption_mask: Tensor) -> Tensor:
@@ -333,22 +337,22 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
             counts["distillation"] = counts["image"]
 
         # A device map may have put tower, language model and heads on three devices.
-        features = {name: beside(self.reid_head, values) for name, values in features.items()}
-        text_features = None if text_features is None else beside(self.reid_head, text_features)
+        features = {name: on_device_of(self.reid_head, values) for name, values in features.items()}
+        text_features = None if text_features is None else on_device_of(self.reid_head, text_features)
         output = MllmReIDOutput(
             features=features,
             text_features=text_features,
-            captioned=None if text_features is None else beside(self.reid_head, text_caption_mask.any(dim=1)),
+            captioned=None if text_features is None else on_device_of(self.reid_head, text_caption_mask.any(dim=1)),
             language_loss_sums=sums or None,
             label_counts=counts or None,
             loss_parts={},
         )
         if reid:
-            person_ids = beside(self.reid_head, person_ids)
+            person_ids = on_device_of(self.reid_head, person_ids)
             output.reid_loss, output.id_logits = reid_loss(
                 self.config, self.reid_head, features, text_features, person_ids, output.loss_parts, output.captioned
             )
-        language_loss = beside(self.reid_head, self.language_loss(sums, counts)) if language else None
+        language_loss = on_device_of(self.reid_head, self.language_loss(sums, counts)) if language else None
         output.loss_parts |= {f"lm_{name}": sums[name].detach() / counts[name] for name in sums if counts[name]}
         output.loss = mix_losses(language_loss, output.reid_loss, lam)
         return output

@@ -9,7 +9,7 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.float() if torch.finfo(values.dtype).bits < 32 else values
 
 
-def beside(module: nn.Module, values: Tensor) -> Tensor:
+def on_device_of(module: nn.Module, values: Tensor) -> Tensor:
     """The values on the device of the module that takes them; as they are where its weights are offloaded."""
     weight = next(module.parameters(), values)
     return values if weight.is_meta else values.to(weight.device)
@@ -20,7 +20,7 @@ def in_format_of(module: nn.Module, values: Tensor) -> Tensor:
 
     Under autocast in their own format: it brings both to its own.
     """
-    values = beside(module, values)
+    values = on_device_of(module, values)
     if not values.is_meta and torch.is_autocast_enabled(values.device.type):
         return values
     formats = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
