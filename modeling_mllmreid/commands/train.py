@@ -27,6 +27,7 @@ from ..processes import refuse_lost_processes
 from ..text.licences import licence_of, refuse_licences
 from ..training import AdapterArguments, BatchArguments, ReIDTrainingArguments, train_reid
 from ..training.memory import estimate_memory
+from ..training.progress import LOG_FILE, is_training_log
 from ..training.record import devices_of, write_record
 from ..training.resume import last_checkpoint, refuse_absent_checkpoint
 from ..training.stock_settings import said_of, try_settings
@@ -167,6 +168,7 @@ def check_output_dir(folder: Path, model: str, data: Sequence[str]) -> None:
         raise UserError(f"output_dir {folder}: holds {foreign[0].name}, which is no training's: give another folder")
     for report in ("metrics.json", "sheet.png", "run.json", "threshold.json"):
         check_output(folder / report)
+    check_output(folder / LOG_FILE, ours=is_training_log)
 
 
 def is_our_config(path: Path) -> bool:

@@ -8,7 +8,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..data import PKSampler
@@ -25,6 +26,7 @@ from .diagnostics import Diagnostics
 from .guards import Preempted, StepGuard, said_plainly
 from .loss_parts import LossParts
 from .optimizer import parameter_groups
+from .progress import TrainingProgress
 from .publishing import PublishingTrainer
 from .resume import ANOTHER
 from .sharding import prepare_sharding
@@ -57,6 +59,11 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         self._guard = StepGuard(self, self.args)
         self.add_callback(_SamplerEpoch(self))
         self.add_callback(self._guard)
+        # The one that the stock class has added prints dictionaries.
+        self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
+        self._progress = TrainingProgress(self.args)
+        if self.is_world_process_zero():
+            self.add_callback(self._progress)
         prepare_sharding(self)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -73,6 +80,8 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
             if plain is None:
                 raise
             raise plain from error
+        finally:
+            self._progress.close()
         if self._guard.preempted:
             step = self.state.global_step
             raise Preempted(
