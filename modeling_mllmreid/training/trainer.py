@@ -117,7 +117,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         counts = torch.tensor(sum(label_counts(batch) for batch in samples), device=device, dtype=torch.float64)
         image, text = self.accelerator.reduce(counts, reduction="sum").tolist()
         self._window_counts = {"image": image, "text": text, "distillation": image}
-        self._diagnostics.begin_step()
+        self._diagnostics.on_step_begin()
         return samples, None
 
     def files_of_step(self, step: int) -> list[str]:
@@ -155,12 +155,12 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         the ReID loss is on all processes' features already and is averaged over micro-batches. The Trainer divides what
         is returned by their number.
         """
-        with self._diagnostics.watch(inputs) as seen:
+        with self._diagnostics.capture(inputs) as captured:
             outputs = model(**inputs)
         language = self._language_loss(outputs.language_loss_sums) if outputs.language_loss_sums else None
         loss = mix_losses(language, outputs.reid_loss, self.model.config.loss_lambda)
-        if seen is not None:
-            self._diagnostics.measure(seen, inputs, outputs, language)
+        if captured is not None:
+            self._diagnostics.measure(captured, inputs, outputs, language)
         self._parts.add(outputs.loss_parts)
         return (loss, outputs) if return_outputs else loss
 
@@ -178,7 +178,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         inputs = self._prepare_inputs(inputs)
         accelerator, config = self.accelerator, self.model.config
         scaler = accelerator.scaler
-        with self._diagnostics.watch(inputs) as seen:
+        with self._diagnostics.capture(inputs) as captured:
             # Not the wrapped model: DDP would reduce after every chunk, and never the head, outside of its forward.
             # Mixed precision comes with the model's own forward, which accelerate has changed.
             loss, outputs = cached_backward(
@@ -192,20 +192,20 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
                 backward=accelerator.backward,
                 scale=1.0 if scaler is None else scaler.get_scale(),
             )
-        if seen is not None:
-            self._diagnostics.measure(seen, inputs, outputs, None)
+        if captured is not None:
+            self._diagnostics.measure(captured, inputs, outputs, None)
         self._parts.add(outputs.loss_parts or {})
         if accelerator.sync_gradients:
             average_gradients(self.model)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each loss part since the last log; what was diagnosed since follows in own entries."""
+        """Adds the mean of each loss part since the last log; diagnostics follow as entries of their own."""
         if "loss" in logs:
             self._parts.end_step(counted=not self._guard.skipped)
             logs |= self._parts.take(self.accelerator)
         super().log(logs, start_time)
-        for values in self._diagnostics.take():
+        for values in self._diagnostics.pop_entries():
             super().log(values)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
