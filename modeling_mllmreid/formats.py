@@ -397,12 +397,22 @@ class TrainingArgsFile(Format):
     load_best_model_at_end: bool | None = None
 
 
+class DiagnosticsState(Format):
+    """Diagnostics that are not in the log yet, and kinds of warnings: of the last measured step, and given before."""
+
+    entries: list[dict[str, int | float]] = []
+    failing: list[str] = []
+    warned: list[str] = []
+
+
 class LogWindowFile(Format):
-    """log_window_N.json of a checkpoint: what was summed up since the last log."""
+    """log_window_N.json of a checkpoint: sums and diagnostics since the last log."""
 
     loss: float
     step: Count
     parts: LogSums
+    # Older checkpoints have none.
+    diagnostics: DiagnosticsState = DiagnosticsState()
 
 
 class SplitsFile(Format):

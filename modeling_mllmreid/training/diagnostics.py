@@ -4,6 +4,7 @@ The measures are in `diagnostic_measures`, the warnings' limits and texts in `di
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,7 +131,9 @@ class Diagnostics:
             spread = embedding_spread(gather_with_gradient(feature.detach()), person_ids)
             values |= {f"{key}_{name}": value for key, value in spread.items()}
         values |= self._branch_gap(outputs) | self._same_texts(captured)
-        self._entries.append({"diag_step": self._step, **{f"diag_{k}": float(f"{v:.6g}") for k, v in values.items()}})
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        digits = {f"diag_{name}": float(f"{value:.6g}") for name, value in finite.items()}
+        self._entries.append({"diag_step": self._step, **digits})
 
         steps = self.trainer.state.max_steps
         if self._step > max(1, self.args.get_warmup_steps(steps), MIN_PROGRESS * steps):
@@ -142,12 +145,21 @@ class Diagnostics:
         entries, self._entries = self._entries, []
         return entries
 
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, for JSON."""
+        return {"entries": self._entries, "failing": sorted(self._failing), "warned": sorted(self._warned)}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Goes on from `to_dict`."""
+        self._entries = list(saved["entries"])
+        self._failing, self._warned = set(saved["failing"]), set(saved["warned"])
+
     def _warn(self, found: Mapping[str, str]) -> None:
-        for kind in (self._failing & found.keys()) - self._warned:
-            self._warned.add(kind)
-            if self.trainer.is_world_process_zero():
+        new = [kind for kind in found if kind in self._failing and kind not in self._warned]
+        if self.trainer.is_world_process_zero():
+            for kind in new:
                 logger.warning("step %d: %s", self._step, found[kind])
-        self._failing = set(found)
+        self._failing, self._warned = set(found), self._warned.union(new)
 
     def _sum_over_processes(self, *numbers: Tensor | float) -> list[float]:
         accelerator = self.trainer.accelerator

@@ -217,7 +217,12 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         """Beside it, what was summed up since the last log: a resumed run's entries are those of one that went on."""
         super()._save_rng_state(output_dir)
         self._parts.end_step(counted=not self._guard.skipped)
-        window = {"loss": self._tr_loss.item(), "step": self._globalstep_last_logged, "parts": self._parts.to_dict()}
+        window = {
+            "loss": self._tr_loss.item(),
+            "step": self._globalstep_last_logged,
+            "parts": self._parts.to_dict(),
+            "diagnostics": self._diagnostics.to_dict(),
+        }
         write_json(self._window_file(output_dir), window)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -227,6 +232,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
             self._tr_loss.fill_(window.loss)
             self._globalstep_last_logged = window.step
             self._parts.load(window.parts.model_dump())
+            self._diagnostics.load(window.diagnostics.model_dump())
 
     def _window_file(self, folder: str) -> Path:
         return Path(folder) / f"log_window_{self.args.process_index}.json"

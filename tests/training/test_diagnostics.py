@@ -297,3 +297,16 @@ def test_reentrant_checkpoints_leave_the_gradients_out(train):
     kwargs = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}}
     (entry,) = diagnosed(train(max_steps=1, **kwargs))
     assert "diag_grad_reid" not in entry and "diag_rank_llm" in entry
+
+
+def test_a_resumed_training_logs_and_warns_what_was_measured_before_its_checkpoint(train, tmp_path, caplog):
+    # Step 3 is measured, and in the checkpoint; its entry is logged at step 4.
+    settings = {"max_steps": 5, "diagnostics_steps": 1, "logging_steps": 4, "save_strategy": "steps", "save_steps": 3}
+    with caplog.at_level(logging.WARNING):
+        whole = diagnosed(train(**settings))
+        warned = warnings_of(caplog)
+        caplog.clear()
+        resumed = diagnosed(train(**settings, resume_from_checkpoint=str(tmp_path / "run/checkpoint-3")))
+    assert [entry["diag_step"] for entry in whole] == [1, 2, 3, 4, 5] and resumed == whole
+    later = [text for text in warned if not text.startswith("step 3")]
+    assert warned != later and warnings_of(caplog) == later

@@ -15,6 +15,7 @@ from native import write_native
 from safetensors.torch import load_file
 
 from modeling_mllmreid.data.synthetic import write_pedestrians
+from modeling_mllmreid.training.progress import LOG_FILE
 from modeling_mllmreid.training.resume import last_checkpoint
 
 pytestmark = [
@@ -93,10 +94,9 @@ def assert_equal(folder: Path, expected: Path) -> None:
     one, other = weights(folder), weights(expected)
     assert one.keys() == other.keys()
     assert all(one[name].equal(other[name]) for name in one)
-    histories = [
-        re.sub(r'"train_\w+": [^,\n]+', "", (f / "trainer_state.json").read_text()) for f in (folder, expected)
-    ]
-    assert histories[0].replace(str(folder), "") == histories[1].replace(str(expected), "")
+    for name in ("trainer_state.json", LOG_FILE):
+        histories = [re.sub(r'"train_\w+": [^,\n]+', "", (f / name).read_text()) for f in (folder, expected)]
+        assert histories[0].replace(str(folder), "") == histories[1].replace(str(expected), ""), name
 
 
 def test_thirty_kills_at_random_moments(world, tmp_path):
