@@ -105,9 +105,10 @@ class TrainingProgress(TrainerCallback):
 
 
 def log_line(entry: Mapping[str, Any]) -> str:
-    """A log entry as a line of JSON; null for a number that is not finite, which JSON does not have."""
+    """A log entry as a line of JSON, step first; null for a number that is not finite, which JSON does not have."""
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
-    return json.dumps(finite) + "\n"
+    # In one order: a checkpoint's entries come back sorted by name.
+    return json.dumps({"step": entry["step"], **dict(sorted(finite.items()))}) + "\n"
 
 
 def is_training_log(path: AnyPath) -> bool:

@@ -48,6 +48,7 @@ def test_a_training_prints_lines_and_a_resumed_one_continues_the_log(train, caps
         best + f"{folder}/checkpoint-{state.best_global_step}"
     )
 
+    before = file.read_text().splitlines()
     whole = [json.loads(line) for line in file.read_text().splitlines()]
     assert whole == state.log_history and {"loss", "eval_mAP", "diag_step", "train_loss"} <= {
         k for e in whole for k in e
@@ -55,8 +56,8 @@ def test_a_training_prints_lines_and_a_resumed_one_continues_the_log(train, caps
     trainer.evaluate()
     assert len(file.read_text().splitlines()) == len(whole)
     train(**RUN, resume_from_checkpoint=str(folder / "checkpoint-2"))
-    again = [json.loads(line) for line in file.read_text().splitlines()]
-    assert again[:-1] == whole[:-1] and again[-1].keys() == whole[-1].keys()
+    after = file.read_text().splitlines()
+    assert after[:-1] == before[:-1] and json.loads(after[-1]).keys() == whole[-1].keys()
 
 
 def test_losses_are_on_one_line_where_they_fit_and_never_wider_than_120_columns():
