@@ -8,19 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_mllmreid.commands.ablate.treatments import permute_captions, spoil_captions
-from modeling_mllmreid.data.columns import Row, make_split
-from modeling_mllmreid.data.contact_sheet import contact_sheet
-from modeling_mllmreid.data.made_splits import make_splits
-from modeling_mllmreid.data.splits import query_gallery_parts, split_validation
-from modeling_mllmreid.data.synthetic import sample_descriptions, write_pedestrians
-from modeling_mllmreid.data.synthetic.attributes import make_person, random_stream
-from modeling_mllmreid.data.synthetic.cameras import CAMERAS, expose, scene
-from modeling_mllmreid.data.synthetic.shots import plan_shot, render
-from modeling_mllmreid.text import generate_texts
-from modeling_mllmreid.tiny.alignment import align_images, described_images
-from modeling_mllmreid.tiny.lesson import LanguageLesson, teach_language
-from modeling_mllmreid.tiny.llava import build_tiny_llava
+from modeling_mllmreid.data.contract import Row, make_split
+from modeling_mllmreid.data.inspection import contact_sheet
+from modeling_mllmreid.data.splits import make_splits, query_gallery_parts, split_validation
+from modeling_mllmreid.research.ablation.controls import permute_captions, spoil_captions
+from modeling_mllmreid.research.pretraining import LanguageLesson, align_images, described_images, teach_language
+from modeling_mllmreid.research.tiny_llava import build_tiny_llava
+from modeling_mllmreid.synthetic.attributes import make_person, random_stream
+from modeling_mllmreid.synthetic.cameras import CAMERAS, expose, scene
+from modeling_mllmreid.synthetic.captions import sample_descriptions
+from modeling_mllmreid.synthetic.shots import plan_shot, render
+from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.text.generation import generate_texts
 
 SIZES = {"hidden_size": 16, "tower_layers": 1, "lm_layers": 1}
 SHORT = {"steps": 2, "batch_size": 2, "learning_rate": 0.01}

@@ -7,16 +7,15 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from ..data import load_reid_dataset
-from ..data.contact_sheet import contact_sheet
-from ..data.counts import CountMismatch
-from ..data.inspection import describe, examine_images, shared_persons
-from ..data.leaks import shared_people, shared_people_lines
+from ..data.contract import CountMismatch
+from ..data.inspection import contact_sheet, describe, examine_images, shared_persons
+from ..data.leakage import shared_people, shared_people_lines
+from ..data.load import load_reid_dataset
 from ..data.readers import READERS
 from ..evaluation.report import align, write_json
-from ..outputs import check_output
-from .arguments import DataArguments
-from .options import parse
+from ..options.arguments import DataArguments
+from ..options.parser import parse
+from ..utils.outputs import check_output
 
 SHOWN = 5
 

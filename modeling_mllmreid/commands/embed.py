@@ -5,19 +5,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-from PIL import Image
-
-from ..data.images import NAMED_FILES, SUFFIXES, broken_images, is_hidden, list_image_tree, safe_join
-from ..errors import UserError
-from ..evaluation.embedding import embed_images, eval_mode
-from ..model import ImageEncoder, ImageEncoderProcessor
-from ..processes import on_main, this_process
-from ..retrieval import save_embeddings
-from ..retrieval.index import check_embeddings_output, fault_of_name, printable
-from .arguments import EmbeddingArguments, MethodArguments, ModelArguments
-from .loading import load_encoder, to_device
-from .options import parse
+from ..data.images import NAMED_FILES, broken_images, is_hidden, list_image_tree, safe_join
+from ..evaluation.embedding import embed_feature, probe
+from ..model.images import SUFFIXES
+from ..options.arguments import EmbeddingArguments, MethodArguments, ModelArguments
+from ..options.parser import parse
+from ..retrieval.embeddings import check_embeddings_output, fault_of_name, printable, save_embeddings
+from ..training.loading import load_encoder, to_device
+from ..utils.errors import UserError
+from ..utils.processes import on_main, this_process
 
 
 @dataclass
@@ -142,20 +138,3 @@ def _fault(folder: Path, name: str) -> str | None:
         except UserError:
             return "a symbolic link that leads out of the folder"
     return None
-
-
-def embed_feature(model: ImageEncoder, processor: ImageEncoderProcessor, images: list, **options) -> np.ndarray:
-    """The model's configured feature alone, (N, D) float32, on process 0. options: those of `embed_images`."""
-    feature = model.config.test_feature
-    names = ("llm", "vision") if feature == "concat" else (feature,)
-    return embed_images(model, processor, images, names=names, **options)[feature]
-
-
-def probe(model: ImageEncoder, processor: ImageEncoderProcessor) -> np.ndarray:
-    """The embedding (D,) of one fixed drawn image: other weights, sizes or image backends give another."""
-    rows, columns = np.mgrid[0:128, 0:64]
-    pixels = np.stack([2 * rows, 4 * columns, (rows * columns) % 256], axis=-1) % 256
-    image = Image.fromarray(pixels.astype(np.uint8))
-    with eval_mode(model):
-        pixel_values = processor(images=[image])["pixel_values"]
-        return model.encode_images(pixel_values)[0].detach().cpu().numpy()

@@ -7,13 +7,13 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from ..data import load_reid_dataset
-from ..data.leaks import shared_people_lines
+from ..data.leakage import shared_people_lines
+from ..data.load import load_reid_dataset
 from ..data.prepare import read_prepared, write_prepared
-from ..errors import UserError
-from ..outputs import check_output_folder
-from .arguments import DataArguments
-from .options import parse
+from ..options.arguments import DataArguments
+from ..options.parser import parse
+from ..utils.errors import UserError
+from ..utils.outputs import check_output_folder
 
 
 @dataclass

@@ -11,17 +11,17 @@ import numpy as np
 from PIL import Image
 
 from ..data.images import open_image, safe_join
-from ..errors import UserError
+from ..evaluation.embedding import embed_feature, probe
 from ..evaluation.threshold import load_thresholds
-from ..formats import EmbedMetadata, check_content
-from ..outputs import check_output, is_ours
-from ..retrieval import Embeddings, Ranking, load_embeddings, rank_gallery, ranked_sheet
-from ..retrieval.index import FACTS_FILE, FEATURES_FILE, fault_of_name, printable
-from ..retrieval.sheet import decimals
-from .arguments import MethodArguments, ModelArguments
-from .embed import embed_feature, probe
-from .loading import load_encoder, to_device
-from .options import build_options, parse, read_mapping
+from ..options.arguments import MethodArguments, ModelArguments
+from ..options.parser import build_options, parse, read_mapping
+from ..retrieval.embeddings import FACTS_FILE, FEATURES_FILE, Embeddings, fault_of_name, load_embeddings, printable
+from ..retrieval.ranking import Ranking, rank_gallery
+from ..retrieval.sheet import decimals, ranked_sheet
+from ..training.loading import load_encoder, to_device
+from ..utils.errors import UserError
+from ..utils.formats import EmbedMetadata, check_content
+from ..utils.outputs import check_output, is_ours
 
 # Euclidean distance that two runs of one model may lie apart, by the bytes of a weight: other hardware, other kernels.
 TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}

@@ -10,19 +10,18 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, load_from_disk
 
-from ..errors import UserError
-from ..formats import refuse_special_files
-from ..outputs import check_output, written_aside
-from .columns import image_sources, person_names, with_contract_columns
-from .combine import Combination, combine, parse_combination
+from ..utils.errors import UserError
+from ..utils.formats import refuse_special_files
+from ..utils.outputs import check_output, written_aside
+from .captions import CaptionRecord, join_captions, join_continuations, read_records
+from .combinations import Combination, combine, parse_combination
+from .contract import Problems, image_sources, person_names, with_contract_columns
 from .images import broken_images
-from .made_splits import make_splits, note_tested
 from .mapped import read_mapped
 from .prepare import read_prepared
-from .problems import Problems
 from .readers import READERS
 from .readers.own_data import WHOLE
-from .texts import CaptionRecord, join_captions, join_continuations, read_records
+from .splits import make_splits, note_tested
 
 # By the ends of its lines a list of skipped rows is known as ours.
 LEFT_OUT = " [left out]"

@@ -12,8 +12,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, List, Value, load_
 from datasets.packaged_modules.csv.csv import Csv
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 
-from ..errors import UserError
-from .columns import (
+from ..utils.errors import UserError
+from .contract import (
     FEATURES,
     FURTHER,
     SPLITS,
@@ -23,7 +23,7 @@ from .columns import (
     refuse_rounded,
     refuse_rows_without_image,
 )
-from .local import (
+from .local_files import (
     are_shards,
     file_names,
     one_line,

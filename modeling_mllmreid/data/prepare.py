@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet
 from datasets import Dataset, DatasetDict, Features, Image, load_dataset_builder
 
-from ..errors import UserError
-from ..markdown import escape
-from ..outputs import AnyPath, check_output_folder, folder_aside
-from .columns import image_sources, with_contract_columns
+from ..utils.errors import UserError
+from ..utils.markdown import escape
+from ..utils.outputs import AnyPath, check_output_folder, folder_aside
+from .contract import image_sources, with_contract_columns
 from .images import EmbeddedImage, ImageSource
 from .inspection import describe
-from .local import file_names, one_line, read_shards, refuse_outside_paths, whole_splits
+from .local_files import file_names, one_line, read_shards, refuse_outside_paths, whole_splits
 
 ROWS_OF_A_SHARD = 20_000
 ROWS_AT_ONCE = 256

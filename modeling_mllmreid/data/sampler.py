@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from ..errors import UserError
-from .columns import labelled
+from ..utils.errors import UserError
+from .contract import labelled
 
 logger = logging.getLogger(__name__)
 

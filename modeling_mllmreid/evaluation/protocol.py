@@ -1,22 +1,84 @@
-"""The retrieval protocol on a data set's query and gallery parts: a row of metrics for each feature, from one pass."""
+"""The retrieval protocol on a data set's query and gallery splits: features, tracks, metrics, colour baseline."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from ..data.columns import UNKNOWN_CAMERA, camera_names, image_sources, labelled, person_names
+from ..data.contract import UNKNOWN_CAMERA, camera_names, image_sources, labelled, person_names
 from ..data.images import ImageSource, open_image
-from ..errors import UserError
 from ..model import ImageEncoder, ImageEncoderProcessor
-from ..processes import on_main
-from ..retrieval import Ranking, SamePerson, distance_blocks, ranked_sheet
-from .color_histogram import color_histograms
+from ..retrieval.distances import distance_blocks
+from ..retrieval.matching import SamePerson
+from ..retrieval.ranking import Ranking
+from ..retrieval.sheet import ranked_sheet
+from ..utils.errors import UserError
+from ..utils.processes import on_main
 from .embedding import embed_images
 from .metrics import RetrievalMetrics, metrics_from_blocks
+
+
+def color_histogram(image: Image.Image, *, stripes: int = 6, bins: int = 8) -> np.ndarray:
+    """The colour-histogram feature of a person crop, (stripes * bins**3,) float32 of unit length.
+
+    Each of the equal horizontal stripes (head, torso, legs...) gives one joint HSV histogram, the square root of its
+    shares; the cosine of two features is then the mean Bhattacharyya coefficient of their stripes. No resize: shares do
+    not depend on the size. A crop with fewer pixel rows than stripes leaves some of them zero.
+    Source: stripes after Gray and Tao 2008; the coefficient after Comaniciu et al. 2003.
+    """
+    pixels = np.asarray(image.convert("RGB").convert("HSV"), dtype=np.int64) * bins // 256
+    codes = (pixels[..., 0] * bins + pixels[..., 1]) * bins + pixels[..., 2]
+    counts = [np.bincount(stripe.ravel(), minlength=bins**3) for stripe in np.array_split(codes, stripes)]
+    roots = [np.sqrt(count / max(count.sum(), 1)) for count in counts]
+    feature = np.concatenate(roots)
+    return (feature / np.linalg.norm(feature)).astype(np.float32)
+
+
+def color_histograms(images: Iterable[Image.Image], *, stripes: int = 6, bins: int = 8) -> np.ndarray:
+    """The features of `color_histogram` for many images, (N, stripes * bins**3) float32."""
+    rows = [color_histogram(image, stripes=stripes, bins=bins) for image in images]
+    return np.stack(rows) if rows else np.empty((0, stripes * bins**3), dtype=np.float32)
+
+
+NO_TRACK = -1
+
+
+def pool_tracks(
+    features: np.ndarray, track_ids: Sequence[int] | np.ndarray, *ids: Sequence | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(mean features of the tracks (T, D) float32, L2-normalised, the row (T,) of each track's first image).
+
+    features: (N, D), L2-normalised; track_ids: (N,) integers, -1 for an image that is of no track and stays alone; ids:
+    any number of (N,) arrays, such as person and camera, each of one value within a track. Tracks come in the order of
+    their first image.
+    Raises UserError for counts that differ, and for a track of two persons or cameras.
+    """
+    tracks = np.asarray(track_ids)
+    columns = [np.asarray(column) for column in ids]
+    for column in (tracks, *columns):
+        if column.shape != (len(features),):
+            raise UserError(f"ids of shape {column.shape} for {len(features)} features: give one per image")
+    keys = np.where(tracks == NO_TRACK, -1 - np.arange(len(tracks)), tracks)
+    _, first, codes = np.unique(keys, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    first, codes = first[order], np.argsort(order)[codes]
+    for column in columns:
+        mixed = np.flatnonzero(column != column[first][codes])
+        if len(mixed):
+            row = mixed[0]
+            raise UserError(
+                f"track {tracks[row]}: holds ids {column[first[codes[row]]]} and {column[row]}: number tracks so that "
+                "each is of one person and one camera"
+            )
+    sums = np.zeros((len(first), features.shape[1]))
+    np.add.at(sums, codes, features)
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    return (sums / np.maximum(norms, 1e-12)).astype(np.float32), first
+
 
 Features = Mapping[str, np.ndarray]
 
@@ -136,3 +198,53 @@ def draw_queries(
 
 def _opener(source: ImageSource) -> Callable[[], Image.Image]:
     return lambda: open_image(source)
+
+
+@dataclass
+class PartsFeatures:
+    """Named features of the query and of the gallery rows, these rows, and the rule of which gallery rows count.
+
+    Features are on process 0, without rows on the others; the rest is on every process.
+    """
+
+    query: dict[str, np.ndarray]
+    gallery: dict[str, np.ndarray]
+    query_rows: Dataset
+    gallery_rows: Dataset
+    rule: SamePerson
+
+
+def features_of_parts(
+    model: ImageEncoder,
+    processor: ImageEncoderProcessor,
+    dataset: DatasetDict,
+    *,
+    exclude: Sequence[str] = ("camera_id",),
+    pool_tracks: bool = False,
+    **options: Any,
+) -> PartsFeatures:
+    """The features of `query` and `gallery`, of images or where wanted of tracks.
+
+    exclude: as in `same_person`. options: those of `embed_images`. Raises UserError for a column that is missing, and
+    as `embed_parts` does.
+    """
+    query, gallery = dataset["query"], dataset["gallery"]
+    same_person(query, gallery, exclude)  # a missing column is named before the long work
+    query_features, gallery_features = embed_parts(model, processor, query, gallery, **options)
+    if pool_tracks:
+        query_features, query = _by_track(query_features, query, exclude)
+        gallery_features, gallery = _by_track(gallery_features, gallery, exclude)
+    return PartsFeatures(query_features, gallery_features, query, gallery, same_person(query, gallery, exclude))
+
+
+def _by_track(
+    features: dict[str, np.ndarray], part: Dataset, exclude: Sequence[str]
+) -> tuple[dict[str, np.ndarray], Dataset]:
+    """The features of tracks, and the rows of their first images."""
+    if "track_id" not in part.column_names:
+        raise UserError("pool_tracks: the data set has no column track_id: add it, or leave pool_tracks out")
+    ids = [part[column][:] for column in ("track_id", "person_id", *exclude)]
+    # By the ids alone: only process 0 has features.
+    _, first = pool_tracks(np.empty((len(part), 0)), *ids)
+    pooled = {name: pool_tracks(rows, *ids)[0] if len(rows) else rows for name, rows in features.items()}
+    return pooled, part.select(first)

@@ -7,11 +7,10 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ..errors import UserError
 from ..model import MllmReIDModel, MllmReIDProcessor
-from .embedding import eval_mode
+from ..utils.errors import UserError
+from .embedding import eval_mode, rows_on_main, share_of_batches
 from .metrics import RetrievalMetrics, evaluate_retrieval
-from .sharded import rows_on_main, share_of_batches
 
 # The image feature that captions share their space with.
 TEXT_FEATURE = "llm"

@@ -11,19 +11,17 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers import PreTrainedConfig
 
+from ..data.licences import LLAMA2, LLAMA2_NOTICE, RENDERED, data_licence, licence_in_config
 from ..data.published import PUBLISHED, has_published_counts
-from ..errors import UserError
-from ..evaluation.weights import weights_digest
-from ..formats import ExportConfigFile, read_json
-from ..markdown import Markdown, code, escape, in_python_string, plain
+from ..evaluation.report import weights_digest
 from ..model import MllmReIDConfig
-from ..model.local_paths import is_local
-from ..outputs import written_aside
-from ..text.licences import LLAMA2, licence_in_config
-from .licences import LLAMA2_NOTICE, RENDERED, data_licence
-from .loss_curves import loss_points, loss_table
-from .published_reports import published_report
-from .training_facts import duration, settings
+from ..model.publishing import is_local
+from ..utils.errors import UserError
+from ..utils.formats import ExportConfigFile, read_json
+from ..utils.markdown import Markdown, code, escape, in_python_string, plain
+from ..utils.outputs import written_aside
+from .publication import published_report
+from .training_settings import duration, loss_points, loss_table, settings
 
 TEMPLATE = "card.md.jinja"
 SNIPPET = """\

@@ -6,17 +6,15 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..errors import UserError
-from ..evaluation.report import write_json
+from ..evaluation.report import weights_digest, write_json
 from ..evaluation.threshold import THRESHOLD_FILE
-from ..evaluation.weights import weights_digest
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDVisionModel, MllmReIDVisionProcessor
 from ..model.publishing import VERBATIM
-from ..outputs import folder_aside
+from ..utils.errors import UserError
+from ..utils.outputs import folder_aside
 from .card import licence_notice, read_facts, write_card
-from .loss_curves import draw_loss_curves
-from .publication import LOSS_PICTURE, form_files, published_json
-from .published_reports import REPORTS, published_report
+from .publication import LOSS_PICTURE, REPORTS, form_files, published_json, published_report
+from .training_settings import draw_loss_curves
 
 Form = Literal["full", "thin", "vision"]
 

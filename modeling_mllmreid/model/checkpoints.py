@@ -15,15 +15,15 @@ from .adapters import (
     WEIGHTS,
     adapter_of,
     adapter_weights,
+    check_quantized,
+    for_language_model,
     inject_adapter,
     merge_adapter,
     read_adapter,
     save_adapter,
 )
-from .local_paths import is_local
 from .pipeline_mllmreid import person_reid_entry
-from .publishing import PrivatePush
-from .quantization import check_quantized, for_language_model
+from .publishing import PrivatePush, is_local
 from .weights import (
     CONFIG,
     HUB,

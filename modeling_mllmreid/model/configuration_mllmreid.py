@@ -1,6 +1,6 @@
 """Configuration of MLLMReID: the multimodal LLM's own configuration, nested, and what person re-identification adds."""
 
-# First: it raises what says which versions are needed.
+# First: its error names the versions that are needed.
 from .versions import check_versions  # noqa: F401
 
 # isort: split
@@ -189,17 +189,13 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         from .adapters import inject_adapter
         from .checkpoints import ReIDCheckpoints
         from .crops import CropProcessor
-        from .distributed import gather_with_gradient
         from .heads import ReIDHead
         from .images import open_image
-        from .local_paths import without_local_paths
         from .losses import id_loss
         from .modeling_mllmreid import MllmReIDModel
-        from .modeling_outputs import MllmReIDOutput
-        from .precision import in_format_of
         from .processing_mllmreid import MllmReIDProcessor
-        from .quantization import check_quantized
-        from .reid_loss import reid_loss
+        from .publishing import without_local_paths
+        from .tensors import gather_with_gradient
         from .weights import read_config
 
         return (
@@ -212,11 +208,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
             without_local_paths,
             id_loss,
             MllmReIDModel,
-            MllmReIDOutput,
-            in_format_of,
             MllmReIDProcessor,
-            check_quantized,
-            reid_loss,
             read_config,
         )
 

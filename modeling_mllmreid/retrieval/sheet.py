@@ -10,12 +10,12 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from ..data.images import open_image
-from ..errors import UserError
 from ..model.images import to_rgb
-from ..outputs import png_info, written_aside
-from .index import CONTROLS, SURROGATES
+from ..utils.errors import UserError
+from ..utils.outputs import png_info, written_aside
+from .embeddings import CONTROLS, SURROGATES
+from .matching import Ids, SamePerson
 from .ranking import Ranking
-from .same_person import Ids, SamePerson
 
 ImageSource = Image.Image | str | os.PathLike[str] | Callable[[], Image.Image]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

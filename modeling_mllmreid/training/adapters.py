@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..errors import UserError
 from ..model import MllmReIDConfig, MllmReIDModel
 from ..model.adapters import ADAPTER, inject_adapter
 from ..model.checkpoints import probe
-from .patterns import check_pattern, matches
+from ..utils.errors import UserError
+from .parameters import check_pattern, matches
 
 TOWER, PROJECTOR = "mllm.model.vision_tower", "mllm.model.multi_modal_projector"
 # What each option is of, as module names have it.

@@ -9,9 +9,9 @@ from transformers import TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import HubStrategy
 
-from ..errors import UserError
-from ..processes import say_idle_gpus
-from .patterns import check_pattern
+from ..utils.errors import UserError
+from ..utils.processes import say_idle_gpus
+from .parameters import check_pattern
 from .stock_settings import check_best_metric, check_checkpointing, refuse_settings, said_of, without_refused
 
 

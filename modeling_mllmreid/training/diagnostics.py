@@ -15,13 +15,14 @@ from torch import Tensor
 from transformers import GenerationConfig, Trainer
 
 from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
-from ..model.distributed import gather_with_gradient
 from ..model.losses import batch_hard_triplet_loss, id_loss
+from ..model.tensors import gather_with_gradient
 from ..text.generation import ready_to_generate, special_tokens
 from .arguments import ReIDTrainingArguments
-from .freezing import tower_up_to
+from .parameters import tower_up_to
 
 logger = logging.getLogger(__name__)
+
 
 # A loss of a hundredth of the others' gradient turns the step by arctan 0.01, half a degree: it is as good as off.
 MIN_GRADIENT_SHARE = 0.01

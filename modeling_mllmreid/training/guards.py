@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .arguments import ReIDTrainingArguments
 
 logger = logging.getLogger(__name__)
+
 
 NAMED_FILES = 8
 

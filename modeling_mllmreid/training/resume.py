@@ -1,7 +1,8 @@
-"""Which run a checkpoint is of, and whether the same command goes on from it."""
+"""Which run a checkpoint belongs to, and whether the same command continues it."""
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -14,15 +15,43 @@ from datasets import Dataset
 from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..errors import UserError
-from ..formats import ResumedStateFile, RunFactsFile, read_json
+from ..data.images import EmbeddedImage, ImageSource
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.adapters import adapter_settings
 from ..model.checkpoints import probe
-from ..text import instruction_texts
+from ..text.instructions import instruction_texts
+from ..utils.errors import UserError
+from ..utils.formats import ResumedStateFile, RunFactsFile, read_json
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainDataset
 from .stock_settings import said_of
+
+
+def identities_digest(samples: TrainDataset) -> str:
+    """A digest of the training people in the order of their labels; it holds no name that could be read back.
+
+    Of each person: the data set, the name or number, and the bytes of one image, the first by file name. Names alone
+    are not enough, as people are numbered from 1 in many data sets. The order of the rows does not matter.
+    """
+    first: dict[int, int] = {}
+    for row, label in enumerate(samples.labels):
+        if label not in first or samples.file_names[row] < samples.file_names[first[label]]:
+            first[label] = row
+    digest = hashlib.sha256()
+    for label in sorted(first):
+        row = first[label]
+        for part in (samples.sources[row], samples.person_names[row]):
+            digest.update(part.encode(errors="surrogateescape") + b"\0")
+        digest.update(hashlib.sha256(_encoded(samples.images[row])).digest())
+    return digest.hexdigest()
+
+
+def _encoded(source: ImageSource) -> bytes:
+    if isinstance(source, EmbeddedImage):
+        return source.read()
+    with open(os.fspath(source), "rb") as file:
+        return file.read()
+
 
 RUN_FILE = "run_facts.json"
 ANOTHER = "give another checkpoint as resume_from_checkpoint, or false to start anew"

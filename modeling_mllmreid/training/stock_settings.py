@@ -13,8 +13,8 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from ..errors import UserError
-from ..ranges import MOST_PROCESSES
+from ..utils.errors import UserError
+from ..utils.ranges import MOST_PROCESSES
 
 Arguments = TypeVar("Arguments", bound=type[TrainingArguments])
 

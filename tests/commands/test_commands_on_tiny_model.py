@@ -9,16 +9,17 @@ import pytest
 from PIL import Image
 
 from modeling_mllmreid.commands import continuations, data, embed, evaluate, prepare, search
-from modeling_mllmreid.commands.arguments import ModelArguments
-from modeling_mllmreid.commands.embed import probe
-from modeling_mllmreid.commands.loading import load_model
-from modeling_mllmreid.data import image_sources, load_reid_dataset
-from modeling_mllmreid.data.texts import read_records
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.evaluation import evaluate_retrieval
+from modeling_mllmreid.data.captions import read_records
+from modeling_mllmreid.data.contract import image_sources
+from modeling_mllmreid.data.load import load_reid_dataset
+from modeling_mllmreid.evaluation.embedding import probe
+from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
 from modeling_mllmreid.evaluation.threshold import Threshold, save_thresholds
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.retrieval import load_embeddings, save_embeddings
+from modeling_mllmreid.options.arguments import ModelArguments
+from modeling_mllmreid.retrieval.embeddings import load_embeddings, save_embeddings
+from modeling_mllmreid.training.loading import load_model
+from modeling_mllmreid.utils.errors import UserError
 
 MARKET = ["--dataset", "market1501", "--data_dir"]
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from modeling_mllmreid.commands import evaluate, export
-from modeling_mllmreid.commands.demo import main, run
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.evaluation.weights import weights_digest
+from modeling_mllmreid.commands import demo, evaluate, export
+from modeling_mllmreid.commands.demo import main
+from modeling_mllmreid.evaluation.report import weights_digest
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.tiny import teach_tiny
+from modeling_mllmreid.research.tiny_llava import teach_tiny
+from modeling_mllmreid.utils.errors import UserError
 
 SMALL = {
     "train_identities": 10,
@@ -50,7 +50,7 @@ def test_the_demo_walks_the_whole_road(tmp_path, capsys, monkeypatch):
         torch.testing.assert_close(*states, rtol=0, atol=1e-6)
         return teach_tiny(mllm, *given, **options)
 
-    monkeypatch.setattr(run, "teach_tiny", teach)
+    monkeypatch.setattr(demo, "teach_tiny", teach)
     threads = torch.get_num_threads()
     main(flags(tmp_path / "demo"))
     torch.set_num_threads(threads)

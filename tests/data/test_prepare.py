@@ -12,11 +12,12 @@ import pytest
 from datasets import DatasetDict, config, load_dataset
 from PIL import Image
 
-from modeling_mllmreid.data import image_sources, load_reid_dataset, open_image
 from modeling_mllmreid.data import prepare as module
-from modeling_mllmreid.data.columns import FEATURES, Row, make_split
+from modeling_mllmreid.data.contract import FEATURES, Row, image_sources, make_split
+from modeling_mllmreid.data.images import open_image
+from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.data.prepare import read_prepared, write_prepared
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.utils.errors import UserError
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from modeling_mllmreid.data.columns import Row, make_split
+from modeling_mllmreid.data.contract import Row, make_split
 from modeling_mllmreid.data.splits import label_mapping, query_gallery_parts, split_validation
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.utils.errors import UserError
 
 
 def split_of(pairs, order=None):

@@ -6,8 +6,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from modeling_mllmreid.data.columns import Row, make_split
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.data.contract import Row, make_split
 from modeling_mllmreid.evaluation import embedding
 from modeling_mllmreid.evaluation.embedding import embed_images
 from modeling_mllmreid.evaluation.protocol import (
@@ -19,8 +18,9 @@ from modeling_mllmreid.evaluation.protocol import (
     same_person,
 )
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.retrieval import rank_gallery
-from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
+from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
+from modeling_mllmreid.retrieval.ranking import rank_gallery
+from modeling_mllmreid.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

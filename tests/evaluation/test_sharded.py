@@ -17,19 +17,19 @@ import torch.multiprocessing as mp
 from native import write_native
 from PIL import Image
 
-from modeling_mllmreid import processes
 from modeling_mllmreid.commands import embed, evaluate
-from modeling_mllmreid.data.columns import Row, make_split
-from modeling_mllmreid.data.synthetic import write_pedestrians
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.data.contract import Row, make_split
 from modeling_mllmreid.evaluation import embedding, protocol
-from modeling_mllmreid.evaluation.parts import features_of_parts
+from modeling_mllmreid.evaluation.protocol import features_of_parts
 from modeling_mllmreid.evaluation.text_queries import embed_captions
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
-from modeling_mllmreid.retrieval import load_embeddings
-from modeling_mllmreid.training import ReIDTrainer, ReIDTrainingArguments
+from modeling_mllmreid.retrieval.embeddings import load_embeddings
+from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
 from modeling_mllmreid.training.run import thresholds_on_val
-from modeling_mllmreid.training.trainer import RetrievalParts
+from modeling_mllmreid.training.trainer import ReIDTrainer, RetrievalParts
+from modeling_mllmreid.utils import processes
+from modeling_mllmreid.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 IMAGES, CAPTIONS = 9, ["a red shirt", "a blue hat", "a woman", "a man with a bag", "shoes"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from modeling_mllmreid.errors import raised_here
+from modeling_mllmreid.utils.errors import raised_here
 
 WEIGHTS = "model.safetensors"
 # What the weights' file may go through, and whether the model can still be the same.

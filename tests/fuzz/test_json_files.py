@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from modeling_mllmreid.commands import export, search
-from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.evaluation.breakdown import data_set_matrix
+from modeling_mllmreid.data.load import load_reid_dataset
+from modeling_mllmreid.evaluation.report import data_set_matrix
 from modeling_mllmreid.evaluation.threshold import load_thresholds
-from modeling_mllmreid.retrieval import load_embeddings
-from modeling_mllmreid.retrieval.index import FACTS_FILE, FEATURES_FILE, _digest
+from modeling_mllmreid.retrieval.embeddings import FACTS_FILE, FEATURES_FILE, _digest, load_embeddings
 
 # ---- reports next to a checkpoint ----------------------------------------------------------------------------------
 

@@ -23,9 +23,9 @@ from hostile import (
 )
 from hypothesis import strategies as st
 
-from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.data.columns import SPLITS
+from modeling_mllmreid.data.contract import SPLITS
 from modeling_mllmreid.data.images import is_hidden
+from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.data.prepare import write_prepared
 from modeling_mllmreid.data.readers.own_data import read_table
 

@@ -9,8 +9,8 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from modeling_mllmreid.hub.card import CardFacts, licence_notice, render_card
-from modeling_mllmreid.hub.loss_curves import draw_loss_curves
-from modeling_mllmreid.markdown import code, escape, in_python_string
+from modeling_mllmreid.hub.training_settings import draw_loss_curves
+from modeling_mllmreid.utils.markdown import code, escape, in_python_string
 
 HOSTILE = [
     "[x](https://evil.example) ![i](https://evil.example/i.png)",

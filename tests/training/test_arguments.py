@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.training import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.utils.errors import UserError
 
 
 def arguments(tmp_path, **given):

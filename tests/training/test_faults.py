@@ -10,10 +10,10 @@ from datasets import DatasetDict
 from dying_training import MOMENTS, die_at, fill_the_disk, without_hub
 from tiny_training import exit_code_of_child
 
-from modeling_mllmreid import locks
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.training.guards import Preempted, StepGuard
 from modeling_mllmreid.training.resume import last_checkpoint
+from modeling_mllmreid.utils import outputs
+from modeling_mllmreid.utils.errors import UserError
 
 # Two evaluations, three checkpoints of which two are kept, dropout whose random numbers must go on too.
 RUN = {
@@ -120,9 +120,9 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(train, people, 
 
 
 def test_two_trainings_in_one_folder_are_refused(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "PATIENCE", 0.3)
+    monkeypatch.setattr(outputs, "PATIENCE", 0.3)
     with (
-        locks.only_writer(tmp_path / "run", what="training"),
+        outputs.only_writer(tmp_path / "run", what="training"),
         pytest.raises(UserError, match="another training writes there"),
     ):
         train(max_steps=1)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.training.arguments import ReIDTrainingArguments
-from modeling_mllmreid.training.batch_size import largest
 from modeling_mllmreid.training.batches import TrainDataset
 from modeling_mllmreid.training.guards import StepGuard, said_plainly
+from modeling_mllmreid.training.memory import largest
 from modeling_mllmreid.training.trainer import ReIDTrainer
+from modeling_mllmreid.utils.errors import UserError
 
 
 @pytest.fixture

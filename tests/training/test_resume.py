@@ -9,14 +9,19 @@ import pytest
 import torch
 from transformers import TrainerState
 
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel
-from modeling_mllmreid.training import AdapterArguments, BatchArguments, ReIDTrainingArguments
-from modeling_mllmreid.training.adapters import apply_adapters
+from modeling_mllmreid.training.adapters import AdapterArguments, apply_adapters
+from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
 from modeling_mllmreid.training.batches import TrainDataset
-from modeling_mllmreid.training.identities import identities_digest
-from modeling_mllmreid.training.resume import checkpoint_to_resume, last_checkpoint, refuse_absent_checkpoint, run_facts
+from modeling_mllmreid.training.resume import (
+    checkpoint_to_resume,
+    identities_digest,
+    last_checkpoint,
+    refuse_absent_checkpoint,
+    run_facts,
+)
 from modeling_mllmreid.training.stock_settings import REFUSED
+from modeling_mllmreid.utils.errors import UserError
 
 # Where results go, what is reported, how fast they come, and where: no weight depends on these.
 CHANGE_NO_WEIGHT = [

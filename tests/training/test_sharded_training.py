@@ -15,18 +15,14 @@ from accelerate.utils import is_deepspeed_available
 from transformers import AutoModel
 
 from modeling_mllmreid.commands import export
-from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.data.synthetic import sample_descriptions
+from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel
-from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
-from modeling_mllmreid.training import (
-    AdapterArguments,
-    BatchArguments,
-    ReIDTrainer,
-    ReIDTrainingArguments,
-    prepare_training,
-    train_reid,
-)
+from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
+from modeling_mllmreid.synthetic.captions import sample_descriptions
+from modeling_mllmreid.training.adapters import AdapterArguments, prepare_training
+from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.run import train_reid
+from modeling_mllmreid.training.trainer import ReIDTrainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LORA = {"language_model": "lora", "tower": "full", "lora_rank": 2, "lora_dropout": 0.0}

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from modeling_mllmreid import processes
 from modeling_mllmreid.commands import train
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.training import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
 from modeling_mllmreid.training.stock_settings import RANGES, REFUSED
+from modeling_mllmreid.utils import processes
+from modeling_mllmreid.utils.errors import UserError
 
 # What the stock Trainer does with these is what is meant here too.
 AS_IN_THE_TRAINER = """

@@ -8,13 +8,13 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback
 
-from modeling_mllmreid.data import image_sources
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.data.contract import image_sources
 from modeling_mllmreid.evaluation.protocol import embed_parts
 from modeling_mllmreid.evaluation.threshold import load_thresholds
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.training import ReIDTrainer
 from modeling_mllmreid.training.batches import label_counts
+from modeling_mllmreid.training.trainer import ReIDTrainer
+from modeling_mllmreid.utils.errors import UserError
 
 
 def weights(trained):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import DatasetDict
 
-from modeling_mllmreid.data import PKSampler
+from modeling_mllmreid.data.sampler import PKSampler
 from modeling_mllmreid.training import trainer as trainer_module
 
 

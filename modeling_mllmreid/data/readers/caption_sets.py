@@ -15,14 +15,10 @@ from typing import Any, NamedTuple
 
 from datasets import DatasetDict
 
-from ...errors import UserError
-from ...formats import CaptionEntryFields, check_content, read_json
-from ..columns import UNKNOWN_CAMERA, Row, make_split
-from ..counts import check_counts, count, count_parts
-from ..problems import Problems
-from .data_folder import DataFolder, shown_path
-from .file_names import JPG
-from .spelled_numbers import SpelledNumbers
+from ...utils.errors import UserError
+from ...utils.formats import CaptionEntryFields, check_content, read_json
+from ..contract import UNKNOWN_CAMERA, Problems, Row, check_counts, count, count_parts, make_split
+from .file_names import JPG, DataFolder, SpelledNumbers, shown_path
 
 MAX_CAPTION = 5000
 

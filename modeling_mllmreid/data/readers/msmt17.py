@@ -14,16 +14,13 @@ from typing import Literal
 
 from datasets import DatasetDict
 
-from ...errors import UserError
-from ...formats import read_file
-from ..columns import Row, make_split
-from ..counts import check_counts, count_parts
-from ..problems import Problems
-from .data_folder import DataFolder
-from .file_names import JPG
-from .spelled_numbers import SpelledNumbers
+from ...utils.errors import UserError
+from ...utils.formats import read_file
+from ..contract import Problems, Row, check_counts, count_parts, make_split
+from .file_names import JPG, DataFolder, SpelledNumbers
 
 logger = logging.getLogger(__name__)
+
 
 SOURCE = "msmt17"
 ARCHIVES = ("MSMT17_V1", "MSMT17_V2", "MSMT17")
