@@ -91,9 +91,9 @@ def run(arguments: list[str]) -> int:
         with owner_only():
             importlib.import_module(COMMANDS[command][0]).main(argv)
     except UserError as error:
-        from modeling_mllmreid.utils.processes import is_first_to_say
+        from modeling_mllmreid.utils.processes import claim_message
 
-        if is_first_to_say(str(error)):
+        if claim_message(str(error)):
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0

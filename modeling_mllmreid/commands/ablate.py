@@ -10,11 +10,20 @@ from datasets import DatasetDict
 
 from ..data.leakage import what_is_trained_on
 from ..evaluation.plots import figure_class
-from ..evaluation.protocol import check_parts
+from ..evaluation.protocol import check_query_gallery
 from ..evaluation.report import write_json
 from ..model import MllmReIDConfig
 from ..options.parser import build_options, read_mapping, read_options
-from ..research.ablation.plan import NOT_TOLD, SPEED, AblationArguments, Cost, Plan, Run, TreatmentArguments, check_plan
+from ..research.ablation.plan import (
+    NOT_COMPARED,
+    SPEED,
+    AblationArguments,
+    ControlArguments,
+    Cost,
+    Plan,
+    Run,
+    check_plan,
+)
 from ..research.ablation.report import write_report
 from ..research.ablation.results import Results
 from ..research.ablation.runs import GROUPS, Place, run_all, step_costs
@@ -48,7 +57,7 @@ def main(argv: list[str]) -> None:
     _check_sets(args, sets)
     base = prepare_base(args, tiny, shared, folder / "base")
     settings = {
-        name: {key: value for key, value in {**shared, **row}.items() if key not in NOT_TOLD}
+        name: {key: value for key, value in {**shared, **row}.items() if key not in NOT_COMPARED}
         for name, row in rows.items()
     }
     plan = Plan(args, settings, shared["max_steps"], base_identity(args, base))
@@ -87,7 +96,7 @@ def read_configuration(
 
     Raises UserError naming what does not hold together, before anything is made.
     """
-    shared_groups = tuple(group for group in GROUPS if group is not TreatmentArguments)
+    shared_groups = tuple(group for group in GROUPS if group is not ControlArguments)
     given = read_options((AblationArguments, TinyArguments, *shared_groups), argv, "ablate")
     args, tiny = build_options((AblationArguments, TinyArguments), given, "ablate")
     rows = {name: read_mapping(GROUPS, row, f"rows: {name!r}") for name, row in check_plan(args).items()}
@@ -137,7 +146,7 @@ def _check_sets(args: AblationArguments, sets: Mapping[str, DatasetDict]) -> Non
     for name in args.test_sets:
         if "query" not in sets[name] or "gallery" not in sets[name]:
             raise UserError(f"test_sets: {name}: has {', '.join(sets[name])}: give a set with query and gallery")
-        check_parts(sets[name]["query"], sets[name]["gallery"])
+        check_query_gallery(sets[name]["query"], sets[name]["gallery"])
 
 
 def _as_json(plan: Plan, costs: Mapping[str, Cost], runs: list[Run]) -> dict[str, Any]:

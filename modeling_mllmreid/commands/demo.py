@@ -14,10 +14,10 @@ from ..data.captions import read_records
 from ..data.load import load_reid_dataset
 from ..evaluation.protocol import (
     draw_queries,
-    embed_parts,
-    evenly_spread,
-    histogram_row,
-    metrics_of_features,
+    embed_query_gallery,
+    evenly_spaced,
+    histogram_metrics,
+    metrics_by_feature,
     same_person,
 )
 from ..evaluation.report import format_table, write_json
@@ -25,7 +25,7 @@ from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
 from ..options.arguments import MethodArguments
 from ..options.parser import parse
 from ..research.language_gain import image_helps
-from ..research.tiny_llava import TinyArguments, build_tiny, teach_tiny
+from ..research.tiny_llava import TinyArguments, build_tiny, pretrain_tiny
 from ..retrieval.ranking import rank_gallery
 from ..synthetic.captions import attribute_words
 from ..synthetic.worlds import PEDESTRIANS
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
 
     _say("2. A tiny LLaVA learns to continue captions of other people; a frozen copy is the teacher")
     teacher = copy.deepcopy(mllm)
-    lesson_loss = teach_tiny(teacher, processor, tiny_args, target_tokens=batch_args.max_target_tokens)["language"]
+    lesson_loss = pretrain_tiny(teacher, processor, tiny_args, target_tokens=batch_args.max_target_tokens)["language"]
     teacher.requires_grad_(False)
     print(f"loss at the end of the lesson: {lesson_loss:.3f} nats a token")
 
@@ -173,16 +173,16 @@ def evaluate_demo(
     model.config.test_feature = chosen
     trainer.save_model()
 
-    query_features, gallery_features = embed_parts(model, processor, query, gallery)
+    query_features, gallery_features = embed_query_gallery(model, processor, query, gallery)
     rule = same_person(query, gallery)
-    rows = metrics_of_features(query_features, gallery_features, rule)
-    before = embed_parts(untrained, processor, query, gallery)
-    rows[f"untrained {chosen}"] = metrics_of_features(*before, rule)[chosen]
-    rows["colour histogram"] = histogram_row(query, gallery, rule)
+    rows = metrics_by_feature(query_features, gallery_features, rule)
+    before = embed_query_gallery(untrained, processor, query, gallery)
+    rows[f"untrained {chosen}"] = metrics_by_feature(*before, rule)[chosen]
+    rows["colour histogram"] = histogram_metrics(query, gallery, rule)
     draw_queries(
         folder / "sheet.png",
         rank_gallery(query_features[chosen], gallery_features[chosen], 10, same_person=rule),
-        *(evenly_spread(len(query)), query, gallery),
+        *(evenly_spaced(len(query)), query, gallery),
         title=f"Rendered pedestrians never seen in training, feature {chosen!r}",
     )
     print(format_table(list(rows.items())))

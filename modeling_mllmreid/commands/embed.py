@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..data.images import NAMED_FILES, broken_images, is_hidden, list_image_tree, safe_join
-from ..evaluation.embedding import embed_feature, probe
+from ..evaluation.embedding import embed_feature, model_fingerprint
 from ..model.images import SUFFIXES
 from ..options.arguments import EmbeddingArguments, MethodArguments, ModelArguments
 from ..options.parser import parse
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     model, processor = load_encoder(model_args, method_args.given())
     to_device(model)
     features = embed_feature(model, processor, [folder / name for name in found.names], **asdict(embedding_args))
-    facts = {
+    metadata = {
         **asdict(model_args),
         "model": model_name,
         "dtype": str(model_args.torch_dtype).removeprefix("torch."),
@@ -63,12 +63,12 @@ def main(argv: list[str]) -> None:
         "height": processor.height,
         "width": processor.width,
         "flip_test": embedding_args.flip_test,
-        "probe": probe(model, processor).tolist(),
+        "fingerprint": model_fingerprint(model, processor).tolist(),
         "left_out": {printable(name): fault for name, fault in sorted(found.left_out.items())},
     }
-    on_main(save_embeddings, args.output, features, found.names, facts)
+    on_main(save_embeddings, args.output, features, found.names, metadata)
     if this_process().is_main_process:
-        width, feature = features.shape[1], facts["test_feature"]
+        width, feature = features.shape[1], metadata["test_feature"]
         print(f"{len(features):,} embeddings of {width} numbers ({feature}): {printable(args.output)}")
         for what, names in (
             ("images that cannot be used", list(found.left_out)),

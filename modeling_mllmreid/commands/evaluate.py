@@ -14,8 +14,8 @@ from ..data.readers import READERS
 from ..evaluation.metrics import RetrievalMetrics
 from ..evaluation.plots import figure_class
 from ..evaluation.protocol import (
-    features_of_parts,
-    metrics_of_features,
+    metrics_by_feature,
+    protocol_features,
 )
 from ..evaluation.report import (
     data_set_matrix,
@@ -80,13 +80,13 @@ def main(argv: list[str]) -> None:
         raise UserError(f"data set {data_args.dataset}: has {', '.join(dataset)}: evaluation needs query and gallery")
     model, processor = load_encoder(model_args, method_args.given())
     to_device(model)
-    facts = {"model": model_args.model, "dataset": data_args.dataset}
+    metadata = {"model": model_args.model, "dataset": data_args.dataset}
     options = asdict(embedding_args)
     others = {
-        name: result_of_another(replace(model_args, model=name, compare=[]), dataset, args, **options)
+        name: compared_metrics(replace(model_args, model=name, compare=[]), dataset, args, **options)
         for name in model_args.compare
     }
-    evaluate_and_report(model, processor, dataset, args, facts, others=others, **options)
+    evaluate_and_report(model, processor, dataset, args, metadata, others=others, **options)
 
 
 def check_outputs(args: EvaluateArguments, *, inputs: Sequence[str] = ()) -> None:
@@ -117,11 +117,11 @@ def evaluate_splits(
     of_splits: list[dict[str, dict[str, Any]]] = []
     for split in range(args.splits):
         dataset = load_reid_dataset(data_args.dataset, **{**data_args.options(), "split": split})
-        features = features_of_parts(model, processor, dataset, **args.protocol(), **asdict(embedding_args))
-        rows = on_main(metrics_of_features, features.query, features.gallery, features.rule)
+        features = protocol_features(model, processor, dataset, **args.protocol(), **asdict(embedding_args))
+        rows = on_main(metrics_by_feature, features.query, features.gallery, features.rule)
         of_splits.append({name: row.to_dict() for name, row in rows.items()})
-    facts = {"model": model_args.model, "dataset": data_args.dataset, "splits": args.splits}
-    on_main(report_splits, of_splits, args, facts)
+    metadata = {"model": model_args.model, "dataset": data_args.dataset, "splits": args.splits}
+    on_main(report_splits, of_splits, args, metadata)
 
 
 def print_matrix(args: EvaluateArguments, matrix_args: MatrixArguments) -> None:
@@ -133,11 +133,11 @@ def print_matrix(args: EvaluateArguments, matrix_args: MatrixArguments) -> None:
     print(f"{matrix.format()}\nmatrix: {path}")
 
 
-def result_of_another(
+def compared_metrics(
     model_args: ModelArguments, dataset: DatasetDict, args: EvaluateArguments, **options: Any
 ) -> RetrievalMetrics:
     """The metrics of another model's own test feature on the same parts."""
     model, processor = load_encoder(model_args)
     to_device(model)
-    features = features_of_parts(model, processor, dataset, **args.protocol(), **options)
-    return on_main(metrics_of_features, features.query, features.gallery, features.rule)[model.config.test_feature]
+    features = protocol_features(model, processor, dataset, **args.protocol(), **options)
+    return on_main(metrics_by_feature, features.query, features.gallery, features.rule)[model.config.test_feature]

@@ -18,20 +18,20 @@ from ..data.leakage import what_is_trained_on
 from ..data.licences import licence_of, refuse_licences
 from ..data.load import load_reid_dataset
 from ..data.readers import READERS
-from ..evaluation.protocol import check_parts
+from ..evaluation.protocol import check_query_gallery
 from ..evaluation.run import EvaluateArguments, evaluate_and_report
 from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
 from ..options.arguments import DataArguments, LeakArguments, LicenceArguments, MethodArguments, ModelArguments
 from ..options.parser import build_options, read_options
 from ..training.adapters import AdapterArguments
 from ..training.arguments import BatchArguments, ReIDTrainingArguments
-from ..training.loading import load_config, load_model, settle_adapters
+from ..training.loading import load_config, load_model, resolve_adapters
 from ..training.memory import estimate_memory
 from ..training.resume import last_checkpoint, refuse_absent_checkpoint
 from ..training.run import devices_of, train_reid, write_record
-from ..training.stock_settings import said_of, try_settings
+from ..training.stock_settings import setting_errors, try_settings
 from ..utils.errors import UserError
-from ..utils.formats import read_json
+from ..utils.json_files import read_json
 from ..utils.outputs import check_output
 from ..utils.processes import refuse_lost_processes
 
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
         # What is reckoned for a GPU needs none.
         given = {**given, "use_cpu": True, "tf32": None}
     (training_args,) = build_options((ReIDTrainingArguments,), given, "train")
-    adapter_args = settle_adapters(model_args, given)
+    adapter_args = resolve_adapters(model_args, given)
     if run_args.dry_run:
         return dry_run(model_args, method_args, adapter_args, batch_args, training_args)
     data_args.refuse_inside(str(training_args.output_dir))
@@ -123,7 +123,7 @@ def check_start(args: ReIDTrainingArguments, *, model: str, data: Sequence[str])
     if args.push_to_hub and not (args.hub_token or get_token()):
         raise UserError("push_to_hub: no token of the Hub is known: run hf auth login, or set HF_TOKEN")
     if args.push_to_hub and args.hub_model_id is not None:
-        with said_of("hub_model_id"):
+        with setting_errors("hub_model_id"):
             validate_repo_id(args.hub_model_id)
 
 
@@ -195,12 +195,14 @@ def evaluate_where_possible(
     if "query" not in dataset or "gallery" not in dataset:
         return
     try:
-        check_parts(dataset["query"], dataset["gallery"])
+        check_query_gallery(dataset["query"], dataset["gallery"])
     except UserError as reason:
         # The training itself was no mistake.
         if training_args.process_index == 0:
             print(f"not evaluated: {reason}")
         return
     options: dict[str, Any] = {"batch_size": training_args.per_device_eval_batch_size}
-    facts = {"model": str(training_args.output_dir), "dataset": name}
-    evaluate_and_report(model, processor, dataset, EvaluateArguments(str(training_args.output_dir)), facts, **options)
+    metadata = {"model": str(training_args.output_dir), "dataset": name}
+    evaluate_and_report(
+        model, processor, dataset, EvaluateArguments(str(training_args.output_dir)), metadata, **options
+    )

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 from datasets import Dataset
 
 from ..utils.errors import UserError
-from ..utils.formats import CaptionRecordLine, TextRecordLine, parse_json, read_file
+from ..utils.formats import CaptionRecordLine, TextRecordLine
+from ..utils.json_files import parse_json, read_file
 from .contract import FEATURES
 
 # How every line begins, and more bytes than any has.

@@ -165,7 +165,7 @@ def camera_names(split: Dataset) -> list[str]:
     return ["" if camera == UNKNOWN_CAMERA else name for camera, name in zip(split["camera_id"][:], names, strict=True)]
 
 
-def cameras_called(split: Dataset) -> dict[int, str]:
+def names_by_camera(split: Dataset) -> dict[int, str]:
     """What each camera of the split is called, no two alike; "" for the unknown one.
 
     Cameras of two sets may have one name: then the number is added.
@@ -179,21 +179,21 @@ def _named(numbers: Sequence[int], names: Sequence[str | None] | None) -> list[s
     return [name or str(number) for number, name in zip(numbers, names or [None] * len(numbers), strict=True)]
 
 
-def shown(name: str) -> str:
+def display_name(name: str) -> str:
     """A name as a message or table shows it: on one line, and not without end."""
     return name if name.isprintable() and len(name) <= LONGEST_SHOWN else f"{name!r:.{LONGEST_SHOWN}}"
 
 
-def labelled(kind: str, name: str) -> str:
+def display_label(kind: str, name: str) -> str:
     """A name as a picture shows it: "anna", and "person 5" where it is a number alone."""
-    return f"{kind} {name}" if NUMBER.fullmatch(name) else shown(name)
+    return f"{kind} {name}" if NUMBER.fullmatch(name) else display_name(name)
 
 
-def listed(names: Iterable[str], most: int = 2) -> str:
+def join_names(names: Iterable[str], most: int = 2) -> str:
     """Names in one line: "anna, ben and 3 more"."""
     distinct = sorted(set(names))
     more = f" and {len(distinct) - most:,} more" if len(distinct) > most else ""
-    return ", ".join(map(shown, distinct[:most])) + more
+    return ", ".join(map(display_name, distinct[:most])) + more
 
 
 def image_sources(split: Dataset) -> list[ImageSource]:
@@ -301,7 +301,7 @@ def check_counts(found: Counts, published: Counts, *, name: str, where: object, 
         logger.warning("%s. Results on it compare with no published table.", text)
 
 
-def count_parts(dataset: DatasetDict) -> Counts:
+def count_splits(dataset: DatasetDict) -> Counts:
     """The numbers of every part."""
     return {split: count(part) for split, part in dataset.items()}
 

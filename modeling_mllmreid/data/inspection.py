@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm.auto import tqdm
 
 from ..utils.errors import UserError
-from ..utils.outputs import png_info, written_aside
-from .contract import UNKNOWN_CAMERA, camera_names, cameras_called, image_sources, labelled, person_names
+from ..utils.outputs import atomic_file, png_info
+from .contract import UNKNOWN_CAMERA, camera_names, display_label, image_sources, names_by_camera, person_names
 from .images import EmbeddedImage, ImageSource, open_image
 
 WORD = re.compile(r"[^\W_]+")
@@ -24,7 +24,7 @@ WORD = re.compile(r"[^\W_]+")
 def describe(split: Dataset) -> dict[str, Any]:
     """Counts of a split: images, persons, cameras, images of a person, captions and their words; JSON-able."""
     persons, cameras = Counter(split["person_id"][:]), Counter(split["camera_id"][:])
-    called = cameras_called(split)
+    called = names_by_camera(split)
     captions = [caption for captions in split["caption"][:] for caption in captions]
     words = [WORD.findall(caption.lower()) for caption in captions]
     unknown = cameras.pop(UNKNOWN_CAMERA, 0)
@@ -128,7 +128,7 @@ def contact_sheet(
     for split, indices in rows:
         part = dataset[split]
         captions = part[indices[0]]["caption"]
-        who = labelled("person", person_names(part.select(indices[:1]))[0])
+        who = display_label("person", person_names(part.select(indices[:1]))[0])
         cameras = camera_names(part.select(indices))
         title = f"{split}, {who}" + (f": {captions[0]}" if captions else "")
         draw.text((GAP, top + 4), _fitted(title, width - 2 * GAP), fill=INK, font=ImageFont.load_default(13))
@@ -137,10 +137,10 @@ def contact_sheet(
             left = GAP + column * (CROP[0] + GAP)
             crop = ImageOps.pad(open_image(sources[split][index]), CROP, color="#eceff3")
             sheet.paste(crop, (left, top))
-            text = _fitted(labelled("cam", cameras[column]), CROP[0])
+            text = _fitted(display_label("cam", cameras[column]), CROP[0])
             draw.text((left, top + CROP[1] + 2), text, fill=FAINT, font=ImageFont.load_default(11))
         top += CROP[1] + CAPTION + GAP
-    with written_aside(path_png) as aside:
+    with atomic_file(path_png) as aside:
         sheet.save(aside, format="PNG", optimize=True, pnginfo=png_info())
 
 

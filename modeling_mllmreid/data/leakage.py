@@ -6,7 +6,7 @@ from datasets import Dataset, DatasetDict
 
 from ..utils.errors import UserError
 from .combinations import parse_combination
-from .contract import listed
+from .contract import join_names
 
 # set -> the sets whose images it is made of, test people among them (its authors' papers).
 MADE_OF: Mapping[str, tuple[str, ...]] = {
@@ -86,7 +86,7 @@ def refuse_shared_people(
 def shared_people_lines(dataset: Mapping[str, Dataset]) -> list[str]:
     """A line for each of the splits that share people with `train`: "anna, ben and 3 more are in train and query"."""
     shared = shared_people(dataset).items()
-    return [f"{listed(names)} {'is' if len(names) == 1 else 'are'} in {pair}" for pair, names in shared]
+    return [f"{join_names(names)} {'is' if len(names) == 1 else 'are'} in {pair}" for pair, names in shared]
 
 
 def _shared(one: Dataset, other: Dataset) -> list[str]:

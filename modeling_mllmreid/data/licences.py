@@ -12,7 +12,7 @@ from transformers.utils import cached_file
 
 from ..synthetic.worlds import PEDESTRIANS, WORLDS
 from ..utils.errors import UserError
-from ..utils.formats import read_json
+from ..utils.json_files import read_json
 from .published import PUBLISHED
 
 # The Llama 2 community licence forbids improving other large language models with Llama's output (section 1.b.v).

@@ -11,8 +11,8 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from ..utils.errors import UserError
-from ..utils.formats import refuse_special_files
-from ..utils.outputs import check_output, written_aside
+from ..utils.json_files import refuse_special_files
+from ..utils.outputs import atomic_file, check_output
 from .captions import CaptionRecord, join_captions, join_continuations, read_records
 from .combinations import Combination, combine, parse_combination
 from .contract import Problems, image_sources, person_names, with_contract_columns
@@ -63,7 +63,7 @@ def load_reid_dataset(
     if on_error == "skip":
         dataset = DatasetDict({split: _opening(part, problems) for split, part in dataset.items()})
     if problems.messages:
-        with written_aside(skipped_file) as aside:
+        with atomic_file(skipped_file) as aside:
             text = "".join(message.replace("\n", "\\n") + f"{LEFT_OUT}\n" for message in problems.messages)
             aside.write_text(text, encoding="utf-8", errors="backslashreplace")
         problems.warn(f"{len(problems.messages):,} rows were left out, listed in {skipped_file}")

@@ -33,7 +33,7 @@ from .local_files import (
     whole_splits,
     with_absolute_paths,
 )
-from .splits import query_gallery_parts
+from .splits import split_query_gallery
 
 REQUIRED = ("image", "person_id")
 IDS = {"person_id": id_text, "camera_id": known_id_text, "track_id": known_id_text, "clothes_id": known_id_text}
@@ -87,7 +87,7 @@ def read_mapped(name: str, columns: Mapping[str, str], *, revision: str | None =
     if "test" in made:
         if {"query", "gallery"} & set(made):
             raise UserError(f"data set {name}: has {', '.join(made)}: test stands for query and gallery: rename one")
-        made["query"], made["gallery"] = query_gallery_parts(made.pop("test"))
+        made["query"], made["gallery"] = split_query_gallery(made.pop("test"))
     foreign = sorted(set(made) - set(SPLITS))
     if foreign:
         raise UserError(f"data set {name}: part {foreign[0]!r} is unknown: name the parts among {', '.join(SPLITS)}")

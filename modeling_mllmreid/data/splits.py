@@ -11,9 +11,10 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from ..utils.errors import UserError
-from ..utils.formats import SplitsFile, read_json
-from ..utils.outputs import check_output, new_parents, only_writer, written_aside
-from .contract import SPLITS, UNKNOWN_CAMERA, Problems, listed, person_names
+from ..utils.formats import SplitsFile
+from ..utils.json_files import read_json
+from ..utils.outputs import atomic_file, check_output, new_parents, only_writer
+from .contract import SPLITS, UNKNOWN_CAMERA, Problems, join_names, person_names
 from .leakage import refuse_shared_people
 
 # The triplet loss needs a second person.
@@ -43,7 +44,7 @@ def split_validation(train: Dataset, *, val_identities: int, seed: int) -> tuple
     return train.select(np.flatnonzero(~in_val)), train.select(np.flatnonzero(in_val))
 
 
-def query_gallery_parts(val: Dataset, *, seed: int = 0) -> tuple[Dataset, Dataset]:
+def split_query_gallery(val: Dataset, *, seed: int = 0) -> tuple[Dataset, Dataset]:
     """(query, gallery) of a validation split: one image per person and camera asks, the rest is the gallery.
 
     An image becomes a query only where that leaves every query of the person a gallery image from another camera; an
@@ -143,12 +144,12 @@ def _drawn(whole: Dataset, path: Path, test_share: float, seed: int) -> DatasetD
         )
     chosen = np.random.default_rng(seed).permutation(people)[:test]
     in_test = np.isin(persons, chosen)
-    query, gallery = query_gallery_parts(whole.select(np.flatnonzero(in_test)), seed=seed)
+    query, gallery = split_query_gallery(whole.select(np.flatnonzero(in_test)), seed=seed)
     made = DatasetDict(train=whole.select(np.flatnonzero(~in_test)), query=query, gallery=gallery)
     names = {name: split["file_name"][:] for name, split in made.items()}
     text = json.dumps({"test_share": test_share, "split_seed": seed, **names}, indent=1, ensure_ascii=False) + "\n"
     try:
-        with written_aside(path) as aside:
+        with atomic_file(path) as aside:
             aside.write_text(text, encoding="utf-8")
     except UserError as error:
         raise UserError(f"splits_file: {error}") from error
@@ -201,5 +202,5 @@ def _note_what_is_left(whole: Dataset, made: DatasetDict, path: Path, problems: 
         people = person_names(whole.select(left))
         problems.warn(
             f"{path}: {len(left):,} files of {len(set(people)):,} people are in no part and not used "
-            f"({listed(people)}): remove the file to draw the parts anew, or give another splits_file"
+            f"({join_names(people)}): remove the file to draw the parts anew, or give another splits_file"
         )

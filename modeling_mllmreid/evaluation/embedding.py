@@ -21,7 +21,7 @@ from ..utils.processes import gather_on_main, raise_together, this_process
 Batch = TypeVar("Batch")
 
 
-def share_of_batches(count: int, batch_size: int) -> list[list[int]]:
+def own_batches(count: int, batch_size: int) -> list[list[int]]:
     """The rows of each of this process's batches, of `count` rows in all (1 or more): every W-th batch of W processes.
 
     They are the batches that one process alone makes, so that the features do not depend on the number of processes.
@@ -34,12 +34,12 @@ def share_of_batches(count: int, batch_size: int) -> list[list[int]]:
     return batches[state.process_index :: state.num_processes]
 
 
-def rows_on_main(
+def features_on_main(
     embed: Callable[[Batch], Mapping[str, Tensor]], batches: Iterable[Batch], count: int, *, unit: str, progress: bool
 ) -> dict[str, np.ndarray]:
     """The named rows of all processes' batches on process 0, each (count, D), in order; none, (0, D), on the others.
 
-    embed: a batch's named rows, each (B, D). batches: this process's, from `share_of_batches`. Each round's rows go to
+    embed: a batch's named rows, each (B, D). batches: this process's, from `own_batches`. Each round's rows go to
     process 0 at once. progress: whether process 0 shows a bar, of `unit`s.
     """
     main = this_process().is_main_process
@@ -80,7 +80,7 @@ def embed_images(
         raise UserError("there is no image to embed: give at least one")
     if device is not None:
         nn.Module.to(model, device)
-    share = share_of_batches(len(images), batch_size)
+    share = own_batches(len(images), batch_size)
     # No more processes than there are batches to make.
     workers = min(num_workers, len(share))
     loader = DataLoader(_Images(images), batch_sampler=share, num_workers=workers, collate_fn=_Collate(processor))
@@ -95,7 +95,7 @@ def embed_images(
         return features
 
     with eval_mode(model), torch.inference_mode():
-        return rows_on_main(features_of, loader, len(images), unit="image", progress=progress)
+        return features_on_main(features_of, loader, len(images), unit="image", progress=progress)
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def embed_feature(model: ImageEncoder, processor: ImageEncoderProcessor, images:
     return embed_images(model, processor, images, names=names, **options)[feature]
 
 
-def probe(model: ImageEncoder, processor: ImageEncoderProcessor) -> np.ndarray:
+def model_fingerprint(model: ImageEncoder, processor: ImageEncoderProcessor) -> np.ndarray:
     """The embedding (D,) of one fixed drawn image: other weights, sizes or image backends give another."""
     rows, columns = np.mgrid[0:128, 0:64]
     pixels = np.stack([2 * rows, 4 * columns, (rows * columns) % 256], axis=-1) % 256

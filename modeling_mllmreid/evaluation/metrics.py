@@ -7,7 +7,7 @@ import numpy as np
 
 from ..retrieval.distances import Features, distance_blocks
 from ..retrieval.matching import Ids, SamePerson
-from ..retrieval.ranking import Blocks, distance_rows, no_match_error
+from ..retrieval.ranking import Blocks, no_match_error, query_distances
 from ..utils.errors import UserError
 
 AP_RULES = ("step", "trapezoid")
@@ -101,7 +101,7 @@ def metrics_from_blocks(
         raise UserError(f"ranks: {tuple(ranks)} holds a rank below 1: ranks count from 1")
     count = len(same_person.query_persons)
     ranks_of: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * count
-    for number, row in distance_rows(blocks, same_person):
+    for number, row in query_distances(blocks, same_person):
         ranks_of[number] = match_ranks(row, *same_person.of(number))
     precision = np.array([average_precision(at, ap) if len(at) else np.nan for at in ranks_of])
     if np.isnan(precision).all():
@@ -208,7 +208,7 @@ def single_shot_cmc(
     by_person = np.argsort(same_person.gallery_persons, kind="stable")
     hits = {int(rank): 0 for rank in ranks}
     valid = 0
-    for number, row in distance_rows(blocks, same_person):
+    for number, row in query_distances(blocks, same_person):
         same, dropped = same_person.of(number)
         matches = same[~dropped]
         if not len(matches):

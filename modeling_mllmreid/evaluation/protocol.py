@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from ..data.contract import UNKNOWN_CAMERA, camera_names, image_sources, labelled, person_names
+from ..data.contract import UNKNOWN_CAMERA, camera_names, display_label, image_sources, person_names
 from ..data.images import ImageSource, open_image
 from ..model import ImageEncoder, ImageEncoderProcessor
 from ..retrieval.distances import distance_blocks
@@ -93,18 +93,18 @@ def evaluate_model(
     computes the metrics, and every process gets them.
     Raises UserError for an empty part, a broken image, and for queries that would find themselves.
     """
-    query_features, gallery_features = embed_parts(model, processor, query, gallery, **options)
-    return on_main(metrics_of_features, query_features, gallery_features, same_person(query, gallery))
+    query_features, gallery_features = embed_query_gallery(model, processor, query, gallery, **options)
+    return on_main(metrics_by_feature, query_features, gallery_features, same_person(query, gallery))
 
 
-def embed_parts(
+def embed_query_gallery(
     model: ImageEncoder, processor: ImageEncoderProcessor, query: Dataset, gallery: Dataset, **options: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The features of the query and of the gallery images, by name. options: those of `embed_images`.
 
     Processes share the images; the features are on process 0, and the others have arrays without rows.
     """
-    check_parts(query, gallery)
+    check_query_gallery(query, gallery)
     features = embed_images(model, processor, [*image_sources(query), *image_sources(gallery)], **options)
     return (
         {name: rows[: len(query)] for name, rows in features.items()},
@@ -129,7 +129,7 @@ def same_person(query: Dataset, gallery: Dataset, exclude: Sequence[str] = ("cam
     return SamePerson(**columns)
 
 
-def metrics_of_features(
+def metrics_by_feature(
     query_features: Features, gallery_features: Features, rule: SamePerson
 ) -> dict[str, RetrievalMetrics]:
     """The metrics of each named feature, (Q, D) against (G, D)."""
@@ -139,14 +139,14 @@ def metrics_of_features(
     }
 
 
-def histogram_row(query: Dataset, gallery: Dataset, rule: SamePerson) -> RetrievalMetrics:
+def histogram_metrics(query: Dataset, gallery: Dataset, rule: SamePerson) -> RetrievalMetrics:
     """The metrics of the colour histogram: what a learned feature has to pass first."""
-    check_parts(query, gallery)
+    check_query_gallery(query, gallery)
     rows = (color_histograms(map(open_image, image_sources(part))) for part in (query, gallery))
     return metrics_from_blocks(distance_blocks(*rows), rule)
 
 
-def check_parts(query: Dataset, gallery: Dataset) -> None:
+def check_query_gallery(query: Dataset, gallery: Dataset) -> None:
     """Raises UserError for an empty part, and where an image of unknown camera is a query and in the gallery as well.
 
     Nothing would drop it there: every such query would find itself first, a perfect score that means nothing. It is so
@@ -165,7 +165,7 @@ def check_parts(query: Dataset, gallery: Dataset) -> None:
             )
 
 
-def evenly_spread(count: int, wanted: int = 8) -> np.ndarray:
+def evenly_spaced(count: int, wanted: int = 8) -> np.ndarray:
     """At most `wanted` of so many rows, at equal steps over all of them, whatever their score."""
     return np.unique(np.linspace(0, count - 1, num=min(wanted, count)).round().astype(int))
 
@@ -189,7 +189,7 @@ def draw_queries(
     named = named and len(people) == len({name for _, name in people})
     for side, part in (("query", shown), ("gallery", gallery)):
         ids[f"{side}_person_ids"] = person_names(part) if named else part["person_id"][:]
-        ids[f"{side}_camera_ids"] = [labelled("cam", name) if name else "" for name in camera_names(part)]
+        ids[f"{side}_camera_ids"] = [display_label("cam", name) if name else "" for name in camera_names(part)]
     images, of_gallery = ([_opener(source) for source in image_sources(part)] for part in (shown, gallery))
     of_rows = Ranking(ranking.indices[rows], ranking.distances[rows])
     columns = ranking.indices.shape[1]
@@ -201,7 +201,7 @@ def _opener(source: ImageSource) -> Callable[[], Image.Image]:
 
 
 @dataclass
-class PartsFeatures:
+class ProtocolFeatures:
     """Named features of the query and of the gallery rows, these rows, and the rule of which gallery rows count.
 
     Features are on process 0, without rows on the others; the rest is on every process.
@@ -209,12 +209,12 @@ class PartsFeatures:
 
     query: dict[str, np.ndarray]
     gallery: dict[str, np.ndarray]
-    query_rows: Dataset
-    gallery_rows: Dataset
+    query_split: Dataset
+    gallery_split: Dataset
     rule: SamePerson
 
 
-def features_of_parts(
+def protocol_features(
     model: ImageEncoder,
     processor: ImageEncoderProcessor,
     dataset: DatasetDict,
@@ -222,19 +222,19 @@ def features_of_parts(
     exclude: Sequence[str] = ("camera_id",),
     pool_tracks: bool = False,
     **options: Any,
-) -> PartsFeatures:
+) -> ProtocolFeatures:
     """The features of `query` and `gallery`, of images or where wanted of tracks.
 
     exclude: as in `same_person`. options: those of `embed_images`. Raises UserError for a column that is missing, and
-    as `embed_parts` does.
+    as `embed_query_gallery` does.
     """
     query, gallery = dataset["query"], dataset["gallery"]
     same_person(query, gallery, exclude)  # a missing column is named before the long work
-    query_features, gallery_features = embed_parts(model, processor, query, gallery, **options)
+    query_features, gallery_features = embed_query_gallery(model, processor, query, gallery, **options)
     if pool_tracks:
         query_features, query = _by_track(query_features, query, exclude)
         gallery_features, gallery = _by_track(gallery_features, gallery, exclude)
-    return PartsFeatures(query_features, gallery_features, query, gallery, same_person(query, gallery, exclude))
+    return ProtocolFeatures(query_features, gallery_features, query, gallery, same_person(query, gallery, exclude))
 
 
 def _by_track(

@@ -13,8 +13,9 @@ import numpy as np
 
 from ..retrieval.embeddings import FEATURES_FILE
 from ..utils.errors import UserError
-from ..utils.formats import MatrixEntry, read_json
-from ..utils.outputs import written_aside
+from ..utils.formats import MatrixEntry
+from ..utils.json_files import read_json
+from ..utils.outputs import atomic_file
 from .metrics import RetrievalMetrics, averages
 from .statistics import Interval
 
@@ -68,7 +69,7 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     Raises ValueError for NaN or infinity, which JSON has no word for.
     """
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with written_aside(path) as aside:
+    with atomic_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from ..data.contract import cameras_called, shown
+from ..data.contract import display_name, names_by_camera
 from ..data.leakage import overlaps
 from ..data.published import published_counts
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDProcessor
@@ -21,7 +21,14 @@ from ..utils.processes import on_main
 from ..utils.ranges import Count
 from .metrics import RetrievalMetrics, metrics_from_blocks, single_shot_cmc
 from .plots import draw_curves, draw_roc
-from .protocol import PartsFeatures, draw_queries, evenly_spread, features_of_parts, histogram_row, metrics_of_features
+from .protocol import (
+    ProtocolFeatures,
+    draw_queries,
+    evenly_spaced,
+    histogram_metrics,
+    metrics_by_feature,
+    protocol_features,
+)
 from .report import align, by_camera, format_table, weights_digest, worst_queries, write_json
 from .statistics import Interval, PairedDifference, compare, confidence_intervals
 from .text_queries import TEXT_FEATURE, caption_queries, embed_captions, image_and_text, text_to_image
@@ -70,7 +77,7 @@ class EvaluateArguments:
             raise ValueError(f"splits {self.splits}: give 1 or more")
 
     def protocol(self) -> dict[str, Any]:
-        """What `features_of_parts` takes of these."""
+        """What `protocol_features` takes of these."""
         return {"exclude": self.exclude, "pool_tracks": self.pool_tracks}
 
 
@@ -79,36 +86,36 @@ def evaluate_and_report(
     processor: ImageEncoderProcessor,
     dataset: DatasetDict,
     args: EvaluateArguments,
-    facts: Mapping[str, str],
+    metadata: Mapping[str, str],
     *,
     others: Mapping[str, RetrievalMetrics] | None = None,
     **options: Any,
 ) -> None:
     """Evaluates on `query` and `gallery`: tables on the screen, metrics.json and pictures in `args.output_dir`.
 
-    facts: what metrics.json says of the run. others: the results of the models to compare with, on the same queries.
+    metadata: what metrics.json says of the run. others: the results of the models to compare with, on the same queries.
     options: those of `embed_images`. Processes share the images and captions; process 0 does all else.
     """
-    features = features_of_parts(model, processor, dataset, **args.protocol(), **options)
-    texts = features_of_captions(model, processor, features.query_rows) if args.text_queries else None
-    facts_of_run = {**facts, "flip_test": bool(options.get("flip_test"))}
-    on_main(report_metrics, model, processor, features, texts, args, facts_of_run, others or {})
+    features = protocol_features(model, processor, dataset, **args.protocol(), **options)
+    texts = caption_features(model, processor, features.query_split) if args.text_queries else None
+    run_metadata = {**metadata, "flip_test": bool(options.get("flip_test"))}
+    on_main(report_metrics, model, processor, features, texts, args, run_metadata, others or {})
 
 
 def report_metrics(
     model: ImageEncoder,
     processor: ImageEncoderProcessor,
-    features: PartsFeatures,
+    features: ProtocolFeatures,
     texts: np.ndarray | None,
     args: EvaluateArguments,
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     others: Mapping[str, RetrievalMetrics],
 ) -> None:
     """What `evaluate_and_report` prints, writes and draws of these features. texts: (C, D) of the queries' captions."""
-    query, gallery, rule = features.query_rows, features.gallery_rows, features.rule
+    query, gallery, rule = features.query_split, features.gallery_split, features.rule
     persons, people = query["person_id"][:], {}
     feature = model.config.test_feature
-    rows = metrics_of_features(features.query, features.gallery, rule)
+    rows = metrics_by_feature(features.query, features.gallery, rule)
     ours = (features.query[feature], features.gallery[feature])
     if args.rerank:
         rows[f"{feature}, re-ranked"] = metrics_from_blocks(rerank_blocks(*ours), rule)
@@ -119,17 +126,17 @@ def report_metrics(
         if not model.config.reid_text:
             lies_apart = "this model was trained without reid_text: captions and images lie apart, expect chance"
             print(f"text queries: {lies_apart}")
-        found, caption_people = rows_of_captions(texts, features)
+        found, caption_people = caption_metrics(texts, features)
         rows |= found
         people = dict.fromkeys(found, caption_people)
     if args.histogram:
-        rows["histogram"] = histogram_row(query, gallery, rule)
-    intervals = {name: intervals_over_people(row, people.get(name, persons)) for name, row in rows.items()}
+        rows["histogram"] = histogram_metrics(query, gallery, rule)
+    intervals = {name: people_intervals(row, people.get(name, persons)) for name, row in rows.items()}
     cameras = by_camera(rows[feature], query["camera_id"][:])
-    called = cameras_called(query)
+    called = names_by_camera(query)
     report: dict[str, Any] = {
-        **facts,
-        "weights": weights_digest(facts["model"]),
+        **metadata,
+        "weights": weights_digest(metadata["model"]),
         "trained_on": model.config.trained_on or [],
         "tested_on": sorted(set(query["source"][:])),
         "published_counts": published_counts({"query": query, "gallery": gallery}),
@@ -152,7 +159,7 @@ def report_metrics(
         print(f"warning: {overlap}: this result is not that of unseen people")
     print(format_table(list(rows.items()), intervals))
     if len(cameras) > 1:
-        by_name = [(shown(called[camera]) or "unknown", row) for camera, row in cameras.items()]
+        by_name = [(display_name(called[camera]) or "unknown", row) for camera, row in cameras.items()]
         print(f"\nby query camera, {feature}:\n{format_table(by_name)}")
     if args.single_shot:
         drawn = single_shot_cmc(distance_blocks(*ours), rule)
@@ -167,17 +174,17 @@ def report_metrics(
     for name, other in others.items():
         differences = compare(rows[feature], other, persons)
         report.setdefault("compare", {})[name] = {key: d.to_dict() for key, d in differences.items()}
-        print(f"\n{facts['model']} less {name}, same queries:\n{difference_lines(differences)}")
+        print(f"\n{metadata['model']} less {name}, same queries:\n{difference_lines(differences)}")
 
     write_json(folder / "metrics.json", report)
     ranking = rank_gallery(*ours, 10, same_person=rule)
     # The sets' own names: a reader's name is only that of a layout.
     tested_on = " + ".join(report["tested_on"])
     title = f"{tested_on}: nearest gallery images by the feature {feature!r}"
-    draw_queries(folder / "sheet.png", ranking, evenly_spread(len(query)), query, gallery, title=title)
+    draw_queries(folder / "sheet.png", ranking, evenly_spaced(len(query)), query, gallery, title=title)
     pictures = ["sheet.png"]
     if args.plots:
-        draw_curves(folder / "curves.png", rows, title=f"{tested_on}: {facts['model']}")
+        draw_curves(folder / "curves.png", rows, title=f"{tested_on}: {metadata['model']}")
         draw_worst(folder / "worst.png", rows[feature], ranking, query, gallery, f"Worst queries by {feature!r}")
         pictures += ["curves.png", "worst.png"]
     if args.plots and args.verification:
@@ -187,13 +194,13 @@ def report_metrics(
     print(f"metrics: {folder / 'metrics.json'}\npictures: {', '.join(str(folder / name) for name in pictures)}")
 
 
-def intervals_over_people(metrics: RetrievalMetrics, persons: Sequence[int] | np.ndarray) -> dict[str, Interval]:
+def people_intervals(metrics: RetrievalMetrics, persons: Sequence[int] | np.ndarray) -> dict[str, Interval]:
     """The intervals of a result; none where all queries with a match are of one person."""
     valid = np.asarray(persons)[~np.isnan(metrics.average_precision)]
     return confidence_intervals(metrics, persons) if len(np.unique(valid)) > 1 else {}
 
 
-def features_of_captions(model: ImageEncoder, processor: ImageEncoderProcessor, query: Dataset) -> np.ndarray:
+def caption_features(model: ImageEncoder, processor: ImageEncoderProcessor, query: Dataset) -> np.ndarray:
     """The latents of every caption of a query part, (C, D), on process 0. Raises UserError where there are none."""
     captions, _ = caption_queries(query)
     if not captions:
@@ -203,15 +210,15 @@ def features_of_captions(model: ImageEncoder, processor: ImageEncoderProcessor, 
     return embed_captions(model, processor, captions)
 
 
-def rows_of_captions(texts: np.ndarray, features: PartsFeatures) -> tuple[dict[str, RetrievalMetrics], np.ndarray]:
+def caption_metrics(texts: np.ndarray, features: ProtocolFeatures) -> tuple[dict[str, RetrievalMetrics], np.ndarray]:
     """The rows of captions (C, D) as queries, alone and with their images, and the person of each caption (C,)."""
-    _, of_row = caption_queries(features.query_rows)
-    parts = (features.gallery[TEXT_FEATURE], features.query_rows, features.gallery_rows)
+    _, of_row = caption_queries(features.query_split)
+    parts = (features.gallery[TEXT_FEATURE], features.query_split, features.gallery_split)
     rows = {
         "text": text_to_image(texts, of_row, *parts),
         "image and text": image_and_text(texts, of_row, features.query[TEXT_FEATURE], *parts),
     }
-    return rows, np.asarray(features.query_rows["person_id"][:])[of_row]
+    return rows, np.asarray(features.query_split["person_id"][:])[of_row]
 
 
 def verification_lines(pairs: VerificationMetrics, searches: OpenSetMetrics) -> str:
@@ -243,8 +250,8 @@ def difference_lines(differences: Mapping[str, PairedDifference]) -> str:
     )
 
 
-def report_splits(of_splits: Sequence[dict[str, dict[str, Any]]], args: EvaluateArguments, facts: dict) -> None:
-    """The table and the JSON of the metrics of each split, by feature. facts: what metrics.json says of the run."""
+def report_splits(of_splits: Sequence[dict[str, dict[str, Any]]], args: EvaluateArguments, metadata: dict) -> None:
+    """The table and the JSON of the metrics of each split, by feature. metadata: what metrics.json says of the run."""
     means = {
         name: {key: _mean_and_deviation([split[name][key] for split in of_splits]) for key in of_splits[0][name]}
         for name in of_splits[0]
@@ -256,7 +263,7 @@ def report_splits(of_splits: Sequence[dict[str, dict[str, Any]]], args: Evaluate
     print(f"{align(lines)}\nIn percent, mean and standard deviation over {args.splits} random splits.")
     path = Path(args.output_dir) / "metrics.json"
     report = {name: {key: {"mean": m, "deviation": d} for key, (m, d) in row.items()} for name, row in means.items()}
-    write_json(path, {**facts, "metrics_over_splits": report, "metrics_of_splits": of_splits})
+    write_json(path, {**metadata, "metrics_over_splits": report, "metrics_of_splits": of_splits})
     print(f"metrics: {path}")
 
 

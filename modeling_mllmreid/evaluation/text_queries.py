@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..utils.errors import UserError
-from .embedding import eval_mode, rows_on_main, share_of_batches
+from .embedding import eval_mode, features_on_main, own_batches
 from .metrics import RetrievalMetrics, evaluate_retrieval
 
 # The image feature that captions share their space with.
@@ -37,9 +37,9 @@ def embed_captions(
         inputs = processor(text=[captions[row] for row in batch])
         return {TEXT_FEATURE: model.encode_text(**inputs)}
 
-    share = share_of_batches(len(captions), batch_size)
+    share = own_batches(len(captions), batch_size)
     with eval_mode(model), torch.inference_mode():
-        rows = rows_on_main(latents_of, share, len(captions), unit="caption", progress=progress)
+        rows = features_on_main(latents_of, share, len(captions), unit="caption", progress=progress)
     return rows[TEXT_FEATURE]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..retrieval.matching import SamePerson
-from ..retrieval.ranking import Blocks, distance_rows, no_match_error
+from ..retrieval.ranking import Blocks, no_match_error, query_distances
 from ..utils.errors import UserError
 
 
@@ -56,7 +56,7 @@ def open_set_distances(blocks: Blocks, same_person: SamePerson) -> OpenSetDistan
     """
     mate, other = (np.full(len(same_person.query_persons), value, dtype=np.float32) for value in (np.nan, np.inf))
     other_person = np.full(len(mate), -1, dtype=np.int64)
-    for number, row in distance_rows(blocks, same_person):
+    for number, row in query_distances(blocks, same_person):
         same, dropped = same_person.of(number)
         others = row.copy()
         others[same] = np.inf
@@ -163,7 +163,7 @@ def verification_from_blocks(
     num_impostor = queries * size - sum(len(same_person.of(number)[0]) for number in range(queries))
     impostors = _Impostors(kept=max((share_of(fpr, num_impostor) for fpr in fprs), default=0) + 1)
     genuine_rows = []
-    for number, row in distance_rows(blocks, same_person):
+    for number, row in query_distances(blocks, same_person):
         same, dropped = same_person.of(number)
         genuine_rows.append(row[same[~dropped]])
         impostors.add(np.delete(row, same))

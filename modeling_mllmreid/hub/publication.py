@@ -23,9 +23,8 @@ from ..utils.formats import (
     TrainerStateFile,
     TrainingArgsFile,
     WeightIndexFile,
-    parse_json,
-    read_json,
 )
+from ..utils.json_files import parse_json, read_json
 from ..utils.outputs import is_ours
 
 REPORTS = ("metrics.json", "run.json", "training_args.json", "trainer_state.json", THRESHOLD_FILE)
@@ -239,7 +238,7 @@ def _check_file(folder: Path, name: str) -> None:
 def _check_weights(folder: Path, name: str) -> None:
     try:
         with safe_open(folder / name, framework="numpy") as file:
-            tensors, facts = list(file.keys()), file.metadata() or {}
+            tensors, stored = list(file.keys()), file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"push {folder}: {name} is cut off or broken ({error}): export it again") from error
     classifier = [tensor for tensor in tensors if CLASSIFIER.search(tensor)]
@@ -250,5 +249,5 @@ def _check_weights(folder: Path, name: str) -> None:
         )
     if name == f"{ADAPTER}/{WEIGHTS}" and not all(".lora_" in tensor for tensor in tensors):
         raise UserError(f"push {folder}: {name} holds other tensors than a LoRA's: export it again")
-    if without_local_paths(facts) != facts:
+    if without_local_paths(stored) != stored:
         raise UserError(f"push {folder}: the metadata of {name} hold a path of this machine: export it again")

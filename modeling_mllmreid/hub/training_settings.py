@@ -6,7 +6,7 @@ from typing import Any
 
 from ..evaluation.plots import COLORS, STYLES, figure_class
 from ..utils.markdown import Markdown, code, plain
-from ..utils.outputs import PNG_SOFTWARE, written_aside
+from ..utils.outputs import PNG_SOFTWARE, atomic_file
 
 # What the Trainer logs beside the loss and its parts.
 _OTHERS = {"epoch", "grad_norm", "learning_rate", "loss", "num_input_tokens_seen", "step"}
@@ -64,7 +64,7 @@ def draw_loss_curves(path_png: str | os.PathLike[str], log_history: Log) -> None
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     figure.legend(loc="outside right upper", frameon=False)
-    with written_aside(path_png) as aside:
+    with atomic_file(path_png) as aside:
         figure.savefig(aside, format="png", metadata={"Software": PNG_SOFTWARE})
 
 

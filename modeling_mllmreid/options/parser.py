@@ -16,7 +16,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
-from ..utils.errors import UserError, raised_here
+from ..utils.errors import UserError, is_our_fault
 from ..utils.ranges import Range
 from .yaml_files import read_yaml
 
@@ -294,7 +294,7 @@ def _build(dataclass: type, given: Mapping[str, Any], command: str) -> Any:
         raise UserError(f"{command}: {error}") from error
     except Exception as error:
         # transformers' own checks of TrainingArguments fail in many ways; what fails in our code is our fault.
-        if raised_here(error):
+        if is_our_fault(error):
             raise
         raise UserError(f"{command}: these values do not go together ({type(error).__name__}: {error})") from error
     for name, value in values.items():

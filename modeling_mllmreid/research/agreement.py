@@ -12,14 +12,14 @@ from datasets import Dataset
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from transformers import GenerationConfig
 
-from ..data.contract import image_sources, labelled, person_names
+from ..data.contract import display_label, image_sources, person_names
 from ..data.images import ImageSource, open_image
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..retrieval.sheet import CROP, FAINT, FRAME, HEADER, HIT, INK, MARGIN, MISS, PAPER
 from ..text.generation import check_generation_settings, ready_to_generate, special_tokens
 from ..utils.errors import UserError
-from ..utils.outputs import png_info, written_aside
-from .language_gain import image_losses, read_pixels, rows_of_others, text_losses
+from ..utils.outputs import atomic_file, png_info
+from .language_gain import image_losses, images_of_others, read_pixels, text_losses
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ def branch_agreement(
     if len(texts) != len(split):
         raise UserError(f"texts: {len(texts)} for {len(split)} rows: give one for each")
     captions, names, people = (split[name][:] for name in ("caption", "file_name", "person_id"))
-    others = rows_of_others(people)
+    others = images_of_others(people)
     targets, prompts = [], []
     for text, of_row, name in zip(texts, captions, names, strict=True):
         if not of_row:
@@ -236,7 +236,7 @@ def draw_agreement(
     # Stable: of equal rows the first ones are shown, in either column.
     best = np.argsort(agreement.image_perplexity, kind="stable")[:shown]
     worst = np.argsort(-agreement.image_perplexity, kind="stable")[:shown]
-    people = [labelled("person", name) for name in person_names(split)]
+    people = [display_label("person", name) for name in person_names(split)]
     blocks = {int(row): _blocks(agreement, int(row), captions[int(row)], people[row]) for row in (*best, *worst)}
     heights = [
         max(CROP[1] + 2 * FRAME, *(_height(blocks[int(row)]) for row in pair)) for pair in zip(best, worst, strict=True)
@@ -262,7 +262,7 @@ def draw_agreement(
             sheet.paste(crop, (left + FRAME, top + FRAME))
             _draw_blocks(draw, (left + COLUMN - TEXT_WIDTH, top), blocks[int(row)])
             top += height + ROW_GAP
-    with written_aside(path_png) as aside:
+    with atomic_file(path_png) as aside:
         sheet.save(aside, format="PNG", optimize=True, pnginfo=png_info())
 
 
@@ -297,8 +297,8 @@ def _draw_blocks(draw: ImageDraw.ImageDraw, place: tuple[int, int], blocks: Sequ
 def _draw_title(draw: ImageDraw.ImageDraw, width: int, count: int, image: float, text: float) -> None:
     title = "Continuations: the image branch beside the text branch"
     draw.text((MARGIN, 22), title, fill=INK, font=_font(18), anchor="lm")
-    facts = f"{count:,} rows, mean perplexity {image:.3g} given the image, {text:.3g} given the caption"
-    draw.text((MARGIN, 46), facts, fill=FAINT, font=_font(13), anchor="lm")
+    metadata = f"{count:,} rows, mean perplexity {image:.3g} given the image, {text:.3g} given the caption"
+    draw.text((MARGIN, 46), metadata, fill=FAINT, font=_font(13), anchor="lm")
 
 
 def wrapped(text: str, width: int = TEXT_WIDTH) -> list[str]:

@@ -29,7 +29,7 @@ def image_helps(
     split: N rows of the data contract; texts: N targets, text i of row i. The other image is that of the next row of
     another person. Raises UserError where all rows are of one person.
     """
-    sources, others = image_sources(split), rows_of_others(split["person_id"][:])
+    sources, others = image_sources(split), images_of_others(split["person_id"][:])
     targets = [processor.target_ids(text, max_target_tokens) for text in texts]
     prompt, count = processor.image_prompt_ids(), max(sum(map(len, targets)), 1)
     own, other = (
@@ -39,7 +39,7 @@ def image_helps(
     return float(own.sum()) / count, float(other.sum()) / count
 
 
-def rows_of_others(person_ids: Sequence[int]) -> list[int]:
+def images_of_others(person_ids: Sequence[int]) -> list[int]:
     """For each row (N,) the next row of another person, from the start again after the last.
 
     Raises UserError where all rows are of one person.

@@ -24,8 +24,8 @@ from ..synthetic.captions import sample_descriptions, write_captions
 from ..synthetic.shots import plan_shot, render
 
 
-def descend(
-    loss_of_step: Callable[[], Tensor],
+def optimize(
+    step_loss: Callable[[], Tensor],
     parameters: Iterable[Parameter],
     *,
     steps: int,
@@ -43,7 +43,7 @@ def descend(
     losses: list[Tensor] = []
     with tqdm(range(steps), desc=name, unit="step") as bar:
         for _ in bar:
-            loss = loss_of_step()
+            loss = step_loss()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -55,7 +55,7 @@ def descend(
     return float(torch.stack(losses[-max(1, steps // 10) :]).mean())
 
 
-class LanguageLesson:
+class CaptionPretraining:
     """Pairs of texts: after a caption come other captions of the same person in the same view.
 
     The instructions take turns, so that the language model knows them all alike.
@@ -82,9 +82,9 @@ class LanguageLesson:
         return torch.nn.functional.cross_entropy(logits, targets[targets != -100])
 
 
-def teach_language(
+def pretrain_language(
     mllm: LlavaForConditionalGeneration,
-    lesson: LanguageLesson,
+    caption_task: CaptionPretraining,
     *,
     steps: int,
     batch_size: int,
@@ -94,8 +94,8 @@ def teach_language(
     """Trains the language model alone, in place; returns the loss of the last tenth of the steps, nats a token."""
     rng = np.random.default_rng(seed)
     mllm.train()
-    last = descend(
-        lambda: lesson.loss(mllm, batch_size, rng),
+    last = optimize(
+        lambda: caption_task.loss(mllm, batch_size, rng),
         [*mllm.model.language_model.parameters(), *mllm.lm_head.parameters()],
         steps=steps,
         warmup=50,
@@ -125,7 +125,7 @@ def described_images(processor: MllmReIDProcessor, people: int, *, seed: int) ->
 
 def align_images(
     mllm: LlavaForConditionalGeneration,
-    lesson: LanguageLesson,
+    caption_task: CaptionPretraining,
     *,
     instructions: Sequence[str],
     people: int,
@@ -137,10 +137,10 @@ def align_images(
 ) -> float:
     """Trains the whole LLaVA to write an image's caption, in place; the instructions are drawn at random.
 
-    Every step is one of `lesson` too, at the same weight. Returns the sum of both losses in the last tenth of the
+    Every step is one of `caption_task` too, at the same weight. Returns the sum of both losses in the last tenth of the
     steps, nats a token.
     """
-    processor = lesson.processor
+    processor = caption_task.processor
     pixels, captions = described_images(processor, people, seed=seed)
     targets = [[processor.target_ids(text, target_tokens) for text in texts] for texts in captions]
     prompts = [processor.image_prompt_ids(instruction) for instruction in instructions]
@@ -148,18 +148,18 @@ def align_images(
     model.config.image_prefix_ids = processor.image_prefix_ids
     rng = np.random.default_rng(seed)
 
-    def loss_of_step() -> Tensor:
+    def step_loss() -> Tensor:
         chosen = rng.integers(len(pixels), size=batch_size)
         of_rows = [targets[row][rng.integers(len(targets[row]))] for row in chosen]
         rows = processor.rows([prompts[rng.integers(len(prompts))] for _ in chosen], of_rows)
         batch = pixels[torch.from_numpy(chosen)]
         mirrored = torch.from_numpy(rng.random(batch_size) < 0.5)[:, None, None, None]
         total, tokens = model.image_language_loss(torch.where(mirrored, batch.flip(-1), batch), **rows)
-        return total / tokens + lesson.loss(mllm, batch_size, rng)
+        return total / tokens + caption_task.loss(mllm, batch_size, rng)
 
     mllm.train()
-    last = descend(
-        loss_of_step,
+    last = optimize(
+        step_loss,
         mllm.parameters(),
         steps=steps,
         warmup=100,

@@ -18,7 +18,7 @@ from transformers import (
 from ..model import MllmReIDProcessor
 from ..synthetic.captions import sample_descriptions
 from ..utils.ranges import Count, CountOrZero, Pixels, Positive
-from .pretraining import LanguageLesson, align_images, teach_language
+from .pretraining import CaptionPretraining, align_images, pretrain_language
 
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
 
@@ -76,7 +76,7 @@ def build_tiny_llava(
 VOCABULARY_SEED, LESSON_SEED, ALIGNMENT_SEED = 101, 102, 103
 
 # Counted up where the lessons change, so that nobody takes a LLaVA taught by older ones for one of these.
-LESSONS_VERSION = 2
+PRETRAINING_VERSION = 2
 
 
 @dataclass
@@ -87,10 +87,12 @@ class TinyArguments:
     hidden_size: Count = field(default=64, metadata={"help": "Width of the vision tower and of the language model."})
     tower_layers: Count = field(default=2, metadata={"help": "Blocks of the vision tower."})
     lm_layers: Count = field(default=2, metadata={"help": "Blocks of the language model."})
-    lesson_people: Count = field(default=8000, metadata={"help": "People whose captions the language model learns on."})
-    lesson_steps: Count = field(default=800, metadata={"help": "Steps of the language model's lesson."})
-    lesson_batch_size: Count = field(default=32, metadata={"help": "Captions in a step of the lesson."})
-    lesson_learning_rate: Positive = field(default=3e-3, metadata={"help": "Learning rate of the lesson."})
+    pretraining_people: Count = field(
+        default=8000, metadata={"help": "People whose captions the language model sees in its pretraining."}
+    )
+    pretraining_steps: Count = field(default=800, metadata={"help": "Steps of the language model's pretraining."})
+    pretraining_batch_size: Count = field(default=32, metadata={"help": "Captions in a step of the pretraining."})
+    pretraining_learning_rate: Positive = field(default=3e-3, metadata={"help": "Learning rate of the pretraining."})
     alignment_people: Count = field(
         default=1000, metadata={"help": "People whose images the whole LLaVA learns to describe after that."}
     )
@@ -116,7 +118,7 @@ def build_tiny(
     return processor, build_tiny_llava(processor, seed=seed, **shape)
 
 
-def teach_tiny(
+def pretrain_tiny(
     mllm: LlavaForConditionalGeneration,
     processor: MllmReIDProcessor,
     args: TinyArguments,
@@ -126,27 +128,27 @@ def teach_tiny(
 ) -> dict[str, float]:
     """The lessons, in place; returns the last loss of each. instructions: by default the processor's own alone."""
     instructions = instructions or [processor.instruction]
-    lesson = LanguageLesson(
-        processor, instructions, people=args.lesson_people, target_tokens=target_tokens, seed=LESSON_SEED
+    caption_task = CaptionPretraining(
+        processor, instructions, people=args.pretraining_people, target_tokens=target_tokens, seed=LESSON_SEED
     )
     losses = {
-        "language": teach_language(
+        "language": pretrain_language(
             mllm,
-            lesson,
-            steps=args.lesson_steps,
-            batch_size=args.lesson_batch_size,
-            learning_rate=args.lesson_learning_rate,
+            caption_task,
+            steps=args.pretraining_steps,
+            batch_size=args.pretraining_batch_size,
+            learning_rate=args.pretraining_learning_rate,
             seed=LESSON_SEED,
         )
     }
     if args.alignment_steps:
         losses["both"] = align_images(
             mllm,
-            lesson,
+            caption_task,
             instructions=instructions,
             people=args.alignment_people,
             steps=args.alignment_steps,
-            batch_size=args.lesson_batch_size,
+            batch_size=args.pretraining_batch_size,
             learning_rate=args.alignment_learning_rate,
             target_tokens=target_tokens,
             seed=ALIGNMENT_SEED,

@@ -15,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..utils.errors import UserError
-from ..utils.formats import EmbeddingsFile, parse_json, read_file
-from ..utils.outputs import check_output, new_parents, only_writer, written_aside
+from ..utils.formats import EmbeddingsFile
+from ..utils.json_files import parse_json, read_file
+from ..utils.outputs import atomic_file, check_output, new_parents, only_writer
 
-FEATURES_FILE, FACTS_FILE = "embeddings.safetensors", "embeddings.json"
+FEATURES_FILE, METADATA_FILE = "embeddings.safetensors", "embeddings.json"
 REMEDY = "embed the images again"
 # How Python holds the bytes of a file name that are not UTF-8, and what would not print as one line.
 SURROGATES, CONTROLS = re.compile("[\ud800-\udfff]"), re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -45,7 +46,7 @@ def check_embeddings_output(folder: str | os.PathLike[str], *, inputs: Sequence[
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"output {folder}: is a file, not a folder: give another path")
     check_output(folder / FEATURES_FILE, ours=_is_features, inputs=inputs)
-    check_output(folder / FACTS_FILE, inputs=inputs)
+    check_output(folder / METADATA_FILE, inputs=inputs)
     for source in map(Path, inputs):
         if os.path.isdir(source) and folder.resolve().is_relative_to(source.resolve()):
             raise UserError(f"output {folder}: lies inside {source}, which is read: give another path")
@@ -66,14 +67,14 @@ def save_embeddings(
             f"{folder}: features of shape {features.shape} for {len(file_names)} file names: give one row per image"
         )
     _check_names(file_names, str(folder))
-    facts = json.dumps({"metadata": metadata, "file_names": list(file_names)}, ensure_ascii=False, indent=1)
+    text = json.dumps({"metadata": metadata, "file_names": list(file_names)}, ensure_ascii=False, indent=1)
     folder = Path(folder)
-    with new_parents(folder / FACTS_FILE), only_writer(folder, what="embed"):
-        for name in (FEATURES_FILE, FACTS_FILE):  # of killed writers, as there is no other one now
+    with new_parents(folder / METADATA_FILE), only_writer(folder, what="embed"):
+        for name in (FEATURES_FILE, METADATA_FILE):  # of killed writers, as there is no other one now
             for left in folder.glob(f".{name}.*.part"):
                 left.unlink()
-        with written_aside(folder / FEATURES_FILE) as features_file, written_aside(folder / FACTS_FILE) as facts_file:
-            content = facts.encode()
+        with atomic_file(folder / FEATURES_FILE) as features_file, atomic_file(folder / METADATA_FILE) as facts_file:
+            content = text.encode()
             save_file({"features": features}, features_file, metadata={"facts_sha256": _digest(content)})
             facts_file.write_bytes(content)
 
@@ -85,19 +86,19 @@ def load_embeddings(folder: str | os.PathLike[str]) -> Embeddings:
     and for a file name that comes twice, leads out of the embedded folder, or cannot be printed in one line.
     """
     folder = Path(folder)
-    for name in (FEATURES_FILE, FACTS_FILE):
+    for name in (FEATURES_FILE, METADATA_FILE):
         if not os.path.isfile(folder / name):
             raise UserError(f"{folder}: holds no {name}: give a folder written by the embed command")
     digest, features = _read_features(folder / FEATURES_FILE)
-    facts = read_file(folder / FACTS_FILE, remedy=REMEDY)
-    if digest != _digest(facts):
-        raise UserError(f"{folder}: {FACTS_FILE} does not belong to {FEATURES_FILE}: write the folder again")
-    content = parse_json(facts, EmbeddingsFile, where=str(folder / FACTS_FILE), remedy=REMEDY)
+    text = read_file(folder / METADATA_FILE, remedy=REMEDY)
+    if digest != _digest(text):
+        raise UserError(f"{folder}: {METADATA_FILE} does not belong to {FEATURES_FILE}: write the folder again")
+    content = parse_json(text, EmbeddingsFile, where=str(folder / METADATA_FILE), remedy=REMEDY)
     if len(features) != len(content.file_names):
         raise UserError(
-            f"{folder}: {len(features)} features for {len(content.file_names)} file_names of {FACTS_FILE}: {REMEDY}"
+            f"{folder}: {len(features)} features for {len(content.file_names)} file_names of {METADATA_FILE}: {REMEDY}"
         )
-    _check_names(content.file_names, str(folder / FACTS_FILE))
+    _check_names(content.file_names, str(folder / METADATA_FILE))
     return Embeddings(features, content.file_names, content.metadata)
 
 

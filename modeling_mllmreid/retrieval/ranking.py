@@ -13,7 +13,7 @@ from .matching import SamePerson
 Blocks = Iterable[tuple[slice, np.ndarray | Tensor]]
 
 
-def distance_rows(blocks: Blocks, same_person: SamePerson) -> Iterator[tuple[int, np.ndarray]]:
+def query_distances(blocks: Blocks, same_person: SamePerson) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (query number, its distances to the gallery (G,) float32) for every query, as the blocks come.
 
     blocks: (rows, distances (rows, G)) with each query row once, in any order; smaller is nearer, read as float32. A

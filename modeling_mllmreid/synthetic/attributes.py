@@ -48,7 +48,7 @@ BAGS = ("backpack", "shoulder bag", "handbag")
 SIDES = ("left", "right")
 
 # What the camera shows and no caption ever tells.
-NEVER_TOLD = (
+NOT_IN_CAPTIONS = (
     "skin",
     "height",
     "girth",
@@ -73,7 +73,7 @@ class Crowd:
 
 @dataclass(frozen=True)
 class Person:
-    """The appearance of one identity: what captions may tell (first block) and what they never do (`NEVER_TOLD`).
+    """The appearance of one identity: what captions may tell (first block) and what they never do (`NOT_IN_CAPTIONS`).
 
     Colours are names of `COLORS` (hair: of `HAIR_COLORS`); None means that the thing is not worn. `height` and `girth`
     are factors on the average build, `skin` an index into `SKINS`, `bag_side` the wearer's own side.

@@ -8,7 +8,8 @@ from pathlib import Path
 from random import Random
 
 from ..utils.errors import UserError
-from ..utils.formats import WorldFile, read_json
+from ..utils.formats import WorldFile
+from ..utils.json_files import read_json
 from .attributes import SLEEVES, Crowd, Person
 from .cameras import CAMERAS, Camera
 from .shots import STREET, Look, Palette

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..utils.errors import UserError
-from ..utils.outputs import folder_aside
+from ..utils.outputs import atomic_folder
 from .attributes import make_person, random_stream
 from .captions import tokenize, write_captions
 from .shots import plan_shot, render
@@ -58,7 +58,7 @@ def write_pedestrians(
     people = [("train", index, index + 1) for index in range(train_identities)]
     people += [("test", index, train_identities + index + 1) for index in range(test_identities)]
     distractors = [(index, index % cameras) for index in range(world.distractors)]
-    with folder_aside(root) as aside:
+    with atomic_folder(root) as aside:
         for folder in FOLDERS:
             (aside / folder).mkdir()
         records: list[dict[str, Any]] = []

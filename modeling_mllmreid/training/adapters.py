@@ -10,7 +10,7 @@ from torch import nn
 
 from ..model import MllmReIDConfig, MllmReIDModel
 from ..model.adapters import ADAPTER, inject_adapter
-from ..model.checkpoints import probe
+from ..model.checkpoints import weights_fingerprint
 from ..utils.errors import UserError
 from .parameters import check_pattern, matches
 
@@ -196,6 +196,7 @@ def prepare_training(
     if own is None:
         return
     config = model.config
-    config.backbone, config.backbone_revision, config.backbone_probe = backbone, revision, probe(model.mllm)
+    config.backbone, config.backbone_revision = backbone, revision
+    config.backbone_fingerprint = weights_fingerprint(model.mllm)
     config.own_modules, config.adapter = own, None if args.target_modules() is None else ADAPTER
     config.lora_targets = None if config.adapter is None else args.lora_targets

@@ -10,9 +10,9 @@ from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import HubStrategy
 
 from ..utils.errors import UserError
-from ..utils.processes import say_idle_gpus
+from ..utils.processes import warn_idle_gpus
 from .parameters import check_pattern
-from .stock_settings import check_best_metric, check_checkpointing, refuse_settings, said_of, without_refused
+from .stock_settings import check_best_metric, check_checkpointing, refuse_settings, setting_errors, without_refused
 
 
 @dataclass
@@ -125,9 +125,9 @@ class ReIDTrainingArguments(TrainingArguments):
         if self.load_best_model_at_end or self.save_strategy == "best":
             check_best_metric(str(self.metric_for_best_model))
         self.learning_rates = _learning_rates(self.learning_rates)
-        with said_of("training arguments"):
+        with setting_errors("training arguments"):
             super().__post_init__()
-            say_idle_gpus(self.distributed_state)
+            warn_idle_gpus(self.distributed_state)
         check_checkpointing(self.activation_checkpointing_kwargs)
         # Under ZeRO-3 the LLaVA would be taken apart while it is loaded, before it has heads or a LoRA.
         unset_hf_deepspeed_config()

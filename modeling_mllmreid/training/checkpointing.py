@@ -28,12 +28,13 @@ from ..evaluation.report import write_json
 from ..hub.export import form_of, write_export
 from ..hub.push import create_repository, upload
 from ..utils.errors import UserError
-from ..utils.formats import ProofFile, read_json
-from ..utils.outputs import owner_only, scratch_folder, written_aside
+from ..utils.formats import ProofFile
+from ..utils.json_files import read_json
+from ..utils.outputs import atomic_file, owner_only, scratch_folder
 from ..utils.processes import on_main, wait_for_all
 from .engines import sharding_of
 from .resume import ANOTHER, RUN_FILE, last_checkpoint
-from .stock_settings import said_of
+from .stock_settings import setting_errors
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def _key() -> bytes:
     """The user's own key, made where it is missing."""
     path = Path(HF_HOME) / "mllmreid" / "checkpoint_key"
     if not path.exists():
-        with written_aside(path) as aside:
+        with atomic_file(path) as aside:
             aside.write_bytes(secrets.token_bytes(KEY_BYTES))
     key = path.read_bytes()
     if len(key) != KEY_BYTES:
@@ -181,7 +182,7 @@ class CheckpointingTrainer(Trainer):
     model: Any
     processing_class: Any
     # What a checkpoint says of its run, see `resume.run_facts`.
-    run_facts: dict[str, Any] | None = None
+    run_fingerprint: dict[str, Any] | None = None
     _aside: Path | None = None
 
     # ---- loading -------------------------------------------------------------------------------------------------
@@ -223,15 +224,15 @@ class CheckpointingTrainer(Trainer):
                     f"checkpoint {checkpoint}: has no {missing[0]} (was it saved with save_only_model?), so that a "
                     "training cannot go on from it: give it as model, or resume_from_checkpoint false to start anew"
                 )
-        with said_of(f"checkpoint {checkpoint}: states of optimiser and schedule", ANOTHER):
+        with setting_errors(f"checkpoint {checkpoint}: states of optimiser and schedule", ANOTHER):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        with said_of(f"checkpoint {checkpoint}: state of the gradient scaler", ANOTHER):
+        with setting_errors(f"checkpoint {checkpoint}: state of the gradient scaler", ANOTHER):
             super()._load_scaler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with said_of(f"checkpoint {checkpoint}: state of the random numbers", ANOTHER):
+        with setting_errors(f"checkpoint {checkpoint}: state of the random numbers", ANOTHER):
             super()._load_rng_state(checkpoint)
 
     def _load_weights(self, folder: str) -> None:
@@ -265,7 +266,7 @@ class CheckpointingTrainer(Trainer):
                     self.state.best_model_checkpoint = str(final)
                 if self.args.should_save:
                     self.state.save_to_json(str(written / "trainer_state.json"))
-                    write_json(written / RUN_FILE, self.run_facts or {})
+                    write_json(written / RUN_FILE, self.run_fingerprint or {})
                 # Every process has written its part: one that still renames would be met half-way.
                 wait_for_all()
                 if self.args.should_save:

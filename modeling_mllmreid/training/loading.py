@@ -27,8 +27,8 @@ from ..model.adapters import read_adapter
 from ..model.weights import CONFIG, load_whole, native_config, read_config, read_fields
 from ..options.arguments import ModelArguments
 from ..options.parser import build_options
-from ..utils.errors import UserError, raised_here
-from ..utils.formats import refuse_special_files
+from ..utils.errors import UserError, is_our_fault
+from ..utils.json_files import refuse_special_files
 from ..utils.processes import this_process
 from .adapters import LORA_FIELDS, AdapterArguments, adapters_of_checkpoint, prepare_training, refuse_other_adapters
 
@@ -125,7 +125,7 @@ def adapters_of(arguments: ModelArguments) -> dict[str, Any] | None:
         return adapters_of_checkpoint(config, lora, weights)
 
 
-def settle_adapters(arguments: ModelArguments, given: Mapping[str, Any]) -> AdapterArguments:
+def resolve_adapters(arguments: ModelArguments, given: Mapping[str, Any]) -> AdapterArguments:
     """The adapters of a training from the options that were given, by field.
 
     A thin checkpoint goes on with its own; `quantize` alone is chosen anew, as it is of the backbone's loading. Raises
@@ -224,7 +224,7 @@ def _refusing(name: str, what: str = "", remedy: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         expected = isinstance(error, OSError | ValueError | ImportError | SafetensorError)
-        if not expected and raised_here(error):
+        if not expected and is_our_fault(error):
             raise
         reason = " ".join(str(error).split())[:300]
         reason = reason if expected else f"{type(error).__name__}: {reason}"

@@ -18,7 +18,7 @@ from .adapters import AdapterArguments, apply_adapters
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainCollator, TrainDataset
 from .parameters import freeze_unused_parameters
-from .resume import RUN_FILE, facts_of, last_checkpoint, named_checkpoint
+from .resume import RUN_FILE, last_checkpoint, named_checkpoint, read_fingerprint
 
 # nf4 in blocks of 64 with an 8-bit scale each and a float32 for 256 scales; 8 bits with a float32 a row.
 QUANTISED_BYTES = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.001}
@@ -191,7 +191,7 @@ def _kept(model: MllmReIDModel, images: int, lengths: list[int], half: bool) -> 
     return {"tower": tower, "language_model": size() - tower}
 
 
-def settle_batch_size(
+def find_batch_size(
     args: ReIDTrainingArguments, model: MllmReIDModel, samples: TrainDataset, collator: TrainCollator
 ) -> None:
     """Sets `identities_per_batch` to the most that fit, at most what it is; `images_per_identity` stays.
@@ -289,7 +289,7 @@ def _of_checkpoint(args: ReIDTrainingArguments) -> int | None:
     last = named_checkpoint(args) or last_checkpoint(Path(str(args.output_dir)))
     if last is None or str(args.resume_from_checkpoint).lower() == "false":
         return None
-    people = facts_of(last).get("settings", {}).get("identities_per_batch")
+    people = read_fingerprint(last).get("settings", {}).get("identities_per_batch")
     if people is not None and (not isinstance(people, int) or people < 1):
         raise UserError(f"{last / RUN_FILE}: identities_per_batch is {people!r}: give another checkpoint")
     return people

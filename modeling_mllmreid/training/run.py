@@ -17,8 +17,8 @@ from transformers import PreTrainedConfig, TrainingArguments
 from ..data.contract import image_sources
 from ..data.images import check_images
 from ..data.published import published_counts
-from ..data.splits import query_gallery_parts, split_validation
-from ..evaluation.protocol import embed_parts, same_person
+from ..data.splits import split_query_gallery, split_validation
+from ..evaluation.protocol import embed_query_gallery, same_person
 from ..evaluation.report import weights_digest, write_json
 from ..evaluation.threshold import Threshold, choose_threshold, save_thresholds
 from ..model import MllmReIDModel, MllmReIDProcessor
@@ -29,11 +29,11 @@ from .adapters import AdapterArguments
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainCollator, TrainDataset
 from .engines import sharding_of
-from .memory import settle_batch_size
+from .memory import find_batch_size
 from .parameters import freeze_unused_parameters
-from .resume import checkpoint_to_resume, identities_digest, run_facts
+from .resume import checkpoint_to_resume, identities_digest, run_fingerprint
 from .stock_settings import try_settings
-from .trainer import ReIDTrainer, RetrievalParts
+from .trainer import QueryGallery, ReIDTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class TrainedModel:
     """The trainer after training, its model being the best by val where there is one, and val's parts."""
 
     trainer: ReIDTrainer
-    val: RetrievalParts | None
+    val: QueryGallery | None
 
 
 def train_reid(
@@ -142,7 +142,7 @@ def train_reid(
         raise UserError("there is no val part: set val_identities, or eval_strategy to 'no'")
     if val is None and args.eval_on_start:
         raise UserError("eval_on_start: there is no val part: set val_identities, or leave it out")
-    parts = None if val is None else RetrievalParts(*query_gallery_parts(val))
+    parts = None if val is None else QueryGallery(*split_query_gallery(val))
     check_images([source for split in (train, val) if split is not None for source in image_sources(split)])
 
     config = model.config
@@ -170,7 +170,7 @@ def train_reid(
         print(f"{len(samples):,} training images of {samples.num_identities:,} people; {parameter_counts(model)}")
     batches = collator(processor, batch_args, language=language, reid_text=config.reid_text)
     if args.auto_find_batch_size:
-        settle_batch_size(args, model, samples, batches)
+        find_batch_size(args, model, samples, batches)
     logger.info("frozen, as no loss reaches them: %s", ", ".join(frozen) or "none")
     trainer = ReIDTrainer(
         model=model,
@@ -180,10 +180,12 @@ def train_reid(
         data_collator=batches,
         processing_class=processor,
     )
-    facts = trainer.run_facts = run_facts(args, batch_args, model, samples, val=val, sharding=sharding_of(trainer))
+    metadata = trainer.run_fingerprint = run_fingerprint(
+        args, batch_args, model, samples, val=val, sharding=sharding_of(trainer)
+    )
     alone = args.process_index == 0
     with only_writer(Path(str(args.output_dir)), what="training") if alone else nullcontext(), owner_only():
-        checkpoint = on_main(checkpoint_to_resume, args, facts)
+        checkpoint = on_main(checkpoint_to_resume, args, metadata)
         if checkpoint is not None and args.process_index == 0:
             print(f"goes on from {checkpoint}")
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -206,14 +208,14 @@ def _why_anew(config: PreTrainedConfig, people: int) -> str:
     return f"the checkpoint's {people:,} people are others than these"
 
 
-def thresholds_on_val(trainer: ReIDTrainer, parts: RetrievalParts) -> dict[str, Threshold]:
+def thresholds_on_val(trainer: ReIDTrainer, parts: QueryGallery) -> dict[str, Threshold]:
     """For each feature the distance beyond which a search finds nobody, chosen on val; none where val is too small.
 
     Processes share the images; every one gets the thresholds.
     """
     options = {"batch_size": trainer.args.per_device_eval_batch_size, "progress": False}
     model, processor = trainer.model, trainer.processing_class
-    query, gallery = embed_parts(model, processor, *parts, **options)
+    query, gallery = embed_query_gallery(model, processor, *parts, **options)
     rule = same_person(*parts)
 
     def choose() -> dict[str, Threshold]:

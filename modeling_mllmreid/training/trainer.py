@@ -19,14 +19,15 @@ from ..evaluation.protocol import evaluate_model
 from ..evaluation.report import write_json
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.losses import mix_losses
-from ..utils.formats import LogWindowFile, read_json
+from ..utils.formats import LogWindowFile
+from ..utils.json_files import read_json
 from .arguments import ReIDTrainingArguments
 from .batches import TrainDataset, label_counts
 from .checkpointing import CheckpointingTrainer, PublishingTrainer
 from .diagnostics import Diagnostics
 from .engines import prepare_sharding
 from .grad_cache import average_gradients, cached_backward
-from .guards import Preempted, StepGuard, said_plainly
+from .guards import Preempted, StepGuard, explain_error
 from .parameters import parameter_groups
 from .resume import ANOTHER
 
@@ -77,7 +78,7 @@ class LossParts:
         self._counts = Counter(saved["counts"])
 
 
-class RetrievalParts(NamedTuple):
+class QueryGallery(NamedTuple):
     """What a model is evaluated on: query and gallery splits of the data contract."""
 
     query: Dataset
@@ -85,7 +86,7 @@ class RetrievalParts(NamedTuple):
 
 
 class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
-    """Trains [`MllmReIDModel`] on [`TrainDataset`]; evaluates retrieval on [`RetrievalParts`].
+    """Trains [`MllmReIDModel`] on [`TrainDataset`]; evaluates retrieval on [`QueryGallery`].
 
     Metrics are `eval_mAP`, `eval_rank1`, ... of the model's test feature, and `eval_<feature>_mAP`, ... of each.
     """
@@ -116,7 +117,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         except Exception as error:
             config = self.model.config
             images = f"{config.height} x {config.width}, {config.num_image_tokens} image tokens"
-            plain = said_plainly(error, self.args, images)
+            plain = explain_error(error, self.args, images)
             if plain is None:
                 raise
             raise plain from error
@@ -182,7 +183,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
             loss = self._cached_step(inputs)
         else:
             loss = super().training_step(model, inputs, num_items_in_batch)
-        return self._guard.see_loss(loss)
+        return self._guard.check_loss(loss)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -248,7 +249,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        self._guard.see_grad_norm(norm)
+        self._guard.check_grad_norm(norm)
         return norm
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -287,7 +288,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Retrieval metrics of the query against the gallery, 0 to 1. eval_dataset: [`RetrievalParts`].
+        """Retrieval metrics of the query against the gallery, 0 to 1. eval_dataset: [`QueryGallery`].
 
         Processes share the images and get the same numbers: what is saved and stopped by them must not differ.
         """

@@ -35,6 +35,6 @@ def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
     return escaped if len(escaped) <= most else f"{escaped[: most * 2 // 3]} ... {escaped[-(most // 3 - 5) :]}"
 
 
-def raised_here(error: Exception) -> bool:
+def is_our_fault(error: Exception) -> bool:
     """Whether an exception comes from this package's own code, and not from a library that was given foreign values."""
     return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE)

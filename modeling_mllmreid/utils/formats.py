@@ -1,127 +1,27 @@
-"""Every JSON file that may come from outside, as one pydantic model each, and the one way to read them.
+"""Every JSON file that may come from outside, as one pydantic model each; `json_files` reads them.
 
 What a model does not name is kept as it is (`extra="allow"`), so that newer and older files can be read.
 """
 
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
     JsonValue,
-    TypeAdapter,
-    ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from .errors import UserError
+from .json_files import read_json
 
-MAX_BYTES = 2**30
 INT64 = 2**63 - 1
-
-Kind = TypeVar("Kind")
-
-
-# ---- reading -------------------------------------------------------------------------------------------------------
-
-
-def read_json(path: str | os.PathLike[str], kind: type[Kind], *, remedy: str = "restore the file") -> Kind:
-    """The content of a JSON file as a `kind` of this module (or a list or dictionary of them).
-
-    Raises UserError naming the file, the field and what was expected there: where the file cannot be read, is larger
-    than 1 GiB, is not UTF-8, not JSON, or does not fit.
-    """
-    return parse_json(read_file(path, remedy=remedy), kind, where=os.fspath(path), remedy=remedy)
-
-
-def read_file(path: str | os.PathLike[str], *, remedy: str = "restore the file") -> bytes:
-    """The bytes of a file that comes from outside. Raises UserError where it cannot be read, and for a pipe or a
-    device, which would never end, and for more than 1 GiB."""
-    try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-            raise UserError(f"{os.fspath(path)}: is a pipe or a device, not a file: {remedy}")
-        if found.st_size > MAX_BYTES:
-            raise UserError(f"{os.fspath(path)}: larger than 1 GiB, which no file of this kind is: {remedy}")
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{os.fspath(path)}: cannot be read ({error.strerror}): {remedy}") from error
-    except ValueError as error:  # a path with a NUL
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{os.fspath(path)!r}: is no path ({error})") from error
-
-
-def refuse_special_files(folder: str | os.PathLike[str]) -> None:
-    """Raises UserError for a pipe or a device in a folder or in its sub-folders: a library that opens one waits."""
-    for pattern in ("*", "*/*"):
-        for path in Path(folder).glob(pattern):
-            if path.exists() and not path.is_file() and not path.is_dir():
-                raise UserError(f"{path}: is a pipe or a device, not a file: remove it")
-
-
-def parse_json(content: bytes | str, kind: type[Kind], *, where: str, remedy: str = "restore the file") -> Kind:
-    """JSON text as a `kind`. where: what the messages begin with. Raises UserError as `read_json` does."""
-    if isinstance(content, bytes):
-        try:
-            content = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
-    try:
-        return TypeAdapter(kind).validate_json(content)
-    except ValidationError as error:
-        raise UserError(f"{where}: {_first_fault(error)}: {remedy}") from None
-
-
-def check_content(value: Any, kind: type[Kind], *, where: str, remedy: str = "restore the file") -> Kind:
-    """A value that was parsed already (of a YAML file, say) as a `kind`. Raises UserError as `read_json` does."""
-    try:
-        return TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        raise UserError(f"{where}: {_first_fault(error)}: {remedy}") from None
-
-
-def is_known_json(path: str | os.PathLike[str]) -> bool:
-    """Whether a file has the name of a report that this program writes, and fits it."""
-    kind = BY_NAME.get(Path(path).name)
-    try:
-        return kind is not None and read_json(path, kind) is not None
-    except UserError:
-        return False
-
-
-def _first_fault(error: ValidationError) -> str:
-    faults = error.errors(include_url=False)
-    more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
-    return _in_words(faults[0]) + more
-
-
-def _in_words(fault: ErrorDetails) -> str:
-    """One fault: the field, what is wrong with it, and what was found."""
-    if fault["type"] == "json_invalid":
-        reason = fault.get("ctx", {}).get("error", fault["msg"])
-        return f"not JSON ({reason})"
-    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in fault["loc"])
-    named = f"field {_bounded(place.lstrip('.'))}" if place else "the whole content"
-    wrong = fault["msg"][:1].lower() + fault["msg"][1:]
-    found = "" if fault["type"] == "missing" else f", not {_bounded(repr(fault['input']))}"
-    return f"{named}: {_bounded(wrong, 160)}{found}"
-
-
-def _bounded(text: str, most: int = 60) -> str:
-    """The text in one line, cut with dots."""
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
-# ---- kinds ---------------------------------------------------------------------------------------------------------
 
 
 class Format(BaseModel):
@@ -156,7 +56,8 @@ class EmbedMetadata(Format):
     height: Size
     width: Size
     flip_test: bool
-    probe: Annotated[list[float], Field(min_length=1)]
+    # Folders of version 0.1.0 call it `probe`.
+    fingerprint: Annotated[list[float], Field(min_length=1, validation_alias=AliasChoices("fingerprint", "probe"))]
 
 
 class IntervalValues(Format):
@@ -333,7 +234,7 @@ class WeightIndexFile(Format):
     weight_map: Annotated[dict[str, Text], Field(min_length=1)]
 
 
-class RunFactsFile(Format):
+class RunFingerprintFile(Format):
     """run_facts.json of a checkpoint: what two trainings must share for one to go on from the other's."""
 
     settings: dict[str, Any]
@@ -473,8 +374,17 @@ BY_NAME: Mapping[str, Any] = {
     "data.json": InspectionFile,
     "threshold.json": ThresholdsFile,
     "run.json": RunFile,
-    "run_facts.json": RunFactsFile,
+    "run_facts.json": RunFingerprintFile,
     "embeddings.json": EmbeddingsFile,
     "splits.json": SplitsFile,
     "world.json": WorldFile,
 }
+
+
+def is_known_json(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has the name of a report that this program writes, and fits it."""
+    kind = BY_NAME.get(Path(path).name)
+    try:
+        return kind is not None and read_json(path, kind) is not None
+    except UserError:
+        return False

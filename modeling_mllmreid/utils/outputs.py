@@ -138,7 +138,7 @@ def png_info():
 
 
 @contextmanager
-def written_aside(path: AnyPath, *, inputs: Sequence[AnyPath] = ()) -> Iterator[Path]:
+def atomic_file(path: AnyPath, *, inputs: Sequence[AnyPath] = ()) -> Iterator[Path]:
     """Gives a new file next to `path` to write to, which replaces `path` after the block; on an error it is removed.
 
     The file is its owner's alone. What may be replaced is the caller's question (`check_output`); a folder, a device, a
@@ -159,7 +159,7 @@ def written_aside(path: AnyPath, *, inputs: Sequence[AnyPath] = ()) -> Iterator[
 
 
 @contextmanager
-def folder_aside(folder: AnyPath, *, inputs: Sequence[AnyPath] = ()) -> Iterator[Path]:
+def atomic_folder(folder: AnyPath, *, inputs: Sequence[AnyPath] = ()) -> Iterator[Path]:
     """Gives a new folder next to `folder` to write into, which becomes `folder` after the block.
 
     Writers of one output never mix: each has a folder of its own, and the first to finish wins. On an error the new

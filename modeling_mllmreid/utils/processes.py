@@ -34,11 +34,11 @@ def this_process() -> PartialState:
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     refuse_lost_processes(state, os.environ)
-    say_idle_gpus(state)
+    warn_idle_gpus(state)
     return state
 
 
-def say_idle_gpus(state: PartialState) -> None:
+def warn_idle_gpus(state: PartialState) -> None:
     """Says once that a process that was not launched with others uses one of several GPUs, and how to use all."""
     gpus = torch.cuda.device_count()
     if state.num_processes == 1 and state.device.type == "cuda" and gpus > 1:
@@ -120,7 +120,7 @@ def on_main(function: Callable[Given, Value], *args: Given.args, **kwargs: Given
     return result[0]  # type: ignore[return-value]
 
 
-def is_first_to_say(message: str) -> bool:
+def claim_message(message: str) -> bool:
     """Whether no other process of this launch has said this: all of them make the mistakes of one command line.
 
     Several count in the store of torchrun or `accelerate launch`, which is there before they know each other. Of other

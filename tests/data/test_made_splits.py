@@ -11,7 +11,7 @@ from PIL import Image
 from modeling_mllmreid.data import splits
 from modeling_mllmreid.data.contract import Problems, Row, make_split
 from modeling_mllmreid.data.load import load_reid_dataset
-from modeling_mllmreid.data.splits import make_splits, query_gallery_parts
+from modeling_mllmreid.data.splits import make_splits, split_query_gallery
 from modeling_mllmreid.utils.errors import UserError
 
 PEOPLE = ["anna", "ben", "cleo", "dan", "eve", "fay", "gus", "hal", "ida", "jan"]
@@ -61,7 +61,7 @@ def test_what_was_added_later_is_said(root, caplog):
 
 
 def test_two_runs_that_draw_at_once_do_not_both_go_on(root, monkeypatch):
-    draw = splits.query_gallery_parts
+    draw = splits.split_query_gallery
 
     def slowly(*arguments, **options):
         time.sleep(0.5)
@@ -199,7 +199,7 @@ def test_the_seed_draws_the_people_and_the_queries(tmp_path):
         tested = {int(name[0]) for name in part["gallery"]}
         whole = images()
         whole = whole.select([row for row, person in enumerate(whole["person_id"]) if person in tested])
-        assert sorted(query_gallery_parts(whole, seed=seed)[0]["file_name"]) == part["query"]
+        assert sorted(split_query_gallery(whole, seed=seed)[0]["file_name"]) == part["query"]
 
 
 def test_the_share_is_of_the_people(tmp_path):

@@ -221,7 +221,7 @@ def read_own_table(value: dict[str, Any], root: Path) -> None:
 def prepare_and_read(value: dict[str, Any], root: Path) -> None:
     """What prepare wrote is what was read, by names."""
     dataset = load_reid_dataset("table", data_dir=root / "in", splits_file=root / "out/splits.json", test_share=0.4)
-    write_prepared(root / "out/people", dataset, name="table", facts={})
+    write_prepared(root / "out/people", dataset, name="table", metadata={})
     again = load_reid_dataset(str(root / "out/people"))
     assert set(again) == set(dataset), "other parts"
     for name, part in dataset.items():

@@ -44,7 +44,7 @@ def original(kind: str) -> Path:
     if kind == "saved":
         dataset.save_to_disk(root / "people")
     else:
-        write_prepared(root / "people", dataset, name="market1501", facts={})
+        write_prepared(root / "people", dataset, name="market1501", metadata={})
     return root / "people"
 
 

@@ -16,8 +16,8 @@ from datasets import Dataset
 from modeling_mllmreid.commands.ablate import main, read_configuration
 from modeling_mllmreid.data.contract import FEATURES
 from modeling_mllmreid.research.ablation import runs as sweep
-from modeling_mllmreid.research.ablation.controls import WORDS, attribute_loss, permute_captions, spoil_captions
-from modeling_mllmreid.research.ablation.plan import AblationArguments, Cost, Plan, TreatmentArguments, check_plan
+from modeling_mllmreid.research.ablation.controls import WORDS, attribute_loss, corrupt_captions, permute_captions
+from modeling_mllmreid.research.ablation.plan import AblationArguments, ControlArguments, Cost, Plan, check_plan
 from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.utils.errors import UserError
 
@@ -82,9 +82,9 @@ def test_a_plan_that_does_not_hold_together_is_refused(changed, message):
 
 def test_treatments_that_exclude_one_another():
     with pytest.raises(ValueError, match="permute_captions and caption_noise: give one"):
-        TreatmentArguments(permute_captions=True, caption_noise=0.2)
+        ControlArguments(permute_captions=True, caption_noise=0.2)
     with pytest.raises(ValueError, match="language_first 1: give a share, at least 0 and below 1"):
-        TreatmentArguments(language_first=1)
+        ControlArguments(language_first=1)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("ablation_*.yaml")), ids=lambda path: path.stem)
@@ -122,7 +122,7 @@ def test_the_placebo_gives_every_person_the_texts_of_one_other(captioned):
 
 @pytest.mark.parametrize("share", [0.25, 0.5])
 def test_noise_spoils_its_share_with_texts_of_others(captioned, share):
-    spoilt = spoil_captions(captioned, share, seed=0)
+    spoilt = corrupt_captions(captioned, share, seed=0)
     wrong = [
         captions[0]
         for person, captions in zip(spoilt["person_id"][:], spoilt["caption"][:], strict=True)
@@ -169,8 +169,8 @@ width: 32
 hidden_size: 32
 tower_layers: 1
 lm_layers: 1
-lesson_people: 20
-lesson_steps: 2
+pretraining_people: 20
+pretraining_steps: 2
 alignment_people: 4
 alignment_steps: 2
 max_target_tokens: 8

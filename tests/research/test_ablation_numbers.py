@@ -40,7 +40,7 @@ def results(rows):
 
 
 def test_rows_and_contrasts_are_those_of_the_queries(rows, results):
-    found = comparison.row_intervals(results, VIEW, ["S", "C"])
+    found = comparison.variant_intervals(results, VIEW, ["S", "C"])
     assert list(found) == ["S", "C"] and found["C"]["rank1"] == interval_over_seeds(rows["C"]["rank1"], PERSONS)
     assert comparison.intervals_as_json(found)["S"]["mAP"] == found["S"]["mAP"].to_dict()
     args = SimpleNamespace(contrasts=CONTRASTS)
@@ -86,7 +86,7 @@ def test_verdicts(found, word, verdict):
 
 def test_tables_say_difference_interval_and_both_p_values():
     of = {"mAP": judged(0.1234, 0.0004, adjusted=0.0012), "rank1": judged(-0.02, 0.0412, adjusted=0.0824)}
-    lines = tables.contrasts_of_view(VIEW, {VIEW: {"language": of}}).splitlines()
+    lines = tables.view_contrasts(VIEW, {VIEW: {"language": of}}).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| language")]
     assert cells == [
         ["language", "mAP", "+12.3 [+11.3, +13.3]", "< 0.001", "0.001", "0.4", "better"],

@@ -20,7 +20,7 @@ from modeling_mllmreid.research.agreement import (
     draw_agreement,
     wrapped,
 )
-from modeling_mllmreid.research.language_gain import image_helps, rows_of_others
+from modeling_mllmreid.research.language_gain import image_helps, images_of_others
 from modeling_mllmreid.utils.errors import UserError
 
 INSTRUCTION = "continue the text"
@@ -192,7 +192,7 @@ def test_bad_input(model, tiny_processor, split, tmp_path):
 
 
 def test_the_other_row_is_the_next_of_another_person():
-    assert rows_of_others([3, 3, 7, 5, 5]) == [2, 2, 3, 0, 0]
+    assert images_of_others([3, 3, 7, 5, 5]) == [2, 2, 3, 0, 0]
 
 
 def test_sheet_shows_the_best_and_the_worst(split, tmp_path, monkeypatch):

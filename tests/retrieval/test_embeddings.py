@@ -115,18 +115,18 @@ def test_two_writers_never_mix(tmp_path):
 def test_refused_folders(folder, tmp_path):
     with pytest.raises(UserError, match="nowhere: holds no embeddings.safetensors"):
         load_embeddings(tmp_path / "nowhere")
-    facts = folder / "embeddings.json"
-    old = facts.read_text()
-    facts.write_text(json.dumps({"file_names": ["x"], "metadata": {}}))
+    index_file = folder / "embeddings.json"
+    old = index_file.read_text()
+    index_file.write_text(json.dumps({"file_names": ["x"], "metadata": {}}))
     with pytest.raises(UserError, match="embeddings.json does not belong to embeddings.safetensors"):
         load_embeddings(folder)
-    facts.write_text(old)
+    index_file.write_text(old)
     save_file({"features": FEATURES}, folder / "embeddings.safetensors")
     with pytest.raises(UserError, match="not written by the embed command"):
         load_embeddings(folder)
     (folder / "embeddings.safetensors").write_bytes(b"not a tensor file")
     with pytest.raises(UserError, match="not readable"):
         load_embeddings(folder)
-    facts.unlink()
+    index_file.unlink()
     with pytest.raises(UserError, match="holds no embeddings.json"):
         load_embeddings(folder)

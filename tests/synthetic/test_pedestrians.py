@@ -12,7 +12,7 @@ from modeling_mllmreid.evaluation.protocol import color_histograms
 from modeling_mllmreid.synthetic import write
 from modeling_mllmreid.synthetic.attributes import (
     LOOKALIKE_EVERY,
-    NEVER_TOLD,
+    NOT_IN_CAPTIONS,
     SHOES,
     Person,
     make_person,
@@ -155,7 +155,7 @@ def test_hidden_in_the_image_is_hidden_for_captions(part, one, other, hidden_by,
     assert not same_pixels(first, second, shot(**shown_by))
 
 
-@pytest.mark.parametrize("field", NEVER_TOLD)
+@pytest.mark.parametrize("field", NOT_IN_CAPTIONS)
 def test_untold_cues_are_seen_but_never_told(field):
     base = dressed(
         pattern="plain", lower="trousers", bag="handbag", bag_side="left", emblem_side="left", emblem_color="pink"

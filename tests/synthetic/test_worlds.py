@@ -16,8 +16,8 @@ from modeling_mllmreid.data.leakage import what_is_trained_on
 from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.data.readers import rendered
 from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
-from modeling_mllmreid.evaluation.protocol import color_histograms, histogram_row, same_person
-from modeling_mllmreid.synthetic.attributes import NEVER_TOLD, Crowd, make_person, random_stream
+from modeling_mllmreid.evaluation.protocol import color_histograms, histogram_metrics, same_person
+from modeling_mllmreid.synthetic.attributes import NOT_IN_CAPTIONS, Crowd, make_person, random_stream
 from modeling_mllmreid.synthetic.captions import attribute_words, tokenize, write_captions
 from modeling_mllmreid.synthetic.figure import VIEWS, Stance, draw_figure
 from modeling_mllmreid.synthetic.shots import plan_shot
@@ -183,7 +183,7 @@ def test_captions_tell_what_is_worn_in_one_vocabulary():
     for name, world in WORLDS.items():
         for index in range(40):
             person = make_person(world.seed, "test", index, world.crowd, world.dress)
-            unseen = {*NEVER_TOLD, *(f"{part}_color" for part in ("hat", "bag") if getattr(person, part) is None)}
+            unseen = {*NOT_IN_CAPTIONS, *(f"{part}_color" for part in ("hat", "bag") if getattr(person, part) is None)}
             unseen |= {"pattern_color"} if person.pattern == "plain" else set()
             worn = " ".join(str(value) for field, value in vars(person).items() if field not in unseen).split()
             worn += ["hair", "sleeves", PATTERN_WORDS.get(person.pattern, "hair")]
@@ -206,7 +206,7 @@ def test_a_colour_histogram_fails_on_the_hard_world(tmp_path):
     dataset = load_reid_dataset("rendered_lookalikes", data_dir=tmp_path / "lookalikes")
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 9000, "query": 3000, "gallery": 7000}
     parts = (dataset["query"], dataset["gallery"])
-    found = histogram_row(*parts, same_person(*parts))
+    found = histogram_metrics(*parts, same_person(*parts))
     assert found.mAP < 0.02 and found.cmc[1] < 0.02
     # That alone says little: images of the query's own camera come first, in every world, and chance is better.
     assert told_of_cameras(*parts) < 0.08

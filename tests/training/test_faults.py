@@ -91,13 +91,13 @@ def test_a_finished_run_takes_no_step_more_and_another_run_is_refused(train, wor
 def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(train, whole, monkeypatch):
     if not whole:
         whole["result"] = result(train("whole", **RUN))
-    before, see_loss, calls = signal.getsignal(signal.SIGTERM), StepGuard.see_loss, []
+    before, check_loss, calls = signal.getsignal(signal.SIGTERM), StepGuard.check_loss, []
 
     def at_the_tenth(guard, loss):
         calls.append(0)
         if len(calls) == 10:
             os.kill(os.getpid(), signal.SIGTERM)
-        return see_loss(guard, loss)
+        return check_loss(guard, loss)
 
     monkeypatch.setattr(StepGuard, "see_loss", at_the_tenth)
     with pytest.raises(

@@ -192,8 +192,8 @@ def test_sharded_training_has_the_losses_of_one_process_and_whole_checkpoints(ru
             model = load.from_pretrained(saved).eval()
             for name, rows in model.image_features(pixels()).items():
                 torch.testing.assert_close(rows, expected[name], rtol=0, atol=1e-4, msg=f"{saved} {name}")
-    facts = json.loads((folder / form / f"checkpoint-{STEPS}" / "run_facts.json").read_text())
-    assert facts["settings"]["sharding"] == sharding
+    metadata = json.loads((folder / form / f"checkpoint-{STEPS}" / "run_facts.json").read_text())
+    assert metadata["settings"]["sharding"] == sharding
     # The same files as one process writes, our code among them, and the same settings.
     names, settings = zip(*(published(root / form) for root in (folder, folder.with_name("one"))), strict=True)
     assert names[0] == names[1] and "modeling_mllmreid.py" in names[0] and settings[0] == settings[1]

@@ -164,10 +164,10 @@ def test_one_process_has_one_gpu_and_says_so_once(monkeypatch, caplog, tmp_path)
     state = SimpleNamespace(num_processes=1, device=torch.device("cuda:0"))
     processes._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
-        processes.say_idle_gpus(state)
-        processes.say_idle_gpus(state)
-        processes.say_idle_gpus(SimpleNamespace(num_processes=4, device=torch.device("cuda:1")))
-        processes.say_idle_gpus(SimpleNamespace(num_processes=1, device=torch.device("cpu")))
+        processes.warn_idle_gpus(state)
+        processes.warn_idle_gpus(state)
+        processes.warn_idle_gpus(SimpleNamespace(num_processes=4, device=torch.device("cuda:1")))
+        processes.warn_idle_gpus(SimpleNamespace(num_processes=1, device=torch.device("cpu")))
     processes._warn_once.cache_clear()
     said = [record.getMessage() for record in caplog.records]
     assert said == [

@@ -15,11 +15,8 @@ from modeling_mllmreid.utils.formats import (
     ThresholdsFile,
     TorchreidImageSplit,
     TorchreidPersonSplit,
-    check_content,
-    parse_json,
-    read_file,
-    read_json,
 )
+from modeling_mllmreid.utils.json_files import check_content, parse_json, read_file, read_json
 
 THRESHOLD = {
     "distance": 0.5,

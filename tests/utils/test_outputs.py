@@ -12,7 +12,7 @@ from PIL import Image
 from modeling_mllmreid.evaluation.report import write_json
 from modeling_mllmreid.retrieval.embeddings import check_embeddings_output
 from modeling_mllmreid.utils.errors import UserError
-from modeling_mllmreid.utils.outputs import check_output, check_output_folder, folder_aside, png_info, written_aside
+from modeling_mllmreid.utils.outputs import atomic_file, atomic_folder, check_output, check_output_folder, png_info
 
 WORLD = {"world": "street", "version": 1}
 
@@ -23,14 +23,14 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 
 def write(path: Path, text: str = "new", **options) -> None:
-    with written_aside(path, **options) as aside:
+    with atomic_file(path, **options) as aside:
         aside.write_text(text)
 
 
 def test_files_are_their_owners_alone(tmp_path):
     write(tmp_path / "runs" / "a" / "x.txt")
     write_json(tmp_path / "metrics.json", {})
-    with folder_aside(tmp_path / "set") as aside:
+    with atomic_folder(tmp_path / "set") as aside:
         (aside / "data").mkdir()
         (aside / "data" / "rows.txt").write_text("rows")
     paths = [p for p in tmp_path.rglob("*")]
@@ -89,22 +89,22 @@ def test_a_failure_leaves_the_old_file_and_no_folder(tmp_path):
     path = tmp_path / "old.txt"
     path.write_text("old")
     for target in (path, tmp_path / "new" / "deep" / "file.txt"):
-        with pytest.raises(KeyError), written_aside(target) as aside:
+        with pytest.raises(KeyError), atomic_file(target) as aside:
             aside.write_text("half")
             raise KeyError("fault")
-    with pytest.raises(KeyError), folder_aside(tmp_path / "other" / "set") as aside:
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "other" / "set") as aside:
         (aside / "half").write_text("half")
         raise KeyError("fault")
     assert tree(tmp_path) == {"old.txt": b"old"}
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="no space left on the disk"), written_aside(tmp_path / "x"):
+    with pytest.raises(UserError, match="no space left on the disk"), atomic_file(tmp_path / "x"):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     with pytest.raises(UserError, match=r"takes 1,048,576 MiB, the disk has [\d,]+: free space"):
         check_output(tmp_path / "x", needs_bytes=2**40)
     # What was read meanwhile is no fault of the output.
-    with pytest.raises(FileNotFoundError), written_aside(tmp_path / "x"):
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "x"):
         Path("/nowhere/input").read_bytes()
 
 
@@ -115,7 +115,7 @@ def test_unwritable_places(tmp_path):
             write(path)
         with pytest.raises(UserError, match="cannot be written"):
             check_output(path)
-        with pytest.raises(UserError), folder_aside(path):
+        with pytest.raises(UserError), atomic_folder(path):
             pass
     # A link that leads nowhere is found before the work, not after it.
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "at all")
@@ -138,21 +138,24 @@ def test_a_new_folder_is_absent_or_empty_and_not_in_what_is_read(tmp_path):
     (tmp_path / "full" / "notes.txt").write_text("kept")
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
-    with pytest.raises(UserError, match="exists and is not empty"), folder_aside(tmp_path / "full"):
+    with pytest.raises(UserError, match="exists and is not empty"), atomic_folder(tmp_path / "full"):
         pass
-    with pytest.raises(UserError, match="is a symbolic link"), folder_aside(tmp_path / "link"):
+    with pytest.raises(UserError, match="is a symbolic link"), atomic_folder(tmp_path / "link"):
         pass
     with pytest.raises(UserError, match="lies inside .*full, which is read"):
         check_output_folder(tmp_path / "full" / "out", inputs=[tmp_path / "full"])
-    with folder_aside(tmp_path / "empty") as aside:
+    with atomic_folder(tmp_path / "empty") as aside:
         (aside / "x").write_text("x")
     assert tree(tmp_path / "empty") == {"x": b"x"}
 
 
 def test_two_writers_of_a_folder_never_mix(tmp_path):
-    with folder_aside(tmp_path / "set") as first:
+    with atomic_folder(tmp_path / "set") as first:
         (first / "first").write_text("first")
-        with pytest.raises(UserError, match="another run wrote it meanwhile"), folder_aside(tmp_path / "set") as second:
+        with (
+            pytest.raises(UserError, match="another run wrote it meanwhile"),
+            atomic_folder(tmp_path / "set") as second,
+        ):
             (second / "second").write_text("second")
             os.rename(first, tmp_path / "set")  # the first one finishes
             first.mkdir()
@@ -169,6 +172,6 @@ def test_what_a_killed_writer_left_is_removed_and_never_taken_over(tmp_path):
     target = tmp_path / "set [1]"
     assert subprocess.run([sys.executable, "-c", code, target], check=False).returncode == 9
     assert len(list(tmp_path.iterdir())) == 1 and not target.exists()
-    with folder_aside(target) as aside:
+    with atomic_folder(target) as aside:
         (aside / "new").write_text("new")
     assert tree(tmp_path) == {"set [1]": None, "set [1]/new": b"new"}

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from accelerate import DistributedType
 
 from modeling_mllmreid.utils.errors import UserError
-from modeling_mllmreid.utils.processes import is_first_to_say, refuse_lost_processes
+from modeling_mllmreid.utils.processes import claim_message, refuse_lost_processes
 
 
 def state(processes: int, kind: DistributedType = DistributedType.NO) -> SimpleNamespace:
@@ -53,10 +53,10 @@ def test_of_the_processes_of_a_launch_the_first_says_a_mistake(monkeypatch):
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.port)}
     for name, value in {**launched, **place}.items():
         monkeypatch.setenv(name, value)
-    said = [is_first_to_say("a"), is_first_to_say("a"), is_first_to_say("of one alone")]
+    said = [claim_message("a"), claim_message("a"), claim_message("of one alone")]
     assert said == [True, False, True]
     monkeypatch.delenv("MASTER_PORT")
-    assert is_first_to_say("a")
+    assert claim_message("a")
 
 
 @pytest.mark.slow

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from datasets import DatasetDict
 
 from ...utils.errors import UserError
-from ...utils.formats import CaptionEntryFields, check_content, read_json
-from ..contract import UNKNOWN_CAMERA, Problems, Row, check_counts, count, count_parts, make_split
+from ...utils.formats import CaptionEntryFields
+from ...utils.json_files import check_content, read_json
+from ..contract import UNKNOWN_CAMERA, Problems, Row, check_counts, count, count_splits, make_split
 from .file_names import JPG, DataFolder, SpelledNumbers, shown_path
 
 MAX_CAPTION = 5000
@@ -190,7 +191,7 @@ def read_caption_set(
             f"{json_path}: no entry of split 'test' has a caption: nothing can be searched for; add captions"
         )
     if strict or _looks_published(spec, data_dir, dataset):
-        check_counts(count_parts(dataset), spec.published, name=spec.title, where=data_dir, strict=strict)
+        check_counts(count_splits(dataset), spec.published, name=spec.title, where=data_dir, strict=strict)
     return dataset
 
 

@@ -21,8 +21,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ...utils.errors import UserError
-from ...utils.outputs import folder_aside
-from ..contract import Problems, Row, check_counts, count_parts, make_split
+from ...utils.outputs import atomic_folder
+from ..contract import Problems, Row, check_counts, count_splits, make_split
 from ..images import list_images
 from .file_names import JPG, PNG, DataFolder, FileNames, shown_path
 from .matlab_files import load_matlab, texts, whole_numbers
@@ -82,7 +82,7 @@ def read_cuhk03(
     config = next((path for path in places if os.path.isfile(path)), places[0])
     parts = _parts(config, DataFolder(root / folder), problems)
     dataset = DatasetDict({split: make_split(sorted(rows), root=root, source=SOURCE) for split, rows in parts.items()})
-    check_counts(count_parts(dataset), PUBLISHED[boxes], name=f"CUHK03-NP, {boxes}", where=root, strict=strict)
+    check_counts(count_splits(dataset), PUBLISHED[boxes], name=f"CUHK03-NP, {boxes}", where=root, strict=strict)
     return dataset
 
 
@@ -91,7 +91,7 @@ def extract_images(archive: Path, folder: Path, key: str) -> None:
 
     Raises UserError for an archive that cannot be read, and where the folder cannot be written.
     """
-    with folder_aside(folder) as aside:
+    with atomic_folder(folder) as aside:
         for name, pixels in _archived_images(archive, key, folder.name):
             Image.fromarray(pixels).save(aside / name)
 
@@ -219,5 +219,5 @@ def _train(source: str, rows: list[Row], root: Path, published: dict, strict: bo
     if not rows:
         raise UserError(f"{root}: no image of this set in it: restore the set")
     dataset = DatasetDict(train=make_split(sorted(rows), root=root, source=source))
-    check_counts(count_parts(dataset), published, name=source, where=root, strict=strict)
+    check_counts(count_splits(dataset), published, name=source, where=root, strict=strict)
     return dataset

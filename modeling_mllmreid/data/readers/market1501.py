@@ -17,7 +17,7 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from ...utils.errors import UserError
-from ..contract import UNKNOWN_CAMERA, Problems, Row, check_counts, count, count_parts, make_split
+from ..contract import UNKNOWN_CAMERA, Problems, Row, check_counts, count, count_splits, make_split
 from ..images import safe_join
 from .caption_sets import missing_image, read_caption_entries
 from .file_names import JPG, DataFolder, FileNames, image_names
@@ -82,7 +82,7 @@ def read_named_files(
         rows = _with_captions(rows, root, captions_file, problems)
     dataset = DatasetDict({split: make_split(part, root=root, source=spec.source) for split, part in rows.items()})
     if spec.published and extra_gallery is None and (strict or _looks_published(spec, root, dataset)):
-        check_counts(count_parts(dataset), spec.published, name=spec.title, where=root, strict=strict)
+        check_counts(count_splits(dataset), spec.published, name=spec.title, where=root, strict=strict)
     if spec.note:
         logger.warning("%s: %s", spec.title, spec.note)
     return dataset

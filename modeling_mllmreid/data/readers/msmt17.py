@@ -15,8 +15,8 @@ from typing import Literal
 from datasets import DatasetDict
 
 from ...utils.errors import UserError
-from ...utils.formats import read_file
-from ..contract import Problems, Row, check_counts, count_parts, make_split
+from ...utils.json_files import read_file
+from ..contract import Problems, Row, check_counts, count_splits, make_split
 from .file_names import JPG, DataFolder, SpelledNumbers
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def read_msmt17(
     dataset = DatasetDict({split: make_split(sorted(part), root=root, source=SOURCE) for split, part in rows.items()})
     published = {"train": PUBLISHED_TRAIN[train_part], **PUBLISHED}
     name = f"MSMT17 ({train_part.replace('_', ' ')})"
-    check_counts(count_parts(dataset), published, name=name, where=root, strict=strict)
+    check_counts(count_splits(dataset), published, name=name, where=root, strict=strict)
     logger.info("%s trains on %d images", name, len(dataset["train"]))
     return dataset
 

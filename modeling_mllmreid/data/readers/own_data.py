@@ -29,8 +29,8 @@ from ..contract import (
     Row,
     id_text,
     is_utf8,
+    join_names,
     known_id_text,
-    listed,
     make_split,
     number_names,
     refuse_rounded,
@@ -172,7 +172,7 @@ def read_folders(data_dir: str | os.PathLike[str], *, problems: Problems | None 
         if not found[split]:
             raise UserError(f"{root / part}: no person's folder with images: give a folder like ANNA/1.jpg")
     if left_out:
-        problems.warn(f"{root}: {len(left_out):,} files are no images and left out: {listed(left_out)}")
+        problems.warn(f"{root}: {len(left_out):,} files are no images and left out: {join_names(left_out)}")
     everybody = [person for rows in found.values() for _, person in rows]
     _warn_of_unknown(everybody, root, problems)
     numbers = _numbers(everybody, root)
@@ -262,7 +262,7 @@ def read_table(data_dir: str | os.PathLike[str], *, problems: Problems | None = 
     table = root / present[0]
     columns, unknown = read_metadata(table, (*REQUIRED, *OPTIONAL), REQUIRED)
     if unknown:
-        problems.warn(f"{table}: columns that are not used: {listed(unknown)} (known: {', '.join(columns)})")
+        problems.warn(f"{table}: columns that are not used: {join_names(unknown)} (known: {', '.join(columns)})")
     ids = {
         column: [_tried(IDS[column], column, cell) for cell in columns[column]] for column in IDS if column in columns
     }

@@ -26,7 +26,8 @@ import numpy as np
 from datasets import DatasetDict
 
 from ...utils.errors import UserError
-from ...utils.formats import TorchreidImageSplit, TorchreidPersonSplit, read_json
+from ...utils.formats import TorchreidImageSplit, TorchreidPersonSplit
+from ...utils.json_files import read_json
 from ..contract import UNKNOWN_CAMERA, Problems, Row, check_counts, count_rows, make_split
 from .file_names import BMP, JPG, PNG, FileNames
 from .matlab_files import load_matlab, whole_numbers
@@ -64,7 +65,7 @@ def read_person_split(path: Path, split: int, persons: set[int]) -> tuple[set[in
     return train, test
 
 
-def parts_of_images(path: Path, entry: TorchreidImageSplit, rows: list[Row]) -> dict[str, list[Row]]:
+def splits_of_images(path: Path, entry: TorchreidImageSplit, rows: list[Row]) -> dict[str, list[Row]]:
     """The rows of each part, found by the last folder and the name of the images that the entry names.
 
     Raises UserError for an image that is not among the rows or is named twice, and for a person in training and query.
@@ -162,7 +163,7 @@ def read_viper(
     a, b = found.rows.values()
     if found.split_file is not None:
         entry = read_image_split(found.split_file, split)
-        return _dataset("viper", parts_of_images(found.split_file, entry, a + b), found.root)
+        return _dataset("viper", splits_of_images(found.split_file, entry, a + b), found.root)
     persons = sorted({row.person_id for row in a} & {row.person_id for row in b})
     test = _half(persons, split, len(persons) // 2)
     parts = {
@@ -230,7 +231,7 @@ def read_ilids(
     (rows,) = found.rows.values()
     if found.split_file is not None:
         entry = read_image_split(found.split_file, split)
-        return _dataset("ilids", parts_of_images(found.split_file, entry, rows), found.root)
+        return _dataset("ilids", splits_of_images(found.split_file, entry, rows), found.root)
     persons = sorted({row.person_id for row in rows})
     test = _half(persons, split, -(-len(persons) // 2))
     rng = np.random.default_rng([split, 1])

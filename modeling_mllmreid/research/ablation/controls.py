@@ -37,7 +37,7 @@ def permute_captions(split: Dataset, seed: int) -> Dataset:
     return _texts_from(split, source)
 
 
-def spoil_captions(split: Dataset, share: float, seed: int) -> Dataset:
+def corrupt_captions(split: Dataset, share: float, seed: int) -> Dataset:
     """A `share` of the images, drawn at random, with the texts of a random image of another person."""
     rng = np.random.default_rng(seed)
     people = np.asarray(split["person_id"][:])

@@ -61,7 +61,7 @@ class AblationArguments:
 
 
 @dataclass
-class TreatmentArguments:
+class ControlArguments:
     """What only an ablation does to a row: its texts are spoilt, or its losses come one after the other."""
 
     permute_captions: bool = field(
@@ -89,7 +89,7 @@ class TreatmentArguments:
             raise ValueError("permute_captions and caption_noise: give one, the placebo has no true caption to spoil")
 
 
-def row_names(side: Any) -> list[str]:
+def variant_names(side: Any) -> list[str]:
     """The rows that one side of a contrast names."""
     return [side] if isinstance(side, str) else list(side)
 
@@ -126,7 +126,7 @@ class Run:
 
 # Fields that name where results go or how fast they come, not what they are.
 SPEED = ("dataloader_num_workers", "use_cpu")
-NOT_TOLD = (*SPEED, "output_dir", "seed", "max_steps")
+NOT_COMPARED = (*SPEED, "output_dir", "seed", "max_steps")
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class Cost:
         return language_first * self.language + (1 - language_first) * self.own
 
 
-def all_rows(args: AblationArguments) -> dict[str, dict[str, Any]]:
+def all_variants(args: AblationArguments) -> dict[str, dict[str, Any]]:
     """The rows by name, those of the sweep behind the others. Raises UserError for a row that is no mapping."""
     rows: dict[str, dict[str, Any]] = {}
     for name, fields in args.rows.items():
@@ -197,13 +197,13 @@ def sweep_name(row: str, loss_lambda: float) -> str:
 
 def check_plan(args: AblationArguments) -> dict[str, dict[str, Any]]:
     """The rows of a plan that holds together. Raises UserError naming the field that does not."""
-    rows = all_rows(args)
+    rows = all_variants(args)
     if not rows:
         raise UserError("rows: there is none: give at least one")
     for name, sides in args.contrasts.items():
         if not isinstance(sides, list) or len(sides) != 2 or not all(map(_is_side, sides)):
             raise UserError(f"contrasts: {name!r} is not [a, b]: give two rows, or two lists of rows")
-        for row in (*row_names(sides[0]), *row_names(sides[1])):
+        for row in (*variant_names(sides[0]), *variant_names(sides[1])):
             _known(row, rows, f"contrasts: {name!r}")
     for budget in args.budgets:
         if budget not in BUDGETS:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...evaluation.plots import COLORS, STYLES, figure_class
 from ...evaluation.statistics import Interval
-from ...utils.outputs import PNG_SOFTWARE, written_aside
+from ...utils.outputs import PNG_SOFTWARE, atomic_file
 from .results import Tested
 
 MARKS = ("o", "s", "D")
@@ -73,7 +73,7 @@ def draw_logged(
         axes.set_axis_off()
     handles = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    with written_aside(path_png) as aside:
+    with atomic_file(path_png) as aside:
         figure.savefig(aside, format="png", metadata={"Software": PNG_SOFTWARE})
 
 
@@ -113,5 +113,5 @@ def _name_rows(axes: Any, names: Sequence[str], across: str) -> None:
 
 def _save(figure: Any, path_png: str | os.PathLike[str]) -> None:
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    with written_aside(path_png) as aside:
+    with atomic_file(path_png) as aside:
         figure.savefig(aside, format="png", metadata={"Software": PNG_SOFTWARE})

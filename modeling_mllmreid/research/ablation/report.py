@@ -10,17 +10,26 @@ import numpy as np
 from datasets import DatasetDict
 
 from ...data.captions import join_continuations, read_records
-from ...evaluation.protocol import histogram_row, same_person
+from ...evaluation.protocol import histogram_metrics, same_person
 from ...evaluation.report import write_json
 from ...evaluation.statistics import Interval
 from ...training.run import hardware, versions
-from ...utils.outputs import written_aside
+from ...utils.outputs import atomic_file
 from ...utils.processes import this_process
 from ..continuation_analysis import ContinuationAnalysis, analyse_continuations
 from . import tables
 from .plan import FEATURES, Cost, Plan, sweep_name
 from .plots import draw_contrasts, draw_logged, draw_rows, draw_sweep
-from .results import Results, Tested, View, contrasts_as_json, intervals_as_json, row_intervals, tested_contrasts, views
+from .results import (
+    Results,
+    Tested,
+    View,
+    contrasts_as_json,
+    intervals_as_json,
+    tested_contrasts,
+    variant_intervals,
+    views,
+)
 from .teacher import Teacher
 
 # What is drawn over the steps, where it was logged, with its unit.
@@ -45,13 +54,13 @@ def write_report(
 ) -> Path:
     """Writes report.md, report.json and the pictures into the folder; returns the Markdown file's path."""
     args, rows = plan.args, list(plan.settings)
-    intervals = {view: row_intervals(results, view, rows) for view in views(args)}
+    intervals = {view: variant_intervals(results, view, rows) for view in views(args)}
     contrasts = {view: tested_contrasts(results, view, args) for view in intervals} if args.contrasts else {}
     histograms = {name: histogram(sets[name]) for name in args.test_sets}
     analysis = analyse(plan, sets, teacher)
     pictures = draw_pictures(plan, results, intervals, contrasts, folder)
     sheet = copy_sheet(plan, results, folder)
-    facts = {
+    metadata = {
         "date": datetime.date.today().isoformat(),
         "hardware": hardware(this_process().device, this_process().num_processes),
         "versions": versions(),
@@ -67,13 +76,13 @@ def write_report(
         }
         for view in intervals
     ]
-    write_json(folder / "report.json", {**facts, "views": views_json})
+    write_json(folder / "report.json", {**metadata, "views": views_json})
     first = [view for view in intervals if view[1:3] == (args.train_sets[0], args.test_sets[0])]
     parts = [
-        tables.head(plan, results, facts, sets),
+        tables.head(plan, results, metadata, sets),
         tables.verdicts(plan, contrasts),
-        *(tables.rows_of_views(plan, view, intervals, histograms) for view in first if view.feature == FEATURES[0]),
-        *(tables.contrasts_of_view(view, contrasts) for view in first if contrasts),
+        *(tables.view_tables(plan, view, intervals, histograms) for view in first if view.feature == FEATURES[0]),
+        *(tables.view_contrasts(view, contrasts) for view in first if contrasts),
         tables.matrices(plan, intervals, contrasts),
         tables.sweep(plan, intervals),
         tables.cost(plan, costs, results),
@@ -84,7 +93,7 @@ def write_report(
         tables.runs(results),
     ]
     path = folder / "report.md"
-    with written_aside(path) as aside:
+    with atomic_file(path) as aside:
         aside.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     return path
 
@@ -92,7 +101,7 @@ def write_report(
 def histogram(dataset: DatasetDict) -> dict[str, Any]:
     """The colour histogram on a test set: what a learned feature has to pass first."""
     query, gallery = dataset["query"], dataset["gallery"]
-    return histogram_row(query, gallery, same_person(query, gallery)).to_dict()
+    return histogram_metrics(query, gallery, same_person(query, gallery)).to_dict()
 
 
 def analyse(plan: Plan, sets: Mapping[str, DatasetDict], teacher: Teacher) -> dict[str, ContinuationAnalysis]:

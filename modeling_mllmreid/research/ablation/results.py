@@ -10,7 +10,7 @@ import numpy as np
 
 from ...evaluation.statistics import Interval
 from .contrasts import Contrast, contrast, holm, interval_over_seeds
-from .plan import FEATURES, AblationArguments, Run, row_names
+from .plan import FEATURES, AblationArguments, Run, variant_names
 from .runs import folder_of, read_result
 
 
@@ -121,7 +121,7 @@ def views(args: AblationArguments) -> list[View]:
     ]
 
 
-def row_intervals(results: Results, view: View, rows: Sequence[str]) -> dict[str, dict[str, Interval]]:
+def variant_intervals(results: Results, view: View, rows: Sequence[str]) -> dict[str, dict[str, Interval]]:
     """Row -> metric -> its mean over seeds and queries with the interval."""
     found = {}
     for row in rows:
@@ -136,8 +136,8 @@ def tested_contrasts(results: Results, view: View, args: AblationArguments) -> d
     for metric in METRICS:
         differences = []
         for sides in args.contrasts.values():
-            a, b = (_side(results, view, row_names(side), metric) for side in sides)
-            people = results.queries(_cell(view, row_names(sides[0])[0]), view.test_set, view.feature)["person_ids"]
+            a, b = (_side(results, view, variant_names(side), metric) for side in sides)
+            people = results.queries(_cell(view, variant_names(sides[0])[0]), view.test_set, view.feature)["person_ids"]
             differences.append(contrast(a, b, people))
         adjusted = holm([difference.p_value for difference in differences])
         for name, difference, p_value in zip(args.contrasts, differences, adjusted, strict=True):

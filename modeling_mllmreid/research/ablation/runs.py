@@ -41,12 +41,12 @@ from ...training.trainer import ReIDTrainer
 from ...utils.errors import UserError
 from ...utils.processes import this_process
 from ..agreement import branch_agreement, draw_agreement
-from .controls import AttributeCollator, add_attribute_head, permute_captions, spoil_captions
-from .plan import FEATURES, TINY, AblationArguments, Cost, Plan, Run, TreatmentArguments
+from .controls import AttributeCollator, add_attribute_head, corrupt_captions, permute_captions
+from .plan import FEATURES, TINY, AblationArguments, ControlArguments, Cost, Plan, Run
 from .teacher import load_set, one_image_each
 
 # What a run is told, in this order.
-GROUPS = (MethodArguments, AdapterArguments, BatchArguments, TreatmentArguments, ReIDTrainingArguments)
+GROUPS = (MethodArguments, AdapterArguments, BatchArguments, ControlArguments, ReIDTrainingArguments)
 RESULT = "result.json"
 
 
@@ -88,10 +88,10 @@ def _run(run: Run, place: Place, folder: Path) -> None:
     started = time.monotonic()
     torch.set_num_threads(place.args.threads)
     torch.manual_seed(run.seed)
-    method, adapters, batches, treatment, training = arguments_of(run, place, folder / "training")
+    method, adapters, batches, control, training = arguments_of(run, place, folder / "training")
     model, processor = start(place, method, adapters, training.device)
-    dataset = training_data(run, place, treatment)
-    trainer, history = train_stages(run, model, processor, dataset, batches, treatment, training)
+    dataset = training_data(run, place, control)
+    trainer, history = train_stages(run, model, processor, dataset, batches, control, training)
     report: dict[str, Any] = {
         "row": run.row,
         "train_set": run.train_set,
@@ -138,13 +138,13 @@ def start(
     return load_model(ModelArguments(place.base, dtype=place.args.base_dtype), fields, adapters, device)
 
 
-def training_data(run: Run, place: Place, treatment: TreatmentArguments) -> DatasetDict:
+def training_data(run: Run, place: Place, control: ControlArguments) -> DatasetDict:
     """The training part with its texts, spoilt where the row says so."""
     train = load_set(place.args, run.train_set, place.texts)["train"]
-    if treatment.permute_captions:
+    if control.permute_captions:
         train = permute_captions(train, run.seed)
-    if treatment.caption_noise:
-        train = spoil_captions(train, treatment.caption_noise, run.seed)
+    if control.caption_noise:
+        train = corrupt_captions(train, control.caption_noise, run.seed)
     return DatasetDict(train=train)
 
 
@@ -154,18 +154,18 @@ def train_stages(
     processor: MllmReIDProcessor,
     dataset: DatasetDict,
     batches: BatchArguments,
-    treatment: TreatmentArguments,
+    control: ControlArguments,
     training: ReIDTrainingArguments,
 ) -> tuple[ReIDTrainer, list[dict[str, Any]]]:
     """Both stages, each with its own schedule; returns the last trainer and the logs, steps counted through."""
     # By what is frozen, not by what is trained: the first stage makes the ID classifier, and freezes it as unused.
     loss_lambda, frozen = model.config.loss_lambda, {p for p in model.parameters() if not p.requires_grad}
     collator, prepare = TrainCollator, None
-    if treatment.attribute_weight:
+    if control.attribute_weight:
         collator = AttributeCollator
 
         def prepare(of: MllmReIDModel) -> None:
-            add_attribute_head(of, treatment.attribute_weight)
+            add_attribute_head(of, control.attribute_weight)
 
     history: list[dict[str, Any]] = []
     trainer: ReIDTrainer | None = None
@@ -320,13 +320,13 @@ def step_costs(plan: Plan, place: Place) -> dict[str, Cost]:
 
 
 def _count(run: Run, place: Place, stage: int) -> float:
-    method, adapters, batches, treatment, training = arguments_of(run, place, Path(run.folder))
+    method, adapters, batches, control, training = arguments_of(run, place, Path(run.folder))
     torch.manual_seed(0)
     model, processor = start(place, method, adapters, this_process().device)
     if stage == 0:
         model.config.loss_lambda = 0.0
     language = model.config.loss_lambda < 1
-    samples = TrainDataset(training_data(run, place, treatment)["train"], processor, batches, seed=0, language=language)
+    samples = TrainDataset(training_data(run, place, control)["train"], processor, batches, seed=0, language=language)
     model.set_num_identities(samples.num_identities)
     freeze_unused_parameters(model)
     model.to(this_process().device).train()

@@ -41,7 +41,7 @@ AGREEMENT = {
 }
 
 
-def head(plan: Plan, results: Results, facts: Mapping[str, Any], sets: Mapping[str, DatasetDict]) -> str:
+def head(plan: Plan, results: Results, metadata: Mapping[str, Any], sets: Mapping[str, DatasetDict]) -> str:
     """What was run, on what, and how to read the rest."""
     args = plan.args
     runs = {finished.run.key: finished for cell in results.cells.values() for finished in cell}
@@ -52,8 +52,8 @@ def head(plan: Plan, results: Results, facts: Mapping[str, Any], sets: Mapping[s
         f"{len(args.seeds)} seeds ({', '.join(map(str, args.seeds))}), {plan.max_steps:,} optimiser steps",
         f"- {len(runs)} different runs, {seconds / 3600:.2f} hours of computing on {'; '.join(hardware)}",
         f"- every run begins with {plan.base}",
-        f"- versions: {', '.join(f'{name} {version}' for name, version in facts['versions'].items())}",
-        f"- {facts['date']}",
+        f"- versions: {', '.join(f'{name} {version}' for name, version in metadata['versions'].items())}",
+        f"- {metadata['date']}",
     ]
     for name, dataset in sets.items():
         parts = [
@@ -109,7 +109,7 @@ def verdicts(plan: Plan, contrasts: Contrasts) -> str:
     return f"{title}\n\n{table(['contrast', *FEATURES], cells)}{power}"
 
 
-def rows_of_views(plan: Plan, first: View, intervals: Intervals, histograms: Mapping[str, Mapping[str, Any]]) -> str:
+def view_tables(plan: Plan, first: View, intervals: Intervals, histograms: Mapping[str, Mapping[str, Any]]) -> str:
     """Every row with its intervals, on each feature beside the others."""
     of = [intervals[first._replace(feature=feature)] for feature in FEATURES]
     histogram = histograms[first.test_set]
@@ -119,7 +119,7 @@ def rows_of_views(plan: Plan, first: View, intervals: Intervals, histograms: Map
     return f"## Rows: {_named(first, feature=False)}\n\n{table(header, cells)}"
 
 
-def contrasts_of_view(view: View, contrasts: Contrasts) -> str:
+def view_contrasts(view: View, contrasts: Contrasts) -> str:
     """Every contrast of a view with its test."""
     cells = []
     for name, of in contrasts[view].items():

@@ -26,7 +26,7 @@ from ...text.instructions import COMMON_INSTRUCTION, STANDARD_POOL
 from ...training.arguments import BatchArguments
 from ...training.loading import commit_of, load_native_processor, load_writer, to_device
 from ...utils.errors import UserError
-from ..tiny_llava import LESSONS_VERSION, TinyArguments, build_tiny, teach_tiny
+from ..tiny_llava import PRETRAINING_VERSION, TinyArguments, build_tiny, pretrain_tiny
 from .plan import TINY, AblationArguments
 
 INSTRUCTIONS = (COMMON_INSTRUCTION, *STANDARD_POOL)
@@ -50,12 +50,12 @@ def prepare_base(args: AblationArguments, tiny: TinyArguments, shared: Mapping[s
     method, batches = (_build(kind, shared) for kind in (MethodArguments, BatchArguments))
     height, width = method.height or 128, method.width or 64
     size = {"height": height, "width": width, "target_tokens": batches.max_target_tokens}
-    told = {"lessons": LESSONS_VERSION, **asdict(tiny), **size}
+    told = {"lessons": PRETRAINING_VERSION, **asdict(tiny), **size}
     root = folder / f"tiny-{_digest(told)}"
     if root.is_dir():
         return str(root)
     processor, mllm = build_tiny(tiny, height=height, width=width, seed=TEST_SEED, instructions=INSTRUCTIONS)
-    losses = teach_tiny(mllm, processor, tiny, target_tokens=batches.max_target_tokens, instructions=INSTRUCTIONS)
+    losses = pretrain_tiny(mllm, processor, tiny, target_tokens=batches.max_target_tokens, instructions=INSTRUCTIONS)
     folder.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".tiny-", suffix=".part", dir=folder))
     for part in (processor.tokenizer, processor.image_processor, mllm):

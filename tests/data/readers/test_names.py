@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as Picture
 
 from modeling_mllmreid.data.combinations import combine
-from modeling_mllmreid.data.contract import camera_names, id_text, listed, number_names, person_names
+from modeling_mllmreid.data.contract import camera_names, id_text, join_names, number_names, person_names
 from modeling_mllmreid.data.inspection import describe
 from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.data.prepare import read_prepared, write_prepared
@@ -43,7 +43,10 @@ def test_cells():
             id_text(cell)
     with pytest.raises(UserError, match="is not UTF-8 text"):
         id_text("\ud800")
-    assert listed(["ben", "anna", "anna", "cleo", "dan"]) == "anna, ben and 2 more" and listed(["a\nb"]) == r"'a\nb'"
+    assert (
+        join_names(["ben", "anna", "anna", "cleo", "dan"]) == "anna, ben and 2 more"
+        and join_names(["a\nb"]) == r"'a\nb'"
+    )
 
 
 @pytest.mark.parametrize(("kind", "most"), [("float16", 2**11), ("float32", 2**24)])
@@ -321,7 +324,7 @@ def test_names_are_carried_everywhere(tmp_path):
     dataset = load_reid_dataset(
         "table", data_dir=table(tmp_path / "t", "csv", list("wxyy"), ["door", "-1", "yard", "2"])
     )
-    write_prepared(tmp_path / "out", dataset, name="t", facts={})
+    write_prepared(tmp_path / "out", dataset, name="t", metadata={})
     back = read_prepared(tmp_path / "out")
     for split, part in dataset.items():
         assert person_names(back[split]) == person_names(part) and camera_names(back[split]) == camera_names(part)

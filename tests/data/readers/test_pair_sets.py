@@ -12,7 +12,7 @@ from modeling_mllmreid.utils.errors import UserError
 savemat = pytest.importorskip("scipy.io").savemat
 
 
-def facts(dataset):
+def metadata(dataset):
     return {split: (len(part), len(set(part["person_id"]))) for split, part in dataset.items()}
 
 
@@ -33,19 +33,19 @@ def check_splits(name, root):
 def test_viper(tmp_path):
     root = write_tree(tmp_path, "viper")
     dataset = check_splits("viper", root)
-    assert facts(dataset) == {"train": (632, 316), "query": (316, 316), "gallery": (316, 316)}
+    assert metadata(dataset) == {"train": (632, 316), "query": (316, 316), "gallery": (316, 316)}
     assert set(dataset["query"]["camera_id"]) == {1} and set(dataset["gallery"]["camera_id"]) == {2}
 
 
 def test_prid(tmp_path):
     dataset = check_splits("prid", write_tree(tmp_path, "prid"))
-    assert facts(dataset) == {"train": (200, 100), "query": (100, 100), "gallery": (649, 649)}
+    assert metadata(dataset) == {"train": (200, 100), "query": (100, 100), "gallery": (649, 649)}
 
 
 def test_grid(tmp_path):
     root = write_tree(tmp_path, "grid")
     dataset = check_splits("grid", root)
-    assert facts(dataset) == {"train": (250, 125), "query": (125, 125), "gallery": (900, 126)}
+    assert metadata(dataset) == {"train": (250, 125), "query": (125, 125), "gallery": (900, 126)}
     assert set(dataset["train"]["person_id"]) == set(
         np.random.default_rng(0).permutation(np.arange(1, 251))[:125].tolist()
     )
@@ -59,7 +59,7 @@ def test_grid(tmp_path):
 
 def test_ilids(tmp_path):
     dataset = check_splits("ilids", write_tree(tmp_path, "ilids"))
-    assert facts(dataset) == {"train": (236, 59), "query": (60, 60), "gallery": (60, 60)}
+    assert metadata(dataset) == {"train": (236, 59), "query": (60, 60), "gallery": (60, 60)}
     assert set(dataset["query"]["file_name"]).isdisjoint(dataset["gallery"]["file_name"])
 
 
