@@ -33,7 +33,7 @@ import torch
 from evaluation import memory
 from models import SIZES, Prepared, make_batches, useful_tokens, write_llava
 from torch import Tensor
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 from transformers.utils import is_bitsandbytes_available
 
 from modeling_mllmreid.model import MllmReIDModel
@@ -44,6 +44,7 @@ from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArg
 from modeling_mllmreid.training.batches import TrainCollator
 from modeling_mllmreid.training.loading import load_model
 from modeling_mllmreid.training.parameters import freeze_unused_parameters
+from modeling_mllmreid.training.progress import TrainingProgress
 from modeling_mllmreid.training.trainer import ReIDTrainer
 
 GROUPS = (ModelArguments, MethodArguments, AdapterArguments, DataArguments, BatchArguments, ReIDTrainingArguments)
@@ -121,7 +122,7 @@ def make_trainer(
     made = ReIDTrainer(
         model=model, args=arguments, train_dataset=rows, data_collator=rows.collate, processing_class=processor
     )
-    made.remove_callback(PrinterCallback)
+    made.remove_callback(TrainingProgress)
     return made, batches
 
 

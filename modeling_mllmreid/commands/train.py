@@ -27,6 +27,7 @@ from ..training.adapters import AdapterArguments
 from ..training.arguments import BatchArguments, ReIDTrainingArguments
 from ..training.loading import load_config, load_model, resolve_adapters
 from ..training.memory import estimate_memory
+from ..training.progress import LOG_FILE, is_training_log
 from ..training.resume import last_checkpoint, refuse_absent_checkpoint
 from ..training.run import devices_of, train_reid, write_record
 from ..training.stock_settings import setting_errors, try_settings
@@ -153,6 +154,7 @@ def check_output_dir(folder: Path, model: str, data: Sequence[str]) -> None:
         raise UserError(f"output_dir {folder}: holds {foreign[0].name}, which is no training's: give another folder")
     for report in ("metrics.json", "sheet.png", "run.json", "threshold.json"):
         check_output(folder / report)
+    check_output(folder / LOG_FILE, ours=is_training_log)
 
 
 def is_our_config(path: Path) -> bool:

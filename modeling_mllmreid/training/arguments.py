@@ -12,7 +12,14 @@ from transformers.trainer_utils import HubStrategy
 from ..utils.errors import UserError
 from ..utils.processes import warn_idle_gpus
 from .parameters import check_pattern
-from .stock_settings import check_best_metric, check_checkpointing, refuse_settings, setting_errors, without_refused
+from .stock_settings import (
+    LOGGERS,
+    check_best_metric,
+    check_checkpointing,
+    refuse_settings,
+    setting_errors,
+    without_refused,
+)
 
 
 @dataclass
@@ -90,7 +97,9 @@ class ReIDTrainingArguments(TrainingArguments):
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the checkpoint that is best on val."})
     metric_for_best_model: str | None = field(default="mAP", metadata={"help": "What best means: mAP, rank1, mINP."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: batches are made here."})
-    report_to: str | list[str] = field(default="none", metadata={"help": "Where to log: none, tensorboard, ..."})
+    report_to: str | list[str] = field(
+        default="none", metadata={"help": "Where to log too: none, tensorboard, wandb, trackio, all."}
+    )
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
@@ -125,9 +134,14 @@ class ReIDTrainingArguments(TrainingArguments):
         if self.load_best_model_at_end or self.save_strategy == "best":
             check_best_metric(str(self.metric_for_best_model))
         self.learning_rates = _learning_rates(self.learning_rates)
+        every_logger = self.report_to in ("all", ["all"])
         with setting_errors("training arguments"):
             super().__post_init__()
             warn_idle_gpus(self.distributed_state)
+        if every_logger and not self.report_to:
+            raise UserError(
+                f"report_to all: no logger is installed: {LOGGERS['tensorboard'][1]}, or set report_to none"
+            )
         check_checkpointing(self.activation_checkpointing_kwargs)
         # Under ZeRO-3 the LLaVA would be taken apart while it is loaded, before it has heads or a LoRA.
         unset_hf_deepspeed_config()

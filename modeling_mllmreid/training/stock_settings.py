@@ -10,7 +10,12 @@ from typing import Any, TypeVar
 
 import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import (
+    get_reporting_integration_callbacks,
+    is_tensorboard_available,
+    is_trackio_available,
+    is_wandb_available,
+)
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..utils.errors import UserError
@@ -90,6 +95,12 @@ RANGES = {
     "dataloader_prefetch_factor": AT_LEAST_ONE,
     "ddp_bucket_cap_mb": AT_LEAST_ONE,
     "ddp_timeout": AT_LEAST_ONE,
+}
+# What the documentation names for report_to: whether it is installed, and how it is.
+LOGGERS = {
+    "tensorboard": (is_tensorboard_available, "pip install 'mllmreid[tensorboard]'"),
+    "trackio": (is_trackio_available, "pip install trackio"),
+    "wandb": (is_wandb_available, "pip install wandb"),
 }
 CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "every_n_layers", "offload")
 EVALUATED = ("mAP", "rank1", "rank5", "rank10", "mINP")
@@ -187,9 +198,12 @@ def try_settings(args: TrainingArguments) -> None:
             num_training_steps=100,
             scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),  # type: ignore[arg-type]
         )
-    with setting_errors(f"report_to {', '.join(args.report_to or ())}"):
-        for callback in get_reporting_integration_callbacks(args.report_to):
-            callback()
+    for name in args.report_to or ():
+        if name in LOGGERS and not LOGGERS[name][0]():
+            raise UserError(f"report_to {name}: {name} is not installed: {LOGGERS[name][1]}, or set report_to none")
+        with setting_errors(f"report_to {name}"):
+            for callback in get_reporting_integration_callbacks([name]):
+                callback()
 
 
 @contextmanager

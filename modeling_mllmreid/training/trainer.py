@@ -11,7 +11,8 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.sampler import PKSampler
@@ -29,6 +30,7 @@ from .engines import prepare_sharding
 from .grad_cache import average_gradients, cached_backward
 from .guards import Preempted, StepGuard, explain_error
 from .parameters import parameter_groups
+from .progress import TrainingProgress
 from .resume import ANOTHER
 
 
@@ -105,6 +107,11 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         self._guard = StepGuard(self, self.args)
         self.add_callback(_SamplerEpoch(self))
         self.add_callback(self._guard)
+        # The one that the stock class has added prints dictionaries.
+        self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
+        self._progress = TrainingProgress(self.args)
+        if self.is_world_process_zero():
+            self.add_callback(self._progress)
         prepare_sharding(self)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -121,6 +128,8 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
             if plain is None:
                 raise
             raise plain from error
+        finally:
+            self._progress.close()
         if self._guard.preempted:
             step = self.state.global_step
             raise Preempted(

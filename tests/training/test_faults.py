@@ -115,7 +115,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(train, people, 
     assert exit_code_of_child(fill_the_disk, people, tmp_path, settings) == 7
     said = (tmp_path / "said").read_text()
     assert "checkpoint-4: cannot be written" in said and "checkpoint-2 is whole, and the same command goes on" in said
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-2"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-2", "training_log.jsonl"]
     assert_same(result(train("run", **settings)), expected)
 
 

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import TrainingArguments, integrations
 
 from modeling_mllmreid.commands import train
 from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
-from modeling_mllmreid.training.stock_settings import RANGES, REFUSED
+from modeling_mllmreid.training.stock_settings import LOGGERS, RANGES, REFUSED
 from modeling_mllmreid.utils import processes
 from modeling_mllmreid.utils.errors import UserError
 
@@ -144,6 +144,20 @@ def test_what_would_crash_later_is_said_before_the_data_are_loaded(begin, tmp_pa
             begin(*f"--{flags}".split(" "))
         assert "\n" not in str(stop.value), flags
     assert not (tmp_path / "run").exists()
+
+
+def test_a_logger_that_is_not_installed_is_refused_before_the_model_is_loaded(begin, monkeypatch):
+    for name, (_, install) in LOGGERS.items():
+        monkeypatch.setitem(LOGGERS, name, (lambda: False, install))
+        with pytest.raises(UserError) as stop:
+            begin("--report_to", name)
+        assert str(stop.value) == f"report_to {name}: {name} is not installed: {install}, or set report_to none"
+    monkeypatch.setattr(integrations, "get_available_reporting_integrations", list)
+    with pytest.raises(
+        UserError, match=r"report_to all: no logger is installed: pip install 'mllmreid\[tensorboard\]'"
+    ):
+        begin("--report_to", "all")
+    assert begin("--report_to", "none")
 
 
 def test_what_is_right_is_not_refused(begin):

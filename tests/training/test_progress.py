@@ -1,0 +1,167 @@
+"""What a training prints and writes: lines of 120 columns, the best step, and a log that a resumed run continues."""
+
+import io
+import json
+import re
+import sys
+
+import pytest
+from modeling_mllmreid.utils.errors import UserError
+from transformers import TrainerControl, TrainerState
+
+from modeling_mllmreid.commands.train import check_output_dir
+from modeling_mllmreid.training import ReIDTrainingArguments
+from modeling_mllmreid.training.progress import (
+    LOG_FILE,
+    TrainingProgress,
+    evaluation_line,
+    last_line,
+    log_line,
+    training_line,
+)
+
+RUN = {
+    "max_steps": 4,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "logging_steps": 2,
+}
+LOSSES = {"id_llm": 6.25, "id_vision": 6.5, "lm_image": 2.125, "lm_text": 2.0, "triplet_llm": 0.25}
+ENTRY = {"loss": 12.3456, "grad_norm": 1.5, "learning_rate": 3.5e-5, **LOSSES, "epoch": 12.345, "step": 900}
+
+
+def test_a_training_prints_lines_and_a_resumed_one_continues_the_log(train, capsys, tmp_path):
+    folder, file = tmp_path / "run", tmp_path / "run" / LOG_FILE
+    trainer = train(**RUN).trainer
+    printed = capsys.readouterr().out
+    assert "{" not in printed and "\r" not in printed
+    first, *lines = printed[printed.index("log: ") :].splitlines()
+    assert first == f"log: {file}" and len(lines) == 7
+    assert re.fullmatch(r"step 2/4  epoch 0.33  loss \d\.\d{3}  lr 7.50e-04  [\d.]+ images/s  0:00:\d\d left", lines[0])
+    assert re.match(r"    id_llm \d\.\d{3}  id_vision \d\.\d{3}  lm_image \d\.\d{3}  lm_text ", lines[1])
+    assert re.match(r"step 2/4  epoch 0.33  val  mAP \d\d\.\d%  rank1 ", lines[2])
+    state = trainer.state
+    best = f"best step {state.best_global_step}: mAP {state.best_metric:.1%} on val, checkpoint "
+    assert lines[6].startswith("done after step 4/4, 0:00:") and lines[6].endswith(
+        best + f"{folder}/checkpoint-{state.best_global_step}"
+    )
+
+    whole = [json.loads(line) for line in file.read_text().splitlines()]
+    assert whole == state.log_history and {"loss", "eval_mAP", "diag_step", "train_loss"} <= {
+        k for e in whole for k in e
+    }
+    trainer.evaluate()
+    assert len(file.read_text().splitlines()) == len(whole)
+    train(**RUN, resume_from_checkpoint=str(folder / "checkpoint-2"))
+    again = [json.loads(line) for line in file.read_text().splitlines()]
+    assert again[:-1] == whole[:-1] and again[-1].keys() == whole[-1].keys()
+
+
+def test_losses_are_on_one_line_where_they_fit_and_never_wider_than_120_columns():
+    line = training_line({**ENTRY, **dict.fromkeys(LOSSES, 0)}, 1500, images_per_second=123.45, seconds_left=4000)
+    assert line.splitlines()[0] == (
+        "step  900/1500  epoch 12.35  loss 12.346  lr 3.50e-05  123.5 images/s  1:06:40 left"
+    )
+    few = {name: value for name, value in ENTRY.items() if name not in LOSSES or name == "id_llm"}
+    (line,) = training_line(few, 1500, images_per_second=9, seconds_left=0).splitlines()
+    assert line.endswith("9.0 images/s  0:00:00 left  id_llm 6.250")
+    many = training_line(
+        {**ENTRY, **{f"a_loss_of_{n}": n for n in range(20)}}, 10**6, images_per_second=1, seconds_left=1
+    )
+    assert len(many.splitlines()) > 3 and max(map(len, many.splitlines())) <= 120
+    assert re.findall(r"a_loss_of_(\d+) \d+\.000", many) == [str(n) for n in range(20)]
+
+
+def test_metrics_are_in_percent():
+    features = {f"eval_{name}_mAP": value for name, value in {"llm": 0.4, "vision": 0.456}.items()}
+    entry = {
+        "eval_mAP": 0.456,
+        "eval_rank1": 0.6,
+        "eval_rank5": 0.7,
+        "eval_mINP": 0.1,
+        **features,
+        "epoch": 1,
+        "step": 5,
+    }
+    assert evaluation_line(entry, 20) == (
+        "step  5/20  epoch 1.00  val  mAP 45.6%  rank1 60.0%  mINP 10.0%  llm_mAP 40.0%  vision_mAP 45.6%"
+    )
+    history = [{"eval_rank1": 0.25, "step": 2}, {"eval_rank1": 0.75, "step": 4}, {"eval_rank1": 0.5, "step": 6}]
+    state = TrainerState(global_step=6, max_steps=8, log_history=history, best_metric=0.75)
+    text = "stopped after step 6/8, 0:01:40; "
+    assert last_line(state, "rank1", seconds=100) == text + "best step 4: rank1 75.0% on val, checkpoint not saved"
+    state.best_model_checkpoint = "runs/a/checkpoint-4"
+    assert last_line(state, "eval_rank1", seconds=100).endswith("rank1 75.0% on val, checkpoint runs/a/checkpoint-4")
+    for nothing in (None, float("-inf")):
+        state.best_metric = nothing
+        assert last_line(state, "mAP", seconds=100) == text + "no evaluation chose a best step"
+
+
+class Terminal(io.StringIO):
+    """A standard error that is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "disable", "shown"), [(Terminal, False, True), (Terminal, True, False), (io.StringIO, False, False)]
+)
+def test_a_bar_is_shown_on_a_terminal_only(tmp_path, monkeypatch, stream, disable, shown):
+    args = ReIDTrainingArguments(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=disable)
+    state, control, progress = TrainerState(max_steps=2), TrainerControl(), TrainingProgress(args)
+    monkeypatch.setattr(sys, "stderr", stream())
+    progress.on_train_begin(args, state, control)
+    state.global_step = 1
+    progress.on_step_end(args, state, control)
+    progress.close()
+    assert ("1/2" in sys.stderr.getvalue()) == shown and bool(sys.stderr.getvalue()) == shown
+
+
+def test_time_in_evaluations_is_not_time_of_steps(tmp_path, monkeypatch, capsys):
+    args = ReIDTrainingArguments(str(tmp_path), use_cpu=True, gradient_accumulation_steps=2)
+    state, control, progress = TrainerState(max_steps=4), TrainerControl(), TrainingProgress(args)
+    clock = iter([0, 10, 20, 1000, 1010, 1010, 1020, 1020])
+    monkeypatch.setattr("modeling_mllmreid.training.progress.time.monotonic", lambda: next(clock))
+    progress.on_train_begin(args, state, control)
+    # 128 images in 10 seconds twice, an evaluation until 1000, and 128 in 10 seconds.
+    for step, after in enumerate((None, progress.on_evaluate, None), start=1):
+        state.global_step = step
+        progress.on_step_end(args, state, control)
+        if after:
+            after(args, state, control)
+    state.log_history.append({**ENTRY, "step": 3})
+    progress.on_log(args, state, control)
+    assert "  12.8 images/s  0:05:37 left\n" in capsys.readouterr().out
+    progress.close()
+
+
+def test_a_number_that_is_not_finite_is_null():
+    assert json.loads(log_line({"grad_norm": float("nan"), "loss": 0.1, "step": 3})) == {
+        "grad_norm": None,
+        "loss": 0.1,
+        "step": 3,
+    }
+
+
+@pytest.mark.parametrize(("content", "ours"), [('{"loss": 1, "step": 2}\n{"lo', True), ("", True), ("[1]\n", False)])
+def test_a_file_of_another_program_is_not_replaced(tmp_path, content, ours):
+    (tmp_path / LOG_FILE).write_text(content)
+    if ours:
+        check_output_dir(tmp_path, "model", [])
+    else:
+        with pytest.raises(UserError, match=f"{LOG_FILE}: exists and was not written by this program"):
+            check_output_dir(tmp_path, "model", [])
+
+
+def test_tensorboard_gets_the_log(train, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = train(max_steps=2, report_to="tensorboard").trainer.state.log_history
+    (folder,) = (tmp_path / "run/runs").iterdir()
+    events = EventAccumulator(str(folder)).Reload()
+    values = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert values == [(e["step"], pytest.approx(e["loss"])) for e in history if "loss" in e]
