@@ -79,8 +79,8 @@ def run(arguments: list[str]) -> int:
         return USERS_MISTAKE
     # Only now: the package imports torch, which takes seconds.
     try:
-        from modeling_mllmreid.errors import UserError
-        from modeling_mllmreid.outputs import owner_only
+        from modeling_mllmreid.utils.errors import UserError
+        from modeling_mllmreid.utils.outputs import owner_only
     except ImportError as error:
         # A library is missing, or of a version that the package does not run with.
         print(f"error: {' '.join(str(error).split())[:300]}", file=sys.stderr)
@@ -91,9 +91,9 @@ def run(arguments: list[str]) -> int:
         with owner_only():
             importlib.import_module(COMMANDS[command][0]).main(argv)
     except UserError as error:
-        from modeling_mllmreid.processes import is_first_to_say
+        from modeling_mllmreid.utils.processes import claim_message
 
-        if is_first_to_say(str(error)):
+        if claim_message(str(error)):
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0

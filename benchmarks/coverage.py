@@ -16,9 +16,9 @@ import itertools
 
 import numpy as np
 
-from modeling_mllmreid.evaluation.contrasts import contrast, interval_over_seeds
 from modeling_mllmreid.evaluation.threshold import choose_threshold
-from modeling_mllmreid.retrieval import SamePerson
+from modeling_mllmreid.research.ablation.contrasts import contrast, interval_over_seeds
+from modeling_mllmreid.retrieval.matching import SamePerson
 
 QUERIES = ("3 each", "1 to 20", "20 or 1")
 # Standard deviations of seeds and people, in those of the mean's larger part, and of what is of both, and queries.

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from timing import alternate
 
-from modeling_mllmreid.data import load_reid_dataset, open_image
+from modeling_mllmreid.data.images import open_image
+from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.data.sampler import PKSampler
-from modeling_mllmreid.data.synthetic import write_pedestrians
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
-from modeling_mllmreid.training import BatchArguments
+from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
+from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.training.arguments import BatchArguments
 from modeling_mllmreid.training.batches import TrainCollator, TrainDataset
 
 HEIGHT, WIDTH, PATCH = 252, 126, 14

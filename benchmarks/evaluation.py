@@ -22,7 +22,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from modeling_mllmreid import evaluate_retrieval
+from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
 from modeling_mllmreid.retrieval import distances
 
 WIDTH = 768

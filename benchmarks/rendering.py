@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from modeling_mllmreid.data.synthetic import write_pedestrians
+from modeling_mllmreid.synthetic.write import write_pedestrians
 
 
 def main(images: int = 2000) -> None:

@@ -20,7 +20,8 @@ import torch
 from evaluation import SIZES, make_problem, memory
 
 from modeling_mllmreid.evaluation.metrics import metrics_from_blocks
-from modeling_mllmreid.retrieval import SamePerson, rerank_blocks
+from modeling_mllmreid.retrieval.matching import SamePerson
+from modeling_mllmreid.retrieval.reranking import rerank_blocks
 
 WHOLE_MATRIX = 30_000  # images; the textbook holds about 28 bytes for each pair
 

@@ -17,8 +17,9 @@ import torch
 from models import make_batches
 from training import ByHand, make_trainer, run_parts, start_worker
 
-from modeling_mllmreid.training import BatchArguments, ReIDTrainer
+from modeling_mllmreid.training.arguments import BatchArguments
 from modeling_mllmreid.training.batches import TrainCollator
+from modeling_mllmreid.training.trainer import ReIDTrainer
 
 
 def main() -> None:

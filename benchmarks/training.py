@@ -36,14 +36,16 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.utils import is_bitsandbytes_available
 
-from modeling_mllmreid.commands.arguments import DataArguments, MethodArguments, ModelArguments
-from modeling_mllmreid.commands.loading import load_model
-from modeling_mllmreid.commands.options import build_options, read_options
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.training import AdapterArguments, BatchArguments, ReIDTrainer, ReIDTrainingArguments
+from modeling_mllmreid.options.arguments import DataArguments, MethodArguments, ModelArguments
+from modeling_mllmreid.options.parser import build_options, read_options
+from modeling_mllmreid.training.adapters import AdapterArguments
+from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
 from modeling_mllmreid.training.batches import TrainCollator
-from modeling_mllmreid.training.freezing import freeze_unused_parameters
+from modeling_mllmreid.training.loading import load_model
+from modeling_mllmreid.training.parameters import freeze_unused_parameters
 from modeling_mllmreid.training.progress import TrainingProgress
+from modeling_mllmreid.training.trainer import ReIDTrainer
 
 GROUPS = (ModelArguments, MethodArguments, AdapterArguments, DataArguments, BatchArguments, ReIDTrainingArguments)
 ADAPTERS: dict[str, dict[str, Any]] = {

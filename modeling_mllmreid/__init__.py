@@ -1,14 +1,94 @@
-"""MLLMReID: person re-identification with multimodal LLMs. Importing the package registers the auto classes."""
+"""MLLMReID: person re-identification with multimodal LLMs.
 
-from .evaluation.metrics import RetrievalMetrics, evaluate_retrieval
-from .model import MllmReIDConfig, MllmReIDModel, MllmReIDOutput, MllmReIDProcessor
+Each name of the public API is imported at its first use, so `import modeling_mllmreid` takes a fraction of a second.
+The auto classes of transformers know the models from then on: `AutoModel` needs no `trust_remote_code`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .auto_classes import register_auto_classes
+
+if TYPE_CHECKING:
+    from .data.load import load_reid_dataset
+    from .evaluation.metrics import RetrievalMetrics, evaluate_retrieval, metrics_from_blocks
+    from .model import (
+        MllmReIDConfig,
+        MllmReIDModel,
+        MllmReIDOutput,
+        MllmReIDProcessor,
+        MllmReIDVisionModel,
+    )
+    from .retrieval.embeddings import load_embeddings, save_embeddings
+    from .retrieval.matching import SamePerson
+    from .retrieval.ranking import rank_gallery
+    from .retrieval.reranking import rerank_blocks
+    from .retrieval.sheet import ranked_sheet
+    from .training.arguments import BatchArguments, ReIDTrainingArguments
+    from .training.batches import TrainCollator, TrainDataset
+    from .training.run import train_reid
+    from .training.trainer import ReIDTrainer
 
 __version__ = "0.1.0"
 __all__ = [
+    "BatchArguments",
     "MllmReIDConfig",
     "MllmReIDModel",
     "MllmReIDOutput",
     "MllmReIDProcessor",
+    "MllmReIDVisionModel",
+    "ReIDTrainer",
+    "ReIDTrainingArguments",
     "RetrievalMetrics",
+    "SamePerson",
+    "TrainCollator",
+    "TrainDataset",
     "evaluate_retrieval",
+    "load_embeddings",
+    "load_reid_dataset",
+    "metrics_from_blocks",
+    "rank_gallery",
+    "ranked_sheet",
+    "rerank_blocks",
+    "save_embeddings",
+    "train_reid",
 ]
+
+_MODULES = {
+    "BatchArguments": "training.arguments",
+    "MllmReIDConfig": "model",
+    "MllmReIDModel": "model",
+    "MllmReIDOutput": "model",
+    "MllmReIDProcessor": "model",
+    "MllmReIDVisionModel": "model",
+    "ReIDTrainer": "training.trainer",
+    "ReIDTrainingArguments": "training.arguments",
+    "RetrievalMetrics": "evaluation.metrics",
+    "SamePerson": "retrieval.matching",
+    "TrainCollator": "training.batches",
+    "TrainDataset": "training.batches",
+    "evaluate_retrieval": "evaluation.metrics",
+    "load_embeddings": "retrieval.embeddings",
+    "load_reid_dataset": "data.load",
+    "metrics_from_blocks": "evaluation.metrics",
+    "rank_gallery": "retrieval.ranking",
+    "ranked_sheet": "retrieval.sheet",
+    "rerank_blocks": "retrieval.reranking",
+    "save_embeddings": "retrieval.embeddings",
+    "train_reid": "training.run",
+}
+
+register_auto_classes()
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported from its module at its first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names too, before their first use."""
+    return sorted({*globals(), *__all__})

@@ -1,15 +1,18 @@
 """Tiny parts that many tests share: a processor, a LLaVA and a batch of both branches."""
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from native import write_native
 from PIL import Image
 
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
+from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
+from modeling_mllmreid.synthetic.write import write_pedestrians
 
 CAPTIONS = [
     "a man with a red shirt and blue jeans .",
@@ -103,3 +106,27 @@ def count_calls():
         return seen
 
     return count
+
+
+@pytest.fixture(scope="session")
+def disk(tmp_path_factory) -> SimpleNamespace:
+    """Folders: `people` (Market-1501 layout with captions), `native` (a LLaVA), `ours` (a checkpoint)."""
+    root = tmp_path_factory.mktemp("disk")
+    write_pedestrians(root / "people", train_identities=2, test_identities=3, images_per_camera=2, cameras=2)
+    processor, llava = write_native(root / "native")
+    size = {"height": 64, "width": 32}
+    model = MllmReIDModel.from_mllm(llava, image_prefix_ids=processor.image_prefix_ids, **size)
+    model.save_pretrained(root / "ours")
+    processor.save_pretrained(root / "ours")
+    return SimpleNamespace(people=root / "people", native=root / "native", ours=root / "ours")
+
+
+@pytest.fixture
+def broken_people(tmp_path) -> Path:
+    """A query and a gallery image, the second one cut off."""
+    for folder, name in (("query", "0001_c1s1_000001_00.jpg"), ("bounding_box_test", "0001_c2s1_000001_00.jpg")):
+        (tmp_path / "broken" / folder).mkdir(parents=True)
+        Image.effect_noise((32, 64), 90).convert("RGB").save(tmp_path / "broken" / folder / name)
+    last = tmp_path / "broken" / folder / name
+    last.write_bytes(last.read_bytes()[:300])
+    return tmp_path / "broken"

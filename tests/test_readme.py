@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling_mllmreid import evaluate_retrieval
 from modeling_mllmreid.data.readers import READERS
+from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -8,19 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_mllmreid.commands.ablate.treatments import permute_captions, spoil_captions
-from modeling_mllmreid.data.columns import Row, make_split
-from modeling_mllmreid.data.contact_sheet import contact_sheet
-from modeling_mllmreid.data.made_splits import make_splits
-from modeling_mllmreid.data.splits import query_gallery_parts, split_validation
-from modeling_mllmreid.data.synthetic import sample_descriptions, write_pedestrians
-from modeling_mllmreid.data.synthetic.attributes import make_person, random_stream
-from modeling_mllmreid.data.synthetic.cameras import CAMERAS, expose, scene
-from modeling_mllmreid.data.synthetic.shots import plan_shot, render
-from modeling_mllmreid.text import generate_texts
-from modeling_mllmreid.tiny.alignment import align_images, described_images
-from modeling_mllmreid.tiny.lesson import LanguageLesson, teach_language
-from modeling_mllmreid.tiny.llava import build_tiny_llava
+from modeling_mllmreid.data.contract import Row, make_split
+from modeling_mllmreid.data.inspection import contact_sheet
+from modeling_mllmreid.data.splits import make_splits, split_query_gallery, split_validation
+from modeling_mllmreid.research.ablation.controls import corrupt_captions, permute_captions
+from modeling_mllmreid.research.pretraining import CaptionPretraining, align_images, described_images, pretrain_language
+from modeling_mllmreid.research.tiny_llava import build_tiny_llava
+from modeling_mllmreid.synthetic.attributes import make_person, random_stream
+from modeling_mllmreid.synthetic.cameras import CAMERAS, expose, scene
+from modeling_mllmreid.synthetic.captions import sample_descriptions
+from modeling_mllmreid.synthetic.shots import plan_shot, render
+from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.text.generation import generate_texts
 
 SIZES = {"hidden_size": 16, "tower_layers": 1, "lm_layers": 1}
 SHORT = {"steps": 2, "batch_size": 2, "learning_rate": 0.01}
@@ -44,17 +43,17 @@ def draws(tiny_processor, make_llava, tmp_path):
     split = make_split(rows, root=tmp_path, source="own")
     person, shot = make_person(0, "train", 1), plan_shot(random_stream(0, "shot"), 0)
 
-    def lesson(seed):
-        return LanguageLesson(tiny_processor, instructions, people=4, target_tokens=6, seed=seed)
+    def caption_task(seed):
+        return CaptionPretraining(tiny_processor, instructions, people=4, target_tokens=6, seed=seed)
 
     def taught(seed):
         mllm = copy.deepcopy(llava)
-        loss = teach_language(mllm, lesson(0), **SHORT, seed=seed)
+        loss = pretrain_language(mllm, caption_task(0), **SHORT, seed=seed)
         return loss, mllm.lm_head.weight.sum().item()
 
     def aligned(seed):
         settings = {"instructions": instructions, "people": 2, "target_tokens": 6, **SHORT}
-        return align_images(copy.deepcopy(llava), lesson(0), **settings, seed=seed)
+        return align_images(copy.deepcopy(llava), caption_task(0), **settings, seed=seed)
 
     def sheet(seed):
         for row in rows:
@@ -90,12 +89,12 @@ def draws(tiny_processor, make_llava, tmp_path):
         "rendered world": world,
         "contact sheet": sheet,
         "validation people": lambda seed: split_validation(split, val_identities=3, seed=seed)[1]["file_name"][:],
-        "queries": lambda seed: query_gallery_parts(split, seed=seed)[0]["file_name"][:],
+        "queries": lambda seed: split_query_gallery(split, seed=seed)[0]["file_name"][:],
         "splits": splits,
         "permuted captions": lambda seed: permute_captions(split, seed)["caption"][:],
-        "spoiled captions": lambda seed: spoil_captions(split, 0.5, seed)["caption"][:],
+        "spoiled captions": lambda seed: corrupt_captions(split, 0.5, seed)["caption"][:],
         "weights": lambda seed: build_tiny_llava(tiny_processor, **SIZES, seed=seed).lm_head.weight,
-        "texts of a lesson": lambda seed: lesson(seed).pairs,
+        "texts of a lesson": lambda seed: caption_task(seed).pairs,
         "order of a lesson": taught,
         "images of a lesson": lambda seed: described_images(tiny_processor, 1, seed=seed)[0],
         "captions of a lesson": lambda seed: described_images(tiny_processor, 1, seed=seed)[1],

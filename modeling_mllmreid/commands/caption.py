@@ -6,16 +6,16 @@ from typing import Literal
 
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from ..data import load_reid_dataset
-from ..errors import UserError
+from ..data.licences import licence_of
+from ..data.load import load_reid_dataset
 from ..model.crops import processor_files
-from ..ranges import AtMostMillions, Count, Positive, Seed
+from ..options.arguments import DataArguments, LicenceArguments, ModelArguments
+from ..options.parser import parse
 from ..text.captioning import write_captions
 from ..text.instructions import STANDARD_INSTRUCTION, STANDARD_POOL
-from ..text.licences import licence_of
-from .arguments import DataArguments, LicenceArguments, ModelArguments
-from .loading import hub_place, load_writer, to_device
-from .options import parse
+from ..training.loading import hub_place, load_writer, to_device
+from ..utils.errors import UserError
+from ..utils.ranges import AtMostMillions, Count, Positive, Seed
 
 
 @dataclass

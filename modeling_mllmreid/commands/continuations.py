@@ -6,14 +6,15 @@ from typing import Literal
 
 from transformers import LlavaForConditionalGeneration
 
-from ..data import load_reid_dataset
-from ..errors import UserError
-from ..ranges import Count, Positive, Seed
-from ..text import instruction_texts, write_continuations
-from ..text.licences import licence_of
-from .arguments import DataArguments, LicenceArguments, ModelArguments
-from .loading import load_native_processor, load_writer, model_type, to_device
-from .options import parse
+from ..data.licences import licence_of
+from ..data.load import load_reid_dataset
+from ..options.arguments import DataArguments, LicenceArguments, ModelArguments
+from ..options.parser import parse
+from ..text.continuations import write_continuations
+from ..text.instructions import instruction_texts
+from ..training.loading import load_native_processor, load_writer, model_type, to_device
+from ..utils.errors import UserError
+from ..utils.ranges import Count, Positive, Seed
 
 
 @dataclass

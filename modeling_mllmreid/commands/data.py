@@ -7,16 +7,15 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from ..data import load_reid_dataset
-from ..data.contact_sheet import contact_sheet
-from ..data.counts import CountMismatch
-from ..data.inspection import describe, examine_images, shared_persons
-from ..data.leaks import shared_people, shared_people_lines
+from ..data.contract import CountMismatch
+from ..data.inspection import contact_sheet, describe, examine_images, shared_persons
+from ..data.leakage import shared_people, shared_people_lines
+from ..data.load import load_reid_dataset
 from ..data.readers import READERS
 from ..evaluation.report import align, write_json
-from ..outputs import check_output
-from .arguments import DataArguments
-from .options import parse
+from ..options.arguments import DataArguments
+from ..options.parser import parse
+from ..utils.outputs import check_output
 
 SHOWN = 5
 
@@ -41,16 +40,16 @@ def main(argv: list[str]) -> None:
     notes: list[str] = []
     dataset, verdict = load_with_verdict(data_args, notes)
     leaks = shared_people(dataset)
-    facts = {split: describe(part) for split, part in dataset.items()}
+    metadata = {split: describe(part) for split, part in dataset.items()}
     report: dict[str, Any] = {
         "dataset": data_args.dataset,
         "published_counts": verdict,
-        "parts": facts,
+        "parts": metadata,
         "shared_person_numbers": shared_persons(dataset),
         "shared_people": leaks,
         "notes": notes,
     }
-    print(f"{data_args.dataset}: {verdict}\n\n{format_facts(facts)}")
+    print(f"{data_args.dataset}: {verdict}\n\n{format_facts(metadata)}")
     for line in [*notes, *(f"leak: {line}" for line in shared_people_lines(dataset))]:
         print(line)
     for pair, count in report["shared_person_numbers"].items():
@@ -83,10 +82,10 @@ def load_with_verdict(data_args: DataArguments, notes: list[str]) -> tuple[Datas
     return dataset, "the counts are the published ones"
 
 
-def format_facts(facts: dict[str, dict[str, Any]]) -> str:
+def format_facts(metadata: dict[str, dict[str, Any]]) -> str:
     """A table with a line for each part."""
     lines = [["", "images", "persons", "images each", "cameras", "captions", "words each", "vocabulary"]]
-    for split, values in facts.items():
+    for split, values in metadata.items():
         cameras = str(len(values["cameras"])) if values["cameras"] else "unknown"
         lines.append(
             [

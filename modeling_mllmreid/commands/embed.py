@@ -5,19 +5,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-from PIL import Image
-
-from ..data.images import NAMED_FILES, SUFFIXES, broken_images, is_hidden, list_image_tree, safe_join
-from ..errors import UserError
-from ..evaluation.embedding import embed_images, eval_mode
-from ..model import ImageEncoder, ImageEncoderProcessor
-from ..processes import on_main, this_process
-from ..retrieval import save_embeddings
-from ..retrieval.index import check_embeddings_output, fault_of_name, printable
-from .arguments import EmbeddingArguments, MethodArguments, ModelArguments
-from .loading import load_encoder, to_device
-from .options import parse
+from ..data.images import NAMED_FILES, broken_images, is_hidden, list_image_tree, safe_join
+from ..evaluation.embedding import embed_feature, model_fingerprint
+from ..model.images import SUFFIXES
+from ..options.arguments import EmbeddingArguments, MethodArguments, ModelArguments
+from ..options.parser import parse
+from ..retrieval.embeddings import check_embeddings_output, fault_of_name, printable, save_embeddings
+from ..training.loading import load_encoder, to_device
+from ..utils.errors import UserError
+from ..utils.processes import on_main, this_process
 
 
 @dataclass
@@ -57,7 +53,7 @@ def main(argv: list[str]) -> None:
     model, processor = load_encoder(model_args, method_args.given())
     to_device(model)
     features = embed_feature(model, processor, [folder / name for name in found.names], **asdict(embedding_args))
-    facts = {
+    metadata = {
         **asdict(model_args),
         "model": model_name,
         "dtype": str(model_args.torch_dtype).removeprefix("torch."),
@@ -67,12 +63,12 @@ def main(argv: list[str]) -> None:
         "height": processor.height,
         "width": processor.width,
         "flip_test": embedding_args.flip_test,
-        "probe": probe(model, processor).tolist(),
+        "fingerprint": model_fingerprint(model, processor).tolist(),
         "left_out": {printable(name): fault for name, fault in sorted(found.left_out.items())},
     }
-    on_main(save_embeddings, args.output, features, found.names, facts)
+    on_main(save_embeddings, args.output, features, found.names, metadata)
     if this_process().is_main_process:
-        width, feature = features.shape[1], facts["test_feature"]
+        width, feature = features.shape[1], metadata["test_feature"]
         print(f"{len(features):,} embeddings of {width} numbers ({feature}): {printable(args.output)}")
         for what, names in (
             ("images that cannot be used", list(found.left_out)),
@@ -142,20 +138,3 @@ def _fault(folder: Path, name: str) -> str | None:
         except UserError:
             return "a symbolic link that leads out of the folder"
     return None
-
-
-def embed_feature(model: ImageEncoder, processor: ImageEncoderProcessor, images: list, **options) -> np.ndarray:
-    """The model's configured feature alone, (N, D) float32, on process 0. options: those of `embed_images`."""
-    feature = model.config.test_feature
-    names = ("llm", "vision") if feature == "concat" else (feature,)
-    return embed_images(model, processor, images, names=names, **options)[feature]
-
-
-def probe(model: ImageEncoder, processor: ImageEncoderProcessor) -> np.ndarray:
-    """The embedding (D,) of one fixed drawn image: other weights, sizes or image backends give another."""
-    rows, columns = np.mgrid[0:128, 0:64]
-    pixels = np.stack([2 * rows, 4 * columns, (rows * columns) % 256], axis=-1) % 256
-    image = Image.fromarray(pixels.astype(np.uint8))
-    with eval_mode(model):
-        pixel_values = processor(images=[image])["pixel_values"]
-        return model.encode_images(pixel_values)[0].detach().cpu().numpy()

@@ -3,14 +3,15 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import UserError
-from ..formats import ExportConfigFile, read_json
+from ..data.licences import licence_of
 from ..hub.export import Form, form_of, write_export
-from ..outputs import check_output_folder
-from ..text.licences import licence_of
-from .arguments import LicenceArguments, ModelArguments
-from .loading import load_encoder
-from .options import parse
+from ..options.arguments import LicenceArguments, ModelArguments
+from ..options.parser import parse
+from ..training.loading import load_encoder
+from ..utils.errors import UserError
+from ..utils.formats import ExportConfigFile
+from ..utils.json_files import read_json
+from ..utils.outputs import check_output_folder
 
 
 @dataclass

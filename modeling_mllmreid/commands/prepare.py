@@ -7,13 +7,13 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from ..data import load_reid_dataset
-from ..data.leaks import shared_people_lines
+from ..data.leakage import shared_people_lines
+from ..data.load import load_reid_dataset
 from ..data.prepare import read_prepared, write_prepared
-from ..errors import UserError
-from ..outputs import check_output_folder
-from .arguments import DataArguments
-from .options import parse
+from ..options.arguments import DataArguments
+from ..options.parser import parse
+from ..utils.errors import UserError
+from ..utils.outputs import check_output_folder
 
 
 @dataclass
@@ -41,11 +41,11 @@ def main(argv: list[str]) -> None:
     notes: list[str] = []
     dataset = load_reid_dataset(data_args.dataset, texts=args.texts, notes=notes, **data_args.options())
     # Names of files alone: the card travels, this machine's folders say nothing elsewhere.
-    facts = {"data set": _last_name(data_args.dataset), "captions": _last_name(data_args.captions_file)}
-    facts |= {"continuations": _last_name(args.texts), "MSMT17's training part": data_args.train_part}
-    facts |= {"CUHK03's boxes": data_args.boxes}
+    metadata = {"data set": _last_name(data_args.dataset), "captions": _last_name(data_args.captions_file)}
+    metadata |= {"continuations": _last_name(args.texts), "MSMT17's training part": data_args.train_part}
+    metadata |= {"CUHK03's boxes": data_args.boxes}
     name = _last_name(data_args.dataset) or "data"
-    write_prepared(args.output, dataset, name=name, embed=args.embed, facts=facts, inputs=folders)
+    write_prepared(args.output, dataset, name=name, embed=args.embed, metadata=metadata, inputs=folders)
     for note in [*notes, *(f"leak: {line}" for line in shared_people_lines(dataset))]:
         print(note)
     print(f"{sum(map(len, dataset.values())):,} rows in {', '.join(dataset)}: {args.output}")

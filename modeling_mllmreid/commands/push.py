@@ -3,16 +3,17 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import UserError
-from ..formats import ExportConfigFile, read_json
+from ..data.licences import licence_of
 from ..hub.export import form_of, write_export
 from ..hub.publication import check_publishable, form_files
 from ..hub.push import create_repository, find_repository, upload
-from ..outputs import scratch_folder
-from ..text.licences import licence_of
-from .arguments import ModelArguments
-from .loading import load_encoder
-from .options import parse
+from ..options.arguments import ModelArguments
+from ..options.parser import parse
+from ..training.loading import load_encoder
+from ..utils.errors import UserError
+from ..utils.formats import ExportConfigFile
+from ..utils.json_files import read_json
+from ..utils.outputs import scratch_folder
 
 
 @dataclass

@@ -11,17 +11,18 @@ import numpy as np
 from PIL import Image
 
 from ..data.images import open_image, safe_join
-from ..errors import UserError
+from ..evaluation.embedding import embed_feature, model_fingerprint
 from ..evaluation.threshold import load_thresholds
-from ..formats import EmbedMetadata, check_content
-from ..outputs import check_output, is_ours
-from ..retrieval import Embeddings, Ranking, load_embeddings, rank_gallery, ranked_sheet
-from ..retrieval.index import FACTS_FILE, FEATURES_FILE, fault_of_name, printable
-from ..retrieval.sheet import decimals
-from .arguments import MethodArguments, ModelArguments
-from .embed import embed_feature, probe
-from .loading import load_encoder, to_device
-from .options import build_options, parse, read_mapping
+from ..options.arguments import MethodArguments, ModelArguments
+from ..options.parser import build_options, parse, read_mapping
+from ..retrieval.embeddings import FEATURES_FILE, METADATA_FILE, Embeddings, fault_of_name, load_embeddings, printable
+from ..retrieval.ranking import Ranking, rank_gallery
+from ..retrieval.sheet import decimals, ranked_sheet
+from ..training.loading import load_encoder, to_device
+from ..utils.errors import UserError
+from ..utils.formats import EmbedMetadata
+from ..utils.json_files import check_content
+from ..utils.outputs import check_output, is_ours
 
 # Euclidean distance that two runs of one model may lie apart, by the bytes of a weight: other hardware, other kernels.
 TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
@@ -54,26 +55,26 @@ def main(argv: list[str]) -> None:
     """Prints the nearest images with their cosine distances and draws them on a sheet; says where nobody is found."""
     (args,) = parse((SearchArguments,), argv, "search")
     stored = load_embeddings(args.embeddings)
-    facts = read_metadata(args.embeddings, stored)
-    check_sheet(args, facts, stored.file_names)
+    metadata = read_metadata(args.embeddings, stored)
+    check_sheet(args, metadata, stored.file_names)
     for query in args.query:
         open_image(query)  # before the model is loaded
-    model_args = ModelArguments(args.model or facts.model, facts.revision, facts.dtype)
-    if args.model is None and os.path.isabs(facts.model) and not os.path.exists(facts.model):
-        raise UserError(f"model {facts.model}: is no longer there: say where it is with --model")
-    model, processor = load_encoder(model_args, facts.fields)
+    model_args = ModelArguments(args.model or metadata.model, metadata.revision, metadata.dtype)
+    if args.model is None and os.path.isabs(metadata.model) and not os.path.exists(metadata.model):
+        raise UserError(f"model {metadata.model}: is no longer there: say where it is with --model")
+    model, processor = load_encoder(model_args, metadata.fields)
     to_device(model)
-    check_same_model(model_args, model, processor, facts)
+    check_same_model(model_args, model, processor, metadata)
 
-    threshold = args.threshold if args.threshold is not None else stored_threshold(model_args.model, facts)
-    features = embed_feature(model, processor, args.query, flip_test=facts.flip_test, progress=False)
+    threshold = args.threshold if args.threshold is not None else stored_threshold(model_args.model, metadata)
+    features = embed_feature(model, processor, args.query, flip_test=metadata.flip_test, progress=False)
     ranking = rank_gallery(features, stored.features, max(min(args.top_k, len(stored.features)), 1))
     print_ranking(args.query, ranking, stored.file_names, threshold)
-    title = f"Nearest of {len(stored.file_names):,} images by the feature {facts.test_feature!r}"
+    title = f"Nearest of {len(stored.file_names):,} images by the feature {metadata.test_feature!r}"
     ranked_sheet(
         args.output,
         args.query,
-        [_opener(facts.images, file_name) for file_name in stored.file_names],
+        [_opener(metadata.images, file_name) for file_name in stored.file_names],
         ranking,
         query_titles=[Path(query).name for query in args.query],
         gallery_titles=stored.file_names,
@@ -84,11 +85,11 @@ def main(argv: list[str]) -> None:
     print(f"ranked sheet: {printable(args.output)}")
 
 
-def check_sheet(args: SearchArguments, facts: EmbedMetadata, file_names: Sequence[str]) -> None:
+def check_sheet(args: SearchArguments, metadata: EmbedMetadata, file_names: Sequence[str]) -> None:
     """Raises UserError, before the work, where the sheet would replace what is read, or what is no picture of ours."""
     name = Path(args.output).name
-    gallery = [Path(facts.images, file_name) for file_name in file_names if file_name.rpartition("/")[2] == name]
-    index = [Path(args.embeddings) / file_name for file_name in (FACTS_FILE, FEATURES_FILE)]
+    gallery = [Path(metadata.images, file_name) for file_name in file_names if file_name.rpartition("/")[2] == name]
+    index = [Path(args.embeddings) / file_name for file_name in (METADATA_FILE, FEATURES_FILE)]
     check_output(
         args.output,
         ours=lambda path: path.suffix.lower() != ".json" and is_ours(path),
@@ -98,21 +99,20 @@ def check_sheet(args: SearchArguments, facts: EmbedMetadata, file_names: Sequenc
 
 def read_metadata(folder: str, stored: Embeddings) -> EmbedMetadata:
     """What made the embeddings, checked field by field. Raises UserError where the embed command did not write it."""
-    where = f"{Path(folder) / FACTS_FILE}: metadata"
-    facts = check_content(
+    where = f"{Path(folder) / METADATA_FILE}: metadata"
+    metadata = check_content(
         stored.metadata, EmbedMetadata, where=where, remedy="give a folder written by the embed command"
     )
     for name in ("model", "images"):
-        if fault := fault_of_name(getattr(facts, name).lstrip("/")):
-            raise UserError(f"{where}: {name} {printable(getattr(facts, name))}: {fault}: embed again")
+        if fault := fault_of_name(getattr(metadata, name).lstrip("/")):
+            raise UserError(f"{where}: {name} {printable(getattr(metadata, name))}: {fault}: embed again")
     # The fields of a model's configuration go through the command line's own checks.
-    (fields,) = build_options((MethodArguments,), read_mapping((MethodArguments,), facts.fields, where), where)
-    facts.fields = fields.given()
-    if len(facts.probe) != stored.features.shape[1]:
-        raise UserError(
-            f"{where}: probe has {len(facts.probe)} numbers, the embeddings {stored.features.shape[1]}: embed again"
-        )
-    return facts
+    (fields,) = build_options((MethodArguments,), read_mapping((MethodArguments,), metadata.fields, where), where)
+    metadata.fields = fields.given()
+    if len(metadata.fingerprint) != stored.features.shape[1]:
+        numbers, width = len(metadata.fingerprint), stored.features.shape[1]
+        raise UserError(f"{where}: fingerprint has {numbers} numbers, the embeddings {width}: embed again")
+    return metadata
 
 
 def print_ranking(queries: Sequence[str], ranking: Ranking, file_names: Sequence[str], threshold: float | None) -> None:
@@ -130,15 +130,15 @@ def print_ranking(queries: Sequence[str], ranking: Ranking, file_names: Sequence
             print(f"nobody: no image is within the threshold {value}; the images above are only the least unlike")
 
 
-def stored_threshold(name: str, facts: EmbedMetadata) -> float | None:
+def stored_threshold(name: str, metadata: EmbedMetadata) -> float | None:
     """The checkpoint's threshold for the embeddings' feature, and what it promises, printed; None where it has none.
 
     It was chosen on the feature as the checkpoint makes it: not on mirrored images, and not with other settings.
     """
-    threshold = load_thresholds(name, facts.revision).get(facts.test_feature)
+    threshold = load_thresholds(name, metadata.revision).get(metadata.test_feature)
     if threshold is None:
         return None
-    if facts.flip_test or set(facts.fields) - {"test_feature"} or threshold.metric != "cosine":
+    if metadata.flip_test or set(metadata.fields) - {"test_feature"} or threshold.metric != "cosine":
         print("threshold: the checkpoint's was chosen without these settings and is not used; --threshold gives one")
         return None
     places = decimals([threshold.distance])
@@ -151,15 +151,15 @@ def stored_threshold(name: str, facts: EmbedMetadata) -> float | None:
     return threshold.distance
 
 
-def check_same_model(arguments: ModelArguments, model: Any, processor: Any, facts: EmbedMetadata) -> None:
+def check_same_model(arguments: ModelArguments, model: Any, processor: Any, metadata: EmbedMetadata) -> None:
     """Raises UserError where the model is not the one that made the embeddings: by feature, size or output."""
     name = arguments.model
     found = {"test_feature": model.config.test_feature, "height": processor.height, "width": processor.width}
     for key, value in found.items():
-        stored = getattr(facts, key)
+        stored = getattr(metadata, key)
         if value != stored:
             raise UserError(f"model {name}: {key} is {value}, the embeddings were made with {stored}: embed again")
-    expected, got = np.asarray(facts.probe), probe(model, processor)
+    expected, got = np.asarray(metadata.fingerprint), model_fingerprint(model, processor)
     tolerance = TOLERANCE[str(arguments.torch_dtype).removeprefix("torch.")]
     # NaN, of a diverged model, is within no tolerance.
     if expected.shape != got.shape or not np.linalg.norm(expected - got) <= tolerance:

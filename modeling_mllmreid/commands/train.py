@@ -13,47 +13,31 @@ from huggingface_hub import get_token
 from huggingface_hub.utils import validate_repo_id
 from transformers import set_seed
 
-from ..data import load_reid_dataset
-from ..data.combine import parse_combination
-from ..data.leaks import refuse_overlaps, refuse_shared_people
+from ..data.captions import provenances_of_texts
+from ..data.leakage import what_is_trained_on
+from ..data.licences import licence_of, refuse_licences
+from ..data.load import load_reid_dataset
 from ..data.readers import READERS
-from ..data.texts import CaptionRecord, read_records
-from ..errors import UserError
-from ..evaluation.protocol import check_parts
-from ..formats import read_json
+from ..evaluation.protocol import check_query_gallery
+from ..evaluation.run import EvaluateArguments, evaluate_and_report
 from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
-from ..outputs import check_output
-from ..processes import refuse_lost_processes
-from ..text.licences import licence_of, refuse_licences
-from ..training import AdapterArguments, BatchArguments, ReIDTrainingArguments, train_reid
+from ..options.arguments import DataArguments, LeakArguments, LicenceArguments, MethodArguments, ModelArguments
+from ..options.parser import build_options, read_options
+from ..training.adapters import AdapterArguments
+from ..training.arguments import BatchArguments, ReIDTrainingArguments
+from ..training.loading import load_config, load_model, resolve_adapters
 from ..training.memory import estimate_memory
 from ..training.progress import LOG_FILE, is_training_log
-from ..training.record import devices_of, write_record
 from ..training.resume import last_checkpoint, refuse_absent_checkpoint
-from ..training.stock_settings import said_of, try_settings
-from .arguments import DataArguments, LicenceArguments, MethodArguments, ModelArguments
-from .evaluate import EvaluateArguments, evaluate_and_report
-from .loading import load_config, load_model, settle_adapters
-from .options import build_options, read_options
+from ..training.run import devices_of, train_reid, write_record
+from ..training.stock_settings import setting_errors, try_settings
+from ..utils.errors import UserError
+from ..utils.json_files import read_json
+from ..utils.outputs import check_output
+from ..utils.processes import refuse_lost_processes
 
 # The classifier's size is not known without the data: about that of the benchmarks.
 DRY_RUN_IDENTITIES = 1000
-
-
-@dataclass
-class LeakArguments:
-    """Which sets the model will be tested on, and what must not be trained on."""
-
-    targets: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Sets to be tested on, besides those that are given; what overlaps with them is refused."},
-    )
-    allow_overlap: bool = field(
-        default=False, metadata={"help": "Train on test people of a target all the same; the configuration says so."}
-    )
-    allow_licence: bool = field(
-        default=False, metadata={"help": "Train on texts whose writer's licence forbids it for other language models."}
-    )
 
 
 @dataclass
@@ -76,7 +60,7 @@ def main(argv: list[str]) -> None:
         # What is reckoned for a GPU needs none.
         given = {**given, "use_cpu": True, "tf32": None}
     (training_args,) = build_options((ReIDTrainingArguments,), given, "train")
-    adapter_args = settle_adapters(model_args, given)
+    adapter_args = resolve_adapters(model_args, given)
     if run_args.dry_run:
         return dry_run(model_args, method_args, adapter_args, batch_args, training_args)
     data_args.refuse_inside(str(training_args.output_dir))
@@ -89,7 +73,9 @@ def main(argv: list[str]) -> None:
     dataset = load_reid_dataset(data_args.dataset, texts=batch_args.texts, notes=notes, **data_args.options())
     if training_args.process_index == 0:
         print("".join(f"{note}\n" for note in notes), end="")
-    trained_on, overlap = what_is_trained_on(data_args.dataset, dataset, leak_args)
+    trained_on, overlap = what_is_trained_on(
+        data_args.dataset, dataset, targets=leak_args.targets, allow_overlap=leak_args.allow_overlap
+    )
     # New heads are random: a run that is killed before its first checkpoint starts with the same ones.
     set_seed(training_args.seed)
     model, processor = load_model(model_args, method_args.given(), adapter_args, training_args.device)
@@ -138,7 +124,7 @@ def check_start(args: ReIDTrainingArguments, *, model: str, data: Sequence[str])
     if args.push_to_hub and not (args.hub_token or get_token()):
         raise UserError("push_to_hub: no token of the Hub is known: run hf auth login, or set HF_TOKEN")
     if args.push_to_hub and args.hub_model_id is not None:
-        with said_of("hub_model_id"):
+        with setting_errors("hub_model_id"):
             validate_repo_id(args.hub_model_id)
 
 
@@ -211,38 +197,14 @@ def evaluate_where_possible(
     if "query" not in dataset or "gallery" not in dataset:
         return
     try:
-        check_parts(dataset["query"], dataset["gallery"])
+        check_query_gallery(dataset["query"], dataset["gallery"])
     except UserError as reason:
         # The training itself was no mistake.
         if training_args.process_index == 0:
             print(f"not evaluated: {reason}")
         return
     options: dict[str, Any] = {"batch_size": training_args.per_device_eval_batch_size}
-    facts = {"model": str(training_args.output_dir), "dataset": name}
-    evaluate_and_report(model, processor, dataset, EvaluateArguments(str(training_args.output_dir)), facts, **options)
-
-
-def what_is_trained_on(name: str, dataset: DatasetDict, leak_args: LeakArguments) -> tuple[list[str], list[str]]:
-    """The names of the sets in the training part, ":all" behind those whose test people are in it, and the overlaps.
-
-    Raises UserError for overlaps that are not allowed.
-    """
-    combination = parse_combination(name)
-    sources = sorted(set(dataset["train"]["source"])) if "train" in dataset else []
-    trained_on = [f"{source}:all" if combination and combination.all_parts else source for source in sources]
-    targets = {*leak_args.targets, *(combination.targets if combination else ())}
-    if "query" in dataset:
-        targets |= set(dataset["query"]["source"])
-    remedy = "take them out of one of the two, or set allow_overlap, which the model's configuration and card will say"
-    shared = refuse_shared_people(dataset, remedy=remedy, where="leak: ", allow=leak_args.allow_overlap)
-    return trained_on, [*refuse_overlaps(trained_on, targets, allow=leak_args.allow_overlap), *shared]
-
-
-def provenances_of_texts(captions_file: str | None, texts: str | None) -> list[dict[str, Any]]:
-    """How generated captions and continuations were written; nothing where they are not generated, or not there."""
-    found: list[dict[str, Any]] = []
-    if captions_file and captions_file.endswith(".jsonl"):
-        found += [record.provenance for record in read_records(captions_file, CaptionRecord)]
-    if texts:
-        found += [record.provenance for record in read_records(texts)]
-    return found
+    metadata = {"model": str(training_args.output_dir), "dataset": name}
+    evaluate_and_report(
+        model, processor, dataset, EvaluateArguments(str(training_args.output_dir)), metadata, **options
+    )

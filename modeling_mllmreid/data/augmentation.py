@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 Pixels = TypeVar("Pixels", np.ndarray, torch.Tensor)
 

@@ -13,11 +13,12 @@ from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..errors import UserError
 from ..model import images as safe_images
 from ..model.images import MAX_PIXELS, SUFFIXES
+from ..utils.errors import UserError
 
 logger = logging.getLogger(__name__)
+
 
 # Folders and files that systems leave next to images, besides those that begin with a dot.
 LITTER = frozenset(

@@ -10,19 +10,18 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, load_from_disk
 
-from ..errors import UserError
-from ..formats import refuse_special_files
-from ..outputs import check_output, written_aside
-from .columns import image_sources, person_names, with_contract_columns
-from .combine import Combination, combine, parse_combination
+from ..utils.errors import UserError
+from ..utils.json_files import refuse_special_files
+from ..utils.outputs import atomic_file, check_output
+from .captions import CaptionRecord, join_captions, join_continuations, read_records
+from .combinations import Combination, combine, parse_combination
+from .contract import Problems, image_sources, person_names, with_contract_columns
 from .images import broken_images
-from .made_splits import make_splits, note_tested
 from .mapped import read_mapped
 from .prepare import read_prepared
-from .problems import Problems
 from .readers import READERS
 from .readers.own_data import WHOLE
-from .texts import CaptionRecord, join_captions, join_continuations, read_records
+from .splits import make_splits, note_tested
 
 # By the ends of its lines a list of skipped rows is known as ours.
 LEFT_OUT = " [left out]"
@@ -64,7 +63,7 @@ def load_reid_dataset(
     if on_error == "skip":
         dataset = DatasetDict({split: _opening(part, problems) for split, part in dataset.items()})
     if problems.messages:
-        with written_aside(skipped_file) as aside:
+        with atomic_file(skipped_file) as aside:
             text = "".join(message.replace("\n", "\\n") + f"{LEFT_OUT}\n" for message in problems.messages)
             aside.write_text(text, encoding="utf-8", errors="backslashreplace")
         problems.warn(f"{len(problems.messages):,} rows were left out, listed in {skipped_file}")

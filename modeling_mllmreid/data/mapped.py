@@ -12,8 +12,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, List, Value, load_
 from datasets.packaged_modules.csv.csv import Csv
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 
-from ..errors import UserError
-from .columns import (
+from ..utils.errors import UserError
+from .contract import (
     FEATURES,
     FURTHER,
     SPLITS,
@@ -23,7 +23,7 @@ from .columns import (
     refuse_rounded,
     refuse_rows_without_image,
 )
-from .local import (
+from .local_files import (
     are_shards,
     file_names,
     one_line,
@@ -33,7 +33,7 @@ from .local import (
     whole_splits,
     with_absolute_paths,
 )
-from .splits import query_gallery_parts
+from .splits import split_query_gallery
 
 REQUIRED = ("image", "person_id")
 IDS = {"person_id": id_text, "camera_id": known_id_text, "track_id": known_id_text, "clothes_id": known_id_text}
@@ -87,7 +87,7 @@ def read_mapped(name: str, columns: Mapping[str, str], *, revision: str | None =
     if "test" in made:
         if {"query", "gallery"} & set(made):
             raise UserError(f"data set {name}: has {', '.join(made)}: test stands for query and gallery: rename one")
-        made["query"], made["gallery"] = query_gallery_parts(made.pop("test"))
+        made["query"], made["gallery"] = split_query_gallery(made.pop("test"))
     foreign = sorted(set(made) - set(SPLITS))
     if foreign:
         raise UserError(f"data set {name}: part {foreign[0]!r} is unknown: name the parts among {', '.join(SPLITS)}")

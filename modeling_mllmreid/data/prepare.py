@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet
 from datasets import Dataset, DatasetDict, Features, Image, load_dataset_builder
 
-from ..errors import UserError
-from ..markdown import escape
-from ..outputs import AnyPath, check_output_folder, folder_aside
-from .columns import image_sources, with_contract_columns
+from ..utils.errors import UserError
+from ..utils.markdown import escape
+from ..utils.outputs import AnyPath, atomic_folder, check_output_folder
+from .contract import image_sources, with_contract_columns
 from .images import EmbeddedImage, ImageSource
 from .inspection import describe
-from .local import file_names, one_line, read_shards, refuse_outside_paths, whole_splits
+from .local_files import file_names, one_line, read_shards, refuse_outside_paths, whole_splits
 
 ROWS_OF_A_SHARD = 20_000
 ROWS_AT_ONCE = 256
@@ -28,7 +28,7 @@ def write_prepared(
     *,
     name: str,
     embed: bool = True,
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     inputs: Sequence[AnyPath] = (),
 ) -> None:
     """Writes `data/SPLIT-00000-of-00001.parquet` and `README.md`, which `load_dataset(folder)` reads.
@@ -40,7 +40,7 @@ def write_prepared(
     """
     if embed:
         check_output_folder(folder, inputs=inputs, needs_bytes=_bytes_of_images(dataset))
-    with folder_aside(folder, inputs=inputs) as aside:
+    with atomic_folder(folder, inputs=inputs) as aside:
         (aside / "data").mkdir()
         in_tables = embed
         for split, part in dataset.items():
@@ -54,7 +54,7 @@ def write_prepared(
                 found = pa.parquet.read_metadata(path).num_rows
                 if found != len(rows):
                     raise UserError(f"output {path.name}: {found:,} rows were written of {len(rows):,}: check the disk")
-        text = card(name, dataset, in_tables=in_tables, facts=facts)
+        text = card(name, dataset, in_tables=in_tables, metadata=metadata)
         (aside / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -111,7 +111,7 @@ def _bytes(source: ImageSource) -> bytes:
         raise UserError(f"{source}: cannot be read ({error.strerror}): restore the image or leave it out") from error
 
 
-def card(name: str, dataset: DatasetDict, *, in_tables: bool, facts: Mapping[str, Any]) -> str:
+def card(name: str, dataset: DatasetDict, *, in_tables: bool, metadata: Mapping[str, Any]) -> str:
     """The data set's card: parts, counts, columns, where it comes from, and what holds for pictures of people."""
     lines = ["| part | images | persons | cameras | captions |", "|---|---|---|---|---|"]
     for split, part in dataset.items():
@@ -121,7 +121,7 @@ def card(name: str, dataset: DatasetDict, *, in_tables: bool, facts: Mapping[str
             f"| {split} | {of_part['images']:,} | {of_part['persons']:,} | {cameras} | {of_part['captions']:,} |"
         )
     splits = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in dataset)
-    given = {key: value for key, value in facts.items() if value not in (None, "", False)}
+    given = {key: value for key, value in metadata.items() if value not in (None, "", False)}
     columns = dict.fromkeys(column for part in dataset.values() for column in part.column_names)
     return CARD.format(
         title=re.sub(r"[^\w .-]", " ", name),

@@ -1,14 +1,14 @@
-"""Whether images are a published set: by name and layout anything can pass for one, by its counts it is one."""
+"""Whether a data set is the published one: its counts against the papers'."""
 
 from collections.abc import Mapping, Sequence
 
 from datasets import Dataset
 
-from .counts import Counts
+from .contract import Counts
 from .readers.caption_sets import CUHK_PEDES, ICFG_PEDES, RSTPREID
-from .readers.cuhk03 import PUBLISHED as CUHK03
-from .readers.cuhk_crops import CUHK02_PUBLISHED, SYSU_PUBLISHED
-from .readers.market_layout import DUKEMTMC, MARKET1501, OCCLUDED_DUKE
+from .readers.cuhk import CUHK02_PUBLISHED, SYSU_PUBLISHED
+from .readers.cuhk import PUBLISHED as CUHK03
+from .readers.market1501 import DUKEMTMC, MARKET1501, OCCLUDED_DUKE
 from .readers.msmt17 import PUBLISHED as MSMT17
 from .readers.msmt17 import PUBLISHED_TRAIN as MSMT17_TRAIN
 

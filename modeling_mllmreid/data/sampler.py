@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from ..errors import UserError
-from .columns import labelled
+from ..utils.errors import UserError
+from .contract import display_label
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,9 @@ class PKSampler(Sampler[tuple[int, int, int]]):
             )
 
     def _called(self, person_id: int) -> str:
-        return labelled("person", str(person_id) if self._names is None else self._names[self.images[person_id][0]])
+        return display_label(
+            "person", str(person_id) if self._names is None else self._names[self.images[person_id][0]]
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch that the next iteration yields."""

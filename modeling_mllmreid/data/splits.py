@@ -1,13 +1,21 @@
-"""Validation people are taken out of the training part, and training labels are made: nothing here is stored."""
+"""Splits: validation people, training labels, and train and test people of data that has no splits."""
 
+import json
+import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
-from ..errors import UserError
-from .columns import UNKNOWN_CAMERA
+from ..utils.errors import UserError
+from ..utils.formats import SplitsFile
+from ..utils.json_files import read_json
+from ..utils.outputs import atomic_file, check_output, new_parents, only_writer
+from .contract import SPLITS, UNKNOWN_CAMERA, Problems, join_names, person_names
+from .leakage import refuse_shared_people
 
 # The triplet loss needs a second person.
 MIN_TRAIN_IDENTITIES = 2
@@ -36,7 +44,7 @@ def split_validation(train: Dataset, *, val_identities: int, seed: int) -> tuple
     return train.select(np.flatnonzero(~in_val)), train.select(np.flatnonzero(in_val))
 
 
-def query_gallery_parts(val: Dataset, *, seed: int = 0) -> tuple[Dataset, Dataset]:
+def split_query_gallery(val: Dataset, *, seed: int = 0) -> tuple[Dataset, Dataset]:
     """(query, gallery) of a validation split: one image per person and camera asks, the rest is the gallery.
 
     An image becomes a query only where that leaves every query of the person a gallery image from another camera; an
@@ -72,3 +80,127 @@ def query_gallery_parts(val: Dataset, *, seed: int = 0) -> tuple[Dataset, Datase
 
 def _has_match(camera: int, gallery: Counter[int]) -> bool:
     return any(n > 0 and (other != camera or camera == UNKNOWN_CAMERA) for other, n in gallery.items())
+
+
+TEST_SHARE, SEED = 0.5, 0
+
+
+def make_splits(
+    whole: Dataset,
+    splits_file: str | os.PathLike[str],
+    *,
+    test_share: float | None = None,
+    seed: int | None = None,
+    problems: Problems | None = None,
+) -> DatasetDict:
+    """`train`, `query` and `gallery` of one unsplit part, without a person in both training and test.
+
+    The share of the people (None: half) is drawn by the seed (None: 0), whatever the rows' order; one image per person
+    and camera asks. The file names of each part, the share and the seed are written to `splits_file`; where it exists,
+    it decides and nothing is drawn: a share or seed that is given must then be the file's own. A file that it names and
+    that is not in the data is a problem; images that it does not name are in no part, which a note says.
+    Raises UserError for a share outside 0 to 1, too few people, and a file that does not fit the data.
+    """
+    path, problems = Path(splits_file), problems or Problems()
+    of_drawing = {"test_share": test_share, "split_seed": seed}
+    given = {name: value for name, value in of_drawing.items() if value is not None}
+    if os.path.lexists(path):
+        made = _as_written(whole, path, given, problems)
+    else:
+        with _only_drawer(path):
+            if os.path.lexists(path):  # another run drew meanwhile
+                made = _as_written(whole, path, given, problems)
+            else:
+                share, seed = TEST_SHARE if test_share is None else test_share, SEED if seed is None else seed
+                made = _drawn(whole, path, share, seed)
+    note_tested(made, person_names(whole), path.name, problems)
+    _note_what_is_left(whole, made, path, problems)
+    return made
+
+
+@contextmanager
+def _only_drawer(path: Path) -> Iterator[None]:
+    """Within the block no other run draws splits into the file's folder: each would go on with parts of its own."""
+    try:
+        check_output(path)
+    except UserError as error:
+        raise UserError(f"splits_file: {error}") from error
+    with new_parents(path), only_writer(path.parent, what="drawing of splits"):
+        yield
+
+
+def _drawn(whole: Dataset, path: Path, test_share: float, seed: int) -> DatasetDict:
+    """Parts that are drawn now and written down."""
+    if not 0 < test_share < 1:
+        raise UserError(f"test_share: {test_share} is no share: use a number between 0 and 1, such as 0.5")
+    if seed < 0:
+        raise UserError(f"split_seed: {seed} is no seed: use a whole number from 0")
+    persons = np.asarray(whole["person_id"][:])
+    people = np.unique(persons)
+    test = round(test_share * len(people))
+    if test < 1 or len(people) - test < 2:
+        raise UserError(
+            f"{len(people)} people, test_share {test_share}: too few for two to train on and one to test on"
+        )
+    chosen = np.random.default_rng(seed).permutation(people)[:test]
+    in_test = np.isin(persons, chosen)
+    query, gallery = split_query_gallery(whole.select(np.flatnonzero(in_test)), seed=seed)
+    made = DatasetDict(train=whole.select(np.flatnonzero(~in_test)), query=query, gallery=gallery)
+    names = {name: split["file_name"][:] for name, split in made.items()}
+    text = json.dumps({"test_share": test_share, "split_seed": seed, **names}, indent=1, ensure_ascii=False) + "\n"
+    try:
+        with atomic_file(path) as aside:
+            aside.write_text(text, encoding="utf-8")
+    except UserError as error:
+        raise UserError(f"splits_file: {error}") from error
+    return made
+
+
+def _as_written(whole: Dataset, path: Path, given: Mapping[str, float], problems: Problems) -> DatasetDict:
+    """The parts that the file names. given: the share and the seed where the user gives them."""
+    redraw = "remove the file to draw anew, or give another splits_file"
+    content = read_json(path, SplitsFile, remedy=redraw)
+    unknown = sorted(content.model_extra or {})
+    if unknown:
+        raise UserError(f"{path}: part {unknown[0]!r:.60} is unknown: name the parts {', '.join(SPLITS)}")
+    for option, value in given.items():
+        recorded = getattr(content, option)
+        if recorded is None:
+            raise UserError(
+                f"{path}: does not say its {option}, so that {value} cannot be checked: leave it out, or {redraw}"
+            )
+        if recorded != value:
+            raise UserError(f"{path}: was drawn with {option} {recorded}, not {value}: leave it out, or {redraw}")
+    names = {split: getattr(content, split) for split in SPLITS if getattr(content, split)}
+    twice = [
+        name for name, count in Counter(name for of_split in names.values() for name in of_split).items() if count > 1
+    ]
+    if twice:
+        raise UserError(f"{path}: names {twice[0]!r} more than once: {redraw}")
+    rows = {name: row for row, name in enumerate(whole["file_name"][:])}
+    for name in (name for of_split in names.values() for name in of_split if name not in rows):
+        problems.report(UserError(f"{path}: names {name!r}, which is not in the data: remove the file to draw anew"))
+    made = DatasetDict(
+        {split: whole.select([rows[name] for name in of_split if name in rows]) for split, of_split in names.items()}
+    )
+    refuse_shared_people(made, remedy=redraw, where=f"{path}: ")
+    return made
+
+
+def note_tested(made: Mapping[str, Dataset], people: Iterable[str], where: str, problems: Problems) -> None:
+    """Notes how many of the people are tested on, and where the parts come from."""
+    tested = {name for split in ("query", "gallery") if split in made for name in person_names(made[split])}
+    if tested:
+        problems.notes.append(f"tested on {len(tested):,} of {len(set(people)):,} people, parts in {where}")
+
+
+def _note_what_is_left(whole: Dataset, made: DatasetDict, path: Path, problems: Problems) -> None:
+    """Warns of images that are in no part."""
+    placed = {name for split in made.values() for name in split["file_name"][:]}
+    left = [row for row, name in enumerate(whole["file_name"][:]) if name not in placed]
+    if left:
+        people = person_names(whole.select(left))
+        problems.warn(
+            f"{path}: {len(left):,} files of {len(set(people)):,} people are in no part and not used "
+            f"({join_names(people)}): remove the file to draw the parts anew, or give another splits_file"
+        )

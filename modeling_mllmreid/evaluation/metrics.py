@@ -1,14 +1,14 @@
-"""Retrieval metrics of person re-identification: mAP, CMC and mINP from the ranks of the matches alone."""
+"""Retrieval metrics: mAP, CMC and mINP from the ranks of the matches, curves, and single-gallery-shot CMC."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import UserError
 from ..retrieval.distances import Features, distance_blocks
-from ..retrieval.same_person import Ids, SamePerson
-from .rows import Blocks, distance_rows, no_match_error
+from ..retrieval.matching import Ids, SamePerson
+from ..retrieval.ranking import Blocks, no_match_error, query_distances
+from ..utils.errors import UserError
 
 AP_RULES = ("step", "trapezoid")
 
@@ -101,7 +101,7 @@ def metrics_from_blocks(
         raise UserError(f"ranks: {tuple(ranks)} holds a rank below 1: ranks count from 1")
     count = len(same_person.query_persons)
     ranks_of: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * count
-    for number, row in distance_rows(blocks, same_person):
+    for number, row in query_distances(blocks, same_person):
         ranks_of[number] = match_ranks(row, *same_person.of(number))
     precision = np.array([average_precision(at, ap) if len(at) else np.nan for at in ranks_of])
     if np.isnan(precision).all():
@@ -160,3 +160,70 @@ def average_precision(ranks: np.ndarray, rule: str = "step") -> float:
 def _mean(values: np.ndarray) -> float:
     """The float64 mean, NaN without values."""
     return float(values.mean(dtype=np.float64)) if len(values) else float("nan")
+
+
+def cmc_curve(metrics: RetrievalMetrics, max_rank: int = 50) -> np.ndarray:
+    """The share of queries with a match at or before ranks 1 to max_rank, (max_rank,); over queries with a match.
+
+    Source: Gray, Brennan and Tao 2007.
+    """
+    first = metrics.first_match_rank
+    first = first[~np.isnan(first)]
+    return (first[:, None] <= np.arange(1, max_rank + 1)).mean(0)
+
+
+def precision_recall_curve(metrics: RetrievalMetrics, levels: int = 101) -> tuple[np.ndarray, np.ndarray]:
+    """(recall (levels,), precision (levels,)): interpolated precision, averaged over the queries with a match.
+
+    The interpolated precision at a recall is the highest at that recall or a higher one.
+    Source: Manning, Raghavan and Schuetze 2008, section 8.4.
+    """
+    recall = np.linspace(0, 1, levels)
+    total = np.zeros(levels)
+    for ranks in metrics.match_ranks:
+        if len(ranks):
+            found = np.arange(1, len(ranks) + 1)
+            highest = np.maximum.accumulate((found / ranks)[::-1])[::-1]
+            # The first match at which the recall is reached; a hair less, so that rounding does not skip one.
+            total += highest[np.searchsorted(found / len(ranks), recall - 1e-12)]
+    return recall, total / metrics.num_valid
+
+
+def single_shot_cmc(
+    blocks: Blocks,
+    same_person: SamePerson,
+    *,
+    ranks: Sequence[int] = (1, 5, 10),
+    repeats: int = 10,
+    seed: int = 0,
+) -> dict[int, float]:
+    """rank -> share of draws with the match at or before it, averaged over the queries that have a match.
+
+    blocks: as in `metrics_from_blocks`. For each query, `repeats` times, one of the gallery images of every person is
+    drawn among those that the same-camera rule keeps; the rank is that of the query's person, and of equal distances
+    the others count as nearer. Draws depend on the seed and the query's row, not on the block size.
+    Raises UserError as `metrics_from_blocks` does.
+    Source: Li et al. 2014 (CUHK03).
+    """
+    by_person = np.argsort(same_person.gallery_persons, kind="stable")
+    hits = {int(rank): 0 for rank in ranks}
+    valid = 0
+    for number, row in query_distances(blocks, same_person):
+        same, dropped = same_person.of(number)
+        matches = same[~dropped]
+        if not len(matches):
+            continue
+        valid += 1
+        kept = by_person[~np.isin(by_person, same[dropped])]
+        persons = same_person.gallery_persons[kept]
+        first = np.flatnonzero(np.diff(persons, prepend=persons[0] - 1))
+        counts = np.diff(first, append=len(kept))
+        chance = np.random.default_rng([seed, number]).random((repeats, len(first)))
+        drawn = row[kept[first + (chance * counts).astype(np.int64)]]
+        own = int(np.searchsorted(persons[first], same_person.query_persons[number]))
+        place = (drawn <= drawn[:, [own]]).sum(1)  # its own draw is among them: ranks count from 1
+        for rank in hits:
+            hits[rank] += int((place <= rank).sum())
+    if not valid:
+        raise no_match_error(same_person)
+    return {rank: count / (valid * repeats) for rank, count in hits.items()}

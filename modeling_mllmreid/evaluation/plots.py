@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from ..outputs import PNG_SOFTWARE, written_aside
-from .curves import cmc_curve, precision_recall_curve
-from .metrics import RetrievalMetrics
+from ..utils.errors import UserError
+from ..utils.outputs import PNG_SOFTWARE, atomic_file
+from .metrics import RetrievalMetrics, cmc_curve, precision_recall_curve
 
 # Okabe and Ito's palette, told apart by colour-blind readers too; the styles tell the lines apart in grey.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -96,5 +95,5 @@ def _save(figure: Any, named: Any, path_png: str | os.PathLike[str]) -> None:
     handles, names = named.get_legend_handles_labels()
     columns = len(figure.axes) + 1  # long names fit
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
-    with written_aside(path_png) as aside:
+    with atomic_file(path_png) as aside:
         figure.savefig(aside, format="png", metadata={"Software": PNG_SOFTWARE})

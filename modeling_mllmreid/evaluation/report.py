@@ -1,13 +1,22 @@
-"""Metrics for people and for programs: a text table and JSON."""
+"""Results as text tables and JSON: by query camera, the worst queries, training sets against test sets."""
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ..outputs import written_aside
-from .metrics import RetrievalMetrics
+import numpy as np
+
+from ..retrieval.embeddings import FEATURES_FILE
+from ..utils.errors import UserError
+from ..utils.formats import MatrixEntry
+from ..utils.json_files import read_json
+from ..utils.outputs import atomic_file
+from .metrics import RetrievalMetrics, averages
 from .statistics import Interval
 
 
@@ -60,5 +69,104 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     Raises ValueError for NaN or infinity, which JSON has no word for.
     """
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with written_aside(path) as aside:
+    with atomic_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def subset(metrics: RetrievalMetrics, rows: np.ndarray) -> RetrievalMetrics:
+    """The same metrics over these queries alone, rows (n,); NaN averages where none of them has a match."""
+    return averages([metrics.match_ranks[row] for row in rows], metrics.average_precision[rows], ranks=metrics.cmc)
+
+
+def by_camera(metrics: RetrievalMetrics, query_camera_ids: Sequence[int] | np.ndarray) -> dict[int, RetrievalMetrics]:
+    """The metrics of each query camera's queries, by camera in ascending order. query_camera_ids: (Q,)."""
+    cameras = np.asarray(query_camera_ids)
+    return {int(camera): subset(metrics, np.flatnonzero(cameras == camera)) for camera in np.unique(cameras)}
+
+
+def worst_queries(metrics: RetrievalMetrics, count: int) -> np.ndarray:
+    """The rows (at most count,) of the queries of lowest average precision, the first of equal ones."""
+    order = np.argsort(metrics.average_precision, kind="stable")  # NaN comes last
+    return order[: min(count, metrics.num_valid)]
+
+
+@dataclass(frozen=True)
+class DataSetMatrix:
+    """mAP and Rank-1 of models (rows, by what they were trained on) on test sets (columns), as fractions of 1.
+
+    cells: (trained on, tested on) -> {"mAP", "rank1", "feature", "file"}.
+    """
+
+    trained_on: list[str]
+    tested_on: list[str]
+    cells: dict[tuple[str, str], dict[str, Any]]
+
+    def to_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """trained on -> tested on -> the cell, for JSON."""
+        return {
+            row: {column: self.cells[row, column] for column in self.tested_on if (row, column) in self.cells}
+            for row in self.trained_on
+        }
+
+    def format(self) -> str:
+        """A text table, mAP / Rank-1 in percent; "-" where there is no report."""
+        lines = [["trained on \\ tested on", *self.tested_on]]
+        for row in self.trained_on:
+            found = [self.cells.get((row, column)) for column in self.tested_on]
+            lines.append([row, *(f"{_percent(c['mAP'])} / {_percent(c['rank1'])}" if c else "-" for c in found)])
+        return f"{align(lines)}\nmAP / Rank-1 in percent."
+
+
+def data_set_matrix(files: Sequence[str | os.PathLike[str]]) -> DataSetMatrix:
+    """The matrix of several `metrics.json` files as the evaluate command writes them, each by its own test feature.
+
+    Raises UserError for a file that is none, and for two files of one cell, naming both.
+    """
+    cells: dict[tuple[str, str], dict[str, Any]] = {}
+    for file in files:
+        trained_on, tested_on, cell = _matrix_cell(Path(file))
+        if (trained_on, tested_on) in cells:
+            other = cells[trained_on, tested_on]["file"]
+            raise UserError(f"{file} and {other}: both trained on {trained_on} and tested on {tested_on}: give one")
+        cells[trained_on, tested_on] = cell
+    rows, columns = ([*dict.fromkeys(key[side] for key in cells)] for side in (0, 1))
+    return DataSetMatrix(sorted(rows), sorted(columns), cells)
+
+
+def _matrix_cell(file: Path) -> tuple[str, str, dict[str, Any]]:
+    """(trained on, tested on, the cell) of one report."""
+    try:
+        report = read_json(file, MatrixEntry, remedy="give its metrics.json")
+        metrics = report.metrics[report.test_feature]
+        cell = {"mAP": metrics["mAP"], "rank1": metrics["rank1"], "feature": report.test_feature, "file": str(file)}
+        return " + ".join(report.trained_on) or "nothing", " + ".join(report.tested_on), cell
+    except UserError as error:
+        reason = str(error).removeprefix(f"{file}: ")
+        raise UserError(f"{file}: no metrics of the evaluate command: {reason}") from error
+    except KeyError as error:
+        raise UserError(f"{file}: no metrics of the evaluate command: no {error}: give its metrics.json") from error
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def weights_digest(folder: str | os.PathLike[str]) -> str:
+    """SHA-256 over the names and contents of the `*.safetensors` in a checkpoint and its adapter, "" without any.
+
+    Embeddings that somebody keeps in the folder are no weights. Raises UserError for a file that cannot be read.
+    """
+    root = Path(folder)
+    found = sorted(path for pattern in ("*.safetensors", "adapter/*.safetensors") for path in root.glob(pattern))
+    files = [path for path in found if path.name != FEATURES_FILE]
+    if not files:
+        return ""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.relative_to(root).as_posix().encode())
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}): restore the file") from error
+    return digest.hexdigest()

@@ -7,11 +7,10 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ..errors import UserError
 from ..model import MllmReIDModel, MllmReIDProcessor
-from .embedding import eval_mode
+from ..utils.errors import UserError
+from .embedding import eval_mode, features_on_main, own_batches
 from .metrics import RetrievalMetrics, evaluate_retrieval
-from .sharded import rows_on_main, share_of_batches
 
 # The image feature that captions share their space with.
 TEXT_FEATURE = "llm"
@@ -38,9 +37,9 @@ def embed_captions(
         inputs = processor(text=[captions[row] for row in batch])
         return {TEXT_FEATURE: model.encode_text(**inputs)}
 
-    share = share_of_batches(len(captions), batch_size)
+    share = own_batches(len(captions), batch_size)
     with eval_mode(model), torch.inference_mode():
-        rows = rows_on_main(latents_of, share, len(captions), unit="caption", progress=progress)
+        rows = features_on_main(latents_of, share, len(captions), unit="caption", progress=progress)
     return rows[TEXT_FEATURE]
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 from transformers.utils import cached_file
 
-from ..errors import UserError
-from ..formats import ThresholdsFile, read_json
 from ..retrieval.distances import Features, distance_blocks
-from ..retrieval.same_person import SamePerson
-from .clusters import Error, holds_share, people_error
-from .open_set import OpenSetDistances, open_set_distances, share_of, threshold_at
+from ..retrieval.matching import SamePerson
+from ..utils.errors import UserError
+from ..utils.formats import ThresholdsFile
+from ..utils.json_files import read_json
 from .report import write_json
+from .statistics import Error, holds_share, people_error
+from .verification import OpenSetDistances, open_set_distances, share_of, threshold_at
 
 THRESHOLD_FILE = "threshold.json"
 FARTHEST = 2.0  # the largest cosine distance

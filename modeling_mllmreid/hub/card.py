@@ -11,19 +11,18 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers import PreTrainedConfig
 
+from ..data.licences import LLAMA2, LLAMA2_NOTICE, RENDERED, data_licence, licence_in_config
 from ..data.published import PUBLISHED, has_published_counts
-from ..errors import UserError
-from ..evaluation.weights import weights_digest
-from ..formats import ExportConfigFile, read_json
-from ..markdown import Markdown, code, escape, in_python_string, plain
+from ..evaluation.report import weights_digest
 from ..model import MllmReIDConfig
-from ..model.local_paths import is_local
-from ..outputs import written_aside
-from ..text.licences import LLAMA2, licence_in_config
-from .licences import LLAMA2_NOTICE, RENDERED, data_licence
-from .loss_curves import loss_points, loss_table
-from .published_reports import published_report
-from .training_facts import duration, settings
+from ..model.publishing import is_local
+from ..utils.errors import UserError
+from ..utils.formats import ExportConfigFile
+from ..utils.json_files import read_json
+from ..utils.markdown import Markdown, code, escape, in_python_string, plain
+from ..utils.outputs import atomic_file
+from .publication import published_report
+from .training_settings import duration, loss_points, loss_table, settings
 
 TEMPLATE = "card.md.jinja"
 SNIPPET = """\
@@ -46,7 +45,7 @@ OPEN_LICENCES = ("apache-2.0", "mit")
 
 
 @dataclass
-class CardFacts:
+class CardData:
     """What the card says, and nothing else.
 
     form: "full", "thin" or "vision". name: the repository's or the folder's. config: as in config.json. metrics, run,
@@ -66,10 +65,10 @@ class CardFacts:
     has_loss_picture: bool = False
 
 
-def read_facts(
+def read_card_data(
     folder: str | Path, form: str, name: str, *, parameters: int = 0, measured_on: str | None = None
-) -> CardFacts:
-    """The facts that lie in a checkpoint's or an export's folder.
+) -> CardData:
+    """The card that lie in a checkpoint's or an export's folder.
 
     measured_on: digest of the checkpoint that an export was made from; its reports speak of that one. Reports of other
     weights, or of weights that they do not name, are left out. Raises UserError where there is no config.json, and for
@@ -81,7 +80,7 @@ def read_facts(
     wanted = own if measured_on is None else measured_on
     metrics, run = (_of_weights(_read(folder / report), wanted) for report in ("metrics.json", "run.json"))
     history = (_read(folder / "trainer_state.json") or {}).get("log_history", [])
-    return CardFacts(
+    return CardData(
         form=form,
         name=name,
         config=config,
@@ -95,53 +94,53 @@ def read_facts(
     )
 
 
-def write_card(folder: str | Path, facts: CardFacts) -> None:
+def write_card(folder: str | Path, card: CardData) -> None:
     """Writes README.md."""
-    with written_aside(Path(folder) / "README.md") as aside:
-        aside.write_text(render_card(facts), encoding="utf-8")
+    with atomic_file(Path(folder) / "README.md") as aside:
+        aside.write_text(render_card(card), encoding="utf-8")
 
 
-def render_card(facts: CardFacts) -> str:
-    """The card as Markdown, its metadata in front; every text in the facts is shown as it reads, and does nothing.
+def render_card(card: CardData) -> str:
+    """The card as Markdown, its metadata in front; every text in the card is shown as it reads, and does nothing.
 
     Raises UserError where the Hub would read other metadata.
     """
-    metadata = card_metadata(facts)
-    rows, run = result_rows(facts), facts.run or {}
-    trained_on = facts.config.get("trained_on") or []
-    tested_on = (facts.metrics or {}).get("tested_on") or []
+    metadata = card_metadata(card)
+    rows, run = result_rows(card), card.run or {}
+    trained_on = card.config.get("trained_on") or []
+    tested_on = (card.metrics or {}).get("tested_on") or []
     sources = {name.partition(":")[0] for name in trained_on}
-    licences = {name: data_licence(name, trained_on_published(facts, name)) for name in sorted(sources)}
-    licences |= {name: data_licence(name, tested_on_published(facts, name)) for name in sorted({*tested_on} - sources)}
+    licences = {name: data_licence(name, trained_on_published(card, name)) for name in sorted(sources)}
+    licences |= {name: data_licence(name, tested_on_published(card, name)) for name in sorted({*tested_on} - sources)}
     text = (
         _environment()
         .get_template(TEMPLATE)
         .render(
-            facts=facts,
-            config=facts.config,
-            feature=facts.config.get("test_feature") or "not recorded",
-            metrics=facts.metrics if rows else None,
+            card=card,
+            config=card.config,
+            feature=card.config.get("test_feature") or "not recorded",
+            metrics=card.metrics if rows else None,
             run=run,
             metadata=Markdown(metadata.to_yaml()),
-            snippet=Markdown(SNIPPET.format(name=in_python_string(facts.name))),
-            base=base_model(facts),
-            licence=licence_in_config(facts.config),
+            snippet=Markdown(SNIPPET.format(name=in_python_string(card.name))),
+            base=base_model(card),
+            licence=licence_in_config(card.config),
             columns=list(SHOWN.values()),
             rows=rows,
-            protocol=protocol(facts.metrics) if facts.metrics and rows else "",
-            confidence=_confidence(facts.metrics or {}),
+            protocol=protocol(card.metrics) if card.metrics and rows else "",
+            confidence=_confidence(card.metrics or {}),
             trained_on=trained_on,
-            trained_as=[_trained_as(facts, name) for name in trained_on],
-            tested_as=_tested_as(facts),
-            matched=bool(tested_on) and all(tested_on_published(facts, source) for source in tested_on),
+            trained_as=[_trained_as(card, name) for name in trained_on],
+            tested_as=_tested_as(card),
+            matched=bool(tested_on) and all(tested_on_published(card, source) for source in tested_on),
             data_licences=licences,
             rendered=bool(sources) and sources <= set(RENDERED),
-            overlap=facts.config.get("overlap") or [],
-            settings=settings(facts.config, facts.training_args, run, facts.log_history),
+            overlap=card.config.get("overlap") or [],
+            settings=settings(card.config, card.training_args, run, card.log_history),
             duration=duration(run["seconds"]) if run.get("seconds") is not None else None,
-            losses=loss_table(facts.log_history),
-            llama2=licence_in_config(facts.config) == LLAMA2,
-            clip=_vision_type(facts.config).startswith("clip"),
+            losses=loss_table(card.log_history),
+            llama2=licence_in_config(card.config) == LLAMA2,
+            clip=_vision_type(card.config).startswith("clip"),
         )
     )
     try:
@@ -149,7 +148,7 @@ def render_card(facts: CardFacts) -> str:
     except ValueError:
         survives = False
     if not survives:
-        raise UserError(f"model card of {plain(facts.name)}: its metadata does not survive YAML: choose a plainer name")
+        raise UserError(f"model card of {plain(card.name)}: its metadata does not survive YAML: choose a plainer name")
     return text
 
 
@@ -173,15 +172,15 @@ def _joined(separator: str, values: Iterable[Any]) -> Markdown:
     return Markdown(separator.join(map(escape, values)))
 
 
-def card_metadata(facts: CardFacts) -> ModelCardData:
+def card_metadata(card: CardData) -> ModelCardData:
     """The card's front matter; results only of people that were not knowingly trained on, in percent."""
-    names = sorted({name.partition(":")[0] for name in facts.config.get("trained_on") or []})
-    results, licence = indexed_results(facts), licence_in_config(facts.config)
+    names = sorted({name.partition(":")[0] for name in card.config.get("trained_on") or []})
+    results, licence = indexed_results(card), licence_in_config(card.config)
     # The visual encoder alone is no part of a Llama.
-    named = licence == LLAMA2 and facts.form != "vision"
+    named = licence == LLAMA2 and card.form != "vision"
     named |= licence in OPEN_LICENCES and bool(names) and {*names} <= {*RENDERED}
     # A published set's name is given to what was trained on it, not to what lies in its layout.
-    shown = [name for name in names if name not in PUBLISHED or trained_on_published(facts, name)]
+    shown = [name for name in names if name not in PUBLISHED or trained_on_published(card, name)]
     return ModelCardData(
         license=licence if named else "other",
         license_name=None if named else "see-licences-that-carry-over",
@@ -189,16 +188,16 @@ def card_metadata(facts: CardFacts) -> ModelCardData:
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         tags=["person-re-identification", "mllmreid"],
-        base_model=base_model(facts),
+        base_model=base_model(card),
         datasets=[name for name in shown if re.fullmatch(r"[\w.-]+", name, re.ASCII)] or None,
-        model_name=plain(facts.name) if results else None,
+        model_name=plain(card.name) if results else None,
         eval_results=results or None,
     )
 
 
-def trained_on_published(facts: CardFacts, source: str) -> bool | None:
+def trained_on_published(card: CardData, source: str) -> bool | None:
     """Whether a set that was trained on was the published one by its counts; None where that was not recorded."""
-    run = facts.run or {}
+    run = card.run or {}
     known = run.get("published_counts")
     if known is None and run.get("sources") == [source] and source in PUBLISHED:
         parts = (run.get("data") or {}).items()
@@ -207,18 +206,18 @@ def trained_on_published(facts: CardFacts, source: str) -> bool | None:
     return (known or {}).get(source)
 
 
-def _trained_as(facts: CardFacts, name: str) -> str:
+def _trained_as(card: CardData, name: str) -> str:
     """What was trained on: with a doubt where its counts do not say that it is the set of that name."""
     source = name.partition(":")[0]
-    if source not in PUBLISHED or trained_on_published(facts, source):
+    if source not in PUBLISHED or trained_on_published(card, source):
         return name
-    known = trained_on_published(facts, source) is False
+    known = trained_on_published(card, source) is False
     return f"{name} ({'its layout, not' if known else 'not known to be'} the published set)"
 
 
-def tested_on_published(facts: CardFacts, source: str) -> bool | None:
+def tested_on_published(card: CardData, source: str) -> bool | None:
     """Whether a set that was tested on was the published one by its counts; None where that was not recorded."""
-    metrics = facts.metrics or {}
+    metrics = card.metrics or {}
     known = metrics.get("published_counts")
     if known is None and metrics.get("tested_on") == [source] and source in PUBLISHED:
         counts = {part: {"rows": metrics[f"{part}_images"]} for part in ("query", "gallery")}
@@ -226,11 +225,11 @@ def tested_on_published(facts: CardFacts, source: str) -> bool | None:
     return (known or {}).get(source)
 
 
-def _tested_as(facts: CardFacts) -> str:
+def _tested_as(card: CardData) -> str:
     """What was tested on: a published set's name only where its counts say so."""
     named = []
-    for source in (facts.metrics or {}).get("tested_on") or ["unknown"]:
-        published = tested_on_published(facts, source)
+    for source in (card.metrics or {}).get("tested_on") or ["unknown"]:
+        published = tested_on_published(card, source)
         if source not in PUBLISHED or published:
             named.append(source)
         else:
@@ -238,10 +237,10 @@ def _tested_as(facts: CardFacts) -> str:
     return " + ".join(named)
 
 
-def indexed_results(facts: CardFacts) -> list[EvalResult]:
+def indexed_results(card: CardData) -> list[EvalResult]:
     """The test feature's metrics for the Hub's model index; none where tested people were trained on."""
-    metrics, feature = facts.metrics, facts.config.get("test_feature")
-    row = next((row for name, row in _shown_metrics(facts).items() if name == feature), None)
+    metrics, feature = card.metrics, card.config.get("test_feature")
+    row = next((row for name, row in _shown_metrics(card).items() if name == feature), None)
     if metrics is None or row is None or metrics.get("overlap"):
         return []
     return [
@@ -251,7 +250,7 @@ def indexed_results(facts: CardFacts) -> list[EvalResult]:
             # Not the set's name alone: the reader gives it to whatever lies in that layout.
             dataset_type="person-crops",
             dataset_name=plain(
-                f"{_tested_as(facts)}, {metrics['query_images']} query and {metrics['gallery_images']} gallery images"
+                f"{_tested_as(card)}, {metrics['query_images']} query and {metrics['gallery_images']} gallery images"
             ),
             metric_type=kind,
             metric_name=f"{SHOWN[key]}, percent",
@@ -262,12 +261,12 @@ def indexed_results(facts: CardFacts) -> list[EvalResult]:
     ]
 
 
-def result_rows(facts: CardFacts) -> list[list[str]]:
+def result_rows(card: CardData) -> list[list[str]]:
     """Cells for each result: its name, then each metric in percent with its interval; "-" where there is none."""
-    intervals = (facts.metrics or {}).get("intervals") or {}
+    intervals = (card.metrics or {}).get("intervals") or {}
     return [
         [name, *(_cell(row.get(key), intervals.get(name, {}).get(key)) for key in SHOWN)]
-        for name, row in _shown_metrics(facts).items()
+        for name, row in _shown_metrics(card).items()
     ]
 
 
@@ -298,16 +297,16 @@ def licence_notice(config: Mapping[str, Any] | PreTrainedConfig) -> str | None:
     return LLAMA2_NOTICE if full and licence_in_config(fields) == LLAMA2 else None
 
 
-def base_model(facts: CardFacts) -> str | None:
+def base_model(card: CardData) -> str | None:
     """The base's name on the Hub, where one is known: a thin checkpoint's backbone, or what its training began with."""
-    name = facts.config.get("backbone") or (facts.run or {}).get("base_model") or ""
+    name = card.config.get("backbone") or (card.run or {}).get("base_model") or ""
     return name if NAME_ON_THE_HUB.fullmatch(name) and not is_local(name) else None
 
 
-def _shown_metrics(facts: CardFacts) -> dict[str, dict[str, Any]]:
+def _shown_metrics(card: CardData) -> dict[str, dict[str, Any]]:
     """The rows of metrics.json that this form can give: a vision form has one feature, whatever was measured beside."""
-    rows = (facts.metrics or {}).get("metrics") or {}
-    if facts.form != "vision":
+    rows = (card.metrics or {}).get("metrics") or {}
+    if card.form != "vision":
         return rows
     return {name: row for name, row in rows.items() if name.partition(",")[0] in ("vision", "histogram")}
 

@@ -6,17 +6,15 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..errors import UserError
-from ..evaluation.report import write_json
+from ..evaluation.report import weights_digest, write_json
 from ..evaluation.threshold import THRESHOLD_FILE
-from ..evaluation.weights import weights_digest
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDVisionModel, MllmReIDVisionProcessor
 from ..model.publishing import VERBATIM
-from ..outputs import folder_aside
-from .card import licence_notice, read_facts, write_card
-from .loss_curves import draw_loss_curves
-from .publication import LOSS_PICTURE, form_files, published_json
-from .published_reports import REPORTS, published_report
+from ..utils.errors import UserError
+from ..utils.outputs import atomic_folder
+from .card import licence_notice, read_card_data, write_card
+from .publication import LOSS_PICTURE, REPORTS, form_files, published_json, published_report
+from .training_settings import draw_loss_curves
 
 Form = Literal["full", "thin", "vision"]
 
@@ -47,7 +45,7 @@ def write_export(
     Raises UserError for a form that the model cannot take, a report that is none, a folder that is not empty, and where
     the disk refuses; nothing is left of it then.
     """
-    with folder_aside(folder) as aside:
+    with atomic_folder(folder) as aside:
         # Before the hours of a large model: what is wrong with a report stops it.
         reports = {} if source is None else published_reports(source, to)
         form, of_form = converted(model, processor, to)
@@ -70,14 +68,14 @@ def write_export(
         if notice:
             (aside / "NOTICE").write_text(notice, encoding="utf-8")
         measured_on = reports["run.json"]["measured_on"] if reports else None
-        facts = read_facts(aside, to, name, parameters=parameters, measured_on=measured_on)
-        if facts.log_history:
+        metadata = read_card_data(aside, to, name, parameters=parameters, measured_on=measured_on)
+        if metadata.log_history:
             try:
-                draw_loss_curves(aside / LOSS_PICTURE, facts.log_history)
-                facts.has_loss_picture = True
+                draw_loss_curves(aside / LOSS_PICTURE, metadata.log_history)
+                metadata.has_loss_picture = True
             except UserError:
                 pass  # matplotlib is not installed: the card has the losses as a table
-        write_card(aside, facts)
+        write_card(aside, metadata)
     return form
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-from ..errors import UserError
-from ..markdown import in_python_string
 from ..model.adapters import ADAPTER, SETTINGS, WEIGHTS
+from ..utils.errors import UserError
+from ..utils.markdown import in_python_string
 from .publication import CARD, ONNX, check_publishable, publication
 
 # What another form, or another number of shards, may have left in the repository: it would be loaded in place of this.

@@ -3,8 +3,8 @@
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .configuration_mllmreid import MllmReIDConfig
+from .heads import MllmReIDOutput
 from .modeling_mllmreid import MllmReIDModel
-from .modeling_outputs import MllmReIDOutput
 from .pipeline_mllmreid import PersonReIDPipeline, register_person_reid
 from .processing_mllmreid import MllmReIDProcessor
 from .vision_mllmreid import MllmReIDVisionConfig, MllmReIDVisionModel, MllmReIDVisionProcessor

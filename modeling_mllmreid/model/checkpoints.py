@@ -15,15 +15,15 @@ from .adapters import (
     WEIGHTS,
     adapter_of,
     adapter_weights,
+    check_quantized,
+    for_language_model,
     inject_adapter,
     merge_adapter,
     read_adapter,
     save_adapter,
 )
-from .local_paths import is_local
 from .pipeline_mllmreid import person_reid_entry
-from .publishing import PrivatePush
-from .quantization import check_quantized, for_language_model
+from .publishing import PrivatePush, is_local
 from .weights import (
     CONFIG,
     HUB,
@@ -117,7 +117,7 @@ class ReIDCheckpoints(PrivatePush):
         if fields:
             config = cls.config_class.from_dict({**config.to_dict(), **fields})
         # A part of a head may be new where the configuration was changed on purpose, and left where it lost it.
-        before, now = head_parts(stored), head_parts(config)
+        before, now = head_weight_names(stored), head_weight_names(config)
         changed = {"new": sorted(now - before), "left": sorted(before - now)}
         if config.backbone is not None:
             return cls._from_thin(name_or_path, config, hub, is_trainable, kwargs, changed)
@@ -276,7 +276,7 @@ class ReIDCheckpoints(PrivatePush):
     def merge_and_unload(self):
         """Makes a thin model full: the LoRA goes into the weights, the backbone is part of the model. Returns it."""
         merge_adapter(self.mllm)
-        self.config.backbone = self.config.backbone_revision = self.config.backbone_probe = None
+        self.config.backbone = self.config.backbone_revision = self.config.backbone_fingerprint = None
         self.config.own_modules = self.config.adapter = self.config.lora_targets = None
         return self
 
@@ -284,7 +284,7 @@ class ReIDCheckpoints(PrivatePush):
 # ---- parts -----------------------------------------------------------------------------------------------------------
 
 
-def head_parts(config) -> set[str]:
+def head_weight_names(config) -> set[str]:
     """Starts of the names of the head weights that a configuration says a checkpoint has."""
     parts = {"bottleneck": config.bnneck, "classifier": config.num_identities}
     return {f"reid_head.{name}.{part}." for name in config.reid_heads for part, present in parts.items() if present}
@@ -301,7 +301,7 @@ def plain_config(mllm: PreTrainedModel):
 # ---- backbone --------------------------------------------------------------------------------------------------------
 
 
-def probe(mllm: nn.Module) -> list[float]:
+def weights_fingerprint(mllm: nn.Module) -> list[float]:
     """A few numbers of frozen weights, by which a backbone is known again in any number format.
 
     Eight of the token embeddings and eight of the last norm, at equal steps; neither is ever trained in a thin model.
@@ -344,7 +344,7 @@ def load_backbone(cls, config, options: dict, of) -> PreTrainedModel:
                 )
     options = {**options, **hub}
     mllm = cls.from_pretrained(name, **options).mllm if ours else load_native(name, hub, options)
-    expected, got = torch.tensor(config.backbone_probe or []), torch.tensor(probe(mllm))
+    expected, got = torch.tensor(config.backbone_fingerprint or []), torch.tensor(weights_fingerprint(mllm))
     if expected.shape != got.shape or not torch.allclose(got, expected, rtol=0.01, atol=1e-6):
         raise ValueError(f"{said} has other weights than the one that was trained on: give that one, in its revision")
     return mllm

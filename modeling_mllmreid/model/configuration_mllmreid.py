@@ -1,6 +1,6 @@
 """Configuration of MLLMReID: the multimodal LLM's own configuration, nested, and what person re-identification adds."""
 
-# First: it raises what says which versions are needed.
+# First: its error names the versions that are needed.
 from .versions import check_versions  # noqa: F401
 
 # isort: split
@@ -67,8 +67,8 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         Licence of the multimodal LLM that training began with, as its card or its user says; `None` is not recorded.
     backbone, backbone_revision (`str`, *optional*):
         Of a thin checkpoint: name and commit of the LLaVA (or full checkpoint) whose frozen weights it stands on.
-    backbone_probe (`list[float]`, *optional*):
-        A few of the backbone's weights, by which another one of the same size is told.
+    backbone_fingerprint (`list[float]`, *optional*):
+        A few of the backbone's weights, which distinguish it from another one of the same size.
     own_modules (`list[str]`, *optional*):
         Modules besides the heads whose weights a thin checkpoint holds itself.
     adapter (`str`, *optional*):
@@ -106,7 +106,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
     base_licence: str | None = None
     backbone: str | None = None
     backbone_revision: str | None = None
-    backbone_probe: list[float] | None = None
+    backbone_fingerprint: list[float] | None = None
     own_modules: list[str] | None = None
     adapter: str | None = None
     lora_targets: str | None = None
@@ -115,6 +115,8 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         self.mllm_config = nested_config("mllm_config", self.mllm_config, "llava")
         if self.mllm_config.model_type != "llava":
             raise ValueError(f"mllm_config is of model_type {self.mllm_config.model_type!r}; give a LLaVA's, 'llava'")
+        # Its name in checkpoints of version 0.1.0.
+        self.backbone_fingerprint = kwargs.pop("backbone_probe", self.backbone_fingerprint)
         super().__post_init__(**without_known_entry(kwargs))
         check_types(self)
         check_range(self, 0, 1, "loss_lambda", "label_smoothing")
@@ -189,17 +191,13 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         from .adapters import inject_adapter
         from .checkpoints import ReIDCheckpoints
         from .crops import CropProcessor
-        from .distributed import gather_with_gradient
         from .heads import ReIDHead
         from .images import open_image
-        from .local_paths import without_local_paths
         from .losses import id_loss
         from .modeling_mllmreid import MllmReIDModel
-        from .modeling_outputs import MllmReIDOutput
-        from .precision import in_format_of
         from .processing_mllmreid import MllmReIDProcessor
-        from .quantization import check_quantized
-        from .reid_loss import reid_loss
+        from .publishing import without_local_paths
+        from .tensors import gather_with_gradient
         from .weights import read_config
 
         return (
@@ -212,11 +210,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
             without_local_paths,
             id_loss,
             MllmReIDModel,
-            MllmReIDOutput,
-            in_format_of,
             MllmReIDProcessor,
-            check_quantized,
-            reid_loss,
             read_config,
         )
 

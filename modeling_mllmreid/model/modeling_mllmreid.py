@@ -1,6 +1,6 @@
 """MllmReIDModel: a LLaVA with DirectReID heads, its language loss, and the embeddings that ReID ranks by."""
 
-# First: it raises what says which versions are needed.
+# First: its error names the versions that are needed.
 from .versions import check_versions  # noqa: F401
 
 # isort: split
@@ -15,11 +15,9 @@ from transformers import initialization as init
 from .checkpoints import ReIDCheckpoints
 from .configuration_mllmreid import MllmReIDConfig
 from .crops import checked_pixels
-from .heads import IDClassifier, ReIDHead, mean_pool
-from .losses import distillation_sum, language_loss_sum, mix_losses
-from .modeling_outputs import MllmReIDOutput, ReIDFeatures
-from .precision import at_least_float32, in_format_of, on_device_of
-from .reid_loss import reid_loss
+from .heads import IDClassifier, MllmReIDOutput, ReIDFeatures, ReIDHead, mean_pool
+from .losses import distillation_sum, language_loss_sum, mix_losses, reid_loss
+from .tensors import at_least_float32, in_format_of, on_device_of
 
 # From so many texts on, the shorter half runs without the longer half's padding; each half still keeps a device busy.
 TEXTS_TO_HALVE = 32

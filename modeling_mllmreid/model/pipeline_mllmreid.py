@@ -1,9 +1,6 @@
 """The pipeline "person-reid": person crops to embeddings, or a gallery ranked by how alike it is to a crop."""
 
-# transformers types the flags below as None, and its methods as taking anything.
-# mypy: disable-error-code="assignment, override"
-
-# First: it raises what says which versions are needed.
+# First: its error names the versions that are needed.
 from .versions import check_versions  # noqa: F401
 
 # isort: split
@@ -11,6 +8,10 @@ from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .crops import as_list
+
+# transformers types the flags below as None, and its methods as taking anything.
+# mypy: disable-error-code="assignment, override"
+
 
 TASK = "person-reid"
 TOP_K = 10

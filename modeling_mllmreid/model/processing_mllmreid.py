@@ -1,6 +1,6 @@
 """MllmReIDProcessor: person crops to pixels, captions and targets to ids, under one prompt template."""
 
-# First: it raises what says which versions are needed.
+# First: its error names the versions that are needed.
 from .versions import check_versions  # noqa: F401
 
 # isort: split
@@ -187,8 +187,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
     def travelling_code() -> tuple:
         """Of the files that those imported above import: as in [`MllmReIDConfig`], this file names every one."""
         from .images import open_image
-        from .local_paths import without_local_paths
-        from .publishing import PrivatePush
+        from .publishing import PrivatePush, without_local_paths
 
         return open_image, without_local_paths, PrivatePush
 

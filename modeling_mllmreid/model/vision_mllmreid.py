@@ -1,6 +1,6 @@
 """The vision form: visual encoder and head alone, the ReID backbone that the training was for, without the LLM."""
 
-# First: it raises what says which versions are needed.
+# First: its error names the versions that are needed.
 from .versions import check_versions  # noqa: F401
 
 # isort: split
@@ -59,8 +59,8 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
     def travelling_code() -> tuple:
         """Of the files that those imported above import: as in [`MllmReIDConfig`], this file names every one."""
         from .images import open_image
-        from .local_paths import without_local_paths
-        from .precision import in_format_of
+        from .publishing import without_local_paths
+        from .tensors import in_format_of
 
         return open_image, without_local_paths, in_format_of
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 Features = np.ndarray | Tensor
 METRICS = ("cosine", "euclidean")

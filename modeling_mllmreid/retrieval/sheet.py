@@ -10,12 +10,12 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from ..data.images import open_image
-from ..errors import UserError
 from ..model.images import to_rgb
-from ..outputs import png_info, written_aside
-from .index import CONTROLS, SURROGATES
+from ..utils.errors import UserError
+from ..utils.outputs import atomic_file, png_info
+from .embeddings import CONTROLS, SURROGATES
+from .matching import Ids, SamePerson
 from .ranking import Ranking
-from .same_person import Ids, SamePerson
 
 ImageSource = Image.Image | str | os.PathLike[str] | Callable[[], Image.Image]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -133,7 +133,7 @@ def ranked_sheet(
         if limit is not None and limit.within[row, :shown].sum() < np.isfinite(ranking.distances[row, :shown]).sum():
             # The images are nearest first: those within the threshold stand before the line.
             _draw_line(draw, first + int(limit.within[row].sum()) * step - GAP // 2, top)
-    with written_aside(path_png) as aside:
+    with atomic_file(path_png) as aside:
         sheet.save(aside, format="PNG", optimize=True, pnginfo=png_info())
 
 

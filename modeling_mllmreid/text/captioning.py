@@ -12,10 +12,10 @@ from jinja2 import TemplateError
 from PIL import Image, ImageOps
 from transformers import GenerationConfig
 
-from ..data.columns import image_sources
+from ..data.captions import CaptionRecord, TextKey
+from ..data.contract import image_sources
 from ..data.images import ImageSource, open_image
-from ..data.texts import CaptionRecord, TextKey
-from ..errors import UserError
+from ..utils.errors import UserError
 from .generation import check_generation_settings, own_random_state, ready_to_generate, special_tokens
 from .sidecar import Sidecar
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datasets import Dataset
 from transformers import LlavaForConditionalGeneration
 
-from ..data.texts import TextKey, TextRecord, missing_captions
-from ..errors import UserError
+from ..data.captions import TextKey, TextRecord, missing_captions
 from ..model import MllmReIDProcessor
+from ..utils.errors import UserError
 from .generation import check_generation_settings, generate_texts
 from .sidecar import Sidecar
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from transformers import GenerationConfig, LlavaForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 
 def generate_texts(

@@ -2,7 +2,7 @@
 
 import difflib
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 COMMON_INSTRUCTION = "Continue the following text."
 STANDARD_INSTRUCTION = "Describe the person in detail: hair, clothes, shoes and what they carry."

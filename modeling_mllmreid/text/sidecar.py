@@ -8,11 +8,10 @@ from typing import Any, Self, TypeVar
 
 from tqdm import tqdm
 
-from ..data.texts import CaptionRecord, TextRecord, append_records, is_sidecar, read_records
-from ..errors import UserError
-from ..locks import try_lock
-from ..outputs import check_output, new_parents, refused_by_disk
-from ..processes import on_main, raise_together, this_process
+from ..data.captions import CaptionRecord, TextRecord, append_records, is_sidecar, read_records
+from ..utils.errors import UserError
+from ..utils.outputs import check_output, new_parents, refused_by_disk, try_lock
+from ..utils.processes import on_main, raise_together, this_process
 
 Record = TypeVar("Record", CaptionRecord, TextRecord)
 Item = TypeVar("Item")

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..errors import UserError
 from ..model import MllmReIDConfig, MllmReIDModel
 from ..model.adapters import ADAPTER, inject_adapter
-from ..model.checkpoints import probe
-from .patterns import check_pattern, matches
+from ..model.checkpoints import weights_fingerprint
+from ..utils.errors import UserError
+from .parameters import check_pattern, matches
 
 TOWER, PROJECTOR = "mllm.model.vision_tower", "mllm.model.multi_modal_projector"
 # What each option is of, as module names have it.
@@ -196,6 +196,7 @@ def prepare_training(
     if own is None:
         return
     config = model.config
-    config.backbone, config.backbone_revision, config.backbone_probe = backbone, revision, probe(model.mllm)
+    config.backbone, config.backbone_revision = backbone, revision
+    config.backbone_fingerprint = weights_fingerprint(model.mllm)
     config.own_modules, config.adapter = own, None if args.target_modules() is None else ADAPTER
     config.lora_targets = None if config.adapter is None else args.lora_targets

@@ -9,15 +9,15 @@ from transformers import TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import HubStrategy
 
-from ..errors import UserError
-from ..processes import say_idle_gpus
-from .patterns import check_pattern
+from ..utils.errors import UserError
+from ..utils.processes import warn_idle_gpus
+from .parameters import check_pattern
 from .stock_settings import (
     LOGGERS,
     check_best_metric,
     check_checkpointing,
     refuse_settings,
-    said_of,
+    setting_errors,
     without_refused,
 )
 
@@ -135,9 +135,9 @@ class ReIDTrainingArguments(TrainingArguments):
             check_best_metric(str(self.metric_for_best_model))
         self.learning_rates = _learning_rates(self.learning_rates)
         every_logger = self.report_to in ("all", ["all"])
-        with said_of("training arguments"):
+        with setting_errors("training arguments"):
             super().__post_init__()
-            say_idle_gpus(self.distributed_state)
+            warn_idle_gpus(self.distributed_state)
         if every_logger and not self.report_to:
             raise UserError(
                 f"report_to all: no logger is installed: {LOGGERS['tensorboard'][1]}, or set report_to none"

@@ -10,11 +10,14 @@ from datasets import Dataset as RowDataset
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data import PersonAugmentation, image_sources, label_mapping, open_image, rng_for
-from ..data.columns import person_names
-from ..errors import UserError
+from ..data.augmentation import PersonAugmentation, rng_for
+from ..data.contract import image_sources, person_names
+from ..data.images import open_image
+from ..data.splits import label_mapping
 from ..model import MllmReIDProcessor
-from ..text import instruction_texts, target_text
+from ..text.continuations import target_text
+from ..text.instructions import instruction_texts
+from ..utils.errors import UserError
 from .arguments import BatchArguments
 
 logger = logging.getLogger(__name__)

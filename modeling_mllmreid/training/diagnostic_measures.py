@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
-from ..model.distributed import gather_with_gradient
 from ..model.losses import batch_hard_triplet_loss, id_loss
+from ..model.tensors import gather_with_gradient
 from ..text.generation import ready_to_generate, special_tokens
 
 GENERATED_IMAGES, GENERATED_TOKENS = 8, 16

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from ..model import MllmReIDConfig, MllmReIDProcessor
-from ..model.distributed import gather_with_gradient
+from ..model.tensors import gather_with_gradient
 from .arguments import ReIDTrainingArguments
 from .diagnostic_failures import find_failures
 from .diagnostic_measures import (
@@ -25,7 +25,7 @@ from .diagnostic_measures import (
     loss_gradients,
     weighted_reid_losses,
 )
-from .freezing import tower_up_to
+from .parameters import tower_up_to
 
 logger = logging.getLogger(__name__)
 

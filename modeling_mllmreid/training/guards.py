@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .arguments import ReIDTrainingArguments
 
 logger = logging.getLogger(__name__)
+
 
 NAMED_FILES = 8
 
@@ -53,13 +54,13 @@ class StepGuard(TrainerCallback):
         self._bad, self._grad_norm, self.skipped = None, None, False
         self._kept = [(buffer, buffer.clone()) for buffer in model.reid_head.buffers()]  # type: ignore[union-attr]
 
-    def see_loss(self, loss: Tensor) -> Tensor:
+    def check_loss(self, loss: Tensor) -> Tensor:
         """Notes a micro-batch's loss; returns it, or zero for the log where it is not finite."""
         finite = torch.isfinite(loss)
         self._bad = ~finite if self._bad is None else self._bad | ~finite
         return torch.where(finite, loss, torch.zeros_like(loss))
 
-    def see_grad_norm(self, norm: Tensor | float | None) -> None:
+    def check_grad_norm(self, norm: Tensor | float | None) -> None:
         """Notes the norm of all gradients, after the processes' reduction."""
         self._grad_norm = norm
 
@@ -130,7 +131,7 @@ class StepGuard(TrainerCallback):
             signal.signal(signal.SIGTERM, before)
 
 
-def said_plainly(error: Exception, args: ReIDTrainingArguments, images: str) -> UserError | None:
+def explain_error(error: Exception, args: ReIDTrainingArguments, images: str) -> UserError | None:
     """What the user can mend, in one line, of an exception from a training; None for any other.
 
     images: their size and tokens, in words.

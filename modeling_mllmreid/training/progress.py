@@ -12,7 +12,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from ..outputs import AnyPath, refused_by_disk, written_aside
+from ..utils.outputs import AnyPath, atomic_file, refused_by_disk
 from .arguments import ReIDTrainingArguments
 
 LOG_FILE = "training_log.jsonl"
@@ -41,7 +41,7 @@ class TrainingProgress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the file with the entries up to the step that the training goes on from."""
-        with written_aside(self._file) as aside:
+        with atomic_file(self._file) as aside:
             aside.write_text("".join(map(log_line, state.log_history)), encoding="utf-8")
         print(f"log: {self._file}", flush=True)
         self._first_step = state.global_step

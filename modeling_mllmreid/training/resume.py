@@ -1,7 +1,8 @@
-"""Which run a checkpoint is of, and whether the same command goes on from it."""
+"""Which run a checkpoint belongs to, and whether the same command continues it."""
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -14,15 +15,44 @@ from datasets import Dataset
 from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..errors import UserError
-from ..formats import ResumedStateFile, RunFactsFile, read_json
+from ..data.images import EmbeddedImage, ImageSource
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.adapters import adapter_settings
-from ..model.checkpoints import probe
-from ..text import instruction_texts
+from ..model.checkpoints import weights_fingerprint
+from ..text.instructions import instruction_texts
+from ..utils.errors import UserError
+from ..utils.formats import ResumedStateFile, RunFingerprintFile
+from ..utils.json_files import read_json
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainDataset
-from .stock_settings import said_of
+from .stock_settings import setting_errors
+
+
+def identities_digest(samples: TrainDataset) -> str:
+    """A digest of the training people in the order of their labels; it holds no name that could be read back.
+
+    Of each person: the data set, the name or number, and the bytes of one image, the first by file name. Names alone
+    are not enough, as people are numbered from 1 in many data sets. The order of the rows does not matter.
+    """
+    first: dict[int, int] = {}
+    for row, label in enumerate(samples.labels):
+        if label not in first or samples.file_names[row] < samples.file_names[first[label]]:
+            first[label] = row
+    digest = hashlib.sha256()
+    for label in sorted(first):
+        row = first[label]
+        for part in (samples.sources[row], samples.person_names[row]):
+            digest.update(part.encode(errors="surrogateescape") + b"\0")
+        digest.update(hashlib.sha256(_encoded(samples.images[row])).digest())
+    return digest.hexdigest()
+
+
+def _encoded(source: ImageSource) -> bytes:
+    if isinstance(source, EmbeddedImage):
+        return source.read()
+    with open(os.fspath(source), "rb") as file:
+        return file.read()
+
 
 RUN_FILE = "run_facts.json"
 ANOTHER = "give another checkpoint as resume_from_checkpoint, or false to start anew"
@@ -35,13 +65,21 @@ NEUTRAL = re.compile(
 )
 # Fields of the configuration that other facts stand for, or that only record where the model comes from.
 RECORDS = frozenset(
-    {"mllm_config", "image_prefix_ids", "trained_on", "overlap", "base_licence", "backbone_probe", "identities_digest"}
+    {
+        "mllm_config",
+        "image_prefix_ids",
+        "trained_on",
+        "overlap",
+        "base_licence",
+        "backbone_fingerprint",
+        "identities_digest",
+    }
 )
 # What an image processor does to the numbers of a crop that has its size.
 PIXELS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
 
-def run_facts(
+def run_fingerprint(
     args: ReIDTrainingArguments,
     batches: BatchArguments,
     model: MllmReIDModel,
@@ -100,7 +138,7 @@ def _start(mllm: Any) -> list[Any]:
             flat = parameter.detach().flatten()
             at = torch.linspace(0, flat.numel() - 1, 4, dtype=torch.float64).round().long()
             numbers += [f"{value:.6g}" for value in flat[at.to(flat.device)].float().tolist()]
-    return [*probe(mllm), _digest([_without_origin(mllm.config.to_dict()), numbers])]
+    return [*weights_fingerprint(mllm), _digest([_without_origin(mllm.config.to_dict()), numbers])]
 
 
 def _without_origin(config: Any) -> Any:
@@ -143,18 +181,18 @@ def refuse_absent_checkpoint(args: ReIDTrainingArguments) -> None:
         )
 
 
-def checkpoint_to_resume(args: ReIDTrainingArguments, facts: Mapping[str, Any]) -> Path | None:
+def checkpoint_to_resume(args: ReIDTrainingArguments, metadata: Mapping[str, Any]) -> Path | None:
     """`_chosen_checkpoint`, whose state is readable. Raises UserError as that does, and for a broken state."""
-    checkpoint = _chosen_checkpoint(args, facts)
+    checkpoint = _chosen_checkpoint(args, metadata)
     if checkpoint is not None:
         path = checkpoint / "trainer_state.json"
         read_json(path, ResumedStateFile, remedy=ANOTHER)
-        with said_of(str(path), ANOTHER):
+        with setting_errors(str(path), ANOTHER):
             TrainerState.load_from_json(str(path))
     return checkpoint
 
 
-def _chosen_checkpoint(args: ReIDTrainingArguments, facts: Mapping[str, Any]) -> Path | None:
+def _chosen_checkpoint(args: ReIDTrainingArguments, metadata: Mapping[str, Any]) -> Path | None:
     """The checkpoint that a training goes on from, or None for the start.
 
     Where nothing is said, the last one in `output_dir`, which must be of the same run: then the same command, given
@@ -165,7 +203,7 @@ def _chosen_checkpoint(args: ReIDTrainingArguments, facts: Mapping[str, Any]) ->
     folder, asked = Path(str(args.output_dir)), str(args.resume_from_checkpoint).lower()
     named = named_checkpoint(args)
     if named is not None:
-        _refuse_other_people(named, facts)
+        _refuse_other_people(named, metadata)
         return named
     last = last_checkpoint(folder)
     if asked == "false":
@@ -176,11 +214,11 @@ def _chosen_checkpoint(args: ReIDTrainingArguments, facts: Mapping[str, Any]) ->
     if asked == "true":
         if last is None:
             raise UserError(f"resume_from_checkpoint: no checkpoint in {folder}: leave it out to start anew")
-        _refuse_other_people(last, facts)
+        _refuse_other_people(last, metadata)
         return last
     if last is None:
         return None
-    difference = _difference(last, facts)
+    difference = _difference(last, metadata)
     if difference:
         raise UserError(
             f"{last}: is of a run with other settings ({difference}): give another output_dir, or "
@@ -189,22 +227,22 @@ def _chosen_checkpoint(args: ReIDTrainingArguments, facts: Mapping[str, Any]) ->
     return last
 
 
-def _refuse_other_people(checkpoint: Path, facts: Mapping[str, Any]) -> None:
+def _refuse_other_people(checkpoint: Path, metadata: Mapping[str, Any]) -> None:
     """Raises UserError where the rows of the checkpoint's ID classifier stand for other people than are trained on."""
-    then = facts_of(checkpoint).get("identities")
-    if then is not None and then != facts["identities"]:
+    then = read_fingerprint(checkpoint).get("identities")
+    if then is not None and then != metadata["identities"]:
         raise UserError(
             f"resume_from_checkpoint {checkpoint}: was trained on other people, and its ID classifier is theirs: give "
             "it as model instead, which makes a new classifier"
         )
 
 
-def _difference(checkpoint: Path, facts: Mapping[str, Any]) -> str:
+def _difference(checkpoint: Path, metadata: Mapping[str, Any]) -> str:
     """What the checkpoint's run was told or given otherwise, in words; empty where nothing is."""
-    then = facts_of(checkpoint)
+    then = read_fingerprint(checkpoint)
     if not then:
         return f"it has no {RUN_FILE}"
-    before, now = then["settings"], facts["settings"]
+    before, now = then["settings"], metadata["settings"]
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -217,13 +255,13 @@ def _difference(checkpoint: Path, facts: Mapping[str, Any]) -> str:
         "val": "other validation images",
         "identities": "other people to train on",
     }
-    return next((said for key, said in words.items() if then.get(key) != json.loads(json.dumps(facts[key]))), "")
+    return next((said for key, said in words.items() if then.get(key) != json.loads(json.dumps(metadata[key]))), "")
 
 
-def facts_of(checkpoint: Path) -> dict[str, Any]:
+def read_fingerprint(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint says of its run, by field; empty without the file. Raises UserError for a broken one."""
     path = checkpoint / RUN_FILE
-    return read_json(path, RunFactsFile, remedy=ANOTHER).model_dump() if path.is_file() else {}
+    return read_json(path, RunFingerprintFile, remedy=ANOTHER).model_dump() if path.is_file() else {}
 
 
 def _digest(value: Any) -> str:

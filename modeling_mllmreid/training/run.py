@@ -1,33 +1,106 @@
-"""One training run, from a loaded data set to the best checkpoint and its metrics."""
+"""One training run, from a loaded data set to the best checkpoint, its metrics and its record."""
 
+import importlib.metadata
 import logging
-from collections.abc import Callable
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from datasets import DatasetDict
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, TrainingArguments
 
-from ..data import check_images, image_sources, query_gallery_parts, split_validation
-from ..errors import UserError
-from ..evaluation.protocol import embed_parts, same_person
+from ..data.contract import image_sources
+from ..data.images import check_images
+from ..data.published import published_counts
+from ..data.splits import split_query_gallery, split_validation
+from ..evaluation.protocol import embed_query_gallery, same_person
+from ..evaluation.report import weights_digest, write_json
 from ..evaluation.threshold import Threshold, choose_threshold, save_thresholds
-from ..locks import only_writer
 from ..model import MllmReIDModel, MllmReIDProcessor
-from ..outputs import owner_only
-from ..processes import on_main
+from ..utils.errors import UserError
+from ..utils.outputs import only_writer, owner_only
+from ..utils.processes import on_main
+from .adapters import AdapterArguments
 from .arguments import BatchArguments, ReIDTrainingArguments
-from .batch_size import settle_batch_size
 from .batches import TrainCollator, TrainDataset
-from .freezing import freeze_unused_parameters
-from .identities import identities_digest
-from .resume import checkpoint_to_resume, run_facts
-from .sharding import sharding_of
+from .engines import sharding_of
+from .memory import find_batch_size
+from .parameters import freeze_unused_parameters
+from .resume import checkpoint_to_resume, identities_digest, run_fingerprint
 from .stock_settings import try_settings
-from .trainer import ReIDTrainer, RetrievalParts
+from .trainer import QueryGallery, ReIDTrainer
 
 logger = logging.getLogger(__name__)
+
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "datasets", "mllmreid")
+
+
+def write_record(
+    folder: str | os.PathLike[str],
+    dataset: DatasetDict,
+    *,
+    base_model: str,
+    adapters: AdapterArguments,
+    batches: BatchArguments,
+    texts: Iterable[Mapping[str, Any]],
+    seconds: float,
+    devices: str,
+) -> None:
+    """Writes `run.json` for the weights that lie in the folder.
+
+    base_model: what the training began with. texts: provenances of generated captions and continuations. seconds: of
+    the training alone. devices: what it was trained on, in words.
+    """
+    unique = {tuple(sorted((key, str(value)) for key, value in provenance.items())) for provenance in texts}
+    record = {
+        "weights": weights_digest(folder),
+        # A path from the root: a relative one reads like a name on the Hub.
+        "base_model": os.path.abspath(base_model) if os.path.isdir(base_model) else base_model,
+        "data": {
+            part: {"images": len(rows), "persons": len({*zip(rows["source"][:], rows["person_id"][:], strict=True)})}
+            for part, rows in dataset.items()
+        },
+        "published_counts": published_counts(dataset),
+        "sources": sorted({source for rows in dataset.values() for source in rows["source"][:]}),
+        "texts": [dict(provenance) for provenance in sorted(unique)],
+        "adapters": adapters.to_record(),
+        "batches": {name: value for name, value in asdict(batches).items() if name != "texts"},
+        "hardware": devices,
+        "environment": versions(),
+        "seconds": round(seconds, 1),
+    }
+    write_json(os.path.join(folder, "run.json"), record)
+
+
+def devices_of(args: TrainingArguments) -> str:
+    """What a training used, in words: of this machine's GPUs one in each process."""
+    return hardware(args.device, args.world_size)
+
+
+def hardware(device: torch.device, processes: int) -> str:
+    """What some processes used, each such a device, in words."""
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+        return f"{processes} x {torch.cuda.get_device_name(device)} ({memory:.0f} GiB)"
+    threads = f"{torch.get_num_threads()} threads" + (f" in each of {processes} processes" if processes > 1 else "")
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {threads}"
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of what the result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 @dataclass
@@ -35,7 +108,7 @@ class TrainedModel:
     """The trainer after training, its model being the best by val where there is one, and val's parts."""
 
     trainer: ReIDTrainer
-    val: RetrievalParts | None
+    val: QueryGallery | None
 
 
 def train_reid(
@@ -69,7 +142,7 @@ def train_reid(
         raise UserError("there is no val part: set val_identities, or eval_strategy to 'no'")
     if val is None and args.eval_on_start:
         raise UserError("eval_on_start: there is no val part: set val_identities, or leave it out")
-    parts = None if val is None else RetrievalParts(*query_gallery_parts(val))
+    parts = None if val is None else QueryGallery(*split_query_gallery(val))
     check_images([source for split in (train, val) if split is not None for source in image_sources(split)])
 
     config = model.config
@@ -97,7 +170,7 @@ def train_reid(
         print(f"{len(samples):,} training images of {samples.num_identities:,} people; {parameter_counts(model)}")
     batches = collator(processor, batch_args, language=language, reid_text=config.reid_text)
     if args.auto_find_batch_size:
-        settle_batch_size(args, model, samples, batches)
+        find_batch_size(args, model, samples, batches)
     logger.info("frozen, as no loss reaches them: %s", ", ".join(frozen) or "none")
     trainer = ReIDTrainer(
         model=model,
@@ -107,10 +180,12 @@ def train_reid(
         data_collator=batches,
         processing_class=processor,
     )
-    facts = trainer.run_facts = run_facts(args, batch_args, model, samples, val=val, sharding=sharding_of(trainer))
+    metadata = trainer.run_fingerprint = run_fingerprint(
+        args, batch_args, model, samples, val=val, sharding=sharding_of(trainer)
+    )
     alone = args.process_index == 0
     with only_writer(Path(str(args.output_dir)), what="training") if alone else nullcontext(), owner_only():
-        checkpoint = on_main(checkpoint_to_resume, args, facts)
+        checkpoint = on_main(checkpoint_to_resume, args, metadata)
         if checkpoint is not None and args.process_index == 0:
             print(f"goes on from {checkpoint}")
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -133,14 +208,14 @@ def _why_anew(config: PreTrainedConfig, people: int) -> str:
     return f"the checkpoint's {people:,} people are others than these"
 
 
-def thresholds_on_val(trainer: ReIDTrainer, parts: RetrievalParts) -> dict[str, Threshold]:
+def thresholds_on_val(trainer: ReIDTrainer, parts: QueryGallery) -> dict[str, Threshold]:
     """For each feature the distance beyond which a search finds nobody, chosen on val; none where val is too small.
 
     Processes share the images; every one gets the thresholds.
     """
     options = {"batch_size": trainer.args.per_device_eval_batch_size, "progress": False}
     model, processor = trainer.model, trainer.processing_class
-    query, gallery = embed_parts(model, processor, *parts, **options)
+    query, gallery = embed_query_gallery(model, processor, *parts, **options)
     rule = same_person(*parts)
 
     def choose() -> dict[str, Threshold]:

@@ -18,8 +18,8 @@ from transformers.integrations import (
 )
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from ..errors import UserError
-from ..ranges import MOST_PROCESSES
+from ..utils.errors import UserError
+from ..utils.ranges import MOST_PROCESSES
 
 Arguments = TypeVar("Arguments", bound=type[TrainingArguments])
 
@@ -186,11 +186,11 @@ def try_settings(args: TrainingArguments) -> None:
     name = str(getattr(args.optim, "value", args.optim))
     if any(part in name for part in REFUSED_OPTIMIZERS):
         raise UserError(f"optim {name}: it groups or steps parameters by itself, unlike learning_rates: give another")
-    with said_of(f"optim {name} (optim_args {args.optim_args or 'none'})"):
+    with setting_errors(f"optim {name} (optim_args {args.optim_args or 'none'})"):
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)
         optimizer = kind([{"params": [torch.nn.Parameter(torch.zeros(1))]}], **settings)
     schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-    with said_of(f"lr_scheduler_type {schedule} (lr_scheduler_kwargs {args.lr_scheduler_kwargs or 'none'})"):
+    with setting_errors(f"lr_scheduler_type {schedule} (lr_scheduler_kwargs {args.lr_scheduler_kwargs or 'none'})"):
         get_scheduler(
             schedule,
             optimizer=optimizer,
@@ -201,13 +201,13 @@ def try_settings(args: TrainingArguments) -> None:
     for name in args.report_to or ():
         if name in LOGGERS and not LOGGERS[name][0]():
             raise UserError(f"report_to {name}: {name} is not installed: {LOGGERS[name][1]}, or set report_to none")
-        with said_of(f"report_to {name}"):
+        with setting_errors(f"report_to {name}"):
             for callback in get_reporting_integration_callbacks([name]):
                 callback()
 
 
 @contextmanager
-def said_of(setting: str, remedy: str = "correct it") -> Iterator[None]:
+def setting_errors(setting: str, remedy: str = "correct it") -> Iterator[None]:
     """Within the block what a library refuses of a setting, or of a file, becomes a UserError that begins with it.
 
     Nothing but what the user gave and the library is at work within such a block. Memory that runs out is let through.

@@ -1,10 +1,13 @@
 """ReIDTrainer: the Trainer with exact loss scaling, P x K batches, loss parts by name and retrieval evaluation."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -12,27 +15,72 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..data import PKSampler
+from ..data.sampler import PKSampler
 from ..evaluation.protocol import evaluate_model
 from ..evaluation.report import write_json
-from ..formats import LogWindowFile, read_json
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.losses import mix_losses
+from ..utils.formats import LogWindowFile
+from ..utils.json_files import read_json
 from .arguments import ReIDTrainingArguments
 from .batches import TrainDataset, label_counts
-from .cached_step import average_gradients, cached_backward
-from .checkpoints import CheckpointingTrainer
+from .checkpointing import CheckpointingTrainer, PublishingTrainer
 from .diagnostics import Diagnostics
-from .guards import Preempted, StepGuard, said_plainly
-from .loss_parts import LossParts
-from .optimizer import parameter_groups
+from .engines import prepare_sharding
+from .grad_cache import average_gradients, cached_backward
+from .guards import Preempted, StepGuard, explain_error
+from .parameters import parameter_groups
 from .progress import TrainingProgress
-from .publishing import PublishingTrainer
 from .resume import ANOTHER
-from .sharding import prepare_sharding
 
 
-class RetrievalParts(NamedTuple):
+class LossParts:
+    """Means of the loss parts by name between two logs; the micro-batches of a skipped step do not count.
+
+    Each mean is over the micro-batches that have the part: one without captions says nothing of the captions' losses.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._sums: dict[str, Tensor] = {}
+        self._counts: Counter[str] = Counter()
+        self._of_step: list[dict[str, Tensor]] = []
+
+    def add(self, parts: dict[str, Tensor]) -> None:
+        """The parts of one micro-batch, detached scalars."""
+        self._of_step.append(parts)
+
+    def end_step(self, *, counted: bool) -> None:
+        """The optimiser step is over: its micro-batches count, or are forgotten."""
+        for parts in self._of_step if counted else ():
+            self._counts.update(parts.keys())
+            for name, value in parts.items():
+                self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._of_step = []
+
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means over micro-batches and processes since the last call, and starts anew."""
+        names = sorted(set(gather_object(list(self._sums))))
+        if not names:
+            return {}
+        zero = torch.zeros((), device=self.device)
+        sums = torch.stack([self._sums.get(name, zero) for name in names])
+        counts = torch.tensor([float(self._counts[name]) for name in names], device=self.device)
+        sums, counts = accelerator.reduce((sums, counts), reduction="sum")
+        self._sums, self._counts = {}, Counter()
+        return {name: round(value, 4) for name, value in zip(names, (sums / counts).tolist(), strict=True)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """This process's sums, for JSON, to the last digit."""
+        return {"sums": {name: float(value) for name, value in self._sums.items()}, "counts": dict(self._counts)}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Goes on from `to_dict`."""
+        self._sums = {name: torch.tensor(value, device=self.device) for name, value in saved["sums"].items()}
+        self._counts = Counter(saved["counts"])
+
+
+class QueryGallery(NamedTuple):
     """What a model is evaluated on: query and gallery splits of the data contract."""
 
     query: Dataset
@@ -40,7 +88,7 @@ class RetrievalParts(NamedTuple):
 
 
 class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
-    """Trains [`MllmReIDModel`] on [`TrainDataset`]; evaluates retrieval on [`RetrievalParts`].
+    """Trains [`MllmReIDModel`] on [`TrainDataset`]; evaluates retrieval on [`QueryGallery`].
 
     Metrics are `eval_mAP`, `eval_rank1`, ... of the model's test feature, and `eval_<feature>_mAP`, ... of each.
     """
@@ -76,7 +124,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         except Exception as error:
             config = self.model.config
             images = f"{config.height} x {config.width}, {config.num_image_tokens} image tokens"
-            plain = said_plainly(error, self.args, images)
+            plain = explain_error(error, self.args, images)
             if plain is None:
                 raise
             raise plain from error
@@ -144,7 +192,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
             loss = self._cached_step(inputs)
         else:
             loss = super().training_step(model, inputs, num_items_in_batch)
-        return self._guard.see_loss(loss)
+        return self._guard.check_loss(loss)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -210,7 +258,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        self._guard.see_grad_norm(norm)
+        self._guard.check_grad_norm(norm)
         return norm
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -255,7 +303,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Retrieval metrics of the query against the gallery, 0 to 1. eval_dataset: [`RetrievalParts`].
+        """Retrieval metrics of the query against the gallery, 0 to 1. eval_dataset: [`QueryGallery`].
 
         Processes share the images and get the same numbers: what is saved and stopped by them must not differ.
         """

@@ -9,16 +9,17 @@ import pytest
 from PIL import Image
 
 from modeling_mllmreid.commands import continuations, data, embed, evaluate, prepare, search
-from modeling_mllmreid.commands.arguments import ModelArguments
-from modeling_mllmreid.commands.embed import probe
-from modeling_mllmreid.commands.loading import load_model
-from modeling_mllmreid.data import image_sources, load_reid_dataset
-from modeling_mllmreid.data.texts import read_records
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.evaluation import evaluate_retrieval
+from modeling_mllmreid.data.captions import read_records
+from modeling_mllmreid.data.contract import image_sources
+from modeling_mllmreid.data.load import load_reid_dataset
+from modeling_mllmreid.evaluation.embedding import model_fingerprint
+from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
 from modeling_mllmreid.evaluation.threshold import Threshold, save_thresholds
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.retrieval import load_embeddings, save_embeddings
+from modeling_mllmreid.options.arguments import ModelArguments
+from modeling_mllmreid.retrieval.embeddings import load_embeddings, save_embeddings
+from modeling_mllmreid.training.loading import load_model
+from modeling_mllmreid.utils.errors import UserError
 
 MARKET = ["--dataset", "market1501", "--data_dir"]
 
@@ -304,8 +305,8 @@ def test_search_writes_over_nothing_of_anybody_elses(disk, embedded):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"probe": None}, "metadata: field probe"),
-        ({"probe": [0.5] * 3}, "probe has 3 numbers, the embeddings 32"),
+        ({"fingerprint": None}, "metadata: field fingerprint"),
+        ({"fingerprint": [0.5] * 3}, "fingerprint has 3 numbers, the embeddings 32"),
         ({"dtype": "float8"}, "metadata: field dtype"),
         ({"revision": 7}, "metadata: field revision"),
         ({"fields": {"height": "x"}}, "metadata: height"),
@@ -313,7 +314,7 @@ def test_search_writes_over_nothing_of_anybody_elses(disk, embedded):
         ({"flip_test": "yes"}, "metadata: field flip_test"),
         ({"height": 10**9}, "metadata: field height"),
         ({"model": "/absent/model"}, "model /absent/model: is no longer there: say where it is with --model"),
-        ({"probe": [float("nan")] * 32}, "metadata: field probe"),
+        ({"fingerprint": [float("nan")] * 32}, "metadata: field fingerprint"),
     ],
 )
 def test_search_refuses_embeddings_that_do_not_say_how_they_were_made(disk, indexed, tmp_path, changes, message):
@@ -343,19 +344,18 @@ def test_search_refuses_another_model(embedded):
     retrained.save_pretrained(embedded / "other")
     assert "other: not the one that made the embeddings" in refused("--model", str(embedded / "other"))
 
-    facts = embedded / "model" / "processor_config.json"
-    facts.write_text(facts.read_text().replace("bicubic", "nearest").replace('"resample": 3', '"resample": 0'))
+    settings = embedded / "model" / "processor_config.json"
+    settings.write_text(settings.read_text().replace("bicubic", "nearest").replace('"resample": 3', '"resample": 0'))
     assert "not the one that made the embeddings" in refused()
     assert "no-index: holds no embeddings" in refused("--embeddings", str(embedded / "no-index"))
     assert not (embedded / "sheet.png").exists()
 
 
-def test_probe_is_the_same_for_the_same_model_and_leaves_its_mode(disk):
+def test_the_fingerprint_is_the_same_for_the_same_model_and_leaves_its_mode(disk):
     model, processor = load_model(ModelArguments(str(disk.ours)))
     model.train()
-    assert (
-        np.array_equal(probe(model, processor), probe(*load_model(ModelArguments(str(disk.ours))))) and model.training
-    )
+    again = load_model(ModelArguments(str(disk.ours)))
+    assert np.array_equal(model_fingerprint(model, processor), model_fingerprint(*again)) and model.training
 
 
 def test_embed_refuses_a_folder_without_images(disk, tmp_path):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from modeling_mllmreid.commands import evaluate, export
-from modeling_mllmreid.commands.demo import main, run
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.evaluation.weights import weights_digest
+from modeling_mllmreid.commands import demo, evaluate, export
+from modeling_mllmreid.commands.demo import main
+from modeling_mllmreid.evaluation.report import weights_digest
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.tiny import teach_tiny
+from modeling_mllmreid.research.tiny_llava import pretrain_tiny
+from modeling_mllmreid.utils.errors import UserError
 
 SMALL = {
     "train_identities": 10,
@@ -23,8 +23,8 @@ SMALL = {
     "hidden_size": 32,
     "tower_layers": 1,
     "lm_layers": 1,
-    "lesson_people": 50,
-    "lesson_steps": 3,
+    "pretraining_people": 50,
+    "pretraining_steps": 3,
     "identities_per_batch": 3,
     "images_per_identity": 2,
     "val_identities": 3,
@@ -48,9 +48,9 @@ def test_the_demo_walks_the_whole_road(tmp_path, capsys, monkeypatch):
         changed = torch.cat([ids[:, :-1], ids[:, :1]], dim=1)
         states = [mllm.model.language_model(input_ids=rows).last_hidden_state[:, :-1] for rows in (ids, changed)]
         torch.testing.assert_close(*states, rtol=0, atol=1e-6)
-        return teach_tiny(mllm, *given, **options)
+        return pretrain_tiny(mllm, *given, **options)
 
-    monkeypatch.setattr(run, "teach_tiny", teach)
+    monkeypatch.setattr(demo, "teach_tiny", teach)
     threads = torch.get_num_threads()
     main(flags(tmp_path / "demo"))
     torch.set_num_threads(threads)
@@ -100,7 +100,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
         (["--patch_size", "5"], "demo: height x width is 64 x 32; both must be multiples of the tower's patch size 5"),
         (["--llm_layer", "50"], "demo: llm_layer is 50; of 1 layers"),
         (["--cameras", "1"], "cameras: 1: is out of range: give a number at least 2"),
-        (["--lesson_steps", "0"], "lesson_steps: 0: is out of range"),
+        (["--pretraining_steps", "0"], "pretraining_steps: 0: is out of range"),
         (["--hidden_size", "9"], "hidden_size 9: give a multiple of 8"),
         (["--output_dir", "/dev/null"], "output /dev/null: is a file, not a folder"),
     ],

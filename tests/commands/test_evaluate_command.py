@@ -9,10 +9,11 @@ from datasets import DatasetDict
 from PIL import Image
 
 from modeling_mllmreid.commands import evaluate
-from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.data.load import load_reid_dataset
+from modeling_mllmreid.evaluation.run import difference_lines
 from modeling_mllmreid.evaluation.statistics import PairedDifference
 from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -178,5 +179,5 @@ def test_results_never_replace_what_is_not_ours(disk, tmp_path, monkeypatch):
 
 def test_differences_in_points_with_their_interval_and_p():
     sure, unsure = PairedDifference(0.1, 0.05, 0.15, 0.95, 1e-9), PairedDifference(-0.021, -0.05, 0.01, 0.95, 0.0512)
-    lines = evaluate.difference_lines({"mAP": sure, "rank1": unsure}).splitlines()
+    lines = difference_lines({"mAP": sure, "rank1": unsure}).splitlines()
     assert lines == ["  mAP      +10.0 [+5.0, +15.0]  p < 0.0001", "  rank1     -2.1 [-5.0, +1.0]  p = 0.0512"]

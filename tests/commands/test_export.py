@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from modeling_mllmreid.commands import embed, evaluate, export, search
-from modeling_mllmreid.commands.arguments import ModelArguments
-from modeling_mllmreid.commands.loading import load_encoder, load_model
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation.threshold import Threshold, load_thresholds, save_thresholds
-from modeling_mllmreid.retrieval import load_embeddings
+from modeling_mllmreid.options.arguments import ModelArguments
+from modeling_mllmreid.retrieval.embeddings import load_embeddings
+from modeling_mllmreid.training.loading import load_encoder, load_model
+from modeling_mllmreid.utils.errors import UserError
 
 
 @pytest.fixture

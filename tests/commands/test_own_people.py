@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from modeling_mllmreid.commands import data, evaluate, prepare, train
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.retrieval import sheet
+from modeling_mllmreid.utils.errors import UserError
 
 TRAIN = ["--max_steps", "1", "--identities_per_batch", "2", "--images_per_identity", "2", "--loss_lambda", "1"]
 TRAIN += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false", "--report_to", "none"]

@@ -13,7 +13,7 @@ import pytest
 import transformers
 from PIL import Image
 
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.utils.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "run_reid.py"
 

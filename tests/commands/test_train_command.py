@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from modeling_mllmreid.commands import continuations, evaluate, train
-from modeling_mllmreid.commands.arguments import ModelArguments
-from modeling_mllmreid.commands.loading import load_model
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.options.arguments import ModelArguments
+from modeling_mllmreid.training.loading import load_model
+from modeling_mllmreid.utils.errors import UserError
 
 
 def test_train_saves_a_checkpoint_that_scores_what_was_reported(disk, tmp_path, capsys):

@@ -6,8 +6,8 @@ import pytest
 from transformers.quantizers import auto
 
 from modeling_mllmreid.commands import train
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.model.quantization import quantized_class
+from modeling_mllmreid.model.adapters import quantized_class
+from modeling_mllmreid.utils.errors import UserError
 
 QUIET = "--max_steps 1 --eval_strategy no --save_strategy no --loss_lambda 1 --use_cpu true --disable_tqdm true"
 SIZES = "--identities_per_batch 2 --images_per_identity 2"

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageOps
 
 from modeling_mllmreid.data.augmentation import PersonAugmentation, rng_for
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.utils.errors import UserError
 
 
 def noise(width, height):

@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 from trees import SMALL, set_images, write_tree
 
-from modeling_mllmreid.data import image_sources, images, load_reid_dataset
+from modeling_mllmreid.data import images
+from modeling_mllmreid.data.contract import image_sources
 from modeling_mllmreid.data.images import check_images
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.data.load import load_reid_dataset
+from modeling_mllmreid.utils.errors import UserError
 
 # The text sets: their captions file, and its field of an image's path.
 CAPTION_SETS = {

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, features
 
 from modeling_mllmreid.data.images import check_images, list_image_tree, list_images, open_image, safe_join
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.utils.errors import UserError
 
 
 def write_jpeg(path, size=(16, 32), **options):

@@ -6,9 +6,8 @@ from datasets import DatasetDict
 from PIL import Image
 
 from modeling_mllmreid.commands.data import format_group
-from modeling_mllmreid.data.columns import Row, make_split
-from modeling_mllmreid.data.contact_sheet import contact_sheet
-from modeling_mllmreid.data.inspection import describe, examine_images, shared_persons
+from modeling_mllmreid.data.contract import Row, make_split
+from modeling_mllmreid.data.inspection import contact_sheet, describe, examine_images, shared_persons
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ import pytest
 from datasets import DatasetDict, load_from_disk
 from PIL import Image
 
-from modeling_mllmreid.data import check_images, image_sources, load_reid_dataset, open_image
-from modeling_mllmreid.data.columns import FEATURES
-from modeling_mllmreid.data.texts import TextRecord, append_records
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.data.captions import TextRecord, append_records
+from modeling_mllmreid.data.contract import FEATURES, image_sources
+from modeling_mllmreid.data.images import check_images, open_image
+from modeling_mllmreid.data.load import load_reid_dataset
+from modeling_mllmreid.utils.errors import UserError
 
 TRAIN = "bounding_box_train/0001_c1s1_000001_01.jpg"
 CAPTION = "a woman in a red coat"

@@ -8,12 +8,11 @@ from contextlib import contextmanager
 import pytest
 from PIL import Image
 
-from modeling_mllmreid.data import load_reid_dataset, made_splits
-from modeling_mllmreid.data.columns import Row, make_split
-from modeling_mllmreid.data.made_splits import make_splits
-from modeling_mllmreid.data.problems import Problems
-from modeling_mllmreid.data.splits import query_gallery_parts
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.data import splits
+from modeling_mllmreid.data.contract import Problems, Row, make_split
+from modeling_mllmreid.data.load import load_reid_dataset
+from modeling_mllmreid.data.splits import make_splits, split_query_gallery
+from modeling_mllmreid.utils.errors import UserError
 
 PEOPLE = ["anna", "ben", "cleo", "dan", "eve", "fay", "gus", "hal", "ida", "jan"]
 
@@ -62,13 +61,13 @@ def test_what_was_added_later_is_said(root, caplog):
 
 
 def test_two_runs_that_draw_at_once_do_not_both_go_on(root, monkeypatch):
-    draw = made_splits.query_gallery_parts
+    draw = splits.split_query_gallery
 
     def slowly(*arguments, **options):
         time.sleep(0.5)
         return draw(*arguments, **options)
 
-    monkeypatch.setattr(made_splits, "query_gallery_parts", slowly)
+    monkeypatch.setattr(splits, "query_gallery_parts", slowly)
 
     def attempt(seed):
         try:
@@ -200,7 +199,7 @@ def test_the_seed_draws_the_people_and_the_queries(tmp_path):
         tested = {int(name[0]) for name in part["gallery"]}
         whole = images()
         whole = whole.select([row for row, person in enumerate(whole["person_id"]) if person in tested])
-        assert sorted(query_gallery_parts(whole, seed=seed)[0]["file_name"]) == part["query"]
+        assert sorted(split_query_gallery(whole, seed=seed)[0]["file_name"]) == part["query"]
 
 
 def test_the_share_is_of_the_people(tmp_path):
@@ -236,7 +235,7 @@ def test_what_another_run_drew_meanwhile_is_taken(tmp_path, monkeypatch):
         where.write_text(json.dumps({"test_share": 0.5, "split_seed": 9, **written}))
         yield
 
-    monkeypatch.setattr(made_splits, "_only_drawer", overtaken)
+    monkeypatch.setattr(splits, "_only_drawer", overtaken)
     problems = Problems(on_error="skip")
     parts = drawn(images(), path, problems=problems)
     assert parts == {"train": ["0/0.jpg", "1/0.jpg"], "query": ["2/0.jpg"], "gallery": ["2/1.jpg"]}

@@ -12,11 +12,12 @@ import pytest
 from datasets import DatasetDict, config, load_dataset
 from PIL import Image
 
-from modeling_mllmreid.data import image_sources, load_reid_dataset, open_image
 from modeling_mllmreid.data import prepare as module
-from modeling_mllmreid.data.columns import FEATURES, Row, make_split
+from modeling_mllmreid.data.contract import FEATURES, Row, image_sources, make_split
+from modeling_mllmreid.data.images import open_image
+from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.data.prepare import read_prepared, write_prepared
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.utils.errors import UserError
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def dataset(tmp_path, monkeypatch):
 @pytest.mark.parametrize("embed", [True, False])
 def test_there_and_back(dataset, tmp_path, embed, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    write_prepared(tmp_path / "out", dataset, name="t", embed=embed, facts={"data set": "t", "captions": None})
+    write_prepared(tmp_path / "out", dataset, name="t", embed=embed, metadata={"data set": "t", "captions": None})
     assert sorted(path.name for path in (tmp_path / "out/data").glob("train*")) == [
         "train-00000-of-00002.parquet",
         "train-00001-of-00002.parquet",
@@ -67,11 +68,11 @@ def test_there_and_back(dataset, tmp_path, embed, monkeypatch):
 def test_a_folder_in_use_is_left_alone(dataset, tmp_path):
     (tmp_path / "out/data").mkdir(parents=True)
     with pytest.raises(UserError, match="out: exists and is not empty: remove it or give another"):
-        write_prepared(tmp_path / "out", dataset, name="t", facts={})
+        write_prepared(tmp_path / "out", dataset, name="t", metadata={})
     (tmp_path / "images/3.png").unlink()
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(UserError, match="3.png: cannot be read .*: restore the image or leave it out"):
-        write_prepared(tmp_path / "new", dataset, name="t", facts={})
+        write_prepared(tmp_path / "new", dataset, name="t", metadata={})
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
@@ -89,7 +90,7 @@ def one_person(tmp_path, number):
 def test_folders_of_one_name_and_a_folder_made_anew_are_not_mixed_up(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number, place in enumerate(("x/people", "y/people")):
-        write_prepared(tmp_path / place, one_person(tmp_path, number), name="t", facts={})
+        write_prepared(tmp_path / place, one_person(tmp_path, number), name="t", metadata={})
     for columns in (None, {}):
         for number, place in enumerate(("x/people", "y/people")):
             for name in (place, tmp_path / place):
@@ -100,12 +101,12 @@ def test_folders_of_one_name_and_a_folder_made_anew_are_not_mixed_up(tmp_path, m
         path.unlink()
     (tmp_path / "x/people/README.md").unlink()
     (tmp_path / "x/people/data").rmdir()
-    write_prepared(tmp_path / "x/people", one_person(tmp_path, 7), name="t", facts={})
+    write_prepared(tmp_path / "x/people", one_person(tmp_path, 7), name="t", metadata={})
     assert load_reid_dataset("x/people")["train"]["person_id"][:] == [7]
 
 
 def test_reading_leaves_nothing_in_a_cache(tmp_path, monkeypatch):
-    write_prepared(tmp_path / "out", one_person(tmp_path, 1), name="t", facts={})
+    write_prepared(tmp_path / "out", one_person(tmp_path, 1), name="t", metadata={})
     for person in ("anna", "ben"):
         (tmp_path / "pictures/train" / person).mkdir(parents=True)
         Image.new("RGB", (2, 2)).save(tmp_path / f"pictures/train/{person}/1.png")
@@ -115,7 +116,7 @@ def test_reading_leaves_nothing_in_a_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     for path, columns in (("out", None), ("out", {}), ("pictures", {"person_id": "label"})):
         part = load_reid_dataset(tmp_path / path, columns=columns)["train"]
-        write_prepared(tmp_path / f"again {path} {columns is None}", DatasetDict(train=part), name="t", facts={})
+        write_prepared(tmp_path / f"again {path} {columns is None}", DatasetDict(train=part), name="t", metadata={})
         assert open_image(image_sources(part.select([0]))[0]).size == (2, 2)
     assert not list((tmp_path / "cache").rglob("*")) and not list((tmp_path / "temporary").rglob("*.*"))
 
@@ -132,7 +133,7 @@ def test_images_in_archives_are_refused(tmp_path):
 
 
 def test_a_folder_that_is_not_whole_is_refused_by_name(dataset, tmp_path):
-    write_prepared(tmp_path / "out", dataset, name="t", facts={})
+    write_prepared(tmp_path / "out", dataset, name="t", metadata={})
     data = tmp_path / "out/data"
     first, second = (data / f"train-0000{number}-of-00002.parquet" for number in (0, 1))
     content = second.read_bytes()
@@ -179,7 +180,7 @@ def test_two_writers_do_not_mix_and_nothing_of_a_killed_one_is_taken(tmp_path, m
         return DatasetDict(train=make_split(rows, root=tmp_path, source="t"))
 
     # As a run that was killed leaves it, under the name that older versions used.
-    write_prepared(tmp_path / ".out.part", rows_of(9, 4), name="t", facts={})
+    write_prepared(tmp_path / ".out.part", rows_of(9, 4), name="t", metadata={})
     both, ends = threading.Barrier(2), []
     write = module._write_shard
 
@@ -192,7 +193,7 @@ def test_two_writers_do_not_mix_and_nothing_of_a_killed_one_is_taken(tmp_path, m
 
     def run(person, count):
         try:
-            write_prepared(tmp_path / "out", rows_of(person, count), name="t", facts={})
+            write_prepared(tmp_path / "out", rows_of(person, count), name="t", metadata={})
             ends.append("written")
         except UserError as error:
             ends.append(str(error))
@@ -212,13 +213,13 @@ def test_two_writers_do_not_mix_and_nothing_of_a_killed_one_is_taken(tmp_path, m
 def test_the_output_lies_in_no_input(dataset, tmp_path):
     for inside in ("images/prepared", "images/anna/prepared", "images"):
         with pytest.raises(UserError, match="which is read: give another path|exists and is not empty"):
-            write_prepared(tmp_path / inside, dataset, name="t", facts={}, inputs=[tmp_path / "images"])
+            write_prepared(tmp_path / inside, dataset, name="t", metadata={}, inputs=[tmp_path / "images"])
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [f"{number}.png" for number in range(5)]
 
 
 def test_foreign_text_in_the_card_stays_text(dataset, tmp_path):
-    facts = {"data set": "a\n---\n# Free\nlicense: mit", "captions": "<script>[x](http://y)", "x\n## y": 1}
-    write_prepared(tmp_path / "out", dataset, name="x\nlicense: mit\n---\n# Title", facts=facts)
+    metadata = {"data set": "a\n---\n# Free\nlicense: mit", "captions": "<script>[x](http://y)", "x\n## y": 1}
+    write_prepared(tmp_path / "out", dataset, name="x\nlicense: mit\n---\n# Title", metadata=metadata)
     lines = (tmp_path / "out/README.md").read_text().splitlines()
     head = lines[: lines.index("---", 1)]
     assert not any(line.startswith("license") for line in lines) and "tags: [person-re-identification]" in head
@@ -233,7 +234,7 @@ def test_reading_holds_the_images_once(tmp_path):
         noise.rotate(9 * number).save(tmp_path / f"{number}.png")
         names.append(Row(f"{number}.png", number, 1))
     dataset = DatasetDict(train=make_split(names, root=tmp_path, source="t"))
-    write_prepared(tmp_path / "out", dataset, name="t", facts={})
+    write_prepared(tmp_path / "out", dataset, name="t", metadata={})
     size = sum(Path(source).stat().st_size for source in image_sources(dataset["train"]))
     gc.collect()
     before = pa.total_allocated_bytes()

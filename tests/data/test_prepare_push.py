@@ -33,8 +33,10 @@ def walk(folder: Path) -> dict:
 
         from modeling_mllmreid.commands import prepare
         from modeling_mllmreid.commands.prepare import main
-        from modeling_mllmreid.data import image_sources, load_reid_dataset, open_image
-        from modeling_mllmreid.errors import UserError
+        from modeling_mllmreid.data.contract import image_sources
+        from modeling_mllmreid.data.images import open_image
+        from modeling_mllmreid.data.load import load_reid_dataset
+        from modeling_mllmreid.utils.errors import UserError
 
         root = write_tree(folder, "market1501", SMALL["market1501"])
         source = ["--dataset", "market1501", "--data_dir", str(root), "--push_to", "tester/people"]

@@ -5,10 +5,10 @@ import json
 import pytest
 from trees import SMALL, write_tree
 
-from modeling_mllmreid.data import load_reid_dataset
+from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.data.published import PUBLISHED, has_published_counts, published_counts
-from modeling_mllmreid.data.synthetic import write_pedestrians
-from modeling_mllmreid.data.synthetic.marker import rendered_source
+from modeling_mllmreid.synthetic.worlds import rendered_source
+from modeling_mllmreid.synthetic.write import write_pedestrians
 
 
 def test_counts_of_each_published_set_and_of_one_image_less():

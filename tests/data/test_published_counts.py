@@ -9,8 +9,8 @@ import re
 import pytest
 from trees import PUBLISHED, SMALL, set_images, write_tree
 
-from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.data.load import load_reid_dataset
+from modeling_mllmreid.utils.errors import UserError
 
 # Tens of thousands of files each.
 SLOW = ("dukemtmc", "occluded_duke", "cuhk03", "cuhk_pedes", "icfg_pedes", "rstpreid", "cuhk_sysu", "msmt17")

@@ -8,7 +8,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from modeling_mllmreid.data.sampler import PKSampler
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.utils.errors import UserError
 
 PERSONS = [person for person in range(11) for _ in range(3 + person % 5)]
 CAMERAS = [i % 4 for i in range(len(PERSONS))]

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from modeling_mllmreid.data.columns import Row, make_split
-from modeling_mllmreid.data.splits import label_mapping, query_gallery_parts, split_validation
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.data.contract import Row, make_split
+from modeling_mllmreid.data.splits import label_mapping, split_query_gallery, split_validation
+from modeling_mllmreid.utils.errors import UserError
 
 
 def split_of(pairs, order=None):
@@ -61,17 +61,17 @@ def test_one_query_per_person_and_camera_and_every_query_has_a_match():
     for seed in range(20):
         rng = random.Random(seed)
         pairs = [(rng.randrange(6), rng.choice([1, 2, 3, -1])) for _ in range(30)]
-        query, gallery = query_gallery_parts(split_of(pairs), seed=seed)
+        query, gallery = split_query_gallery(split_of(pairs), seed=seed)
         asked = list(zip(query["person_id"], query["camera_id"], strict=True))
         assert len(asked) == len(set(asked)) and all(matches(query, gallery))
         assert names(query) + names(gallery) and sorted(names(query) + names(gallery)) == names(split_of(pairs))
-        again = query_gallery_parts(split_of(pairs, order=seed), seed=seed)
+        again = split_query_gallery(split_of(pairs, order=seed), seed=seed)
         assert (names(again[0]), names(again[1])) == (names(query), names(gallery))
 
 
 def test_which_images_can_ask():
     def asked(*cameras):
-        return sorted(query_gallery_parts(split_of([(1, camera) for camera in cameras]))[0]["camera_id"])
+        return sorted(split_query_gallery(split_of([(1, camera) for camera in cameras]))[0]["camera_id"])
 
     assert asked(1, 1, 2, 2, 3, 3) == [1, 2, 3]
     assert asked(1, 1, 2) == [1]  # with camera 2 asking too, camera 1 would have lost its only match
@@ -80,10 +80,10 @@ def test_which_images_can_ask():
     assert asked(-1, -1, -1) == [-1]
     assert asked(1, -1) in ([-1], [1])
     alone = split_of([(1, 1), (1, 1), (2, 1), (2, 2)])
-    assert set(query_gallery_parts(alone)[0]["person_id"]) == {2}
+    assert set(split_query_gallery(alone)[0]["person_id"]) == {2}
     for useless in ([(1, 1), (1, 1), (2, 3)], [(1, -1), (2, -1)]):
         with pytest.raises(UserError, match="no person with images of two cameras: .* give camera_id -1"):
-            query_gallery_parts(split_of(useless))
+            split_query_gallery(split_of(useless))
 
 
 def test_labels_follow_sorted_ids():
@@ -97,7 +97,7 @@ def test_the_seed_draws_the_validation_people_and_the_queries():
         return split_validation(images, val_identities=2, seed=seed)[1]["file_name"][:]
 
     def asked(**seed):
-        return query_gallery_parts(images, **seed)[0]["file_name"][:]
+        return split_query_gallery(images, **seed)[0]["file_name"][:]
 
     assert drawn(1) == drawn(1) and len({tuple(drawn(seed)) for seed in range(6)}) > 3
     assert asked(seed=1) == asked(seed=1) and asked() == asked(seed=0)

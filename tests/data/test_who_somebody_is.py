@@ -6,8 +6,8 @@ import re
 import pytest
 from trees import SMALL, set_images, write_tree
 
-from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.data.load import load_reid_dataset
+from modeling_mllmreid.utils.errors import UserError
 
 NAMED = ("market1501", "dukemtmc", "personx", "randperson", "cuhk02", "cuhk_sysu", "viper", "prid", "grid")
 WITH_CAMERAS = ("market1501", "dukemtmc", "personx", "randperson", "grid")

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.evaluation import evaluate_retrieval
-from modeling_mllmreid.evaluation.breakdown import by_camera, data_set_matrix, subset, worst_queries
+from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
+from modeling_mllmreid.evaluation.report import by_camera, data_set_matrix, subset, worst_queries
+from modeling_mllmreid.utils.errors import UserError
 
 
 def problem():

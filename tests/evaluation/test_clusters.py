@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from modeling_mllmreid.evaluation.clusters import Error, combined, holds_share, people_error, share_interval
+from modeling_mllmreid.evaluation.statistics import Error, combined, holds_share, people_error, share_interval
 
 
 def test_with_equal_counts_it_is_the_t_test_over_people():

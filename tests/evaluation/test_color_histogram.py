@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_mllmreid.evaluation.color_histogram import color_histogram, color_histograms
+from modeling_mllmreid.evaluation.protocol import color_histogram, color_histograms
 
 
 def dressed(top, bottom, size=(48, 96)):

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from modeling_mllmreid.evaluation import evaluate_retrieval
-from modeling_mllmreid.evaluation.curves import cmc_curve, precision_recall_curve
+from modeling_mllmreid.evaluation.metrics import cmc_curve, evaluate_retrieval, precision_recall_curve
 
 
 @pytest.fixture

@@ -6,21 +6,21 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from modeling_mllmreid.data.columns import Row, make_split
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.data.contract import Row, make_split
 from modeling_mllmreid.evaluation import embedding
 from modeling_mllmreid.evaluation.embedding import embed_images
 from modeling_mllmreid.evaluation.protocol import (
     draw_queries,
-    embed_parts,
+    embed_query_gallery,
     evaluate_model,
-    evenly_spread,
-    histogram_row,
+    evenly_spaced,
+    histogram_metrics,
     same_person,
 )
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.retrieval import rank_gallery
-from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
+from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
+from modeling_mllmreid.retrieval.ranking import rank_gallery
+from modeling_mllmreid.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_same_image_under_another_camera_is_found_and_under_its_own_is_dropped(m
     own = evaluate_model(model, processor, split(root, [(0, 1, 1), (1, 2, 1)]), gallery, progress=False)
     assert own["llm"].num_valid == 1 and own["llm"].num_queries == 2
     query = split(root, [(0, 1, 2), (1, 2, 2)])
-    assert histogram_row(query, gallery, same_person(query, gallery)).cmc[1] == 1.0
+    assert histogram_metrics(query, gallery, same_person(query, gallery)).cmc[1] == 1.0
 
 
 def test_parts_that_cannot_be_evaluated_are_refused(model, processor, root):
@@ -118,7 +118,7 @@ def test_parts_that_cannot_be_evaluated_are_refused(model, processor, root):
     with pytest.raises(UserError, match="query image 0.png is in the gallery too, of unknown camera"):
         evaluate_model(model, processor, split(root, [(0, 1, -1)]), gallery)
     with pytest.raises(UserError, match="the gallery part has no image"):
-        histogram_row(gallery, gallery.select([]), same_person(gallery, gallery))
+        histogram_metrics(gallery, gallery.select([]), same_person(gallery, gallery))
     with pytest.raises(UserError, match="exclude: the query part has no column clothes_id"):
         same_person(gallery, gallery, ("camera_id", "clothes_id"))
 
@@ -126,11 +126,11 @@ def test_parts_that_cannot_be_evaluated_are_refused(model, processor, root):
 def test_examples_are_spread_over_the_queries(model, processor, root, tmp_path):
     query = split(root, [(number, number, 1) for number in range(5)])
     gallery = split(root, [(number, number, 2) for number in range(5)])
-    rows = [features["llm"] for features in embed_parts(model, processor, query, gallery, progress=False)]
+    rows = [features["llm"] for features in embed_query_gallery(model, processor, query, gallery, progress=False)]
     ranking = rank_gallery(*rows, 3)
-    draw_queries(tmp_path / "sheet.png", ranking, evenly_spread(len(query), 2), query, gallery)
+    draw_queries(tmp_path / "sheet.png", ranking, evenly_spaced(len(query), 2), query, gallery)
     few = Image.open(tmp_path / "sheet.png").height
-    draw_queries(tmp_path / "sheet.png", ranking, evenly_spread(len(query)), query, gallery)
+    draw_queries(tmp_path / "sheet.png", ranking, evenly_spaced(len(query)), query, gallery)
     assert Image.open(tmp_path / "sheet.png").height - few > 2 * 192
 
 

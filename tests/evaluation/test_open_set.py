@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.evaluation.open_set import open_set_distances, open_set_from_blocks, share_of, threshold_at
-from modeling_mllmreid.retrieval import SamePerson
+from modeling_mllmreid.evaluation.verification import open_set_distances, open_set_from_blocks, share_of, threshold_at
+from modeling_mllmreid.retrieval.matching import SamePerson
+from modeling_mllmreid.utils.errors import UserError
 
 
 def test_equals_searches_one_by_one():

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.evaluation import evaluate_retrieval, plots
+from modeling_mllmreid.evaluation import plots
+from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
 from modeling_mllmreid.evaluation.verification import verification_from_blocks
-from modeling_mllmreid.retrieval import Ranking, SamePerson, ranked_sheet
+from modeling_mllmreid.retrieval.matching import SamePerson
+from modeling_mllmreid.retrieval.ranking import Ranking
+from modeling_mllmreid.retrieval.sheet import ranked_sheet
+from modeling_mllmreid.utils.errors import UserError
 
 EYE = np.eye(4, dtype=np.float32)
 

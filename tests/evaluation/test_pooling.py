@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.evaluation.pooling import pool_tracks
+from modeling_mllmreid.evaluation.protocol import pool_tracks
+from modeling_mllmreid.utils.errors import UserError
 
 
 def test_means_of_tracks_in_the_order_of_their_first_image():

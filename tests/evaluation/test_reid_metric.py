@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from modeling_mllmreid import evaluate_retrieval
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation import REID_METRIC
+from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
+from modeling_mllmreid.utils.errors import UserError
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation.metrics import (
     average_precision,
     averages,
@@ -15,7 +14,8 @@ from modeling_mllmreid.evaluation.metrics import (
     metrics_from_blocks,
 )
 from modeling_mllmreid.retrieval.distances import distance_blocks
-from modeling_mllmreid.retrieval.same_person import SamePerson
+from modeling_mllmreid.retrieval.matching import SamePerson
+from modeling_mllmreid.utils.errors import UserError
 
 
 def naive(distances, qp, gp, qc, gc, ap):

@@ -17,19 +17,19 @@ import torch.multiprocessing as mp
 from native import write_native
 from PIL import Image
 
-from modeling_mllmreid import processes
 from modeling_mllmreid.commands import embed, evaluate
-from modeling_mllmreid.data.columns import Row, make_split
-from modeling_mllmreid.data.synthetic import write_pedestrians
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.data.contract import Row, make_split
 from modeling_mllmreid.evaluation import embedding, protocol
-from modeling_mllmreid.evaluation.parts import features_of_parts
+from modeling_mllmreid.evaluation.protocol import protocol_features
 from modeling_mllmreid.evaluation.text_queries import embed_captions
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
-from modeling_mllmreid.retrieval import load_embeddings
-from modeling_mllmreid.training import ReIDTrainer, ReIDTrainingArguments
+from modeling_mllmreid.retrieval.embeddings import load_embeddings
+from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
 from modeling_mllmreid.training.run import thresholds_on_val
-from modeling_mllmreid.training.trainer import RetrievalParts
+from modeling_mllmreid.training.trainer import QueryGallery, ReIDTrainer
+from modeling_mllmreid.utils import processes
+from modeling_mllmreid.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 IMAGES, CAPTIONS = 9, ["a red shirt", "a blue hat", "a woman", "a man with a bag", "shoes"]
@@ -87,8 +87,8 @@ def everything(root: Path, output: Path) -> dict:
     got["one image"] = embedding.embed_images(model, processor, paths[:1], **QUIET)
     got["captions"] = {"": embed_captions(model, processor, CAPTIONS, **QUIET)}
     dataset = parts(root)
-    tracks = features_of_parts(model, processor, dataset, pool_tracks=True, **QUIET)
-    got["tracks"], got["track rows"] = tracks.gallery, tracks.gallery_rows["file_name"][:]
+    tracks = protocol_features(model, processor, dataset, pool_tracks=True, **QUIET)
+    got["tracks"], got["track rows"] = tracks.gallery, tracks.gallery_split["file_name"][:]
     rows = protocol.evaluate_model(model, processor, *dataset.values(), **QUIET)
     got["metrics"] = {name: (row.to_dict(), row.average_precision.tolist()) for name, row in rows.items()}
     got["measured"] = len(measured)
@@ -100,12 +100,12 @@ def everything(root: Path, output: Path) -> dict:
 
     sizes = {"per_device_eval_batch_size": 2, "use_cpu": True, "identities_per_batch": 2, "images_per_identity": 2}
     args = ReIDTrainingArguments(str(output / "trainer"), **sizes)
-    val = RetrievalParts(**dataset)
+    val = QueryGallery(**dataset)
     trainer = ReIDTrainer(model=model, args=args, eval_dataset=val, processing_class=processor)
     got["evaluated"] = trainer.evaluate()
     # Of ten people, so that there are enough searches: each is alone in its part.
     ten = [make_split([Row(f"{n % 9}.png", n, c) for n in range(10)], root=root / "noise", source="t") for c in (1, 2)]
-    got["thresholds"] = thresholds_on_val(trainer, RetrievalParts(*ten))
+    got["thresholds"] = thresholds_on_val(trainer, QueryGallery(*ten))
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):

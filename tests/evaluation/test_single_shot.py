@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.evaluation.single_shot import single_shot_cmc
-from modeling_mllmreid.retrieval import SamePerson
+from modeling_mllmreid.evaluation.metrics import single_shot_cmc
+from modeling_mllmreid.retrieval.matching import SamePerson
+from modeling_mllmreid.utils.errors import UserError
 
 
 def problem():

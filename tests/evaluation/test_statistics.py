@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.evaluation.clusters import people_error, share_interval
 from modeling_mllmreid.evaluation.metrics import RetrievalMetrics, evaluate_retrieval
-from modeling_mllmreid.evaluation.statistics import compare, confidence_intervals
+from modeling_mllmreid.evaluation.statistics import compare, confidence_intervals, people_error, share_interval
+from modeling_mllmreid.utils.errors import UserError
 
 
 def metrics_of(precision):

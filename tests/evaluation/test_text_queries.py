@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_mllmreid.data.columns import Row, make_split
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.data.contract import Row, make_split
 from modeling_mllmreid.evaluation.text_queries import caption_queries, embed_captions, image_and_text, text_to_image
+from modeling_mllmreid.utils.errors import UserError
 
 
 def test_captions_in_batches_as_one_by_one(tiny_processor, make_model):

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation import threshold
-from modeling_mllmreid.evaluation.clusters import Error, people_error, share_interval
-from modeling_mllmreid.evaluation.open_set import open_set_from_blocks
+from modeling_mllmreid.evaluation.statistics import Error, people_error, share_interval
 from modeling_mllmreid.evaluation.threshold import _error, choose_threshold, load_thresholds, save_thresholds
-from modeling_mllmreid.retrieval import SamePerson, distance_blocks
+from modeling_mllmreid.evaluation.verification import open_set_from_blocks
+from modeling_mllmreid.retrieval.distances import distance_blocks
+from modeling_mllmreid.retrieval.matching import SamePerson
+from modeling_mllmreid.utils.errors import UserError
 
 
 def val(people, seed=0, queries=4):

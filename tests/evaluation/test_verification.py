@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation import verification as module
 from modeling_mllmreid.evaluation.verification import verification_from_blocks
-from modeling_mllmreid.retrieval import SamePerson
+from modeling_mllmreid.retrieval.matching import SamePerson
+from modeling_mllmreid.utils.errors import UserError
 
 
 def problem(seed, queries=30, gallery=120, persons=9, cameras=3, shift=0.1):

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Sequence
 from unittest import mock
 
-from modeling_mllmreid.commands import options
+from modeling_mllmreid.options import parser
 
 COMMANDS = [
     "train",
@@ -32,7 +32,7 @@ def groups_of(command: str) -> tuple[type, ...]:
         raise Captured(tuple(dataclasses))
 
     module = importlib.import_module(f"modeling_mllmreid.commands.{command}")
-    with mock.patch.object(options, "_Parser", capture):
+    with mock.patch.object(parser, "_Parser", capture):
         try:
             module.main(["--x"])
         except Captured as captured:

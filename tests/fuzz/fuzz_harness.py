@@ -29,7 +29,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.utils.errors import UserError
 
 MOST_SECONDS, MOST_BYTES, MOST_CHARACTERS = 30, 2 * 2**30, 1000
 TOO_LONG = f"takes more than {MOST_SECONDS} s"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from modeling_mllmreid.errors import raised_here
+from modeling_mllmreid.utils.errors import is_our_fault
 
 WEIGHTS = "model.safetensors"
 # What the weights' file may go through, and whether the model can still be the same.
@@ -154,7 +154,7 @@ def load_by_auto_class(value: Any, root: Path) -> None:
     try:
         model = AutoModel.from_pretrained(root / "model")
     except Exception as error:
-        if not raised_here(error):
+        if not is_our_fault(error):
             raise OSError("refused by transformers itself") from error
         raise
     if kind == "tensors":

@@ -12,9 +12,9 @@ from fuzz_harness import Area, make_tests
 from hostile import byte_changes, changed_bytes, json_values, texts
 from hypothesis import strategies as st
 
-from modeling_mllmreid.commands import options
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.ranges import Range
+from modeling_mllmreid.options import parser
+from modeling_mllmreid.utils.errors import UserError
+from modeling_mllmreid.utils.ranges import Range
 
 FIELDS = {
     command: [field for group in groups for field in dataclasses.fields(group) if field.init]
@@ -155,7 +155,7 @@ def required(command: str, given: set[str]) -> list[str]:
 
 def parse(command: str, argv: list[str]) -> tuple[Any, ...]:
     """The command's options, every field of its type and in its range."""
-    parsed = options.parse(GROUPS[command], argv, command)
+    parsed = parser.parse(GROUPS[command], argv, command)
     for group, instance in zip(GROUPS[command], parsed, strict=True):
         hints = get_type_hints(group, include_extras=True)
         for field in dataclasses.fields(group):

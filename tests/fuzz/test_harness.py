@@ -13,7 +13,7 @@ import pytest
 from fuzz_harness import NEW, Area, Outcomes, fuzz, no_network, watch
 from hypothesis import strategies as st
 
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.utils.errors import UserError
 
 
 def succeed(value: Any, root: Path) -> None:

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from modeling_mllmreid.commands import export, search
-from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.evaluation.breakdown import data_set_matrix
+from modeling_mllmreid.data.load import load_reid_dataset
+from modeling_mllmreid.evaluation.report import data_set_matrix
 from modeling_mllmreid.evaluation.threshold import load_thresholds
-from modeling_mllmreid.retrieval import load_embeddings
-from modeling_mllmreid.retrieval.index import FACTS_FILE, FEATURES_FILE, _digest
+from modeling_mllmreid.retrieval.embeddings import FEATURES_FILE, METADATA_FILE, _digest, load_embeddings
 
 # ---- reports next to a checkpoint ----------------------------------------------------------------------------------
 
@@ -74,9 +73,9 @@ indexes = st.fixed_dictionaries(
 
 def build_index(value: dict[str, Any], root: Path) -> None:
     folder = copied(disk().index, root / "index")
-    facts = (folder / FACTS_FILE).read_bytes()
+    content = (folder / METADATA_FILE).read_bytes()
     if value["json"] is not None:
-        write_changed(folder / FACTS_FILE, facts, value["json"])
+        write_changed(folder / METADATA_FILE, content, value["json"])
     features = load_file(folder / FEATURES_FILE)["features"]
     changed = {
         "same": features,
@@ -86,10 +85,10 @@ def build_index(value: dict[str, Any], root: Path) -> None:
         "double": features.astype(np.float64),
         "none": features[:0],
     }[value["features"]]
-    if value["digest"] == "new" and (folder / FACTS_FILE).is_file():
-        facts = (folder / FACTS_FILE).read_bytes()
+    if value["digest"] == "new" and (folder / METADATA_FILE).is_file():
+        content = (folder / METADATA_FILE).read_bytes()
         (folder / FEATURES_FILE).unlink()
-        metadata = {"facts_sha256": _digest(facts)}
+        metadata = {"facts_sha256": _digest(content)}
         save_file({"features": np.ascontiguousarray(changed)}, folder / FEATURES_FILE, metadata=metadata)
     first = sorted((disk().people / "query").iterdir())[0]
     replace(root / "query.jpg", first.read_bytes())

@@ -23,9 +23,9 @@ from hostile import (
 )
 from hypothesis import strategies as st
 
-from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.data.columns import SPLITS
+from modeling_mllmreid.data.contract import SPLITS
 from modeling_mllmreid.data.images import is_hidden
+from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.data.prepare import write_prepared
 from modeling_mllmreid.data.readers.own_data import read_table
 
@@ -221,7 +221,7 @@ def read_own_table(value: dict[str, Any], root: Path) -> None:
 def prepare_and_read(value: dict[str, Any], root: Path) -> None:
     """What prepare wrote is what was read, by names."""
     dataset = load_reid_dataset("table", data_dir=root / "in", splits_file=root / "out/splits.json", test_share=0.4)
-    write_prepared(root / "out/people", dataset, name="table", facts={})
+    write_prepared(root / "out/people", dataset, name="table", metadata={})
     again = load_reid_dataset(str(root / "out/people"))
     assert set(again) == set(dataset), "other parts"
     for name, part in dataset.items():

@@ -21,9 +21,9 @@ from hostile import (
 from hypothesis import strategies as st
 from trees import SMALL, write_tree
 
-from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.data.columns import FEATURES, image_sources
+from modeling_mllmreid.data.contract import FEATURES, image_sources
 from modeling_mllmreid.data.images import open_image
+from modeling_mllmreid.data.load import load_reid_dataset
 
 IMAGES = (".jpg", ".png", ".bmp", ".jpeg")
 SETS = sorted(SMALL)

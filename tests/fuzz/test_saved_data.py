@@ -16,9 +16,9 @@ from hostile import PIXEL, byte_changes, changed_bytes, changed_file, ids, json_
 from hypothesis import strategies as st
 from trees import SMALL, write_tree
 
-from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.data.columns import FEATURES, SPLITS, image_sources
+from modeling_mllmreid.data.contract import FEATURES, SPLITS, image_sources
 from modeling_mllmreid.data.images import open_image
+from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.data.prepare import write_prepared
 
 # ---- folders of save_to_disk and prepare ---------------------------------------------------------------------------
@@ -44,7 +44,7 @@ def original(kind: str) -> Path:
     if kind == "saved":
         dataset.save_to_disk(root / "people")
     else:
-        write_prepared(root / "people", dataset, name="market1501", facts={})
+        write_prepared(root / "people", dataset, name="market1501", metadata={})
     return root / "people"
 
 

@@ -8,8 +8,8 @@ from fuzz_models import disk
 from hostile import byte_changes, changed_bytes, changed_file, json_files
 from hypothesis import strategies as st
 
-from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.data.texts import CaptionRecord, TextRecord, append_records, read_records
+from modeling_mllmreid.data.captions import CaptionRecord, TextRecord, append_records, read_records
+from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.text.sidecar import Sidecar
 
 KINDS = {"captions": CaptionRecord, "texts": TextRecord}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from tiny_training import train_tiny, world_of
 
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.training import checkpoints, trainer
+from modeling_mllmreid.training import checkpointing, trainer
+from modeling_mllmreid.training.checkpointing import PublishingTrainer
 from modeling_mllmreid.training.guards import StepGuard
-from modeling_mllmreid.training.publishing import PublishingTrainer
 from modeling_mllmreid.training.trainer import ReIDTrainer
+from modeling_mllmreid.utils.errors import UserError
 
 # What is called for the nth time, and the last whole checkpoint then.
 MOMENTS = {
@@ -19,10 +19,10 @@ MOMENTS = {
     "in a step": (StepGuard, "see_loss", 10, 3),
     "in an evaluation": (trainer, "evaluate_model", 2, 3),
     "while a checkpoint is written": (ReIDTrainer, "_save_optimizer_and_scheduler", 2, 3),
-    "before it is renamed": (checkpoints, "_put", 2, 3),
-    "while older ones are removed": (checkpoints, "rotate_checkpoints", 2, 6),
+    "before it is renamed": (checkpointing, "_put", 2, 3),
+    "while older ones are removed": (checkpointing, "rotate_checkpoints", 2, 6),
     "while it is pushed": (PublishingTrainer, "_publish", 2, 6),
-    "while the model is written": (checkpoints, "_put", 6, 8),
+    "while the model is written": (checkpointing, "_put", 6, 8),
 }
 
 

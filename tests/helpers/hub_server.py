@@ -154,8 +154,8 @@ class HubServer:
     def info(self, request: "Request", repo: Repo, name: str, revision: str = "main") -> None:
         sha, files = at(repo, revision)
         siblings = [{"rfilename": path} for path in sorted(files)]
-        facts = {"id": name, "sha": sha, "private": repo.private, "tags": [], "downloads": 0, "likes": 0}
-        raise Answer(200, {**facts, "siblings": siblings, "disabled": False, "gated": False})
+        metadata = {"id": name, "sha": sha, "private": repo.private, "tags": [], "downloads": 0, "likes": 0}
+        raise Answer(200, {**metadata, "siblings": siblings, "disabled": False, "gated": False})
 
     def refs(self, request: "Request", repo: Repo) -> None:
         branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": repo.commits[-1][0]}

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from transformers import LlavaForConditionalGeneration
 
-from modeling_mllmreid.data.synthetic import sample_descriptions
 from modeling_mllmreid.model import MllmReIDProcessor
-from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
+from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
+from modeling_mllmreid.synthetic.captions import sample_descriptions
 
 
 def write_native(

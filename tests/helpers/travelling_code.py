@@ -18,8 +18,8 @@ def write(folder: Path) -> None:
     from PIL import Image
 
     from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel, MllmReIDVisionProcessor
-    from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
-    from modeling_mllmreid.training import AdapterArguments, prepare_training
+    from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
+    from modeling_mllmreid.training.adapters import AdapterArguments, prepare_training
 
     processor = build_processor([CAPTION], height=64, width=32, patch_size=16)
     llava = build_tiny_llava(processor, hidden_size=32, tower_layers=3, lm_layers=2, seed=0)

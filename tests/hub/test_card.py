@@ -11,11 +11,11 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_file
 
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.evaluation.weights import weights_digest
-from modeling_mllmreid.hub.card import SNIPPET, CardFacts, licence_notice, read_facts, render_card, write_card
-from modeling_mllmreid.hub.loss_curves import draw_loss_curves, loss_table
+from modeling_mllmreid.evaluation.report import weights_digest
+from modeling_mllmreid.hub.card import SNIPPET, CardData, licence_notice, read_card_data, render_card, write_card
+from modeling_mllmreid.hub.training_settings import draw_loss_curves, loss_table
 from modeling_mllmreid.model import MllmReIDVisionModel, MllmReIDVisionProcessor
+from modeling_mllmreid.utils.errors import UserError
 
 KEYS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 LOG = [
@@ -93,7 +93,7 @@ def training_args():
 
 
 @pytest.fixture
-def facts(make_model, metrics, run, training_args):
+def metadata(make_model, metrics, run, training_args):
     """Builds the facts of a form, with everything recorded unless given otherwise."""
 
     def make(form="full", config=(), **fields):
@@ -102,7 +102,7 @@ def facts(make_model, metrics, run, training_args):
             model = MllmReIDVisionModel.from_reid_model(model)
         values = {"metrics": metrics, "training_args": training_args, "log_history": [*LOG, SUMMARY], "run": run}
         values |= {"parameters": 241234, "weights_sha": "cafe" * 16, **fields}
-        return CardFacts(form, "owner/person", {**model.config.to_dict(), **dict(config)}, **values)
+        return CardData(form, "owner/person", {**model.config.to_dict(), **dict(config)}, **values)
 
     return make
 
@@ -111,8 +111,8 @@ def section(card: str, title: str) -> str:
     return card.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-def test_the_metadata_is_what_the_hub_reads(facts, metrics):
-    data = ModelCard(render_card(facts())).data
+def test_the_metadata_is_what_the_hub_reads(metadata, metrics):
+    data = ModelCard(render_card(metadata())).data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "image-feature-extraction")
     assert data.license == "llama2"
     assert data.tags == ["person-re-identification", "mllmreid"] and data.datasets == ["market1501"]
@@ -125,8 +125,8 @@ def test_the_metadata_is_what_the_hub_reads(facts, metrics):
     assert not found
 
 
-def test_every_number_of_the_results_table_was_measured(facts, metrics):
-    results = section(render_card(facts()), "Results")
+def test_every_number_of_the_results_table_was_measured(metadata, metrics):
+    results = section(render_card(metadata()), "Results")
     lines = [line for line in results.splitlines() if line.startswith("|")][2:]
     assert len(lines) == len(metrics["metrics"])
     for line, (name, measured) in zip(lines, metrics["metrics"].items(), strict=True):
@@ -144,8 +144,8 @@ def test_every_number_of_the_results_table_was_measured(facts, metrics):
     assert f"Measured on these weights, SHA-256 `{'cafe' * 16}`" in results
 
 
-def test_nothing_measured_is_no_number(facts):
-    bare = facts(metrics=None, training_args=None, log_history=[], run=None, parameters=0, weights_sha="")
+def test_nothing_measured_is_no_number(metadata):
+    bare = metadata(metrics=None, training_args=None, log_history=[], run=None, parameters=0, weights_sha="")
     card = render_card(bare)
     assert ModelCard(card).data.eval_results is None and "model-index" not in card
     assert section(card, "Results").strip() == "Retrieval on a test set: not measured."
@@ -155,8 +155,8 @@ def test_nothing_measured_is_no_number(facts):
     assert "Its quality is not measured" in card
 
 
-def test_what_was_trained_and_how(facts):
-    training = section(render_card(facts(has_loss_picture=True)), "Training")
+def test_what_was_trained_and_how(metadata):
+    training = section(render_card(metadata(has_loss_picture=True)), "Training")
     for line in (
         "| train | 12,936 | 751 |",
         "| batch | P x K = 16 x 4 on each device, gradients of 2 batches added |",
@@ -174,7 +174,7 @@ def test_what_was_trained_and_how(facts):
     ):
         assert line in training.splitlines()
     assert "](loss.png)" in training
-    assert "loss.png" not in render_card(facts())
+    assert "loss.png" not in render_card(metadata())
 
 
 def test_the_loss_table_has_ten_points_at_most_with_first_and_last():
@@ -194,9 +194,9 @@ def test_the_loss_picture(tmp_path):
         draw_loss_curves(tmp_path / "none.png", [SUMMARY])
 
 
-def test_forms(facts):
-    full, vision = render_card(facts()), render_card(facts("vision", weights_sha="beef"))
-    thin = render_card(facts("thin", {"backbone": "llava-hf/llava-1.5-7b-hf", "backbone_revision": "abc123"}))
+def test_forms(metadata):
+    full, vision = render_card(metadata()), render_card(metadata("vision", weights_sha="beef"))
+    thin = render_card(metadata("thin", {"backbone": "llava-hf/llava-1.5-7b-hf", "backbone_revision": "abc123"}))
     assert "the notice that it asks for is in `NOTICE`" in full and "NOTICE" not in thin
     assert ModelCard(thin).data.base_model == "llava-hf/llava-1.5-7b-hf" and "commit abc123" in thin
     assert ModelCard(full).data.base_model is None
@@ -208,32 +208,32 @@ def test_forms(facts):
     assert ModelCard(vision).data.license == "other" and "lambda" not in section(vision, "Training")
 
 
-def test_a_local_backbone_is_no_base_model(facts, tmp_path):
-    card = render_card(facts("thin", {"backbone": str(tmp_path)}))
+def test_a_local_backbone_is_no_base_model(metadata, tmp_path):
+    card = render_card(metadata("thin", {"backbone": str(tmp_path)}))
     assert ModelCard(card).data.base_model is None and str(tmp_path) not in card
 
 
-def test_overlaps_are_shown_and_kept_out_of_the_index(facts, metrics, run):
+def test_overlaps_are_shown_and_kept_out_of_the_index(metadata, metrics, run):
     said = "cuhk_pedes and market1501 share images of market1501"
     metrics["overlap"] = [said]
     run["published_counts"] = {"cuhk_pedes": True, "market1501": True}
-    card = render_card(facts(config={"overlap": [said], "trained_on": ["cuhk_pedes", "market1501:all"]}))
+    card = render_card(metadata(config={"overlap": [said], "trained_on": ["cuhk_pedes", "market1501:all"]}))
     assert card.count("[!WARNING]") == 2 and card.count(f"> - {said}") == 2
     assert "knowingly trained on" in card and "not of unseen people" in section(card, "Results")
     assert ModelCard(card).data.eval_results is None
     assert ModelCard(card).data.datasets == ["cuhk_pedes", "market1501"]
-    assert "[!WARNING]" not in render_card(facts(config={"trained_on": None, "overlap": None}, metrics=None))
+    assert "[!WARNING]" not in render_card(metadata(config={"trained_on": None, "overlap": None}, metrics=None))
 
 
-def test_a_published_set_is_named_where_its_counts_say_so(facts, metrics, run):
+def test_a_published_set_is_named_where_its_counts_say_so(metadata, metrics, run):
     """A user's own crops in Market-1501's layout are not Market-1501."""
-    published = render_card(facts())
+    published = render_card(metadata())
     assert "Data: market1501 (published counts: matched)." in section(published, "Results")
     assert "- **Trained on**: market1501\n" in published
     for told in ({}, {"published_counts": {"market1501": False}}):
         own = {**metrics, "query_images": 4, "gallery_images": 8, **told}
         few = {**run, "data": {"train": {"images": 8, "persons": 2}}, **told}
-        card = render_card(facts(metrics=own, run=few))
+        card = render_card(metadata(metrics=own, run=few))
         data, results = ModelCard(card).data, section(card, "Results")
         assert data.datasets is None and "published counts: matched" not in card
         said = "images in the layout of market1501, not known to be the published set"
@@ -241,12 +241,12 @@ def test_a_published_set_is_named_where_its_counts_say_so(facts, metrics, run):
         assert "- **Trained on**: market1501 (its layout, not the published set)" in card
         assert "not the published set by their counts" in section(card, "Data and licences")
     # The counts of a part of several sets were not recorded by older versions.
-    unknown = render_card(facts(run={**run, "sources": ["market1501", "msmt17"]}))
+    unknown = render_card(metadata(run={**run, "sources": ["market1501", "msmt17"]}))
     assert "- **Trained on**: market1501 (not known to be the published set)" in unknown
     assert ModelCard(unknown).data.datasets is None
 
 
-def test_data_licences_and_texts(facts, run):
+def test_data_licences_and_texts(metadata, run):
     names = [
         "market1501",
         "my shop",
@@ -255,7 +255,7 @@ def test_data_licences_and_texts(facts, run):
         "rendered_pedestrians",
         "rendered_street",
     ]
-    said = section(render_card(facts(config={"trained_on": names})), "Data and licences")
+    said = section(render_card(metadata(config={"trained_on": names})), "Data and licences")
     assert "- `market1501`: for research only" in said and "- `my shop`: see the data set's own terms" in said
     assert re.search("`occluded_duke`: .*withdrawn", said)
     for name in names[3:]:
@@ -263,13 +263,13 @@ def test_data_licences_and_texts(facts, run):
     assert "- captions by `llava-hf/llava-1.5-7b-hf`, licence llama2" in said
 
 
-def test_rendered_people_are_nobodys_benchmark(facts, metrics, run):
+def test_rendered_people_are_nobodys_benchmark(metadata, metrics, run):
     """What the demo publishes: its own people, its own weights, under its own licence."""
     metrics |= {"tested_on": ["rendered_pedestrians"], "query_images": 4, "gallery_images": 8}
     run |= {"sources": ["rendered_pedestrians"], "published_counts": {}, "base_model": "the demo's own language model"}
     run["texts"] = [{"model": "the demo's own language model", "licence": "apache-2.0"}]
     config = {"trained_on": ["rendered_pedestrians"], "base_licence": "apache-2.0"}
-    card = render_card(facts(config=config))
+    card = render_card(metadata(config=config))
     data = ModelCard(card).data
     assert (data.license, data.datasets, data.base_model) == ("apache-2.0", ["rendered_pedestrians"], None)
     assert all(result.dataset_name.startswith("rendered_pedestrians, 4") for result in data.eval_results)
@@ -299,15 +299,16 @@ def test_the_llama_notice_is_for_a_base_that_says_so(make_model):
     assert vision.config.base_licence == "llama2" and licence_notice(vision.config) is None
 
 
-def test_the_cards_of_other_licences(facts):
+def test_the_cards_of_other_licences(metadata):
     said = {
-        licence: render_card(facts(config={"base_licence": licence})) for licence in ("apache-2.0", "cc-by-4.0", None)
+        licence: render_card(metadata(config={"base_licence": licence}))
+        for licence in ("apache-2.0", "cc-by-4.0", None)
     }
     for licence, card in said.items():
         # Real people's pictures were trained on: the weights are not free, whatever the base was.
         assert ModelCard(card).data.license == "other" and "Llama 2 Community" not in card
         assert (f"is under the licence `{licence}`" if licence else "licence of the base model is not recorded") in card
-    vision = render_card(facts("vision"))
+    vision = render_card(metadata("vision"))
     assert "whose language model is under the Llama 2 Community License; none of that is in this form" in vision
     assert ModelCard(vision).data.license == "other"
 
@@ -328,18 +329,18 @@ def test_reports_of_other_weights_are_left_out(saved, metrics, run):
     write("metrics.json", {**metrics, "weights": digest})
     write("run.json", {**run, "weights": "of others"})
     write("trainer_state.json", {"log_history": LOG})
-    facts = read_facts(saved, "vision", "person")
-    assert facts.metrics["weights"] == facts.weights_sha == digest and facts.run is None
-    assert facts.log_history == LOG and facts.training_args is None and not facts.has_loss_picture
-    exported = read_facts(saved, "vision", "person", measured_on="of others", parameters=3)
+    metadata = read_card_data(saved, "vision", "person")
+    assert metadata.metrics["weights"] == metadata.weights_sha == digest and metadata.run is None
+    assert metadata.log_history == LOG and metadata.training_args is None and not metadata.has_loss_picture
+    exported = read_card_data(saved, "vision", "person", measured_on="of others", parameters=3)
     assert exported.metrics is None and exported.run["seconds"] == 4321.0 and exported.weights_sha == digest
     for weights in ({}, {"weights": ""}):  # measured on a name on the Hub, or before digests were kept
         write("metrics.json", {k: v for k, v in metrics.items() if k != "weights"} | weights)
-        assert read_facts(saved, "vision", "person", measured_on="").metrics is None
+        assert read_card_data(saved, "vision", "person", measured_on="").metrics is None
     write("metrics.json", {"weights": digest, "metrics_over_splits": {}})
     write("trainer_state.json", {"log_history": [SUMMARY]})
-    facts = read_facts(saved, "vision", "person")
-    assert facts.metrics is None and facts.log_history == []
+    metadata = read_card_data(saved, "vision", "person")
+    assert metadata.metrics is None and metadata.log_history == []
 
 
 def test_the_digest_is_of_names_and_contents(tmp_path):
@@ -363,8 +364,8 @@ def test_the_digest_is_of_names_and_contents(tmp_path):
 
 
 def test_the_snippet_of_the_card_runs(saved, tmp_path):
-    facts = read_facts(saved, "vision", str(saved))
-    write_card(saved, facts)
+    metadata = read_card_data(saved, "vision", str(saved))
+    write_card(saved, metadata)
     card = (saved / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
     assert code == SNIPPET.format(name=saved)

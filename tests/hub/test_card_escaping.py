@@ -8,9 +8,9 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from modeling_mllmreid.hub.card import CardFacts, licence_notice, render_card
-from modeling_mllmreid.hub.loss_curves import draw_loss_curves
-from modeling_mllmreid.markdown import code, escape, in_python_string
+from modeling_mllmreid.hub.card import CardData, licence_notice, render_card
+from modeling_mllmreid.hub.training_settings import draw_loss_curves
+from modeling_mllmreid.utils.markdown import code, escape, in_python_string
 
 HOSTILE = [
     "[x](https://evil.example) ![i](https://evil.example/i.png)",
@@ -40,7 +40,7 @@ ROW = {"mAP": 0.5, "rank1": 0.6, "rank5": None, "rank10": 0.8, "mINP": 0.2, "num
 FIXED = {"base_licence", "model_type", "reid_on", "weights", "weights_sha", "form"}
 
 
-def facts(form: str = "full") -> CardFacts:
+def metadata(form: str = "full") -> CardData:
     """Facts with a text in every place that takes one."""
     config: dict[str, Any] = {
         "model_type": "mllmreid", "height": 64, "width": 32, "test_feature": "word", "trained_on": ["word", "word:all"],
@@ -65,7 +65,7 @@ def facts(form: str = "full") -> CardFacts:
     arguments = {"lr_scheduler_type": "word", "warmup_steps": 2, "optim": "word", "learning_rates": {"word": 0.1}}
     log = [{"step": step, "loss": 1.0, "word": 2.0} for step in (1, 2)]
     sha = {"weights_sha": "cafe", "parameters": 5, "has_loss_picture": True}
-    return CardFacts(form, "word", config, metrics, arguments, log, run, **sha)
+    return CardData(form, "word", config, metrics, arguments, log, run, **sha)
 
 
 def replaced(value: Any, text: str, only: int | None, seen: list[int]) -> Any:
@@ -85,15 +85,15 @@ def replaced(value: Any, text: str, only: int | None, seen: list[int]) -> Any:
     return of(value) if isinstance(value, str) and value in ("word", "word:all") else value
 
 
-def spoiled(text: str, only: int | None = None, form: str = "full") -> tuple[CardFacts, int]:
+def spoiled(text: str, only: int | None = None, form: str = "full") -> tuple[CardData, int]:
     """The facts with a hostile text in every place, or in one; and the number of places."""
     seen = [0]
-    harmless = facts(form)
+    harmless = metadata(form)
     fields = {
         name: item if name in FIXED else replaced(item, text, only, seen)
         for name, item in copy.deepcopy(vars(harmless)).items()
     }
-    return CardFacts(**fields), seen[0]
+    return CardData(**fields), seen[0]
 
 
 def page(card: str) -> tuple[list[tuple[str, str]], list[str]]:
@@ -126,7 +126,7 @@ def test_a_hostile_text_in_one_place_alone():
     text = HOSTILE[3] + HOSTILE[0] + HOSTILE[1]
     _, places = spoiled(text)
     assert places >= 36
-    known = set(page(render_card(facts()))[0])
+    known = set(page(render_card(metadata()))[0])
     for place in range(places):
         card = render_card(spoiled(text, place)[0])
         shown, addresses = page(card)
@@ -136,7 +136,7 @@ def test_a_hostile_text_in_one_place_alone():
 
 @pytest.mark.parametrize("text", [text for text in HOSTILE if text != "1. item"])
 def test_a_licence_that_is_none(text):
-    spoiled_facts = facts()
+    spoiled_facts = metadata()
     spoiled_facts.config["base_licence"] = text
     card = render_card(spoiled_facts)
     assert "The licence of the base model is not recorded" in card and text not in card

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.hub import onnx as hub_onnx
 from modeling_mllmreid.hub.onnx import check_onnx, export_onnx
 from modeling_mllmreid.model import MllmReIDVisionConfig, MllmReIDVisionModel
+from modeling_mllmreid.utils.errors import UserError
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from huggingface_hub import ModelCard
 from native import write_native
 
 from modeling_mllmreid.commands import export
-from modeling_mllmreid.data.synthetic import write_pedestrians
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.hub.publication import check_publishable
 from modeling_mllmreid.model import MllmReIDModel, PersonReIDPipeline
+from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 # What people keep next to a model, and never mean to publish.

@@ -6,14 +6,14 @@ import torch
 from elsewhere import devices_elsewhere, put, put_with_hook
 from PIL import Image
 
-from modeling_mllmreid.evaluation.agreement import write_from_images
 from modeling_mllmreid.evaluation.embedding import embed_images
-from modeling_mllmreid.evaluation.language import image_losses, text_losses
 from modeling_mllmreid.evaluation.text_queries import embed_captions
 from modeling_mllmreid.model import MllmReIDVisionModel
-from modeling_mllmreid.text import generate_texts
-from modeling_mllmreid.training.cached_step import cached_backward
+from modeling_mllmreid.research.agreement import write_from_images
+from modeling_mllmreid.research.language_gain import image_losses, text_losses
+from modeling_mllmreid.text.generation import generate_texts
 from modeling_mllmreid.training.diagnostic_measures import generated_and_targets
+from modeling_mllmreid.training.grad_cache import cached_backward
 
 TRAINED = {"reid_text": True, "distillation_weight": 0.5, "test_feature": "concat"}
 

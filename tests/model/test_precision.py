@@ -7,8 +7,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel
 from modeling_mllmreid.model.heads import ReIDHead, mean_pool
 from modeling_mllmreid.model.losses import batch_hard_triplet_loss, distillation_sum, id_loss, language_loss_sum
-from modeling_mllmreid.model.precision import at_least_float32
-from modeling_mllmreid.training import AdapterArguments, prepare_training
+from modeling_mllmreid.model.tensors import at_least_float32
+from modeling_mllmreid.training.adapters import AdapterArguments, prepare_training
 
 
 @pytest.mark.parametrize("format, kept", [(torch.float64, torch.float64), (torch.bfloat16, torch.float32)])

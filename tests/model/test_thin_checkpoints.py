@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load, load_file, save_file
 from transformers import AutoModel, BitsAndBytesConfig, LlavaForConditionalGeneration
 
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.hub.export import write_export
 from modeling_mllmreid.hub.publication import check_publishable
 from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel, MllmReIDVisionModel
 from modeling_mllmreid.model.checkpoints import load_backbone
-from modeling_mllmreid.training import AdapterArguments, prepare_training
+from modeling_mllmreid.training.adapters import AdapterArguments, prepare_training
+from modeling_mllmreid.utils.errors import UserError
 
 MODES = [("lora", "full"), ("lora", "lora"), ("lora", "frozen"), ("frozen", "full"), ("frozen", "lora")]
 
@@ -209,7 +209,7 @@ def thin(make_thin, tmp_path):
 
 
 def test_a_backbone_that_is_missing_of_another_size_or_another_one(thin, native, make_llava, tiny_processor):
-    from modeling_mllmreid.tiny.llava import build_tiny_llava
+    from modeling_mllmreid.research.tiny_llava import build_tiny_llava
 
     shutil.rmtree(native)
     with pytest.raises(OSError, match=r"thin: its backbone .*native cannot be found .* get a full checkpoint"):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation.metrics import metrics_from_blocks
-from modeling_mllmreid.retrieval import SamePerson
 from modeling_mllmreid.retrieval import distances as module
 from modeling_mllmreid.retrieval.distances import distance_blocks
+from modeling_mllmreid.retrieval.matching import SamePerson
+from modeling_mllmreid.utils.errors import UserError
 
 
 def whole(q, g, **options):

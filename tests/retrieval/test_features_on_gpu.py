@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_mllmreid import evaluate_retrieval
-from modeling_mllmreid.retrieval import rank_gallery
+from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
 from modeling_mllmreid.retrieval.distances import distance_blocks
-from modeling_mllmreid.retrieval.expansion import expand_queries
-from modeling_mllmreid.retrieval.reranking import rerank_blocks
+from modeling_mllmreid.retrieval.ranking import rank_gallery
+from modeling_mllmreid.retrieval.reranking import expand_queries, rerank_blocks
 
 pytestmark = pytest.mark.gpu
 

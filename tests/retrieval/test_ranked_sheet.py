@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.retrieval import sheet
 from modeling_mllmreid.retrieval.ranking import Ranking
 from modeling_mllmreid.retrieval.sheet import ranked_sheet
+from modeling_mllmreid.utils.errors import UserError
 
 RANKING = Ranking(np.array([[1, 0], [2, -1]]), np.array([[0.1, 0.2], [0.3, np.inf]], dtype=np.float32))
 IDS = {"query_person_ids": [5, 6], "gallery_person_ids": [6, 5, 9]}

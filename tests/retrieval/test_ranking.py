@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.retrieval.distances import distance_blocks
+from modeling_mllmreid.retrieval.matching import SamePerson
 from modeling_mllmreid.retrieval.ranking import nearest_in_row, rank_blocks, rank_gallery
-from modeling_mllmreid.retrieval.same_person import SamePerson
+from modeling_mllmreid.utils.errors import UserError
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])

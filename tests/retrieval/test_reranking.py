@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.evaluation.metrics import evaluate_retrieval, metrics_from_blocks
-from modeling_mllmreid.retrieval import SamePerson, distances, rerank_blocks, reranking
+from modeling_mllmreid.retrieval import distances, reranking
+from modeling_mllmreid.retrieval.matching import SamePerson
+from modeling_mllmreid.retrieval.reranking import rerank_blocks
+from modeling_mllmreid.utils.errors import UserError
 
 
 def textbook(q, g, k1, k2, share):

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from modeling_mllmreid.commands import caption, train
-from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.data.texts import CaptionRecord, TextKey, read_records
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.text import STANDARD_POOL, captioning
-from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
+from modeling_mllmreid.data.captions import CaptionRecord, TextKey, read_records
+from modeling_mllmreid.data.load import load_reid_dataset
+from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
+from modeling_mllmreid.text import captioning
+from modeling_mllmreid.text.instructions import STANDARD_POOL
+from modeling_mllmreid.utils.errors import UserError
 
 TEMPLATE = (
     "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }}"
@@ -166,7 +167,7 @@ def test_the_seed_and_the_image_draw_the_prompts():
 
 SHARE = """
 from modeling_mllmreid.commands import caption
-from modeling_mllmreid.processes import this_process
+from modeling_mllmreid.utils.processes import this_process
 from modeling_mllmreid.text import STANDARD_POOL, captioning
 
 real, wrote = captioning.describe_images, []

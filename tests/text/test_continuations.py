@@ -7,13 +7,15 @@ import stat
 
 import pytest
 
-from modeling_mllmreid.data.columns import Row, make_split
-from modeling_mllmreid.data.texts import TextRecord, append_records, join_continuations, read_records
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.locks import try_lock
-from modeling_mllmreid.text import COMMON_INSTRUCTION, continuations, generate_texts, kept_attribute_share, target_text
-from modeling_mllmreid.text.continuations import write_continuations
+from modeling_mllmreid.data.captions import TextRecord, append_records, join_continuations, read_records
+from modeling_mllmreid.data.contract import Row, make_split
+from modeling_mllmreid.text import continuations
+from modeling_mllmreid.text.continuations import kept_attribute_share, target_text, write_continuations
+from modeling_mllmreid.text.generation import generate_texts
+from modeling_mllmreid.text.instructions import COMMON_INSTRUCTION
 from modeling_mllmreid.text.sidecar import Sidecar
+from modeling_mllmreid.utils.errors import UserError
+from modeling_mllmreid.utils.outputs import try_lock
 
 SETTINGS = {"instruction": COMMON_INSTRUCTION, "model_name": "tiny", "revision": "abc", "max_new_tokens": 4}
 

@@ -4,9 +4,14 @@ import inspect
 
 import pytest
 
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.model import MllmReIDProcessor
-from modeling_mllmreid.text import COMMON_INSTRUCTION, STANDARD_INSTRUCTION, STANDARD_POOL, instruction_texts
+from modeling_mllmreid.text.instructions import (
+    COMMON_INSTRUCTION,
+    STANDARD_INSTRUCTION,
+    STANDARD_POOL,
+    instruction_texts,
+)
+from modeling_mllmreid.utils.errors import UserError
 
 
 def test_selector():

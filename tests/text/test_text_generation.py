@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.text import generate_texts
+from modeling_mllmreid.text.generation import generate_texts
+from modeling_mllmreid.utils.errors import UserError
 
 LENGTHS = (3, 11, 5, 5, 17, 1, 8, 30, 2)
 

@@ -3,7 +3,7 @@
 import pytest
 from tiny_training import tiny_parts, train_tiny, world_of
 
-from modeling_mllmreid.data.synthetic import write_pedestrians
+from modeling_mllmreid.synthetic.write import write_pedestrians
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.model.quantization import quantized_class
-from modeling_mllmreid.training import AdapterArguments, ReIDTrainer, prepare_training
+from modeling_mllmreid.model.adapters import quantized_class
+from modeling_mllmreid.training.adapters import AdapterArguments, prepare_training
+from modeling_mllmreid.training.trainer import ReIDTrainer
+from modeling_mllmreid.utils.errors import UserError
 
 FORMS = {
     "full": None,

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.training import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.utils.errors import UserError
 
 
 def arguments(tmp_path, **given):
@@ -143,8 +143,8 @@ def test_what_is_given_reaches_the_run(train):
     assert (augmentation.flip_probability, augmentation.pad, augmentation.erase_probability) == (0.25, 1, 0.75)
     assert samples.num_instructions == len(trainer.data_collator.suffixes) == 10
     assert max(len(target) for texts in samples.texts for _, target in texts) == 5
-    assert trainer.run_facts["val"] and trainer.run_facts["settings"]["flip"] == 0.25
-    assert trainer.run_facts["identities"] == trainer.model.config.identities_digest
+    assert trainer.run_fingerprint["val"] and trainer.run_fingerprint["settings"]["flip"] == 0.25
+    assert trainer.run_fingerprint["identities"] == trainer.model.config.identities_digest
     rows = next(iter(trainer.get_train_dataloader()))
     assert rows["pixel_values"].shape == (9, 3, 64, 32) and "text_labels" not in rows
     people = rows["person_ids"].view(3, 3)

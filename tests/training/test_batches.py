@@ -7,12 +7,14 @@ import pytest
 import torch
 from datasets import Dataset
 
-from modeling_mllmreid.data import PersonAugmentation, image_sources, open_image, rng_for
-from modeling_mllmreid.data.columns import FEATURES
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.text import STANDARD_INSTRUCTION, STANDARD_POOL
-from modeling_mllmreid.training import BatchArguments, ReIDTrainer, ReIDTrainingArguments
+from modeling_mllmreid.data.augmentation import PersonAugmentation, rng_for
+from modeling_mllmreid.data.contract import FEATURES, image_sources
+from modeling_mllmreid.data.images import open_image
+from modeling_mllmreid.text.instructions import STANDARD_INSTRUCTION, STANDARD_POOL
+from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
 from modeling_mllmreid.training.batches import TrainCollator, TrainDataset, label_counts
+from modeling_mllmreid.training.trainer import ReIDTrainer
+from modeling_mllmreid.utils.errors import UserError
 
 CAPTIONS = [
     ["a man with a red shirt and blue jeans .", "a man in black shoes ."],

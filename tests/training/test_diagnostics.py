@@ -8,10 +8,9 @@ from itertools import combinations
 import pytest
 import torch
 
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel
 from modeling_mllmreid.model.losses import batch_hard_triplet_loss, id_loss
-from modeling_mllmreid.training import ReIDTrainer, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
 from modeling_mllmreid.training.batches import label_counts
 from modeling_mllmreid.training.diagnostic_failures import find_failures
 from modeling_mllmreid.training.diagnostic_measures import (
@@ -23,6 +22,8 @@ from modeling_mllmreid.training.diagnostic_measures import (
     loss_gradients,
 )
 from modeling_mllmreid.training.diagnostics import Diagnostics
+from modeling_mllmreid.training.trainer import ReIDTrainer
+from modeling_mllmreid.utils.errors import UserError
 
 LORA = {"language_model": "lora", "tower": "lora", "lora_rank": 4, "lora_dropout": 0.2}
 

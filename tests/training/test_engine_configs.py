@@ -12,9 +12,10 @@ from accelerate.utils import DistributedType
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.training import ReIDTrainer, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
+from modeling_mllmreid.training.trainer import ReIDTrainer
+from modeling_mllmreid.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 LAUNCHES = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
@@ -102,14 +103,14 @@ def test_a_sharded_model_is_still_ours_by_name(make_model):
     """FSDP2 gives the model a class of its own; its name and code must not be what a checkpoint tells."""
     from torch.distributed.fsdp import FSDPModule
 
-    from modeling_mllmreid.training.sharding import finish_sharding
+    from modeling_mllmreid.training.engines import finish_sharding
 
     model = make_model()
     model.__class__ = type("FSDPMllmReIDModel", (FSDPModule, MllmReIDModel), {"__module__": "torch.somewhere"})
     with pytest.MonkeyPatch.context() as patch:
         registered = []
         patch.setattr(
-            "modeling_mllmreid.training.sharding.register_fsdp_forward_method",
+            "modeling_mllmreid.training.engines.register_fsdp_forward_method",
             lambda model, name: registered.append(getattr(model, name).__name__),
         )
         finish_sharding(model)

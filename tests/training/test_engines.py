@@ -9,11 +9,13 @@ import torch.multiprocessing as mp
 from accelerate import PartialState
 from datasets import DatasetDict
 
-from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.data.synthetic import sample_descriptions
+from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
-from modeling_mllmreid.training import BatchArguments, ReIDTrainer, ReIDTrainingArguments, train_reid
+from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
+from modeling_mllmreid.synthetic.captions import sample_descriptions
+from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.run import train_reid
+from modeling_mllmreid.training.trainer import ReIDTrainer
 
 WHOLE = {"reid_on": "both", "loss_lambda": 0.7, "distillation_weight": 0.5}
 # name -> (fields of the model's configuration, steps, gradient accumulation, number format, chunk of cached gradients)

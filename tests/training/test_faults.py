@@ -10,10 +10,10 @@ from datasets import DatasetDict
 from dying_training import MOMENTS, die_at, fill_the_disk, without_hub
 from tiny_training import exit_code_of_child
 
-from modeling_mllmreid import locks
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.training.guards import Preempted, StepGuard
 from modeling_mllmreid.training.resume import last_checkpoint
+from modeling_mllmreid.utils import outputs
+from modeling_mllmreid.utils.errors import UserError
 
 # Two evaluations, three checkpoints of which two are kept, dropout whose random numbers must go on too.
 RUN = {
@@ -91,13 +91,13 @@ def test_a_finished_run_takes_no_step_more_and_another_run_is_refused(train, wor
 def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(train, whole, monkeypatch):
     if not whole:
         whole["result"] = result(train("whole", **RUN))
-    before, see_loss, calls = signal.getsignal(signal.SIGTERM), StepGuard.see_loss, []
+    before, check_loss, calls = signal.getsignal(signal.SIGTERM), StepGuard.check_loss, []
 
     def at_the_tenth(guard, loss):
         calls.append(0)
         if len(calls) == 10:
             os.kill(os.getpid(), signal.SIGTERM)
-        return see_loss(guard, loss)
+        return check_loss(guard, loss)
 
     monkeypatch.setattr(StepGuard, "see_loss", at_the_tenth)
     with pytest.raises(
@@ -120,9 +120,9 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(train, people, 
 
 
 def test_two_trainings_in_one_folder_are_refused(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "PATIENCE", 0.3)
+    monkeypatch.setattr(outputs, "PATIENCE", 0.3)
     with (
-        locks.only_writer(tmp_path / "run", what="training"),
+        outputs.only_writer(tmp_path / "run", what="training"),
         pytest.raises(UserError, match="another training writes there"),
     ):
         train(max_steps=1)

@@ -9,8 +9,8 @@ import stat
 import pytest
 import torch
 
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.training import proof
+from modeling_mllmreid.training import checkpointing
+from modeling_mllmreid.utils.errors import UserError
 
 RUN = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "logging_steps": 3}
 
@@ -80,13 +80,13 @@ def test_the_whole_checkpoint_goes_on(train, checkpoint):
 @pytest.fixture
 def deepspeeds(tmp_path, monkeypatch):
     """A checkpoint as DeepSpeed lays it out, with its proof."""
-    monkeypatch.setattr(proof, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(checkpointing, "HF_HOME", str(tmp_path / "home"))
     folder = tmp_path / "checkpoint-2"
     (folder / "global_step2").mkdir(parents=True)
     torch.save({"step": 2}, folder / "global_step2/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")
     (folder / "latest").write_text("global_step2")
     (folder / "config.json").write_text("{}")
-    proof.prove(folder)
+    checkpointing.prove(folder)
     return folder
 
 
@@ -97,7 +97,7 @@ def test_under_deepspeed_only_what_the_own_training_wrote_is_read(deepspeeds, tm
     moved = tmp_path / "moved"
     shutil.copytree(deepspeeds, moved)
     (moved / "config.json").write_text('{"a": 1}')
-    proof.refuse_foreign(moved)
+    checkpointing.refuse_foreign(moved)
     states = next((moved / "global_step2").iterdir())
 
     def refused(change, said):
@@ -105,7 +105,7 @@ def test_under_deepspeed_only_what_the_own_training_wrote_is_read(deepspeeds, tm
         shutil.copytree(moved, folder)
         change(folder)
         with pytest.raises(UserError, match=said):
-            proof.refuse_foreign(folder)
+            checkpointing.refuse_foreign(folder)
         shutil.rmtree(folder)
 
     others = "they are not those that your own training wrote"
@@ -117,7 +117,7 @@ def test_under_deepspeed_only_what_the_own_training_wrote_is_read(deepspeeds, tm
     refused(lambda at: (at / "proof.json").write_text("{}"), "proof.json: field hmac")
     refused(lambda at: (at / "global_step3").symlink_to(moved), "is a symbolic link")
     # Another user's key.
-    monkeypatch.setattr(proof, "HF_HOME", str(tmp_path / "another"))
+    monkeypatch.setattr(checkpointing, "HF_HOME", str(tmp_path / "another"))
     refused(lambda at: None, others)
 
 

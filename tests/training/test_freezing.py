@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from modeling_mllmreid.training.freezing import freeze_unused_parameters
+from modeling_mllmreid.training.parameters import freeze_unused_parameters
 
 CASES = list(itertools.product([0.0, 0.7, 1.0], ["llm", "vision", "both"], [-1, 1], [None, -1, 1], [1.0, 0.0]))
 

@@ -9,8 +9,7 @@ from transformers import LlavaConfig
 
 from modeling_mllmreid.commands import train
 from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel
-from modeling_mllmreid.training import AdapterArguments
-from modeling_mllmreid.training.adapters import apply_adapters
+from modeling_mllmreid.training.adapters import AdapterArguments, apply_adapters
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(CONFIGS.glob("llava_1_5_7b_*.yaml"))

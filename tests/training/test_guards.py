@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.training.arguments import ReIDTrainingArguments
-from modeling_mllmreid.training.batch_size import largest
 from modeling_mllmreid.training.batches import TrainDataset
-from modeling_mllmreid.training.guards import StepGuard, said_plainly
+from modeling_mllmreid.training.guards import StepGuard, explain_error
+from modeling_mllmreid.training.memory import largest
 from modeling_mllmreid.training.trainer import ReIDTrainer
+from modeling_mllmreid.utils.errors import UserError
 
 
 @pytest.fixture
@@ -87,8 +87,8 @@ def test_under_deepspeed_which_took_the_step_the_first_one_ends_the_training():
     args = SimpleNamespace(fp16=False, learning_rate=1e-3, max_grad_norm=1.0, max_skipped_steps=3)
     guard = StepGuard(trainer, args)
     guard.begin_step(SimpleNamespace(reid_head=torch.nn.Identity()))
-    guard.see_loss(torch.tensor(1.0))
-    guard.see_grad_norm(float("inf"))
+    guard.check_loss(torch.tensor(1.0))
+    guard.check_grad_norm(float("inf"))
     with pytest.raises(UserError, match="DeepSpeed has taken the step, so that only .* its images: 5.jpg: look at"):
         guard.on_pre_optimizer_step(args, SimpleNamespace(global_step=4), None)
 
@@ -114,8 +114,8 @@ def take_step(guard, trainer, losses, norm):
     logged = []
     for loss in losses:
         trainer.model.reid_head.running_mean += 1
-        logged.append(float(guard.see_loss(torch.tensor(loss))))
-    guard.see_grad_norm(norm)
+        logged.append(float(guard.check_loss(torch.tensor(loss))))
+    guard.check_grad_norm(norm)
     guard.on_pre_optimizer_step(guard.args, SimpleNamespace(global_step=6), None)
     return logged
 
@@ -249,15 +249,15 @@ def test_out_of_memory_says_how_much_there_is(monkeypatch, tmp_path):
     args = ReIDTrainingArguments(output_dir=str(tmp_path), eval_strategy="no", use_cpu=True, grad_cache_chunk=6)
     error = torch.OutOfMemoryError("CUDA out of memory.")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "(of the processor's memory): set grad_cache_chunk (6)" in str(said_plainly(error, args, "64 x 32"))
+    assert "(of the processor's memory): set grad_cache_chunk (6)" in str(explain_error(error, args, "64 x 32"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 * 2**29, 2**33))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 6 * 2**30)
     words = "16 x 4 images of 64 x 32 (6.0 GiB used at most, 1.5 of 8.0 GiB free): set grad_cache_chunk (6)"
-    assert words in str(said_plainly(error, args, "64 x 32"))
-    assert "activation_checkpointing (false) to true" in str(said_plainly(error, args, "64 x 32"))
-    assert said_plainly(ValueError("something else"), args, "64 x 32") is None
-    assert said_plainly(UserError("wrong: fix it"), args, "64 x 32") is None
+    assert words in str(explain_error(error, args, "64 x 32"))
+    assert "activation_checkpointing (false) to true" in str(explain_error(error, args, "64 x 32"))
+    assert explain_error(ValueError("something else"), args, "64 x 32") is None
+    assert explain_error(UserError("wrong: fix it"), args, "64 x 32") is None
 
 
 def test_the_largest_number_of_people_that_fits_is_found_and_kept(train, memory_of, monkeypatch, capsys):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from datasets import DatasetDict
 
-from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.data.synthetic import write_pedestrians
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.utils.errors import UserError
 
 # Nothing moves: what a run ends with is what it began with.
 STILL = {"max_steps": 1, "learning_rate": 0.0}

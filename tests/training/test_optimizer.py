@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.training import patterns
+from modeling_mllmreid.training import parameters
 from modeling_mllmreid.training.adapters import AdapterArguments, apply_adapters
 from modeling_mllmreid.training.arguments import ReIDTrainingArguments
-from modeling_mllmreid.training.optimizer import parameter_groups
+from modeling_mllmreid.training.parameters import parameter_groups
+from modeling_mllmreid.utils.errors import UserError
 
 
 def test_the_first_matching_pattern_sets_the_rate_and_vectors_do_not_decay(make_model):
@@ -27,7 +27,7 @@ def test_a_pattern_that_matches_nothing_is_refused(make_model):
 
 
 def test_a_pattern_that_would_run_for_hours_is_stopped(make_model, monkeypatch):
-    monkeypatch.setattr(patterns, "SECONDS", 0.1)
+    monkeypatch.setattr(parameters, "SECONDS", 0.1)
     model, evil = make_model(), r"(.|.)*(.|.)*(.|.)*[A-Z]"
     with pytest.raises(UserError, match=r"learning_rates: .* takes longer than 0.1 s on one name"):
         parameter_groups(model, learning_rate=1e-3, weight_decay=0.0, learning_rates={evil: 1e-5})

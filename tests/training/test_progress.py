@@ -9,8 +9,7 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from modeling_mllmreid.commands.train import check_output_dir
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.training import ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
 from modeling_mllmreid.training.progress import (
     LOG_FILE,
     TrainingProgress,
@@ -19,6 +18,7 @@ from modeling_mllmreid.training.progress import (
     log_line,
     training_line,
 )
+from modeling_mllmreid.utils.errors import UserError
 
 RUN = {
     "max_steps": 4,

@@ -11,11 +11,11 @@ from native import write_native
 from transformers import LlavaConfig
 
 from modeling_mllmreid.commands import continuations, embed, train
-from modeling_mllmreid.data.synthetic import write_pedestrians
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
-from modeling_mllmreid.model.quantization import quantized_class
-from modeling_mllmreid.retrieval import load_embeddings
-from modeling_mllmreid.training import AdapterArguments
+from modeling_mllmreid.model.adapters import quantized_class
+from modeling_mllmreid.retrieval.embeddings import load_embeddings
+from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.training.adapters import AdapterArguments
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("llava_1_5_7b_*.yaml"))
 # What follows from the size alone, and from a machine without a GPU.

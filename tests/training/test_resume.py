@@ -9,14 +9,19 @@ import pytest
 import torch
 from transformers import TrainerState
 
-from modeling_mllmreid.errors import UserError
 from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel
-from modeling_mllmreid.training import AdapterArguments, BatchArguments, ReIDTrainingArguments
-from modeling_mllmreid.training.adapters import apply_adapters
+from modeling_mllmreid.training.adapters import AdapterArguments, apply_adapters
+from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
 from modeling_mllmreid.training.batches import TrainDataset
-from modeling_mllmreid.training.identities import identities_digest
-from modeling_mllmreid.training.resume import checkpoint_to_resume, last_checkpoint, refuse_absent_checkpoint, run_facts
+from modeling_mllmreid.training.resume import (
+    checkpoint_to_resume,
+    identities_digest,
+    last_checkpoint,
+    refuse_absent_checkpoint,
+    run_fingerprint,
+)
 from modeling_mllmreid.training.stock_settings import REFUSED
+from modeling_mllmreid.utils.errors import UserError
 
 # Where results go, what is reported, how fast they come, and where: no weight depends on these.
 CHANGE_NO_WEIGHT = [
@@ -60,7 +65,7 @@ CHANGE_NO_WEIGHT = [
 ]
 # What a checkpoint's configuration says of where the model comes from and has seen; other facts tell it apart.
 RECORDS = [
-    "backbone_probe",
+    "backbone_fingerprint",
     "base_licence",
     "identities_digest",
     "image_prefix_ids",
@@ -75,7 +80,7 @@ OF_MODEL = sorted(set(MllmReIDConfig.__annotations__) - {*RECORDS, "model_type",
 
 @pytest.fixture(scope="module")
 def made(world, parts, tmp_path_factory):
-    """made(...): arguments, batches, model, samples and validation images of a run, as `run_facts` takes them."""
+    """made(...): arguments, batches, model, samples and validation images of a run, as `run_fingerprint` takes them."""
     processor, llava = parts
     folder = str(tmp_path_factory.mktemp("run"))
     size = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids}
@@ -97,7 +102,7 @@ def made(world, parts, tmp_path_factory):
 def shared(made):
     """A run that is changed by copies alone, with a checkpoint of it in its folder."""
     run = made()
-    write_checkpoint(Path(run["args"].output_dir) / "checkpoint-2", run_facts(**run))
+    write_checkpoint(Path(run["args"].output_dir) / "checkpoint-2", run_fingerprint(**run))
     return run
 
 
@@ -109,10 +114,10 @@ def run(shared):
     shared["model"].config = config
 
 
-def write_checkpoint(folder, facts):
+def write_checkpoint(folder, metadata):
     folder.mkdir(exist_ok=True)
     TrainerState(global_step=2, max_steps=4).save_to_json(str(folder / "trainer_state.json"))
-    (folder / "run_facts.json").write_text(json.dumps(facts))
+    (folder / "run_facts.json").write_text(json.dumps(metadata))
 
 
 def difference(shared, now):
@@ -120,7 +125,7 @@ def difference(shared, now):
     folder = shared["args"].output_dir
     args = copy.copy(shared["args"])  # where a run looks for checkpoints is no part of its facts
     try:
-        assert checkpoint_to_resume(args, run_facts(**now)) == Path(folder) / "checkpoint-2"
+        assert checkpoint_to_resume(args, run_fingerprint(**now)) == Path(folder) / "checkpoint-2"
     except UserError as error:
         said = str(error).removeprefix(f"{folder}/checkpoint-2: is of a run with other settings (")
         return said.removesuffix(
@@ -173,7 +178,7 @@ def test_where_texts_are_read_from_is_no_difference(shared, run):
 
 
 def test_a_run_without_validation_images_is_another(shared, run):
-    assert run_facts(**{**run, "val": None})["val"] is None
+    assert run_fingerprint(**{**run, "val": None})["val"] is None
     assert difference(shared, {**run, "val": None}) == "other validation images"
 
 
@@ -185,14 +190,14 @@ def test_several_differences_are_counted(shared, run):
 
 
 def test_a_setting_that_one_of_them_does_not_know_is_a_difference(run, folder):
-    facts = run_facts(**run)
+    metadata = run_fingerprint(**run)
     for before, now, said in (
         ({"gone": 1}, {}, "gone 1, now None"),
         ({}, {"new": 2}, "new None, now 2"),
     ):
-        write_checkpoint(folder / "checkpoint-10", {**facts, "settings": {**facts["settings"], **before}})
+        write_checkpoint(folder / "checkpoint-10", {**metadata, "settings": {**metadata["settings"], **before}})
         with pytest.raises(UserError, match=rf"other settings \({said}\)"):
-            checkpoint_to_resume(asking(run, folder, None), {**facts, "settings": {**facts["settings"], **now}})
+            checkpoint_to_resume(asking(run, folder, None), {**metadata, "settings": {**metadata["settings"], **now}})
 
 
 def test_processes_and_what_shards_are_compared(shared, run, monkeypatch):
@@ -299,7 +304,7 @@ def lora(made, parts):
 def test_settings_of_a_lora_are_compared(lora, tmp_path):
     then = lora()
     then["args"].output_dir = str(tmp_path)
-    write_checkpoint(tmp_path / "checkpoint-2", run_facts(**then))
+    write_checkpoint(tmp_path / "checkpoint-2", run_fingerprint(**then))
     # What a new LoRA draws is no other model.
     assert difference(then, lora(seed=1)) == ""
     assert difference(then, lora(lora_alpha=16)) == "lora_alpha 32, now 16"
@@ -316,7 +321,7 @@ def test_settings_of_a_lora_are_compared(lora, tmp_path):
 def folder(tmp_path, shared):
     """A run's folder with checkpoints of steps 2 and 10, one that was not written whole, and what is none."""
     for step in (2, 10):
-        write_checkpoint(tmp_path / f"checkpoint-{step}", run_facts(**shared))
+        write_checkpoint(tmp_path / f"checkpoint-{step}", run_fingerprint(**shared))
     for name in ("checkpoint-11", "checkpoint-last", "checkpoint-copy-12"):
         (tmp_path / name).mkdir()
     for name in ("checkpoint-last", "checkpoint-copy-12"):
@@ -336,10 +341,10 @@ def test_the_last_whole_checkpoint_is_found(folder, tmp_path):
 
 
 def test_which_checkpoint_is_taken(shared, run, folder):
-    facts = run_facts(**run)
-    other_settings = {**facts, "settings": {**facts["settings"], "seed": 7}}
+    metadata = run_fingerprint(**run)
+    other_settings = {**metadata, "settings": {**metadata["settings"], "seed": 7}}
     last, first = folder / "checkpoint-10", folder / "checkpoint-2"
-    assert checkpoint_to_resume(asking(run, folder, None), facts) == last
+    assert checkpoint_to_resume(asking(run, folder, None), metadata) == last
     for wanted in ("true", "True", True):
         assert checkpoint_to_resume(asking(run, folder, wanted), other_settings) == last
     assert checkpoint_to_resume(asking(run, folder, str(first)), other_settings) == first
@@ -347,29 +352,29 @@ def test_which_checkpoint_is_taken(shared, run, folder):
         checkpoint_to_resume(asking(run, folder, None), other_settings)
     for wanted in (str(first), "true"):
         with pytest.raises(UserError, match="was trained on other people, and its ID classifier is theirs: give it as"):
-            checkpoint_to_resume(asking(run, folder, wanted), {**facts, "identities": "others"})
-        write_checkpoint(first, {**facts, "identities": None})
-        write_checkpoint(last, {**facts, "identities": None})
-        assert checkpoint_to_resume(asking(run, folder, wanted), {**facts, "identities": "others"}) is not None
-        write_checkpoint(first, facts)
-        write_checkpoint(last, facts)
+            checkpoint_to_resume(asking(run, folder, wanted), {**metadata, "identities": "others"})
+        write_checkpoint(first, {**metadata, "identities": None})
+        write_checkpoint(last, {**metadata, "identities": None})
+        assert checkpoint_to_resume(asking(run, folder, wanted), {**metadata, "identities": "others"}) is not None
+        write_checkpoint(first, metadata)
+        write_checkpoint(last, metadata)
     # Another process than the main one removes nothing.
     args = asking(run, folder, "False")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ReIDTrainingArguments, "should_save", False)
-        assert checkpoint_to_resume(args, facts) is None and last.is_dir()
-    assert checkpoint_to_resume(args, facts) is None
+        assert checkpoint_to_resume(args, metadata) is None and last.is_dir()
+    assert checkpoint_to_resume(args, metadata) is None
     assert not list(folder.glob("checkpoint-*"))
-    assert checkpoint_to_resume(asking(run, folder, None), facts) is None
+    assert checkpoint_to_resume(asking(run, folder, None), metadata) is None
     with pytest.raises(UserError, match=f"resume_from_checkpoint: no checkpoint in {folder}: leave it out to start"):
-        checkpoint_to_resume(asking(run, folder, "true"), facts)
+        checkpoint_to_resume(asking(run, folder, "true"), metadata)
 
 
 def test_a_checkpoint_that_does_not_say_its_run(run, folder):
     (folder / "checkpoint-10/run_facts.json").unlink()
     with pytest.raises(UserError, match=r"other settings \(it has no run_facts.json\): give another output_dir"):
-        checkpoint_to_resume(asking(run, folder, None), run_facts(**run))
-    assert checkpoint_to_resume(asking(run, folder, "true"), run_facts(**run)) == folder / "checkpoint-10"
+        checkpoint_to_resume(asking(run, folder, None), run_fingerprint(**run))
+    assert checkpoint_to_resume(asking(run, folder, "true"), run_fingerprint(**run)) == folder / "checkpoint-10"
 
 
 @pytest.mark.parametrize("broken", ["{", '{"global_step": -1}', '{"global_step": 1, "no_field_of_it": 2}'])
@@ -378,17 +383,17 @@ def test_a_broken_state_is_named(run, folder, broken):
     path.write_text(broken)
     for wanted in (None, "true", str(folder / "checkpoint-10")):
         with pytest.raises(UserError, match=f"{path}.*: give another checkpoint as resume_from_checkpoint, or false"):
-            checkpoint_to_resume(asking(run, folder, wanted), run_facts(**run))
-    facts = folder / "checkpoint-2/run_facts.json"
-    facts.write_text("[]")
-    with pytest.raises(UserError, match=f"{facts}.*: give another checkpoint as resume_from_checkpoint, or false"):
-        checkpoint_to_resume(asking(run, folder, str(folder / "checkpoint-2")), run_facts(**run))
+            checkpoint_to_resume(asking(run, folder, wanted), run_fingerprint(**run))
+    metadata = folder / "checkpoint-2/run_facts.json"
+    metadata.write_text("[]")
+    with pytest.raises(UserError, match=f"{metadata}.*: give another checkpoint as resume_from_checkpoint, or false"):
+        checkpoint_to_resume(asking(run, folder, str(folder / "checkpoint-2")), run_fingerprint(**run))
 
 
 def test_a_named_checkpoint_that_is_none(run, folder):
     for wanted in (None, "true", "False", "none", str(folder / "checkpoint-2")):
         refuse_absent_checkpoint(asking(run, folder, wanted))
-    for take in (refuse_absent_checkpoint, lambda args: checkpoint_to_resume(args, run_facts(**run))):
+    for take in (refuse_absent_checkpoint, lambda args: checkpoint_to_resume(args, run_fingerprint(**run))):
         with pytest.raises(UserError, match=f"resume_from_checkpoint {folder}/nothing: no such folder: give a checkp"):
             take(asking(run, folder, str(folder / "nothing")))
         with pytest.raises(UserError, match="checkpoint-11: no checkpoint of a training, as it has no trainer_state"):

@@ -15,18 +15,14 @@ from accelerate.utils import is_deepspeed_available
 from transformers import AutoModel
 
 from modeling_mllmreid.commands import export
-from modeling_mllmreid.data import load_reid_dataset
-from modeling_mllmreid.data.synthetic import sample_descriptions
+from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel
-from modeling_mllmreid.tiny.llava import build_processor, build_tiny_llava
-from modeling_mllmreid.training import (
-    AdapterArguments,
-    BatchArguments,
-    ReIDTrainer,
-    ReIDTrainingArguments,
-    prepare_training,
-    train_reid,
-)
+from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
+from modeling_mllmreid.synthetic.captions import sample_descriptions
+from modeling_mllmreid.training.adapters import AdapterArguments, prepare_training
+from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.run import train_reid
+from modeling_mllmreid.training.trainer import ReIDTrainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LORA = {"language_model": "lora", "tower": "full", "lora_rank": 2, "lora_dropout": 0.0}
@@ -196,8 +192,8 @@ def test_sharded_training_has_the_losses_of_one_process_and_whole_checkpoints(ru
             model = load.from_pretrained(saved).eval()
             for name, rows in model.image_features(pixels()).items():
                 torch.testing.assert_close(rows, expected[name], rtol=0, atol=1e-4, msg=f"{saved} {name}")
-    facts = json.loads((folder / form / f"checkpoint-{STEPS}" / "run_facts.json").read_text())
-    assert facts["settings"]["sharding"] == sharding
+    metadata = json.loads((folder / form / f"checkpoint-{STEPS}" / "run_facts.json").read_text())
+    assert metadata["settings"]["sharding"] == sharding
     # The same files as one process writes, our code among them, and the same settings.
     names, settings = zip(*(published(root / form) for root in (folder, folder.with_name("one"))), strict=True)
     assert names[0] == names[1] and "modeling_mllmreid.py" in names[0] and settings[0] == settings[1]

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from modeling_mllmreid.training.freezing import freeze_unused_parameters
+from modeling_mllmreid.training.parameters import freeze_unused_parameters
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 COMMON = {"id_weight": 0.7, "triplet_weight": 1.6, "label_smoothing": 0.25}

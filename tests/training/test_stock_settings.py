@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import TrainingArguments, integrations
 
-from modeling_mllmreid import processes
 from modeling_mllmreid.commands import train
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.training import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
 from modeling_mllmreid.training.stock_settings import LOGGERS, RANGES, REFUSED
+from modeling_mllmreid.utils import processes
+from modeling_mllmreid.utils.errors import UserError
 
 # What the stock Trainer does with these is what is meant here too.
 AS_IN_THE_TRAINER = """
@@ -178,10 +178,10 @@ def test_one_process_has_one_gpu_and_says_so_once(monkeypatch, caplog, tmp_path)
     state = SimpleNamespace(num_processes=1, device=torch.device("cuda:0"))
     processes._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
-        processes.say_idle_gpus(state)
-        processes.say_idle_gpus(state)
-        processes.say_idle_gpus(SimpleNamespace(num_processes=4, device=torch.device("cuda:1")))
-        processes.say_idle_gpus(SimpleNamespace(num_processes=1, device=torch.device("cpu")))
+        processes.warn_idle_gpus(state)
+        processes.warn_idle_gpus(state)
+        processes.warn_idle_gpus(SimpleNamespace(num_processes=4, device=torch.device("cuda:1")))
+        processes.warn_idle_gpus(SimpleNamespace(num_processes=1, device=torch.device("cpu")))
     processes._warn_once.cache_clear()
     said = [record.getMessage() for record in caplog.records]
     assert said == [

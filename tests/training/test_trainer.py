@@ -8,13 +8,13 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback
 
-from modeling_mllmreid.data import image_sources
-from modeling_mllmreid.errors import UserError
-from modeling_mllmreid.evaluation.protocol import embed_parts
+from modeling_mllmreid.data.contract import image_sources
+from modeling_mllmreid.evaluation.protocol import embed_query_gallery
 from modeling_mllmreid.evaluation.threshold import load_thresholds
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.training import ReIDTrainer
 from modeling_mllmreid.training.batches import label_counts
+from modeling_mllmreid.training.trainer import ReIDTrainer
+from modeling_mllmreid.utils.errors import UserError
 
 
 def weights(trained):
@@ -132,7 +132,7 @@ def test_thresholds_are_chosen_on_val_and_kept_with_the_checkpoint(train, tmp_pa
     trained = train(max_steps=2)
     chosen = load_thresholds(str(tmp_path / "run"))
     assert list(chosen) == ["llm", "vision", "concat"]
-    query, gallery = embed_parts(trained.trainer.model, trained.trainer.processing_class, *trained.val)
+    query, gallery = embed_query_gallery(trained.trainer.model, trained.trainer.processing_class, *trained.val)
     persons = [part["person_id"][:] for part in trained.val]
     for name, threshold in chosen.items():
         others = np.where(np.equal.outer(*persons), 2, 1 - query[name] @ gallery[name].T).min(1)

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from modeling_mllmreid.training import cached_step
-from modeling_mllmreid.training.cached_step import average_gradients
+from modeling_mllmreid.training import grad_cache
+from modeling_mllmreid.training.grad_cache import average_gradients
 
 
 def test_entries_after_a_resume_are_means_over_the_steps_before_it_too(train, tmp_path):
@@ -59,9 +59,9 @@ def test_the_mean_of_gradients_over_processes(monkeypatch):
         (name,) = [name for name, parameter in model.items() if parameter.grad is gradient]
         return Work(gradient, torch.tensor(theirs[name]))
 
-    monkeypatch.setattr(cached_step.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(cached_step.dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(cached_step.dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(grad_cache.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(grad_cache.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(grad_cache.dist, "all_reduce", all_reduce)
     average_gradients(model)
     got = {name: None if p.grad is None else p.grad.tolist() for name, p in model.items()}
     assert got == {"both": [2, 3], "theirs": [4, 1], "ours": [3, 0], "frozen": None}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import DatasetDict
 
-from modeling_mllmreid.data import PKSampler
+from modeling_mllmreid.data.sampler import PKSampler
 from modeling_mllmreid.training import trainer as trainer_module
 
 
@@ -66,7 +66,7 @@ def test_settings_reach_the_sampler_the_optimiser_and_the_evaluation(train, worl
     assert metrics["eval_llm_mAP"] != metrics["eval_vision_mAP"] and all(isinstance(v, float) for v in metrics.values())
     logged = trainer.state.log_history[-1]
     assert logged["eval_mAP"] == metrics["eval_mAP"]
-    others = trainer_module.RetrievalParts(trainer.eval_dataset.query.select(range(2)), trainer.eval_dataset.gallery)
+    others = trainer_module.QueryGallery(trainer.eval_dataset.query.select(range(2)), trainer.eval_dataset.gallery)
     again = trainer.evaluate(others, metric_key_prefix="test")
     assert evaluations[-1][0][2] is others.query and {"test_mAP", "test_llm_mAP"} <= again.keys()
     assert trainer.floating_point_ops({}) == 0

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.training.cached_step import cached_backward
-from modeling_mllmreid.training.freezing import freeze_unused_parameters
+from modeling_mllmreid.training.grad_cache import cached_backward
+from modeling_mllmreid.training.parameters import freeze_unused_parameters
 
 pytestmark = pytest.mark.gpu
 

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from datasets import DatasetDict
 
 from .caption_sets import read_cuhk_pedes, read_icfg_pedes, read_rstpreid
-from .cuhk03 import read_cuhk03
-from .cuhk_crops import read_cuhk02, read_cuhk_sysu
-from .market_layout import read_dukemtmc, read_market1501, read_occluded_duke, read_personx, read_randperson
+from .cuhk import read_cuhk02, read_cuhk03, read_cuhk_sysu
+from .market1501 import read_dukemtmc, read_market1501, read_occluded_duke, read_personx, read_randperson
 from .msmt17 import read_msmt17
 from .own_data import read_folders, read_table
 from .pair_sets import read_grid, read_ilids, read_prid, read_viper

@@ -15,14 +15,11 @@ from typing import Any, NamedTuple
 
 from datasets import DatasetDict
 
-from ...errors import UserError
-from ...formats import CaptionEntryFields, check_content, read_json
-from ..columns import UNKNOWN_CAMERA, Row, make_split
-from ..counts import check_counts, count, count_parts
-from ..problems import Problems
-from .data_folder import DataFolder, shown_path
-from .file_names import JPG
-from .spelled_numbers import SpelledNumbers
+from ...utils.errors import UserError
+from ...utils.formats import CaptionEntryFields
+from ...utils.json_files import check_content, read_json
+from ..contract import UNKNOWN_CAMERA, Problems, Row, check_counts, count, count_splits, make_split
+from .file_names import JPG, DataFolder, SpelledNumbers, shown_path
 
 MAX_CAPTION = 5000
 
@@ -194,7 +191,7 @@ def read_caption_set(
             f"{json_path}: no entry of split 'test' has a caption: nothing can be searched for; add captions"
         )
     if strict or _looks_published(spec, data_dir, dataset):
-        check_counts(count_parts(dataset), spec.published, name=spec.title, where=data_dir, strict=strict)
+        check_counts(count_splits(dataset), spec.published, name=spec.title, where=data_dir, strict=strict)
     return dataset
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import UserError
-from ...formats import MatlabVariables, parse_json
+from ...utils.errors import UserError
+from ...utils.formats import MatlabVariables
+from ...utils.json_files import parse_json
 
 PROGRAM = Path(__file__).with_name("matlab_process.py")
 SECONDS = 60

@@ -14,16 +14,13 @@ from typing import Literal
 
 from datasets import DatasetDict
 
-from ...errors import UserError
-from ...formats import read_file
-from ..columns import Row, make_split
-from ..counts import check_counts, count_parts
-from ..problems import Problems
-from .data_folder import DataFolder
-from .file_names import JPG
-from .spelled_numbers import SpelledNumbers
+from ...utils.errors import UserError
+from ...utils.json_files import read_file
+from ..contract import Problems, Row, check_counts, count_splits, make_split
+from .file_names import JPG, DataFolder, SpelledNumbers
 
 logger = logging.getLogger(__name__)
+
 
 SOURCE = "msmt17"
 ARCHIVES = ("MSMT17_V1", "MSMT17_V2", "MSMT17")
@@ -79,7 +76,7 @@ def read_msmt17(
     dataset = DatasetDict({split: make_split(sorted(part), root=root, source=SOURCE) for split, part in rows.items()})
     published = {"train": PUBLISHED_TRAIN[train_part], **PUBLISHED}
     name = f"MSMT17 ({train_part.replace('_', ' ')})"
-    check_counts(count_parts(dataset), published, name=name, where=root, strict=strict)
+    check_counts(count_splits(dataset), published, name=name, where=root, strict=strict)
     logger.info("%s trains on %d images", name, len(dataset["train"]))
     return dataset
 

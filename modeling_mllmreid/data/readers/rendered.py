@@ -13,14 +13,13 @@ from pathlib import Path
 
 from datasets import DatasetDict
 
-from ...errors import UserError
-from ...formats import WorldFile, read_json
-from ..problems import Problems
-from ..synthetic.marker import WORLD_FILE
-from ..synthetic.worlds import VERSION, WORLDS
-from ..synthetic.write import CAPTIONS_FILE, write_world
-from .market_layout import FOLDERS, MARKET1501
-from .named_files import NamedFiles, read_named_files
+from ...synthetic.worlds import VERSION, WORLD_FILE, WORLDS
+from ...synthetic.write import CAPTIONS_FILE, write_world
+from ...utils.errors import UserError
+from ...utils.formats import WorldFile
+from ...utils.json_files import read_json
+from ..contract import Problems
+from .market1501 import FOLDERS, MARKET1501, NamedFiles, read_named_files
 
 
 def read_rendered(world: str, data_dir: str | os.PathLike[str], *, problems: Problems | None = None) -> DatasetDict:

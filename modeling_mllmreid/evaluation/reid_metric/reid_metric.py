@@ -10,8 +10,8 @@ import datasets
 import evaluate
 import numpy as np
 
-from modeling_mllmreid import evaluate_retrieval
-from modeling_mllmreid.errors import UserError
+from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
+from modeling_mllmreid.utils.errors import UserError
 
 DESCRIPTION = "Person re-identification: mAP, CMC (Rank-k) and mINP of query features against gallery features."
 

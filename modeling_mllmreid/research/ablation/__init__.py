@@ -1,0 +1,1 @@
+"""The ablation: plan, runs, contrasts, tables and report."""

@@ -1,0 +1,1 @@
+"""Rendered pedestrians and worlds: person crops, cameras and captions without a download."""

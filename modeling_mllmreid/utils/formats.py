@@ -1,0 +1,400 @@
+"""Every JSON file that may come from outside, as one pydantic model each; `json_files` reads them.
+
+What a model does not name is kept as it is (`extra="allow"`), so that newer and older files can be read.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    model_validator,
+)
+
+from .errors import UserError
+from .json_files import read_json
+
+INT64 = 2**63 - 1
+
+
+class Format(BaseModel):
+    """What all kinds share: exact types, no NaN or infinity, unknown fields kept."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1, le=100_000)]
+Text = Annotated[str, Field(min_length=1)]
+Id = Annotated[int, Field(ge=0, le=INT64)]
+
+
+class EmbeddingsFile(Format):
+    """embeddings.json: the images' names, and what made the embeddings."""
+
+    metadata: dict[str, Any]
+    file_names: list[Text]
+
+
+class EmbedMetadata(Format):
+    """What the embed command writes into embeddings.json, and search reads."""
+
+    model: Text
+    revision: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16", "fp16", "bf16"]
+    fields: dict[str, Any]
+    images: Text
+    test_feature: Literal["llm", "vision", "concat"]
+    height: Size
+    width: Size
+    flip_test: bool
+    # Folders of version 0.1.0 call it `probe`.
+    fingerprint: Annotated[list[float], Field(min_length=1, validation_alias=AliasChoices("fingerprint", "probe"))]
+
+
+class IntervalValues(Format):
+    """A metric's interval."""
+
+    low: float
+    high: float
+    confidence: Share
+
+
+def _shares(metrics: dict[str, float | None]) -> dict[str, float | None]:
+    for name, value in metrics.items():
+        if value is not None and not name.startswith("num_") and not 0 <= value <= 1:
+            raise ValueError(f"{name} {value:g} is no share, 0 to 1")
+    return metrics
+
+
+# A feature's averages, which are shares or nothing, and its counts.
+Metrics = Annotated[dict[str, float | None], AfterValidator(_shares)]
+
+
+class MetricsFile(Format):
+    """metrics.json as the evaluate command writes it for one data set."""
+
+    model: str
+    dataset: str
+    weights: str = ""
+    test_feature: Text
+    trained_on: list[str] = []
+    tested_on: list[str]
+    overlap: list[str] = []
+    query_images: Count
+    gallery_images: Count
+    height: Size
+    width: Size
+    dtype: str
+    quantize: Literal["4bit", "8bit"] | None = None
+    exclude: list[str] = []
+    pool_tracks: bool = False
+    flip_test: bool = False
+    published_counts: dict[str, bool] = {}
+    metrics: dict[str, Metrics]
+    intervals: dict[str, dict[str, IntervalValues]] = {}
+
+
+class MatrixEntry(Format):
+    """What the matrix of training sets against test sets reads of a metrics.json."""
+
+    test_feature: Text
+    trained_on: list[str]
+    tested_on: list[str]
+    metrics: dict[str, Metrics]
+
+
+class SplitMetricsFile(Format):
+    """metrics.json over random splits."""
+
+    metrics_over_splits: dict[str, Any]
+    metrics_of_splits: list[Any]
+
+
+class DemoMetricsFile(Format):
+    """metrics.json of the demo."""
+
+    chosen_feature: Text
+    val: dict[str, float]
+    test: dict[str, dict[str, float | None]]
+
+
+class MatrixFile(Format):
+    """matrix.json of `evaluate --matrix`."""
+
+    trained_on: list[str]
+    tested_on: list[str]
+
+
+class InspectionFile(Format):
+    """data.json of the data command."""
+
+    dataset: str
+    published_counts: str
+    parts: dict[str, dict[str, Any]]
+
+
+class ThresholdValues(Format):
+    """A distance chosen on val, as `evaluation.threshold.Threshold`."""
+
+    distance: Annotated[float, Field(ge=0)]
+    low: Annotated[float, Field(ge=0)]
+    high: Annotated[float, Field(ge=0)]
+    fpir: Share
+    tpir: Share
+    searches: Count
+    people: Count
+    gallery: Count
+    metric: Literal["cosine", "euclidean"] = "cosine"
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "ThresholdValues":
+        if not self.low <= self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
+        return self
+
+
+ThresholdsFile = dict[str, ThresholdValues]
+
+
+class PartCounts(Format):
+    """Images and people of one split."""
+
+    images: Count
+    persons: Count
+
+
+class RunFile(Format):
+    """run.json: what a training was, and on what it ran."""
+
+    weights: str | None = None
+    measured_on: str | None = None
+    base_model: str | None = None
+    data: dict[str, PartCounts] | None = None
+    sources: list[str] | None = None
+    published_counts: dict[str, bool] | None = None
+    texts: list[dict[str, Any]] | None = None
+    adapters: dict[str, Any] | None = None
+    batches: dict[str, Any] | None = None
+    hardware: str | None = None
+    environment: dict[str, str] | None = None
+    seconds: Annotated[float, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _of_weights(self) -> "RunFile":
+        if self.weights is None and self.measured_on is None:
+            raise ValueError("it does not say of which weights it speaks")
+        return self
+
+
+class ExportConfigFile(Format):
+    """config.json of a checkpoint or an export of ours, as far as the card and a push read it.
+
+    What is not there is what a new model has.
+    """
+
+    model_type: Text
+    height: Size = 252
+    width: Size = 126
+    test_feature: Text = "llm"
+    dtype: Literal["float32", "float16", "bfloat16", "float64"] | None = None
+    auto_map: dict[str, str | list[str | None]] = {}
+    num_identities: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    identities_digest: str | None = None
+    trained_on: list[str] | None = None
+    overlap: list[str] | None = None
+    base_licence: str | None = None
+    backbone: str | None = None
+    backbone_revision: str | None = None
+    adapter: str | None = None
+    loss_lambda: Share = 0.7
+    reid_on: Literal["llm", "vision", "both"] = "both"
+    id_weight: float | None = None
+    triplet_weight: float | None = None
+    label_smoothing: float | None = None
+    triplet_margin: float | None = None
+    triplet_soft_margin: bool = False
+    distillation_weight: float | None = None
+    reid_text: bool = False
+    mllm_config: dict[str, Any] | None = None
+    vision_config: dict[str, Any] | None = None
+
+
+class WeightIndexFile(Format):
+    """model.safetensors.index.json: the file of each weight."""
+
+    weight_map: Annotated[dict[str, Text], Field(min_length=1)]
+
+
+class RunFingerprintFile(Format):
+    """run_facts.json of a checkpoint: what two trainings must share for one to go on from the other's."""
+
+    settings: dict[str, Any]
+    start: Any
+    trained: str
+    data: str
+
+
+class TrainerStateFile(Format):
+    """trainer_state.json, as far as we read it."""
+
+    log_history: list[dict[str, Any]] = []
+    global_step: Count = 0
+
+
+class ResumedStateFile(TrainerStateFile):
+    """trainer_state.json of a checkpoint that a training goes on from: what the Trainer takes from it."""
+
+    global_step: Count
+    epoch: Annotated[float, Field(ge=0)] | None = None
+    max_steps: int = 0
+    num_train_epochs: Count = 0
+    num_input_tokens_seen: Count = 0
+    total_flos: float = 0
+    train_batch_size: Count | None = None
+    best_metric: float | None = None
+    best_global_step: Count | None = None
+    best_model_checkpoint: str | None = None
+    stateful_callbacks: dict[str, Any] | None = None
+
+
+class ProofFile(Format):
+    """proof.json of a checkpoint: that the user's own training wrote it."""
+
+    hmac: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class LogSums(Format):
+    """Sums of loss parts, and of how many micro-batches."""
+
+    sums: dict[str, float]
+    counts: dict[str, Count]
+
+
+class TrainingArgsFile(Format):
+    """training_args.json: every field as the Trainer wrote it, those that the card shows by their types."""
+
+    identities_per_batch: Count | None = None
+    images_per_identity: Count | None = None
+    gradient_accumulation_steps: Count | None = None
+    learning_rate: float | None = None
+    learning_rates: dict[str, float] | None = None
+    lr_scheduler_type: str | None = None
+    warmup_steps: float | None = None
+    optim: str | None = None
+    weight_decay: float | None = None
+    max_grad_norm: float | None = None
+    bf16: bool | None = None
+    fp16: bool | None = None
+    seed: int | None = None
+    load_best_model_at_end: bool | None = None
+
+
+class DiagnosticsState(Format):
+    """Diagnostics that are not in the log yet, and kinds of warnings: of the last measured step, and given before."""
+
+    entries: list[dict[str, int | float]] = []
+    failing: list[str] = []
+    warned: list[str] = []
+
+
+class LogWindowFile(Format):
+    """log_window_N.json of a checkpoint: sums and diagnostics since the last log."""
+
+    loss: float
+    step: Count
+    parts: LogSums
+    # Older checkpoints have none.
+    diagnostics: DiagnosticsState = DiagnosticsState()
+
+
+class SplitsFile(Format):
+    """splits.json of own data: the file names of each split, and by which share and seed we drew them."""
+
+    train: list[Text]
+    query: list[Text]
+    gallery: list[Text]
+    val: list[Text] = []
+    test_share: Share | None = None
+    split_seed: Count | None = None
+
+
+class TorchreidImageSplit(Format):
+    """One entry of torchreid's splits.json: the images of each split, each alone or first in a list."""
+
+    train: list[str | list[Any]]
+    query: list[str | list[Any]]
+    gallery: list[str | list[Any]]
+
+
+class TorchreidPersonSplit(Format):
+    """One entry of torchreid's splits_single_shot.json: the persons of each split."""
+
+    train: list[Id]
+    test: list[Id]
+
+
+class CaptionEntryFields(Format):
+    """One entry of a captions file of the CUHK-PEDES schema, besides its image's path."""
+
+    split: Literal["train", "val", "test"]
+    captions: list[str]
+    id: Id
+
+
+class CaptionRecordLine(Format):
+    """One line of a captions sidecar: a caption that a model wrote for an image."""
+
+    source: str
+    split: str
+    file_name: Text
+    caption_index: Count
+    caption: str
+    provenance: dict[str, Any]
+
+
+class TextRecordLine(CaptionRecordLine):
+    """One line of a texts sidecar: a caption and its continuation."""
+
+    continuation: str
+
+
+class WorldFile(Format):
+    """world.json of a rendered world."""
+
+    world: Text
+    version: int
+
+
+# What `data.readers.matlab_process` prints: variables of a MATLAB file by their names.
+MatlabVariables = dict[str, JsonValue]
+
+# The reports by the names under which this program writes them.
+BY_NAME: Mapping[str, Any] = {
+    "metrics.json": MetricsFile | SplitMetricsFile | DemoMetricsFile,
+    "matrix.json": MatrixFile,
+    "data.json": InspectionFile,
+    "threshold.json": ThresholdsFile,
+    "run.json": RunFile,
+    "run_facts.json": RunFingerprintFile,
+    "embeddings.json": EmbeddingsFile,
+    "splits.json": SplitsFile,
+    "world.json": WorldFile,
+}
+
+
+def is_known_json(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has the name of a report that this program writes, and fits it."""
+    kind = BY_NAME.get(Path(path).name)
+    try:
+        return kind is not None and read_json(path, kind) is not None
+    except UserError:
+        return False

@@ -1,0 +1,338 @@
+"""The ablation: its plan, its treatments, and a whole one of seconds that is killed, goes on, and reports."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import Executor, Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from modeling_mllmreid.commands.ablate import main, read_configuration
+from modeling_mllmreid.data.contract import FEATURES
+from modeling_mllmreid.research.ablation import runs as sweep
+from modeling_mllmreid.research.ablation.controls import WORDS, attribute_loss, corrupt_captions, permute_captions
+from modeling_mllmreid.research.ablation.plan import AblationArguments, ControlArguments, Cost, Plan, check_plan
+from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.utils.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+ROWS = {
+    "B0": {"reid_on": "vision", "loss_lambda": 1.0},
+    "S": {"reid_on": "vision"},
+    "S+D": {"reid_on": "both"},
+}
+
+
+def arguments(**changed) -> AblationArguments:
+    plan = {"rows": ROWS, "contrasts": {"language": ["S", "B0"]}, "train_sets": ["a"], "test_sets": ["a"], "seeds": [0]}
+    return AblationArguments(**{**plan, **changed})
+
+
+def plan(**changed) -> Plan:
+    args = arguments(**changed)
+    return Plan(args, {name: {"loss_lambda": 0.7, **row} for name, row in check_plan(args).items()}, 100, "base")
+
+
+# ---- the plan --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_are_told_the_same_are_one_run():
+    made = plan(sweep_of="S+D", sweep_lambdas=[0.3, 0.7], seeds=[0, 1])
+    runs = made.runs({})
+    assert [run.row for run in runs[:5]] == ["B0", "S", "S+D", "S+D, lambda 0.3", "S+D, lambda 0.7"]
+    assert runs[2].key == runs[4].key and len({run.key for run in runs}) == 8
+    assert {run.key for run in plan(seeds=[1]).runs({})} < {run.key for run in runs}
+
+
+def test_steps_under_equal_flops():
+    made = plan(rows={**ROWS, "two": {"language_first": 0.5}}, budgets=["steps", "flops"], flops_of="S+D")
+    costs = {"B0": Cost(0, 10, 50), "S": Cost(0, 49, 50), "S+D": Cost(0, 50, 50), "two": Cost(40, 10, 50)}
+    stages = {(run.row, run.budget): run.stages for run in made.runs(costs)}
+    assert stages["B0", "steps"] == (0, 100) and stages["B0", "flops"] == (0, 500)
+    assert stages["S", "flops"] == stages["S+D", "flops"] == (0, 100)  # within the tolerance
+    assert stages["two", "steps"] == (50, 50) and stages["two", "flops"] == (100, 100)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"contrasts": {"x": ["S", "B1"]}}, "contrasts: 'x': there is no row 'B1': did you mean 'B0'?"),
+        ({"contrasts": {"x": ["S"]}}, r"contrasts: 'x' is not \[a, b\]: give two rows, or two lists of rows"),
+        ({"contrasts": {"x": ["S", 1]}}, r"contrasts: 'x' is not \[a, b\]"),
+        ({"contrasts": {"x": [["S"], [None]]}}, r"contrasts: 'x' is not \[a, b\]"),
+        ({"rows": {"B0": 3}}, "rows: 'B0' is not a mapping of fields"),
+        ({"rows": {}}, "rows: there is none: give at least one"),
+        ({"sweep_lambdas": [0.1]}, "sweep_of: is not given: name one of the rows"),
+        ({"budgets": ["hours"]}, "budgets: 'hours' is unknown: give steps or flops"),
+        ({"budgets": ["flops"]}, "flops_of: is not given: name one of the rows"),
+        ({"seeds": [1, 1]}, r"seeds: \[1, 1\]: give at least one, each once"),
+        ({"processes": 0}, "processes 0, threads 1: give at least 1"),
+    ],
+)
+def test_a_plan_that_does_not_hold_together_is_refused(changed, message):
+    with pytest.raises(UserError, match=message):
+        check_plan(arguments(**changed))
+
+
+def test_treatments_that_exclude_one_another():
+    with pytest.raises(ValueError, match="permute_captions and caption_noise: give one"):
+        ControlArguments(permute_captions=True, caption_noise=0.2)
+    with pytest.raises(ValueError, match="language_first 1: give a share, at least 0 and below 1"):
+        ControlArguments(language_first=1)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("ablation_*.yaml")), ids=lambda path: path.stem)
+def test_the_plans_of_configs_hold_together(path):
+    args, _, shared, rows = read_configuration([str(path), "--use_cpu=true"])
+    assert len(rows) >= 3 and args.contrasts and shared["max_steps"] > 0
+    assert len(args.seeds) >= 2
+
+
+# ---- treatments ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def captioned() -> Dataset:
+    """Twelve images of four people, more of some than of others; every caption names its person and image."""
+    people = [0, 0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3]
+    texts = [[f"p{person} i{row}"] for row, person in enumerate(people)]
+    return (
+        Dataset.from_dict({"person_id": people})
+        .add_column("caption", texts, feature=FEATURES["caption"])
+        .add_column("continuation", texts, feature=FEATURES["continuation"])
+    )
+
+
+def test_the_placebo_gives_every_person_the_texts_of_one_other(captioned):
+    permuted = permute_captions(captioned, seed=3)
+    of_person: dict[int, set[str]] = {}
+    for person, captions, continuations in zip(*(permuted[name][:] for name in permuted.column_names), strict=True):
+        assert captions == continuations
+        of_person.setdefault(person, set()).add(captions[0].split()[0])
+    assert all(len(names) == 1 and names != {f"p{person}"} for person, names in of_person.items())
+    assert len(set().union(*of_person.values())) == 4
+    assert permuted["caption"][:] == permute_captions(captioned, seed=3)["caption"][:]
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_noise_spoils_its_share_with_texts_of_others(captioned, share):
+    spoilt = corrupt_captions(captioned, share, seed=0)
+    wrong = [
+        captions[0]
+        for person, captions in zip(spoilt["person_id"][:], spoilt["caption"][:], strict=True)
+        if not captions[0].startswith(f"p{person} ")
+    ]
+    assert len(wrong) == round(share * 12)
+
+
+def test_the_attribute_loss_is_per_word_that_is_there():
+    logits, targets = torch.zeros(2, len(WORDS)), torch.zeros(2, len(WORDS))
+    targets[0, :3] = 1
+    targets[1, 5] = 1
+    assert float(attribute_loss(logits, targets)) == pytest.approx(2 * len(WORDS) * np.log(2) / 4, rel=1e-5)
+    assert float(attribute_loss(logits, torch.zeros_like(targets))) > 0
+
+
+# ---- a whole ablation ------------------------------------------------------------------------------------------------
+
+CONFIG = """
+output_dir: {folder}/ablation
+train_sets: [market1501]
+test_sets: [market1501]
+data_dirs: {{market1501: {folder}/people}}
+captions_files: {{market1501: {folder}/people/reid_raw.json}}
+rows:
+  B0: {{reid_on: vision, loss_lambda: 1.0}}
+  S: {{reid_on: vision, instruction: pool}}
+  two-stage: {{reid_on: vision, loss_lambda: 1.0, language_first: 0.5}}
+  placebo: {{reid_on: vision, permute_captions: true}}
+  oracle: {{reid_on: vision, loss_lambda: 1.0, target: caption, attribute_weight: 0.43}}
+contrasts:
+  language: [S, B0]
+  texts: [[S], [placebo, two-stage]]
+seeds: [0, 1]
+budgets: [steps, flops]
+flops_of: B0
+agreement_of: S
+agreement_images: 3
+max_steps: 4
+diagnostics_steps: 2
+logging_steps: 2
+height: 64
+width: 32
+hidden_size: 32
+tower_layers: 1
+lm_layers: 1
+pretraining_people: 20
+pretraining_steps: 2
+alignment_people: 4
+alignment_steps: 2
+max_target_tokens: 8
+identities_per_batch: 3
+images_per_identity: 2
+use_cpu: true
+"""
+
+
+@pytest.fixture(scope="module")
+def ablation(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ablation")
+    write_pedestrians(folder / "people", train_identities=6, test_identities=4, images_per_camera=2, cameras=2)
+    (folder / "config.yaml").write_text(CONFIG.format(folder=folder))
+    main([str(folder / "config.yaml")])
+    return folder
+
+
+def runs_of(folder) -> dict[str, dict]:
+    return {path.parent.name: json.loads(path.read_text()) for path in (folder / "ablation/runs").glob("*/result.json")}
+
+
+def test_every_run_tells_what_it_was(ablation):
+    runs = runs_of(ablation)
+    # Under the cost of B0 the rows with a language model take fewer steps.
+    assert len(runs) == 5 * 2 + 3 * 2
+    for name, result in runs.items():
+        folder = ablation / "ablation" / "runs" / name
+        assert {"curves.json", "log.txt", "queries-0.npz", "result.json"} <= {path.name for path in folder.iterdir()}
+        assert not list(folder.rglob("*.safetensors"))
+        assert result["versions"]["torch"] and result["settings"]["loss_lambda"] in (0.7, 1.0)
+        with np.load(folder / "queries-0.npz") as arrays:
+            assert arrays["vision_ap"].mean() == pytest.approx(result["tests"]["market1501"]["vision"]["mAP"])
+    rows = {result["row"]: result for result in runs.values()}
+    assert rows["S"]["agreement"]["market1501"]["image_perplexity"] > 1 and rows["B0"]["agreement"] == {}
+    two_stages = next(result for result in runs.values() if result["stages"] == [2, 2])
+    assert two_stages["row"] == "two-stage"
+    # The first stage needs no ID classifier and freezes it: the second trains all that a row of one stage trains.
+    assert two_stages["trained_parameters"] == rows["B0"]["trained_parameters"] > 0
+
+
+def test_the_report_is_of_the_runs(ablation):
+    report = json.loads((ablation / "ablation" / "report.json").read_text())
+    view = next(v for v in report["views"] if v["budget"] == "steps" and v["feature"] == "vision")
+    of_row = [r["tests"]["market1501"]["vision"]["mAP"] for r in runs_of(ablation).values() if r["row"] == "B0"]
+    assert view["rows"]["B0"]["mAP"]["estimate"] == pytest.approx(np.mean(of_row))
+    difference = view["rows"]["S"]["mAP"]["estimate"] - view["rows"]["B0"]["mAP"]["estimate"]
+    assert view["contrasts"]["language"]["mAP"]["difference"] == pytest.approx(difference)
+    assert view["contrasts"]["language"]["mAP"]["holm"] >= view["contrasts"]["language"]["mAP"]["p_value"]
+    text = (ablation / "ablation" / "report.md").read_text()
+    assert "Power: with 2 seeds" in text and "feature concat" in text and "equal FLOPs" in text
+    assert "| contrast | vision | llm | concat |" in text
+    assert "| row | mAP vision | mAP llm | mAP concat | Rank-1 vision |" in text
+    for picture in ("rows-steps.png", "contrasts-flops.png", "losses.png", "agreement.png"):
+        assert picture in text and (ablation / "ablation" / picture).stat().st_size > 5000
+    assert all(name in text for name in runs_of(ablation))
+
+
+def test_texts_of_the_llava_made_here_are_under_nobody_elses_licence(ablation):
+    (sidecar, *_) = (ablation / "ablation" / "base").glob("texts-*/*train*.jsonl")
+    assert all(json.loads(line)["provenance"]["licence"] is None for line in sidecar.read_text().splitlines())
+
+
+class InThisProcess(Executor):
+    """Runs what it is given at once: a new process would import for seconds."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def submit(self, function, *args):
+        future: Future = Future()
+        try:
+            future.set_result(function(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", InThisProcess)
+
+
+def test_a_killed_sweep_goes_on_and_finished_runs_are_kept(ablation, in_this_process, capsys):
+    folder = ablation / "ablation"
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*/result.json")}
+    lost = next(path.parent for path in before if "placebo" in path.parent.name)
+    result = json.loads((lost / "result.json").read_text())
+    shutil.rmtree(lost)
+    main([str(ablation / "config.yaml")])
+    assert "16 runs, 1 of them to do" in capsys.readouterr().out
+    after = {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*/result.json")}
+    assert {path for path in after if after[path] != before[path]} == {lost / "result.json"}
+    # Alone or among others, a run gives the same numbers.
+    assert json.loads((lost / "result.json").read_text())["tests"] == result["tests"]
+
+
+def children(pid: int) -> set[int]:
+    """The processes that a process started, and theirs."""
+    of: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            of.setdefault(int(entry.read_text().rpartition(")")[2].split()[1]), []).append(int(entry.parent.name))
+        except OSError:
+            continue
+    return {grandchild for child in of.get(pid, []) for grandchild in (child, *children(child))}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the process table from /proc")
+def test_a_sweep_that_is_killed_takes_its_runs_with_it_and_goes_on(ablation, tmp_path):
+    flags = [f"--output_dir={tmp_path / 'other'}", "--max_steps=40", "--budgets", "steps", "--processes=2"]
+    command = [str(CONFIGS.parent / "run_reid.py"), "ablate", str(ablation / "config.yaml"), *flags]
+    sweep = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    runs = tmp_path / "other" / "runs"
+    wait_until(lambda: len(list(runs.glob(".*.part"))) == 2, seconds=180)
+    started = children(sweep.pid)
+    sweep.kill()
+    sweep.wait()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), seconds=20)
+    finished = list(runs.glob("*/result.json"))
+    main([str(ablation / "config.yaml"), *flags])
+    assert len(finished) < len(list(runs.glob("*/result.json"))) == 10
+    assert not list(runs.glob(".*.part"))
+
+
+def wait_until(condition, *, seconds: int) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.2)
+
+
+def test_a_run_that_fails_is_named_and_leaves_no_result(ablation, in_this_process, tmp_path):
+    flags = [f"--output_dir={tmp_path / 'other'}", "--identities_per_batch=50", "--seeds", "0", "--budgets", "steps"]
+    with pytest.raises(
+        UserError, match=r"run [\w+-]+-market1501-4-seed0-\w+: .*the same command goes on with what is left"
+    ):
+        main([str(ablation / "config.yaml"), *flags])
+    assert not list((tmp_path / "other" / "runs").glob("*/result.json"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max_steps=0"], "max_steps is not given: say how many steps each row is trained"),
+        (
+            ['--rows={"B0": {"loss_lamda": 1}}', "--contrasts={}", "--agreement_of=B0"],
+            "rows: 'B0': unknown field 'loss_lamda': did you mean",
+        ),
+        (["--test_sets", "nowhere"], "data set 'nowhere' is unknown"),
+        (["--rows=B0"], "ablate: rows: 'B0' is not JSON"),
+        (["--train_sets", "market1501+msmt17"], "data_dirs has no folder of msmt17: name it there"),
+    ],
+)
+def test_mistakes_are_said_before_the_work(ablation, flags, message):
+    with pytest.raises(UserError, match=message):
+        main([str(ablation / "config.yaml"), *flags])
+
+
+def test_it_never_writes_into_other_work(ablation, tmp_path):
+    (tmp_path / "report.md").write_text("my own notes")
+    with pytest.raises(UserError, match="exists and is not empty"):
+        main([str(ablation / "config.yaml"), f"--output_dir={tmp_path}"])
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
