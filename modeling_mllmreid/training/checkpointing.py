@@ -181,7 +181,7 @@ class CheckpointingTrainer(Trainer):
     args: Any
     model: Any
     processing_class: Any
-    # What a checkpoint says of its run, see `resume.run_facts`.
+    # What a checkpoint says of its run, see `resume.run_fingerprint`.
     run_fingerprint: dict[str, Any] | None = None
     _aside: Path | None = None
 

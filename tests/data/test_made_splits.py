@@ -67,7 +67,7 @@ def test_two_runs_that_draw_at_once_do_not_both_go_on(root, monkeypatch):
         time.sleep(0.5)
         return draw(*arguments, **options)
 
-    monkeypatch.setattr(splits, "query_gallery_parts", slowly)
+    monkeypatch.setattr(splits, "split_query_gallery", slowly)
 
     def attempt(seed):
         try:

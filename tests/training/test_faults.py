@@ -99,7 +99,7 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(train, whole, 
             os.kill(os.getpid(), signal.SIGTERM)
         return check_loss(guard, loss)
 
-    monkeypatch.setattr(StepGuard, "see_loss", at_the_tenth)
+    monkeypatch.setattr(StepGuard, "check_loss", at_the_tenth)
     with pytest.raises(
         Preempted, match="SIGTERM: stopped after step 5, checkpoint-5 is written: the same command"
     ) as stop:

@@ -189,7 +189,7 @@ def test_one_process_has_one_gpu_and_says_so_once(monkeypatch, caplog, tmp_path)
         "--num_processes 4 run_reid.py ...; CUDA_VISIBLE_DEVICES chooses one"
     ]
     asked = []
-    monkeypatch.setattr(processes, "say_idle_gpus", asked.append)
+    monkeypatch.setattr(processes, "warn_idle_gpus", asked.append)
     processes.this_process()  # as embed and evaluate ask
     assert len(asked) == 1
     args = arguments(tmp_path)

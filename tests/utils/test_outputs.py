@@ -166,8 +166,8 @@ def test_two_writers_of_a_folder_never_mix(tmp_path):
 
 def test_what_a_killed_writer_left_is_removed_and_never_taken_over(tmp_path):
     code = (
-        "import os, sys\nfrom modeling_mllmreid.utils.outputs import folder_aside\n"
-        "with folder_aside(sys.argv[1]) as aside:\n    (aside / 'old').write_text('old')\n    os._exit(9)\n"
+        "import os, sys\nfrom modeling_mllmreid.utils.outputs import atomic_folder\n"
+        "with atomic_folder(sys.argv[1]) as aside:\n    (aside / 'old').write_text('old')\n    os._exit(9)\n"
     )
     target = tmp_path / "set [1]"
     assert subprocess.run([sys.executable, "-c", code, target], check=False).returncode == 9
