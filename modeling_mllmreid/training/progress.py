@@ -150,9 +150,8 @@ def last_line(state: Any, metric: str | None, *, seconds: float) -> str:
     if state.best_metric is None or not math.isfinite(state.best_metric):
         return f"{text}; no evaluation chose a best step"
     name = str(metric).removeprefix("eval_")
-    step = next(entry["step"] for entry in state.log_history if entry.get(f"eval_{name}") == state.best_metric)
     where = state.best_model_checkpoint or "not saved"
-    return f"{text}; best step {step}: {name} {state.best_metric:.1%} on val, checkpoint {where}"
+    return f"{text}; best step {state.best_global_step}: {name} {state.best_metric:.1%} on val, checkpoint {where}"
 
 
 def _position(entry: Mapping[str, float], max_steps: int) -> list[str]:

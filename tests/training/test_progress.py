@@ -89,8 +89,7 @@ def test_metrics_are_in_percent():
     assert evaluation_line(entry, 20) == (
         "step  5/20  epoch 1.00  val  mAP 45.6%  rank1 60.0%  mINP 10.0%  llm_mAP 40.0%  vision_mAP 45.6%"
     )
-    history = [{"eval_rank1": 0.25, "step": 2}, {"eval_rank1": 0.75, "step": 4}, {"eval_rank1": 0.5, "step": 6}]
-    state = TrainerState(global_step=6, max_steps=8, log_history=history, best_metric=0.75)
+    state = TrainerState(global_step=6, max_steps=8, best_metric=0.75, best_global_step=4)
     text = "stopped after step 6/8, 0:01:40; "
     assert last_line(state, "rank1", seconds=100) == text + "best step 4: rank1 75.0% on val, checkpoint not saved"
     state.best_model_checkpoint = "runs/a/checkpoint-4"
