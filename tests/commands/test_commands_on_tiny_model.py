@@ -157,7 +157,7 @@ def test_search_says_nobody_beyond_the_threshold(disk, embedded, capsys):
     embed.main(["--model", str(embedded / "model"), "--test_feature", "vision", *flags])
     capsys.readouterr()
     said, first, *_ = lines()
-    assert "chosen without these settings and is not used" in said and first.split()[1] == "0.0000"
+    assert "chosen with other settings and is not used" in said and first.split()[1] == "0.0000"
     (embedded / "model/threshold.json").write_text('{"vision": {"distance": 1}}')
     with pytest.raises(UserError, match=r"threshold.json: holds no thresholds \(field vision.low: field required"):
         lines()
@@ -346,7 +346,7 @@ def test_search_refuses_another_model(embedded):
 
     settings = embedded / "model" / "processor_config.json"
     settings.write_text(settings.read_text().replace("bicubic", "nearest").replace('"resample": 3', '"resample": 0'))
-    assert "not the one that made the embeddings" in refused()
+    assert "did not compute the embeddings" in refused()
     assert "no-index: holds no embeddings" in refused("--embeddings", str(embedded / "no-index"))
     assert not (embedded / "sheet.png").exists()
 

@@ -121,7 +121,7 @@ def test_a_training_never_writes_over_another_model_or_what_it_reads(disk, tmp_p
 def test_an_earlier_run_inside_the_data_goes_on_and_the_data_may_lie_inside_the_run(disk, tmp_path):
     data, run = tmp_path / "all", tmp_path / "all" / "run"
     shutil.copytree(disk.people, data / "people")
-    with pytest.raises(UserError, match="lies inside"):
+    with pytest.raises(UserError, match="is inside"):
         train.check_output_dir(run, "a/b", [str(data)])
     shutil.copytree(disk.ours, run)
     train.check_output_dir(run, "a/b", [str(data)])
