@@ -91,6 +91,8 @@ def test_metrics_are_in_percent():
     assert evaluation_line(entry, 20) == (
         "step  5/20  epoch 1.00  val mAP 45.6%  rank1 60.0%  mINP 10.0%  llm_mAP 40.0%  vision_mAP 45.6%"
     )
+    wide = evaluation_line({**dict.fromkeys(entry, 1.0), "step": 10**6, "eval_concat_mAP": 1.0}, 10**6).splitlines()
+    assert len(wide) == 2 and max(map(len, wide)) <= 120
     history = [{"eval_rank1": 0.25, "step": 2}, {"eval_rank1": 0.75, "step": 4}, {"eval_rank1": 0.5, "step": 6}]
     state = TrainerState(global_step=6, max_steps=8, log_history=history, best_metric=0.75)
     text = "stopped after step 6/8, 0:01:40; "
