@@ -139,8 +139,8 @@ def training_line(entry: Mapping[str, float], max_steps: int, *, images_per_seco
 def evaluation_line(entry: Mapping[str, float], max_steps: int) -> str:
     """A log entry of an evaluation in words: metrics of the test feature and mAP of every feature, in percent."""
     of_features = [name.removeprefix("eval_") for name in entry if name.endswith("_mAP") and name != "eval_mAP"]
-    names = ["mAP", "rank1", "mINP", *of_features]
-    return _wrapped([*_position(entry, max_steps), "val", *(f"{name} {entry[f'eval_{name}']:.1%}" for name in names)])
+    first, *others = (f"{name} {entry[f'eval_{name}']:.1%}" for name in ("mAP", "rank1", "mINP", *of_features))
+    return _wrapped([*_position(entry, max_steps), f"val {first}", *others])
 
 
 def last_line(state: Any, metric: str | None, *, seconds: float) -> str:
