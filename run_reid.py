@@ -48,6 +48,10 @@ def main() -> int:
         if isinstance(stream, io.TextIOWrapper):
             # File names need not be UTF-8, and the terminal's encoding may be ASCII.
             stream.reconfigure(errors="backslashreplace")
+    if sys.stderr is None or not sys.stderr.isatty():
+        # As our own, the libraries' progress bars are for a terminal. They read this when they are imported.
+        for library in ("HF_HUB", "HF_DATASETS"):
+            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
     silence_threads()
     try:
         code = run(sys.argv[1:])

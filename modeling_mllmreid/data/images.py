@@ -158,7 +158,9 @@ def broken_images(sources: Sequence[ImageSource], *, threads: int = 8, max_pixel
         return None
 
     with ThreadPoolExecutor(threads) as pool:
-        results = tqdm(pool.map(complaint, sources), total=len(sources), desc="checking images", unit="image")
+        results = tqdm(
+            pool.map(complaint, sources), total=len(sources), desc="checking images", unit="image", disable=None
+        )
         return {place: text for place, text in enumerate(results) if text is not None}
 
 

@@ -139,8 +139,8 @@ def training_line(entry: Mapping[str, float], max_steps: int, *, images_per_seco
 def evaluation_line(entry: Mapping[str, float], max_steps: int) -> str:
     """A log entry of an evaluation in words: metrics of the test feature and mAP of every feature, in percent."""
     of_features = [name.removeprefix("eval_") for name in entry if name.endswith("_mAP") and name != "eval_mAP"]
-    names = ["mAP", "rank1", "mINP", *of_features]
-    return _wrapped([*_position(entry, max_steps), "val", *(f"{name} {entry[f'eval_{name}']:.1%}" for name in names)])
+    first, *others = (f"{name} {entry[f'eval_{name}']:.1%}" for name in ("mAP", "rank1", "mINP", *of_features))
+    return _wrapped([*_position(entry, max_steps), f"val {first}", *others])
 
 
 def last_line(state: Any, metric: str | None, *, seconds: float) -> str:
@@ -150,9 +150,8 @@ def last_line(state: Any, metric: str | None, *, seconds: float) -> str:
     if state.best_metric is None or not math.isfinite(state.best_metric):
         return f"{text}; no evaluation chose a best step"
     name = str(metric).removeprefix("eval_")
-    step = next(entry["step"] for entry in state.log_history if entry.get(f"eval_{name}") == state.best_metric)
     where = state.best_model_checkpoint or "not saved"
-    return f"{text}; best step {step}: {name} {state.best_metric:.1%} on val, checkpoint {where}"
+    return f"{text}; best step {state.best_global_step}: {name} {state.best_metric:.1%} on val, checkpoint {where}"
 
 
 def _position(entry: Mapping[str, float], max_steps: int) -> list[str]:

@@ -1,6 +1,7 @@
 """run_reid.py itself: its table of contents without heavy imports, its exit codes, its one-line errors."""
 
 import importlib
+import io
 import logging
 import os
 import runpy
@@ -148,6 +149,17 @@ def test_an_output_that_is_ascii_takes_every_name():
     command = [sys.executable, str(SCRIPT), b"\xe9\xff\xd7\x90"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and done.stderr.startswith("error: unknown command '") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("terminal", "switched_off"), [(True, None), (False, "1")])
+def test_bars_of_libraries_are_for_a_terminal(monkeypatch, terminal, switched_off):
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(os, "environ", {})
+    assert run(monkeypatch, "--help") == 0
+    names = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+    assert [os.environ.get(name) for name in names] == [switched_off] * 2
 
 
 def raiser(error):

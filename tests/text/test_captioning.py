@@ -217,7 +217,7 @@ def test_prompts_of_one_image_differ(native, people, tmp_path, monkeypatch):
 def test_mistakes(native, people, tmp_path):
     good = flags(native, people, tmp_path / "c.jsonl")
     for more, message in (
-        (["--splits", "val"], "has no part val: give some of train, query, gallery"),
+        (["--splits", "val"], "has no split val: give one of train, query, gallery"),
         (["--prompts", "one"], "2 captions of one prompt would be .*: give do_sample, or more prompts"),
         (["--captions_per_image", "0"], "captions_per_image 0, 10 prompts: give at least one of each"),
         (["--model", "/absent/model"], "model /absent/model: not loadable as an image-text-to-text model"),

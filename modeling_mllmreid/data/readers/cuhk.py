@@ -105,7 +105,7 @@ def _archived_images(archive: Path, key: str, what: str) -> Iterator[tuple[str, 
     try:
         with h5py.File(archive) as mat:
             pairs = [mat[reference] for reference in np.ravel(mat[key])]
-            for pair, cells in enumerate(tqdm(pairs, desc=f"extracting {what}", unit="pair"), start=1):
+            for pair, cells in enumerate(tqdm(pairs, desc=f"extracting {what}", unit="pair", disable=None), start=1):
                 # MATLAB's order: a row is an image's place, a column a person.
                 for place, person in np.ndindex(cells.shape):
                     pixels = mat[cells[place, person]][()]
