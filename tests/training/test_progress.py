@@ -98,6 +98,8 @@ def test_metrics_are_in_percent():
     assert last_line(state, "rank1", seconds=100) == text + "best step 4: rank1 75.0% on val, checkpoint not saved"
     state.best_model_checkpoint = "runs/a/checkpoint-4"
     assert last_line(state, "eval_rank1", seconds=100).endswith("rank1 75.0% on val, checkpoint runs/a/checkpoint-4")
+    state.best_global_step = None
+    assert last_line(state, "rank1", seconds=100) == text + "best rank1 75.0% on val, no checkpoint saved"
     for nothing in (None, float("-inf")):
         state.best_metric = nothing
         assert last_line(state, "mAP", seconds=100) == text + "no evaluation chose a best step"
@@ -150,7 +152,10 @@ def test_a_number_that_is_not_finite_is_null():
     }
 
 
-@pytest.mark.parametrize(("content", "ours"), [('{"loss": 1, "step": 2}\n{"lo', True), ("", True), ("[1]\n", False)])
+@pytest.mark.parametrize(
+    ("content", "ours"),
+    [('{"step": 2, "loss": 1}\n{"lo', True), ("", True), ("[1]\n", False), ('{"a": 1}\n', False), ("[" * 10**5, False)],
+)
 def test_a_file_of_another_program_is_not_replaced(tmp_path, content, ours):
     (tmp_path / LOG_FILE).write_text(content)
     if ours:
