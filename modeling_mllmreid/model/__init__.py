@@ -1,4 +1,4 @@
-"""Wing 1: the files that travel to the Hub inside every checkpoint. Importing it registers the auto classes."""
+"""The model: the files that travel to the Hub inside every checkpoint. Importing it registers the auto classes."""
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
@@ -22,7 +22,7 @@ __all__ = [
     "PersonReIDPipeline",
 ]
 
-# What embeds images, and what prepares them for it: the whole model or its vision form.
+# Either form of the model, whole or vision, and its processor.
 ImageEncoder = MllmReIDModel | MllmReIDVisionModel
 ImageEncoderProcessor = MllmReIDProcessor | MllmReIDVisionProcessor
 

@@ -18,12 +18,13 @@ from transformers import HfArgumentParser
 
 from ..utils.errors import UserError, is_our_fault
 from ..utils.ranges import Range
+from .help_text import program_name
 from .yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 
 
-USAGE = "%(prog)s [config.yaml] [--field value ...]"
+USAGE = "%(prog)s [recipe or config.yaml] [--field value ...]"
 
 # Of fields whose type has no range; beyond it C's integers overflow in one library or another.
 INTEGERS = Range(at_least=-(2**32), at_most=2**32)
@@ -72,7 +73,7 @@ class _Parser(HfArgumentParser):
     """The fields of dataclasses as flags: their help as transformers prints it, their values by stricter rules."""
 
     def __init__(self, dataclasses: Sequence[Any], command: str):
-        super().__init__(dataclasses, prog=f"run_reid.py {command}", usage=USAGE)
+        super().__init__(dataclasses, prog=f"{program_name()} {command}", usage=USAGE)
         self.hints = {name: hint for kind in dataclasses for name, hint in _type_hints(kind).items()}
         self.ranges = {
             name: _range(hint) for kind in dataclasses for name, hint in _type_hints(kind, include_extras=True).items()

@@ -25,7 +25,7 @@ from .diagnostic_measures import (
     loss_gradients,
     weighted_reid_losses,
 )
-from .parameters import tower_up_to
+from .parameters import tower_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Diagnostics:
 
         def keep(module: Any, args: Any, output: Any) -> None:
             depth = min(range(len(output.hidden_states))[layer] for layer in read)
-            state, trained = output.hidden_states[depth], any(p.requires_grad for p in tower_up_to(tower, [depth]))
+            state, trained = output.hidden_states[depth], any(p.requires_grad for p in tower_parameters(tower, [depth]))
             if trained and not (reentrant and state.requires_grad):
                 captured.hidden_state = state
 

@@ -30,7 +30,7 @@ from ..options.parser import build_options
 from ..utils.errors import UserError, is_our_fault
 from ..utils.json_files import refuse_special_files
 from ..utils.processes import this_process
-from .adapters import LORA_FIELDS, AdapterArguments, adapters_of_checkpoint, prepare_training, refuse_other_adapters
+from .adapters import LORA_FIELDS, AdapterArguments, checkpoint_adapters, prepare_training, refuse_other_adapters
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def changed_config(stored: MllmReIDConfig, fields: Mapping[str, Any]) -> MllmReI
 
 
 def adapters_of(arguments: ModelArguments) -> dict[str, Any] | None:
-    """What a thin checkpoint was trained with, see `adapters_of_checkpoint`; None for any other model.
+    """What a thin checkpoint was trained with, see `checkpoint_adapters`; None for any other model.
 
     Raises UserError where it is broken.
     """
@@ -122,7 +122,7 @@ def adapters_of(arguments: ModelArguments) -> dict[str, Any] | None:
         if config.backbone is None:
             return None
         lora, weights = (None, {}) if config.adapter is None else read_adapter(arguments.model, config.adapter, hub)
-        return adapters_of_checkpoint(config, lora, weights)
+        return checkpoint_adapters(config, lora, weights)
 
 
 def resolve_adapters(arguments: ModelArguments, given: Mapping[str, Any]) -> AdapterArguments:

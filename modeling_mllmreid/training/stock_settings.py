@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.integrations import (
+from transformers.integrations.integration_utils import (
     get_reporting_integration_callbacks,
     is_tensorboard_available,
     is_trackio_available,

@@ -233,7 +233,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
                 self.model,
                 inputs,
                 chunk=self.args.grad_cache_chunk,
-                language_part=lambda sums: (
+                language_loss=lambda sums: (
                     (1 - config.loss_lambda) * self._language_loss(sums) / self.current_gradient_accumulation_steps
                 ),
                 reid_weight=config.loss_lambda / self.current_gradient_accumulation_steps,

@@ -97,7 +97,7 @@ def callers(model, processor, batch, folder):
                 model,
                 batch,
                 chunk=3,
-                language_part=lambda sums: model.language_loss(sums, dict.fromkeys(sums, 8)),
+                language_loss=lambda sums: model.language_loss(sums, dict.fromkeys(sums, 8)),
                 reid_weight=0.7,
                 backward=lambda part: None,
             )

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from modeling_mllmreid.model import MllmReIDConfig
 from modeling_mllmreid.options import parser
 from modeling_mllmreid.options.arguments import DataArguments, MethodArguments, ModelArguments
+from modeling_mllmreid.options.help_text import program_name
 from modeling_mllmreid.options.parser import parse
 from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
 from modeling_mllmreid.utils.errors import UserError
@@ -110,7 +111,7 @@ def test_help_lists_every_field_with_its_default(capsys):
     with pytest.raises(SystemExit) as end:
         parse((ModelArguments, MethodArguments, DataArguments), ["--help"], "evaluate")
     text = capsys.readouterr().out
-    assert end.value.code == 0 and text.startswith("usage: run_reid.py evaluate [config.yaml]")
+    assert end.value.code == 0 and text.startswith(f"usage: {program_name()} evaluate [recipe or config.yaml]")
     assert "--loss_lambda" in text and "--strict" in text and "(default: float32)" in text
 
 

@@ -76,7 +76,7 @@ def test_after_too_many_the_files_are_named(train, broken):
         train(max_steps=9, max_skipped_steps=2, max_grad_norm=0.0, batch={"val_identities": 0})
     said = str(stop.value)
     assert said.startswith("step 4: loss or gradient not finite") and "max_skipped_steps 2" in said
-    assert f"images: {', '.join(read[0, position] for position in range(24, 32))}: look at learning_rate" in said
+    assert f"images: {', '.join(read[0, position] for position in range(24, 32))}: check learning_rate" in said
 
 
 def test_under_deepspeed_which_took_the_step_the_first_one_ends_the_training():
@@ -89,7 +89,7 @@ def test_under_deepspeed_which_took_the_step_the_first_one_ends_the_training():
     guard.begin_step(SimpleNamespace(reid_head=torch.nn.Identity()))
     guard.check_loss(torch.tensor(1.0))
     guard.check_grad_norm(float("inf"))
-    with pytest.raises(UserError, match="DeepSpeed has taken the step, so that only .* its images: 5.jpg: look at"):
+    with pytest.raises(UserError, match="DeepSpeed has taken the step, so only .* images: 5.jpg: check"):
         guard.on_pre_optimizer_step(args, SimpleNamespace(global_step=4), None)
 
 
@@ -155,12 +155,12 @@ def test_only_steps_in_a_row_count(guard):
     with pytest.raises(UserError) as stop:
         take_step(guard, trainer, [NAN], None)
     assert str(stop.value) == (
-        "step 7: loss or gradient not finite, 3 steps in a row (max_skipped_steps 2); its images: a, b, c, d, e, f, g, "
-        "h and 2 more: look at learning_rate (0.001), max_grad_norm (2) and these files"
+        "step 7: loss or gradient not finite, 3 steps in a row (max_skipped_steps 2); images: a, b, c, d, e, f, g, "
+        "h and 2 more: check learning_rate (0.001), max_grad_norm (2) and these files"
     )
     guard.args.fp16 = True
     trainer.files_of_step = lambda step: list("abcdefgh")
-    with pytest.raises(UserError, match="f, g, h: look at bf16 in place of fp16, learning_rate"):
+    with pytest.raises(UserError, match="f, g, h: check bf16 in place of fp16, learning_rate"):
         take_step(guard, trainer, [NAN], None)
 
 
@@ -249,7 +249,7 @@ def test_out_of_memory_says_how_much_there_is(monkeypatch, tmp_path):
     args = ReIDTrainingArguments(output_dir=str(tmp_path), eval_strategy="no", use_cpu=True, grad_cache_chunk=6)
     error = torch.OutOfMemoryError("CUDA out of memory.")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "(of the processor's memory): set grad_cache_chunk (6)" in str(explain_error(error, args, "64 x 32"))
+    assert "(CPU memory): set grad_cache_chunk (6)" in str(explain_error(error, args, "64 x 32"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 * 2**29, 2**33))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 6 * 2**30)

@@ -136,7 +136,7 @@ def test_what_would_crash_later_is_said_before_the_data_are_loaded(begin, tmp_pa
         "resume_from_checkpoint nowhere": "resume_from_checkpoint nowhere: no such folder",
         f"resume_from_checkpoint {tmp_path / 'model'}": "no checkpoint of a training, as it has no trainer_state.json",
         'learning_rates {"a":NaN}': "learning_rates: 'a' has rate nan",
-        "lora_targets (": "lora_targets: '\\(' is no regular expression",
+        "lora_targets (": "lora_targets: '\\(' is not a regular expression",
         "test_share 1": "test_share 1.0: give a share above 0 and below 1",
     }
     for flags, said in mistakes.items():
