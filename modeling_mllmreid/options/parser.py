@@ -10,7 +10,6 @@ from argparse import Action, ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import partial
-from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
@@ -18,6 +17,7 @@ from transformers import HfArgumentParser
 
 from ..utils.errors import UserError, is_our_fault
 from ..utils.ranges import Range
+from ..utils.shipped import recipe_path
 from .help_text import program_name
 from .yaml_files import read_yaml
 
@@ -54,7 +54,7 @@ def read_options(dataclasses: Sequence[Any], argv: Sequence[str], command: str) 
     given: dict[str, Any] = {}
     flags = list(argv)
     if flags and not flags[0].startswith("-"):
-        path = Path(flags.pop(0))
+        path = recipe_path(flags.pop(0), command)
         given = parser.from_mapping(read_yaml(path), str(path))
     return {**given, **parser.from_flags(flags, command)}
 

@@ -98,7 +98,7 @@ def test_mistake_in_yaml_is_one_line_that_names_file_and_key(tmp_path, text, mes
         (["--people", "3", "4"], "x: '4' stands alone"),
         (["--people", "-3"], "x: people -3: give 0 or more"),
         ([], "x: people is not given"),
-        (["absent.yaml"], "absent.yaml: cannot be read"),
+        (["absent.yaml"], "x: absent.yaml: no such file and no such recipe"),
     ],
 )
 def test_mistake_on_the_command_line_is_one_line(argv, message):
