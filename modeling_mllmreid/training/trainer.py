@@ -175,7 +175,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         accumulated = self.args.gradient_accumulation_steps
         steps_of_epoch = -(-runs // accumulated)
         epoch, step_of_epoch = divmod(step - 1, steps_of_epoch)
-        of_epoch = [index for index, _, _ in sampler.of_epoch(epoch)]  # type: ignore[union-attr]
+        of_epoch = [index for index, _, _ in sampler.epoch_order(epoch)]  # type: ignore[union-attr]
         images = len(of_epoch) // runs
         first = step_of_epoch * accumulated * images
         return [dataset.file_names[index] for index in of_epoch[first : first + accumulated * images]]  # type: ignore
