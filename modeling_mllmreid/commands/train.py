@@ -35,6 +35,7 @@ from ..utils.errors import UserError
 from ..utils.json_files import read_json
 from ..utils.outputs import check_output
 from ..utils.processes import refuse_lost_processes
+from ..utils.shipped import find_deepspeed_file
 
 # The size of the ID classifier depends on the data: this is about the size for the public benchmarks.
 DRY_RUN_IDENTITIES = 1000
@@ -52,6 +53,7 @@ class RunArguments:
 
 def main(argv: list[str]) -> None:
     """Trains and saves into `output_dir`; evaluates the saved model if the data set has query and gallery splits."""
+    find_deepspeed_file()
     groups = (RunArguments, ModelArguments, MethodArguments, DataArguments, BatchArguments, LeakArguments)
     given = read_options((*groups, LicenceArguments, AdapterArguments, ReIDTrainingArguments), argv, "train")
     run_args, model_args, method_args, data_args, batch_args, leak_args = build_options(groups, given, "train")

@@ -1,5 +1,9 @@
-"""Wing 1: the files that travel to the Hub inside every checkpoint. Importing it registers the auto classes."""
+"""The model: the files that travel to the Hub inside every checkpoint. Importing it registers the auto classes."""
 
+# First: its error names the versions that are needed.
+from .versions import check_versions  # noqa: F401
+
+# isort: split
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .configuration_mllmreid import MllmReIDConfig
@@ -22,7 +26,7 @@ __all__ = [
     "PersonReIDPipeline",
 ]
 
-# What embeds images, and what prepares them for it: the whole model or its vision form.
+# Either form of the model, whole or vision, and its processor.
 ImageEncoder = MllmReIDModel | MllmReIDVisionModel
 ImageEncoderProcessor = MllmReIDProcessor | MllmReIDVisionProcessor
 

@@ -1,4 +1,4 @@
-"""Configuration of MLLMReID: the multimodal LLM's own configuration, nested, and what person re-identification adds."""
+"""MllmReIDConfig: the configuration of a LLaVA, nested, and the fields of person re-identification."""
 
 # First: its error names the versions that are needed.
 from .versions import check_versions  # noqa: F401
@@ -7,7 +7,7 @@ from .versions import check_versions  # noqa: F401
 import math
 import os
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -15,73 +15,94 @@ from .fields import check_crop_size, check_layer, check_range, check_types, nest
 from .pipeline_mllmreid import without_known_entry
 from .publishing import PrivatePush
 
-# A name on the Hub, "owner/name" or "name", and the name of one folder or file: neither can lead anywhere else.
+# A name on the Hub, "owner/name" or "name", and the name of one folder or file: neither can leave its place.
 HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
 REVISION = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
 
 
 class MllmReIDConfig(PrivatePush, PreTrainedConfig):
-    r"""Configuration of [`MllmReIDModel`].
+    r"""Configuration of [`MllmReIDModel`]: the LLaVA's own configuration, and the fields of re-identification.
 
-    mllm_config (`dict` or `PreTrainedConfig`):
-        Configuration of the wrapped multimodal LLM (a LLaVA); `None` is LLaVA-1.5-7B's.
-    height, width (`int`):
-        Size in pixels of a person crop; multiples of the vision tower's patch size.
-    image_prefix_ids (`list[int]`):
-        Ids that stand before the image tokens in every prompt: with them `encode_images` needs no tokenizer.
-    reid_on (`"llm"`, `"vision"` or `"both"`):
-        Which feature the ReID losses act on: LLM (DirectReID), visual encoder (synchronisation), or both.
-    loss_lambda (`float`):
-        The balance `(1 - loss_lambda) * language + loss_lambda * reid`: 0 is the language loss alone, 1 ReID alone.
-    id_weight, triplet_weight (`float`):
-        Weights of the ID loss and the triplet loss inside the ReID loss.
-    label_smoothing (`float`):
-        Of the ID loss, in the eps/C form.
-    triplet_margin (`float`), triplet_soft_margin (`bool`):
-        Hinge margin of the batch-hard triplet loss, or its soft form `log(1 + exp(d_ap - d_an))`.
-    bnneck (`bool`):
-        Triplet on the feature before the batch norm, ID classifier after it.
-    feature_after_bn (`bool`):
-        The test feature is taken after the batch norm.
-    test_feature (`"llm"`, `"vision"` or `"concat"`):
-        What `encode_images` returns.
-    llm_layer (`int`):
-        LLM layer whose hidden states are pooled, counted as in `hidden_states`; -1 is the last, after the norm.
-    vision_layer (`int`, *optional*):
-        Tower layer whose patches are pooled; `None` is the layer that the multimodal LLM itself reads.
-    distillation_weight (`float`):
-        Weight of KL(text branch, detached -> image branch) on the target positions.
-    reid_text (`bool`):
-        The ReID losses act on the captions' latents too, for text-to-image search.
-    num_identities (`int`):
-        Rows of the ID classifiers; 0 means none (published exports).
-    identities_digest (`str`, *optional*):
-        Digest of the people, in the order of the ID classifiers' rows; it holds no name. Dropped with the classifiers.
-    trained_on (`list[str]`, *optional*):
-        Names of the data sets that the weights were trained on by this project, sorted; ":all" behind one says that
-        its test people were trained on too.
-    overlap (`list[str]`, *optional*):
-        In words, test people who were knowingly trained on (`allow_overlap`).
-    base_licence (`str`, *optional*):
-        Licence of the multimodal LLM that training began with, as its card or its user says; `None` is not recorded.
-    backbone, backbone_revision (`str`, *optional*):
-        Of a thin checkpoint: name and commit of the LLaVA (or full checkpoint) whose frozen weights it stands on.
-    backbone_fingerprint (`list[float]`, *optional*):
-        A few of the backbone's weights, which distinguish it from another one of the same size.
-    own_modules (`list[str]`, *optional*):
-        Modules besides the heads whose weights a thin checkpoint holds itself.
-    adapter (`str`, *optional*):
-        Sub-folder of a thin checkpoint with its LoRA.
-    lora_targets (`str`, *optional*):
-        The regular expression that its modules were chosen by, where it was not our own; a record that nothing runs.
+    Args:
+        mllm_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of the wrapped LLaVA. Defaults to LLaVA-1.5-7B's.
+        height, width (`int`, *optional*, defaults to 252 and 126):
+            Size of a person crop in pixels; multiples of the vision tower's patch size.
+        image_prefix_ids (`list[int]`, *optional*):
+            Token ids before the image tokens in every prompt. With them `encode_images` needs no tokenizer.
+        reid_on (`"llm"`, `"vision"` or `"both"`, *optional*, defaults to `"both"`):
+            Features that the ReID losses act on: the LLM's (DirectReID), the visual encoder's (synchronization) or
+            both.
+        loss_lambda (`float`, *optional*, defaults to 0.7):
+            Balance of the loss, `(1 - loss_lambda) * language + loss_lambda * reid`, from 0 to 1.
+        id_weight, triplet_weight (`float`, *optional*, defaults to 1.0):
+            Weights of the ID loss and of the triplet loss within the ReID loss.
+        label_smoothing (`float`, *optional*, defaults to 0.1):
+            Label smoothing of the ID loss.
+        triplet_margin (`float`, *optional*, defaults to 0.3):
+            Margin of the batch-hard triplet loss.
+        triplet_soft_margin (`bool`, *optional*, defaults to `False`):
+            Whether the triplet loss is `log(1 + exp(d_ap - d_an))`, without a margin.
+        bnneck (`bool`, *optional*, defaults to `True`):
+            Whether a batch norm stands between the feature of the triplet loss and the ID classifier.
+        feature_after_bn (`bool`, *optional*, defaults to `True`):
+            Whether the test feature is taken after the batch norm.
+        test_feature (`"llm"`, `"vision"` or `"concat"`, *optional*, defaults to `"llm"`):
+            Feature that `encode_images` returns.
+        llm_layer (`int`, *optional*, defaults to -1):
+            Index into the LLM's hidden states of the layer to pool; -1 is the last layer, after the norm.
+        vision_layer (`int`, *optional*):
+            Index into the tower's hidden states of the layer to pool. Defaults to the layer that the LLaVA reads.
+        distillation_weight (`float`, *optional*, defaults to 0.0):
+            Weight of KL(text branch || image branch) at target positions; the text branch gets no gradient.
+        reid_text (`bool`, *optional*, defaults to `False`):
+            Whether the ReID losses act on captions too, for text-to-image search.
+        num_identities (`int`, *optional*, defaults to 0):
+            Number of identities of the ID classifiers; 0 means no classifier, as in published exports.
+        identities_digest (`str`, *optional*):
+            Digest of the identities in label order. It holds no name and is removed with the classifiers.
+        trained_on (`list[str]`, *optional*):
+            Sorted names of the data sets that this project trained the weights on. A name ends with ":all" if the
+            test identities of the data set are among them.
+        overlap (`list[str]`, *optional*):
+            Descriptions of test identities that were trained on by choice (`allow_overlap`).
+        base_licence (`str`, *optional*):
+            Licence of the LLaVA that training started from. `None` means not recorded.
+        backbone, backbone_revision (`str`, *optional*):
+            Thin checkpoints: name and commit of the LLaVA, or of the full checkpoint, with the frozen weights.
+        backbone_fingerprint (`list[float]`, *optional*):
+            Thin checkpoints: a few weights of the backbone, which identify it.
+        own_modules (`list[str]`, *optional*):
+            Thin checkpoints: modules whose weights the checkpoint holds in addition to the heads.
+        adapter (`str`, *optional*):
+            Thin checkpoints: sub-folder of the LoRA.
+        lora_targets (`str`, *optional*):
+            Regular expression that chose the modules of the LoRA, if the user gave one. It is a record; nothing
+            matches it.
+
+    Raises:
+        ValueError: for a field of the wrong type or out of its range.
+
+    Example:
+
+    ```python
+    >>> from modeling_mllmreid import MllmReIDConfig
+
+    >>> config = MllmReIDConfig(height=252, width=126, reid_on="llm")
+    >>> config.num_image_tokens
+    162
+    >>> config.reid_heads
+    ('llm',)
+
+    ```
     """
 
     model_type = "mllmreid"
-    # Not the newer `sub_configs_defaults`: this way is understood by every transformers that this code runs on.
+    # Not the newer `sub_configs_defaults`: every transformers that this code supports knows `sub_configs`.
     sub_configs = {"mllm_config": AutoConfig}
 
-    mllm_config: dict | PreTrainedConfig | None = None
+    mllm_config: dict[str, Any] | PreTrainedConfig | None = None
     height: int = 252
     width: int = 126
     image_prefix_ids: list[int] | None = None
@@ -111,11 +132,11 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
     adapter: str | None = None
     lora_targets: str | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.mllm_config = nested_config("mllm_config", self.mllm_config, "llava")
         if self.mllm_config.model_type != "llava":
             raise ValueError(f"mllm_config is of model_type {self.mllm_config.model_type!r}; give a LLaVA's, 'llava'")
-        # Its name in checkpoints of version 0.1.0.
+        # The field's name in checkpoints of version 0.1.0.
         self.backbone_fingerprint = kwargs.pop("backbone_probe", self.backbone_fingerprint)
         super().__post_init__(**without_known_entry(kwargs))
         check_types(self)
@@ -133,6 +154,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         self._check_names()
 
     def _check_layers(self) -> None:
+        """Raises ValueError for layers that the language model or the tower does not have."""
         depth = self.vision_config.num_hidden_layers
         for name, layers in (("text", self.get_text_config().num_hidden_layers), ("vision", depth)):
             if type(layers) is not int or layers < 1:
@@ -147,7 +169,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
             check_layer("mllm_config.vision_feature_layer", layer, depth)
 
     def _check_names(self) -> None:
-        """What a foreign config.json names must not lead out of its folder or of the Hub."""
+        """Raises ValueError for a name that leads out of the checkpoint's folder or of the Hub."""
         if self.adapter is not None and not PLAIN_NAME.fullmatch(self.adapter):
             raise ValueError(f"adapter is {self.adapter!r}; give the name of a sub-folder of the checkpoint")
         name, revision = self.backbone, self.backbone_revision
@@ -160,7 +182,8 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
     @property
     def vision_config(self) -> PreTrainedConfig:
         """Configuration of the vision tower."""
-        return self.mllm_config.vision_config
+        vision_config: PreTrainedConfig = self.mllm_config.vision_config
+        return vision_config
 
     @property
     def reid_heads(self) -> tuple[str, ...]:
@@ -170,25 +193,27 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
     @property
     def num_image_tokens(self) -> int:
         """Image tokens that one crop of height x width takes in a prompt."""
-        patch = self.vision_config.patch_size
+        patch: int = self.vision_config.patch_size
         patches = (self.height // patch) * (self.width // patch)
         return patches if self.mllm_config.vision_feature_select_strategy == "default" else patches + 1
 
-    def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
-        """The language model's configuration, where generation and the Trainer look for it."""
-        return self.mllm_config.get_text_config(*args, **kwargs)
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """Returns the language model's configuration, which generation and the Trainer ask for."""
+        text_config: PreTrainedConfig = self.mllm_config.get_text_config(*args, **kwargs)
+        return text_config
 
     @staticmethod
-    def travelling_code() -> tuple:
-        """Something of each file that travels with a checkpoint.
+    def travelling_code() -> tuple[Any, ...]:
+        """Imports every file that travels with a checkpoint, and returns an object of each.
 
-        transformers keeps the first model class that it saw with a configuration class, and makes a new configuration
-        class where a file that this one imports has changed. By these imports every file of a checkpoint counts: of
-        two checkpoints whose code differs each runs its own.
-        Before 5.11 it copies out of a folder only what this file itself imports, and stops at a file that it did not
-        copy: by these imports there is none, and `versions` says what is needed.
+        transformers keeps the first model class that it saw with a configuration class. It makes a new configuration
+        class only if a file that this one imports has changed. With these imports every file of a checkpoint counts,
+        and two checkpoints with different code each run their own.
+        Before 5.11, transformers copies only the files that this one imports, and stops at a file that it did not
+        copy. With these imports no file is left out, and `versions` reports the versions that are needed.
         """
         from .adapters import inject_adapter
+        from .backbone_llava import LlavaBackbone
         from .checkpoints import ReIDCheckpoints
         from .crops import CropProcessor
         from .heads import ReIDHead
@@ -202,6 +227,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
 
         return (
             inject_adapter,
+            LlavaBackbone,
             ReIDCheckpoints,
             CropProcessor,
             gather_with_gradient,

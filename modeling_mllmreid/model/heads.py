@@ -1,4 +1,4 @@
-"""From hidden states to an identity: mean pooling, BNNeck and ID classifier, and the outputs of the model."""
+"""The ReID head: mean pooling, BNNeck and ID classifier, and the outputs of the model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from .tensors import at_least_float32, in_format_of
 
 @dataclass
 class ReIDFeatures(ModelOutput):
-    r"""Per feature, (B, D) un-normalised, before the batch norm."""
+    r"""The un-normalised features before the batch norm, each of shape (B, D)."""
 
     llm: Tensor | None = None
     vision: Tensor | None = None
@@ -20,18 +20,43 @@ class ReIDFeatures(ModelOutput):
 
 @dataclass
 class MllmReIDOutput(ModelOutput):
-    r"""What one forward pass gives.
+    r"""Output of [`MllmReIDModel`]'s forward pass.
 
-    loss: scalar, the mix of all parts; present with labels or person ids.
-    image_embeds: (B, D), what `encode_images` gives; present where pixels are all that is given.
-    features: per feature ("llm", "vision"), (B, D) un-normalised, before the batch norm.
-    text_features: of the captions, (B, D) un-normalised; present with `reid_text`.
-    captioned: (B,) bool, which rows of `text_features` have a caption: the others enter no loss.
-    id_logits: per ReID head, (N, C): of the images of all processes, then of their captions.
-    reid_loss: scalar, the mean of the heads' weighted ID and triplet losses.
-    loss_parts: detached scalars by name, for the log.
-    language_loss_sums: per branch ("image", "text", and "distillation"), summed over target tokens.
-    label_counts: per branch, the number of its target tokens, an int.
+    Args:
+        loss (`torch.Tensor`, *optional*):
+            Scalar, the mix of language loss and ReID loss. Present with labels or person ids.
+        image_embeds (`torch.Tensor` of shape `(B, D)`, *optional*):
+            Result of `encode_images`. Present if only pixels are given.
+        features (`dict[str, torch.Tensor]`, *optional*):
+            By name ("llm", "vision"), un-normalised features of shape (B, D) before the batch norm.
+        text_features (`torch.Tensor` of shape `(B, D)`, *optional*):
+            Un-normalised features of the captions. Present with `reid_text`.
+        captioned (`torch.BoolTensor` of shape `(B,)`, *optional*):
+            Whether a row of `text_features` has a caption. Rows without one enter no loss.
+        id_logits (`dict[str, torch.Tensor]`, *optional*):
+            By ReID head, logits of shape (N, C) for the images of all processes, then for their captions.
+        reid_loss (`torch.Tensor`, *optional*):
+            Scalar, the mean of the heads' weighted ID and triplet losses.
+        loss_parts (`dict[str, torch.Tensor]`, *optional*):
+            Detached scalars by name, for the log.
+        language_loss_sums (`dict[str, torch.Tensor]`, *optional*):
+            By branch ("image", "text" and "distillation"), the loss summed over target tokens.
+        label_counts (`dict[str, int]`, *optional*):
+            By branch, the number of target tokens.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_mllmreid import MllmReIDOutput
+
+    >>> output = MllmReIDOutput(image_embeds=torch.zeros(2, 16))
+    >>> output.image_embeds.shape
+    torch.Size([2, 16])
+    >>> list(output)
+    ['image_embeds']
+
+    ```
     """
 
     loss: Tensor | None = None
@@ -47,7 +72,17 @@ class MllmReIDOutput(ModelOutput):
 
 
 def mean_pool(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over positions, float32 at least: (B, D). hidden_states: (B, T, D); mask: (B, T), True where counted."""
+    """Averages over positions in float32 or float64.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(B, T, D)`):
+            Hidden states.
+        mask (`torch.BoolTensor` of shape `(B, T)`, *optional*):
+            Positions that count; all of them by default.
+
+    Returns:
+        `torch.Tensor` of shape `(B, D)`: zeros where no position counts.
+    """
     hidden_states = at_least_float32(hidden_states)
     if mask is None:
         return hidden_states.mean(dim=1)
@@ -56,8 +91,9 @@ def mean_pool(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 class IDClassifier(nn.Linear):
-    """The ID classifier's rows, initialised with N(0, 0.001). A class of its own: transformers skips the
-    initialisation of modules that hold no weights themselves, as a head does not.
+    """The ID classifier's weights, initialised with a normal distribution of standard deviation 0.001.
+
+    It is a class of its own since transformers does not initialise modules without own weights, such as a head.
     """
 
     std = 0.001
@@ -66,18 +102,27 @@ class IDClassifier(nn.Linear):
 class ReIDHead(nn.Module):
     """BNNeck and ID classifier on one pooled feature.
 
-    The triplet loss takes the feature before the batch norm, the classifier the one after it; neither norm nor
-    classifier has a bias.
+    The triplet loss uses the feature before the batch norm, and the classifier uses the feature after it. Neither
+    batch norm nor classifier has a bias. The weights stay in float32 or float64 in a model of half precision.
+
+    Args:
+        feature_size (`int`):
+            Size D of the feature.
+        num_identities (`int`):
+            Number C of identities; 0 means no classifier.
+        bnneck (`bool`, *optional*, defaults to `True`):
+            Whether there is a batch norm.
+
     Source: Luo et al. 2019, "Bag of Tricks and a Strong Baseline for Deep Person Re-identification".
     """
 
     def __init__(self, feature_size: int, num_identities: int, bnneck: bool = True):
         super().__init__()
-        # Also where the model around it is made in half precision.
+        # Float32 even if the model around it is created in half precision.
         self.format = torch.promote_types(torch.get_default_dtype(), torch.float32)
         self.bottleneck = nn.BatchNorm1d(feature_size, dtype=self.format) if bnneck else nn.Identity()
         if bnneck:
-            # None, not frozen at zero: loading a checkpoint would make it trainable again.
+            # None instead of frozen zeros: loading a checkpoint would make zeros trainable again.
             self.bottleneck.register_parameter("bias", None)
         self.feature_size = feature_size
         self.classifier = self._new_classifier(num_identities)
@@ -88,27 +133,36 @@ class ReIDHead(nn.Module):
         return IDClassifier(self.feature_size, num_identities, bias=False, device=device, dtype=self.format)
 
     def remake_classifier(self, num_identities: int, device: torch.device | None = None) -> None:
-        """A new classifier, N(0, 0.001), for other identities; 0 drops it."""
+        """Replaces the classifier by a new one for other identities; 0 removes it."""
         self.classifier = self._new_classifier(num_identities, device)
         if self.classifier is not None:
             nn.init.normal_(self.classifier.weight, std=IDClassifier.std)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ReIDHead":
-        """As every module's, behind `.to()` and `.half()`: the head moves along, but never below float32."""
+        """Applies `.to()`, `.half()` and the like to the head, but never goes below float32."""
 
-        def kept(values: Tensor) -> Tensor:
+        def convert(values: Tensor) -> Tensor:
             changed = fn(values)
             if not changed.is_floating_point():
                 return changed
             self.format = torch.promote_types(changed.dtype, torch.float32)
-            # From the old values: by way of half precision their digits would be lost.
+            # From the old values: half precision has lost their digits.
             return changed if changed.dtype == self.format else values.to(changed.device, self.format)
 
-        return super()._apply(kept, recurse)
+        super()._apply(convert, recurse)
+        return self
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """features: (B, D). Returns the feature after the neck (B, D) and the ID logits (B, C) or None."""
-        # Autocast would turn the linear layer to bfloat16.
+        """Computes the feature after the batch norm and the ID logits.
+
+        Args:
+            features (`torch.Tensor` of shape `(B, D)`):
+                Pooled features.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor | None]`: features (B, D), and logits (B, C) or None.
+        """
+        # Autocast would run the linear layer in bfloat16.
         with torch.autocast(features.device.type, enabled=False):
             after = self.bottleneck(in_format_of(self, at_least_float32(features)))
             return after, None if self.classifier is None else self.classifier(after)

@@ -1,4 +1,4 @@
-"""The losses of MLLMReID: ID, batch-hard triplet, language and distillation, the ReID loss of a step, and their mix."""
+"""The losses of MLLMReID: ID, batch-hard triplet, language, distillation, the ReID loss of a step, and their mix."""
 
 import torch
 import torch.nn.functional as F
@@ -9,20 +9,39 @@ from .tensors import at_least_float32, gather_with_gradient
 
 
 def id_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.1) -> Tensor:
-    """Cross-entropy over identities with label smoothing in the eps/C form.
+    """Computes the cross-entropy over identities with label smoothing.
 
-    logits: (B, C); labels: (B,) in 0..C-1. Returns a scalar, the mean over the batch.
-    Source: Szegedy et al. 2016; as used with the BNNeck by Luo et al. 2019.
+    The target of the right identity is `1 - eps + eps / C`, and `eps / C` for the others.
+
+    Args:
+        logits (`torch.Tensor` of shape `(B, C)`):
+            ID logits.
+        labels (`torch.LongTensor` of shape `(B,)`):
+            Identities from 0 to C - 1.
+        label_smoothing (`float`, *optional*, defaults to 0.1):
+            The eps of label smoothing.
+
+    Returns:
+        `torch.Tensor`: a scalar, the mean over the batch.
+
+    Source: Szegedy et al. 2016, section 7; used with the BNNeck by Luo et al. 2019.
     """
     return F.cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing)
 
 
 def euclidean_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances sqrt(max(d^2, 1e-12)). a: (N, D), b: (M, D). Returns (N, M).
+    """Computes the Euclidean distances sqrt(max(d^2, 1e-12)) between two sets of features.
 
-    Both sides are shifted by one common mean first: distances stay, and float32 keeps its digits where all features lie
-    in a narrow cone far from the origin, as an LLM's do. Computed in the inputs' own format: autocast would take the
-    product in half precision, where a row is a margin away from itself.
+    Both sets are first shifted by a common mean. Distances stay the same, and float32 keeps its digits if all features
+    are in a narrow cone far from the origin, as an LLM's are. Autocast is off: in half precision the distance of a
+    feature to itself is as large as the margin.
+
+    Args:
+        a (`torch.Tensor` of shape `(N, D)`), b (`torch.Tensor` of shape `(M, D)`):
+            Features.
+
+    Returns:
+        `torch.Tensor` of shape `(N, M)`
     """
     with torch.autocast(a.device.type, enabled=False):
         center = b.detach().mean(dim=0)
@@ -40,12 +59,29 @@ def batch_hard_triplet_loss(
     margin: float = 0.3,
     soft_margin: bool = False,
 ) -> Tensor:
-    """Batch-hard triplet loss: each anchor against its farthest positive and its nearest negative.
+    """Computes the batch-hard triplet loss from each anchor's farthest positive and nearest negative.
 
-    anchors: (N, D), un-normalised; anchor_labels: (N,). With `others` (M, D) and `other_labels` (M,), positives and
-    negatives come from there (two modalities); without, from the anchors themselves, an anchor never its own positive.
-    Identities may have any number of rows; anchors without a positive or a negative are left out of the mean; with none
-    left the loss is a zero that keeps its graph.
+    Anchors without a positive or without a negative are left out of the mean. If no anchor is left, the loss is a zero
+    with a graph. Identities may have any number of samples.
+
+    Args:
+        anchors (`torch.Tensor` of shape `(N, D)`):
+            Un-normalised features.
+        anchor_labels (`torch.LongTensor` of shape `(N,)`):
+            Their identities.
+        others (`torch.Tensor` of shape `(M, D)`, *optional*):
+            Features of another modality, where positives and negatives come from. Without them, positives and negatives
+            come from the anchors, and no anchor is its own positive.
+        other_labels (`torch.LongTensor` of shape `(M,)`, *optional*):
+            Identities of `others`.
+        margin (`float`, *optional*, defaults to 0.3):
+            Margin of the hinge `max(0, margin + d_ap - d_an)`.
+        soft_margin (`bool`, *optional*, defaults to `False`):
+            Whether the loss is `log(1 + exp(d_ap - d_an))` instead.
+
+    Returns:
+        `torch.Tensor`: a scalar, the mean over anchors.
+
     Source: Hermans et al. 2017, equation 5 (hinge) and section 3.2 (soft margin).
     """
     anchors = at_least_float32(anchors)
@@ -64,14 +100,22 @@ def batch_hard_triplet_loss(
 
 
 def language_loss_sum(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of the next-token negative log-likelihood. logits: (T, V) at label positions only; targets: (T,)."""
+    """Sums the next-token negative log-likelihood, in nats. logits: (T, V) at label positions only; targets: (T,)."""
     return F.cross_entropy(at_least_float32(logits), targets, reduction="sum")
 
 
 def distillation_sum(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Sum over target tokens of KL(teacher || student), the teacher detached. Both (T, V), aligned by target index.
+    """Sums KL(teacher || student) over target tokens; the teacher gets no gradient.
 
-    Raises ValueError where the two branches' targets differ in number: they then do not hold the same text.
+    Args:
+        student_logits, teacher_logits (`torch.Tensor` of shape `(T, V)`):
+            Logits of the image branch and of the text branch at the same target tokens.
+
+    Returns:
+        `torch.Tensor`: a scalar.
+
+    Raises:
+        ValueError: if the branches have different numbers of target tokens, and so different targets.
     """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
@@ -84,13 +128,13 @@ def distillation_sum(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def mix_losses(language: Tensor | None, reid: Tensor | None, loss_lambda: float) -> Tensor | None:
-    """Total loss `(1 - lambda) * language + lambda * reid` (arXiv 2401.13201); a missing part counts nothing."""
-    parts = []
+    """Returns `(1 - lambda) * language + lambda * reid` (arXiv 2401.13201), or one term if the other is missing."""
+    terms = []
     if language is not None:
-        parts.append((1 - loss_lambda) * language)
+        terms.append((1 - loss_lambda) * language)
     if reid is not None:
-        parts.append(loss_lambda * reid)
-    return torch.stack(parts).sum() if parts else None
+        terms.append(loss_lambda * reid)
+    return torch.stack(terms).sum() if terms else None
 
 
 def reid_loss(
@@ -99,48 +143,69 @@ def reid_loss(
     features: dict[str, Tensor],
     text_features: Tensor | None,
     person_ids: Tensor,
-    parts: dict[str, Tensor],
+    loss_parts: dict[str, Tensor],
     captioned: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """(the mean over heads of their weighted ID and triplet losses, the heads' ID logits).
+    """Computes the mean over heads of their weighted ID and triplet losses, over the batches of all processes.
 
-    features: per head, (B, D) un-normalised; text_features: (B, D) of the same people's captions, or None; person_ids:
-    (B,) classifier labels; captioned: (B,) bool, which rows of `text_features` have a caption, all of them by default:
-    the others take no part. The detached losses are added to `parts` by name. A mean over heads, not a sum: a sum would
-    change the balance with the language loss. Captions go through the LLM head's neck and classifier together with the
-    images, with a triplet loss each way between the two (MLLMReID, arXiv 2401.13201; BNNeck as in Luo et al. 2019).
-    The logits of the LLM head are those of all images, then of all captions, over all processes.
-    Raises ValueError where the heads have no classifier.
+    It is a mean, not a sum, so that the number of heads does not change the balance with the language loss. Captions
+    pass the LLM head's batch norm and classifier together with the images, and add a triplet loss in each direction
+    between images and captions.
+
+    Args:
+        config ([`MllmReIDConfig`]):
+            Weights and margins of the losses.
+        heads (`nn.ModuleDict`):
+            The [`ReIDHead`] of each feature.
+        features (`dict[str, torch.Tensor]`):
+            By head, un-normalised features of shape (B, D).
+        text_features (`torch.Tensor` of shape `(B, D)`, *optional*):
+            Features of the same people's captions.
+        person_ids (`torch.LongTensor` of shape `(B,)`):
+            Labels of the ID classifier.
+        loss_parts (`dict[str, torch.Tensor]`):
+            Receives the detached losses by name.
+        captioned (`torch.BoolTensor` of shape `(B,)`, *optional*):
+            Whether a row of `text_features` has a caption; all do by default. Rows without one enter no loss.
+
+    Returns:
+        `tuple[torch.Tensor, dict[str, torch.Tensor]]`: the loss, and the ID logits by head. The LLM head's are those
+        of all images, then of all captions.
+
+    Raises:
+        ValueError: if the heads have no classifier.
+
+    Source: MLLMReID, arXiv 2401.13201; BNNeck as in Luo et al. 2019.
     """
     losses, id_logits = [], {}
     triplet = {"margin": config.triplet_margin, "soft_margin": config.triplet_soft_margin}
     person_ids = gather_with_gradient(person_ids)
     for name in config.reid_heads:
         images = gather_with_gradient(features[name])
-        rows, row_ids, captions = images, person_ids, None
+        samples, sample_ids, captions = images, person_ids, None
         if name == "llm" and text_features is not None:
-            # Gathered whole, since processes may differ in how many of their images have a caption.
+            # Gathered with the rows that have no caption, since their number may differ between processes.
             captions, caption_ids = gather_with_gradient(text_features), person_ids
             if captioned is not None:
                 present = gather_with_gradient(captioned)
                 captions, caption_ids = captions[present], person_ids[present]
-            rows, row_ids = torch.cat([images, captions]), torch.cat([person_ids, caption_ids])
-        _, logits = heads[name](rows)
+            samples, sample_ids = torch.cat([images, captions]), torch.cat([person_ids, caption_ids])
+        _, logits = heads[name](samples)
         if logits is None:
             raise ValueError("the model has no ID classifier; call set_num_identities before training")
-        own = {
-            f"id_{name}": id_loss(logits, row_ids, config.label_smoothing),
+        head_losses = {
+            f"id_{name}": id_loss(logits, sample_ids, config.label_smoothing),
             f"triplet_{name}": batch_hard_triplet_loss(images, person_ids, **triplet),
         }
-        loss = config.id_weight * own[f"id_{name}"] + config.triplet_weight * own[f"triplet_{name}"]
+        loss = config.id_weight * head_losses[f"id_{name}"] + config.triplet_weight * head_losses[f"triplet_{name}"]
         if captions is not None and len(captions):
-            across = [
+            directions = [
                 batch_hard_triplet_loss(images, person_ids, captions, caption_ids, **triplet),
                 batch_hard_triplet_loss(captions, caption_ids, images, person_ids, **triplet),
             ]
-            own["triplet_text"] = torch.stack(across).mean()
-            loss = loss + config.triplet_weight * own["triplet_text"]
-        parts.update({key: value.detach() for key, value in own.items()})
+            head_losses["triplet_text"] = torch.stack(directions).mean()
+            loss = loss + config.triplet_weight * head_losses["triplet_text"]
+        loss_parts.update({key: value.detach() for key, value in head_losses.items()})
         id_logits[name] = logits
         losses.append(loss)
     return torch.stack(losses).mean(), id_logits

@@ -1,10 +1,10 @@
-"""MllmReIDModel: a LLaVA with DirectReID heads, its language loss, and the embeddings that ReID ranks by."""
+"""MllmReIDModel: a LLaVA with ReID heads, its language loss, and the embeddings that re-identification ranks by."""
 
 # First: its error names the versions that are needed.
 from .versions import check_versions  # noqa: F401
 
 # isort: split
-import copy
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers import initialization as init
 
+from .backbone_llava import LlavaBackbone
 from .checkpoints import ReIDCheckpoints
 from .configuration_mllmreid import MllmReIDConfig
 from .crops import checked_pixels
@@ -19,16 +20,48 @@ from .heads import IDClassifier, MllmReIDOutput, ReIDFeatures, ReIDHead, mean_po
 from .losses import distillation_sum, language_loss_sum, mix_losses, reid_loss
 from .tensors import at_least_float32, in_format_of, on_device_of
 
-# From so many texts on, the shorter half runs without the longer half's padding; each half still keeps a device busy.
-TEXTS_TO_HALVE = 32
 FEATURES = ("llm", "vision", "concat")
 
 
-class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
-    """LLaVA by composition, with ReID heads on the LLM's latent image features (DirectReID) and the visual encoder's.
+class LabelLoss(NamedTuple):
+    """The language loss of one branch: logits at label positions (T, V), their summed loss, and T."""
 
-    Source: MLLMReID, arXiv 2401.13201. The language loss trains on a continuation after an image or after its caption.
-    Inputs may be on any device: each goes to that of the module that takes it.
+    logits: Tensor
+    loss_sum: Tensor
+    count: int
+
+
+class MllmReIDModel(LlavaBackbone, ReIDCheckpoints, PreTrainedModel):
+    """A LLaVA with ReID heads on the LLM's latent image features (DirectReID) and on the visual encoder's features.
+
+    The language loss trains the LLM to continue a text after an image or after the image's caption (Common
+    Instruction). `from_mllm_pretrained` starts from a native LLaVA, `from_pretrained` loads a checkpoint of this model.
+    Inputs may be on any device: the model moves them to the device of the module that takes them.
+
+    Args:
+        config ([`MllmReIDConfig`]):
+            Configuration of the model. The weights are random.
+
+    Source: MLLMReID, [arXiv 2401.13201](https://arxiv.org/abs/2401.13201).
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_mllmreid import MllmReIDConfig, MllmReIDModel
+
+    >>> sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> text = {"model_type": "llama", "vocab_size": 64, **sizes}
+    >>> vision = {"model_type": "clip_vision_model", "image_size": 56, "patch_size": 14, **sizes}
+    >>> llava = {"text_config": text, "vision_config": vision, "image_token_index": 63}
+    >>> config = MllmReIDConfig(mllm_config=llava, height=56, width=28, image_prefix_ids=[1, 5])
+    >>> model = MllmReIDModel(config).eval()
+    >>> with torch.inference_mode():
+    ...     embeddings = model.encode_images(torch.zeros(3, 3, 56, 28))
+    >>> embeddings.shape, embeddings.dtype
+    (torch.Size([3, 16]), torch.float32)
+
+    ```
     """
 
     config_class = MllmReIDConfig
@@ -48,8 +81,9 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The language model's number format: a trained visual encoder may stay in float32 beside it."""
-        return self.mllm.lm_head.weight.dtype
+        """Number format of the language model. A trained visual encoder may stay in float32."""
+        weight: Tensor = self.mllm.lm_head.weight
+        return weight.dtype
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -57,176 +91,65 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=module.std)
 
     def set_num_identities(self, num_identities: int, identities_digest: str | None = None) -> None:
-        """Makes the ID classifiers anew for other identities; 0 drops them. identities_digest: whom they stand for."""
+        """Replaces the ID classifiers by new ones for other identities.
+
+        Args:
+            num_identities (`int`):
+                Number of identities; 0 removes the classifiers.
+            identities_digest (`str`, *optional*):
+                Digest of the identities in label order, stored in the configuration.
+        """
         self.config.num_identities = num_identities
         self.config.identities_digest = identities_digest if num_identities else None
         for head in self.reid_head.values():
             head.remake_classifier(num_identities, self.device)
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.mllm.get_input_embeddings()
+        """Returns the LLM's token embeddings."""
+        embedding: nn.Module = self.mllm.get_input_embeddings()
+        return embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the LLM's token embeddings."""
         self.mllm.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.mllm.get_output_embeddings()
-
-    # ---- parts ---------------------------------------------------------------------------------------------------
-
-    @property
-    def _sizes(self) -> dict[str, int]:
-        """Per feature, its D."""
-        return {"llm": self.config.get_text_config().hidden_size, "vision": self.config.vision_config.hidden_size}
-
-    @property
-    def _llava(self) -> PreTrainedModel:
-        return self.mllm.model
-
-    @property
-    def vision_layer(self) -> int:
-        """Index into the tower's hidden states that the vision feature is pooled from."""
-        if self.config.vision_layer is not None:
-            return self.config.vision_layer
-        layer = self.config.mllm_config.vision_feature_layer
-        return layer if isinstance(layer, int) else layer[-1]
-
-    @property
-    def _projected_layers(self) -> list[int]:
-        """Indices into the tower's hidden states that the projector reads."""
-        layers = self.config.mllm_config.vision_feature_layer
-        return [layers] if isinstance(layers, int) else list(layers)
-
-    def _tower(self, pixel_values: Tensor) -> tuple[Tensor | None, ...]:
-        """Hidden states of the vision tower, each (B, 1 + patches, D); position embeddings fit any crop size.
-
-        None stands for those that nothing reads: keeping them would cost an inference their memory.
-        """
-        tower = self._llava.vision_tower
-        return tower(
-            checked_pixels(pixel_values, tower),
-            interpolate_pos_encoding=True,
-            output_hidden_states=[*self._projected_layers, self.vision_layer],
-        ).hidden_states
-
-    def _patches(self, hidden_states: Tensor) -> Tensor:
-        """Drops the class token where LLaVA does."""
-        return (
-            hidden_states[:, 1:]
-            if self.config.mllm_config.vision_feature_select_strategy == "default"
-            else hidden_states
-        )
-
-    def _image_embeddings(self, tower_states: tuple[Tensor | None, ...]) -> Tensor:
-        """What the language model reads in the image tokens' places: (B, image tokens, D)."""
-        projector = self._llava.multi_modal_projector
-        selected = torch.cat(
-            [on_device_of(projector, self._patches(tower_states[layer])) for layer in self._projected_layers], dim=-1
-        )
-        return projector(in_format_of(projector, selected))
-
-    def _language_model(self, embeddings: Tensor, attention_mask: Tensor | None, whole: bool) -> tuple[Tensor, Tensor]:
-        """Runs the LLM without its head. embeddings: (B, T, D); attention_mask: (B, T).
-
-        Returns the last hidden states, for the language loss, and those of `llm_layer`, for the ReID feature. Unless
-        `whole`, layers above `llm_layer` are not run, and the last ones returned are that layer's too.
-        """
-        language_model, layer = self._llava.language_model, self.config.llm_layer
-        attention_mask = None if attention_mask is None else attention_mask.to(embeddings.device)
-        depth = len(language_model.layers)
-        layer = layer if layer >= 0 else depth + 1 + layer
-        at_end = layer == depth
-        if not whole and not at_end:
-            # A shallow view that shares every weight and ends after `layer` blocks, without the final norm.
-            blocks, view = language_model.layers[:layer], copy.copy(language_model)
-            view._modules = {**language_model._modules, "layers": blocks, "norm": nn.Identity()}
-            view.config = copy.copy(language_model.config)
-            view.config.num_hidden_layers = layer
-            language_model = view
-        output = language_model(
-            inputs_embeds=embeddings,
-            attention_mask=attention_mask,
-            use_cache=False,
-            output_hidden_states=[layer] if whole and not at_end else False,
-        )
-        last = output.last_hidden_state
-        return last, (output.hidden_states[layer] if whole and not at_end else last)
-
-    def _texts(self, input_ids: Tensor, attention_mask: Tensor, whole: bool) -> tuple[Tensor, Tensor]:
-        """`_language_model` over right-padded texts (B, T), the shorter half on its own where they are many.
-
-        Zeros stand in the padding that was left out. The halves depend on B alone, so that processes that share the
-        weights of a step run the language model equally often.
-        """
-        input_ids, attention_mask = (
-            on_device_of(self.get_input_embeddings(), of) for of in (input_ids, attention_mask)
-        )
-        if len(input_ids) < TEXTS_TO_HALVE:
-            return self._language_model(self._embed(input_ids), attention_mask, whole)
-        lengths, order = attention_mask.sum(dim=1).sort()
-        halves = order.chunk(2)
-        longest = torch.stack([half[-1] for half in lengths.chunk(2)]).tolist()
-        last, pooled_from = zip(
-            *(
-                self._language_model(self._embed(input_ids[rows, :length]), attention_mask[rows, :length], whole)
-                for rows, length in zip(halves, longest, strict=True)
-            ),
-            strict=True,
-        )
-        width, back = input_ids.shape[1], order.argsort()
-
-        def joined(parts: tuple[Tensor, ...]) -> Tensor:
-            return torch.cat([F.pad(part, (0, 0, 0, width - part.shape[1])) for part in parts])[
-                back.to(parts[0].device)
-            ]
-
-        joined_last = joined(last)
-        return joined_last, (joined_last if last[0] is pooled_from[0] else joined(pooled_from))
-
-    def _prefix(self, device: torch.device) -> Tensor:
-        if self.config.image_prefix_ids is None:
-            raise ValueError(
-                "the configuration has no image_prefix_ids; set config.image_prefix_ids = processor.image_prefix_ids"
-            )
-        return torch.tensor(self.config.image_prefix_ids, dtype=torch.long, device=device)
-
-    def _embed(self, input_ids: Tensor) -> Tensor:
-        embedding = self.get_input_embeddings()
-        return embedding(on_device_of(embedding, input_ids))
-
-    def _embed_with_image(self, input_ids: Tensor, image_embeddings: Tensor) -> Tensor:
-        """Token embeddings of (B, T) ids with the image in its tokens' places, which must follow the stored prefix."""
-        input_ids = on_device_of(self.get_input_embeddings(), input_ids)
-        start, length = len(self._prefix(input_ids.device)), image_embeddings.shape[1]
-        expected = torch.full((start + length,), self.config.mllm_config.image_token_id, device=input_ids.device)
-        expected[:start] = self._prefix(input_ids.device)
-        if input_ids.shape[1] < len(expected) or not (input_ids[:, : len(expected)] == expected).all():
-            raise ValueError(
-                f"input_ids must start with image_prefix_ids and {length} image tokens; "
-                "build them with the processor saved beside this model"
-            )
-        embeddings = self._embed(input_ids)
-        image_embeddings = image_embeddings.to(embeddings)
-        return torch.cat([embeddings[:, :start], image_embeddings, embeddings[:, start + length :]], dim=1)
-
-    def _embed_image_prompt(self, image_embeddings: Tensor) -> Tensor:
-        """Prefix and image alone: what an embedding needs. Returns (B, prefix + image tokens, D)."""
-        prefix = self._embed(self._prefix(image_embeddings.device)).expand(len(image_embeddings), -1, -1)
-        return torch.cat([prefix, image_embeddings.to(prefix)], dim=1)
+        """Returns the LLM's output layer."""
+        output_layer: nn.Module = self.mllm.get_output_embeddings()
+        return output_layer
 
     # ---- embeddings ----------------------------------------------------------------------------------------------
 
     def _test_feature(self, name: str, pooled: Tensor) -> Tensor:
+        """Returns the L2-normalised feature, after the batch norm where the configuration asks for it."""
         if name in self.reid_head and self.config.feature_after_bn:
             pooled, _ = self.reid_head[name](pooled)
         return F.normalize(at_least_float32(pooled), dim=-1)
 
-    def image_features(self, pixel_values: Tensor, names: tuple[str, ...] = ("llm", "vision")) -> dict[str, Tensor]:
-        """The test features from one pass: "llm", "vision" and, with both, "concat" (each normalised, then / sqrt 2).
+    def _test_features(self, pooled: dict[str, Tensor]) -> dict[str, Tensor]:
+        features = {name: self._test_feature(name, values) for name, values in pooled.items()}
+        if len(features) == 2:
+            features["concat"] = torch.cat([features["llm"], features["vision"].to(features["llm"])], dim=-1) / 2**0.5
+        return features
 
-        pixel_values: (B, 3, H, W), moved to the model's device and number format. Each feature is (B, D), float32,
-        L2-normalised. No lm_head runs, the sequence ends after the image tokens, and without "llm" the language model
-        does not run at all. Raises ValueError for another name, and for pixels that no processor made.
+    def image_features(self, pixel_values: Tensor, names: tuple[str, ...] = ("llm", "vision")) -> dict[str, Tensor]:
+        """Computes several test features in one pass.
+
+        The output layer does not run, the sequence ends after the image tokens, and without "llm" the language model
+        does not run at all.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`):
+                Person crops from the processor; moved to the model's device and number format.
+            names (`tuple[str, ...]`):
+                Any of "llm", "vision" and "concat". "concat" is both others, concatenated and divided by sqrt(2);
+                the result then holds all three.
+
+        Returns:
+            `dict[str, torch.Tensor]`: by name, features of shape (B, D), float32, L2-normalised.
+
+        Raises:
+            ValueError: for another name, and for pixels that no processor makes.
         """
         unknown = [name for name in names if name not in FEATURES]
         if unknown or not names:
@@ -242,42 +165,41 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         if "llm" in names:
             pooled["llm"] = self._pooled_image(self._image_embeddings(tower_states))
         if "vision" in names:
-            pooled["vision"] = mean_pool(self._patches(tower_states[self.vision_layer]))
+            pooled["vision"] = self._pooled_vision(tower_states)
         return self._test_features(pooled)
 
-    def _pooled_image(self, image_embeddings: Tensor) -> Tensor:
-        _, hidden = self._language_model(self._embed_image_prompt(image_embeddings), None, whole=False)
-        return mean_pool(hidden[:, len(self.config.image_prefix_ids) :])
-
-    def _test_features(self, pooled: dict[str, Tensor]) -> dict[str, Tensor]:
-        features = {name: self._test_feature(name, values) for name, values in pooled.items()}
-        if len(features) == 2:
-            features["concat"] = torch.cat([features["llm"], features["vision"].to(features["llm"])], dim=-1) / 2**0.5
-        return features
-
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """The embedding `config.test_feature` of person crops. pixel_values: (B, 3, H, W).
+        """Embeds person crops by the feature `config.test_feature`.
 
-        Returns (B, D), float32, L2-normalised; call it in eval mode, where the batch norm uses its running statistics.
+        Call it in eval mode, where the batch norm uses its running statistics.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`):
+                Person crops from the processor.
+
+        Returns:
+            `torch.Tensor` of shape `(B, D)`: float32, L2-normalised.
         """
         name = self.config.test_feature
         return self.image_features(pixel_values, (name,))[name]
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor, caption_mask: Tensor) -> Tensor:
-        """The captions' latent, in the space of the "llm" feature; all inputs (B, T), from `processor(text=[...])`.
+        """Embeds captions in the space of the "llm" feature.
 
-        Returns (B, D), float32, L2-normalised. Useful for text-to-image search only where training had `reid_text` on:
-        otherwise captions and images lie apart and the ranking is at chance.
+        The embedding is useful for text-to-image search only if training had `reid_text` on. Without it captions and
+        images are far apart, and the ranking is at chance.
+
+        Args:
+            input_ids, attention_mask, caption_mask (`torch.Tensor` of shape `(B, T)`):
+                Output of `processor(text=[...])`.
+
+        Returns:
+            `torch.Tensor` of shape `(B, D)`: float32, L2-normalised; the mean over the caption's positions.
         """
         if input_ids.shape[0] == 0:
-            return torch.zeros(
-                0, self._sizes["llm"], device=on_device_of(self.get_input_embeddings(), input_ids).device
-            )
+            device = on_device_of(self.get_input_embeddings(), input_ids).device
+            return torch.zeros(0, self._sizes["llm"], device=device)
         return self._test_feature("llm", self._pooled_text(input_ids, attention_mask, caption_mask))
-
-    def _pooled_text(self, input_ids: Tensor, attention_mask: Tensor, caption_mask: Tensor) -> Tensor:
-        _, hidden = self._texts(input_ids, attention_mask, whole=False)
-        return mean_pool(hidden, caption_mask)
 
     # ---- training ------------------------------------------------------------------------------------------------
 
@@ -293,48 +215,49 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
         text_labels: Tensor | None = None,
         text_caption_mask: Tensor | None = None,
     ) -> MllmReIDOutput:
-        """Features, and with `labels` the language loss, with `person_ids` the ReID loss; of pixels the embedding.
+        """Computes features and losses of a batch, or embeddings if only pixels are given.
 
-        pixel_values: (B, 3, H, W). Image rows `input_ids`, `attention_mask`, `labels`: (B, T), right-padded, labels
-        -100 where no target stands. `person_ids`: (B,) labels 0..n-1 of the ID classifier. Text rows (B, T') have the
-        caption in the image's place, `text_caption_mask` True at its positions. Returns [`MllmReIDOutput`].
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`):
+                Person crops from the processor.
+            input_ids, attention_mask, labels (`torch.LongTensor` of shape `(B, T)`, *optional*):
+                Image branch, right-padded. Labels are -100 except at the target. Labels give the language loss.
+            person_ids (`torch.LongTensor` of shape `(B,)`, *optional*):
+                Labels 0 to n-1 of the ID classifier. They give the ReID loss.
+            text_input_ids, text_attention_mask, text_labels (`torch.LongTensor` of shape `(B, T')`, *optional*):
+                Text branch, with the caption in place of the image.
+            text_caption_mask (`torch.BoolTensor` of shape `(B, T')`, *optional*):
+                True at the caption's positions.
+
+        Returns:
+            [`MllmReIDOutput`]
         """
         if labels is None and person_ids is None and text_input_ids is None:
             return self._embedded(pixel_values)
-        lam = self.config.loss_lambda
-        language = labels is not None and lam < 1
-        reid = person_ids is not None and lam > 0
+        language = labels is not None and self.config.loss_lambda < 1
+        reid = person_ids is not None and self.config.loss_lambda > 0
         tower_states = self._tower(pixel_values)
         features: dict[str, Tensor] = {}
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
-        logits: dict[str, Tensor] = {}
-
+        branches: dict[str, LabelLoss] = {}
         if "llm" in self.config.reid_heads or language:
             image = self._image_embeddings(tower_states)
             if language:
-                embeddings = self._embed_with_image(input_ids, image)
-                hidden, pooled_from = self._language_model(embeddings, attention_mask, whole=True)
-                logits["image"] = self._label_logits(hidden, labels, sums, counts, "image")
-                start = len(self.config.image_prefix_ids)
-                features["llm"] = mean_pool(pooled_from[:, start : start + image.shape[1]])
+                features["llm"], branches["image"] = self._image_branch(image, input_ids, attention_mask, labels)
             else:
                 features["llm"] = self._pooled_image(image)
-        features["vision"] = mean_pool(self._patches(tower_states[self.vision_layer]))
+        features["vision"] = self._pooled_vision(tower_states)
 
         text_features = None
         if text_input_ids is not None and language and text_labels is not None:
             hidden, pooled_from = self._texts(text_input_ids, text_attention_mask, whole=True)
-            logits["text"] = self._label_logits(hidden, text_labels, sums, counts, "text")
+            branches["text"] = self._label_loss(hidden, text_labels)
             if self.config.reid_text:
                 text_features = mean_pool(pooled_from, text_caption_mask)
         elif text_input_ids is not None and self.config.reid_text:
             text_features = self._pooled_text(text_input_ids, text_attention_mask, text_caption_mask)
-        if self.config.distillation_weight and len(logits) == 2:
-            sums["distillation"] = distillation_sum(logits["image"], logits["text"])
-            counts["distillation"] = counts["image"]
+        sums, counts = self._sums_and_counts(branches)
 
-        # A device map may have put tower, language model and heads on three devices.
+        # A device map may place tower, language model and heads on three devices.
         features = {name: on_device_of(self.reid_head, values) for name, values in features.items()}
         text_features = None if text_features is None else on_device_of(self.reid_head, text_features)
         output = MllmReIDOutput(
@@ -352,43 +275,68 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
             )
         language_loss = on_device_of(self.reid_head, self.language_loss(sums, counts)) if language else None
         output.loss_parts |= {f"lm_{name}": sums[name].detach() / counts[name] for name in sums if counts[name]}
-        output.loss = mix_losses(language_loss, output.reid_loss, lam)
+        output.loss = mix_losses(language_loss, output.reid_loss, self.config.loss_lambda)
         return output
 
     def _embedded(self, pixel_values: Tensor) -> MllmReIDOutput:
-        """What `forward` gives of pixels alone, one row an image throughout, as pipelines split their batches."""
+        """Returns embeddings and features, each of length B, since pipelines split their batches by the first axis."""
         tower_states = self._tower(pixel_values)
-        pooled = {"vision": mean_pool(self._patches(tower_states[self.vision_layer]))}
+        pooled = {"vision": self._pooled_vision(tower_states)}
         if "llm" in self.config.reid_heads or self.config.test_feature != "vision":
             pooled["llm"] = self._pooled_image(self._image_embeddings(tower_states))
         return MllmReIDOutput(
             image_embeds=self._test_features(pooled)[self.config.test_feature], features=ReIDFeatures(**pooled)
         )
 
-    def _label_logits(self, hidden: Tensor, labels: Tensor, sums: dict, counts: dict, branch: str) -> Tensor:
-        """Logits at label positions alone, (T, V); adds the branch's loss sum and label count."""
+    def _image_branch(
+        self, image: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
+    ) -> tuple[Tensor, LabelLoss]:
+        """Returns the LLM feature (B, D) and the language loss from one run over image, instruction and target."""
+        embeddings = self._embed_with_image(input_ids, image)
+        hidden, pooled_from = self._language_model(embeddings, attention_mask, whole=True)
+        start = len(self.config.image_prefix_ids)
+        return mean_pool(pooled_from[:, start : start + image.shape[1]]), self._label_loss(hidden, labels)
+
+    def _label_loss(self, hidden: Tensor, labels: Tensor) -> LabelLoss:
+        """Runs the output layer at label positions only: logits at all positions would fill the memory."""
         targets = labels[:, 1:].to(hidden.device)
         at_labels = targets != -100
         logits = self.mllm.lm_head(in_format_of(self.mllm.lm_head, hidden[:, :-1][at_labels]))
-        sums[branch] = language_loss_sum(logits, targets[at_labels].to(logits.device))
-        counts[branch] = logits.shape[0]
-        return logits
+        return LabelLoss(logits, language_loss_sum(logits, targets[at_labels].to(logits.device)), logits.shape[0])
+
+    def _sums_and_counts(self, branches: dict[str, LabelLoss]) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """Returns each branch's summed loss and label count, with the distillation's where it has a weight."""
+        sums = {name: branch.loss_sum for name, branch in branches.items()}
+        counts = {name: branch.count for name, branch in branches.items()}
+        if self.config.distillation_weight and len(branches) == 2:
+            sums["distillation"] = distillation_sum(branches["image"].logits, branches["text"].logits)
+            counts["distillation"] = counts["image"]
+        return sums, counts
 
     def image_language_loss(
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
     ) -> tuple[Tensor, int]:
-        """(summed loss, number of target tokens) of the image branch alone, in nats; inputs as in `forward`."""
-        embeddings = self._embed_with_image(input_ids, self._image_embeddings(self._tower(pixel_values)))
-        hidden, _ = self._language_model(embeddings, attention_mask, whole=True)
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
-        self._label_logits(hidden, labels, sums, counts, "image")
-        return sums["image"], counts["image"]
+        """Computes the language loss of the image branch alone; inputs as in `forward`.
+
+        Returns:
+            `tuple[torch.Tensor, int]`: the summed loss in nats, and the number of target tokens.
+        """
+        image = self._image_embeddings(self._tower(pixel_values))
+        _, loss = self._image_branch(image, input_ids, attention_mask, labels)
+        return loss.loss_sum, loss.count
 
     def language_loss(self, sums: dict[str, Tensor], counts: dict[str, float]) -> Tensor:
-        """Mean of the branches, each the mean over its target tokens, plus the weighted distillation term.
+        """Averages the branches' losses and adds the weighted distillation loss.
 
-        `counts` may be those of a whole accumulation window: the parts of its micro-batches then add up exactly.
+        Args:
+            sums (`dict[str, torch.Tensor]`):
+                `language_loss_sums` of a [`MllmReIDOutput`].
+            counts (`dict[str, float]`):
+                Target tokens by branch. With the counts of a whole accumulation window, the losses of its
+                micro-batches add up to the exact mean.
+
+        Returns:
+            `torch.Tensor`: a scalar.
         """
         branches = [sums[name] / max(counts[name], 1) for name in ("image", "text") if name in sums]
         loss = torch.stack(branches).mean()
@@ -396,13 +344,27 @@ class MllmReIDModel(ReIDCheckpoints, PreTrainedModel):
             loss = loss + self.config.distillation_weight * sums["distillation"] / max(counts["distillation"], 1)
         return loss
 
-    def generate(self, input_ids: Tensor, pixel_values: Tensor | None = None, **kwargs) -> Tensor:
-        """The language model's text after a prompt, with the image where one is given. Returns the new ids (B, T)."""
+    def generate(self, input_ids: Tensor, pixel_values: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Generates text after a prompt, with an image if one is given.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, T)`):
+                The prompt, with image tokens if `pixel_values` is given.
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`, *optional*):
+                Person crops from the processor.
+            **kwargs:
+                Passed on to the LLaVA's `generate`.
+
+        Returns:
+            `torch.LongTensor` of shape `(B, new tokens)`: the new ids alone.
+        """
         embeddings = self._embed(input_ids)
         if pixel_values is not None:
             embeddings = self._embed_with_image(input_ids, self._image_embeddings(self._tower(pixel_values)))
-        kwargs = {key: of.to(embeddings.device) if isinstance(of, Tensor) else of for key, of in kwargs.items()}
-        return self.mllm.generate(inputs_embeds=embeddings, **kwargs)
+        device = embeddings.device
+        kwargs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in kwargs.items()}
+        new_ids: Tensor = self.mllm.generate(inputs_embeds=embeddings, **kwargs)
+        return new_ids
 
 
 MllmReIDModel.register_for_auto_class("AutoModel")

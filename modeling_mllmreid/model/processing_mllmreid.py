@@ -9,7 +9,7 @@ import os
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
-from .crops import OF_TEXTS, CropProcessor, as_list, crop_pixels, in_format, processor_files
+from .crops import TEXT_OPTIONS, CropProcessor, as_list, crop_pixels, in_format, processor_files
 from .weights import native_config
 
 IGNORED = -100
@@ -168,7 +168,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
             raise ValueError("give images, text, or both")
         data = {}
         if images is not None:
-            options = {key: value for key, value in kwargs.items() if key not in OF_TEXTS}
+            options = {key: value for key, value in kwargs.items() if key not in TEXT_OPTIONS}
             data["pixel_values"] = crop_pixels(self.image_processor, images, **options)
         if text is not None:
             captions = [self._caption_at(place, caption) for place, caption in enumerate(as_list(text))]

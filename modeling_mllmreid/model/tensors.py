@@ -1,4 +1,4 @@
-"""Tensor helpers: number formats, devices, and the gathering over processes with the exact gradient."""
+"""Tensor helpers: number formats, devices, and gathering over processes with the exact gradient."""
 
 from typing import Any
 
@@ -8,20 +8,21 @@ from torch import Tensor, nn
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision as float32; float32 and float64 as they are, so that a `model.double()` stays exact."""
+    """Returns half precision as float32, and float32 and float64 unchanged, so that `model.double()` stays exact."""
     return values.float() if torch.finfo(values.dtype).bits < 32 else values
 
 
 def on_device_of(module: nn.Module, values: Tensor) -> Tensor:
-    """The values on the device of the module that takes them; as they are where its weights are offloaded."""
+    """Returns the values on the module's device, or unchanged if the module's weights are offloaded."""
     weight = next(module.parameters(), values)
     return values if weight.is_meta else values.to(weight.device)
 
 
 def in_format_of(module: nn.Module, values: Tensor) -> Tensor:
-    """The values on the module's device, and as its weights are held, where frozen half precision meets a trained part.
+    """Returns the values on the module's device and in its number format.
 
-    Under autocast in their own format: it brings both to its own.
+    A trained module in float32 may follow a frozen one in half precision. Under autocast the number format stays:
+    autocast converts both.
     """
     values = on_device_of(module, values)
     if not values.is_meta and torch.is_autocast_enabled(values.device.type):
@@ -30,25 +31,34 @@ def in_format_of(module: nn.Module, values: Tensor) -> Tensor:
     return values.to(next(formats, values.dtype))
 
 
-def gather_with_gradient(rows: Tensor) -> Tensor:
-    """The rows of all processes, (W * B, ...), in rank order; one process gets its own back.
+def gather_with_gradient(values: Tensor) -> Tensor:
+    """Gathers a batch over all processes, with gradient.
 
-    A ReID loss that is the mean over all gathered rows has the exact gradient after DDP's averaging, for encoder and
-    head alike, with no factor W: every rank computes the whole loss, and the gather's backward sums over ranks.
+    A ReID loss that is the mean over the gathered batch has the exact gradient after DDP averages it, for encoder and
+    heads, without a factor W: every process computes the whole loss, and the backward pass sums over processes.
+
+    Args:
+        values (`torch.Tensor` of shape `(B, ...)`):
+            This process's batch, of the same size in every process.
+
+    Returns:
+        `torch.Tensor` of shape `(W * B, ...)`: in the order of the ranks; `values` itself in a single process.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return rows
-    return _Gather.apply(rows)
+        return values
+    gathered: Tensor = _Gather.apply(values)
+    return gathered
 
 
 class _Gather(torch.autograd.Function):
-    """All processes' rows; their gradient is the sum of what every process has for them."""
+    """Concatenates the batches of all processes; the gradient is the sum over the processes' gradients."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        values = values.contiguous()
+        batches = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+        dist.all_gather(batches, values)
+        return torch.cat(batches)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

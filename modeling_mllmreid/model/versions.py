@@ -1,4 +1,4 @@
-"""The versions that this code needs: it says so in one line, before an error of another version that says nothing."""
+"""Checks the versions of Python, torch and transformers at import, before an error that does not name them."""
 
 import re
 import sys
@@ -11,26 +11,26 @@ NEEDED = {"Python": ("3.11", None), "torch": ("2.6", None), "transformers": ("5.
 
 
 def check_versions() -> None:
-    """Raises ImportError naming what is installed, what is needed and the command that gets it, in one line."""
+    """Raises ImportError, in one line, with the installed versions, the needed versions and the command to install."""
     installed = {
         "Python": ".".join(map(str, sys.version_info[:3])),
         "torch": str(torch.__version__),
         "transformers": str(transformers.__version__),
     }
-    wrong = {}
+    needed = {}
     for name, (lowest, too_new) in NEEDED.items():
         version = _numbers(installed[name])
         if version < _numbers(lowest) or too_new is not None and version >= _numbers(too_new):
-            wrong[name] = f"{name}>={lowest}" + (f",<{too_new}" if too_new is not None else "")
-    if wrong:
-        here = ", ".join(f"{name} {installed[name]}" for name in wrong)
-        ranges = " ".join(f"'{needed}'" for name, needed in wrong.items() if name != "Python")
+            needed[name] = f"{name}>={lowest}" + (f",<{too_new}" if too_new is not None else "")
+    if needed:
+        here = ", ".join(f"{name} {installed[name]}" for name in needed)
+        ranges = " ".join(f"'{bounds}'" for name, bounds in needed.items() if name != "Python")
         fix = f"pip install {ranges}" if ranges else "make an environment with another Python"
-        raise ImportError(f"MLLMReID needs {', '.join(wrong.values())}; installed: {here}: {fix}")
+        raise ImportError(f"MLLMReID needs {', '.join(needed.values())}; installed: {here}: {fix}")
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Major and minor number of a version."""
+    """Returns the major and minor number of a version."""
     return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 

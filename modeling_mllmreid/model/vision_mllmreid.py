@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, BatchFeature, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from .crops import OF_TEXTS, CropProcessor, checked_pixels, crop_pixels, in_format
+from .crops import TEXT_OPTIONS, CropProcessor, checked_pixels, crop_pixels, in_format
 from .fields import check_crop_size, check_types, nested_config
 from .heads import ReIDHead, mean_pool
 from .pipeline_mllmreid import person_reid_entry, without_known_entry
@@ -181,7 +181,7 @@ class MllmReIDVisionProcessor(CropProcessor, ProcessorMixin):
         """`pixel_values`, (B, 3, H, W). images, return_tensors, device: as in [`MllmReIDProcessor`]."""
         if images is None:
             raise ValueError("give images")
-        options = {key: value for key, value in kwargs.items() if key not in OF_TEXTS}
+        options = {key: value for key, value in kwargs.items() if key not in TEXT_OPTIONS}
         return in_format({"pixel_values": crop_pixels(self.image_processor, images, **options)}, return_tensors, device)
 
 

@@ -14,7 +14,7 @@ from modeling_mllmreid.model import (
     MllmReIDModel,
     MllmReIDProcessor,
     MllmReIDVisionModel,
-    modeling_mllmreid,
+    backbone_llava,
 )
 from modeling_mllmreid.model.heads import ReIDHead, mean_pool
 
@@ -37,7 +37,7 @@ def test_the_loss_is_the_mix_of_the_logged_parts(make_model, make_batch):
     parts = {name: float(value) for name, value in output.loss_parts.items()}
     reid = sum(0.5 * parts[f"id_{name}"] + parts[f"triplet_{name}"] for name in ("llm", "vision")) / 2
     language = (parts["lm_image"] + parts["lm_text"]) / 2 + 2.0 * parts["lm_distillation"]
-    assert float(output.loss) == pytest.approx(0.6 * language + 0.4 * reid, rel=1e-5)
+    assert output.loss.item() == pytest.approx(0.6 * language + 0.4 * reid, rel=1e-5)
 
 
 def test_a_native_checkpoint_loads_with_nothing_new_but_the_head(make_llava, tmp_path):
@@ -276,7 +276,7 @@ def test_texts_in_two_halves_by_length_give_the_same_losses_and_gradients(make_m
     # A token that is masked out is read by no other one.
     batch["text_attention_mask"][int(widths.argmin()), 5] = 0
     for number in (32, 33):
-        monkeypatch.setattr(modeling_mllmreid, "TEXTS_TO_HALVE", number)
+        monkeypatch.setattr(backbone_llava, "TEXTS_TO_HALVE", number)
         model = make_model(reid_text=True, **fields).double().train()
         seen: list[tuple[int, int]] = []
         model.get_input_embeddings().register_forward_hook(lambda _, args, out, to=seen: to.append(args[0].shape))
