@@ -29,7 +29,7 @@ from ..training.loading import load_config, load_model, resolve_adapters
 from ..training.memory import estimate_memory
 from ..training.progress import LOG_FILE, is_training_log
 from ..training.resume import last_checkpoint, refuse_absent_checkpoint
-from ..training.run import devices_of, train_reid, write_record
+from ..training.run import describe_devices, train_reid, write_record
 from ..training.stock_settings import setting_errors, try_settings
 from ..utils.errors import UserError
 from ..utils.json_files import read_json
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> None:
             batches=batch_args,
             texts=provenances,
             seconds=seconds,
-            devices=devices_of(training_args),
+            devices=describe_devices(training_args),
         )
         print(f"checkpoint: {folder}")
     evaluate_if_possible(model, processor, dataset, training_args, data_args.dataset)
