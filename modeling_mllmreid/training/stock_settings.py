@@ -107,11 +107,13 @@ EVALUATED = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
 def without_refused(arguments: Arguments) -> Arguments:
-    """The class of arguments, whose help does not list what is refused."""
-    for name in (*REFUSED, "per_device_train_batch_size"):
+    """The class of arguments, whose help does not list what is refused, and shows the ranges of numbers."""
+    changes = {name: {"metavar": range_in_short(*limits)} for name, limits in RANGES.items()}
+    changes |= {name: {"help": SUPPRESS} for name in (*REFUSED, "per_device_train_batch_size")}
+    for name, change in changes.items():
         # A copy: the stock class has the same field.
         field = copy.copy(arguments.__dataclass_fields__[name])
-        field.metadata = MappingProxyType({**field.metadata, "help": SUPPRESS})
+        field.metadata = MappingProxyType({**field.metadata, **change})
         arguments.__dataclass_fields__[name] = field
     return arguments
 
@@ -148,13 +150,23 @@ def check_number(name: str, value: Any, least: float, most: float) -> None:
     if value is None:
         return
     if not isinstance(value, int | float) or not (least <= value <= most and math.isfinite(value)):
-        if (least, most) == POSITIVE:
-            wanted = "a number above 0"
-        elif most == math.inf:
-            wanted = f"{least} or more"
-        else:
-            wanted = f"{least} to below 1" if most < 1 else f"{least} to {most}"
-        raise UserError(f"{name} {value}: give {wanted}")
+        raise UserError(f"{name} {value}: give {range_in_words(least, most)}")
+
+
+def range_in_short(least: float, most: float) -> str:
+    """A range of `RANGES` as `--help` shows it."""
+    if (least, most) == POSITIVE:
+        return "X>0"
+    return f"X>={least}" if most == math.inf else f"{least}<=X<{'=' if most > 1 else ''}{max(most, 1):,.0f}"
+
+
+def range_in_words(least: float, most: float) -> str:
+    """A range of `RANGES` behind "give"."""
+    if (least, most) == POSITIVE:
+        return "a number above 0"
+    if most == math.inf:
+        return f"{least} or more"
+    return f"{least} to below 1" if most < 1 else f"{least} to {most}"
 
 
 def check_checkpointing(given: Any) -> None:
