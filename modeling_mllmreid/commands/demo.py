@@ -34,7 +34,7 @@ from ..text.continuations import kept_attribute_share, write_continuations
 from ..text.generation import generate_texts
 from ..training.adapters import AdapterArguments
 from ..training.arguments import BatchArguments, ReIDTrainingArguments
-from ..training.run import devices_of, train_reid, write_record
+from ..training.run import describe_devices, train_reid, write_record
 from ..training.trainer import ReIDTrainer
 from ..utils.errors import UserError
 from ..utils.outputs import check_output_folder
@@ -126,7 +126,7 @@ def main(argv: list[str]) -> None:
         batches=batch_args,
         texts=[record.provenance for record in read_records(texts)],
         seconds=seconds,
-        devices=devices_of(training_args),
+        devices=describe_devices(training_args),
     )
     report["language"] = language_report(trained.trainer, processor, teacher, dataset, batch_args)
     report |= {"kept_attribute_words": kept, "lesson_loss": lesson_loss, "training": trained.trainer.state.log_history}
