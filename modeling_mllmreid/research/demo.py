@@ -31,7 +31,7 @@ from ..text.continuations import kept_attribute_share, write_continuations
 from ..text.generation import generate_texts
 from ..training.adapters import AdapterArguments
 from ..training.arguments import BatchArguments, ReIDTrainingArguments
-from ..training.run import devices_of, train_reid, write_record
+from ..training.run import describe_devices, train_reid, write_record
 from ..training.trainer import ReIDTrainer
 from ..utils.errors import UserError
 from ..utils.outputs import check_output_folder
@@ -241,7 +241,7 @@ def write_training_record(dataset: DatasetDict, options: DemoOptions, seconds: f
         batches=options.batches,
         texts=[record.provenance for record in read_records(options.folder / "texts.jsonl")],
         seconds=seconds,
-        devices=devices_of(options.training),
+        devices=describe_devices(options.training),
     )
 
 
