@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import set_seed
 
 from ..data.captions import provenances_of_texts
-from ..data.leakage import what_is_trained_on
+from ..data.leakage import training_sources
 from ..data.licences import licence_of, refuse_licences
 from ..data.load import load_reid_dataset
 from ..data.readers import READERS
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
     dataset = load_reid_dataset(data_args.dataset, texts=batch_args.texts, notes=notes, **data_args.options())
     if training_args.process_index == 0:
         print("".join(f"{note}\n" for note in notes), end="")
-    trained_on, overlap = what_is_trained_on(
+    trained_on, overlap = training_sources(
         data_args.dataset, dataset, targets=leak_args.targets, allow_overlap=leak_args.allow_overlap
     )
     # New heads are random: a run that is killed before its first checkpoint starts again with the same heads.

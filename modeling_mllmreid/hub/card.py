@@ -202,7 +202,7 @@ def trained_on_published(card: CardData, source: str) -> bool | None:
     known = run.get("published_counts")
     if known is None and run.get("sources") == [source] and source in PUBLISHED:
         parts = (run.get("data") or {}).items()
-        counts = {part: {"rows": of["images"], "identities": of["persons"]} for part, of in parts}
+        counts = {part: {"samples": of["images"], "identities": of["persons"]} for part, of in parts}
         return has_published_counts(source, counts)
     return (known or {}).get(source)
 
@@ -221,7 +221,7 @@ def tested_on_published(card: CardData, source: str) -> bool | None:
     metrics = card.metrics or {}
     known = metrics.get("published_counts")
     if known is None and metrics.get("tested_on") == [source] and source in PUBLISHED:
-        counts = {part: {"rows": metrics[f"{part}_images"]} for part in ("query", "gallery")}
+        counts = {part: {"samples": metrics[f"{part}_images"]} for part in ("query", "gallery")}
         return has_published_counts(source, counts)
     return (known or {}).get(source)
 

@@ -142,6 +142,7 @@ class ReIDTrainingArguments(TrainingArguments):
     save_strategy: str = field(
         default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch or best."}
     )
+    logging_steps: float = field(default=50, metadata={"help": "Log the losses every this many steps."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Number of checkpoints to keep."})
     load_best_model_at_end: bool = field(
         default=True, metadata={"help": "Load the checkpoint that is best on val when training ends."}

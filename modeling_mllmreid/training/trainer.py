@@ -246,7 +246,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         accumulation = self.args.gradient_accumulation_steps
         steps_per_epoch = -(-micro_steps // accumulation)
         epoch, step_in_epoch = divmod(step - 1, steps_per_epoch)
-        indices = [index for index, _, _ in sampler.of_epoch(epoch)]  # type: ignore[union-attr]
+        indices = [index for index, _, _ in sampler.epoch_order(epoch)]  # type: ignore[union-attr]
         images_per_step = len(indices) // micro_steps * accumulation
         first = step_in_epoch * images_per_step
         return [dataset.file_names[index] for index in indices[first : first + images_per_step]]  # type: ignore

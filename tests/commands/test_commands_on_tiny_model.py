@@ -396,7 +396,7 @@ def test_data_tells_in_one_screen_what_is_there(disk, tmp_path, capsys):
     captions = ["--captions_file", str(disk.people / "reid_raw.json")]
     data.main([*MARKET, str(disk.people), *captions, "--output_dir", str(tmp_path / "out")])
     printed = capsys.readouterr().out
-    assert "market1501: " in printed and "not the published Market-1501: train has 8 rows, not 12,936" in printed
+    assert "market1501: " in printed and "not the published Market-1501: train has 8 samples, not 12,936" in printed
     assert len(printed.splitlines()) < 25 and "0 broken images" in printed and "0 images with copies" in printed
     report = json.loads((tmp_path / "out/data.json").read_text())
     assert report["parts"]["train"]["images"] == 8 and report["parts"]["train"]["captions"] == 16

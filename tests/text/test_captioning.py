@@ -99,7 +99,7 @@ def test_captions_are_written_and_read(native, people, tmp_path, capsys):
     with pytest.raises(UserError, match="captions.jsonl: holds texts written with max_new_tokens 5, not 6"):
         caption.main([*flags(native, people, path), "--max_new_tokens", "6"])
     path.write_text("")
-    with pytest.raises(UserError, match="captions.jsonl: no record is of this data set"):
+    with pytest.raises(UserError, match="captions.jsonl: no record belongs to this data set"):
         load_reid_dataset("market1501", data_dir=people, captions_file=str(path))
 
 
