@@ -108,7 +108,9 @@ METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 def without_refused(arguments: Arguments) -> Arguments:
     """Hides the refused settings from the help of an arguments class, and shows its ranges; returns the class."""
-    changes = {name: {"metavar": range_in_short(*limits)} for name, limits in RANGES.items()}
+    types = {name: str(field.type) for name, field in arguments.__dataclass_fields__.items()}
+    letters = {name: "N" if "int" in types[name] else "X" for name in RANGES}
+    changes = {name: {"metavar": range_in_short(letters[name], *limits)} for name, limits in RANGES.items()}
     changes |= {name: {"help": SUPPRESS} for name in (*REFUSED, "per_device_train_batch_size")}
     for name, change in changes.items():
         # A copy, as the stock class shares the field.
@@ -160,11 +162,13 @@ def check_number(name: str, value: Any, least: float, most: float) -> None:
         raise UserError(f"{name} {value}: give {expected}")
 
 
-def range_in_short(least: float, most: float) -> str:
-    """A range of `RANGES` as `--help` shows it."""
+def range_in_short(letter: str, least: float, most: float) -> str:
+    """Returns a range of `RANGES` for `--help`; the letter is N for whole numbers and X for others."""
     if (least, most) == POSITIVE:
-        return "X>0"
-    return f"X>={least}" if most == math.inf else f"{least}<=X<{'=' if most > 1 else ''}{max(most, 1):,.0f}"
+        return f"{letter}>0"
+    return (
+        f"{letter}>={least}" if most == math.inf else f"{least}<={letter}<{'=' if most > 1 else ''}{max(most, 1):,.0f}"
+    )
 
 
 def check_checkpointing(kwargs: Any) -> None:
