@@ -58,12 +58,17 @@ def help_text(
     actions: Mapping[str, Action],
     ranges: Mapping[str, Range | None],
     *,
+    recipe: Mapping[str, Any],
     everything: bool = False,
 ) -> str:
     """The usage, and a group of fields for each dataclass.
 
-    actions, ranges: what the parser takes for each field that the command uses, by name. everything: all fields with
-    the whole of their help, and not those of `SHOWN_FIRST` with the first sentence.
+    Args:
+        dataclasses: The classes of the command, in the order of the groups.
+        command: Name of the command.
+        actions, ranges: The flag and the range of each field that the command uses, by name.
+        recipe: The values of a recipe, which are the defaults then.
+        everything: Show all fields with their whole help, not only those of `SHOWN_FIRST` with the first sentence.
     """
     lines = [f"usage: {program_name()} {command} [recipe or config.yaml] [--field value ...]"]
     method = [kind for kind in dataclasses if kind.__name__ == "MethodArguments"]
@@ -76,8 +81,9 @@ def help_text(
         for field in shown:
             required = field.default is MISSING and field.default_factory is MISSING
             required |= field.name in REQUIRED.get(command, ())
+            required &= field.name not in recipe
             action = actions[field.name]
-            default = new_models.get(field.name, _plain(action.default))
+            default = _plain(recipe.get(field.name, new_models.get(field.name, action.default)))
             lines += _lines(
                 field.name,
                 action,

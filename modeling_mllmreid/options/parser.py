@@ -93,16 +93,16 @@ def parse(dataclasses: Sequence[Any], argv: Sequence[str], command: str) -> tupl
 def read_options(dataclasses: Sequence[Any], argv: Sequence[str], command: str) -> dict[str, Any]:
     """What the file and the flags give, by field; defaults are not in it. Exits and raises as `parse` does."""
     parser = _Parser(dataclasses, command)
-    if HELP & set(argv):
-        actions = {action.dest: action for action in parser.known_actions()}
-        everything = bool(HELP_ALL & set(argv))
-        print(help_text(dataclasses, command, actions, parser.ranges, everything=everything))
-        raise SystemExit(0)
     given: dict[str, Any] = {}
     flags = list(argv)
     if flags and not flags[0].startswith("-"):
         path = recipe_path(flags.pop(0), command)
         given = parser.from_mapping(read_yaml(path), str(path))
+    if HELP & set(flags):
+        actions = {action.dest: action for action in parser.known_actions()}
+        everything = bool(HELP_ALL & set(flags))
+        print(help_text(dataclasses, command, actions, parser.ranges, recipe=given, everything=everything))
+        raise SystemExit(0)
     return {**given, **parser.from_flags(flags, command)}
 
 

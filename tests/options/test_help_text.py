@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 from transformers import HfArgumentParser
 
+from modeling_mllmreid.commands import ablate
 from modeling_mllmreid.commands.main import COMMANDS
 from modeling_mllmreid.options.help_text import REQUIRED, SHOWN_FIRST
 from modeling_mllmreid.options.parser import UNUSED, parse
@@ -62,6 +63,12 @@ def test_a_group_has_a_heading_and_a_field_its_values_default_and_range(printed)
     assert printed(lambda: parse((SizeArguments,), ["--help"], "x")) == FIRST
     everything = printed(lambda: parse((SizeArguments,), ["--help_all"], "x"))
     assert "Required. How many (counted over" in everything and "of it. And more. [default: 0.5]" in everything
+
+
+def test_the_values_of_a_recipe_are_the_defaults(printed):
+    assert "[default: 0.002]" in printed(help_of("demo"))
+    text = printed(lambda: ablate.main(["ablation_demo", "--help"]))
+    assert "[default: runs/ablation_demo]" in " ".join(text.split()) and "Required." not in text
 
 
 def test_a_narrow_terminal_wraps(printed):
