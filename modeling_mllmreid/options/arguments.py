@@ -16,13 +16,11 @@ from ..utils.ranges import AtMostMillions, CountOrZero, NotNegative, Pixels, Pro
 class ModelArguments:
     """The model and its number format."""
 
-    model: str = field(
-        metadata={"help": "A checkpoint of this package or a native LLaVA: a folder or a name on the Hub."}
-    )
+    model: str = field(metadata={"help": "Checkpoint of this package or native LLaVA: a folder or a Hub name."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})
     dtype: Literal["float32", "bfloat16", "float16", "bf16", "fp16"] = field(
         default="float32",
-        metadata={"help": "Number format of the weights; in training, of the frozen weights. Heads are float32."},
+        metadata={"help": "Format of the weights; in training, of the frozen weights. Heads are float32."},
     )
 
     @property
@@ -62,13 +60,13 @@ class MethodArguments:
     )
     reid_on: Literal["llm", "vision", "both"] | None = field(
         default=None,
-        metadata={"help": "The feature of the ReID losses: of the LLM, of the visual encoder, or both."},
+        metadata={"help": "Feature of the ReID losses; llm: of the LLM, vision: of the visual encoder."},
     )
     loss_lambda: float | None = field(
         default=None,
         metadata={
             "metavar": "0<=X<=1",
-            "help": "The loss is (1 - loss_lambda) * language loss + loss_lambda * ReID loss.",
+            "help": "Weight of the ReID loss; the language loss has the weight 1 - loss_lambda.",
         },
     )
     id_weight: NotNegative | None = field(default=None, metadata={"help": "Weight of the ID loss in the ReID loss."})
@@ -120,7 +118,7 @@ class DataArguments:
     )
     captions_file: str | None = field(
         default=None,
-        metadata={"help": "File of captions: .jsonl of the caption command, or JSON of CUHK-PEDES for Market-1501."},
+        metadata={"help": "File of captions: .jsonl of the caption command, or JSON as of CUHK-PEDES."},
     )
     train_part: Literal["with_val", "without_val"] | None = field(
         default=None,

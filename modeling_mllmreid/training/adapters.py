@@ -43,10 +43,10 @@ class AdapterArguments:
     """
 
     language_model: Literal["full", "lora", "frozen"] = field(
-        default="full", metadata={"help": "Train all weights of the language model, a LoRA on it, or nothing of it."}
+        default="full", metadata={"help": "Train the language model: all weights, a LoRA, or nothing."}
     )
     tower: Literal["full", "lora", "frozen"] = field(
-        default="full", metadata={"help": "Train all weights of the vision tower, a LoRA on it, or nothing of it."}
+        default="full", metadata={"help": "Train the vision tower: all weights, a LoRA, or nothing."}
     )
     lora_rank: int = field(default=16, metadata={"metavar": "N>=1", "help": "Rank of the LoRA."})
     lora_alpha: float = field(
@@ -59,9 +59,7 @@ class AdapterArguments:
     )
     quantize: Literal["4bit", "8bit"] | None = field(
         default=None,
-        metadata={
-            "help": "Hold the frozen language model in 4 bits (nf4, double quantisation) or 8 bits with bitsandbytes."
-        },
+        metadata={"help": "Quantise the frozen language model with bitsandbytes; 4bit: nf4, double quantisation."},
     )
 
     def __post_init__(self) -> None:

@@ -54,7 +54,7 @@ class BatchArguments:
     )
     target: Literal["continuation", "caption", "split"] = field(
         default="continuation",
-        metadata={"help": "What the language model learns to write: the continuation, the caption or its second half."},
+        metadata={"help": "Text that the language model learns to write; split: second half of the caption."},
     )
     text_branch: bool = field(
         default=True, metadata={"help": "Compute the language loss on captions too, with the same targets."}
@@ -71,7 +71,7 @@ class BatchArguments:
         default=0,
         metadata={
             "metavar": "N>=0",
-            "help": "Number of people moved from train to val, if the data set has no val split.",
+            "help": "People moved from train to val; only for a data set without val.",
         },
     )
     flip: float = field(default=0.5, metadata={"metavar": "0<=X<=1", "help": "Probability of mirroring a crop."})
