@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_mllmreid.data.contract import Row, make_split
+from modeling_mllmreid.data.contract import Sample, make_split
 from modeling_mllmreid.data.inspection import contact_sheet
 from modeling_mllmreid.data.splits import make_splits, split_query_gallery, split_validation
 from modeling_mllmreid.research.ablation.controls import corrupt_captions, permute_captions
@@ -39,7 +39,7 @@ def draws(tiny_processor, make_llava, tmp_path):
     """What is drawn by a seed, by the name of what draws it."""
     llava = build_tiny_llava(tiny_processor, **SIZES, seed=0)
     instructions = ["Go on.", "Describe this person."]
-    rows = [Row(f"{person}/{i}.png", person, -1, (f"text {person}.{i}",)) for person in range(9) for i in range(4)]
+    rows = [Sample(f"{person}/{i}.png", person, -1, (f"text {person}.{i}",)) for person in range(9) for i in range(4)]
     split = make_split(rows, root=tmp_path, source="own")
     person, shot = make_person(0, "train", 1), plan_shot(random_stream(0, "shot"), 0)
 

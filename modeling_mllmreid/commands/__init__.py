@@ -1,1 +1,1 @@
-"""One module per command of run_reid.py, each with `main(argv)`; options and loading are shared."""
+"""One module per command, each with `main(argv)`; options and loading are shared."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from ..data.leakage import what_is_trained_on
+from ..data.leakage import training_sources
 from ..evaluation.plots import figure_class
 from ..evaluation.protocol import check_query_gallery
 from ..evaluation.report import write_json
@@ -142,7 +142,7 @@ def _check_sets(args: AblationArguments, sets: Mapping[str, DatasetDict]) -> Non
     for name in args.train_sets:
         if "train" not in sets[name]:
             raise UserError(f"train_sets: {name}: has {', '.join(sets[name])}: leave it out, or give its training part")
-        what_is_trained_on(name, sets[name], targets=args.test_sets, allow_overlap=False)
+        training_sources(name, sets[name], targets=args.test_sets, allow_overlap=False)
     for name in args.test_sets:
         if "query" not in sets[name] or "gallery" not in sets[name]:
             raise UserError(f"test_sets: {name}: has {', '.join(sets[name])}: give a set with query and gallery")

@@ -1,4 +1,4 @@
-"""`continuations`: the frozen language model continues every training caption, for `train` to read."""
+"""`continuations`: the frozen language model continues every training caption; `train` reads the result."""
 
 import os
 from dataclasses import asdict, dataclass, field
@@ -12,45 +12,49 @@ from ..options.arguments import DataArguments, LicenceArguments, ModelArguments
 from ..options.parser import parse
 from ..text.continuations import write_continuations
 from ..text.instructions import instruction_texts
-from ..training.loading import load_native_processor, load_writer, model_type, to_device
+from ..training.loading import load_native_processor, load_text_model, model_type, to_device
 from ..utils.errors import UserError
 from ..utils.ranges import Count, Positive, Seed
 
 
 @dataclass
 class ContinuationArguments:
-    """How the texts are generated, and where they go."""
+    """How continuations are generated, and the file they are written to."""
 
-    output: str = field(default="texts.jsonl", metadata={"help": "File for the texts; a run that was cut off goes on."})
+    output: str = field(
+        default="texts.jsonl", metadata={"help": "File for the continuations; an interrupted run continues it."}
+    )
     instruction: Literal["common", "standard"] = field(
         default="common", metadata={"help": "The Common Instruction, or a standard person-description prompt."}
     )
-    max_new_tokens: Count = field(default=32, metadata={"help": "Length of every text in tokens."})
-    batch_size: Count = field(default=64, metadata={"help": "Captions continued at once."})
-    do_sample: bool = field(default=False, metadata={"help": "Draw the texts at random in place of the likeliest."})
-    temperature: Positive = field(default=1.0, metadata={"help": "Of the draws: above 1 more varied, below 1 less."})
-    seed: Seed = field(default=0, metadata={"help": "Of the draws."})
+    max_new_tokens: Count = field(default=32, metadata={"help": "Tokens of each continuation."})
+    batch_size: Count = field(default=64, metadata={"help": "Captions that are continued at once."})
+    do_sample: bool = field(
+        default=False, metadata={"help": "Sample the continuations instead of taking the most likely one."}
+    )
+    temperature: Positive = field(
+        default=1.0, metadata={"help": "Sampling temperature: texts vary more above 1 and less below 1."}
+    )
+    seed: Seed = field(default=0, metadata={"help": "Seed of the sampling."})
 
 
 def main(argv: list[str]) -> None:
-    """Writes a continuation for every caption of the training part that has none yet.
+    """Writes a continuation for every training caption that has none yet.
 
-    Only of the training part: captions of people who are tested on must never be trained on.
+    Captions of test people are left out: a model must not be trained on them.
     """
     groups = (ModelArguments, DataArguments, LicenceArguments, ContinuationArguments)
     model_args, data_args, licence_args, args = parse(groups, argv, "continuations")
     dataset = load_reid_dataset(data_args.dataset, **data_args.options())
     if "train" not in dataset:
-        raise UserError(f"data set {data_args.dataset}: has no training part: continuations are written for that alone")
+        raise UserError(f"data set {data_args.dataset}: has no train split: give a data set with one")
     if not any(dataset["train"]["caption"][:]):
         raise UserError(f"data set {data_args.dataset}: no training image has a caption: give --captions_file")
     name = model_args.model
     if model_type(model_args) != "llava":
-        raise UserError(
-            f"model {name}: fine-tuned for ReID: give the native LLaVA, the teacher must be the frozen base"
-        )
+        raise UserError(f"model {name}: is fine-tuned for ReID: give the native LLaVA that it is based on")
     processor = load_native_processor(model_args)
-    mllm = load_writer(LlavaForConditionalGeneration, model_args)
+    mllm = load_text_model(LlavaForConditionalGeneration, model_args)
     to_device(mllm)
     settings = asdict(args)
     written = write_continuations(
@@ -59,10 +63,10 @@ def main(argv: list[str]) -> None:
         {"train": dataset["train"]},
         settings.pop("output"),
         instruction=instruction_texts(settings.pop("instruction"))[0],
-        # A path from the root: a relative one reads like a name on the Hub.
+        # An absolute path: a relative one looks like a name on the Hub.
         model_name=os.path.abspath(name) if os.path.isdir(name) else name,
         licence=licence_args.licence or licence_of(name, revision=model_args.revision),
-        # The commit, so that the texts can be written again after a branch moved.
+        # The commit, so that the continuations can be reproduced after the branch has moved.
         revision=getattr(mllm.config, "_commit_hash", None) or model_args.revision,
         inputs=[path for path in (data_args.captions_file, data_args.splits_file) if path],
         **settings,

@@ -1,4 +1,4 @@
-"""`data`: what a data set holds, whether it is what the papers used, and what is wrong with it."""
+"""`data`: checks a data set: its counts against the published ones, broken images, copies across splits."""
 
 import inspect
 from dataclasses import dataclass, field
@@ -17,21 +17,21 @@ from ..options.arguments import DataArguments
 from ..options.parser import parse
 from ..utils.outputs import check_output
 
-SHOWN = 5
+MAX_LINES = 5
 
 
 @dataclass
 class InspectionArguments:
-    """What is looked at, and where it is written."""
+    """What is checked, and where the report is written."""
 
     output_dir: str = field(default="runs/data", metadata={"help": "Folder for data.json and sheet.png."})
     images: bool = field(
-        default=True, metadata={"help": "Read every image: finds broken ones and copies, and draws a contact sheet."}
+        default=True, metadata={"help": "Read every image: find broken images and copies, draw a contact sheet."}
     )
 
 
 def main(argv: list[str]) -> None:
-    """Prints one screen on a data set; writes data.json and, where the images are read, a contact sheet."""
+    """Prints a summary of a data set; writes data.json and, if the images are read, a contact sheet."""
     data_args, args = parse((DataArguments, InspectionArguments), argv, "data")
     folder = Path(args.output_dir)
     for name in ("data.json", *(["sheet.png"] if args.images else [])):
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     notes: list[str] = []
     dataset, verdict = load_with_verdict(data_args, notes)
     leaks = shared_people(dataset)
-    metadata = {split: describe(part) for split, part in dataset.items()}
+    metadata = {split: describe(dataset[split]) for split in dataset}
     report: dict[str, Any] = {
         "dataset": data_args.dataset,
         "published_counts": verdict,
@@ -49,17 +49,17 @@ def main(argv: list[str]) -> None:
         "shared_people": leaks,
         "notes": notes,
     }
-    print(f"{data_args.dataset}: {verdict}\n\n{format_facts(metadata)}")
+    print(f"{data_args.dataset}: {verdict}\n\n{format_counts(metadata)}")
     for line in [*notes, *(f"leak: {line}" for line in shared_people_lines(dataset))]:
         print(line)
     for pair, count in report["shared_person_numbers"].items():
         if count and pair not in leaks:
-            print(f"{pair} share {count:,} person numbers (no leak where a set numbers its parts anew, as MSMT17 does)")
+            print(f"{pair} share {count:,} person numbers (no leak if each split is numbered anew, as in MSMT17)")
     if args.images:
         broken, copies = examine_images(dataset)
         report |= {"broken_images": broken, "copies_across_parts": copies}
         print_list(f"{len(broken):,} broken images", broken)
-        print_list(f"{len(copies):,} images with copies in another part", [format_group(group) for group in copies])
+        print_list(f"{len(copies):,} images with copies in another split", [format_group(group) for group in copies])
     write_json(folder / "data.json", report)
     print(f"data: {folder / 'data.json'}")
     if args.images and not report["broken_images"]:
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
 
 
 def load_with_verdict(data_args: DataArguments, notes: list[str]) -> tuple[DatasetDict, str]:
-    """The data set, and in words whether its counts are the published ones. notes: as in `load_reid_dataset`."""
+    """Loads the data set and compares its counts with the published ones. notes: see `load_reid_dataset`."""
     options = {**data_args.options(), "notes": notes}
     reader = READERS.get(data_args.dataset)
     if reader is None or "strict" not in inspect.signature(reader).parameters or data_args.columns is not None:
@@ -82,10 +82,10 @@ def load_with_verdict(data_args: DataArguments, notes: list[str]) -> tuple[Datas
     return dataset, "the counts are the published ones"
 
 
-def format_facts(metadata: dict[str, dict[str, Any]]) -> str:
-    """A table with a line for each part."""
-    lines = [["", "images", "persons", "images each", "cameras", "captions", "words each", "vocabulary"]]
-    for split, values in metadata.items():
+def format_counts(counts: dict[str, dict[str, Any]]) -> str:
+    """Formats the counts as a table with a line per split."""
+    lines = [["", "images", "persons", "images per person", "cameras", "captions", "words per caption", "vocabulary"]]
+    for split, values in counts.items():
         cameras = str(len(values["cameras"])) if values["cameras"] else "unknown"
         lines.append(
             [
@@ -103,18 +103,18 @@ def format_facts(metadata: dict[str, dict[str, Any]]) -> str:
 
 
 def print_list(title: str, items: list[str]) -> None:
-    """A title, and the first of the items below it."""
-    print("\n".join([title, *(f"  {item}" for item in items[:SHOWN])]))
-    if len(items) > SHOWN:
-        print(f"  and {len(items) - SHOWN:,} more, all in data.json")
+    """Prints a title and the first items below it."""
+    print("\n".join([title, *(f"  {item}" for item in items[:MAX_LINES])]))
+    if len(items) > MAX_LINES:
+        print(f"  and {len(items) - MAX_LINES:,} more, all in data.json")
 
 
-def format_group(names: list[str], shown: int = 3) -> str:
-    """Names of the same image in one line."""
-    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
-    return " = ".join(names[:shown]) + more
+def format_group(names: list[str], limit: int = 3) -> str:
+    """Formats the names of copies of one image in one line."""
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return " = ".join(names[:limit]) + more
 
 
 def _spread(spread: dict[str, float] | None) -> str:
-    """Smallest to largest, with the mean."""
+    """Formats a range with its mean."""
     return "-" if spread is None else f"{spread['min']}-{spread['max']}, mean {spread['mean']:.1f}"

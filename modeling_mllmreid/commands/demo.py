@@ -34,15 +34,15 @@ from ..text.continuations import kept_attribute_share, write_continuations
 from ..text.generation import generate_texts
 from ..training.adapters import AdapterArguments
 from ..training.arguments import BatchArguments, ReIDTrainingArguments
-from ..training.run import devices_of, train_reid, write_record
+from ..training.run import describe_devices, train_reid, write_record
 from ..training.trainer import ReIDTrainer
 from ..utils.errors import UserError
 from ..utils.outputs import check_output_folder
 from ..utils.ranges import Count, Several, Threads
+from ..utils.shipped import CONFIGS
 
 # What is made here, out of random weights and rendered people, is under the licence of this project.
 OWN_MODEL, OWN_LICENCE = "the demo's own language model", "apache-2.0"
-CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 
 @dataclass
@@ -59,9 +59,7 @@ class DemoArguments:
 def main(argv: list[str]) -> None:
     """Renders, teaches, trains and evaluates; every step says what it measured and where its results lie."""
     if not argv or argv[0].startswith("--"):
-        if not CONFIG.is_file():
-            raise UserError("demo: no configs/demo.yaml beside run_reid.py: give the configuration's path first")
-        argv = [str(CONFIG), *argv]
+        argv = [str(CONFIGS / "demo.yaml"), *argv]
     groups = (DemoArguments, TinyArguments, MethodArguments, BatchArguments, ReIDTrainingArguments)
     args, tiny_args, method_args, batch_args, training_args = parse(groups, argv, "demo")
     started, folder = time.monotonic(), Path(training_args.output_dir)
@@ -128,7 +126,7 @@ def main(argv: list[str]) -> None:
         batches=batch_args,
         texts=[record.provenance for record in read_records(texts)],
         seconds=seconds,
-        devices=devices_of(training_args),
+        devices=describe_devices(training_args),
     )
     report["language"] = language_report(trained.trainer, processor, teacher, dataset, batch_args)
     report |= {"kept_attribute_words": kept, "lesson_loss": lesson_loss, "training": trained.trainer.state.log_history}

@@ -1,4 +1,4 @@
-"""`evaluate`: a model's metrics on the query and gallery parts of a data set, compared, broken down and drawn."""
+"""`evaluate`: computes the retrieval metrics of a model on the query and gallery splits of a data set."""
 
 import inspect
 from collections.abc import Sequence
@@ -32,12 +32,12 @@ from ..utils.processes import on_main
 
 @dataclass
 class EvaluatedModel(ModelArguments):
-    """Which model, in which number format, and what it is compared with."""
+    """The model, its number format, and the models to compare it with."""
 
     model: str | None = field(default=None, metadata={"help": "A checkpoint of ours, or a native LLaVA."})  # type: ignore[assignment]
     compare: list[str] = field(
         default_factory=list,
-        metadata={"help": "Checkpoints to compare with the model (without --model: with the first of them)."},
+        metadata={"help": "Checkpoints to compare with the model; without --model, with the first of them."},
     )
 
     def __post_init__(self) -> None:
@@ -49,17 +49,18 @@ class EvaluatedModel(ModelArguments):
 
 @dataclass
 class MatrixArguments:
-    """Instead of evaluating: the table of training sets against test sets from earlier evaluations."""
+    """A table of training sets against test sets, from earlier evaluations."""
 
     matrix: list[str] = field(
-        default_factory=list, metadata={"help": "metrics.json files to put into one table; needs no model, no data."}
+        default_factory=list,
+        metadata={"help": "Print a table of these metrics.json files instead; needs no model and no data."},
     )
 
 
 def main(argv: list[str]) -> None:
-    """Prints a row for each test feature; writes the metrics as JSON and a ranked sheet of the configured feature.
+    """Prints a table of the metrics of each feature; writes metrics.json and a ranked sheet of the test feature.
 
-    Processes share the images; process 0 does all else.
+    The processes share the images; process 0 does everything else.
     """
     if "--matrix" in argv and not {"-h", "--help"} & set(argv):
         return on_main(print_matrix, *parse((EvaluateArguments, MatrixArguments), argv, "evaluate"))
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> None:
         return evaluate_splits(model_args, method_args, data_args, embedding_args, args)
     notes: list[str] = []
     dataset = load_reid_dataset(data_args.dataset, notes=notes, **data_args.options())
-    seen = "a model that was trained on this train part has seen them"
+    seen = "a model that was trained on this train split has seen them"
     notes += [f"warning: {line}: {seen}" for line in shared_people_lines(dataset)]
     on_main(print, "".join(f"{note}\n" for note in notes), end="")
     if "query" not in dataset or "gallery" not in dataset:
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> None:
 
 
 def check_outputs(args: EvaluateArguments, *, inputs: Sequence[str] = ()) -> None:
-    """Raises UserError, before the work, where a result would replace what is not ours. inputs: what is read."""
+    """Raises UserError if a result would replace an input or a file that this package did not write."""
     names = ["metrics.json"]
     if args.splits == 1:
         names += ["sheet.png", *(["curves.png", "worst.png"] if args.plots else [])]
@@ -106,26 +107,26 @@ def evaluate_splits(
     embedding_args: EmbeddingArguments,
     args: EvaluateArguments,
 ) -> None:
-    """Prints and writes the mean and the standard deviation of each feature's metrics over random splits."""
+    """Prints and writes the mean and the standard deviation of the metrics over random splits."""
     reader = READERS.get(data_args.dataset)
     if reader is None or "split" not in inspect.signature(reader).parameters or data_args.split is not None:
         raise UserError("splits: only for viper, prid, grid and ilids, without split: leave it out")
-    # One that is not there is told before the long work.
+    # Fails early if the last split does not exist.
     load_reid_dataset(data_args.dataset, **{**data_args.options(), "split": args.splits - 1})
     model, processor = load_encoder(model_args, method_args.given())
     to_device(model)
-    of_splits: list[dict[str, dict[str, Any]]] = []
+    split_metrics: list[dict[str, dict[str, Any]]] = []
     for split in range(args.splits):
         dataset = load_reid_dataset(data_args.dataset, **{**data_args.options(), "split": split})
         features = protocol_features(model, processor, dataset, **args.protocol(), **asdict(embedding_args))
-        rows = on_main(metrics_by_feature, features.query, features.gallery, features.rule)
-        of_splits.append({name: row.to_dict() for name, row in rows.items()})
+        metrics = on_main(metrics_by_feature, features.query, features.gallery, features.rule)
+        split_metrics.append({name: values.to_dict() for name, values in metrics.items()})
     metadata = {"model": model_args.model, "dataset": data_args.dataset, "splits": args.splits}
-    on_main(report_splits, of_splits, args, metadata)
+    on_main(report_splits, split_metrics, args, metadata)
 
 
 def print_matrix(args: EvaluateArguments, matrix_args: MatrixArguments) -> None:
-    """Prints the matrix of the given reports and writes it as JSON."""
+    """Prints the table of training sets against test sets and writes it as JSON."""
     path = Path(args.output_dir) / "matrix.json"
     check_output(path, inputs=matrix_args.matrix)
     matrix = data_set_matrix(matrix_args.matrix)
@@ -136,7 +137,7 @@ def print_matrix(args: EvaluateArguments, matrix_args: MatrixArguments) -> None:
 def compared_metrics(
     model_args: ModelArguments, dataset: DatasetDict, args: EvaluateArguments, **options: Any
 ) -> RetrievalMetrics:
-    """The metrics of another model's own test feature on the same parts."""
+    """Returns the metrics of another model with its own test feature on the same images."""
     model, processor = load_encoder(model_args)
     to_device(model)
     features = protocol_features(model, processor, dataset, **args.protocol(), **options)

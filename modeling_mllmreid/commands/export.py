@@ -1,4 +1,4 @@
-"""`export`: a checkpoint in the form that is published: full, thin or vision; never with the ID classifier."""
+"""`export`: writes a checkpoint in a form for publishing, full, thin or vision, without its ID classifier."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,22 +16,26 @@ from ..utils.outputs import check_output_folder
 
 @dataclass
 class ExportArguments:
-    """What is written, and where to."""
+    """The form of the export, and its folder."""
 
-    output: str = field(metadata={"help": "Folder for the export, absent or empty."})
+    output: str = field(metadata={"help": "Folder for the export; it must be new or empty."})
     to: Form | None = field(
         default=None,
-        metadata={"help": "full: every weight; thin: what was trained; vision: encoder and head. Default: as it is."},
+        metadata={
+            "help": "full: all weights; thin: the trained weights; vision: encoder and head. Default: the same form."
+        },
     )
-    onnx: bool = field(default=False, metadata={"help": "Write model.onnx beside a vision form; needs the extra onnx."})
+    onnx: bool = field(
+        default=False, metadata={"help": "Also write model.onnx; vision form only, needs the extra onnx."}
+    )
     backbone: str | None = field(
         default=None,
-        metadata={"help": "Name on the Hub that a thin export gives for its backbone."},
+        metadata={"help": "Name on the Hub that a thin export records as its backbone."},
     )
 
 
 def main(argv: list[str]) -> None:
-    """Writes the export; the folder appears when it is whole."""
+    """Writes the export. The folder appears once it is complete."""
     model_args, licence_args, args = parse((ModelArguments, LicenceArguments, ExportArguments), argv, "export")
     output, source = Path(args.output), Path(model_args.model)
     check_output_folder(output, inputs=[source] if source.is_dir() else [])
@@ -40,15 +44,15 @@ def main(argv: list[str]) -> None:
     model, processor = load_encoder(model_args)
     to = args.to or form_of(model)
     if args.onnx and to != "vision":
-        raise UserError("onnx: only the vision form: add --to vision")
+        raise UserError("onnx: is only written for the vision form: add --to vision")
     if args.backbone:
         if to != "thin":
-            raise UserError(f"backbone: only a thin export names one, and this is {to}: leave it out")
+            raise UserError(f"backbone: is only recorded in a thin export, and this one is {to}: leave it out")
         model.config.backbone = args.backbone
     licence = licence_args.licence or model.config.base_licence
     model.config.base_licence = licence or licence_of(model_args.model, revision=model_args.revision)
     options = {"source": source if source.is_dir() else None, "onnx": args.onnx}
     form = write_export(model, processor, output, to=to, name=output.name, **options)
-    # Without the ID classifier, which the model has and the export has not.
+    # The model in memory still has the ID classifier, which the export leaves out.
     count = sum(p.numel() for name, p in form.named_parameters() if ".classifier." not in name)
     print(f"{to}, {count:,} parameters: {output}")

@@ -1,4 +1,4 @@
-"""`push`: a checkpoint to the Hub, private by default, as its export: loadable, with a card, without ID classifier."""
+"""`push`: pushes a checkpoint to the Hub as an export: private by default, with a card, without its ID classifier."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,30 +18,30 @@ from ..utils.outputs import scratch_folder
 
 @dataclass
 class PushArguments:
-    """Where to, and how."""
+    """The repository on the Hub."""
 
-    to: str = field(metadata={"help": "Name on the Hub, owner/name."})
+    to: str = field(metadata={"help": "Name of the repository on the Hub, owner/name."})
     private: bool = field(
-        default=True, metadata={"help": "Make a new repository private, and refuse one that is public; false: neither."}
+        default=True, metadata={"help": "Create private repositories and refuse public ones; false: allow public ones."}
     )
-    branch: str | None = field(default=None, metadata={"help": "Branch to push to; by default main."})
+    branch: str | None = field(default=None, metadata={"help": "Branch to push to. Default: main."})
 
 
 def main(argv: list[str]) -> None:
-    """Pushes an export as it is, and a training's folder as the export of the same form; the folder stays as it is."""
+    """Pushes an export, or exports the folder of a training run and pushes that; the folder is not changed."""
     model_args, args = parse((ModelArguments, PushArguments), argv, "push")
     folder = Path(model_args.model)
     if not folder.is_dir():
-        raise UserError(f"model {folder}: no such folder: give a checkpoint's or an export's")
+        raise UserError(f"model {folder}: no such folder: give the folder of a checkpoint or an export")
     exported = is_export(folder)
-    # Before a large model is loaded and written: what the Hub would refuse.
+    # Ask the Hub before a large model is loaded and written.
     find_repository(args.to, private=args.private)
     if exported:
         push(folder, args)
         pushed = {name.partition("/")[0] for name in form_files(folder)}
-        stays = sorted({path.name for path in folder.iterdir()} - pushed)
-        if stays:
-            print(f"not of the export, so not pushed: {', '.join(stays[:10])}{' ...' if len(stays) > 10 else ''}")
+        other = sorted({path.name for path in folder.iterdir()} - pushed)
+        if other:
+            print(f"not part of the export, not pushed: {', '.join(other[:10])}{' ...' if len(other) > 10 else ''}")
         return
     with scratch_folder(folder) as scratch:
         model, processor = load_encoder(model_args)
@@ -51,13 +51,13 @@ def main(argv: list[str]) -> None:
 
 
 def push(folder: Path, args: PushArguments) -> None:
-    """Pushes an export; says where it lies."""
+    """Pushes an export and prints its address."""
     check_publishable(folder)
     name = create_repository(args.to, private=args.private)
     print(f"pushed: {upload(folder, name, message='Push of the model', revision=args.branch)}")
 
 
 def is_export(folder: Path) -> bool:
-    """Whether the folder was written by `export`: it has a card and no ID classifier."""
+    """Returns whether `export` wrote the folder: it has a card and no ID classifier."""
     config = read_json(folder / "config.json", ExportConfigFile, remedy="give the folder of a checkpoint or an export")
     return (folder / "README.md").is_file() and not config.num_identities

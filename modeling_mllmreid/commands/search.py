@@ -1,4 +1,4 @@
-"""`search`: the images of an embedded folder that look most like each query image."""
+"""`search`: finds the embedded images that are most similar to each query image."""
 
 import math
 import os
@@ -24,35 +24,37 @@ from ..utils.formats import EmbedMetadata
 from ..utils.json_files import check_content
 from ..utils.outputs import check_output, is_ours
 
-# Euclidean distance that two runs of one model may lie apart, by the bytes of a weight: other hardware, other kernels.
+# Largest Euclidean distance between the fingerprints of one model on different hardware, by number format.
 TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
 
 
 @dataclass
 class SearchArguments:
-    """The queries, the embeddings, and what is shown."""
+    """The queries, the embeddings, and the ranked sheet."""
 
-    query: list[str] = field(metadata={"help": "Image of the person to look for; several give a row each."})
+    query: list[str] = field(metadata={"help": "Image of the person to find; may be given several times."})
     embeddings: str = field(metadata={"help": "Folder written by the embed command."})
-    output: str = field(default="sheet.png", metadata={"help": "PNG file for the queries and what was found."})
-    top_k: int = field(default=10, metadata={"help": "How many images to list; the sheet shows at most 20 of them."})
+    output: str = field(default="sheet.png", metadata={"help": "PNG file for the ranked sheet."})
+    top_k: int = field(default=10, metadata={"help": "Number of images to list; the sheet shows at most 20."})
     model: str | None = field(
-        default=None, metadata={"help": "Where the model lies now; by default where it lay when it embedded."}
+        default=None, metadata={"help": "Folder or name of the model, if it moved since it computed the embeddings."}
     )
     threshold: float | None = field(
         default=None,
-        metadata={"help": "Cosine distance beyond which nobody is found; by default the checkpoint's, chosen on val."},
+        metadata={
+            "help": "Largest cosine distance of a match. Default: the threshold of the checkpoint, chosen on val."
+        },
     )
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
             raise ValueError(f"top_k {self.top_k}: give 1 or more")
         if self.threshold is not None and not (math.isfinite(self.threshold) and self.threshold >= 0):
-            raise ValueError(f"threshold {self.threshold}: is no distance: give a number, for cosine 0 to 2")
+            raise ValueError(f"threshold {self.threshold}: is not a distance: give a number, for cosine 0 to 2")
 
 
 def main(argv: list[str]) -> None:
-    """Prints the nearest images with their cosine distances and draws them on a sheet; says where nobody is found."""
+    """Prints the nearest images with their cosine distances and draws a ranked sheet."""
     (args,) = parse((SearchArguments,), argv, "search")
     stored = load_embeddings(args.embeddings)
     metadata = read_metadata(args.embeddings, stored)
@@ -61,7 +63,7 @@ def main(argv: list[str]) -> None:
         open_image(query)  # before the model is loaded
     model_args = ModelArguments(args.model or metadata.model, metadata.revision, metadata.dtype)
     if args.model is None and os.path.isabs(metadata.model) and not os.path.exists(metadata.model):
-        raise UserError(f"model {metadata.model}: is no longer there: say where it is with --model")
+        raise UserError(f"model {metadata.model}: no longer exists: give its new place with --model")
     model, processor = load_encoder(model_args, metadata.fields)
     to_device(model)
     check_same_model(model_args, model, processor, metadata)
@@ -86,7 +88,7 @@ def main(argv: list[str]) -> None:
 
 
 def check_sheet(args: SearchArguments, metadata: EmbedMetadata, file_names: Sequence[str]) -> None:
-    """Raises UserError, before the work, where the sheet would replace what is read, or what is no picture of ours."""
+    """Raises UserError if the sheet would replace an input or a file that this package did not write."""
     name = Path(args.output).name
     gallery = [Path(metadata.images, file_name) for file_name in file_names if file_name.rpartition("/")[2] == name]
     index = [Path(args.embeddings) / file_name for file_name in (METADATA_FILE, FEATURES_FILE)]
@@ -98,7 +100,7 @@ def check_sheet(args: SearchArguments, metadata: EmbedMetadata, file_names: Sequ
 
 
 def read_metadata(folder: str, stored: Embeddings) -> EmbedMetadata:
-    """What made the embeddings, checked field by field. Raises UserError where the embed command did not write it."""
+    """Returns the metadata of the embeddings. Raises UserError if the `embed` command did not write them."""
     where = f"{Path(folder) / METADATA_FILE}: metadata"
     metadata = check_content(
         stored.metadata, EmbedMetadata, where=where, remedy="give a folder written by the embed command"
@@ -116,7 +118,7 @@ def read_metadata(folder: str, stored: Embeddings) -> EmbedMetadata:
 
 
 def print_ranking(queries: Sequence[str], ranking: Ranking, file_names: Sequence[str], threshold: float | None) -> None:
-    """The nearest images of each query, nearest first, and for each whether anybody is within the threshold."""
+    """Prints the images of each query, nearest first, and whether any image is within the threshold."""
     for query, indices, distances in zip(queries, ranking.indices, ranking.distances, strict=True):
         if len(queries) > 1:
             print(f"query {printable(query)}")
@@ -127,45 +129,45 @@ def print_ranking(queries: Sequence[str], ranking: Ranking, file_names: Sequence
                 print(f"{place:>4}  {distance:.{places}f}  {file_names[index]}{beyond}")
         if threshold is not None and not (distances <= threshold).any():
             value = f"{threshold:.{decimals([threshold])}f}"
-            print(f"nobody: no image is within the threshold {value}; the images above are only the least unlike")
+            print(f"nobody: no image is within the threshold {value}; the images above are only the most similar ones")
 
 
 def stored_threshold(name: str, metadata: EmbedMetadata) -> float | None:
-    """The checkpoint's threshold for the embeddings' feature, and what it promises, printed; None where it has none.
+    """Returns the checkpoint's threshold for the feature of the embeddings, or None; prints its error rates.
 
-    It was chosen on the feature as the checkpoint makes it: not on mirrored images, and not with other settings.
+    A threshold is valid for the settings it was chosen with: without mirrored images, without other fields.
     """
     threshold = load_thresholds(name, metadata.revision).get(metadata.test_feature)
     if threshold is None:
         return None
     if metadata.flip_test or set(metadata.fields) - {"test_feature"} or threshold.metric != "cosine":
-        print("threshold: the checkpoint's was chosen without these settings and is not used; --threshold gives one")
+        print("threshold: the checkpoint's was chosen with other settings and is not used: give one with --threshold")
         return None
     places = decimals([threshold.distance])
     values = (f"{value:.{places}f}" for value in (threshold.distance, threshold.low, threshold.high))
     print(
         "threshold: {} [{}, {}]; on the validation people ".format(*values)
-        + f"{threshold.fpir:.0%} of searches for somebody absent named another, {threshold.tpir:.0%} for somebody "
-        "present named the right one"
+        + f"{threshold.fpir:.0%} of searches for an absent person found another one, {threshold.tpir:.0%} for a "
+        "present person found the right one"
     )
     return threshold.distance
 
 
 def check_same_model(arguments: ModelArguments, model: Any, processor: Any, metadata: EmbedMetadata) -> None:
-    """Raises UserError where the model is not the one that made the embeddings: by feature, size or output."""
+    """Raises UserError if another model computed the embeddings: by feature, size or fingerprint."""
     name = arguments.model
     found = {"test_feature": model.config.test_feature, "height": processor.height, "width": processor.width}
     for key, value in found.items():
         stored = getattr(metadata, key)
         if value != stored:
-            raise UserError(f"model {name}: {key} is {value}, the embeddings were made with {stored}: embed again")
+            raise UserError(f"model {name}: {key} is {value}, the embeddings were computed with {stored}: embed again")
     expected, got = np.asarray(metadata.fingerprint), model_fingerprint(model, processor)
     tolerance = TOLERANCE[str(arguments.torch_dtype).removeprefix("torch.")]
-    # NaN, of a diverged model, is within no tolerance.
+    # Written so that NaN, from a diverged model, is refused too.
     if expected.shape != got.shape or not np.linalg.norm(expected - got) <= tolerance:
-        raise UserError(f"model {name}: not the one that made the embeddings: give that one, or embed again with this")
+        raise UserError(f"model {name}: did not compute the embeddings: give the model that did, or embed again")
 
 
 def _opener(folder: str, file_name: str) -> Callable[[], Image.Image]:
-    """Opens an image of the embedded folder, and nothing outside it, when it is drawn."""
+    """Returns a function that opens an image inside the embedded folder."""
     return lambda: open_image(safe_join(folder, file_name))

@@ -1,4 +1,4 @@
-"""`train`: a model on a data set's training part; the best checkpoint by the validation people is kept."""
+"""`train`: trains a model on a data set; the checkpoint with the best metric on the validation people is kept."""
 
 import os
 import time
@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import set_seed
 
 from ..data.captions import provenances_of_texts
-from ..data.leakage import what_is_trained_on
+from ..data.leakage import training_sources
 from ..data.licences import licence_of, refuse_licences
 from ..data.load import load_reid_dataset
 from ..data.readers import READERS
@@ -29,35 +29,37 @@ from ..training.loading import load_config, load_model, resolve_adapters
 from ..training.memory import estimate_memory
 from ..training.progress import LOG_FILE, is_training_log
 from ..training.resume import last_checkpoint, refuse_absent_checkpoint
-from ..training.run import devices_of, train_reid, write_record
+from ..training.run import describe_devices, train_reid, write_record
 from ..training.stock_settings import setting_errors, try_settings
 from ..utils.errors import UserError
 from ..utils.json_files import read_json
 from ..utils.outputs import check_output
 from ..utils.processes import refuse_lost_processes
+from ..utils.shipped import find_deepspeed_file
 
-# The classifier's size is not known without the data: about that of the benchmarks.
+# The size of the ID classifier depends on the data: this is about the size for the public benchmarks.
 DRY_RUN_IDENTITIES = 1000
 
 
 @dataclass
 class RunArguments:
-    """Whether anything is trained at all."""
+    """A dry run."""
 
     dry_run: bool = field(
         default=False,
-        metadata={"help": "Only tell what would be trained and how much memory it takes; needs no weights, no data."},
+        metadata={"help": "Only print the trained parameters and the memory of a step; needs no weights and no data."},
     )
 
 
 def main(argv: list[str]) -> None:
-    """Trains, saves into `output_dir`, and where the data set has query and gallery evaluates the saved model there."""
+    """Trains and saves into `output_dir`; evaluates the saved model if the data set has query and gallery splits."""
+    find_deepspeed_file()
     groups = (RunArguments, ModelArguments, MethodArguments, DataArguments, BatchArguments, LeakArguments)
     given = read_options((*groups, LicenceArguments, AdapterArguments, ReIDTrainingArguments), argv, "train")
     run_args, model_args, method_args, data_args, batch_args, leak_args = build_options(groups, given, "train")
     (licence_args,) = build_options((LicenceArguments,), given, "train")
     if run_args.dry_run and not torch.cuda.is_available():
-        # What is reckoned for a GPU needs none.
+        # Memory on a GPU is computed without one.
         given = {**given, "use_cpu": True, "tf32": None}
     (training_args,) = build_options((ReIDTrainingArguments,), given, "train")
     adapter_args = resolve_adapters(model_args, given)
@@ -67,16 +69,16 @@ def main(argv: list[str]) -> None:
     folders = [data_args.data_dir, *(data_args.data_dirs or {}).values()]
     folders += [] if data_args.dataset in READERS else [data_args.dataset]
     check_start(training_args, model=model_args.model, data=[str(folder) for folder in folders if folder])
-    refuse_two_halves(model_args, training_args)
+    refuse_mixed_formats(model_args, training_args)
     refuse_lost_processes(training_args.distributed_state, os.environ)
     notes: list[str] = []
     dataset = load_reid_dataset(data_args.dataset, texts=batch_args.texts, notes=notes, **data_args.options())
     if training_args.process_index == 0:
         print("".join(f"{note}\n" for note in notes), end="")
-    trained_on, overlap = what_is_trained_on(
+    trained_on, overlap = training_sources(
         data_args.dataset, dataset, targets=leak_args.targets, allow_overlap=leak_args.allow_overlap
     )
-    # New heads are random: a run that is killed before its first checkpoint starts with the same ones.
+    # New heads are random: a run that is killed before its first checkpoint starts again with the same heads.
     set_seed(training_args.seed)
     model, processor = load_model(model_args, method_args.given(), adapter_args, training_args.device)
     licence = licence_args.licence or model.config.base_licence
@@ -100,21 +102,21 @@ def main(argv: list[str]) -> None:
             batches=batch_args,
             texts=provenances,
             seconds=seconds,
-            devices=devices_of(training_args),
+            devices=describe_devices(training_args),
         )
         print(f"checkpoint: {folder}")
-    evaluate_where_possible(model, processor, dataset, training_args, data_args.dataset)
+    evaluate_if_possible(model, processor, dataset, training_args, data_args.dataset)
     if training_args.push_to_hub:
-        # Last, so that the card has what was measured.
+        # Last, so that the card has the measured metrics.
         address = trained.trainer.push_to_hub()
         if training_args.process_index == 0:
             print(f"pushed: {address}")
 
 
 def check_start(args: ReIDTrainingArguments, *, model: str, data: Sequence[str]) -> None:
-    """Raises UserError for what would end the training after the model was loaded: its settings, disk, and account.
+    """Checks the settings, the output folder and the Hub account before the model is loaded.
 
-    model, data: what is read, where it is a folder; the training may write into none of them.
+    model, data: folders that are read; the training must not write into them. Raises UserError.
     """
     try_settings(args)
     if args.fp16 and args.device.type == "cpu":
@@ -128,37 +130,37 @@ def check_start(args: ReIDTrainingArguments, *, model: str, data: Sequence[str])
             validate_repo_id(args.hub_model_id)
 
 
-def refuse_two_halves(model_args: ModelArguments, args: ReIDTrainingArguments) -> None:
-    """Raises UserError for weights in one 16-bit format and training in the other, which autocast cannot mix."""
+def refuse_mixed_formats(model_args: ModelArguments, args: ReIDTrainingArguments) -> None:
+    """Raises UserError for weights in one 16-bit format and training in the other: autocast cannot mix them."""
     for name, dtype, other in (("bf16", torch.float16, "bfloat16"), ("fp16", torch.bfloat16, "float16")):
         if getattr(args, name) and model_args.torch_dtype == dtype:
             raise UserError(f"{name}: the weights are in {model_args.dtype}: set dtype to {other} or float32")
 
 
 def check_output_dir(folder: Path, model: str, data: Sequence[str]) -> None:
-    """Raises UserError where the training would replace what is not ours: another model, reports, or what it reads.
+    """Raises UserError if the training would replace another model, foreign reports, or its own inputs.
 
-    The folder may be there, from a run that this one goes on from. A new one may not lie in a folder of data: its files
-    would be read as people the next time.
+    The folder may exist if an earlier run is continued. A new folder must not be inside a data folder, where its files
+    would be read as data the next time.
     """
     for source in (model, *data):
         if os.path.isdir(source) and folder.is_dir() and os.path.samefile(source, folder):
-            raise UserError(f"output_dir {folder}: is read as well: give another folder")
+            raise UserError(f"output_dir {folder}: is also an input: give another folder")
     for source in data:
         within = os.path.isdir(source) and folder.resolve().is_relative_to(Path(source).resolve())
-        if within and not (is_our_config(folder / "config.json") or last_checkpoint(folder)):
-            raise UserError(f"output_dir {folder}: lies inside {source}, which is read: give a folder outside of it")
-    check_output(folder / "config.json", ours=is_our_config)
+        if within and not (is_own_config(folder / "config.json") or last_checkpoint(folder)):
+            raise UserError(f"output_dir {folder}: is inside {source}, an input: give a folder outside of it")
+    check_output(folder / "config.json", ours=is_own_config)
     foreign = sorted(folder.glob("*.safetensors")) if not (folder / "config.json").exists() else []
     if foreign and not last_checkpoint(folder):
-        raise UserError(f"output_dir {folder}: holds {foreign[0].name}, which is no training's: give another folder")
+        raise UserError(f"output_dir {folder}: holds {foreign[0].name}, which no training wrote: give another folder")
     for report in ("metrics.json", "sheet.png", "run.json", "threshold.json"):
         check_output(folder / report)
     check_output(folder / LOG_FILE, ours=is_training_log)
 
 
-def is_our_config(path: Path) -> bool:
-    """Whether a config.json is of a model of ours."""
+def is_own_config(path: Path) -> bool:
+    """Returns whether a config.json belongs to a model of this package."""
     try:
         return str(read_json(path, dict[str, Any]).get("model_type")).startswith(MllmReIDConfig.model_type)
     except UserError:
@@ -172,7 +174,7 @@ def dry_run(
     batch_args: BatchArguments,
     training_args: ReIDTrainingArguments,
 ) -> None:
-    """Prints trained parameters and bytes of one step, from the model's configuration file alone."""
+    """Prints the trained parameters and the memory of one step, from the configuration of the model alone."""
     config = load_config(model_args, {"num_identities": DRY_RUN_IDENTITIES, **method_args.given()})
     memory = estimate_memory(config, adapter_args, training_args, batch_args, dtype=model_args.torch_dtype)
     print(memory.format())
@@ -183,23 +185,20 @@ def dry_run(
     )
 
 
-def evaluate_where_possible(
+def evaluate_if_possible(
     model: MllmReIDModel,
     processor: MllmReIDProcessor,
     dataset: DatasetDict,
     training_args: ReIDTrainingArguments,
     name: str,
 ) -> None:
-    """Evaluates where the data set has a query and a gallery part that fit; says so where they do not.
-
-    Processes share the images.
-    """
+    """Evaluates the model if the data set has query and gallery splits; prints why if it cannot."""
     if "query" not in dataset or "gallery" not in dataset:
         return
     try:
         check_query_gallery(dataset["query"], dataset["gallery"])
     except UserError as reason:
-        # The training itself was no mistake.
+        # The training itself succeeded.
         if training_args.process_index == 0:
             print(f"not evaluated: {reason}")
         return

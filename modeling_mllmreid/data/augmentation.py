@@ -1,4 +1,4 @@
-"""Augmentation of person crops, by a given generator: flip, pad and crop, random erasing (Zhong et al. 2020)."""
+"""Augmentation of person crops: flip, pad and crop, random erasing (Zhong et al. 2020)."""
 
 from typing import TypeVar
 
@@ -10,23 +10,43 @@ from ..utils.errors import UserError
 
 Pixels = TypeVar("Pixels", np.ndarray, torch.Tensor)
 
-# The field's 10 pixels are of 128; a crop of 28 pixels would lose a third of the person by them.
+# The usual padding is 10 of 128 pixels. The same 10 pixels would hide a third of a person in a crop of 28 pixels.
 MAX_PAD_SHARE = 1 / 8
 ERASE_ATTEMPTS = 100
 
 
 def rng_for(seed: int, epoch: int, position: int, index: int) -> np.random.Generator:
-    """The generator of one sample: the same in every worker and process, another at each place of each epoch."""
+    """Returns the random generator of one sample, which does not depend on the worker or the process.
+
+    Args:
+        seed (`int`): the seed of the run.
+        epoch (`int`): the epoch, from 0.
+        position (`int`): the position of the sample in the epoch, from 0.
+        index (`int`): the index of the image in the data set.
+
+    Returns:
+        `np.random.Generator`: a new generator.
+    """
     return np.random.default_rng([seed, epoch, position, index])
 
 
 class PersonAugmentation:
-    """What training does to a crop: `transform_image` before the image processor, `erase` after its normalisation.
+    """Augments a person crop: `transform_image` before the image processor, `erase` after its normalisation.
 
-    height, width: the model's input in pixels. flip, erase: probabilities. pad: black pixels added at that size on each
-    side before a crop of the input size is cut at random; at most an eighth of the shorter side is added. erase_area:
-    range of the erased share of the area; erase_ratio: range of height / width, drawn evenly in its logarithm.
-    Raises UserError naming the setting that is out of range.
+    Source of `erase`: Zhong et al., Random Erasing Data Augmentation, AAAI 2020.
+
+    Args:
+        height (`int`): the height of the model's input, in pixels.
+        width (`int`): the width of the model's input, in pixels.
+        flip (`float`, defaults to 0.5): the probability of a horizontal flip.
+        pad (`int`, defaults to 10): the black pixels added to each side of the resized image before a random crop of
+            the input size. The padding is at most an eighth of the shorter side.
+        erase (`float`, defaults to 0.5): the probability of random erasing.
+        erase_area (`tuple[float, float]`): the range of the erased share of the area.
+        erase_ratio (`tuple[float, float]`): the range of height / width, sampled uniformly on a logarithmic scale.
+
+    Raises:
+        UserError: a setting is out of range.
     """
 
     def __init__(
@@ -57,16 +77,32 @@ class PersonAugmentation:
         self.erase_area, self.erase_ratio = erase_area, erase_ratio
 
     def transform_image(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """The crop as RGB of exactly (width, height): resized (bicubic), flipped or not, shifted by up to `pad`."""
+        """Resizes the image (bicubic), flips it at random and shifts it by up to `pad` pixels.
+
+        Args:
+            image (`Image.Image`): a person crop of any size.
+            rng (`np.random.Generator`): the generator of the sample.
+
+        Returns:
+            `Image.Image`: RGB, (width, height) pixels.
+        """
         image = image.convert("RGB").resize((self.width, self.height), Image.Resampling.BICUBIC)
         if rng.random() < self.flip_probability:
             image = ImageOps.mirror(image)
         left, top = (int(shift) for shift in rng.integers(-self.pad, self.pad + 1, size=2))
-        # Cropping over the border fills with black: the same as padding first.
+        # PIL fills a crop beyond the border with black, which equals padding before the crop.
         return image.crop((left, top, left + self.width, top + self.height))
 
     def erase(self, pixel_values: Pixels, rng: np.random.Generator) -> Pixels:
-        """A copy of normalised pixels (C, H, W) with one rectangle set to 0, the mean colour, or with none."""
+        """Sets one random rectangle of normalised pixels to 0, the mean colour, with probability `erase`.
+
+        Args:
+            pixel_values (`np.ndarray` or `torch.Tensor` of shape (C, H, W)): normalised pixels.
+            rng (`np.random.Generator`): the generator of the sample.
+
+        Returns:
+            `np.ndarray` or `torch.Tensor` of shape (C, H, W): a copy.
+        """
         erased = pixel_values.clone() if isinstance(pixel_values, torch.Tensor) else pixel_values.copy()
         if rng.random() >= self.erase_probability:
             return erased
@@ -74,9 +110,9 @@ class PersonAugmentation:
         for _ in range(ERASE_ATTEMPTS):
             area = rng.uniform(*self.erase_area) * height * width
             ratio = np.exp(rng.uniform(*np.log(self.erase_ratio)))
-            tall, wide = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
-            if 0 < tall < height and 0 < wide < width:
-                top, left = rng.integers(height - tall + 1), rng.integers(width - wide + 1)
-                erased[..., top : top + tall, left : left + wide] = 0
+            box_height, box_width = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+            if 0 < box_height < height and 0 < box_width < width:
+                top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
+                erased[..., top : top + box_height, left : left + box_width] = 0
                 break
         return erased

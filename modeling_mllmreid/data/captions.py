@@ -131,7 +131,7 @@ def _parsed(content: bytes, kind: type[Record], *, where: str) -> list[Record]:
 
 
 def caption_keys(dataset: Dataset, split: str) -> Iterator[list[tuple[TextKey, str]]]:
-    """Row by row, the row's captions with their keys. split: the name of the split that `dataset` is."""
+    """Sample by row, the row's captions with their keys. split: the name of the split that `dataset` is."""
     seen: Counter[tuple[str, str]] = Counter()
     columns = (dataset[name][:] for name in ("source", "file_name", "caption"))
     for source, file_name, captions in zip(*columns, strict=True):

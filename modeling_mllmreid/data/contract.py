@@ -1,4 +1,4 @@
-"""The data contract: the columns that every reader yields, and the steps that all readers share."""
+"""The data contract: the columns that every reader yields, and the functions that all readers share."""
 
 import logging
 import math
@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, List, Value
 
@@ -32,8 +31,8 @@ FEATURES = Features(
         "file_name": Value("string"),
     }
 )
-# Columns that a data set may have besides: numbers of tracks and clothes, and the names that the numbers stand for.
-FURTHER = {
+# Optional columns: numbers of tracks and clothes, and the names that the numbers stand for.
+OPTIONAL_FEATURES = {
     "track_id": Value("int64"),
     "clothes_id": Value("int64"),
     "person_name": Value("string"),
@@ -41,18 +40,18 @@ FURTHER = {
 }
 SPLITS = ("train", "val", "query", "gallery")
 UNKNOWN_CAMERA = -1
-# "-1.0": as pandas writes it into a CSV whose column has gaps.
+# pandas writes "-1.0" into a CSV file where a column has gaps.
 UNKNOWN_TEXTS = ("-1", "-1.0")
 DECIMAL = re.compile("0|[1-9][0-9]{0,18}")
 NUMBER = re.compile("-?[0-9]+")
 LONGEST_SHOWN = 60
 MAX_INT64 = 2**63 - 1
-# Above, floats are not all the whole numbers.
+# Above this limit, float64 cannot represent every whole number.
 EXACT_FLOATS = 2**53
 
 
-class Row(NamedTuple):
-    """One image as a reader finds it. file_name: relative to the data folder, with forward slashes."""
+class Sample(NamedTuple):
+    """One image that a reader yields. file_name: its path relative to the data folder, with forward slashes."""
 
     file_name: str
     person_id: int
@@ -60,38 +59,46 @@ class Row(NamedTuple):
     captions: tuple[str, ...] = ()
 
 
-def make_split(rows: Iterable[Row], *, root: str | os.PathLike[str], source: str) -> Dataset:
-    """A split of the data contract. Images are referred to by absolute path, never copied; no continuations yet.
+def make_split(samples: Iterable[Sample], *, root: str | os.PathLike[str], source: str) -> Dataset:
+    """Builds a split of the data contract. It stores the absolute paths of the images and copies no image.
 
-    source: the set's name; rendered people keep theirs, whatever reader's layout they lie in.
-    Raises UserError for a path that is not UTF-8, which a table cannot hold.
+    Args:
+        samples (`Iterable[Sample]`): the images of the split, in order.
+        root (`str` or `os.PathLike`): the data folder that the file names are relative to.
+        source (`str`): the name of the data set. Rendered people keep their own source in every layout.
+
+    Returns:
+        `Dataset`: the columns of `FEATURES`, one row per sample. The column `continuation` is empty.
+
+    Raises:
+        UserError: a path is not UTF-8, and a table cannot store it.
     """
-    rows = list(rows)
+    samples = list(samples)
     root = os.path.abspath(root)
-    # `Dataset.from_dict` takes every cell through Python several times: twenty times as long.
+    # `Dataset.from_dict` converts every cell several times and takes twenty times as long.
     try:
-        paths = pa.array([f"{root}/{row.file_name}" for row in rows], pa.string())
+        paths = pa.array([f"{root}/{sample.file_name}" for sample in samples], pa.string())
     except UnicodeEncodeError as error:
         raise UserError(f"the path {error.object!r} is not UTF-8: rename its files and folders") from error
     columns = {
-        "image": pa.StructArray.from_arrays([pa.nulls(len(rows), pa.binary()), paths], names=["bytes", "path"]),
-        "person_id": [row.person_id for row in rows],
-        "camera_id": [row.camera_id for row in rows],
-        "caption": [row.captions for row in rows],
-        "continuation": [()] * len(rows),
-        "source": [rendered_source(root) or source] * len(rows),
-        "file_name": [row.file_name for row in rows],
+        "image": pa.StructArray.from_arrays([pa.nulls(len(samples), pa.binary()), paths], names=["bytes", "path"]),
+        "person_id": [sample.person_id for sample in samples],
+        "camera_id": [sample.camera_id for sample in samples],
+        "caption": [sample.captions for sample in samples],
+        "continuation": [()] * len(samples),
+        "source": [rendered_source(root) or source] * len(samples),
+        "file_name": [sample.file_name for sample in samples],
     }
     table = pa.Table.from_pydict(columns, schema=FEATURES.arrow_schema)
     return Dataset(table, info=DatasetInfo(features=FEATURES))
 
 
 def id_text(value: Any) -> str | None:
-    """The name of a person, camera, track or clothes that a cell of a table gives; None for an empty cell.
+    """Returns the name of a person, camera, track or clothes in a cell of a table; None for an empty cell.
 
-    Texts are taken as they are: "1", "01" and "1E2" are three names. A column of whole numbers with gaps comes as
-    floats. Raises UserError for a value that is neither text nor a whole number, and for a float that may have lost
-    digits.
+    A text is not changed: "1", "01" and "1E2" are three names. A float is accepted where it is a whole number, because
+    a column of whole numbers with gaps is read as floats.
+    Raises UserError for a value that is neither text nor a whole number, and for a float that may have lost digits.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
@@ -107,35 +114,34 @@ def id_text(value: Any) -> str | None:
 
 
 def known_id_text(value: Any) -> str | None:
-    """`id_text` of a camera, track or clothes: -1 says that it is unknown, as a number and as text."""
+    """Returns `id_text` of a camera, track or clothes; None for -1, which means unknown, as a number or as text."""
     text = id_text(value)
     return None if text is None or text.strip() in UNKNOWN_TEXTS else text
 
 
 def refuse_rounded(values: pa.Array | pa.ChunkedArray, where: str) -> None:
-    """Raises UserError for ids in floats of 16 or 32 bits that are so large that two ids may have become one."""
-    most = {pa.float16(): 2**11, pa.float32(): 2**24}.get(values.type)
-    if most is not None and any(abs(value) >= most for value in values.to_pylist() if value is not None):
+    """Raises UserError where large ids are floats of 16 or 32 bits: rounding may have made two ids equal."""
+    limit = {pa.float16(): 2**11, pa.float32(): 2**24}.get(values.type)
+    if limit is not None and any(abs(value) >= limit for value in values.to_pylist() if value is not None):
         raise UserError(
-            f"{where} is {values.type}, which holds no whole number from {most:,} exactly: save it as text or as whole "
-            "numbers"
+            f"{where} is {values.type}, which rounds whole numbers from {limit:,}: save it as text or as whole numbers"
         )
 
 
 def number_names(names: Iterable[str | None]) -> dict[str, int]:
-    """Name -> number. None is no name.
+    """Maps each name to a number. None is not a name.
 
-    Where every name is the plain decimal spelling of a whole number from 0 that fits into int64, the numbers are these;
-    otherwise all names are numbered by their place in sorted order.
-    Raises UserError for two names that look the same: they differ by white space around them, by invisible characters
-    or by the spelling of one letter in Unicode alone.
+    If every name is the decimal form of a whole number from 0 that fits into int64, its number is this one. Otherwise a
+    name's number is its position in the sorted list of names.
+    Raises UserError for two names that look the same: they differ only in white space around them, in invisible
+    characters, or in the Unicode form of a letter.
     """
     distinct = sorted({name for name in names if name is not None})
     seen: dict[str, str] = {}
     for name in distinct:
         other = seen.setdefault(_visible(name), name)
         if other != name:
-            raise UserError(f"the names {other!a} and {name!a} look the same: give both rows one name, or rename one")
+            raise UserError(f"the names {other!a} and {name!a} look the same: use one name for both, or rename one")
     if all(DECIMAL.fullmatch(name) for name in distinct):
         numbers = {name: int(name) for name in distinct}
         if all(number <= MAX_INT64 for number in numbers.values()):
@@ -144,74 +150,100 @@ def number_names(names: Iterable[str | None]) -> dict[str, int]:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether the text can be written as UTF-8: a file name of other bytes cannot."""
+    """Returns whether the text can be encoded as UTF-8, which a file name of other bytes cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _visible(name: str) -> str:
-    """What is seen of a name."""
-    shown = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) not in ("Cf", "Cc"))
-    return shown.strip()
+    """Returns the visible characters of a name, in one Unicode form."""
+    visible = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) not in ("Cf", "Cc"))
+    return visible.strip()
 
 
 def person_names(split: Dataset) -> list[str]:
-    """What each row's person is called: its name, where the data has names, or its number."""
-    return _named(split["person_id"][:], split["person_name"][:] if "person_name" in split.column_names else None)
+    """Returns the person's name for each row of the split, or the person's number as text in data without names."""
+    return _names_or_numbers(
+        split["person_id"][:], split["person_name"][:] if "person_name" in split.column_names else None
+    )
 
 
 def camera_names(split: Dataset) -> list[str]:
-    """What each row's camera is called: its name, where the data has names, or its number; "" where it is unknown."""
-    names = _named(split["camera_id"][:], split["camera_name"][:] if "camera_name" in split.column_names else None)
+    """Returns the camera's name for each row of the split, or its number as text in data without names.
+
+    An unknown camera is "".
+    """
+    given_names = split["camera_name"][:] if "camera_name" in split.column_names else None
+    names = _names_or_numbers(split["camera_id"][:], given_names)
     return ["" if camera == UNKNOWN_CAMERA else name for camera, name in zip(split["camera_id"][:], names, strict=True)]
 
 
 def names_by_camera(split: Dataset) -> dict[int, str]:
-    """What each camera of the split is called, no two alike; "" for the unknown one.
+    """Maps each camera id of the split to a unique name; the unknown camera (-1) to "".
 
-    Cameras of two sets may have one name: then the number is added.
+    Cameras of two data sets may have the same name. Then the name includes the number.
     """
-    called = dict(zip(split["camera_id"][:], camera_names(split), strict=True))
-    counts = Counter(called.values())
-    return {camera: name if counts[name] == 1 else f"{name} ({camera})" for camera, name in called.items()}
+    names = dict(zip(split["camera_id"][:], camera_names(split), strict=True))
+    counts = Counter(names.values())
+    return {camera: name if counts[name] == 1 else f"{name} ({camera})" for camera, name in names.items()}
 
 
-def _named(numbers: Sequence[int], names: Sequence[str | None] | None) -> list[str]:
+def _names_or_numbers(numbers: Sequence[int], names: Sequence[str | None] | None) -> list[str]:
+    """Returns each name, or the number as text where there is no name."""
     return [name or str(number) for number, name in zip(numbers, names or [None] * len(numbers), strict=True)]
 
 
 def display_name(name: str) -> str:
-    """A name as a message or table shows it: on one line, and not without end."""
+    """Returns a name for a message or a table: one line, at most `LONGEST_SHOWN` characters."""
     return name if name.isprintable() and len(name) <= LONGEST_SHOWN else f"{name!r:.{LONGEST_SHOWN}}"
 
 
 def display_label(kind: str, name: str) -> str:
-    """A name as a picture shows it: "anna", and "person 5" where it is a number alone."""
+    """Returns a label for a picture: "anna", or "person 5" for a name that is only a number."""
     return f"{kind} {name}" if NUMBER.fullmatch(name) else display_name(name)
 
 
-def join_names(names: Iterable[str], most: int = 2) -> str:
-    """Names in one line: "anna, ben and 3 more"."""
+def join_names(names: Iterable[str], limit: int = 2) -> str:
+    """Returns the first distinct names in one line: "anna, ben and 3 more"."""
     distinct = sorted(set(names))
-    more = f" and {len(distinct) - most:,} more" if len(distinct) > most else ""
-    return ", ".join(map(display_name, distinct[:most])) + more
+    more = f" and {len(distinct) - limit:,} more" if len(distinct) > limit else ""
+    return ", ".join(map(display_name, distinct[:limit])) + more
 
 
 def image_sources(split: Dataset) -> list[ImageSource]:
-    """What `open_image` takes, row by row: the image's path, or its place in the table where its bytes lie there."""
-    rows = split.select_columns(["image", "file_name"]).cast_column("image", Image(decode=False))
+    """Returns the source of each image of a split, without decoding it.
+
+    Args:
+        split (`Dataset`): a split of the data contract.
+
+    Returns:
+        `list[ImageSource]`: one source per row, which `open_image` accepts: the path of a file, or an `EmbeddedImage`
+        where the table stores the bytes.
+    """
+    encoded = split.select_columns(["image", "file_name"]).cast_column("image", Image(decode=False))
     sources: list[ImageSource] = []
-    for batch in rows.with_format("arrow").iter(batch_size=1000):
+    for batch in encoded.with_format("arrow").iter(batch_size=1000):
         table = batch.flatten()
         embedded = table["image.bytes"].is_valid().to_pylist()
         paths, names = table["image.path"].to_pylist(), table["file_name"].to_pylist()
-        for inside, path, name in zip(embedded, paths, names, strict=True):
-            sources.append(EmbeddedImage(rows, len(sources), name) if inside else path)
+        for has_bytes, path, name in zip(embedded, paths, names, strict=True):
+            sources.append(EmbeddedImage(encoded, len(sources), name) if has_bytes else path)
     return sources
 
 
 def with_contract_columns(dataset: DatasetDict, name: str) -> DatasetDict:
-    """The data set with the contract's column types. Raises UserError for an unknown split and a column that is missing
-    or of another kind, naming both."""
+    """Casts the columns of a data set to the types of the data contract.
+
+    Args:
+        dataset (`DatasetDict`): splits with the columns of the contract.
+        name (`str`): the data set's name, for messages.
+
+    Returns:
+        `DatasetDict`: the same splits with the types of `FEATURES`.
+
+    Raises:
+        UserError: a split is unknown; a column is missing, has another type or empty cells; an image is missing; or one
+            number has two names.
+    """
     checked = DatasetDict()
     for split_name, split in dataset.items():
         if split_name not in SPLITS:
@@ -219,33 +251,33 @@ def with_contract_columns(dataset: DatasetDict, name: str) -> DatasetDict:
         missing = [column for column in FEATURES if column not in split.features]
         if missing:
             raise UserError(f"{name}: split {split_name!r} has no column {', '.join(missing)}: add it before saving")
-        further = {column: kind for column, kind in FURTHER.items() if column in split.features}
-        for column, feature in {**FEATURES, **further}.items():
+        optional = {column: kind for column, kind in OPTIONAL_FEATURES.items() if column in split.features}
+        for column, feature in {**FEATURES, **optional}.items():
             if split.features[column] != feature:
                 split = _cast(split, column, feature, f"{name}: column {column!r} of split {split_name!r}")
-        for column in ("person_id", "camera_id", "file_name", "source", *(c for c in further if c.endswith("_id"))):
+        for column in ("person_id", "camera_id", "file_name", "source", *(c for c in optional if c.endswith("_id"))):
             gaps = split.data.column(column).null_count
             if gaps:
                 raise UserError(f"{name}: column {column!r} of split {split_name!r} has {gaps:,} empty rows: fill them")
         refuse_rows_without_image(split, f"{name}: split {split_name!r}")
         for column in ("person", "camera"):
-            if f"{column}_name" in further:
+            if f"{column}_name" in optional:
                 _refuse_two_names(split, column, f"{name}: split {split_name!r}")
         checked[split_name] = split
     return checked
 
 
 def refuse_rows_without_image(split: Dataset, where: str) -> None:
-    """Raises UserError naming the first row that has neither an image's bytes nor its path."""
+    """Raises UserError that names the first row with neither the bytes nor the path of an image."""
     images = split.with_format("arrow")[:]["image"]
-    there = [pa.compute.is_valid(pa.compute.struct_field(images, field)) for field in ("bytes", "path")]
-    row = pa.compute.index(pa.compute.or_(*there), False).as_py()
+    present = [pc.is_valid(pc.struct_field(images, field)) for field in ("bytes", "path")]
+    row = pc.index(pc.or_(*present), False).as_py()
     if row >= 0:
         raise UserError(f"{where}, row {row + 1}: has no image: give one or remove the row")
 
 
 def _refuse_two_names(split: Dataset, column: str, where: str) -> None:
-    """Raises UserError where one number stands for two names."""
+    """Raises UserError where one number has two names."""
     name_of: dict[int, str | None] = {}
     for number, name in zip(split[f"{column}_id"][:], split[f"{column}_name"][:], strict=True):
         if name_of.setdefault(number, name) != name:
@@ -253,85 +285,93 @@ def _refuse_two_names(split: Dataset, column: str, where: str) -> None:
 
 
 def _arrow_type(feature: Any) -> pa.DataType:
-    """The Arrow type of a column of this kind."""
+    """Returns the Arrow type of a feature of `datasets`."""
     return Features({"column": feature}).arrow_schema.field("column").type
 
 
 def _cast(split: Dataset, column: str, feature: Any, where: str) -> Dataset:
-    """The split with the column of this type. Raises UserError where values would change."""
+    """Casts one column of the split. Raises UserError where the cast would change values."""
     kind = split.features[column]
-    # Texts such as "1" and "01", and flags, would become numbers.
+    # A cast would turn the texts "1" and "01" into one number, and booleans into numbers.
     if feature == Value("int64") and not re.fullmatch("u?int(8|16|32|64)", str(getattr(kind, "dtype", ""))):
-        raise UserError(f"{where} is {kind}: save it as {feature}, or name it in `columns`, which numbers names")
+        raise UserError(f"{where} is {kind}: save it as {feature}, or name it in `columns`, which numbers the names")
     try:
         if isinstance(feature, Image):
             return split.cast_column(column, feature)
-        # The library's cast of any other column writes the whole split into a cache, or next to a saved one.
+        # `cast_column` writes the whole split into a cache, or next to a saved one, for any column except images.
         values = split.select_columns(column).with_format("arrow")[:][column].cast(_arrow_type(feature)).to_pylist()
         return (
             split.remove_columns(column).add_column(column, values, feature=feature).select_columns(split.column_names)
         )
-    except (TypeError, ValueError, NotImplementedError) as error:  # Arrow's own errors derive from these
+    except (TypeError, ValueError, NotImplementedError) as error:  # Arrow's errors derive from these
         raise UserError(f"{where} is {kind}: save it as {feature}") from error
 
 
-Counts = Mapping[str, Mapping[str, int]]  # part or folder -> numbers of "rows", "identities" and "captions"
+Counts = Mapping[str, Mapping[str, int]]  # split or folder -> counts of "samples", "identities" and "captions"
 
 
 class CountMismatch(UserError):
-    """A data set is not the published one by its counts."""
+    """The counts of a data set differ from the published ones."""
 
 
-def check_counts(found: Counts, published: Counts, *, name: str, where: object, strict: bool) -> None:
-    """Compares the numbers of each part that is there with the published ones.
+def check_counts(counts: Counts, published: Counts, *, name: str, where: object, strict: bool) -> None:
+    """Compares the counts of each split that exists with the published ones.
 
-    A mismatch is a CountMismatch where `strict`, otherwise one warning.
+    A mismatch raises CountMismatch if `strict`, and logs one warning otherwise.
     """
-    wrong = [
-        f"{part} has {found[part][kind]:,} {kind}, not {number:,}"
-        for part, numbers in published.items()
-        if part in found
+    differences = [
+        f"{split} has {counts[split][kind]:,} {kind}, not {number:,}"
+        for split, numbers in published.items()
+        if split in counts
         for kind, number in numbers.items()
-        if found[part][kind] != number
+        if counts[split][kind] != number
     ]
-    if wrong:
-        text = f"{where}: not the published {name}: {'; '.join(wrong)}: check that the copy is complete and unchanged"
+    if differences:
+        text = (
+            f"{where}: not the published {name}: {'; '.join(differences)}: check that the copy is complete and intact"
+        )
         if strict:
             raise CountMismatch(f"{text}, or leave `strict` out")
-        logger.warning("%s. Results on it compare with no published table.", text)
+        logger.warning("%s. Its results cannot be compared with published tables.", text)
 
 
 def count_splits(dataset: DatasetDict) -> Counts:
-    """The numbers of every part."""
-    return {split: count(part) for split, part in dataset.items()}
+    """Returns the counts of every split."""
+    return {name: count_split(split) for name, split in dataset.items()}
 
 
-def count(part: Dataset) -> dict[str, int]:
-    """The numbers of "rows", "identities" and "captions" of a part."""
-    table = part.select_columns(["person_id", "caption"]).with_format("arrow")[:]
+def count_split(split: Dataset) -> dict[str, int]:
+    """Returns the numbers of "samples" (rows), "identities" and "captions" of a split."""
+    table = split.select_columns(["person_id", "caption"]).with_format("arrow")[:]
     return {
-        "rows": len(part),
+        "samples": len(split),
         "identities": pc.count_distinct(table["person_id"]).as_py(),
         "captions": pc.sum(pc.list_value_length(table["caption"])).as_py() or 0,
     }
 
 
-def count_rows(rows: Iterable[Row]) -> dict[str, int]:
-    """The numbers of "rows" and "identities" of images as a reader finds them."""
-    persons = [row.person_id for row in rows]
-    return {"rows": len(persons), "identities": len(set(persons))}
+def count_samples(samples: Iterable[Sample]) -> dict[str, int]:
+    """Returns the numbers of "samples" and "identities" before a split is built."""
+    persons = [sample.person_id for sample in samples]
+    return {"samples": len(persons), "identities": len(set(persons))}
 
 
 ON_ERROR = ("stop", "skip")
 
 
 class Problems:
-    """The rows that could not be used, in the order they were met.
+    """Collects the samples that cannot be used and the notes about the data that is read.
 
-    on_error: "stop" raises the first problem; "skip" keeps its message in `messages`, and the row is left out.
-    notes: what the user should know of the data that was read, a line each: where its splits come from, what no split
-    has.
-    Raises UserError for another policy.
+    Attributes:
+        messages (`list[str]`): the problems that were skipped, in order.
+        notes (`list[str]`): one line per note for the user: the origin of the splits, the samples that no split has.
+
+    Args:
+        on_error (`str`, defaults to `"stop"`): "stop" raises the first problem; "skip" keeps its message, and
+            the reader leaves the sample out.
+
+    Raises:
+        UserError: `on_error` has another value.
     """
 
     def __init__(self, on_error: str = "stop"):
@@ -342,7 +382,7 @@ class Problems:
         self.notes: list[str] = []
 
     def report(self, problem: UserError) -> None:
-        """Takes a row's problem: raised at once, or remembered."""
+        """Raises the problem of a sample, or keeps its message."""
         if self.on_error == "stop":
             raise problem
         self.messages.append(str(problem))

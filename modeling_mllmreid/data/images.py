@@ -1,4 +1,4 @@
-"""Person images on disk: which files are images, and opening them safely, each fault with its own message."""
+"""Person images on disk: finds the image files of a folder and opens images safely."""
 
 import io
 import logging
@@ -20,8 +20,8 @@ from ..utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-# Folders and files that systems leave next to images, besides those that begin with a dot.
-LITTER = frozenset(
+# Folders and files that operating systems add next to images. Names that begin with a dot are hidden too.
+SYSTEM_FILES = frozenset(
     {"@eadir", "@recycle", "#recycle", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
     | {"thumbs.db", "desktop.ini", "ehthumbs.db"}
 )
@@ -30,28 +30,40 @@ NAMED_FILES = 5
 
 @dataclass(frozen=True, eq=False)
 class EmbeddedImage:
-    """An image whose bytes lie in a data set's own table (a saved or published one), read only when it is opened.
+    """An image whose bytes are in the table of a data set. They are read when the image is opened.
 
-    rows: the data set, its `image` column not decoded. index: the row. name: what messages call it.
+    Args:
+        dataset (`Dataset`): the data set, with a column `image` that is not decoded.
+        index (`int`): the row.
+        name (`str`): the file name for messages.
     """
 
-    rows: Dataset
+    dataset: Dataset
     index: int
     name: str
 
     def read(self) -> bytes:
-        """The encoded bytes."""
-        return self.rows[self.index]["image"]["bytes"]
+        """Returns the encoded bytes."""
+        content: bytes = self.dataset[self.index]["image"]["bytes"]
+        return content
 
 
 ImageSource = str | os.PathLike[str] | EmbeddedImage
 
 
 def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The decoded image, RGB, upright by its EXIF orientation; the rules are those of `model.images.open_image`.
+    """Decodes an image with the rules of `model.images.open_image`.
 
-    Raises UserError naming the source where it is missing, truncated, no image, has more than `max_pixels` pixels, or
-    pixels of more than 8 bits whose range is unknown.
+    Args:
+        source (`str`, `os.PathLike` or `EmbeddedImage`): the path of a file, or an image in a table.
+        max_pixels (`int`): the largest accepted width x height.
+
+    Returns:
+        `Image.Image`: RGB, rotated by its EXIF orientation.
+
+    Raises:
+        UserError: the image is missing, truncated, not an image or too large, or its pixels have more than 8 bits and
+            an unknown range. The message names the source.
     """
     name = source.name if isinstance(source, EmbeddedImage) else os.fspath(source)
     try:
@@ -64,42 +76,55 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
 
 
 class ImageList(NamedTuple):
-    """What a folder holds. names: its images, sorted, with forward slashes: regular files and links to such. left_out:
-    what else a user may take for images, sorted: other files, broken links, and pipes, sockets and devices, which
-    would hold up the one that opens them. hidden: how many files and folders of the system were passed over."""
+    """The content of a folder.
+
+    Args:
+        names (`list[str]`): the sorted names of its images, with forward slashes: regular files and links to them.
+        left_out (`list[str]`): the sorted names of all other files: broken links, and pipes, sockets and devices, which
+            would block a reader, included.
+        hidden (`int`): the number of hidden files and folders.
+    """
 
     names: list[str]
     left_out: list[str]
     hidden: int
 
     def warn(self, folder: str | os.PathLike[str]) -> None:
-        """Says how many files are no images that can be read, and names the first ones; nothing where there is none."""
+        """Logs a warning with the number and the first names of the files that are not images, if there are any."""
         if self.left_out:
             more = ", ..." if len(self.left_out) > NAMED_FILES else ""
             shown = ", ".join(self.left_out[:NAMED_FILES])
-            logger.warning("%s: %d files are left out, no images: %s%s", folder, len(self.left_out), shown, more)
+            logger.warning("%s: %d files are not images and left out: %s%s", folder, len(self.left_out), shown, more)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name belongs to a system: it is never a person and never an image."""
-    return name.startswith(".") or name.lower() in LITTER
+    """Returns whether a file or folder is hidden or belongs to an operating system, so that no reader uses it."""
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name has an image's suffix, in any case, and is not hidden."""
+    """Returns whether a file name has the suffix of an image, in upper or lower case, and is not hidden."""
     return name.lower().endswith(SUFFIXES) and not is_hidden(name)
 
 
 def list_images(folder: str | os.PathLike[str]) -> ImageList:
-    """The images directly in a folder. Raises UserError where it cannot be listed."""
+    """Lists the images directly in a folder. Raises UserError if it cannot be listed."""
     return _listed((entry.name, entry) for entry in _entries(folder))
 
 
 def list_image_tree(folder: str | os.PathLike[str]) -> ImageList:
-    """The images under a folder and its sub-folders, by their paths relative to it.
+    """Lists the images in a folder and its sub-folders.
 
-    Folders behind symbolic links are not entered, as they may lead out or around. Raises UserError where a folder
-    cannot be listed.
+    Symbolic links to folders are not followed, because they may leave the folder or form a circle.
+
+    Args:
+        folder (`str` or `os.PathLike`): the folder.
+
+    Returns:
+        `ImageList`: the names are paths relative to the folder.
+
+    Raises:
+        UserError: a folder cannot be listed.
     """
     root = Path(folder)
 
@@ -115,6 +140,7 @@ def list_image_tree(folder: str | os.PathLike[str]) -> ImageList:
 
 
 def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    """Returns the entries of a folder. Raises UserError if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -123,21 +149,21 @@ def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or leads to one; a link that leads around is none."""
+    """Returns whether the entry is a folder or a link to one; False for a circular link."""
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a regular file or leads to one; a link that leads around is none."""
+    """Returns whether the entry is a regular file or a link to one; False for a circular link."""
     return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
 
 
-def _listed(found: Iterator[tuple[str, os.DirEntry[str]]]) -> ImageList:
-    """Sorts (name, entry) into images, what is none, and what is hidden; folders are neither."""
+def _listed(entries: Iterator[tuple[str, os.DirEntry[str]]]) -> ImageList:
+    """Divides (name, entry) pairs into images, other files and hidden ones; folders are ignored."""
     names: list[str] = []
     left_out: list[str] = []
     hidden = 0
-    for name, entry in found:
+    for name, entry in entries:
         if is_hidden(entry.name):
             hidden += 1
         elif is_image_name(entry.name) and _is_file(entry):
@@ -148,9 +174,18 @@ def _listed(found: Iterator[tuple[str, os.DirEntry[str]]]) -> ImageList:
 
 
 def broken_images(sources: Sequence[ImageSource], *, threads: int = 8, max_pixels: int = MAX_PIXELS) -> dict[int, str]:
-    """Decodes every image. Returns what is wrong with each that does not open, by its place among the sources."""
+    """Decodes every image and returns the error messages.
 
-    def complaint(source: ImageSource) -> str | None:
+    Args:
+        sources (`Sequence[ImageSource]`): the images.
+        threads (`int`, defaults to 8): the number of threads.
+        max_pixels (`int`): the largest accepted width x height.
+
+    Returns:
+        `dict[int, str]`: the index of each image that does not open -> its error message.
+    """
+
+    def error_message(source: ImageSource) -> str | None:
         try:
             open_image(source, max_pixels=max_pixels)
         except UserError as error:
@@ -158,15 +193,22 @@ def broken_images(sources: Sequence[ImageSource], *, threads: int = 8, max_pixel
         return None
 
     with ThreadPoolExecutor(threads) as pool:
-        results = tqdm(pool.map(complaint, sources), total=len(sources), desc="checking images", unit="image")
-        return {place: text for place, text in enumerate(results) if text is not None}
+        messages = tqdm(
+            pool.map(error_message, sources), total=len(sources), desc="checking images", unit="image", disable=None
+        )
+        return {index: message for index, message in enumerate(messages) if message is not None}
 
 
 def check_images(sources: Sequence[ImageSource], *, shown: int = 5, **options: int) -> None:
-    """Decodes every image, so that a broken one stops a run before its first step and not after hours.
+    """Decodes every image before a run starts, so that a broken one does not stop it after hours.
 
-    Raises one UserError: the number of broken images and what is wrong with the first `shown` of them. options: those
-    of `broken_images`.
+    Args:
+        sources (`Sequence[ImageSource]`): the images.
+        shown (`int`, defaults to 5): the number of error messages in the exception.
+        **options: the keyword arguments of `broken_images`.
+
+    Raises:
+        UserError: images do not open. The message gives their number and the first errors.
     """
     broken = list(broken_images(sources, **options).values())
     if broken:
@@ -175,14 +217,22 @@ def check_images(sources: Sequence[ImageSource], *, shown: int = 5, **options: i
 
 
 def safe_join(root: str | os.PathLike[str], relative: str) -> Path:
-    """`root / relative` for a path that was read from a file: nothing outside `root` is ever reached.
+    """Joins a folder and a relative path from a file, and refuses every path outside the folder.
 
-    Raises UserError for an empty or absolute path, for "..", and for symbolic links that lead out of `root`.
+    Args:
+        root (`str` or `os.PathLike`): the data folder.
+        relative (`str`): a path with forward slashes.
+
+    Returns:
+        `Path`: root / relative.
+
+    Raises:
+        UserError: the path is empty or absolute, contains "..", or leaves the folder through a symbolic link.
     """
-    parts = PurePosixPath(relative).parts
-    if not parts or parts[0] == "/" or ".." in parts or "\0" in relative:
+    names = PurePosixPath(relative).parts
+    if not names or names[0] == "/" or ".." in names or "\0" in relative:
         raise UserError(f"path {relative!r} is not inside the data folder {root}: give a path relative to that folder")
-    path = Path(root, *parts)
+    path = Path(root, *names)
     if not path.resolve().is_relative_to(Path(root).resolve()):
         raise UserError(
             f"path {relative!r} leaves the data folder {root} by a symbolic link: put the file itself there"

@@ -64,7 +64,9 @@ def examine_images(dataset: DatasetDict, *, threads: int = 8) -> tuple[list[str]
     for split, part in dataset.items():
         sources = image_sources(part)
         with ThreadPoolExecutor(threads) as pool:
-            results = tqdm(pool.map(_examined, sources), total=len(sources), desc=f"reading {split}", unit="image")
+            results = tqdm(
+                pool.map(_examined, sources), total=len(sources), desc=f"reading {split}", unit="image", disable=None
+            )
             for file_name, (digest, problem) in zip(part["file_name"][:], results, strict=True):
                 if problem is not None:
                     broken.append(problem)

@@ -1,4 +1,4 @@
-"""One door to all person data: a reader by its name, or a folder saved in the data contract."""
+"""`load_reid_dataset`: loads person data by the name of a reader, from a saved folder or from the Hub."""
 
 import difflib
 import inspect
@@ -20,13 +20,13 @@ from .images import broken_images
 from .mapped import read_mapped
 from .prepare import read_prepared
 from .readers import READERS
-from .readers.own_data import WHOLE
-from .splits import make_splits, note_tested
+from .readers.own_data import UNSPLIT
+from .splits import make_splits, note_test_people
 
-# By the ends of its lines a list of skipped rows is known as ours.
+# Every line of `skipped_file` ends with this mark, which identifies the file before it is overwritten.
 LEFT_OUT = " [left out]"
-# Own data: where its splits come from, where it has some.
-OWN = {"folders": "the folders", "table": "the column split"}
+# The readers of a user's own data, and the origin of the splits that the data may have.
+OWN_DATA_READERS = {"folders": "the folders", "table": "the column split"}
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -40,32 +40,76 @@ def load_reid_dataset(
     notes: list[str] | None = None,
     **options: Any,
 ) -> DatasetDict:
-    """Person images with the columns of the data contract (`columns.FEATURES`), a split for each part that is there.
+    """Loads person images as a `DatasetDict` with the splits `train`, `val`, `query` and `gallery` that the data has.
 
-    name_or_path: a reader's name, `data_dir` being its folder and `options` its own options (None: not given); a folder
-    that `DatasetDict.save_to_disk` or `prepare` wrote, or the latter's name on the Hub (owner/name); with `columns` any
-    data set that `datasets.load_dataset` loads, see `read_mapped`; or several sets, or a protocol, as `data.combine`
-    writes them, `data_dirs` being their folders.
-    Own data without parts gets them by `make_splits` (splits_file, by default splits.json in data_dir, test_share,
-    split_seed). texts: a `texts.jsonl` whose continuations are joined. on_error: "stop" at the first row that cannot be
-    used, or "skip" such rows, and those of images that do not open, and list them in `skipped_file`. notes: a list that
-    gets a line for each thing to know of own data: how many people are tested on, what is in no part or left out.
-    captions_file: a `.jsonl` that `caption` wrote, for any data set; other kinds are the reader's own option.
-    Raises UserError for an unknown name (with the nearest known), an unknown option, a missing or wrong folder or
-    column, and for texts that do not belong to the data.
+    Every split has the columns `image`, `person_id`, `camera_id` (-1 where unknown), `caption` (a list), `continuation`
+    (a list), `source` and `file_name`. Optional columns are `track_id`, `clothes_id`, `person_name` and `camera_name`.
+    Images are not copied. Own data without splits gets them at the first load, and a file records them.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`): one of
+            - the name of a reader, such as `"market1501"`, `"folders"` or `"table"`; `data_dir` is its folder,
+            - a folder written by the command `prepare` or by `DatasetDict.save_to_disk`,
+            - the name of a prepared data set on the Hub (`"owner/name"`),
+            - with `columns`, any data set that `datasets.load_dataset` loads,
+            - several data sets or a protocol, such as `"market1501+cuhk03"`, `"market1501>msmt17"` or `"P-1"`;
+              `data_dirs` are their folders.
+        data_dir (`str` or `os.PathLike`, *optional*): the folder that the reader reads.
+        texts (`str` or `os.PathLike`, *optional*): a `texts.jsonl` whose continuations fill the column `continuation`.
+        on_error (`str`, defaults to `"stop"`): `"stop"` raises the first problem. `"skip"` leaves out the samples that
+            cannot be used and the images that do not open, and lists them in `skipped_file`.
+        skipped_file (`str` or `os.PathLike`, defaults to `"skipped.txt"`): the list that `on_error="skip"` writes.
+        notes (`list[str]`, *optional*): a list that receives notes about own data, one line each: how many people are
+            in the test splits, which images are in no split or left out.
+        **options: further options; None means not given.
+            - `captions_file`: captions of the images. A `.jsonl` file of the command `caption` fits any data set, other
+              files are an option of the reader.
+            - `data_dirs` (`Mapping[str, str]`): data set -> folder, for several data sets.
+            - `columns` (`Mapping[str, str]`): column of the contract -> column of the data set.
+            - `splits_file`, `test_share`, `split_seed`: the file that records the splits of own data (`splits.json` in
+              `data_dir`), the share of the people in the test splits (0.5) and the seed of the draw (0).
+            - the options of the reader, such as `strict`, `boxes` (CUHK03) or `train_part` (MSMT17).
+
+    Returns:
+        `DatasetDict`: the splits with the columns of the data contract.
+
+    Raises:
+        UserError: the name is unknown (the message gives the nearest known one), an option does not apply, a folder or
+            a column is missing or wrong, a sample cannot be used, or the texts do not belong to the data.
+
+    Example:
+
+    ```python
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from PIL import Image
+    >>> from modeling_mllmreid import load_reid_dataset
+
+    >>> with TemporaryDirectory() as folder:
+    ...     for person in ("anna", "ben", "cleo", "dan"):
+    ...         (Path(folder) / person).mkdir()
+    ...         for number in range(2):
+    ...             Image.new("RGB", (32, 64)).save(Path(folder) / person / f"{number}.jpg")
+    ...     dataset = load_reid_dataset("folders", data_dir=folder)
+    >>> {name: len(split) for name, split in dataset.items()}
+    {'train': 4, 'query': 2, 'gallery': 2}
+    >>> sorted(set(dataset["train"]["person_name"]) & set(dataset["query"]["person_name"]))
+    []
+
+    ```
     """
     problems = Problems(on_error)
     if on_error == "skip":
         check_output(skipped_file, ours=_is_skipped_file)
-    generated = str(options.get("captions_file") or "").endswith(".jsonl")
-    captions = options.pop("captions_file") if generated else None
+    is_sidecar = str(options.get("captions_file") or "").endswith(".jsonl")
+    captions = options.pop("captions_file") if is_sidecar else None
     dataset = _read(str(name_or_path), data_dir, problems, **options)
     if on_error == "skip":
-        dataset = DatasetDict({split: _opening(part, problems) for split, part in dataset.items()})
+        dataset = DatasetDict({name: _without_broken_images(split, problems) for name, split in dataset.items()})
     if problems.messages:
-        with atomic_file(skipped_file) as aside:
+        with atomic_file(skipped_file) as temporary:
             text = "".join(message.replace("\n", "\\n") + f"{LEFT_OUT}\n" for message in problems.messages)
-            aside.write_text(text, encoding="utf-8", errors="backslashreplace")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         problems.warn(f"{len(problems.messages):,} rows were left out, listed in {skipped_file}")
     if notes is not None:
         notes += problems.notes
@@ -75,7 +119,7 @@ def load_reid_dataset(
 
 
 def _is_skipped_file(path: Path) -> bool:
-    """Whether a file is a list of skipped rows that we wrote."""
+    """Returns whether `load_reid_dataset` wrote this list of skipped samples."""
     return all(line.endswith(LEFT_OUT.encode()) for line in path.read_bytes().splitlines())
 
 
@@ -91,92 +135,104 @@ def _read(
     split_seed: int | None = None,
     **options: Any,
 ) -> DatasetDict:
-    """The data set by its name, without generated texts: the options of `load_reid_dataset`."""
+    """Loads the data set without generated texts. The options are those of `load_reid_dataset`."""
     if not name:
         raise UserError("dataset: is empty: give a reader's name, a folder or a name on the Hub")
     options = {option: value for option, value in options.items() if value is not None}
-    of_splits = {"splits_file": splits_file, "test_share": test_share, "split_seed": split_seed}
-    drawing = {option: value for option, value in of_splits.items() if value is not None}
+    all_split_options = {"splits_file": splits_file, "test_share": test_share, "split_seed": split_seed}
+    split_options = {option: value for option, value in all_split_options.items() if value is not None}
     combination = parse_combination(name)
     if combination is not None:
-        return _load_combination(name, combination, data_dirs or {}, problems, {**drawing, **options})
+        return _load_combination(name, combination, data_dirs or {}, problems, {**split_options, **options})
     if data_dirs is not None:
         raise UserError(f"data set {name}: data_dirs is for several sets: give data_dir")
-    reader = READERS.get(name)
-    if columns is not None or reader is None:
-        given = [*([] if data_dir is None else ["data_dir"]), *drawing, *options]
-        if columns is not None:
-            _refuse_options(f"data set {name} is read by its columns", given)
-            dataset = read_mapped(name, columns)
-        elif HUB_NAME.fullmatch(name) and not os.path.exists(name):
-            _refuse_options(f"data set {name} is of the Hub", given)
-            dataset = read_prepared(name)
-        else:
-            dataset = _load_saved(Path(name), given)
-        sources = {source for part in dataset.values() for source in part.unique("source")}
-        if not sources <= READERS.keys() - OWN.keys():
-            _note_tested(dataset, name, problems)
-        return dataset
+    if columns is not None or name not in READERS:
+        given_options = [*([] if data_dir is None else ["data_dir"]), *split_options, *options]
+        return _read_without_reader(name, columns, given_options, problems)
     if data_dir is None:
         raise UserError(f"data set {name}: data_dir is not given: give the folder that holds it")
+    reader = READERS[name]
     known = [option for option in inspect.signature(reader).parameters if option not in ("data_dir", "problems")]
     for option in options:
         if option not in known:
             raise UserError(f"data set {name} has no option {option!r}: it takes {', '.join(known)}")
     dataset = reader(data_dir, problems=problems, **options)
-    if list(dataset) != [WHOLE]:
-        _refuse_options(f"data set {name} in {data_dir} has splits of its own", list(drawing))
-        if name in OWN:
-            _note_tested(dataset, OWN[name], problems)
+    if list(dataset) != [UNSPLIT]:
+        _refuse_options(f"data set {name} in {data_dir} has splits of its own", list(split_options))
+        if name in OWN_DATA_READERS:
+            _note_test_people(dataset, OWN_DATA_READERS[name], problems)
         return dataset
     path = Path(data_dir) / "splits.json" if splits_file is None else splits_file
-    return make_splits(dataset[WHOLE], path, test_share=test_share, seed=split_seed, problems=problems)
+    return make_splits(dataset[UNSPLIT], path, test_share=test_share, seed=split_seed, problems=problems)
 
 
-def _note_tested(dataset: DatasetDict, where: str, problems: Problems) -> None:
-    """Notes how many of own data's people are tested on. where: what its splits come from."""
-    note_tested(dataset, (person for part in dataset.values() for person in person_names(part)), where, problems)
+def _read_without_reader(
+    name: str, columns: Mapping[str, str] | None, given_options: Sequence[str], problems: Problems
+) -> DatasetDict:
+    """Loads a data set by its columns, from the Hub or from a saved folder. The options of readers do not apply."""
+    if columns is not None:
+        _refuse_options(f"data set {name} is read by its columns", given_options)
+        dataset = read_mapped(name, columns)
+    elif HUB_NAME.fullmatch(name) and not os.path.exists(name):
+        _refuse_options(f"data set {name} is of the Hub", given_options)
+        dataset = read_prepared(name)
+    else:
+        dataset = _load_saved(Path(name), given_options)
+    sources = {source for split in dataset.values() for source in split.unique("source")}
+    if not sources <= READERS.keys() - OWN_DATA_READERS.keys():
+        _note_test_people(dataset, name, problems)
+    return dataset
 
 
-def _refuse_options(what: str, given: Sequence[str]) -> None:
-    if given:
-        raise UserError(f"{what}, {', '.join(given)} does not apply: leave it out")
+def _note_test_people(dataset: DatasetDict, origin: str, problems: Problems) -> None:
+    """Notes how many people of own data are in the test splits. origin: where the splits come from."""
+    note_test_people(
+        dataset, (person for split in dataset.values() for person in person_names(split)), origin, problems
+    )
 
 
-def _opening(part: Dataset, problems: Problems) -> Dataset:
-    """The part without the rows whose image does not open."""
-    broken = broken_images(image_sources(part))
+def _refuse_options(reason: str, given_options: Sequence[str]) -> None:
+    """Raises UserError where an option is given that does not apply."""
+    if given_options:
+        raise UserError(f"{reason}, {', '.join(given_options)} does not apply: leave it out")
+
+
+def _without_broken_images(split: Dataset, problems: Problems) -> Dataset:
+    """Returns the split without the rows whose image does not open."""
+    broken = broken_images(image_sources(split))
     for problem in dict.fromkeys(broken.values()):
         problems.report(UserError(problem))
-    return part.select([row for row in range(len(part)) if row not in broken]) if broken else part
+    return split.select([row for row in range(len(split)) if row not in broken]) if broken else split
 
 
 def _load_combination(
     name: str, combination: Combination, data_dirs: Mapping[str, str], problems: Problems, options: dict[str, Any]
 ) -> DatasetDict:
-    """`train` of all sources, and where there is one target whose folder is given its query and gallery."""
+    """Returns `train` of all sources, and query and gallery of the target if there is one whose folder is given."""
     if options:
         raise UserError(f"data set {name}: {', '.join(options)} does not apply to several sets: leave it out")
     missing = [source for source in combination.sources if source not in data_dirs]
     if missing:
-        raise UserError(f"data set {name}: data_dirs has no folder of {', '.join(missing)}: name it there")
+        raise UserError(f"data set {name}: data_dirs has no folder of {', '.join(missing)}: add it")
     loaded = {source: _read(source, data_dirs[source], problems) for source in combination.sources}
-    dataset = DatasetDict(train=combine(loaded, all_parts=combination.all_parts))
+    dataset = DatasetDict(train=combine(loaded, all_splits=combination.all_splits))
     if len(combination.targets) == 1 and combination.targets[0] in data_dirs:
         target = _read(combination.targets[0], data_dirs[combination.targets[0]], problems)
         dataset |= {split: target[split] for split in ("query", "gallery") if split in target}
     return DatasetDict(dataset)
 
 
-def _load_saved(path: Path, given: Sequence[str]) -> DatasetDict:
+def _load_saved(path: Path, given_options: Sequence[str]) -> DatasetDict:
+    """Loads a folder that `save_to_disk` or `prepare` wrote."""
     if not os.path.isdir(path):
         nearest = difflib.get_close_matches(str(path).lower(), READERS, n=1, cutoff=0)[0]
         raise UserError(
             f"data set {str(path)!r} is unknown and no such folder exists: did you mean {nearest!r}? "
             f"(known: {', '.join(READERS)})"
         )
-    if given:
-        raise UserError(f"{path} is a saved data set, {', '.join(given)} does not apply: leave it out or name a reader")
+    if given_options:
+        options = ", ".join(given_options)
+        raise UserError(f"{path} is a saved data set, {options} does not apply: leave it out or name a reader")
     refuse_special_files(path)
     try:
         if (path / "data").is_dir() and any((path / "data").glob("*.parquet")):
@@ -184,7 +240,7 @@ def _load_saved(path: Path, given: Sequence[str]) -> DatasetDict:
         dataset = load_from_disk(str(path))
     except UserError:
         raise
-    except Exception as error:  # a half-written folder fails in JSON, Arrow or file reading alike
+    except Exception as error:  # an incomplete folder raises errors of JSON, Arrow or file reading
         raise UserError(
             f"{path}: not a data set that save_to_disk wrote ({' '.join(str(error).split())[:200]}): "
             f"to read an image folder name its reader ({', '.join(READERS)}) and give it as data_dir"
@@ -195,23 +251,24 @@ def _load_saved(path: Path, given: Sequence[str]) -> DatasetDict:
 
 
 def _with_captions(dataset: DatasetDict, captions: str) -> DatasetDict:
-    """The data set with the captions that were written for its images."""
+    """Joins generated captions to the images of the data set."""
     records = read_records(captions, CaptionRecord)
     try:
         joined = DatasetDict({name: join_captions(split, name, records) for name, split in dataset.items()})
     except UserError as error:
         raise UserError(f"{captions}: {error}") from None
     if not any(caption for split in joined.values() for caption in split["caption"]):
-        raise UserError(f"{captions}: no record is of this data set: give the captions that were written for it")
+        raise UserError(f"{captions}: no record belongs to this data set: give the captions that were written for it")
     return joined
 
 
 def _with_texts(dataset: DatasetDict, texts: str | os.PathLike[str]) -> DatasetDict:
+    """Joins generated continuations to the captions of the data set."""
     records = read_records(texts)
     try:
         joined = DatasetDict({name: join_continuations(split, name, records) for name, split in dataset.items()})
     except UserError as error:
         raise UserError(f"{texts}: {error}") from None
     if all(joined[name] is split for name, split in dataset.items()):
-        raise UserError(f"{texts}: no record is of this data set: give the texts that were written for it")
+        raise UserError(f"{texts}: no record belongs to this data set: give the texts that were written for it")
     return joined

@@ -15,7 +15,7 @@ from datasets.packaged_modules.folder_based_builder.folder_based_builder import 
 from ..utils.errors import UserError
 from .contract import (
     FEATURES,
-    FURTHER,
+    OPTIONAL_FEATURES,
     SPLITS,
     id_text,
     known_id_text,
@@ -219,7 +219,7 @@ def _with_contract(
     if "camera_id" in further:
         values["camera_name"] = names.get("camera_id", [None] * count)
     made = part.select_columns(["image"])
-    for column, feature in {**FEATURES, **FURTHER}.items():
+    for column, feature in {**FEATURES, **OPTIONAL_FEATURES}.items():
         if column != "image" and column in values:
             made = made.add_column(column, values[column], feature=feature)
     return made

@@ -1,4 +1,4 @@
-"""Whether a data set is the published one: its counts against the papers'."""
+"""The published counts of the data sets, and the check of a data set against them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ from .readers.market1501 import DUKEMTMC, MARKET1501, OCCLUDED_DUKE
 from .readers.msmt17 import PUBLISHED as MSMT17
 from .readers.msmt17 import PUBLISHED_TRAIN as MSMT17_TRAIN
 
-# By source, each way in which the set is read. Sets that are drawn anew for each split have none.
+# Source -> the counts of each published version. The sets with ten random splits have none.
 PUBLISHED: Mapping[str, Sequence[Counts]] = {
     **{spec.source: (spec.published,) for spec in (MARKET1501, DUKEMTMC, OCCLUDED_DUKE)},
     **{spec.source: (spec.published,) for spec in (CUHK_PEDES, ICFG_PEDES, RSTPREID)},
@@ -23,30 +23,47 @@ PUBLISHED: Mapping[str, Sequence[Counts]] = {
 }
 
 
-def published_counts(parts: Mapping[str, Dataset]) -> dict[str, bool]:
-    """For each source that has published counts: whether its images and people in these splits are as many.
+def published_counts(dataset: Mapping[str, Dataset]) -> dict[str, bool]:
+    """Compares the splits of each source with its published counts.
 
-    parts: splits of the data contract by name, of one set or of several.
+    Args:
+        dataset (`Mapping[str, Dataset]`): splits of the data contract by name, of one source or of several.
+
+    Returns:
+        `dict[str, bool]`: for each source with published counts, whether its numbers of images and people agree.
     """
-    found: dict[str, dict[str, dict[str, int]]] = {}
-    for split, part in parts.items():
-        people: dict[str, list[int]] = {}
-        for source, person in zip(part["source"][:], part["person_id"][:], strict=True):
-            people.setdefault(source, []).append(person)
-        for source, persons in people.items():
-            found.setdefault(source, {})[split] = {"rows": len(persons), "identities": len(set(persons))}
-    return {source: has_published_counts(source, of) for source, of in sorted(found.items()) if source in PUBLISHED}
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for name, split in dataset.items():
+        persons_by_source: dict[str, list[int]] = {}
+        for source, person in zip(split["source"][:], split["person_id"][:], strict=True):
+            persons_by_source.setdefault(source, []).append(person)
+        for source, persons in persons_by_source.items():
+            counts.setdefault(source, {})[name] = {"samples": len(persons), "identities": len(set(persons))}
+    return {
+        source: has_published_counts(source, of_source)
+        for source, of_source in sorted(counts.items())
+        if source in PUBLISHED
+    }
 
 
-def has_published_counts(source: str, found: Counts) -> bool:
-    """Whether these counts of a source's splits, as far as they are given, are published ones; one must be."""
+def has_published_counts(source: str, counts: Counts) -> bool:
+    """Returns whether counts are those of a published version of a source.
+
+    Args:
+        source (`str`): the name of the data set.
+        counts (`Counts`): split -> numbers of "samples" and "identities". A number that is not given is not compared,
+            and neither is a split without published counts.
+
+    Returns:
+        `bool`: whether one version has at least one of these splits and contradicts none of the numbers.
+    """
     return any(
-        bool(found.keys() & known.keys())
+        bool(counts.keys() & published.keys())
         and all(
-            number == known[split].get(kind, number)
-            for split, numbers in found.items()
-            if split in known
+            number == published[split].get(kind, number)
+            for split, numbers in counts.items()
+            if split in published
             for kind, number in numbers.items()
         )
-        for known in PUBLISHED.get(source, ())
+        for published in PUBLISHED.get(source, ())
     )

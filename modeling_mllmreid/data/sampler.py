@@ -1,4 +1,4 @@
-"""P x K sampling: batches of P people with K images each, for the batch-hard triplet loss (Hermans et al. 2017)."""
+"""The P x K sampler: batches of P people with K images each, for the batch-hard triplet loss."""
 
 import logging
 from collections import defaultdict
@@ -14,19 +14,44 @@ logger = logging.getLogger(__name__)
 
 
 class PKSampler(Sampler[tuple[int, int, int]]):
-    """Yields (image index, epoch, position in the epoch) in runs of P x K: P people, K images of each in succession.
+    """Yields (image index, epoch, position in the epoch) in batches of P people with K consecutive images each.
 
-    Position and epoch let the data set seed its augmentation without any state. One step is `world_size` runs, one for
-    each process, and no person comes twice within a step. People come in shuffled passes over all of them; a person's
-    images come without replacement until all were used, other cameras first, with replacement within a run only where
-    the person has fewer than K. The order is a pure function of (seed, epoch). An epoch has as many whole steps as
-    there are images for, at least one.
+    The data set seeds its augmentation with the epoch and the position, and needs no state. A step has `world_size`
+    batches, one per process, and no person occurs twice in a step. The sampler goes through all people in a shuffled
+    order and then shuffles again. It draws the images of a person without replacement until all are used, and prefers
+    cameras that the batch does not have yet; an image repeats in a batch only if the person has fewer than K images.
+    The order depends only on the seed and the epoch. An epoch has as many whole steps as the images fill, at least one.
 
-    person_ids, camera_ids: one per image; an unknown camera (-1) counts as one camera. sources: the set of each image;
-    given, every pass has as many people of each set as the smallest set has, drawn anew, the sets taking turns, so that
-    a large set does not drown a small one. names: what warnings call the person of each image; by default the number.
-    Raises UserError for P, K or world_size below 1, a negative seed, fewer people than P x world_size, and a K that is
-    more than any person's images.
+    Source: Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017.
+
+    Args:
+        person_ids (`Sequence[int]` of length N): the person of each image.
+        camera_ids (`Sequence[int]` of length N): the camera of each image. The unknown one (-1) counts as one camera.
+        identities_per_batch (`int`): P, the people of a batch.
+        images_per_identity (`int`): K, the images of each person in a batch.
+        seed (`int`, defaults to 0): the seed of the order.
+        world_size (`int`, defaults to 1): the number of processes that train together.
+        sources (`Sequence[str]` of length N, *optional*): the data set of each image. If given, each pass draws as many
+            people of each data set as the smallest one has, in turn, so that a large data set does not dominate.
+        names (`Sequence[str]` of length N, *optional*): the person's name of each image, for warnings. The default is
+            the number.
+
+    Raises:
+        UserError: P, K or `world_size` is below 1, the seed is negative, there are fewer people than P x `world_size`,
+            or K exceeds the images of every person.
+
+    Example:
+
+    ```python
+    >>> from modeling_mllmreid.data.sampler import PKSampler
+
+    >>> person_ids, camera_ids = [7, 7, 8, 8, 9, 9], [1, 2, 1, 2, 1, 2]
+    >>> sampler = PKSampler(person_ids, camera_ids, identities_per_batch=3, images_per_identity=2)
+    >>> indices = [index for index, epoch, position in sampler]
+    >>> sorted(indices), len({person_ids[index] for index in indices[:2]})
+    ([0, 1, 2, 3, 4, 5], 1)
+
+    ```
     """
 
     def __init__(
@@ -41,23 +66,23 @@ class PKSampler(Sampler[tuple[int, int, int]]):
         sources: Sequence[str] | None = None,
         names: Sequence[str] | None = None,
     ) -> None:
-        settings = {
+        minimums = {
             "identities_per_batch": (identities_per_batch, 1),
             "images_per_identity": (images_per_identity, 1),
             "world_size": (world_size, 1),
             "seed": (seed, 0),
         }
-        for name, (value, low) in settings.items():
-            if value < low:
-                raise UserError(f"{name} is {value}: give at least {low}")
+        for name, (value, minimum) in minimums.items():
+            if value < minimum:
+                raise UserError(f"{name} is {value}: give at least {minimum}")
         images: dict[int, list[int]] = defaultdict(list)
         for index, person_id in enumerate(person_ids):
             images[int(person_id)].append(index)
         self.identities = sorted(images)
-        of_set: dict[str, list[int]] = defaultdict(list)
+        identities_by_source: dict[str, list[int]] = defaultdict(list)
         for person_id in self.identities:
-            of_set["" if sources is None else sources[images[person_id][0]]].append(person_id)
-        self.sets = [of_set[name] for name in sorted(of_set)]
+            identities_by_source["" if sources is None else sources[images[person_id][0]]].append(person_id)
+        self.identities_by_source = [identities_by_source[source] for source in sorted(identities_by_source)]
         self.images = images
         self._names = names
         self.cameras = [int(camera) for _, camera in zip(person_ids, camera_ids, strict=True)]
@@ -65,39 +90,41 @@ class PKSampler(Sampler[tuple[int, int, int]]):
         self.images_per_identity = images_per_identity
         self.seed = seed
         self.epoch = 0
-        people = min(map(len, self.sets), default=0) * len(self.sets)
-        if people < self.identities_per_step:
+        num_people = min(map(len, self.identities_by_source), default=0) * len(self.identities_by_source)
+        if num_people < self.identities_per_step:
             raise UserError(
-                f"{people} people to train on, but identities_per_batch {identities_per_batch} x world_size "
+                f"{num_people} people to train on, but identities_per_batch {identities_per_batch} x world_size "
                 f"{world_size} needs {self.identities_per_step}: lower identities_per_batch or give more people"
             )
         self.steps = max(1, len(self.cameras) // (self.identities_per_step * images_per_identity))
-        most = max(map(len, images.values()))
-        if most < images_per_identity:
+        max_images = max(map(len, images.values()))
+        if max_images < images_per_identity:
             raise UserError(
-                f"images_per_identity is {images_per_identity}, but no person has more than {most} images: "
-                f"lower it to {most} or less"
+                f"images_per_identity is {images_per_identity}, but no person has more than {max_images} images: "
+                f"lower it to {max_images} or less"
             )
-        self._warn_of_few_images()
+        self._warn_about_few_images()
 
-    def _warn_of_few_images(self) -> None:
+    def _warn_about_few_images(self) -> None:
+        """Warns about people with fewer than K images, and about people with a single one."""
         counts = {person_id: len(self.images[person_id]) for person_id in self.identities}
         few = [person_id for person_id, n in counts.items() if 1 < n < self.images_per_identity]
         single = [person_id for person_id, n in counts.items() if n == 1]
         if few:
             logger.warning(
                 "%d people have fewer images than images_per_identity %d (first: %s has %d): "
-                "theirs are repeated within a batch",
-                *(len(few), self.images_per_identity, self._called(few[0]), counts[few[0]]),
+                "these repeat within a batch",
+                *(len(few), self.images_per_identity, self._label(few[0]), counts[few[0]]),
             )
         if single and self.images_per_identity > 1:
             logger.warning(
-                "%d people have a single image (first: %s): they give the triplet loss no true positive; "
+                "%d people have a single image (first: %s): the triplet loss has no true positive for them; "
                 "add images of them or leave them out",
-                *(len(single), self._called(single[0])),
+                *(len(single), self._label(single[0])),
             )
 
-    def _called(self, person_id: int) -> str:
+    def _label(self, person_id: int) -> str:
+        """Returns the person's label for a warning."""
         return display_label(
             "person", str(person_id) if self._names is None else self._names[self.images[person_id][0]]
         )
@@ -110,12 +137,19 @@ class PKSampler(Sampler[tuple[int, int, int]]):
         return self.steps * self.identities_per_step * self.images_per_identity
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        return self.of_epoch(self.epoch)
+        return self.epoch_order(self.epoch)
 
-    def of_epoch(self, epoch: int) -> Iterator[tuple[int, int, int]]:
-        """What an epoch yields, whichever is set."""
+    def epoch_order(self, epoch: int) -> Iterator[tuple[int, int, int]]:
+        """Yields the samples of an epoch, without a change of the current epoch.
+
+        Args:
+            epoch (`int`): the epoch, from 0.
+
+        Returns:
+            `Iterator[tuple[int, int, int]]`: (image index, epoch, position in the epoch).
+        """
         position = 0
-        # The spawn key keeps this stream apart from those of the augmentation.
+        # The spawn key separates this random stream from those of the augmentation.
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch], spawn_key=(1,)))
         pools: dict[int, list[int]] = defaultdict(list)
         waiting: list[int] = []
@@ -127,27 +161,27 @@ class PKSampler(Sampler[tuple[int, int, int]]):
                     position += 1
 
     def _draw_people(self, waiting: list[int], rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        """(the people of one step, those left of the pass). A new pass defers those whom the step has already."""
-        need = self.identities_per_step
-        if len(waiting) >= need:
-            return waiting[:need], waiting[need:]
-        shuffled = [[people[i] for i in rng.permutation(len(people))] for people in self.sets]
-        fresh = [person_id for turn in zip(*shuffled, strict=False) for person_id in turn]
-        have = set(waiting)
-        added = [person_id for person_id in fresh if person_id not in have][: need - len(waiting)]
-        taken = set(added)
-        return waiting + added, [person_id for person_id in fresh if person_id not in taken]
+        """Returns the people of one step and the rest of the pass. A new pass defers people that the step has."""
+        count = self.identities_per_step
+        if len(waiting) >= count:
+            return waiting[:count], waiting[count:]
+        shuffled = [[people[i] for i in rng.permutation(len(people))] for people in self.identities_by_source]
+        next_pass = [person_id for turn in zip(*shuffled, strict=False) for person_id in turn]
+        already_drawn = set(waiting)
+        added = [person_id for person_id in next_pass if person_id not in already_drawn][: count - len(waiting)]
+        drawn = set(added)
+        return waiting + added, [person_id for person_id in next_pass if person_id not in drawn]
 
     def _draw_images(self, person_id: int, pool: list[int], rng: np.random.Generator) -> list[int]:
-        """K images of one person, taken out of the person's pool, which is filled again whenever it is empty."""
+        """Draws K images from the person's pool, which is refilled when it is empty."""
         drawn: list[int] = []
         cameras: list[int] = []
         while len(drawn) < self.images_per_identity:
             if not pool:
                 images = self.images[person_id]
                 pool.extend(images[i] for i in rng.permutation(len(images)))
-            place = min(range(len(pool)), key=lambda i: (drawn.count(pool[i]), cameras.count(self.cameras[pool[i]])))
-            index = pool.pop(place)
+            best = min(range(len(pool)), key=lambda i: (drawn.count(pool[i]), cameras.count(self.cameras[pool[i]])))
+            index = pool.pop(best)
             drawn.append(index)
             cameras.append(self.cameras[index])
         return drawn

@@ -113,7 +113,7 @@ def make_splits(
             else:
                 share, seed = TEST_SHARE if test_share is None else test_share, SEED if seed is None else seed
                 made = _drawn(whole, path, share, seed)
-    note_tested(made, person_names(whole), path.name, problems)
+    note_test_people(made, person_names(whole), path.name, problems)
     _note_what_is_left(whole, made, path, problems)
     return made
 
@@ -125,7 +125,7 @@ def _only_drawer(path: Path) -> Iterator[None]:
         check_output(path)
     except UserError as error:
         raise UserError(f"splits_file: {error}") from error
-    with new_parents(path), only_writer(path.parent, what="drawing of splits"):
+    with new_parents(path), only_writer(path.parent, work="drawing of splits"):
         yield
 
 
@@ -187,7 +187,7 @@ def _as_written(whole: Dataset, path: Path, given: Mapping[str, float], problems
     return made
 
 
-def note_tested(made: Mapping[str, Dataset], people: Iterable[str], where: str, problems: Problems) -> None:
+def note_test_people(made: Mapping[str, Dataset], people: Iterable[str], where: str, problems: Problems) -> None:
     """Notes how many of the people are tested on, and where the parts come from."""
     tested = {name for split in ("query", "gallery") if split in made for name in person_names(made[split])}
     if tested:

@@ -44,7 +44,7 @@ def features_on_main(
     """
     main = this_process().is_main_process
     parts: dict[str, list[np.ndarray]] = defaultdict(list)
-    with tqdm(total=count, desc="embedding", unit=unit, disable=not (progress and main)) as bar:
+    with tqdm(total=count, desc="embedding", unit=unit, disable=None if progress and main else True) as bar:
         for batch in batches:
             rows = {name: values.cpu().numpy() for name, values in embed(batch).items()}
             for of_process in gather_on_main(rows) or [{name: values[:0].copy() for name, values in rows.items()}]:

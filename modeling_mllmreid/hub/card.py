@@ -21,6 +21,7 @@ from ..utils.formats import ExportConfigFile
 from ..utils.json_files import read_json
 from ..utils.markdown import Markdown, code, escape, in_python_string, plain
 from ..utils.outputs import atomic_file
+from ..utils.shipped import MODEL_CARDS
 from .publication import published_report
 from .training_settings import duration, loss_points, loss_table, settings
 
@@ -200,7 +201,7 @@ def _data_licences(card: CardData, sources: set[str], tested_on: list[str]) -> d
 def _environment() -> Environment:
     """Returns the template environment, which escapes every value except those marked as Markdown."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(MODEL_CARDS),
         undefined=StrictUndefined,
         finalize=escape,
         trim_blocks=True,
@@ -245,7 +246,7 @@ def trained_on_published(card: CardData, source: str) -> bool | None:
     known = run.get("published_counts")
     if known is None and run.get("sources") == [source] and source in PUBLISHED:
         splits = (run.get("data") or {}).items()
-        counts = {split: {"rows": count["images"], "identities": count["persons"]} for split, count in splits}
+        counts = {split: {"samples": count["images"], "identities": count["persons"]} for split, count in splits}
         return has_published_counts(source, counts)
     return (known or {}).get(source)
 
@@ -264,7 +265,7 @@ def tested_on_published(card: CardData, source: str) -> bool | None:
     metrics = card.metrics or {}
     known = metrics.get("published_counts")
     if known is None and metrics.get("tested_on") == [source] and source in PUBLISHED:
-        counts = {split: {"rows": metrics[f"{split}_images"]} for split in ("query", "gallery")}
+        counts = {split: {"samples": metrics[f"{split}_images"]} for split in ("query", "gallery")}
         return has_published_counts(source, counts)
     return (known or {}).get(source)
 

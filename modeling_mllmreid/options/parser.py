@@ -10,7 +10,6 @@ from argparse import Action, ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import partial
-from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
@@ -18,12 +17,14 @@ from transformers import HfArgumentParser
 
 from ..utils.errors import UserError, is_our_fault
 from ..utils.ranges import Range
+from ..utils.shipped import recipe_path
+from .help_text import program_name
 from .yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 
 
-USAGE = "%(prog)s [config.yaml] [--field value ...]"
+USAGE = "%(prog)s [recipe or config.yaml] [--field value ...]"
 
 # Of fields whose type has no range; beyond it C's integers overflow in one library or another.
 INTEGERS = Range(at_least=-(2**32), at_most=2**32)
@@ -53,7 +54,7 @@ def read_options(dataclasses: Sequence[Any], argv: Sequence[str], command: str) 
     given: dict[str, Any] = {}
     flags = list(argv)
     if flags and not flags[0].startswith("-"):
-        path = Path(flags.pop(0))
+        path = recipe_path(flags.pop(0), command)
         given = parser.from_mapping(read_yaml(path), str(path))
     return {**given, **parser.from_flags(flags, command)}
 
@@ -72,7 +73,7 @@ class _Parser(HfArgumentParser):
     """The fields of dataclasses as flags: their help as transformers prints it, their values by stricter rules."""
 
     def __init__(self, dataclasses: Sequence[Any], command: str):
-        super().__init__(dataclasses, prog=f"run_reid.py {command}", usage=USAGE)
+        super().__init__(dataclasses, prog=f"{program_name()} {command}", usage=USAGE)
         self.hints = {name: hint for kind in dataclasses for name, hint in _type_hints(kind).items()}
         self.ranges = {
             name: _range(hint) for kind in dataclasses for name, hint in _type_hints(kind, include_extras=True).items()

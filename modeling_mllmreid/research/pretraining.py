@@ -41,7 +41,7 @@ def optimize(
         optimizer, lambda step: min(1, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
     )
     losses: list[Tensor] = []
-    with tqdm(range(steps), desc=name, unit="step") as bar:
+    with tqdm(range(steps), desc=name, unit="step", disable=None) as bar:
         for _ in bar:
             loss = step_loss()
             loss.backward()
@@ -113,7 +113,7 @@ IMAGES_EACH = 3
 def described_images(processor: MllmReIDProcessor, people: int, *, seed: int) -> tuple[Tensor, list[list[str]]]:
     """(pixel values (N, 3, H, W), four captions of each) of `people`, each before three cameras of the street."""
     pixels, captions = [], []
-    for index in tqdm(range(people), desc="images of the lesson", unit="person"):
+    for index in tqdm(range(people), desc="images of the lesson", unit="person", disable=None):
         person = make_person(seed, "other", index)
         for number in range(IMAGES_EACH):
             shot = plan_shot(random_stream(seed, "other", "shot", index, number), (index + number) % len(CAMERAS))

@@ -62,7 +62,7 @@ def write_pedestrians(
         for folder in FOLDERS:
             (aside / folder).mkdir()
         records: list[dict[str, Any]] = []
-        for group, index, person_id in tqdm(people, desc="pedestrians", unit="person"):
+        for group, index, person_id in tqdm(people, desc="pedestrians", unit="person", disable=None):
             for camera in range(cameras):
                 for shot in range(images_per_camera):
                     image = (person_id, group, index, camera, shot)

@@ -68,7 +68,7 @@ class Sidecar:
         """
         batches = [queue[start : start + batch_size] for start in range(0, len(queue), batch_size)]
         mine = batches[self.state.process_index :: self.state.num_processes]
-        with tqdm(total=sum(map(len, mine)), desc=f"{what}s", unit=what) as progress:
+        with tqdm(total=sum(map(len, mine)), desc=f"{what}s", unit=what, disable=None) as progress:
             for batch in mine:
                 write_batch(batch)
                 progress.update(len(batch))

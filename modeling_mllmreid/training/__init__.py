@@ -1,1 +1,1 @@
-"""Training: arguments, batches, ReIDTrainer, checkpoints, and one whole run."""
+"""Training: arguments, batches, ReIDTrainer, checkpoints, and the training run."""

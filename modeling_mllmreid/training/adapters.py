@@ -1,4 +1,4 @@
-"""What of a LLaVA is trained: the language model whole, by LoRA or not, quantised or not; the encoder likewise."""
+"""Adapters: full, LoRA or frozen training of the language model and the vision tower, with optional quantisation."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -15,33 +15,51 @@ from ..utils.errors import UserError
 from .parameters import check_pattern, matches
 
 TOWER, PROJECTOR = "mllm.model.vision_tower", "mllm.model.multi_modal_projector"
-# What each option is of, as module names have it.
-PARTS = {"language_model": "language_model", "tower": "vision_tower"}
+# The module name that each option trains.
+OPTION_MODULES = {"language_model": "language_model", "tower": "vision_tower"}
 LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
-# Names inside the LLaVA. A bare "q_proj" would hit the visual encoder's attention as well.
+# Full names inside the LLaVA. A bare "q_proj" would match the attention of the vision tower as well.
 LANGUAGE_TARGETS = r".*language_model\.layers\.\d+\..*\.(q|k|v|o|gate|up|down)_proj"
 TOWER_TARGETS = r".*vision_tower\..*layers\.\d+\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
 
 
 @dataclass
 class AdapterArguments:
-    """Which weights are trained, and how the frozen ones are held. Projector and heads are always trained."""
+    """Settings of full training, LoRA and quantisation. The projector and the heads are always trained.
+
+    Args:
+        language_model (`str`): "full", "lora" or "frozen".
+        tower (`str`): "full", "lora" or "frozen", of the vision tower.
+        lora_rank (`int`): Rank of the LoRA.
+        lora_alpha (`float`): The LoRA's product is scaled by `lora_alpha / lora_rank`.
+        lora_dropout (`float`): Dropout on the LoRA's input, 0 to below 1.
+        lora_targets (`str`, *optional*): Regular expression on full module names inside the LLaVA.
+        quantize (`str`, *optional*): "4bit" or "8bit", of the frozen language model.
+
+    Raises:
+        ValueError: A number is out of range, or `quantize` is set for a language model that is trained in full.
+
+    Source: Hu et al. 2021, "LoRA"; Dettmers et al. 2023, "QLoRA".
+    """
 
     language_model: Literal["full", "lora", "frozen"] = field(
-        default="full", metadata={"help": "Train the language model whole, by LoRA, or not at all."}
+        default="full", metadata={"help": "Train all weights of the language model, a LoRA on it, or nothing of it."}
     )
     tower: Literal["full", "lora", "frozen"] = field(
-        default="full", metadata={"help": "Train the visual encoder whole, by LoRA, or not at all."}
+        default="full", metadata={"help": "Train all weights of the vision tower, a LoRA on it, or nothing of it."}
     )
     lora_rank: int = field(default=16, metadata={"help": "Rank of the LoRA."})
     lora_alpha: float = field(default=32, metadata={"help": "The LoRA's product is scaled by lora_alpha / lora_rank."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the LoRA's input."})
     lora_targets: str | None = field(
         default=None,
-        metadata={"help": "Regular expression on full names inside the LLaVA, in place of all linear layers."},
+        metadata={"help": "Regular expression on full module names inside the LLaVA. Unset: all linear layers."},
     )
     quantize: Literal["4bit", "8bit"] | None = field(
-        default=None, metadata={"help": "Hold the frozen language model in 4 bits (nf4, double) or 8, by bitsandbytes."}
+        default=None,
+        metadata={
+            "help": "Hold the frozen language model in 4 bits (nf4, double quantisation) or 8 bits with bitsandbytes."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -57,28 +75,28 @@ class AdapterArguments:
 
     @property
     def thin(self) -> bool:
-        """Whether weights of the backbone stay as they are, so that checkpoints need not hold them."""
+        """Whether checkpoints leave out the backbone, because its language model does not change."""
         return self.language_model != "full"
 
     @property
     def has_lora(self) -> bool:
-        """Whether anything is trained by LoRA."""
+        """Whether the language model or the tower is trained by LoRA."""
         return "lora" in (self.language_model, self.tower)
 
     def to_record(self) -> dict[str, Any]:
-        """What was done, for run.json: settings of a LoRA only where there is one."""
+        """Returns the settings for `run.json`; LoRA settings only if there is a LoRA."""
         return {name: value for name, value in asdict(self).items() if self.has_lora or name not in LORA_FIELDS}
 
     def target_modules(self) -> str | None:
-        """The LoRA's regular expression, or None without a LoRA."""
-        parts = {LANGUAGE_TARGETS: self.language_model, TOWER_TARGETS: self.tower}
-        patterns = [pattern for pattern, mode in parts.items() if mode == "lora"]
+        """Returns the LoRA's regular expression, or None without a LoRA."""
+        modes = {LANGUAGE_TARGETS: self.language_model, TOWER_TARGETS: self.tower}
+        patterns = [pattern for pattern, mode in modes.items() if mode == "lora"]
         return (self.lora_targets or "|".join(patterns)) if patterns else None
 
     def quantization_config(self, dtype: torch.dtype) -> Any:
-        """The language model's `BitsAndBytesConfig`, computing in `dtype`, or None; UserError without the package."""
+        """Returns the language model's `BitsAndBytesConfig`, or None. Raises UserError without bitsandbytes."""
         from transformers import BitsAndBytesConfig
-        from transformers.utils import is_bitsandbytes_available
+        from transformers.utils.import_utils import is_bitsandbytes_available
 
         if self.quantize is None:
             return None
@@ -95,15 +113,25 @@ class AdapterArguments:
 
 
 def apply_adapters(model: MllmReIDModel, args: AdapterArguments, dtype: torch.dtype) -> list[str] | None:
-    """Freezes and adds the LoRA; returns the modules that are trained whole, or None where all of them may be.
+    """Freezes weights and adds the LoRA.
 
-    dtype: of the frozen weights; what is trained is float32. Unlike peft's k-bit preparation nothing frozen is turned
-    to float32. Raises UserError where nothing matches `lora_targets`, where peft is missing, and for a LoRA that would
-    save nothing.
+    Trained weights become float32. Unlike PEFT's preparation for quantised training, frozen weights do not.
+
+    Args:
+        model (`MllmReIDModel`): The model, changed in place.
+        args (`AdapterArguments`): What is trained.
+        dtype (`torch.dtype`): Format of the frozen weights.
+
+    Returns:
+        `list[str]`: The modules that are trained in full; None if the language model is trained in full.
+
+    Raises:
+        UserError: `lora_targets` matches no module or a wrong one, PEFT is missing, or the tower has a LoRA while the
+            language model is trained in full.
     """
     targets, mllm = args.target_modules(), model.mllm
     if not args.thin:
-        # Checkpoints hold every weight then, and a LoRA would save nothing.
+        # Checkpoints hold every weight then, so a LoRA saves nothing.
         if targets is not None:
             raise UserError(
                 "tower is lora, language_model full: set language_model to lora or frozen, or tower to full"
@@ -111,16 +139,16 @@ def apply_adapters(model: MllmReIDModel, args: AdapterArguments, dtype: torch.dt
         if args.tower == "frozen":
             model.get_submodule(TOWER).requires_grad_(False)
         return None
-    own = [PROJECTOR] + ([TOWER] if args.tower == "full" else [])
+    own_modules = [PROJECTOR] + ([TOWER] if args.tower == "full" else [])
     mllm.requires_grad_(False)
     for name, parameter in mllm.named_parameters():
-        trained = f"mllm.{name}".startswith(tuple(f"{module}." for module in own))
+        trained = f"mllm.{name}".startswith(tuple(f"{module}." for module in own_modules))
         if parameter.is_floating_point():
-            # What was stored in float16 is exact in float32, and would not be by way of bfloat16.
+            # float16 weights convert to float32 exactly, but not by way of bfloat16.
             parameter.data = parameter.data.to(torch.float32 if trained else dtype)
             parameter.requires_grad_(trained)
     if targets is not None:
-        # PEFT would match the expression itself, however long that takes.
+        # PEFT would match the expression itself, without a time limit.
         names = [name for name, _ in mllm.named_modules() if matches(targets, name, "lora_targets", whole=True)]
         if not names:
             raise UserError(f"lora_targets {targets}: matches no module of the model: correct it")
@@ -129,74 +157,89 @@ def apply_adapters(model: MllmReIDModel, args: AdapterArguments, dtype: torch.dt
             inject_adapter(mllm, {**settings, "target_modules": names})
         except (ImportError, ValueError) as error:
             raise UserError(f"lora_targets {targets}: {' '.join(str(error).split())[:200]}") from error
-        _check_targets(mllm, args)
-    return own
+        _check_lora_modules(mllm, args)
+    return own_modules
 
 
-def _check_targets(mllm: nn.Module, args: AdapterArguments) -> None:
-    """Raises UserError where the LoRA is not on the parts that are to be trained by it, and on no other."""
+def _check_lora_modules(mllm: nn.Module, args: AdapterArguments) -> None:
+    """Raises UserError if the LoRA is on other modules than the options name."""
     names = [name for name, _ in mllm.named_parameters() if ".lora_" in name]
-    for option, part in PARTS.items():
-        wanted, found = getattr(args, option) == "lora", any(f"{part}." in name for name in names)
-        if wanted != found:
+    for option, module in OPTION_MODULES.items():
+        has_lora = any(f"{module}." in name for name in names)
+        if has_lora != (getattr(args, option) == "lora"):
             raise UserError(
-                f"lora_targets {args.lora_targets}: matches {'something' if found else 'nothing'} of the {part}, and "
-                f"{option} is {getattr(args, option)}: correct one of them"
+                f"lora_targets {args.lora_targets}: matches {'layers' if has_lora else 'no layer'} of the {module}, "
+                f"and {option} is {getattr(args, option)}: correct one of them"
             )
-    if outside := [name for name in names if not any(f"{part}." in name for part in PARTS.values())]:
+    if outside := [name for name in names if not any(f"{module}." in name for module in OPTION_MODULES.values())]:
         raise UserError(
-            f"lora_targets {args.lora_targets}: matches {outside[0].partition('.lora_')[0]}, which is trained whole or "
-            f"not at all: match layers of {' and '.join(PARTS.values())} alone"
+            f"lora_targets {args.lora_targets}: matches {outside[0].partition('.lora_')[0]}, which takes no LoRA: "
+            f"match layers of {' and '.join(OPTION_MODULES.values())} alone"
         )
 
 
-def adapters_of_checkpoint(
-    config: MllmReIDConfig, lora: Mapping[str, Any] | None, names: Iterable[str]
-) -> dict[str, Any]:
-    """What a thin checkpoint was trained with, as fields of [`AdapterArguments`] without `quantize`.
+def checkpoint_adapters(config: MllmReIDConfig, lora: Mapping[str, Any] | None, names: Iterable[str]) -> dict[str, Any]:
+    """Returns the adapter settings of a thin checkpoint.
 
-    lora: its LoRA's settings, as PEFT names them; None without one. names: of its LoRA's weights. Settings of a LoRA
-    are None where there is none.
+    Args:
+        config (`MllmReIDConfig`): Configuration of the checkpoint.
+        lora (`Mapping[str, Any]`, *optional*): Settings of its LoRA, under PEFT's names.
+        names (`Iterable[str]`): Names of its LoRA weights.
+
+    Returns:
+        `dict[str, Any]`: Fields of [`AdapterArguments`] without `quantize`; LoRA fields are None without a LoRA.
     """
     names = list(names)
-    by_lora = {option: any(f"{part}." in name for name in names) for option, part in PARTS.items()}
-    tower_whole = TOWER in (config.own_modules or ())
-    found: dict[str, Any] = {
-        "language_model": "lora" if by_lora["language_model"] else "frozen",
-        "tower": "full" if tower_whole else "lora" if by_lora["tower"] else "frozen",
+    has_lora = {option: any(f"{module}." in name for name in names) for option, module in OPTION_MODULES.items()}
+    tower_in_full = TOWER in (config.own_modules or ())
+    settings: dict[str, Any] = {
+        "language_model": "lora" if has_lora["language_model"] else "frozen",
+        "tower": "full" if tower_in_full else "lora" if has_lora["tower"] else "frozen",
     }
     if lora is None:
-        return {**found, **dict.fromkeys(LORA_FIELDS)}
-    found |= {"lora_rank": lora["r"], "lora_alpha": lora["lora_alpha"], "lora_dropout": lora.get("lora_dropout", 0.0)}
-    return {**found, "lora_targets": config.lora_targets}
+        return {**settings, **dict.fromkeys(LORA_FIELDS)}
+    dropout = lora.get("lora_dropout", 0.0)
+    settings |= {"lora_rank": lora["r"], "lora_alpha": lora["lora_alpha"], "lora_dropout": dropout}
+    return {**settings, "lora_targets": config.lora_targets}
 
 
-def refuse_other_adapters(given: Mapping[str, Any], stored: Mapping[str, Any], checkpoint: str) -> None:
-    """Raises UserError for a setting that the thin checkpoint, whose training goes on, was not made with.
+def refuse_other_adapters(options: Mapping[str, Any], stored: Mapping[str, Any], checkpoint: str) -> None:
+    """Raises UserError if an option differs from the adapter settings of a thin checkpoint.
 
-    given: fields of [`AdapterArguments`]. stored: from `adapters_of_checkpoint`.
+    Args:
+        options (`Mapping[str, Any]`): Fields of [`AdapterArguments`] that the user set.
+        stored (`Mapping[str, Any]`): Settings of the checkpoint, from `checkpoint_adapters`.
+        checkpoint (`str`): Name of the checkpoint, for the message.
     """
-    for name, value in given.items():
+    for name, value in options.items():
         if name in stored and value != stored[name]:
             has = "has no LoRA" if stored[name] is None and name != "lora_targets" else f"has {stored[name] or 'none'}"
             raise UserError(
-                f"{name} {value}: the thin checkpoint {checkpoint} {has}, which its training keeps: leave it out, or "
-                "train on from a full one (run_reid.py export --to full)"
+                f"{name} {value}: the thin checkpoint {checkpoint} {has}, and further training keeps that: leave it "
+                "out, or train from a full checkpoint (run_reid.py export --to full)"
             )
 
 
 def prepare_training(
     model: MllmReIDModel, args: AdapterArguments, *, backbone: str, revision: str | None, dtype: torch.dtype
 ) -> None:
-    """`apply_adapters`, and checkpoints become thin where the language model is not trained whole.
+    """Applies the adapters, and makes checkpoints thin if the language model is not trained in full.
 
-    model: around the backbone, as it was loaded. backbone, revision: what thin checkpoints name.
+    Args:
+        model (`MllmReIDModel`): The model around the loaded backbone, changed in place.
+        args (`AdapterArguments`): What is trained.
+        backbone (`str`): Name or folder of the backbone, stored in thin checkpoints.
+        revision (`str`, *optional*): Commit of the backbone on the Hub.
+        dtype (`torch.dtype`): Format of the frozen weights.
+
+    Raises:
+        UserError: As in `apply_adapters`.
     """
-    own = apply_adapters(model, args, dtype)
-    if own is None:
+    own_modules = apply_adapters(model, args, dtype)
+    if own_modules is None:
         return
     config = model.config
     config.backbone, config.backbone_revision = backbone, revision
     config.backbone_fingerprint = weights_fingerprint(model.mllm)
-    config.own_modules, config.adapter = own, None if args.target_modules() is None else ADAPTER
+    config.own_modules, config.adapter = own_modules, None if args.target_modules() is None else ADAPTER
     config.lora_targets = None if config.adapter is None else args.lora_targets

@@ -1,4 +1,4 @@
-"""What training is told: how batches are made of the data, and how the model is optimised."""
+"""The training arguments: how batches are made from the data, and how the model is optimised."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from transformers import TrainingArguments
-from transformers.integrations import unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import HubStrategy
 
 from ..utils.errors import UserError
@@ -24,28 +24,55 @@ from .stock_settings import (
 
 @dataclass
 class BatchArguments:
-    """How training batches are made: people, texts, augmentation."""
+    """Settings of the training batches: texts, instructions and augmentation.
+
+    Args:
+        texts (`str`, *optional*): Path of the `texts.jsonl` with the continuations.
+        target (`str`): The text that the language model learns to write: "continuation", "caption", or "split" (the
+            second half of the caption).
+        text_branch (`bool`): Whether the language loss reads captions in addition to images.
+        max_target_tokens (`int`): Length in tokens at which targets are cut.
+        instruction (`str`): "common" (the Common Instruction), "standard" (a description prompt) or "pool" (a random
+            prompt for each image).
+        val_identities (`int`): Number of people moved from train to val where the data set has no val split.
+        flip (`float`): Probability of mirroring a crop, 0 to 1.
+        pad (`int`): Largest shift of a crop, in pixels.
+        erase (`float`): Probability of erasing a rectangle, 0 to 1.
+
+    Raises:
+        UserError: A probability or a number is out of range.
+
+    Example:
+        >>> from modeling_mllmreid import BatchArguments
+        >>> batches = BatchArguments(target="caption", text_branch=False, erase=0.0)
+        >>> batches.flip, batches.pad
+        (0.5, 10)
+    """
 
     texts: str | None = field(
         default=None, metadata={"help": "texts.jsonl with the continuations, written by the continuations command."}
     )
     target: Literal["continuation", "caption", "split"] = field(
         default="continuation",
-        metadata={"help": "What the language model must write: the continuation, the caption, or its second part."},
+        metadata={"help": "What the language model learns to write: the continuation, the caption or its second half."},
     )
-    text_branch: bool = field(default=True, metadata={"help": "Train on captions too, with the same targets."})
-    max_target_tokens: int = field(default=32, metadata={"help": "Targets are cut to this many tokens."})
+    text_branch: bool = field(
+        default=True, metadata={"help": "Compute the language loss on captions too, with the same targets."}
+    )
+    max_target_tokens: int = field(
+        default=32, metadata={"help": "Maximum number of tokens in a target; longer ones are cut."}
+    )
     instruction: Literal["common", "standard", "pool"] = field(
         default="common",
-        metadata={"help": "The Common Instruction, a standard description prompt, or one of a pool for each image."},
+        metadata={"help": "The Common Instruction, a standard description prompt, or a random prompt for each image."},
     )
     val_identities: int = field(
         default=0,
-        metadata={"help": "People taken out of the training part for model selection, where there is no val part."},
+        metadata={"help": "Number of people moved from train to val, if the data set has no val split."},
     )
     flip: float = field(default=0.5, metadata={"help": "Probability of mirroring a crop."})
-    pad: int = field(default=10, metadata={"help": "Pixels that a crop is shifted by at most."})
-    erase: float = field(default=0.5, metadata={"help": "Probability of erasing a rectangle."})
+    pad: int = field(default=10, metadata={"help": "Largest shift of a crop, in pixels."})
+    erase: float = field(default=0.5, metadata={"help": "Probability of erasing a rectangle of a crop."})
 
     def __post_init__(self) -> None:
         for name in ("flip", "erase"):
@@ -59,110 +86,139 @@ class BatchArguments:
 @without_refused
 @dataclass
 class ReIDTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with P x K batches, learning rates by module, and defaults that fit re-identification.
+    """`TrainingArguments` with P x K batches, learning rates by module, and defaults for re-identification.
 
-    One batch on a device is `identities_per_batch` people with `images_per_identity` images each; one process has one
-    device. Raises UserError for a value that is out of range, and for what has no effect here or another one, see
-    `stock_settings`.
+    A batch on a device has `identities_per_batch` people (P) with `images_per_identity` images each (K). A process uses
+    one device.
+
+    Args:
+        output_dir (`str`): Folder that the model and its checkpoints are written to.
+        identities_per_batch (`int`): People in a batch of one device, P.
+        images_per_identity (`int`): Images of each person in a batch, K.
+        balance_sets (`bool`): Whether every epoch draws the same number of people from each training set.
+        learning_rates (`dict[str, float]` or JSON, *optional*): Learning rate for each regular expression on parameter
+            names. The first match counts; other parameters use `learning_rate`.
+        diagnostics_steps (`int`): Steps between two diagnostics; 0 turns them off.
+        grad_cache_chunk (`int`): Images computed at a time with cached gradients; 0 computes the whole batch at once.
+        max_skipped_steps (`int`): Steps in a row that may be skipped because a loss or gradient is not finite.
+        **kwargs: The other fields are those of `transformers.TrainingArguments`, with the defaults below.
+
+    Raises:
+        UserError: A value is out of range, or a stock setting has no effect here (see `stock_settings.REFUSED`).
+
+    Example:
+        >>> from modeling_mllmreid import ReIDTrainingArguments
+        >>> args = ReIDTrainingArguments(output_dir="model", identities_per_batch=8, images_per_identity=4)
+        >>> args.per_device_train_batch_size
+        32
     """
 
-    identities_per_batch: int = field(default=16, metadata={"help": "P: people in a batch."})
-    images_per_identity: int = field(default=4, metadata={"help": "K: images of each person in a batch."})
+    identities_per_batch: int = field(default=16, metadata={"help": "Number of people in a batch of one device (P)."})
+    images_per_identity: int = field(default=4, metadata={"help": "Number of images of each person in a batch (K)."})
     balance_sets: bool = field(
-        default=False, metadata={"help": "Of several training sets, as many people of each in every pass."}
+        default=False, metadata={"help": "Draw the same number of people from each training set in every epoch."}
     )
     learning_rates: dict[str, float] | str | None = field(
         default=None,
-        metadata={"help": "Learning rates by regular expression on parameter names (JSON); the first match counts."},
+        metadata={"help": "Learning rates by regular expression on parameter names (JSON). The first match counts."},
     )
     diagnostics_steps: int = field(
         default=500,
-        metadata={"help": "Log gradients at the visual encoder, spread and texts every so many steps; 0: never."},
+        metadata={"help": "Log diagnostics (gradients, feature spread, texts) every this many steps. 0: never."},
     )
     grad_cache_chunk: int = field(
         default=0,
         metadata={
-            "help": "Images computed at once: the batch's gradient in the memory of so many, for one more pass; 0: all."
+            "help": "Cached gradients: images computed at a time, for one more forward pass. 0: the whole batch."
         },
     )
     max_skipped_steps: int = field(
         default=3,
-        metadata={"help": "Steps in a row that are skipped, as their loss or gradient is not finite, before the end."},
+        metadata={"help": "Stop after more than this many steps in a row with a loss or gradient that is not finite."},
     )
-    # What follows replaces the stock defaults.
-    per_device_train_batch_size: int = field(default=0, metadata={"help": "P x K: what is given must be that."})
+    # The fields below replace stock defaults.
+    per_device_train_batch_size: int = field(default=0, metadata={"help": "Computed: P x K."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate on val: no, steps or epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch, best."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the checkpoint that is best on val."})
-    metric_for_best_model: str | None = field(default="mAP", metadata={"help": "What best means: mAP, rank1, mINP."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: batches are made here."})
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch or best."}
+    )
+    logging_steps: float = field(default=50, metadata={"help": "Log the losses every this many steps."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Number of checkpoints to keep."})
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Load the checkpoint that is best on val when training ends."}
+    )
+    metric_for_best_model: str | None = field(
+        default="mAP", metadata={"help": "Metric on val that selects the best checkpoint: mAP, rank1 or mINP."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay false: the batches need these columns."}
+    )
     report_to: str | list[str] = field(
-        default="none", metadata={"help": "Where to log too: none, tensorboard, wandb, trackio, all."}
+        default="none", metadata={"help": "Additional loggers: none, tensorboard, wandb, trackio or all."}
     )
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Left out: the last checkpoint in output_dir, where it is this run's; true: it, whatever its run "
-            "was told; false: none; or a checkpoint's folder."
+            "help": "Unset: the last checkpoint in output_dir if it has the same settings. true: the last checkpoint "
+            "with any settings. false: start anew. Or the folder of a checkpoint."
         },
     )
     auto_find_batch_size: bool = field(
-        default=False, metadata={"help": "Take the largest identities_per_batch that fits, at most the given one."}
+        default=False, metadata={"help": "Lower identities_per_batch to the largest value that fits into memory."}
     )
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Not needed: what no loss reaches is frozen before the training."}
+        default=False, metadata={"help": "Not needed: parameters that no loss reaches are frozen before training."}
     )
-    # A step that is not finite is found without asking the device for every micro-batch.
+    # The step guard finds losses that are not finite with one device synchronisation a step.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not needed: see max_skipped_steps."})
-    hub_private_repo: bool | None = field(default=True, metadata={"help": "Make a new repository on the Hub private."})
+    hub_private_repo: bool | None = field(default=True, metadata={"help": "Make a new Hub repository private."})
 
     def __post_init__(self) -> None:
         refuse_settings(self)
         if not self.output_dir:
             raise UserError("output_dir is empty: give the folder that the model is written to")
-        size = self.identities_per_batch * self.images_per_identity
-        if self.per_device_train_batch_size not in (0, size):
+        batch_size = self.identities_per_batch * self.images_per_identity
+        if self.per_device_train_batch_size not in (0, batch_size):
             raise UserError(
                 f"per_device_train_batch_size {self.per_device_train_batch_size}: a batch is P x K: set "
                 f"identities_per_batch ({self.identities_per_batch}) and images_per_identity "
                 f"({self.images_per_identity})"
             )
-        self.per_device_train_batch_size = size
+        self.per_device_train_batch_size = batch_size
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False
         if self.load_best_model_at_end or self.save_strategy == "best":
             check_best_metric(str(self.metric_for_best_model))
-        self.learning_rates = _learning_rates(self.learning_rates)
-        every_logger = self.report_to in ("all", ["all"])
+        self.learning_rates = _checked_learning_rates(self.learning_rates)
+        all_loggers = self.report_to in ("all", ["all"])
         with setting_errors("training arguments"):
             super().__post_init__()
             warn_idle_gpus(self.distributed_state)
-        if every_logger and not self.report_to:
+        if all_loggers and not self.report_to:
             raise UserError(
                 f"report_to all: no logger is installed: {LOGGERS['tensorboard'][1]}, or set report_to none"
             )
         check_checkpointing(self.activation_checkpointing_kwargs)
-        # Under ZeRO-3 the LLaVA would be taken apart while it is loaded, before it has heads or a LoRA.
+        # Otherwise ZeRO-3 shards the LLaVA during loading, before it has heads or a LoRA.
         unset_hf_deepspeed_config()
         if self.push_to_hub and self.hub_strategy in ("checkpoint", "all_checkpoints"):
             raise UserError(
-                f"hub_strategy {HubStrategy(self.hub_strategy).value}: would publish optimiser states, which are "
+                f"hub_strategy {HubStrategy(self.hub_strategy).value}: publishes optimiser states, which are "
                 "pickles: use every_save or end"
             )
 
     @property
     def n_gpu(self) -> int:
-        """At most one: with several in one process the Trainer would split P x K batches between them."""
-        return min(1, super().n_gpu)
+        """At most 1: with several GPUs in one process the Trainer would split P x K batches between them."""
+        return min(1, int(super().n_gpu))
 
     def to_public_dict(self) -> dict[str, Any]:
-        """All settings as JSON can hold them, without tokens and without this machine's paths for logs."""
+        """Returns all settings as values that JSON can hold, without tokens."""
         return {name: value for name, value in self.to_dict().items() if not name.endswith("token")}
 
 
-def _learning_rates(value: dict[str, float] | str | None) -> dict[str, float]:
-    """Checked learning rates by pattern. Raises UserError naming the entry."""
+def _checked_learning_rates(value: dict[str, float] | str | None) -> dict[str, float]:
+    """Returns the learning rates by pattern. Raises UserError that names a wrong entry."""
     try:
         rates = json.loads(value) if isinstance(value, str) else dict(value or {})
         rates = {pattern: float(rate) for pattern, rate in rates.items()}

@@ -1,12 +1,12 @@
-"""From rows of the data set to training batches: augmented crops, prompts and targets of both branches."""
+"""Training batches: augmented crops, prompts and targets of the image branch and the text branch."""
 
 import logging
 from collections.abc import Sequence
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
-from datasets import Dataset as RowDataset
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -22,17 +22,44 @@ from .arguments import BatchArguments
 
 logger = logging.getLogger(__name__)
 
+# Token ids of a caption, and of its target.
+CaptionAndTarget = tuple[list[int], list[int]]
 
-class TrainDataset(Dataset):
-    """Training samples by (index, epoch, position): a pure function of these and the seed, in any worker or process.
 
-    split: a training split of the data contract. language: whether captions and targets are needed; then an image
-    without a caption counts in the ReID losses on images alone, and UserError is raised where none has a caption or a
-    continuation is missing.
+class TrainDataset(Dataset[dict[str, Any]]):
+    """The training samples of a split.
+
+    `PKSampler` indexes the dataset with (index, epoch, position). A sample depends only on these three numbers and the
+    seed, in every worker and process. An image without a caption takes part in the ReID losses on images alone.
+
+    Args:
+        split (`datasets.Dataset`): Training split with the columns of the data contract.
+        processor (`MllmReIDProcessor`): Resizes the crops and tokenizes the texts.
+        args (`BatchArguments`): Texts and augmentation.
+        seed (`int`): Seed of the augmentation and of the choice of captions.
+        language (`bool`): Whether the samples need captions and targets.
+
+    Raises:
+        UserError: With `language`, no image has a caption, or a continuation is missing.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from PIL import Image
+        >>> from modeling_mllmreid import BatchArguments, TrainDataset
+        >>> from modeling_mllmreid.research.tiny_llava import build_processor
+        >>> processor = build_processor(["a red coat"], height=64, width=32, patch_size=16)
+        >>> people = {"person_id": [7, 9], "camera_id": [0, 1], "source": ["mine", "mine"]}
+        >>> images = {"image": [Image.new("RGB", (40, 90))] * 2, "file_name": ["7.png", "9.png"]}
+        >>> samples = TrainDataset(
+        ...     Dataset.from_dict({**images, **people}), processor, BatchArguments(), seed=0, language=False
+        ... )
+        >>> sample = samples[1, 0, 0]
+        >>> sample["pixel_values"].shape, sample["person_ids"]
+        (torch.Size([3, 64, 32]), 1)
     """
 
     def __init__(
-        self, split: RowDataset, processor: MllmReIDProcessor, args: BatchArguments, *, seed: int, language: bool
+        self, split: datasets.Dataset, processor: MllmReIDProcessor, args: BatchArguments, *, seed: int, language: bool
     ):
         self.images = image_sources(split)
         self.person_ids: list[int] = split["person_id"][:]
@@ -48,18 +75,23 @@ class TrainDataset(Dataset):
             processor.height, processor.width, flip=args.flip, pad=args.pad, erase=args.erase
         )
         self.num_instructions = len(instruction_texts(args.instruction))
-        self.texts = _texts(split, processor, args) if language else [[] for _ in self.images]
+        self.texts = _tokenized_texts(split, processor, args) if language else [[] for _ in self.images]
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, sample: tuple[int, int, int]) -> dict[str, Any]:
-        index, epoch, position = sample
+    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Any]:
+        """Returns the sample of (index, epoch, position).
+
+        Returns:
+            `dict`: `pixel_values` (3, height, width) float32, `person_ids` (the label, 0 to `num_identities` - 1),
+            `instruction` (index of the prompt), and the token ids `caption` and `target`, empty without a caption.
+        """
+        index, epoch, position = key
         rng = rng_for(self.seed, epoch, position, index)
         image = self.augmentation.transform_image(open_image(self.images[index]), rng)
         pixels = self.processor(images=[image])["pixel_values"][0]
         texts = self.texts[index]
-        # Without a text the row has an empty caption and no target: no loss on texts reads it.
         caption, target = texts[rng.integers(len(texts))] if texts else ([], [])
         instruction = int(rng.integers(self.num_instructions)) if texts and self.num_instructions > 1 else 0
         return {
@@ -71,11 +103,11 @@ class TrainDataset(Dataset):
         }
 
 
-def _texts(
-    split: RowDataset, processor: MllmReIDProcessor, args: BatchArguments
-) -> list[list[tuple[list[int], list[int]]]]:
-    """For each row its (caption ids, target ids), one for each caption."""
-    rows: list[list[tuple[list[int], list[int]]]] = []
+def _tokenized_texts(
+    split: datasets.Dataset, processor: MllmReIDProcessor, args: BatchArguments
+) -> list[list[CaptionAndTarget]]:
+    """Returns the tokenized captions and targets of each image."""
+    texts_by_image: list[list[CaptionAndTarget]] = []
     columns = (split[name][:] for name in ("file_name", "caption", "continuation"))
     for file_name, captions, continuations in zip(*columns, strict=True):
         continuations = continuations or [None] * len(captions)
@@ -86,38 +118,66 @@ def _texts(
                 texts.append((processor.caption_ids(prompt), processor.target_ids(target, args.max_target_tokens)))
             except ValueError as error:
                 raise UserError(f"{file_name}: {error}") from error
-        rows.append(texts)
-    bare = sum(not texts for texts in rows)
-    if bare == len(rows):
+        texts_by_image.append(texts)
+    uncaptioned = sum(not texts for texts in texts_by_image)
+    if uncaptioned == len(texts_by_image):
         raise UserError("no training image has a caption: give captions, or set loss_lambda to 1 (ReID losses alone)")
-    if bare:
+    if uncaptioned:
         logger.warning(
             "%d of %d training images have no caption: they take part in the ReID losses on images alone",
-            bare,
-            len(rows),
+            uncaptioned,
+            len(texts_by_image),
         )
-    return rows
+    return texts_by_image
 
 
 class TrainCollator:
-    """Samples to the model's batch: image rows, and text rows with the same instructions and targets.
+    """Collates samples of `TrainDataset` into a batch of `MllmReIDModel.forward`.
 
-    language: whether image rows carry prompts and targets. Text rows carry them with `text_branch` too; for the ReID
-    losses alone (reid_text) they end with the caption.
+    The image branch gets the prompts and targets of the language loss. The text branch gets the captions, with the
+    same instructions and targets under `text_branch`; for the ReID losses alone (`reid_text`) its sequences end with
+    the caption.
+
+    Args:
+        processor (`MllmReIDProcessor`): Builds the prompts and pads the sequences on the right.
+        args (`BatchArguments`): Instruction and text branch.
+        language (`bool`): Whether the language loss is computed.
+        reid_text (`bool`): Whether the ReID losses read the captions.
+
+    Example:
+        >>> import torch
+        >>> from modeling_mllmreid import BatchArguments, TrainCollator
+        >>> from modeling_mllmreid.research.tiny_llava import build_processor
+        >>> processor = build_processor(["a red coat"], height=64, width=32, patch_size=16)
+        >>> collator = TrainCollator(processor, BatchArguments(), language=True, reid_text=False)
+        >>> sample = {"pixel_values": torch.zeros(3, 64, 32), "person_ids": 0, "instruction": 0}
+        >>> batch = collator([{**sample, "caption": [5, 6], "target": [7, 2]}] * 4)
+        >>> batch["pixel_values"].shape, sorted(batch)[:3]
+        (torch.Size([4, 3, 64, 32]), ['attention_mask', 'input_ids', 'labels'])
     """
 
-    # Whether samples must hold captions even where no loss of the model's own reads them.
+    # Whether the samples need captions where no loss of the model reads them.
     needs_captions = False
 
     def __init__(self, processor: MllmReIDProcessor, args: BatchArguments, *, language: bool, reid_text: bool):
         self.processor = processor
         self.language, self.text_targets = language, language and args.text_branch
-        self.text_rows = self.text_targets or reid_text
+        self.has_text_branch = self.text_targets or reid_text
         self.image_prompts = [processor.image_prompt_ids(text) for text in instruction_texts(args.instruction)]
-        before = len(processor.image_prefix_ids) + processor.num_image_tokens
-        self.suffixes = [prompt[before:] for prompt in self.image_prompts]
+        image_end = len(processor.image_prefix_ids) + processor.num_image_tokens
+        self.suffixes = [prompt[image_end:] for prompt in self.image_prompts]
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Returns the batch of B samples.
+
+        Args:
+            samples (`Sequence[dict]`): B samples of `TrainDataset`.
+
+        Returns:
+            `dict[str, Tensor]`: `pixel_values` (B, 3, height, width) and `person_ids` (B,); with the language loss
+            `input_ids`, `attention_mask` and `labels`, each (B, L); with a text branch `text_input_ids`,
+            `text_attention_mask`, `text_caption_mask` and, under `text_branch`, `text_labels`, each (B, M).
+        """
         batch = {
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
             "person_ids": torch.tensor([sample["person_ids"] for sample in samples]),
@@ -126,21 +186,28 @@ class TrainCollator:
         if self.language:
             prompts = [self.image_prompts[sample["instruction"]] for sample in samples]
             batch |= self.processor.rows(prompts, targets)
-        if self.text_rows:
+        if self.has_text_branch:
             captions = [sample["caption"] for sample in samples]
             prompts = [self.processor.image_prefix_ids + caption for caption in captions]
             if self.text_targets:
                 suffixes = [self.suffixes[sample["instruction"]] for sample in samples]
                 prompts = [prompt + suffix for prompt, suffix in zip(prompts, suffixes, strict=True)]
-            rows = self.processor.rows(prompts, targets if self.text_targets else [[] for _ in samples])
+            sequences = self.processor.rows(prompts, targets if self.text_targets else [[] for _ in samples])
             if not self.text_targets:
-                del rows["labels"]
-            rows["caption_mask"] = self.processor.caption_mask(captions, rows["input_ids"].shape[1])
-            batch |= {f"text_{name}": value for name, value in rows.items()}
+                del sequences["labels"]
+            sequences["caption_mask"] = self.processor.caption_mask(captions, sequences["input_ids"].shape[1])
+            batch |= {f"text_{name}": tensor for name, tensor in sequences.items()}
         return batch
 
 
 def label_counts(batch: dict[str, Tensor]) -> np.ndarray:
-    """Target tokens of a batch in the image branch and in the text branch: an array of two counts."""
+    """Counts the target tokens of a batch.
+
+    Args:
+        batch (`dict[str, Tensor]`): `labels` and `text_labels`, each (B, L) with -100 where there is no target.
+
+    Returns:
+        `np.ndarray`: The counts of the image branch and of the text branch, (2,).
+    """
     counts = [int((batch[name][:, 1:] != -100).sum()) if name in batch else 0 for name in ("labels", "text_labels")]
     return np.array(counts)

@@ -1,4 +1,4 @@
-"""Cached gradients: a batch of any P x K in the memory of a few images, with the gradient of the whole batch.
+"""Cached gradients: the gradient of a P x K batch of any size in the memory of a few images.
 
 Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (GradCache).
 """
@@ -14,6 +14,7 @@ from ..model.heads import MllmReIDOutput
 from ..model.losses import reid_loss
 
 Batch = Mapping[str, Tensor]
+RandomState = tuple[Tensor, Tensor | None]
 
 
 def cached_backward(
@@ -21,76 +22,80 @@ def cached_backward(
     inputs: Batch,
     *,
     chunk: int,
-    language_part: Callable[[dict[str, Tensor]], Tensor],
+    language_loss: Callable[[dict[str, Tensor]], Tensor],
     reid_weight: float,
     backward: Callable[[Tensor], None],
     scale: float = 1.0,
 ) -> tuple[Tensor, MllmReIDOutput]:
-    """Adds the gradient of one batch to the parameters' own; returns its loss and what `forward` would, detached.
+    """Adds the gradient of a batch to the parameters' gradients, in three passes.
 
-    Three passes: features of every chunk of images without a graph; the ReID losses and their gradient at the features
-    of all images and all processes, which the head gets its own gradient from; every chunk once more with a graph,
-    where the features' gradient and the chunk's language loss flow on. A chunk's second pass draws the random numbers
-    of its first, so that dropout is the same.
+    1. Compute the features of every chunk without a graph.
+    2. Compute the ReID losses on the features of all images and processes, and their gradient at the features. The head
+       gets its gradient here.
+    3. Compute every chunk again with a graph. The gradient at the features and the language loss of the chunk flow back
+       from there. The chunk draws the random numbers of its first pass, so dropout is the same.
 
-    model: not wrapped, for the backward passes must not be reduced one by one: see `average_gradients`. inputs: as of
-    `MllmReIDModel.forward`, each (B, ...). chunk: images at once. language_part: what the summed losses of a chunk's
-    branches add to the total loss. reid_weight: of the ReID losses in the total. backward: computes gradients, having
-    multiplied by `scale` where losses are scaled for float16.
+    Args:
+        model (`MllmReIDModel`): The unwrapped model, as DDP would reduce every backward pass (see `average_gradients`).
+        inputs (`Mapping[str, Tensor]`): The inputs of `MllmReIDModel.forward` with `person_ids`, each (B, ...).
+        chunk (`int`): Number of images computed at a time.
+        language_loss (`Callable`): Maps the summed losses of a chunk's branches to their share of the total loss.
+        reid_weight (`float`): Weight of the ReID losses in the total loss.
+        backward (`Callable`): Computes gradients, after it multiplies a loss by `scale`.
+        scale (`float`): Scale of the losses for float16.
+
+    Returns:
+        `tuple[Tensor, MllmReIDOutput]`: The loss, a scalar, and the output of `forward`, both detached.
     """
     config: MllmReIDConfig = model.config  # type: ignore[assignment]
-    people = inputs["person_ids"].to(model.device)
-    chunks = list(_split({name: rows for name, rows in inputs.items() if name != "person_ids"}, chunk))
-    states = [_random_state(people.device)] * len(chunks)
-    parts: dict[str, Tensor] = {}
-    total, reid, id_logits = torch.zeros((), device=people.device), None, None
-    leaves: dict[str, Tensor] = {}
+    person_ids = inputs["person_ids"].to(model.device)
+    captioned = inputs["text_caption_mask"].any(dim=1).to(model.device) if "text_caption_mask" in inputs else None
+    chunks = list(_split({name: tensor for name, tensor in inputs.items() if name != "person_ids"}, chunk))
+    loss, reid, id_logits = torch.zeros((), device=person_ids.device), None, None
+    loss_parts: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
+    states: list[RandomState] = []
     if config.loss_lambda > 0:
-        with torch.no_grad():
-            found = []
-            for number, rows in enumerate(chunks):
-                states[number] = _random_state(people.device)
-                # The text rows come after the image rows, so leaving them out changes no random number of these.
-                kept = {k: v for k, v in rows.items() if config.reid_text or not k.startswith("text_")}
-                found.append(_features(model(**kept)))
-        leaves = {name: rows.requires_grad_() for name, rows in _joined(found).items()}
-        captioned = inputs["text_caption_mask"].any(dim=1).to(people.device) if "text" in leaves else None
-        reid, id_logits = reid_loss(config, model.reid_head, leaves, leaves.get("text"), people, parts, captioned)
+        features, states = _features_without_graph(model, chunks)
+        features = {name: tensor.requires_grad_() for name, tensor in features.items()}
+        text = features.get("text")
+        text_captioned = None if text is None else captioned
+        reid, id_logits = reid_loss(config, model.reid_head, features, text, person_ids, loss_parts, text_captioned)
         backward(reid_weight * reid)
-        total = total + reid_weight * reid.detach()
-    gradients = {name: leaf.grad / scale for name, leaf in leaves.items() if leaf.grad is not None}
+        loss = loss + reid_weight * reid.detach()
+        gradients = {name: tensor.grad / scale for name, tensor in features.items() if tensor.grad is not None}
 
-    found = []
+    chunk_features = []
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
-    for number, rows in enumerate(chunks):
-        if leaves:
-            _set_random_state(people.device, states[number])
-        output = model(**rows)
-        features, terms = _features(output), []
+    for number, chunk_inputs in enumerate(chunks):
+        if states:
+            _set_random_state(person_ids.device, states[number])
+        output = model(**chunk_inputs)
+        features, terms = _named_features(output), []
         if output.language_loss_sums:
-            terms.append(language_part(output.language_loss_sums))
-            total = total + terms[0].detach()
+            terms.append(language_loss(output.language_loss_sums))
+            loss = loss + terms[0].detach()
         first = number * chunk
         for name, gradient in gradients.items():
             if features[name].requires_grad:
                 terms.append((features[name] * gradient[first : first + chunk]).sum())
         if terms:
             backward(torch.stack(terms).sum())
-        found.append({name: feature.detach() for name, feature in features.items()})
+        chunk_features.append({name: feature.detach() for name, feature in features.items()})
         for name, value in (output.language_loss_sums or {}).items():
             sums[name] = sums.get(name, 0) + value.detach()
             counts[name] = counts.get(name, 0) + output.label_counts[name]
-    parts |= {f"lm_{name}": value / counts[name] for name, value in sums.items() if counts[name]}
-    joined = _joined(found)
-    texts = joined.pop("text", None)
-    return total, MllmReIDOutput(
-        features=joined,
-        text_features=texts,
-        captioned=None if texts is None else inputs["text_caption_mask"].any(dim=1).to(people.device),
+    loss_parts |= {f"lm_{name}": value / counts[name] for name, value in sums.items() if counts[name]}
+    features = _concatenated(chunk_features)
+    text_features = features.pop("text", None)
+    return loss, MllmReIDOutput(
+        features=features,
+        text_features=text_features,
+        captioned=None if text_features is None else captioned,
         id_logits=id_logits,
         reid_loss=None if reid is None else reid.detach(),
-        loss_parts=parts,
+        loss_parts=loss_parts,
         language_loss_sums=sums or None,
         label_counts=counts or None,
     )
@@ -98,9 +103,12 @@ def cached_backward(
 
 @torch.no_grad()
 def average_gradients(model: nn.Module) -> None:
-    """The mean over processes of every gradient, as DDP takes it in a plain step; nothing in one process.
+    """Averages the gradients over processes, as DDP does in a plain step; does nothing in one process.
 
-    A parameter without a gradient counts as zero where another process has one.
+    A parameter without a gradient counts as zero.
+
+    Args:
+        model (`nn.Module`): The unwrapped model.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
@@ -109,19 +117,33 @@ def average_gradients(model: nn.Module) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         parameter.grad /= dist.get_world_size()
-    waiting = [dist.all_reduce(parameter.grad, async_op=True) for parameter in trained]
-    for work in waiting:
-        work.wait()
+    reductions = [dist.all_reduce(parameter.grad, async_op=True) for parameter in trained]
+    for reduction in reductions:
+        reduction.wait()
 
 
-def _features(output: MllmReIDOutput) -> dict[str, Tensor]:
-    """By name what the ReID losses read, the captions' feature as "text"."""
+@torch.no_grad()
+def _features_without_graph(
+    model: MllmReIDModel, chunks: list[dict[str, Tensor]]
+) -> tuple[dict[str, Tensor], list[RandomState]]:
+    """Returns the features of all chunks, and the random state before each chunk."""
+    states, chunk_features = [], []
+    for chunk_inputs in chunks:
+        states.append(_random_state(model.device))
+        # The text branch runs after the image branch, so that leaving it out changes no random number of the images.
+        read = {k: v for k, v in chunk_inputs.items() if model.config.reid_text or not k.startswith("text_")}
+        chunk_features.append(_named_features(model(**read)))
+    return _concatenated(chunk_features), states
+
+
+def _named_features(output: MllmReIDOutput) -> dict[str, Tensor]:
+    """Returns the features that the ReID losses read, with the captions' feature as "text"."""
     features = dict(output.features or {})
     return features if output.text_features is None else {**features, "text": output.text_features}
 
 
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def _concatenated(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def _split(inputs: Batch, chunk: int) -> Iterator[dict[str, Tensor]]:
@@ -129,11 +151,11 @@ def _split(inputs: Batch, chunk: int) -> Iterator[dict[str, Tensor]]:
         yield {name: tensor[first : first + chunk] for name, tensor in inputs.items()}
 
 
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+def _random_state(device: torch.device) -> RandomState:
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
-def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+def _set_random_state(device: torch.device, state: RandomState) -> None:
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.cuda.set_rng_state(state[1], device)

@@ -12,6 +12,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from ..utils.errors import UserError
+from ..utils.json_files import parse_json, read_file
 from ..utils.outputs import AnyPath, atomic_file, refused_by_disk
 from .arguments import ReIDTrainingArguments
 
@@ -105,20 +107,19 @@ class TrainingProgress(TrainerCallback):
 
 
 def log_line(entry: Mapping[str, Any]) -> str:
-    """A log entry as a line of JSON; null for a number that is not finite, which JSON does not have."""
+    """A log entry as a line of JSON, step first; null for a number that is not finite, which JSON does not have."""
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
-    return json.dumps(finite) + "\n"
+    # In one order: a checkpoint's entries come back sorted by name.
+    return json.dumps({"step": entry["step"], **dict(sorted(finite.items()))}) + "\n"
 
 
 def is_training_log(path: AnyPath) -> bool:
     """Whether a file begins as a training log does, or is empty."""
-    with open(path, "rb") as file:
-        first = file.readline()
     try:
-        entry = json.loads(first) if first else {"step": 0}
-    except ValueError:
+        first, _, _ = read_file(path).partition(b"\n")
+        return not first or "step" in parse_json(first, dict[str, Any], where=str(path))
+    except UserError:
         return False
-    return isinstance(entry, dict) and "step" in entry
 
 
 def training_line(entry: Mapping[str, float], max_steps: int, *, images_per_second: float, seconds_left: float) -> str:
@@ -138,8 +139,8 @@ def training_line(entry: Mapping[str, float], max_steps: int, *, images_per_seco
 def evaluation_line(entry: Mapping[str, float], max_steps: int) -> str:
     """A log entry of an evaluation in words: metrics of the test feature and mAP of every feature, in percent."""
     of_features = [name.removeprefix("eval_") for name in entry if name.endswith("_mAP") and name != "eval_mAP"]
-    names = ["mAP", "rank1", "mINP", *of_features]
-    return _wrapped([*_position(entry, max_steps), "val", *(f"{name} {entry[f'eval_{name}']:.1%}" for name in names)])
+    first, *others = (f"{name} {entry[f'eval_{name}']:.1%}" for name in ("mAP", "rank1", "mINP", *of_features))
+    return _wrapped([*_position(entry, max_steps), f"val {first}", *others])
 
 
 def last_line(state: Any, metric: str | None, *, seconds: float) -> str:
@@ -149,9 +150,10 @@ def last_line(state: Any, metric: str | None, *, seconds: float) -> str:
     if state.best_metric is None or not math.isfinite(state.best_metric):
         return f"{text}; no evaluation chose a best step"
     name = str(metric).removeprefix("eval_")
-    step = next(entry["step"] for entry in state.log_history if entry.get(f"eval_{name}") == state.best_metric)
+    if state.best_global_step is None:  # the trainer records it with a checkpoint only
+        return f"{text}; best {name} {state.best_metric:.1%} on val, no checkpoint saved"
     where = state.best_model_checkpoint or "not saved"
-    return f"{text}; best step {step}: {name} {state.best_metric:.1%} on val, checkpoint {where}"
+    return f"{text}; best step {state.best_global_step}: {name} {state.best_metric:.1%} on val, checkpoint {where}"
 
 
 def _position(entry: Mapping[str, float], max_steps: int) -> list[str]:

@@ -144,7 +144,7 @@ def test_search_says_nobody_beyond_the_threshold(disk, embedded, capsys):
     threshold = Threshold(middle, middle / 2, middle + 0.1, fpir=0.1, tpir=0.8, searches=20, people=9, gallery=40)
     save_thresholds(embedded / "model", {"vision": threshold})
     said, *rest = lines()
-    assert f"threshold: {middle:.4f}" in said and "10% of searches for somebody absent" in said and "80% for" in said
+    assert f"threshold: {middle:.4f}" in said and "10% of searches for an absent person" in said and "80% for" in said
     beyond = ["beyond the threshold" in line for line in rest]
     assert beyond == [distance > middle for distance in distances]
     stranger = embedded / "stranger.png"
@@ -157,7 +157,7 @@ def test_search_says_nobody_beyond_the_threshold(disk, embedded, capsys):
     embed.main(["--model", str(embedded / "model"), "--test_feature", "vision", *flags])
     capsys.readouterr()
     said, first, *_ = lines()
-    assert "chosen without these settings and is not used" in said and first.split()[1] == "0.0000"
+    assert "chosen with other settings and is not used" in said and first.split()[1] == "0.0000"
     (embedded / "model/threshold.json").write_text('{"vision": {"distance": 1}}')
     with pytest.raises(UserError, match=r"threshold.json: holds no thresholds \(field vision.low: field required"):
         lines()
@@ -313,7 +313,7 @@ def test_search_writes_over_nothing_of_anybody_elses(disk, embedded):
         ({"fields": {"trust_remote_code": True}}, "unknown field 'trust_remote_code'"),
         ({"flip_test": "yes"}, "metadata: field flip_test"),
         ({"height": 10**9}, "metadata: field height"),
-        ({"model": "/absent/model"}, "model /absent/model: is no longer there: say where it is with --model"),
+        ({"model": "/absent/model"}, "model /absent/model: no longer exists: give its new place with --model"),
         ({"fingerprint": [float("nan")] * 32}, "metadata: field fingerprint"),
     ],
 )
@@ -342,11 +342,11 @@ def test_search_refuses_another_model(embedded):
         weight.data.mul_(1.05)
     shutil.copytree(embedded / "model", embedded / "other")
     retrained.save_pretrained(embedded / "other")
-    assert "other: not the one that made the embeddings" in refused("--model", str(embedded / "other"))
+    assert "other: did not compute the embeddings" in refused("--model", str(embedded / "other"))
 
     settings = embedded / "model" / "processor_config.json"
     settings.write_text(settings.read_text().replace("bicubic", "nearest").replace('"resample": 3', '"resample": 0'))
-    assert "not the one that made the embeddings" in refused()
+    assert "did not compute the embeddings" in refused()
     assert "no-index: holds no embeddings" in refused("--embeddings", str(embedded / "no-index"))
     assert not (embedded / "sheet.png").exists()
 
@@ -396,7 +396,7 @@ def test_data_tells_in_one_screen_what_is_there(disk, tmp_path, capsys):
     captions = ["--captions_file", str(disk.people / "reid_raw.json")]
     data.main([*MARKET, str(disk.people), *captions, "--output_dir", str(tmp_path / "out")])
     printed = capsys.readouterr().out
-    assert "market1501: " in printed and "not the published Market-1501: train has 8 rows, not 12,936" in printed
+    assert "market1501: " in printed and "not the published Market-1501: train has 8 samples, not 12,936" in printed
     assert len(printed.splitlines()) < 25 and "0 broken images" in printed and "0 images with copies" in printed
     report = json.loads((tmp_path / "out/data.json").read_text())
     assert report["parts"]["train"]["images"] == 8 and report["parts"]["train"]["captions"] == 16
@@ -415,7 +415,7 @@ def test_data_lists_broken_images(broken_people, tmp_path, capsys):
 def test_prepared_data_trains_and_evaluates_like_its_origin(disk, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     prepare.main([*MARKET, str(disk.people), "--output", str(tmp_path / "prepared")])
-    assert "20 rows in train, query, gallery" in capsys.readouterr().out
+    assert "20 images in train, query, gallery" in capsys.readouterr().out
     scores = []
     for data_flags in ([*MARKET, str(disk.people)], ["--dataset", str(tmp_path / "prepared")]):
         evaluate.main(["--model", str(disk.ours), *data_flags, "--output_dir", str(tmp_path / "out")])

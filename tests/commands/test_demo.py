@@ -50,7 +50,7 @@ def test_the_demo_walks_the_whole_road(tmp_path, capsys, monkeypatch):
         torch.testing.assert_close(*states, rtol=0, atol=1e-6)
         return pretrain_tiny(mllm, *given, **options)
 
-    monkeypatch.setattr(demo, "teach_tiny", teach)
+    monkeypatch.setattr(demo, "pretrain_tiny", teach)
     threads = torch.get_num_threads()
     main(flags(tmp_path / "demo"))
     torch.set_num_threads(threads)

@@ -56,7 +56,7 @@ def test_evaluate_says_who(own, disk, tmp_path, capsys, drawn):
     evaluate.main(["--model", str(disk.ours), *flags])
     printed = capsys.readouterr().out
     assert "tested on 4 of 7 people, parts in the column split" in printed
-    assert "warning: anna is in train and query: a model that was trained on this train part has seen them" in printed
+    assert "warning: anna is in train and query: a model that was trained on this train split has seen them" in printed
     table = printed[printed.index("by query camera") :]
     assert "\ndoor " in table and "\nyard " in table and "\nunknown " in table
     report = json.loads((tmp_path / "out/metrics.json").read_text())

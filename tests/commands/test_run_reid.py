@@ -1,6 +1,7 @@
-"""run_reid.py itself: its table of contents without heavy imports, its exit codes, its one-line errors."""
+"""The command line: its table of commands without heavy imports, its exit codes, its one-line errors."""
 
 import importlib
+import io
 import logging
 import os
 import runpy
@@ -10,12 +11,15 @@ import threading
 from pathlib import Path
 
 import pytest
-import transformers
 from PIL import Image
 
+import modeling_mllmreid
+from modeling_mllmreid.commands.main import COMMANDS
+from modeling_mllmreid.options.help_text import program_name
 from modeling_mllmreid.utils.errors import UserError
 
-SCRIPT = Path(__file__).parents[2] / "run_reid.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "run_reid.py"
 
 
 def run(monkeypatch, *argv):
@@ -27,30 +31,55 @@ def run(monkeypatch, *argv):
     return end.value.code
 
 
-def test_help_lists_every_command_and_imports_nothing_heavy():
-    code = (
-        "import sys, runpy; sys.argv = ['run_reid.py', '--help']\n"
-        f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
-        "except SystemExit as end: assert end.code == 0, end.code\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'PIL', 'yaml', 'modeling_mllmreid'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+# The same program by its script, as a module, and as the function of the installed command.
+COMMAND = "from modeling_mllmreid.commands.main import main; sys.exit(main())"
+WAYS = {
+    "run_reid.py": f"import runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')",
+    "python -m modeling_mllmreid": "import runpy; runpy.run_module('modeling_mllmreid', None, '__main__', True)",
+    "mllmreid": COMMAND,
+}
+
+
+def test_the_script_the_module_and_the_command_are_one_program_without_heavy_imports():
+    answers = {}
+    for program, code in WAYS.items():
+        check = (
+            f"import sys; sys.argv = [{program!r}, '--help']\n"
+            f"try: {code}\n"
+            "except SystemExit as end: assert end.code == 0, end.code\n"
+            "heavy = {'torch', 'transformers', 'numpy', 'PIL', 'yaml', 'pydantic'} & set(sys.modules)\n"
+            "assert not heavy, heavy"
+        )
+        done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"usage: {program} COMMAND")
+        answers[program] = done.stdout.replace(program, "PROGRAM")
+    assert len(set(answers.values())) == 1
     for command in ("demo", "train", "evaluate", "continuations", "embed", "search"):
-        assert f"\n  {command} " in done.stdout
+        assert f"\n  {command} " in answers["mllmreid"]
 
 
-def test_every_command_of_the_table_has_its_main():
-    commands = runpy.run_path(str(SCRIPT))["COMMANDS"]
-    assert all(callable(importlib.import_module(module).main) for module, _ in commands.values())
+def test_every_way_gives_the_version_and_the_same_exit_code():
+    for flags, code, out, err in (
+        (["--version"], 0, f"mllmreid {modeling_mllmreid.__version__}\n", ""),
+        (["evalute"], 2, "", "error: unknown command 'evalute': did you mean 'evaluate'?\n"),
+    ):
+        script, module = [str(SCRIPT)], ["-m", "modeling_mllmreid"]
+        for way in (script, module, ["-c", f"import sys; {COMMAND}"]):
+            done = subprocess.run([sys.executable, *way, *flags], capture_output=True, text=True, cwd=ROOT)
+            assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
 
 
-def test_every_command_prints_its_fields(capsys):
-    for name, (module, _) in runpy.run_path(str(SCRIPT))["COMMANDS"].items():
+def test_the_script_holds_no_logic():
+    assert len(SCRIPT.read_text(encoding="utf-8").splitlines()) < 10
+
+
+def test_every_command_of_the_table_has_its_main_and_prints_its_fields(capsys):
+    for name in COMMANDS:
         with pytest.raises(SystemExit) as end:
-            importlib.import_module(module).main(["--help"])
-        assert end.value.code == 0 and capsys.readouterr().out.startswith(f"usage: run_reid.py {name} [config.yaml]")
+            importlib.import_module(f"modeling_mllmreid.commands.{name}").main(["--help"])
+        assert end.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: {program_name()} {name} [recipe or config.yaml]")
 
 
 def test_unknown_command_names_the_nearest(monkeypatch, capsys):
@@ -63,13 +92,13 @@ def test_user_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: embed: unknown field '--modle': did you mean '--model'?\n"
 
 
-def test_another_version_of_a_library_is_one_line_and_exit_code_2(monkeypatch, capsys):
-    monkeypatch.setattr(transformers, "__version__", "5.17.0")
-    for name in [name for name in sys.modules if name.split(".")[0] == "modeling_mllmreid"]:
-        monkeypatch.delitem(sys.modules, name)
-    assert run(monkeypatch, "search", "--help") == 2
+def test_another_version_of_a_library_is_one_line_and_exit_code_2(tmp_path):
+    (tmp_path / "transformers.py").write_text("__version__ = '5.17.0'\nAutoConfig = AutoModel = AutoProcessor = None\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, str(SCRIPT), "search", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     said = "transformers>=5.23,<6; installed: transformers 5.17.0: pip install 'transformers>=5.23,<6'"
-    assert capsys.readouterr().err == f"error: MLLMReID needs {said}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: MLLMReID needs {said}\n")
 
 
 def test_interrupt_gives_130(monkeypatch, capsys):
@@ -148,6 +177,17 @@ def test_an_output_that_is_ascii_takes_every_name():
     command = [sys.executable, str(SCRIPT), b"\xe9\xff\xd7\x90"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and done.stderr.startswith("error: unknown command '") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("terminal", "switched_off"), [(True, None), (False, "1")])
+def test_bars_of_libraries_are_for_a_terminal(monkeypatch, terminal, switched_off):
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(os, "environ", {})
+    assert run(monkeypatch, "--help") == 0
+    names = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+    assert [os.environ.get(name) for name in names] == [switched_off] * 2
 
 
 def raiser(error):

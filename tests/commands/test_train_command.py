@@ -47,8 +47,8 @@ def test_train_names_the_text_that_is_missing(disk, tmp_path):
 def test_two_16_bit_formats_are_not_mixed(dtype, other):
     settings = SimpleNamespace(bf16=other == "bf16", fp16=other == "fp16")
     with pytest.raises(UserError, match=f"^{other}: the weights are in {dtype}: set dtype to"):
-        train.refuse_two_halves(ModelArguments("any", dtype=dtype), settings)
-    train.refuse_two_halves(ModelArguments("any"), settings)
+        train.refuse_mixed_formats(ModelArguments("any", dtype=dtype), settings)
+    train.refuse_mixed_formats(ModelArguments("any"), settings)
 
 
 def test_training_on_test_people_of_a_target_is_refused_or_said(disk, tmp_path, capsys):
@@ -103,14 +103,14 @@ def test_a_training_never_writes_over_another_model_or_what_it_reads(disk, tmp_p
     (tmp_path / "link").symlink_to(disk.people)
     (tmp_path / "report" / "metrics.json").write_text("my own notes")
     for folder, message in (
-        (disk.native, "is read as well"),
-        (disk.people, "is read as well"),
+        (disk.native, "is also an input"),
+        (disk.people, "is also an input"),
         (other, "config.json: exists and was not written by this program"),
-        (tmp_path / "weights", "holds .*safetensors, which is no training's"),
+        (tmp_path / "weights", "holds .*safetensors, which no training wrote"),
         (tmp_path / "report", "metrics.json: exists and was not written by this program"),
         # Its files would be read as people.
-        (disk.people / "run", "run: lies inside .*people, which is read: give a folder outside of it"),
-        (tmp_path / "link" / "query" / "run", "run: lies inside .*people, which is read"),
+        (disk.people / "run", "run: is inside .*people, an input: give a folder outside of it"),
+        (tmp_path / "link" / "query" / "run", "run: is inside .*people, an input"),
     ):
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         with pytest.raises(UserError, match=message):
@@ -121,7 +121,7 @@ def test_a_training_never_writes_over_another_model_or_what_it_reads(disk, tmp_p
 def test_an_earlier_run_inside_the_data_goes_on_and_the_data_may_lie_inside_the_run(disk, tmp_path):
     data, run = tmp_path / "all", tmp_path / "all" / "run"
     shutil.copytree(disk.people, data / "people")
-    with pytest.raises(UserError, match="lies inside"):
+    with pytest.raises(UserError, match="is inside"):
         train.check_output_dir(run, "a/b", [str(data)])
     shutil.copytree(disk.ours, run)
     train.check_output_dir(run, "a/b", [str(data)])

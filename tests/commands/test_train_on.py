@@ -39,7 +39,10 @@ def adapters(folder):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--language_model full", "language_model full: the thin checkpoint .* has lora, which its training keeps"),
+        (
+            "--language_model full",
+            "language_model full: the thin checkpoint .* has lora, and further training keeps that",
+        ),
         ("--language_model frozen", "language_model frozen: .* has lora"),
         ("--tower full", "tower full: .* has frozen"),
         ("--tower lora", "tower lora: .* has frozen"),
@@ -115,13 +118,13 @@ def test_heads_that_become_new_are_said(disk, run, caplog):
 @pytest.mark.parametrize(
     ("targets", "said"),
     [
-        (".*vision_tower.*q_proj", "matches nothing of the language_model, and language_model is lora"),
-        (".*(q_proj|lm_head)", "matches something of the vision_tower, and tower is frozen"),
+        (".*vision_tower.*q_proj", "matches no layer of the language_model, and language_model is lora"),
+        (".*(q_proj|lm_head)", "matches layers of the vision_tower, and tower is frozen"),
         (
             r".*language_model.*q_proj|.*linear_1",
-            "matches model.multi_modal_projector.linear_1, which is ",
+            "matches model.multi_modal_projector.linear_1, which takes no LoRA",
         ),
-        ("(", "no regular expression"),
+        ("(", "not a regular expression"),
     ],
 )
 def test_lora_targets_are_of_the_parts_that_are_trained_by_it(disk, run, targets, said):

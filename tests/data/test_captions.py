@@ -12,7 +12,7 @@ from modeling_mllmreid.data.captions import (
     missing_captions,
     read_records,
 )
-from modeling_mllmreid.data.contract import Row, make_split
+from modeling_mllmreid.data.contract import Sample, make_split
 from modeling_mllmreid.utils.errors import UserError
 
 PROVENANCE = {"model": "tiny", "revision": "abc", "instruction": "Continue.", "settings": {"max_new_tokens": 4}}
@@ -25,7 +25,7 @@ def record(file_name, index, caption, continuation=None, split="train"):
 
 @pytest.fixture
 def train(tmp_path):
-    rows = [Row("a.jpg", 1, 1, ("red", "blue")), Row("b.jpg", 1, 2), Row("c.jpg", 2, 1, ("grün\u2028\n",))]
+    rows = [Sample("a.jpg", 1, 1, ("red", "blue")), Sample("b.jpg", 1, 2), Sample("c.jpg", 2, 1, ("grün\u2028\n",))]
     return make_split(rows, root=tmp_path, source="set")
 
 
@@ -98,9 +98,9 @@ def test_a_changed_caption_is_stale(train, use):
 
 def test_rows_of_one_file_count_their_captions_on(tmp_path):
     rows = [
-        Row("a.jpg", 1, captions=("red",)),
-        Row("b.jpg", 1, captions=("tall",)),
-        Row("a.jpg", 1, captions=("blue",)),
+        Sample("a.jpg", 1, captions=("red",)),
+        Sample("b.jpg", 1, captions=("tall",)),
+        Sample("a.jpg", 1, captions=("blue",)),
     ]
     query = make_split(rows, root=tmp_path, source="set")
     keys = [key[2:] for key, _ in missing_captions(query, "query", [])]
@@ -108,7 +108,7 @@ def test_rows_of_one_file_count_their_captions_on(tmp_path):
 
 
 def test_written_captions_are_joined_in_their_order_where_there_are_none(tmp_path):
-    rows = [Row("a.jpg", 1), Row("b.jpg", 1, captions=("tall",)), Row("c.jpg", 1)]
+    rows = [Sample("a.jpg", 1), Sample("b.jpg", 1, captions=("tall",)), Sample("c.jpg", 1)]
     train = make_split(rows, root=tmp_path, source="set")
 
     def written(file_name, index, caption, split="train", source="set"):

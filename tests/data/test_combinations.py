@@ -4,7 +4,7 @@ import pytest
 from datasets import DatasetDict
 
 from modeling_mllmreid.data.combinations import Combination, combine, parse_combination
-from modeling_mllmreid.data.contract import FEATURES, FURTHER, Row, make_split
+from modeling_mllmreid.data.contract import FEATURES, OPTIONAL_FEATURES, Sample, make_split
 from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.utils.errors import UserError
 
@@ -12,7 +12,7 @@ from modeling_mllmreid.utils.errors import UserError
 def made(source, **parts):
     """Parts of rows (file name, person, camera)."""
     return DatasetDict(
-        {split: make_split([Row(*row) for row in rows], root="/x", source=source) for split, rows in parts.items()}
+        {split: make_split([Sample(*row) for row in rows], root="/x", source=source) for split, rows in parts.items()}
     )
 
 
@@ -23,25 +23,25 @@ def test_persons_and_cameras_of_sets_and_parts_are_apart():
     assert train.features == FEATURES and train["source"][:] == ["b", "b", "a", "a"]
     assert train["person_id"][:] == [2, 1, 0, 0]  # (a, train, 5), (b, train, 0), (b, train, 5)
     assert train["camera_id"][:] == [2, -1, 0, 1]
-    whole = combine({"a": a, "b": b}, all_parts=True)
+    whole = combine({"a": a, "b": b}, all_splits=True)
     assert whole["file_name"][:] == ["1.jpg", "2.jpg", "3.jpg", "4.jpg", "1.jpg", "2.jpg"]
     # The test people's numbers are other people, of query and gallery alike; their cameras are the same cameras.
     assert whole["person_id"][:] == [1, 1, 0, 0, 3, 2] and whole["camera_id"][:] == [0, 1, 0, 0, 2, -1]
     captions = made("c", train=[("1.jpg", 1, -1)], query=[("2.jpg", 1, -1)] * 2, gallery=[("2.jpg", 1, -1)])
-    assert len(combine({"c": captions}, all_parts=True)) == 2
-    with pytest.raises(UserError, match="data set q: has query: it has no training part to combine"):
+    assert len(combine({"c": captions}, all_splits=True)) == 2
+    with pytest.raises(UserError, match="data set q: has query: it has no training split to combine"):
         combine({"q": made("q", query=[("1.jpg", 1, 1)])})
 
 
 def test_protocols_by_name():
     assert parse_combination("market1501") is None and parse_combination("some/hub-name") is None
     assert parse_combination("a+b+c") == Combination(("a", "b", "c"))
-    assert parse_combination("a+b:all") == Combination(("a", "b"), all_parts=True)
+    assert parse_combination("a+b:all") == Combination(("a", "b"), all_splits=True)
     assert parse_combination("a>b") == Combination(("a",), targets=("b",))
     assert parse_combination("a+b>c") == Combination(("a", "b"), targets=("c",))
-    assert parse_combination("a+b:all>c") == Combination(("a", "b"), all_parts=True, targets=("c",))
+    assert parse_combination("a+b:all>c") == Combination(("a", "b"), all_splits=True, targets=("c",))
     one = parse_combination("P-1")
-    assert one.sources == ("market1501", "cuhk02", "cuhk03", "cuhk_sysu") and one.all_parts
+    assert one.sources == ("market1501", "cuhk02", "cuhk03", "cuhk_sysu") and one.all_splits
     assert one.targets == ("viper", "prid", "grid", "ilids")
     two = parse_combination("P-2:msmt17")
     assert two == Combination(("market1501", "cuhk03", "cuhk_sysu"), targets=("msmt17",))
@@ -53,7 +53,7 @@ def test_protocols_by_name():
     for target, others in sources.items():
         for protocol in ("P-2", "P-3"):
             assert parse_combination(f"{protocol}:{target}") == Combination(
-                (*others, "cuhk_sysu"), all_parts=protocol == "P-3", targets=(target,)
+                (*others, "cuhk_sysu"), all_splits=protocol == "P-3", targets=(target,)
             )
     with pytest.raises(UserError, match="P-2 tests on one of its own sets: did you mean P-2:market1501"):
         parse_combination("P-2:market")
@@ -61,7 +61,7 @@ def test_protocols_by_name():
         with pytest.raises(UserError, match=f"{wrong}': {wrong[:3]} tests on one of its own sets: did you mean "):
             parse_combination(wrong)
     assert parse_combination("a>b>c") == Combination(("a",), targets=("b>c",))
-    with pytest.raises(UserError, match="parts 'test' are unknown: write a\\+b or a\\+b:all"):
+    with pytest.raises(UserError, match="suffix 'test' is unknown: write a\\+b or a\\+b:all"):
         parse_combination("a+b:test")
 
 
@@ -86,7 +86,7 @@ def test_loading_several(tmp_path):
     assert set(several["train"]["source"]) == {"market1501", "personx"} and len(several["train"]) > 3
     across = load_reid_dataset("personx>market1501", data_dirs=dirs)
     assert list(across) == ["train", "query", "gallery"] and set(across["query"]["source"]) == {"market1501"}
-    with pytest.raises(UserError, match=r"P-2:msmt17: data_dirs has no folder of cuhk03, cuhk_sysu: name it there"):
+    with pytest.raises(UserError, match=r"P-2:msmt17: data_dirs has no folder of cuhk03, cuhk_sysu: add it"):
         load_reid_dataset("P-2:msmt17", data_dirs=dirs)
     with pytest.raises(UserError, match="strict does not apply to several sets"):
         load_reid_dataset("market1501+personx", data_dirs=dirs, strict=True)
@@ -97,10 +97,10 @@ def test_loading_several(tmp_path):
 def test_names_of_people_and_cameras_stay_and_sets_without_have_none():
     a = made("a", train=[("1.jpg", 7, 3), ("2.jpg", 4, -1)])
     b = made("b", train=[("1.jpg", 7, 3)])
-    a["train"] = a["train"].add_column("person_name", ["anna", "ben"], feature=FURTHER["person_name"])
+    a["train"] = a["train"].add_column("person_name", ["anna", "ben"], feature=OPTIONAL_FEATURES["person_name"])
     for sets, names in (({"a": a, "b": b}, ["anna", "ben", None]), ({"b": b, "a": a}, [None, "anna", "ben"])):
         whole = combine(sets)
         assert whole["person_name"][:] == names and whole.column_names == [*FEATURES, "person_name"]
-        assert whole.features == {**FEATURES, "person_name": FURTHER["person_name"]}
+        assert whole.features == {**FEATURES, "person_name": OPTIONAL_FEATURES["person_name"]}
     assert combine({"a": a, "b": b})["person_id"][:] == [1, 0, 2]
     assert combine({"b": b}).column_names == list(FEATURES)

@@ -120,7 +120,7 @@ def test_what_is_left_out_is_counted_and_named(tmp_path, caplog):
     for number in range(7):
         (tmp_path / f"{number}.heic").touch()
     list_images(tmp_path).warn(tmp_path)
-    assert "7 files are left out, no images: 0.heic, 1.heic, 2.heic, 3.heic, 4.heic, ..." in caplog.text
+    assert "7 files are not images and left out: 0.heic, 1.heic, 2.heic, 3.heic, 4.heic, ..." in caplog.text
 
 
 def broken_images(folder):

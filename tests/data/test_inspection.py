@@ -6,7 +6,7 @@ from datasets import DatasetDict
 from PIL import Image
 
 from modeling_mllmreid.commands.data import format_group
-from modeling_mllmreid.data.contract import Row, make_split
+from modeling_mllmreid.data.contract import Sample, make_split
 from modeling_mllmreid.data.inspection import contact_sheet, describe, examine_images, shared_persons
 
 
@@ -18,9 +18,9 @@ def dataset(tmp_path):
         Image.fromarray(rng.integers(0, 256, (16, 8, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
     (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
     parts = {
-        "train": [Row("a.png", 1, 2, ("A man, a RED hat.", "tall")), Row("b.png", 1, 2), Row("c.png", 2, -1)],
-        "query": [Row("d.png", 1, 1), Row("e.png", 9, 1)],
-        "gallery": [Row("copy.png", 9, 2), Row("d.png", 1, 2)],
+        "train": [Sample("a.png", 1, 2, ("A man, a RED hat.", "tall")), Sample("b.png", 1, 2), Sample("c.png", 2, -1)],
+        "query": [Sample("d.png", 1, 1), Sample("e.png", 9, 1)],
+        "gallery": [Sample("copy.png", 9, 2), Sample("d.png", 1, 2)],
     }
     return DatasetDict({split: make_split(rows, root=tmp_path, source="t") for split, rows in parts.items()})
 

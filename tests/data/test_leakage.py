@@ -4,7 +4,7 @@ import pytest
 from datasets import Value
 
 from modeling_mllmreid.data import leakage
-from modeling_mllmreid.data.contract import Row, make_split
+from modeling_mllmreid.data.contract import Sample, make_split
 from modeling_mllmreid.data.leakage import (
     overlaps,
     refuse_overlaps,
@@ -56,13 +56,13 @@ def test_sets_that_no_paper_connects_share_nothing(monkeypatch):
     apart = ["market1501", "msmt17", "cuhk01", "cuhk02", "cuhk03", "cuhk_sysu", "dukemtmc", "viper", "prid", "grid"]
     assert overlaps(apart, apart) == []
     assert overlaps(["market1501:all", "market1501"], ["market1501"]) == ["market1501's own test people are trained on"]
-    monkeypatch.setitem(leakage.MADE_OF, "both", ("viper", "grid"))
-    monkeypatch.setitem(leakage.MADE_OF, "others", ("grid", "viper"))
+    monkeypatch.setitem(leakage.IMAGE_ORIGINS, "both", ("viper", "grid"))
+    monkeypatch.setitem(leakage.IMAGE_ORIGINS, "others", ("grid", "viper"))
     assert overlaps(["both"], ["others"]) == ["both and others share images of grid, viper"]
 
 
 def split(people, source="own", named=True):
-    rows = [Row(f"{number}.jpg", number, 1) for number, _ in people]
+    rows = [Sample(f"{number}.jpg", number, 1) for number, _ in people]
     part = make_split(rows, root="/x", source=source)
     names = [name for _, name in people]
     return part.add_column("person_name", names, feature=Value("string")) if named else part

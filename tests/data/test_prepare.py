@@ -13,7 +13,7 @@ from datasets import DatasetDict, config, load_dataset
 from PIL import Image
 
 from modeling_mllmreid.data import prepare as module
-from modeling_mllmreid.data.contract import FEATURES, Row, image_sources, make_split
+from modeling_mllmreid.data.contract import FEATURES, Sample, image_sources, make_split
 from modeling_mllmreid.data.images import open_image
 from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.data.prepare import read_prepared, write_prepared
@@ -22,14 +22,14 @@ from modeling_mllmreid.utils.errors import UserError
 
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ROWS_OF_A_SHARD", 2)
+    monkeypatch.setattr(module, "ROWS_PER_SHARD", 2)
     (tmp_path / "images").mkdir()
     for number in range(5):
         Image.new("RGB", (6, 12), (50 * number, 9, 9)).save(tmp_path / "images" / f"{number}.png")
     parts = {
-        "train": [Row(f"{number}.png", number, 1 + number % 2, (f"person {number}",)) for number in range(3)],
-        "query": [Row("3.png", 8, 1)],
-        "gallery": [Row("4.png", 8, 2)],
+        "train": [Sample(f"{number}.png", number, 1 + number % 2, (f"person {number}",)) for number in range(3)],
+        "query": [Sample("3.png", 8, 1)],
+        "gallery": [Sample("4.png", 8, 2)],
     }
     splits = {split: make_split(rows, root=tmp_path / "images", source="t") for split, rows in parts.items()}
     splits["train"] = splits["train"].add_column("track_id", [4, 4, -1])
@@ -84,7 +84,7 @@ def one_person(tmp_path, number):
     """A data set of one image whose person has this number."""
     image = tmp_path / f"{number}.png"
     Image.new("RGB", (2, 2), (number, 0, 0)).save(image)
-    return DatasetDict(train=make_split([Row(image.name, number, 1)], root=tmp_path, source="t"))
+    return DatasetDict(train=make_split([Sample(image.name, number, 1)], root=tmp_path, source="t"))
 
 
 def test_folders_of_one_name_and_a_folder_made_anew_are_not_mixed_up(tmp_path, monkeypatch):
@@ -171,12 +171,12 @@ def test_a_folder_that_is_not_whole_is_refused_by_name(dataset, tmp_path):
 
 
 def test_two_writers_do_not_mix_and_nothing_of_a_killed_one_is_taken(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ROWS_OF_A_SHARD", 1)
+    monkeypatch.setattr(module, "ROWS_PER_SHARD", 1)
     for number in range(4):
         Image.new("RGB", (2, 2)).save(tmp_path / f"{number}.png")
 
     def rows_of(person, count):
-        rows = [Row(f"{number}.png", person, 1) for number in range(count)]
+        rows = [Sample(f"{number}.png", person, 1) for number in range(count)]
         return DatasetDict(train=make_split(rows, root=tmp_path, source="t"))
 
     # As a run that was killed leaves it, under the name that older versions used.
@@ -204,7 +204,7 @@ def test_two_writers_do_not_mix_and_nothing_of_a_killed_one_is_taken(tmp_path, m
     for thread in runs:
         thread.join()
     assert sorted(end == "written" for end in ends) == [False, True]
-    assert "another run wrote it meanwhile" in "".join(ends)
+    assert "another run has written it in the meantime" in "".join(ends)
     people = load_reid_dataset(tmp_path / "out")["train"]["person_id"][:]
     assert people in ([1, 1], [2, 2, 2]) and len(shards(tmp_path / "out")) == len(people)
     assert not list(tmp_path.glob(".out.*.part"))
@@ -212,7 +212,7 @@ def test_two_writers_do_not_mix_and_nothing_of_a_killed_one_is_taken(tmp_path, m
 
 def test_the_output_lies_in_no_input(dataset, tmp_path):
     for inside in ("images/prepared", "images/anna/prepared", "images"):
-        with pytest.raises(UserError, match="which is read: give another path|exists and is not empty"):
+        with pytest.raises(UserError, match="an input: give another path|exists and is not empty"):
             write_prepared(tmp_path / inside, dataset, name="t", metadata={}, inputs=[tmp_path / "images"])
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [f"{number}.png" for number in range(5)]
 
@@ -224,7 +224,7 @@ def test_foreign_text_in_the_card_stays_text(dataset, tmp_path):
     head = lines[: lines.index("---", 1)]
     assert not any(line.startswith("license") for line in lines) and "tags: [person-re-identification]" in head
     assert sum(line.startswith("# ") for line in lines) == 1 and "<script>" not in "".join(lines)
-    assert [line for line in lines if line.startswith("## ")] == ["## Where it comes from", "## Responsible use"]
+    assert [line for line in lines if line.startswith("## ")] == ["## Origin", "## Responsible use"]
 
 
 def test_reading_holds_the_images_once(tmp_path):
@@ -232,7 +232,7 @@ def test_reading_holds_the_images_once(tmp_path):
     names = []
     for number in range(40):
         noise.rotate(9 * number).save(tmp_path / f"{number}.png")
-        names.append(Row(f"{number}.png", number, 1))
+        names.append(Sample(f"{number}.png", number, 1))
     dataset = DatasetDict(train=make_split(names, root=tmp_path, source="t"))
     write_prepared(tmp_path / "out", dataset, name="t", metadata={})
     size = sum(Path(source).stat().st_size for source in image_sources(dataset["train"]))

@@ -125,7 +125,7 @@ def test_an_upload_that_is_not_whole_is_refused(said):
     [
         ("wrong token", "push_to tester/people: "),
         ("failing server", "push_to tester/people: "),
-        ("public", "is public: pictures of people would be open to all: make it private or give another name"),
+        ("public", "is public and would publish pictures of people: make it private or give another name"),
     ],
 )
 def test_what_is_refused_pushes_nothing_and_keeps_what_was_prepared(said, case, message):

@@ -16,11 +16,11 @@ def test_counts_of_each_published_set_and_of_one_image_less():
         for counts in known:
             assert has_published_counts(source, counts), source
             train = counts["train"]
-            less = {**counts, "train": {**train, "rows": train["rows"] - 1}}
+            less = {**counts, "train": {**train, "samples": train["samples"] - 1}}
             assert not has_published_counts(source, less), source
             assert has_published_counts(source, {"train": train}), source
-        assert not has_published_counts(source, {}) and not has_published_counts(source, {"other": {"rows": 1}})
-    assert not has_published_counts("shop", {"train": {"rows": 1}})
+        assert not has_published_counts(source, {}) and not has_published_counts(source, {"other": {"samples": 1}})
+    assert not has_published_counts("shop", {"train": {"samples": 1}})
 
 
 def test_a_small_set_in_the_layout_is_not_the_published_one(tmp_path):

@@ -85,9 +85,8 @@ def test_people_with_few_images_are_told_once(caplog):
         list(made)
         list(made)
     assert [record.getMessage() for record in caplog.records] == [
-        "1 people have fewer images than images_per_identity 4 (first: person 2 has 2): "
-        "theirs are repeated within a batch",
-        "2 people have a single image (first: person 1): they give the triplet loss no true positive; "
+        "1 people have fewer images than images_per_identity 4 (first: person 2 has 2): these repeat within a batch",
+        "2 people have a single image (first: person 1): the triplet loss has no true positive for them; "
         "add images of them or leave them out",
     ]
     with caplog.at_level(logging.WARNING):
@@ -170,8 +169,8 @@ def test_the_order_stays_what_it_is_from_version_to_version():
     assert made.seed == 0 and {epoch for _, epoch, _ in made} == {0}
     assert [index for index, _, _ in made] == FIRST
     made.set_epoch(1)
-    assert [index for index, _, _ in made] == SECOND == [index for index, _, _ in made.of_epoch(1)]
-    assert made.epoch == 1 and [index for index, _, _ in made.of_epoch(0)] == FIRST
+    assert [index for index, _, _ in made] == SECOND == [index for index, _, _ in made.epoch_order(1)]
+    assert made.epoch == 1 and [index for index, _, _ in made.epoch_order(0)] == FIRST
     # A stream of its own: not that of an augmentation.
     people = sampler([0, 1, 2, 3, 4, 5], p=6, k=1)
     assert [index for index, _, _ in people] != list(np.random.default_rng([0, 0]).permutation(6))
@@ -180,7 +179,7 @@ def test_the_order_stays_what_it_is_from_version_to_version():
 def test_sets_take_turns_by_their_first_image_and_every_one_counts():
     persons, sources = [0, 1, 2, 3], ["a", "b", "a", "b"]
     made = PKSampler(persons, [0] * 4, identities_per_batch=2, images_per_identity=1, sources=sources)
-    assert made.sets == [[0, 2], [1, 3]] and made.steps == 2
+    assert made.identities_by_source == [[0, 2], [1, 3]] and made.steps == 2
     order = [index for index, _, _ in made]
     assert {sources[index] for index in order[:2]} == {sources[index] for index in order[2:]} == {"a", "b"}
-    assert PKSampler(persons, [0] * 4, identities_per_batch=2, images_per_identity=1).sets == [persons]
+    assert PKSampler(persons, [0] * 4, identities_per_batch=2, images_per_identity=1).identities_by_source == [persons]

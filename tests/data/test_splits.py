@@ -4,14 +4,14 @@ import random
 
 import pytest
 
-from modeling_mllmreid.data.contract import Row, make_split
+from modeling_mllmreid.data.contract import Sample, make_split
 from modeling_mllmreid.data.splits import label_mapping, split_query_gallery, split_validation
 from modeling_mllmreid.utils.errors import UserError
 
 
 def split_of(pairs, order=None):
     """pairs: (person, camera) of each image; order: seed of a shuffle of the rows."""
-    rows = [Row(f"{i}.jpg", person, camera) for i, (person, camera) in enumerate(pairs)]
+    rows = [Sample(f"{i}.jpg", person, camera) for i, (person, camera) in enumerate(pairs)]
     if order is not None:
         random.Random(order).shuffle(rows)
     return make_split(rows, root=".", source="set")

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from modeling_mllmreid.data.contract import Row, make_split
+from modeling_mllmreid.data.contract import Sample, make_split
 from modeling_mllmreid.evaluation import embedding
 from modeling_mllmreid.evaluation.embedding import embed_images
 from modeling_mllmreid.evaluation.protocol import (
@@ -49,7 +49,9 @@ def root(tmp_path_factory):
 
 def split(root, rows):
     """rows: (image number, person, camera)."""
-    return make_split([Row(f"{number}.png", person, camera) for number, person, camera in rows], root=root, source="t")
+    return make_split(
+        [Sample(f"{number}.png", person, camera) for number, person, camera in rows], root=root, source="t"
+    )
 
 
 def test_batches_and_workers_change_nothing_and_modes_come_back(model, processor, root):

@@ -18,7 +18,7 @@ from native import write_native
 from PIL import Image
 
 from modeling_mllmreid.commands import embed, evaluate
-from modeling_mllmreid.data.contract import Row, make_split
+from modeling_mllmreid.data.contract import Sample, make_split
 from modeling_mllmreid.evaluation import embedding, protocol
 from modeling_mllmreid.evaluation.protocol import protocol_features
 from modeling_mllmreid.evaluation.text_queries import embed_captions
@@ -60,7 +60,7 @@ def parts(root: Path, cameras=(1, 2)):
     made = {}
     for (name, rows), camera in zip(numbers.items(), cameras, strict=True):
         people = [1 + number % 2 for number in rows]
-        of_images = [Row(f"{number}.png", person, camera) for number, person in zip(rows, people, strict=True)]
+        of_images = [Sample(f"{number}.png", person, camera) for number, person in zip(rows, people, strict=True)]
         made[name] = make_split(of_images, root=root / "noise", source="t").add_column("track_id", people)
     return made
 
@@ -104,7 +104,9 @@ def everything(root: Path, output: Path) -> dict:
     trainer = ReIDTrainer(model=model, args=args, eval_dataset=val, processing_class=processor)
     got["evaluated"] = trainer.evaluate()
     # Of ten people, so that there are enough searches: each is alone in its part.
-    ten = [make_split([Row(f"{n % 9}.png", n, c) for n in range(10)], root=root / "noise", source="t") for c in (1, 2)]
+    ten = [
+        make_split([Sample(f"{n % 9}.png", n, c) for n in range(10)], root=root / "noise", source="t") for c in (1, 2)
+    ]
     got["thresholds"] = thresholds_on_val(trainer, QueryGallery(*ten))
 
     printed = io.StringIO()

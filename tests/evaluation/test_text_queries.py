@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_mllmreid.data.contract import Row, make_split
+from modeling_mllmreid.data.contract import Sample, make_split
 from modeling_mllmreid.evaluation.text_queries import caption_queries, embed_captions, image_and_text, text_to_image
 from modeling_mllmreid.utils.errors import UserError
 
@@ -25,11 +25,11 @@ def test_captions_in_batches_as_one_by_one(tiny_processor, make_model):
 
 def test_every_caption_is_a_query_without_a_camera_rule(tmp_path):
     query = make_split(
-        [Row("a.jpg", 1, 1, ("one", "two")), Row("b.jpg", 2, 1), Row("c.jpg", 3, 2, ("three",))],
+        [Sample("a.jpg", 1, 1, ("one", "two")), Sample("b.jpg", 2, 1), Sample("c.jpg", 3, 2, ("three",))],
         root=tmp_path,
         source="t",
     )
-    rows = [Row("d.jpg", 1, 1), Row("e.jpg", 1, 2), Row("f.jpg", 3, 1)]
+    rows = [Sample("d.jpg", 1, 1), Sample("e.jpg", 1, 2), Sample("f.jpg", 3, 1)]
     gallery = make_split(rows, root=tmp_path, source="t")
     captions, of_row = caption_queries(query)
     assert captions == ["one", "two", "three"] and of_row.tolist() == [0, 0, 2]

@@ -154,7 +154,7 @@ def test_export_push_delete_load_by_name_in_a_clean_process(hub, home, call, tra
         before = {path: path.read_bytes() for path in (home / form).rglob("*") if path.is_file()}
         code, out, err = call("cli", "push", "--model", home / form, "--to", f"tester/{form}")
         assert code == 0 and f"tester/{form}/commit/" in out, err
-        assert "not of the export, so not pushed: captions.jsonl, crops, embeddings.json" in out
+        assert "not part of the export, not pushed: captions.jsonl, crops, embeddings.json" in out
         assert {path: path.read_bytes() for path in (home / form).rglob("*") if path.is_file()} == before
         shutil.rmtree(home / form)
         files = hub.files("models", f"tester/{form}")

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modeling_mllmreid.training.diagnostics import reid_parts
+from modeling_mllmreid.training.diagnostic_measures import weighted_reid_losses
 
 FIELDS = {"reid_text": True, "reid_on": "llm", "loss_lambda": 0.6, "label_smoothing": 0.2, "triplet_soft_margin": True}
 BARE = torch.tensor([True, False, True, True, False, True, False, True])
@@ -61,7 +61,7 @@ def test_losses_gradients_and_statistics_are_those_of_the_rows_with_captions(mak
     for name, value in expected.items():
         torch.testing.assert_close(output.loss_parts[name], value.detach())
         if name != "triplet_text":
-            torch.testing.assert_close(reid_parts(model.config, output, people)[name], 0.6 * value)
+            torch.testing.assert_close(weighted_reid_losses(model.config, output, people)[name], 0.6 * value)
     for (name, one), other in zip(model.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
     torch.testing.assert_close(model.reid_head["llm"].bottleneck.running_mean, 0.1 * rows.detach().mean(0))

@@ -12,7 +12,7 @@ from modeling_mllmreid.model import MllmReIDVisionModel
 from modeling_mllmreid.research.agreement import write_from_images
 from modeling_mllmreid.research.language_gain import image_losses, text_losses
 from modeling_mllmreid.text.generation import generate_texts
-from modeling_mllmreid.training.diagnostics import written_and_wanted
+from modeling_mllmreid.training.diagnostic_measures import generated_and_targets
 from modeling_mllmreid.training.grad_cache import cached_backward
 
 TRAINED = {"reid_text": True, "distillation_weight": 0.5, "test_feature": "concat"}
@@ -97,7 +97,7 @@ def callers(model, processor, batch, folder):
                 model,
                 batch,
                 chunk=3,
-                language_part=lambda sums: model.language_loss(sums, dict.fromkeys(sums, 8)),
+                language_loss=lambda sums: model.language_loss(sums, dict.fromkeys(sums, 8)),
                 reid_weight=0.7,
                 backward=lambda part: None,
             )
@@ -110,7 +110,7 @@ def callers(model, processor, batch, folder):
         "text_losses": lambda: text_losses(model, processor, [text] * 4, targets),
         "write_from_images": lambda: write_from_images(model, processor, paths, prompt, 3),
         "generate_texts": lambda: len(generate_texts(model.mllm, processor.tokenizer, [text], max_new_tokens=3)),
-        "written_and_wanted": lambda: written_and_wanted(model, processor, batch)[0].cpu(),
+        "generated_and_targets": lambda: generated_and_targets(model, processor, batch)[0].cpu(),
         "cached_backward": cached,
     }
 

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from modeling_mllmreid.model import MllmReIDConfig
 from modeling_mllmreid.options import parser
 from modeling_mllmreid.options.arguments import DataArguments, MethodArguments, ModelArguments
+from modeling_mllmreid.options.help_text import program_name
 from modeling_mllmreid.options.parser import parse
 from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
 from modeling_mllmreid.utils.errors import UserError
@@ -97,7 +98,7 @@ def test_mistake_in_yaml_is_one_line_that_names_file_and_key(tmp_path, text, mes
         (["--people", "3", "4"], "x: '4' stands alone"),
         (["--people", "-3"], "x: people -3: give 0 or more"),
         ([], "x: people is not given"),
-        (["absent.yaml"], "absent.yaml: cannot be read"),
+        (["absent.yaml"], "x: absent.yaml: no such file and no such recipe"),
     ],
 )
 def test_mistake_on_the_command_line_is_one_line(argv, message):
@@ -110,7 +111,7 @@ def test_help_lists_every_field_with_its_default(capsys):
     with pytest.raises(SystemExit) as end:
         parse((ModelArguments, MethodArguments, DataArguments), ["--help"], "evaluate")
     text = capsys.readouterr().out
-    assert end.value.code == 0 and text.startswith("usage: run_reid.py evaluate [config.yaml]")
+    assert end.value.code == 0 and text.startswith(f"usage: {program_name()} evaluate [recipe or config.yaml]")
     assert "--loss_lambda" in text and "--strict" in text and "(default: float32)" in text
 
 

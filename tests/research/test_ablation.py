@@ -323,7 +323,7 @@ def test_a_run_that_fails_is_named_and_leaves_no_result(ablation, in_this_proces
         ),
         (["--test_sets", "nowhere"], "data set 'nowhere' is unknown"),
         (["--rows=B0"], "ablate: rows: 'B0' is not JSON"),
-        (["--train_sets", "market1501+msmt17"], "data_dirs has no folder of msmt17: name it there"),
+        (["--train_sets", "market1501+msmt17"], "data_dirs has no folder of msmt17: add it"),
     ],
 )
 def test_mistakes_are_said_before_the_work(ablation, flags, message):

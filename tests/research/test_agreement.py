@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_mllmreid.data.contract import Row, image_sources, make_split
+from modeling_mllmreid.data.contract import Sample, image_sources, make_split
 from modeling_mllmreid.data.images import open_image
 from modeling_mllmreid.evaluation.report import write_json
 from modeling_mllmreid.research.agreement import (
@@ -46,7 +46,7 @@ def split(tmp_path):
     rng = np.random.default_rng(0)
     for number in range(5):
         Image.fromarray(rng.integers(0, 256, (70, 30, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
-    rows = [Row(f"{number}.png", PEOPLE[number], captions=(CAPTIONS[number], "x")) for number in range(5)]
+    rows = [Sample(f"{number}.png", PEOPLE[number], captions=(CAPTIONS[number], "x")) for number in range(5)]
     return make_split(rows, root=tmp_path, source="own")
 
 
@@ -187,7 +187,7 @@ def test_bad_input(model, tiny_processor, split, tmp_path):
     refused("0.png: the caption .* holds the image token", texts=["<image>", *TEXTS[1:]])
     refused("all 2 rows are of one person: give rows of at least two", rows=split.select([0, 1]), texts=TEXTS[:2])
     refused("max_new_tokens is 0: give 1 or more", max_target_tokens=0)
-    bare = make_split([Row("0.png", 1, captions=("a bag",)), Row("1.png", 2)], root=tmp_path, source="own")
+    bare = make_split([Sample("0.png", 1, captions=("a bag",)), Sample("1.png", 2)], root=tmp_path, source="own")
     refused("1.png: has no caption for the text branch", rows=bare, texts=TEXTS[:2])
 
 

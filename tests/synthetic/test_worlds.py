@@ -12,7 +12,7 @@ from PIL import Image
 
 from modeling_mllmreid.data.contract import image_sources
 from modeling_mllmreid.data.images import open_image
-from modeling_mllmreid.data.leakage import what_is_trained_on
+from modeling_mllmreid.data.leakage import training_sources
 from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.data.readers import rendered
 from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
@@ -175,7 +175,7 @@ def test_worlds_combine_for_training_on_some_and_testing_on_another(small_worlds
     assert len(set(every["train"]["person_id"][:])) == 16
     leaking = "rendered_summer+rendered_winter:all>rendered_summer"
     with pytest.raises(UserError, match="leak: rendered_summer's own test people are trained on"):
-        what_is_trained_on(leaking, load_reid_dataset(leaking, data_dirs=folders), targets=[], allow_overlap=False)
+        training_sources(leaking, load_reid_dataset(leaking, data_dirs=folders), targets=[], allow_overlap=False)
 
 
 def test_captions_tell_what_is_worn_in_one_vocabulary():

@@ -99,7 +99,7 @@ def test_captions_are_written_and_read(native, people, tmp_path, capsys):
     with pytest.raises(UserError, match="captions.jsonl: holds texts written with max_new_tokens 5, not 6"):
         caption.main([*flags(native, people, path), "--max_new_tokens", "6"])
     path.write_text("")
-    with pytest.raises(UserError, match="captions.jsonl: no record is of this data set"):
+    with pytest.raises(UserError, match="captions.jsonl: no record belongs to this data set"):
         load_reid_dataset("market1501", data_dir=people, captions_file=str(path))
 
 
@@ -217,7 +217,7 @@ def test_prompts_of_one_image_differ(native, people, tmp_path, monkeypatch):
 def test_mistakes(native, people, tmp_path):
     good = flags(native, people, tmp_path / "c.jsonl")
     for more, message in (
-        (["--splits", "val"], "has no part val: give some of train, query, gallery"),
+        (["--splits", "val"], "has no split val: give one of train, query, gallery"),
         (["--prompts", "one"], "2 captions of one prompt would be .*: give do_sample, or more prompts"),
         (["--captions_per_image", "0"], "captions_per_image 0, 10 prompts: give at least one of each"),
         (["--model", "/absent/model"], "model /absent/model: not loadable as an image-text-to-text model"),

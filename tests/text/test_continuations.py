@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from modeling_mllmreid.data.captions import TextRecord, append_records, join_continuations, read_records
-from modeling_mllmreid.data.contract import Row, make_split
+from modeling_mllmreid.data.contract import Sample, make_split
 from modeling_mllmreid.text import continuations
 from modeling_mllmreid.text.continuations import kept_attribute_share, target_text, write_continuations
 from modeling_mllmreid.text.generation import generate_texts
@@ -22,8 +22,8 @@ SETTINGS = {"instruction": COMMON_INSTRUCTION, "model_name": "tiny", "revision":
 
 @pytest.fixture
 def splits(tmp_path):
-    train = [Row(f"{i}.jpg", i, 1, (" ".join(f"w{i + j}" for j in range(i + 1)), "w7 w8")) for i in range(6)]
-    val = [Row("0.jpg", 9, 1, ("w7 w8",)), Row("1.jpg", 9, 2), Row("0.jpg", 9, 1, ("w50 w51",))]
+    train = [Sample(f"{i}.jpg", i, 1, (" ".join(f"w{i + j}" for j in range(i + 1)), "w7 w8")) for i in range(6)]
+    val = [Sample("0.jpg", 9, 1, ("w7 w8",)), Sample("1.jpg", 9, 2), Sample("0.jpg", 9, 1, ("w50 w51",))]
     return {name: make_split(rows, root=tmp_path, source="s") for name, rows in (("train", train), ("val", val))}
 
 
@@ -158,7 +158,7 @@ def test_what_texts_are_drawn_by_is_kept_and_compared(mllm, processor, write, tm
 
 
 def test_an_image_token_in_a_caption_is_refused_before_anything_is_written(write, generated, tmp_path):
-    rows = [Row("a.jpg", 1, 1, ("w1",)), Row("b.jpg", 1, 1, ("w2", "w3 <image> w4"))]
+    rows = [Sample("a.jpg", 1, 1, ("w1",)), Sample("b.jpg", 1, 1, ("w2", "w3 <image> w4"))]
     wrong = make_split(rows, root=tmp_path, source="market")
     with pytest.raises(UserError, match=r"caption 1 of b.jpg \(market, train\).*image token '<image>'"):
         write(dataset_splits={"train": wrong})
@@ -196,7 +196,7 @@ def test_a_file_of_anything_else_keeps_every_byte(write, generated, tmp_path, na
 def test_an_input_is_never_the_output(write, generated, tmp_path):
     (tmp_path / "texts.jsonl").touch()
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "texts.jsonl")
-    for name, wrong in (("texts.jsonl", "is read as well"), ("link.jsonl", "is a symbolic link")):
+    for name, wrong in (("texts.jsonl", "is also an input"), ("link.jsonl", "is a symbolic link")):
         with pytest.raises(UserError, match=wrong):
             write(name, inputs=[tmp_path / "texts.jsonl"])
     assert not generated

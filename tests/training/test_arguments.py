@@ -84,7 +84,7 @@ def test_learning_rates_are_numbers_by_pattern_in_their_order(tmp_path):
 
 def test_what_is_refused(tmp_path):
     for strategy in ("checkpoint", "all_checkpoints"):
-        with pytest.raises(UserError, match=f"hub_strategy {strategy}: would publish optimiser states"):
+        with pytest.raises(UserError, match=f"hub_strategy {strategy}: publishes optimiser states"):
             arguments(tmp_path, push_to_hub=True, hub_strategy=strategy)
         arguments(tmp_path, hub_strategy=strategy)
     for strategy in ("end", "every_save"):

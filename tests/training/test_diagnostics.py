@@ -12,16 +12,16 @@ from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel
 from modeling_mllmreid.model.losses import batch_hard_triplet_loss, id_loss
 from modeling_mllmreid.training.arguments import ReIDTrainingArguments
 from modeling_mllmreid.training.batches import label_counts
-from modeling_mllmreid.training.diagnostics import (
-    Diagnostics,
+from modeling_mllmreid.training.diagnostic_failures import find_failures
+from modeling_mllmreid.training.diagnostic_measures import (
+    count_equal_pairs,
     effective_rank,
     embedding_spread,
-    equal_pairs,
-    findings,
-    gradients_at,
+    generated_and_targets,
     identity_cosines,
-    written_and_wanted,
+    loss_gradients,
 )
+from modeling_mllmreid.training.diagnostics import Diagnostics
 from modeling_mllmreid.training.trainer import ReIDTrainer
 from modeling_mllmreid.utils.errors import UserError
 
@@ -82,10 +82,10 @@ def test_gradients_where_one_part_does_not_arrive():
     state, other = torch.randn(3, requires_grad=True), torch.randn(3, requires_grad=True)
     parts = {"own": (2 * state).sum(), "other": other.sum()}
     for scale in (1.0, 2.0**16):
-        got = gradients_at(state, parts, scale)
+        got = loss_gradients(state, parts, scale)
         assert got["own"].tolist() == [2, 2, 2] and got["other"].tolist() == [0, 0, 0]
     assert state.grad is None and other.grad is None
-    assert equal_pairs(torch.tensor([[1, 2], [1, 2], [1, 3]])) == (1, 3)
+    assert count_equal_pairs(torch.tensor([[1, 2], [1, 2], [1, 3]])) == (1, 3)
 
 
 # ---- in training -----------------------------------------------------------------------------------------------------
@@ -189,20 +189,21 @@ def test_which_steps_are_measured_and_when_they_are_logged(train):
         train(max_steps=1, diagnostics_steps=-1)
 
 
-def test_texts_are_written_after_one_prompt_to_different_people(train, recorded):
+def test_texts_are_generated_after_one_prompt_to_different_people(train, recorded):
     trained = train(max_steps=1, model={"loss_lambda": 0.5}, batch={"instruction": "pool"})
     model, batch = recorded[0]
-    written, wanted = written_and_wanted(model, trained.trainer.processing_class, batch)
+    generated, targets = generated_and_targets(model, trained.trainer.processing_class, batch)
     shortest = min(int((row != -100).sum()) for row in batch["labels"][::2])
-    assert written.shape == wanted.shape == (4, min(16, shortest))
+    assert generated.shape == targets.shape == (4, min(16, shortest))
     # Rows 0, 2, 4, 6 are the first of each person.
-    assert torch.equal(wanted[1], batch["labels"][2][batch["labels"][2] != -100][: wanted.shape[1]])
+    assert torch.equal(targets[1], batch["labels"][2][batch["labels"][2] != -100][: targets.shape[1]])
     with torch.no_grad():
         model.mllm.model.multi_modal_projector.linear_2.weight.zero_()
-    written, _ = written_and_wanted(model, trained.trainer.processing_class, batch)
-    assert equal_pairs(written) == (6, 6)
+    generated, _ = generated_and_targets(model, trained.trainer.processing_class, batch)
+    assert count_equal_pairs(generated) == (6, 6)
     batch["labels"][2:] = -100
-    assert written_and_wanted(model, trained.trainer.processing_class, batch) is None
+    generated, targets = generated_and_targets(model, trained.trainer.processing_class, batch)
+    assert len(generated) == len(targets) == 0 and count_equal_pairs(generated) == (0, 0)
 
 
 # ---- warnings --------------------------------------------------------------------------------------------------------
@@ -235,7 +236,7 @@ HEALTHY = {
             {"rank_vision": 1.3},
             "features 'vision' collapse: effective rank 1.3 of 64 images: look at learning_rate (0.002) and triplet",
         ),
-        ({"within_llm": -0.08}, "features 'llm' do not tell people apart: mean cosine -0.08 within identities, -0.10"),
+        ({"within_llm": -0.08}, "features 'llm' do not separate people: mean cosine -0.08 within identities, -0.10"),
         ({"branch_gap": 1.24}, "the image branch is 1.2 nats a token behind the text branch: lower loss_lambda (0.9)"),
         (
             {"same_text_share": 0.9},
@@ -244,12 +245,12 @@ HEALTHY = {
         ({"same_text_share": 0.9, "same_target_share": 0.8}, None),
     ],
 )
-def test_each_signature_is_told_alone(tmp_path, change, words):
+def test_each_failure_is_found_alone(tmp_path, change, words):
     config = MllmReIDConfig(loss_lambda=0.9)
     args = ReIDTrainingArguments(output_dir=str(tmp_path), use_cpu=True, learning_rate=2e-3)
-    found = list(findings(HEALTHY | change, config, args, images=64, people=16).values())
+    found = list(find_failures(HEALTHY | change, config, args, images=64, people=16).values())
     assert len(found) == (words is not None) and all(words in text for text in found)
-    assert findings({}, config, args, images=64, people=16) == {}
+    assert find_failures({}, config, args, images=64, people=16) == {}
 
 
 def warnings_of(caplog):
@@ -280,14 +281,14 @@ def test_real_failures_warn_once_after_the_warm_up_and_training_that_works_does_
 
 
 def test_a_step_without_any_target_is_no_fault(train, monkeypatch):
-    watch = Diagnostics.watch
+    capture = Diagnostics.capture
 
     def without_targets(self, inputs):
         for name in ("labels", "text_labels"):
             inputs[name].fill_(-100)
-        return watch(self, inputs)
+        return capture(self, inputs)
 
-    monkeypatch.setattr(Diagnostics, "watch", without_targets)
+    monkeypatch.setattr(Diagnostics, "capture", without_targets)
     (entry,) = diagnosed(train(max_steps=1))
     texts = {"diag_grad_lm_image", "diag_branch_gap", "diag_same_text_share"}
     assert not texts & entry.keys() and entry["diag_grad_reid"] > 0
@@ -297,3 +298,16 @@ def test_reentrant_checkpoints_leave_the_gradients_out(train):
     kwargs = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}}
     (entry,) = diagnosed(train(max_steps=1, **kwargs))
     assert "diag_grad_reid" not in entry and "diag_rank_llm" in entry
+
+
+def test_a_resumed_training_logs_and_warns_what_was_measured_before_its_checkpoint(train, tmp_path, caplog):
+    # Step 3 is measured, and in the checkpoint; its entry is logged at step 4.
+    settings = {"max_steps": 5, "diagnostics_steps": 1, "logging_steps": 4, "save_strategy": "steps", "save_steps": 3}
+    with caplog.at_level(logging.WARNING):
+        whole = diagnosed(train(**settings))
+        warned = warnings_of(caplog)
+        caplog.clear()
+        resumed = diagnosed(train(**settings, resume_from_checkpoint=str(tmp_path / "run/checkpoint-3")))
+    assert [entry["diag_step"] for entry in whole] == [1, 2, 3, 4, 5] and resumed == whole
+    later = [text for text in warned if not text.startswith("step 3")]
+    assert warned != later and warnings_of(caplog) == later

@@ -136,9 +136,9 @@ def test_the_model_is_built_whole_under_zero3(tmp_path):
     ("settings", "said"),
     [
         ({"grad_cache_chunk": 4}, "grad_cache_chunk is 4: FSDP reduces its shards in every backward pass"),
-        ({"adapters": {"language_model": "lora", "quantize": "4bit"}}, "quantize: FSDP does not spread weights of 4"),
+        ({"adapters": {"language_model": "lora", "quantize": "4bit"}}, "quantize: FSDP does not shard weights of 4"),
         ({"push_to_hub": True, "hub_model_id": "someone/something"}, "push_to_hub: under FSDP no process holds"),
-        ({"fp16": True}, "fp16: not under FSDP"),
+        ({"fp16": True}, "fp16: not supported with FSDP"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size: tries steps of the whole model in each process"),
     ],
 )

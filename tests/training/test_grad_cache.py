@@ -17,7 +17,7 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def language_part(model, batch):
+def language_loss_of(model, batch):
     counts = {
         branch: max(int((batch[labels][:, 1:] != -100).sum()), 1)
         for branch, labels in (("image", "labels"), ("text", "text_labels"), ("distillation", "labels"))
@@ -31,7 +31,7 @@ def cached(model, batch, chunk):
         model,
         batch,
         chunk=chunk,
-        language_part=language_part(model, batch),
+        language_loss=language_loss_of(model, batch),
         reid_weight=model.config.loss_lambda,
         backward=lambda part: part.backward(),
     )
@@ -102,9 +102,9 @@ def test_without_text_rows_the_step_is_the_plain_one_and_texts_that_no_loss_on_p
         expected = plain(**rows)
         expected.loss.backward()
         calls = count_calls(model.mllm.model.language_model)
-        part = language_part(model, batch)
+        part = language_loss_of(model, batch)
         _, output = cached_backward(
-            model, rows, chunk=3, language_part=part, reid_weight=0.7, backward=lambda loss: loss.backward()
+            model, rows, chunk=3, language_loss=part, reid_weight=0.7, backward=lambda loss: loss.backward()
         )
         assert calls.calls == runs and output.captioned is None and output.text_features is None
         assert_equal(gradients(model), gradients(plain), rtol=1e-9)
@@ -136,7 +136,7 @@ def test_dropout_is_the_same_in_both_passes(train):
         torch.set_rng_state(state)
         output = model(**rows)
         features.append(output.features)
-        sums.append(language_part(model, batch)(output.language_loss_sums))
+        sums.append(language_loss_of(model, batch)(output.language_loss_sums))
     whole = {name: torch.cat([part[name] for part in features]) for name in features[0]}
     reid, _ = reid_loss(model.config, model.reid_head, whole, None, batch["person_ids"], {})
     (model.config.loss_lambda * reid + sum(sums)).backward()

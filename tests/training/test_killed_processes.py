@@ -15,6 +15,7 @@ from native import write_native
 from safetensors.torch import load_file
 
 from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.training.progress import LOG_FILE
 from modeling_mllmreid.training.resume import last_checkpoint
 
 pytestmark = [
@@ -93,10 +94,9 @@ def assert_equal(folder: Path, expected: Path) -> None:
     one, other = weights(folder), weights(expected)
     assert one.keys() == other.keys()
     assert all(one[name].equal(other[name]) for name in one)
-    histories = [
-        re.sub(r'"train_\w+": [^,\n]+', "", (f / "trainer_state.json").read_text()) for f in (folder, expected)
-    ]
-    assert histories[0].replace(str(folder), "") == histories[1].replace(str(expected), "")
+    for name in ("trainer_state.json", LOG_FILE):
+        histories = [re.sub(r'"train_\w+": [^,\n]+', "", (f / name).read_text()) for f in (folder, expected)]
+        assert histories[0].replace(str(folder), "") == histories[1].replace(str(expected), ""), name
 
 
 def test_thirty_kills_at_random_moments(world, tmp_path):
@@ -111,7 +111,7 @@ def test_thirty_kills_at_random_moments(world, tmp_path):
         time.sleep(rng.uniform(0, 10))
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait(30) == -signal.SIGKILL, "it ended before it was killed: raise steps"
-        resumed += "goes on from" in log.read_text()
+        resumed += "continues from" in log.read_text()
     assert resumed > KILLS // 2
     to_the_end(arguments, log)
     assert_equal(output, tmp_path / "whole")
@@ -156,7 +156,7 @@ def test_two_processes_of_which_one_dies_and_a_launch_that_is_stopped(world, tmp
     said = re.search(r"SIGTERM: stopped after step (\d+), checkpoint-\1 is written", log.read_text())
     assert said, log.read_text()[-2000:]
     to_the_end(arguments, log)
-    assert f"goes on from {output}/checkpoint-{said[1]}" in log.read_text()
+    assert f"continues from {output}/checkpoint-{said[1]}" in log.read_text()
     assert_equal(output, tmp_path / "whole")
 
 

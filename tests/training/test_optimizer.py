@@ -27,7 +27,7 @@ def test_a_pattern_that_matches_nothing_is_refused(make_model):
 
 
 def test_a_pattern_that_would_run_for_hours_is_stopped(make_model, monkeypatch):
-    monkeypatch.setattr(parameters, "SECONDS", 0.1)
+    monkeypatch.setattr(parameters, "PATTERN_SECONDS", 0.1)
     model, evil = make_model(), r"(.|.)*(.|.)*(.|.)*[A-Z]"
     with pytest.raises(UserError, match=r"learning_rates: .* takes longer than 0.1 s on one name"):
         parameter_groups(model, learning_rate=1e-3, weight_decay=0.0, learning_rates={evil: 1e-5})
@@ -37,7 +37,7 @@ def test_a_pattern_that_would_run_for_hours_is_stopped(make_model, monkeypatch):
 
 @pytest.mark.parametrize(
     ("rates", "message"),
-    [("{", "not a JSON object"), ({"(": 1e-3}, "no regular expression"), ({"a": -1.0}, "give 0 or more")],
+    [("{", "not a JSON object"), ({"(": 1e-3}, "not a regular expression"), ({"a": -1.0}, "give 0 or more")],
 )
 def test_malformed_learning_rates_are_refused(tmp_path, rates, message):
     with pytest.raises(UserError, match=message):

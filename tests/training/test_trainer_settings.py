@@ -41,10 +41,13 @@ def test_settings_reach_the_sampler_the_optimiser_and_the_evaluation(train, worl
     expected = PKSampler(
         data.person_ids, data.camera_ids, identities_per_batch=4, images_per_identity=2, seed=5, sources=data.sources
     )
-    assert list(trainer.get_train_dataloader().batch_sampler.sampler) == list(expected) and len(expected.sets) == 2
+    assert (
+        list(trainer.get_train_dataloader().batch_sampler.sampler) == list(expected)
+        and len(expected.identities_by_source) == 2
+    )
     assert trainer._get_train_sampler(trainer.train_dataset)._names is data.person_names
     trainer.args.balance_sets = False
-    assert len(trainer._get_train_sampler().sets) == 1
+    assert len(trainer._get_train_sampler().identities_by_source) == 1
 
     rates = {
         id(p): (group["initial_lr"], group["weight_decay"])

@@ -59,7 +59,7 @@ def test_cached_gradients_are_those_of_the_plain_step(make_model, make_batch, de
                 model,
                 batch,
                 chunk=chunk,
-                language_part=lambda sums, m=model, c=counts: (1 - m.config.loss_lambda) * m.language_loss(sums, c),
+                language_loss=lambda sums, m=model, c=counts: (1 - m.config.loss_lambda) * m.language_loss(sums, c),
                 reid_weight=model.config.loss_lambda,
                 backward=lambda part: part.backward(),
             )

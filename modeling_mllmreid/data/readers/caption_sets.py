@@ -18,7 +18,7 @@ from datasets import DatasetDict
 from ...utils.errors import UserError
 from ...utils.formats import CaptionEntryFields
 from ...utils.json_files import check_content, read_json
-from ..contract import UNKNOWN_CAMERA, Problems, Row, check_counts, count, count_splits, make_split
+from ..contract import UNKNOWN_CAMERA, Problems, Sample, check_counts, count_split, count_splits, make_split
 from .file_names import JPG, DataFolder, SpelledNumbers, shown_path
 
 MAX_CAPTION = 5000
@@ -41,10 +41,10 @@ CUHK_PEDES = CaptionSet(
     title="CUHK-PEDES",
     json_name="reid_raw.json",
     published={
-        "train": {"rows": 34_054, "identities": 11_003, "captions": 68_126},
-        "val": {"rows": 3_078, "identities": 1_000, "captions": 6_158},
-        "query": {"rows": 6_156, "identities": 1_000},
-        "gallery": {"rows": 3_074, "identities": 1_000},
+        "train": {"samples": 34_054, "identities": 11_003, "captions": 68_126},
+        "val": {"samples": 3_078, "identities": 1_000, "captions": 6_158},
+        "query": {"samples": 6_156, "identities": 1_000},
+        "gallery": {"samples": 3_074, "identities": 1_000},
     },
 )
 ICFG_PEDES = CaptionSet(
@@ -52,9 +52,9 @@ ICFG_PEDES = CaptionSet(
     title="ICFG-PEDES",
     json_name="ICFG-PEDES.json",
     published={
-        "train": {"rows": 34_674, "identities": 3_102},
-        "query": {"rows": 19_848, "identities": 1_000},
-        "gallery": {"rows": 19_848, "identities": 1_000},
+        "train": {"samples": 34_674, "identities": 3_102},
+        "query": {"samples": 19_848, "identities": 1_000},
+        "gallery": {"samples": 19_848, "identities": 1_000},
     },
 )
 RSTPREID = CaptionSet(
@@ -64,10 +64,10 @@ RSTPREID = CaptionSet(
     path_key="img_path",
     camera=re.compile(rf"[0-9]+_c(?P<camera>[0-9]+)_[0-9]+{JPG}"),
     published={
-        "train": {"rows": 18_505, "identities": 3_701, "captions": 37_010},
+        "train": {"samples": 18_505, "identities": 3_701, "captions": 37_010},
         "val": {"identities": 200},
-        "query": {"rows": 2_000, "identities": 200},
-        "gallery": {"rows": 1_000, "identities": 200},
+        "query": {"samples": 2_000, "identities": 200},
+        "gallery": {"samples": 1_000, "identities": 200},
     },
 )
 
@@ -168,7 +168,7 @@ def read_caption_set(
         raise UserError(f"{data_dir}: no file {json_path.name}: give data_dir the folder that holds it and imgs/")
     root = data_dir / "imgs" if os.path.isdir(data_dir / "imgs") else data_dir
     files, cameras = DataFolder(root), SpelledNumbers("camera")
-    rows: dict[str, list[Row]] = {"train": [], "val": [], "query": [], "gallery": []}
+    rows: dict[str, list[Sample]] = {"train": [], "val": [], "query": [], "gallery": []}
     for entry in read_caption_entries(json_path, files, path_key=spec.path_key, problems=problems):
         try:
             if not files.has(entry.file_name):
@@ -177,7 +177,7 @@ def read_caption_set(
         except UserError as problem:
             problems.report(problem)
             continue
-        row = Row(entry.file_name, entry.person_id, camera_id, captions=entry.captions)
+        row = Sample(entry.file_name, entry.person_id, camera_id, captions=entry.captions)
         rows["gallery" if entry.split == "test" else entry.split].append(row)
         if entry.split == "test":
             rows["query"] += [row._replace(captions=(caption,)) for caption in entry.captions]
@@ -241,4 +241,4 @@ def _camera(spec: CaptionSet, entry: CaptionEntry, cameras: SpelledNumbers, wher
 def _looks_published(spec: CaptionSet, data_dir: Path, dataset: DatasetDict) -> bool:
     named_so = os.path.basename(os.path.abspath(data_dir)).upper() == spec.title.upper()
     identities = spec.published["train"]["identities"]
-    return named_so or ("train" in dataset and count(dataset["train"])["identities"] == identities)
+    return named_so or ("train" in dataset and count_split(dataset["train"])["identities"] == identities)

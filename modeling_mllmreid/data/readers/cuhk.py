@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ...utils.errors import UserError
 from ...utils.outputs import atomic_folder
-from ..contract import Problems, Row, check_counts, count_splits, make_split
+from ..contract import Problems, Sample, check_counts, count_splits, make_split
 from ..images import list_images
 from .file_names import JPG, PNG, DataFolder, FileNames, shown_path
 from .matlab_files import load_matlab, texts, whole_numbers
@@ -38,14 +38,14 @@ NAME = re.compile(r"(?P<pair>[0-9]+)_(?P<person>[0-9]+)_(?P<camera>[12])_(?P<ima
 INDEXES = {"train": "train_idx", "query": "query_idx", "gallery": "gallery_idx"}
 PUBLISHED = {
     "detected": {
-        "train": {"rows": 7_365, "identities": 767},
-        "query": {"rows": 1_400, "identities": 700},
-        "gallery": {"rows": 5_332, "identities": 700},
+        "train": {"samples": 7_365, "identities": 767},
+        "query": {"samples": 1_400, "identities": 700},
+        "gallery": {"samples": 5_332, "identities": 700},
     },
     "labelled": {
-        "train": {"rows": 7_368, "identities": 767},
-        "query": {"rows": 1_400, "identities": 700},
-        "gallery": {"rows": 5_328, "identities": 700},
+        "train": {"samples": 7_368, "identities": 767},
+        "query": {"samples": 1_400, "identities": 700},
+        "gallery": {"samples": 5_328, "identities": 700},
     },
 }
 # In the archive each person has ten images, five from each view.
@@ -105,7 +105,7 @@ def _archived_images(archive: Path, key: str, what: str) -> Iterator[tuple[str, 
     try:
         with h5py.File(archive) as mat:
             pairs = [mat[reference] for reference in np.ravel(mat[key])]
-            for pair, cells in enumerate(tqdm(pairs, desc=f"extracting {what}", unit="pair"), start=1):
+            for pair, cells in enumerate(tqdm(pairs, desc=f"extracting {what}", unit="pair", disable=None), start=1):
                 # MATLAB's order: a row is an image's place, a column a person.
                 for place, person in np.ndindex(cells.shape):
                     pixels = mat[cells[place, person]][()]
@@ -119,7 +119,7 @@ def _archived_images(archive: Path, key: str, what: str) -> Iterator[tuple[str, 
         raise UserError(f"{archive}: not readable as CUHK03's archive ({reason}): restore the file") from error
 
 
-def _parts(path: Path, files: DataFolder, problems: Problems) -> dict[str, list[Row]]:
+def _parts(path: Path, files: DataFolder, problems: Problems) -> dict[str, list[Sample]]:
     """The rows of each part by the protocol's file."""
     wanted = ["filelist", "labels", *INDEXES.values()]
     config = load_matlab(path, wanted, remedy="put the new protocol's file there")
@@ -129,7 +129,7 @@ def _parts(path: Path, files: DataFolder, problems: Problems) -> dict[str, list[
     names = texts(config["filelist"], f"{path}: filelist")
     persons = whole_numbers(config["labels"], f"{path}: labels")
     folder = files.root.name
-    parts: dict[str, list[Row]] = {}
+    parts: dict[str, list[Sample]] = {}
     for split, key in INDEXES.items():
         parts[split] = []
         indexes = [number - 1 for number in whole_numbers(config[key], f"{path}: {key}")]  # counted from 1
@@ -142,7 +142,7 @@ def _parts(path: Path, files: DataFolder, problems: Problems) -> dict[str, list[
                 reason = "not a name like 1_001_1_01.png" if match is None else f"no such image in {files.root}"
                 problems.report(UserError(f"{path}: {shown_path(name[:80])}: {reason}: restore the set"))
                 continue
-            parts[split].append(Row(f"{folder}/{name}", persons[index], int(match["camera"])))
+            parts[split].append(Sample(f"{folder}/{name}", persons[index], int(match["camera"])))
     return parts
 
 
@@ -162,10 +162,10 @@ def _root(data_dir: Path, boxes: str) -> Path:
 
 PAIRS, PAIR_CAMERAS = range(1, 6), (1, 2)
 CUHK02_NAME = re.compile(rf"(?P<person>[0-9]+)_[0-9]+{PNG}")
-CUHK02_PUBLISHED = {"train": {"rows": 7_264, "identities": 1_816}}
+CUHK02_PUBLISHED = {"train": {"samples": 7_264, "identities": 1_816}}
 SYSU_NAME = re.compile(rf"p(?P<person>[0-9]+)_[0-9a-z_]+({PNG}|{JPG})")
 SYSU_FOLDERS = ("cropped_images", "cropped_image")
-SYSU_PUBLISHED = {"train": {"rows": 34_574, "identities": 11_934}}
+SYSU_PUBLISHED = {"train": {"samples": 34_574, "identities": 11_934}}
 # Persons are numbered anew in each pair of CUHK02.
 PERSONS_OF_A_PAIR = 10_000
 
@@ -179,7 +179,7 @@ def read_cuhk02(
     """
     problems, root = problems or Problems(), Path(data_dir)
     root = root if os.path.isdir(root / "P1") else root / "Dataset"
-    rows: list[Row] = []
+    rows: list[Sample] = []
     for pair in PAIRS:
         names = FileNames(CUHK02_NAME, "001_1.png", problems)
         for camera in PAIR_CAMERAS:
@@ -196,7 +196,7 @@ def read_cuhk02(
                     )
                     continue
                 person_id = PERSONS_OF_A_PAIR * pair + image.person_id
-                rows.append(Row(image.file_name, person_id, 2 * pair + camera - 2))
+                rows.append(Sample(image.file_name, person_id, 2 * pair + camera - 2))
     return _train("cuhk02", rows, root, CUHK02_PUBLISHED, strict)
 
 
@@ -211,11 +211,11 @@ def read_cuhk_sysu(
     if not os.path.isdir(root):
         raise UserError(f"{root}: no such folder: give data_dir the folder that holds {SYSU_FOLDERS[0]}")
     folder = next((name for name in SYSU_FOLDERS if os.path.isdir(root / name)), ".")
-    rows = [Row(*image) for image in FileNames(SYSU_NAME, "p11422_s16929_1.jpg", problems).read(root, folder)]
+    rows = [Sample(*image) for image in FileNames(SYSU_NAME, "p11422_s16929_1.jpg", problems).read(root, folder)]
     return _train("cuhk_sysu", rows, root, SYSU_PUBLISHED, strict)
 
 
-def _train(source: str, rows: list[Row], root: Path, published: dict, strict: bool) -> DatasetDict:
+def _train(source: str, rows: list[Sample], root: Path, published: dict, strict: bool) -> DatasetDict:
     if not rows:
         raise UserError(f"{root}: no image of this set in it: restore the set")
     dataset = DatasetDict(train=make_split(sorted(rows), root=root, source=source))

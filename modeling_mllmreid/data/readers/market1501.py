@@ -17,7 +17,7 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from ...utils.errors import UserError
-from ..contract import UNKNOWN_CAMERA, Problems, Row, check_counts, count, count_splits, make_split
+from ..contract import UNKNOWN_CAMERA, Problems, Sample, check_counts, count_split, count_splits, make_split
 from ..images import safe_join
 from .caption_sets import missing_image, read_caption_entries
 from .file_names import JPG, DataFolder, FileNames, image_names
@@ -103,7 +103,7 @@ def _root(spec: NamedFiles, data_dir: Path) -> Path:
     raise UserError(f"{data_dir}: not in {spec.title} layout: give data_dir the folder that holds {folders}")
 
 
-def _read_part(spec: NamedFiles, names: FileNames, root: Path, split: str) -> list[Row]:
+def _read_part(spec: NamedFiles, names: FileNames, root: Path, split: str) -> list[Sample]:
     folder = spec.folders[split]
     rows = []
     for image in names.read(root, folder):
@@ -112,13 +112,13 @@ def _read_part(spec: NamedFiles, names: FileNames, root: Path, split: str) -> li
                 UserError(f"{root / image.file_name}: person 0 is a distractor of the gallery: number persons from 1")
             )
         elif image.person_id not in spec.junk:
-            rows.append(Row(*image))
+            rows.append(Sample(*image))
     if not rows:
         raise UserError(f"{root / folder}: no person image ({spec.example}) in it: restore the images or remove it")
     return rows
 
 
-def _extra(spec: NamedFiles, names: FileNames, root: Path, folder: str) -> list[Row]:
+def _extra(spec: NamedFiles, names: FileNames, root: Path, folder: str) -> list[Sample]:
     """The images of a folder as distractors; their cameras are known where their names say them."""
     if not os.path.isdir(safe_join(root, folder)):
         raise UserError(f"{root / folder}: no such folder: give the name of the distractors' folder in {root}")
@@ -131,15 +131,15 @@ def _extra(spec: NamedFiles, names: FileNames, root: Path, folder: str) -> list[
         except UserError as problem:
             names.problems.report(problem)
             continue
-        rows.append(Row(f"{folder}/{name}", DISTRACTOR, camera_id))
+        rows.append(Sample(f"{folder}/{name}", DISTRACTOR, camera_id))
     if not rows:
         raise UserError(f"{root / folder}: no image in it: restore the distractors or leave the option out")
     return rows
 
 
 def _with_captions(
-    rows: dict[str, list[Row]], root: Path, captions_file: str | os.PathLike[str], problems: Problems
-) -> dict[str, list[Row]]:
+    rows: dict[str, list[Sample]], root: Path, captions_file: str | os.PathLike[str], problems: Problems
+) -> dict[str, list[Sample]]:
     files = DataFolder(root)
     entries = read_caption_entries(captions_file, files, problems=problems)
     captions = {entry.file_name: entry.captions for entry in entries}
@@ -165,7 +165,7 @@ def _looks_published(spec: NamedFiles, root: Path, dataset: DatasetDict) -> bool
     if os.path.basename(os.path.abspath(root)).startswith((spec.title, *spec.archive)):
         return True
     return any(
-        count(part)["identities"] == spec.published[split]["identities"]
+        count_split(part)["identities"] == spec.published[split]["identities"]
         for split, part in dataset.items()
         if split in spec.published
     )
@@ -181,9 +181,9 @@ MARKET1501 = NamedFiles(
     name=re.compile(rf"(?P<person>-1|[0-9]+)_c(?P<camera>[0-9]+)s[0-9]+_[0-9]+_[0-9]+{JPG}"),
     example="0002_c1s1_000451_03.jpg",
     published={
-        "train": {"rows": 12_936, "identities": 751},
-        "query": {"rows": 3_368, "identities": 750},
-        "gallery": {"rows": 15_913, "identities": 751},
+        "train": {"samples": 12_936, "identities": 751},
+        "query": {"samples": 3_368, "identities": 750},
+        "gallery": {"samples": 15_913, "identities": 751},
     },
     junk=frozenset({-1}),
     distractors=True,
@@ -197,9 +197,9 @@ DUKEMTMC = NamedFiles(
     name=DUKE_NAME,
     example="0005_c2_f0046985.jpg",
     published={
-        "train": {"rows": 16_522, "identities": 702},
-        "query": {"rows": 2_228, "identities": 702},
-        "gallery": {"rows": 17_661, "identities": 1_110},
+        "train": {"samples": 16_522, "identities": 702},
+        "query": {"samples": 2_228, "identities": 702},
+        "gallery": {"samples": 17_661, "identities": 1_110},
     },
     note="withdrawn by its authors in 2019, since those pictured had not consented: think of using another set",
 )
@@ -211,9 +211,9 @@ OCCLUDED_DUKE = NamedFiles(
     name=DUKE_NAME,
     example="0005_c2_f0046985.jpg",
     published={
-        "train": {"rows": 15_618, "identities": 702},
-        "query": {"rows": 2_210, "identities": 519},
-        "gallery": {"rows": 17_661, "identities": 1_110},
+        "train": {"samples": 15_618, "identities": 702},
+        "query": {"samples": 2_210, "identities": 519},
+        "gallery": {"samples": 17_661, "identities": 1_110},
     },
     note="made of DukeMTMC-reID, which its authors withdrew in 2019: think of using another set",
 )

@@ -16,7 +16,7 @@ from datasets import DatasetDict
 
 from ...utils.errors import UserError
 from ...utils.json_files import read_file
-from ..contract import Problems, Row, check_counts, count_splits, make_split
+from ..contract import Problems, Sample, check_counts, count_splits, make_split
 from .file_names import JPG, DataFolder, SpelledNumbers
 
 logger = logging.getLogger(__name__)
@@ -30,12 +30,12 @@ LISTS = {"train": "list_train.txt", "val": "list_val.txt", "query": "list_query.
 NAME = re.compile(rf"(?P<person>[0-9]+)_[0-9]+_(?P<camera>[0-9]+)(_[0-9A-Za-z]+)+{JPG}")
 PERSON = re.compile("[0-9]+")
 PUBLISHED = {
-    "query": {"rows": 11_659, "identities": 3_060},
-    "gallery": {"rows": 82_161, "identities": 3_060},
+    "query": {"samples": 11_659, "identities": 3_060},
+    "gallery": {"samples": 82_161, "identities": 3_060},
 }
 PUBLISHED_TRAIN = {
-    "with_val": {"rows": 32_621, "identities": 1_041},
-    "without_val": {"rows": 30_248, "identities": 1_041},
+    "with_val": {"samples": 32_621, "identities": 1_041},
+    "without_val": {"samples": 30_248, "identities": 1_041},
 }
 
 
@@ -92,13 +92,13 @@ def _root(data_dir: Path) -> tuple[Path, tuple[str, str]]:
     )
 
 
-def _read_list(side: _Side, path: str, problems: Problems) -> list[Row]:
+def _read_list(side: _Side, path: str, problems: Problems) -> list[Sample]:
     """The rows of one list, whose paths are relative to the side's folder."""
     try:
         lines = read_file(path, remedy="restore the list").decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: restore the list") from error
-    rows: list[Row] = []
+    rows: list[Sample] = []
     seen: dict[str, int] = {}
     others: list[int] = []
     for number, line in enumerate(lines, start=1):
@@ -128,7 +128,7 @@ def _read_list(side: _Side, path: str, problems: Problems) -> list[Row]:
     return rows
 
 
-def _row(side: _Side, line: str, where: str) -> tuple[Row, bool]:
+def _row(side: _Side, line: str, where: str) -> tuple[Sample, bool]:
     """The row of a line, and whether its folder and its image's name say the same person as the line does."""
     listed, person = [*line.rsplit(maxsplit=1), ""][:2]
     try:
@@ -143,6 +143,6 @@ def _row(side: _Side, line: str, where: str) -> tuple[Row, bool]:
     if not side.files.has(name):
         raise UserError(f"{where}: there is no image {side.files.root / name}: restore it or remove the line")
     ids = side.persons.read(person, where), side.cameras.read(match["camera"], where)
-    row = Row(f"{side.files.root.name}/{name}", *ids)
+    row = Sample(f"{side.files.root.name}/{name}", *ids)
     number, folder = person.lstrip("0"), name.partition("/")[0]
     return row, match["person"].lstrip("0") == number and (folder.lstrip("0") == number or not folder.isdecimal())

@@ -22,11 +22,11 @@ from datasets import Dataset, DatasetDict
 
 from ...utils.errors import UserError
 from ..contract import (
-    FURTHER,
+    OPTIONAL_FEATURES,
     SPLITS,
     UNKNOWN_CAMERA,
     Problems,
-    Row,
+    Sample,
     id_text,
     is_utf8,
     join_names,
@@ -122,7 +122,7 @@ def _read_parquet(table: Path, known: Sequence[str]) -> tuple[list[str], dict[st
         return names, {name: content[name].to_pylist() for name in once}
 
 
-WHOLE = "all"
+UNSPLIT = "all"
 LONGEST_PATH = 300
 UNKNOWN_PERSON = "-1"
 # Files of ours that may lie in the folder.
@@ -136,7 +136,7 @@ IDS: Mapping[str, Callable[[Any], str | None]] = {
     "clothes_id": known_id_text,
 }
 
-Found = tuple[Row, Mapping[str, Any]]  # a row, and its values of the further columns
+Found = tuple[Sample, Mapping[str, Any]]  # a row, and its values of the further columns
 
 
 def read_folders(data_dir: str | os.PathLike[str], *, problems: Problems | None = None) -> DatasetDict:
@@ -149,8 +149,8 @@ def read_folders(data_dir: str | os.PathLike[str], *, problems: Problems | None 
     root, problems = Path(data_dir), problems or Problems()
     if not os.path.isdir(root):
         raise UserError(f"{_shown(root)}: no such folder: give data_dir the folder that holds a folder for each person")
-    parts = {split: split for split in SPLITS if os.path.isdir(root / split)} or {WHOLE: "."}
-    if WHOLE not in parts:
+    parts = {split: split for split in SPLITS if os.path.isdir(root / split)} or {UNSPLIT: "."}
+    if UNSPLIT not in parts:
         for name in _folders(root):
             if name not in parts:
                 problems.report(
@@ -177,7 +177,7 @@ def read_folders(data_dir: str | os.PathLike[str], *, problems: Problems | None 
     _warn_of_unknown(everybody, root, problems)
     numbers = _numbers(everybody, root)
     parts_of_rows = {
-        split: [(Row(file_name, numbers[person]), {"person_name": person}) for file_name, person in rows]
+        split: [(Sample(file_name, numbers[person]), {"person_name": person}) for file_name, person in rows]
         for split, rows in found.items()
     }
     return _dataset(parts_of_rows, root, "folders")
@@ -310,7 +310,7 @@ def _row(
     texts: Mapping[str, str | None | UserError],
     root: Path,
     numbers: Mapping[str, Mapping[str, int]],
-) -> tuple[str, Row, dict[str, Any]]:
+) -> tuple[str, Sample, dict[str, Any]]:
     """(split, row, further columns) of one line of the table."""
     for text in texts.values():
         if isinstance(text, UserError):
@@ -321,7 +321,7 @@ def _row(
         raise UserError(f"file_name {file_name!r:.200}, person_id {values['person_id']!r:.60}: give both")
     if not _is_file(root, file_name):
         raise UserError(f"there is no image {_shown(root / file_name)}: restore it or remove the row")
-    split = values.get("split", WHOLE)
+    split = values.get("split", UNSPLIT)
     if "split" in values and split not in SPLITS:
         raise UserError(f"split {split!r:.60} is unknown: give {', '.join(SPLITS)}")
     captions = values.get("caption")
@@ -337,7 +337,7 @@ def _row(
         if column in names:
             further[column] = _number(numbers[column], names[column])
     file_name = PurePosixPath(file_name).as_posix()
-    return split, Row(file_name, numbers["person_id"][person], camera, tuple(captions)), further
+    return split, Sample(file_name, numbers["person_id"][person], camera, tuple(captions)), further
 
 
 def _number(numbers: Mapping[str, int], name: str | None) -> int:
@@ -356,6 +356,6 @@ def _dataset(parts: Mapping[str, Sequence[Found]], root: Path, source: str) -> D
     for split, rows in parts.items():
         made = make_split([row for row, _ in rows], root=root, source=source)
         for column in rows[0][1]:
-            made = made.add_column(column, [further[column] for _, further in rows], feature=FURTHER[column])
+            made = made.add_column(column, [further[column] for _, further in rows], feature=OPTIONAL_FEATURES[column])
         splits[split] = made
     return DatasetDict(splits)

@@ -28,7 +28,7 @@ from datasets import DatasetDict
 from ...utils.errors import UserError
 from ...utils.formats import TorchreidImageSplit, TorchreidPersonSplit
 from ...utils.json_files import read_json
-from ..contract import UNKNOWN_CAMERA, Problems, Row, check_counts, count_rows, make_split
+from ..contract import UNKNOWN_CAMERA, Problems, Sample, check_counts, count_samples, make_split
 from .file_names import BMP, JPG, PNG, FileNames
 from .matlab_files import load_matlab, whole_numbers
 
@@ -65,17 +65,17 @@ def read_person_split(path: Path, split: int, persons: set[int]) -> tuple[set[in
     return train, test
 
 
-def splits_of_images(path: Path, entry: TorchreidImageSplit, rows: list[Row]) -> dict[str, list[Row]]:
+def splits_of_images(path: Path, entry: TorchreidImageSplit, rows: list[Sample]) -> dict[str, list[Sample]]:
     """The rows of each part, found by the last folder and the name of the images that the entry names.
 
     Raises UserError for an image that is not among the rows or is named twice, and for a person in training and query.
     """
-    by_path: dict[str, list[Row]] = defaultdict(list)
-    by_name: dict[str, list[Row]] = defaultdict(list)
+    by_path: dict[str, list[Sample]] = defaultdict(list)
+    by_name: dict[str, list[Sample]] = defaultdict(list)
     for row in rows:
         by_path[row.file_name].append(row)
         by_name[PurePosixPath(row.file_name).name].append(row)
-    parts: dict[str, list[Row]] = {}
+    parts: dict[str, list[Sample]] = {}
     used: set[str] = set()
     for part, items in (("train", entry.train), ("query", entry.query), ("gallery", entry.gallery)):
         parts[part] = []
@@ -110,13 +110,13 @@ def _one_of(splits: list[Split], path: Path, split: int) -> Split:
 SPLITS = 10
 # Images and persons of each folder.
 PUBLISHED = {
-    "viper": {"cam_a": {"rows": 632, "identities": 632}, "cam_b": {"rows": 632, "identities": 632}},
+    "viper": {"cam_a": {"samples": 632, "identities": 632}, "cam_b": {"samples": 632, "identities": 632}},
     "prid": {
-        "single_shot/cam_a": {"rows": 385, "identities": 385},
-        "single_shot/cam_b": {"rows": 749, "identities": 749},
+        "single_shot/cam_a": {"samples": 385, "identities": 385},
+        "single_shot/cam_b": {"samples": 749, "identities": 749},
     },
-    "grid": {"probe": {"rows": 250, "identities": 250}, "gallery": {"rows": 1_025, "identities": 251}},
-    "ilids": {"Persons": {"rows": 476, "identities": 119}},
+    "grid": {"probe": {"samples": 250, "identities": 250}, "gallery": {"samples": 1_025, "identities": 251}},
+    "ilids": {"Persons": {"samples": 476, "identities": 119}},
 }
 PATTERNS = {
     "viper": re.compile(rf"(?P<person>[0-9]+)_[0-9]+{BMP}"),
@@ -147,7 +147,7 @@ class _Found:
     """A set as it lies there. rows: its images by folder. split_file: torchreid's, where there is one."""
 
     root: Path
-    rows: dict[str, list[Row]]
+    rows: dict[str, list[Sample]]
     split_file: Path | None
 
 
@@ -235,7 +235,7 @@ def read_ilids(
     persons = sorted({row.person_id for row in rows})
     test = _half(persons, split, -(-len(persons) // 2))
     rng = np.random.default_rng([split, 1])
-    parts: dict[str, list[Row]] = {
+    parts: dict[str, list[Sample]] = {
         "train": [row for row in rows if row.person_id not in test],
         "query": [],
         "gallery": [],
@@ -273,14 +273,14 @@ def _find(
         raise UserError(f"split: {split} is none of the ten: use 0 to {SPLITS - 1}")
     names = FileNames(PATTERNS[source], EXAMPLES[source], problems or Problems())
     rows = {folder: _rows(names, root, folder, camera) for folder, camera in zip(folders, CAMERAS[source], strict=True)}
-    found = {folder: count_rows(of_folder) for folder, of_folder in rows.items()}
+    found = {folder: count_samples(of_folder) for folder, of_folder in rows.items()}
     check_counts(found, PUBLISHED[source], name=source, where=root, strict=strict)
     return _Found(root, rows, split_file)
 
 
-def _rows(names: FileNames, root: Path, folder: str, camera: int | None) -> list[Row]:
+def _rows(names: FileNames, root: Path, folder: str, camera: int | None) -> list[Sample]:
     """The images of a folder; the camera is read from the name where none is given."""
-    rows = [Row(*image) if camera is None else Row(*image[:2], camera) for image in names.read(root, folder)]
+    rows = [Sample(*image) if camera is None else Sample(*image[:2], camera) for image in names.read(root, folder)]
     if not rows:
         raise UserError(f"{root / folder}: no image in it: restore the set")
     return rows
@@ -305,7 +305,7 @@ def _grid_partition(path: Path, split: int, pairs: set[int]) -> set[int]:
     return train
 
 
-def _dataset(source: str, parts: dict[str, list[Row]], root: Path) -> DatasetDict:
+def _dataset(source: str, parts: dict[str, list[Sample]], root: Path) -> DatasetDict:
     for name, rows in parts.items():
         if not rows:
             raise UserError(f"{root}: no image for {name}, since too few people are seen twice: restore the set")

@@ -266,7 +266,7 @@ def run_all(tasks: Sequence[tuple[Run, Place]], runs: Path, *, processes: int) -
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_the_sweep) as pool:
         going = {pool.submit(execute, run, place, folder_of(run, runs)): run for run, place in waiting.values()}
-        with tqdm(total=len(going), desc="runs", unit="run") as bar:
+        with tqdm(total=len(going), desc="runs", unit="run", disable=None) as bar:
             for future in as_completed(going):
                 run = going[future]
                 try:

@@ -38,9 +38,9 @@ def test_indexes_views_and_persons(tmp_path, caplog):
         "gallery": [f"images_detected/{name}" for name in NAMES[2:4]],
     }
     assert dataset["query"]["person_id"][:] == [3] and dataset["query"]["camera_id"][:] == [2]
-    assert "CUHK03-NP, detected: train has 2 rows, not 7,365" in caplog.text
+    assert "CUHK03-NP, detected: train has 2 samples, not 7,365" in caplog.text
     write_images(write_protocol(tmp_path, "labeled"), "images_labeled")
-    with pytest.raises(UserError, match="CUHK03-NP, labelled: train has 2 rows, not 7,368"):
+    with pytest.raises(UserError, match="CUHK03-NP, labelled: train has 2 samples, not 7,368"):
         load_reid_dataset("cuhk03", data_dir=tmp_path, boxes="labelled", strict=True)
 
 

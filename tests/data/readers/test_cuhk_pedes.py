@@ -85,7 +85,7 @@ def test_wrong_folder_and_counts(tmp_path, caplog):
     root = write_set(tmp_path / "CUHK-PEDES", ENTRIES)
     read_cuhk_pedes(root)
     assert len(caplog.records) == 1 and "train has 2 captions, not 68,126" in caplog.text
-    with pytest.raises(UserError, match="query has 4 rows, not 6,156"):
+    with pytest.raises(UserError, match="query has 4 samples, not 6,156"):
         read_cuhk_pedes(root, strict=True)
     with pytest.raises(UserError, match="no file captions.json"):
         read_cuhk_pedes(root, json_name="captions.json")

@@ -119,15 +119,17 @@ def test_published_counts(tmp_path, caplog, monkeypatch):
         assert not caplog.records
         read_market1501(copy)
     assert len(caplog.records) == 1
-    assert "not the published Market-1501: train has 3 rows, not 12,936; train has 2 identities, not 751" in caplog.text
-    with pytest.raises(UserError, match="gallery has 3 rows, not 15,913.*or leave `strict` out"):
+    assert (
+        "not the published Market-1501: train has 3 samples, not 12,936; train has 2 identities, not 751" in caplog.text
+    )
+    with pytest.raises(UserError, match="gallery has 3 samples, not 15,913.*or leave `strict` out"):
         read_market1501(own, strict=True)
-    true = {"train": {"rows": 3, "identities": 2}, "query": {"rows": 1, "identities": 1}}
-    published = {**true, "gallery": {"rows": 3, "identities": 2}}
+    true = {"train": {"samples": 3, "identities": 2}, "query": {"samples": 1, "identities": 1}}
+    published = {**true, "gallery": {"samples": 3, "identities": 2}}
     monkeypatch.setattr(market1501, "MARKET1501", replace(MARKET1501, published=published))
     read_market1501(own, strict=True)
-    published = {**true, "gallery": {"rows": 4, "identities": 2}}
+    published = {**true, "gallery": {"samples": 4, "identities": 2}}
     monkeypatch.setattr(market1501, "MARKET1501", replace(MARKET1501, published=published))
     caplog.clear()
     read_market1501(own)  # by its numbers of identities it is meant to be the benchmark
-    assert "gallery has 3 rows, not 4" in caplog.text
+    assert "gallery has 3 samples, not 4" in caplog.text

@@ -38,10 +38,10 @@ def test_parts_cameras_and_the_fork(tmp_path, caplog, archive, folders):
     assert list(zip(train["person_id"], train["camera_id"], strict=True)) == [(0, 1), (0, 12), (1, 15)]
     assert dataset["gallery"]["person_id"][:] == [0, 7]  # person 0 is a person
     assert dataset["query"]["file_name"][:] == [f"{folders[1]}/0000/0000_001_02_0113afternoon_0010_0.jpg"]
-    assert "not the published MSMT17 (with val): train has 3 rows, not 32,621" in caplog.text
+    assert "not the published MSMT17 (with val): train has 3 samples, not 32,621" in caplog.text
     alone = load_reid_dataset("msmt17", data_dir=tmp_path, train_part="without_val")
     assert len(alone["train"]) == 2
-    with pytest.raises(UserError, match=r"MSMT17 \(without val\): train has 2 rows, not 30,248"):
+    with pytest.raises(UserError, match=r"MSMT17 \(without val\): train has 2 samples, not 30,248"):
         load_reid_dataset("msmt17", data_dir=tmp_path, train_part="without_val", strict=True)
 
 

@@ -55,7 +55,7 @@ def test_ids_in_small_floats_are_refused_where_two_may_be_one(tmp_path, kind, mo
     assert read(table(tmp_path / "exact", "parquet", exact))[1] == ["1", "2", "3", "3"]
     root = table(tmp_path / "rounded", "parquet", pa.array(np.array([most, most + 1, 3, 3], kind)))
     for options in ({"name_or_path": "table", "data_dir": root}, {"name_or_path": str(root), "columns": {}}):
-        with pytest.raises(UserError, match="column person_id is (halffloat|float), which holds no whole number from"):
+        with pytest.raises(UserError, match="column person_id is (halffloat|float), which rounds whole numbers from"):
             load_reid_dataset(**options)
 
 
@@ -245,7 +245,7 @@ def shards(root, features=None, **parts):
     return root
 
 
-def test_mapped_ids_are_texts_over_all_parts(tmp_path):
+def test_mapped_ids_are_texts_over_all_splits(tmp_path):
     root = shards(
         tmp_path / "a",
         train={"pid": ["1", "01", "1", "anna"]},
@@ -331,7 +331,7 @@ def test_names_are_carried_everywhere(tmp_path):
     assert camera_names(back["train"]) == ["door", ""] and describe(back["query"])["cameras"] == {"yard": 1}
     assert "`person_name`, `camera_name`" in (tmp_path / "out/README.md").read_text()
     unnamed = DatasetDict(train=dataset["train"].remove_columns(["person_name", "camera_name"]))
-    whole = combine({"a": dataset, "b": unnamed}, all_parts=True)
+    whole = combine({"a": dataset, "b": unnamed}, all_splits=True)
     assert person_names(whole) == ["w", "x", "y", "y", "3", "4"] and camera_names(whole)[:4] == [
         "door",
         "",

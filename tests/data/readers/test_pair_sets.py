@@ -116,4 +116,4 @@ def test_cuhk_sysu(tmp_path, caplog, folder):
         (tmp_path / folder / name).touch()
     train = load_reid_dataset("cuhk_sysu", data_dir=tmp_path)["train"]
     assert sorted(train["person_id"]) == [1, 1, 11_422] and set(train["camera_id"]) == {-1}
-    assert "train has 3 rows, not 34,574" in caplog.text
+    assert "train has 3 samples, not 34,574" in caplog.text

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from modeling_mllmreid.data import splits
-from modeling_mllmreid.data.contract import Problems, Row, make_split
+from modeling_mllmreid.data.contract import Problems, Sample, make_split
 from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.data.splits import make_splits, split_query_gallery
 from modeling_mllmreid.utils.errors import UserError
@@ -67,7 +67,7 @@ def test_two_runs_that_draw_at_once_do_not_both_go_on(root, monkeypatch):
         time.sleep(0.5)
         return draw(*arguments, **options)
 
-    monkeypatch.setattr(splits, "query_gallery_parts", slowly)
+    monkeypatch.setattr(splits, "split_query_gallery", slowly)
 
     def attempt(seed):
         try:
@@ -181,7 +181,7 @@ def test_the_list_of_what_was_skipped_replaces_no_other_file(root, tmp_path):
 
 def images(people=8, number=5, turned=False):
     """Images of people whose cameras are unknown."""
-    rows = [Row(f"{person}/{i}.jpg", person, -1) for person in range(people) for i in range(number)]
+    rows = [Sample(f"{person}/{i}.jpg", person, -1) for person in range(people) for i in range(number)]
     return make_split(rows[::-1] if turned else rows, root="/x", source="own")
 
 
@@ -218,7 +218,7 @@ def test_the_share_is_of_the_people(tmp_path):
 
 
 def test_the_file_can_be_read_by_people(tmp_path):
-    rows = [Row(f"zoë/{person}.{i}.jpg", person, -1) for person in range(4) for i in range(2)]
+    rows = [Sample(f"zoë/{person}.{i}.jpg", person, -1) for person in range(4) for i in range(2)]
     parts = drawn(make_split(rows, root="/x", source="own"), tmp_path / "s.json", seed=2)
     text = (tmp_path / "s.json").read_bytes().decode("utf-8")
     assert text.startswith('{\n "test_share": 0.5,\n "split_seed": 2,\n "train": [\n  "zoë/') and text.endswith("\n}\n")

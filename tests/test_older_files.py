@@ -1,0 +1,40 @@
+"""Files that version 0.1.0 wrote under other names are still read."""
+
+import json
+
+import pytest
+import torch
+
+from modeling_mllmreid import load_embeddings, save_embeddings
+from modeling_mllmreid.model import MllmReIDConfig
+from modeling_mllmreid.utils.formats import EmbedMetadata
+from modeling_mllmreid.utils.json_files import check_content
+
+METADATA = {
+    "model": "runs/demo",
+    "revision": None,
+    "dtype": "float32",
+    "fields": {},
+    "images": "crops",
+    "test_feature": "llm",
+    "height": 64,
+    "width": 32,
+    "flip_test": False,
+}
+
+
+def test_a_thin_checkpoint_that_calls_its_fingerprint_a_probe(make_model, tmp_path):
+    config = make_model(backbone="owner/llava", backbone_revision="main", own_modules=[]).config
+    config.backbone_fingerprint = [0.5, 1.5]
+    stored = config.to_dict()
+    assert MllmReIDConfig.from_dict(stored).backbone_fingerprint == [0.5, 1.5]
+    stored["backbone_probe"] = stored.pop("backbone_fingerprint")
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    loaded = MllmReIDConfig.from_pretrained(tmp_path)
+    assert loaded.backbone_fingerprint == [0.5, 1.5] and "backbone_probe" not in loaded.to_dict()
+
+
+@pytest.mark.parametrize("name", ["fingerprint", "probe"])
+def test_an_index_that_calls_its_fingerprint_a_probe(name, tmp_path):
+    save_embeddings(tmp_path, torch.eye(2).numpy(), ["a.jpg", "b.jpg"], {**METADATA, name: [0.0, 1.0]})
+    assert check_content(load_embeddings(tmp_path).metadata, EmbedMetadata, where="x").fingerprint == [0.0, 1.0]
