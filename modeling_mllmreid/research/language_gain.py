@@ -71,7 +71,7 @@ def image_losses(
     losses = []
     with eval_mode(model), torch.inference_mode():
         for rows in _batches(len(targets), batch_size):
-            inputs = processor.rows([prompt] * len(rows), [targets[row] for row in rows])
+            inputs = processor.build_inputs([prompt] * len(rows), [targets[row] for row in rows])
             pixels = read_pixels(processor, [images[row] for row in rows])
             image = model._image_embeddings(model._tower(pixels))
             losses.append(_row_losses(model, model._embed_with_image(inputs["input_ids"], image), inputs))
@@ -90,7 +90,7 @@ def text_losses(
     losses = []
     with eval_mode(model), torch.inference_mode():
         for rows in _batches(len(targets), batch_size):
-            inputs = processor.rows([prompts[row] for row in rows], [targets[row] for row in rows])
+            inputs = processor.build_inputs([prompts[row] for row in rows], [targets[row] for row in rows])
             losses.append(_row_losses(model, model._embed(inputs["input_ids"]), inputs))
     return np.concatenate(losses)
 

@@ -73,7 +73,7 @@ class CaptionPretraining:
     def loss(self, mllm: LlavaForConditionalGeneration, batch_size: int, rng: np.random.Generator) -> Tensor:
         """The mean cross-entropy, nats a token, of `batch_size` pairs that `rng` draws."""
         chosen = [self.pairs[number] for number in rng.integers(len(self.pairs), size=batch_size)]
-        rows = self.processor.rows(*(list(column) for column in zip(*chosen, strict=True)))
+        rows = self.processor.build_inputs(*(list(column) for column in zip(*chosen, strict=True)))
         targets = rows["labels"][:, 1:]
         hidden = mllm.model.language_model(
             inputs_embeds=mllm.get_input_embeddings()(rows["input_ids"]), attention_mask=rows["attention_mask"]
@@ -151,7 +151,7 @@ def align_images(
     def step_loss() -> Tensor:
         chosen = rng.integers(len(pixels), size=batch_size)
         of_rows = [targets[row][rng.integers(len(targets[row]))] for row in chosen]
-        rows = processor.rows([prompts[rng.integers(len(prompts))] for _ in chosen], of_rows)
+        rows = processor.build_inputs([prompts[rng.integers(len(prompts))] for _ in chosen], of_rows)
         batch = pixels[torch.from_numpy(chosen)]
         mirrored = torch.from_numpy(rng.random(batch_size) < 0.5)[:, None, None, None]
         total, tokens = model.image_language_loss(torch.where(mirrored, batch.flip(-1), batch), **rows)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..model import MllmReIDConfig, MllmReIDModel
 from ..model.adapters import ADAPTER, inject_adapter
-from ..model.checkpoints import weights_fingerprint
+from ..model.backbone_loading import weights_fingerprint
 from ..utils.errors import UserError
 from .parameters import check_pattern, matches
 

@@ -140,7 +140,7 @@ def test_every_number_of_the_results_table_was_measured(metadata, metrics):
     assert "| llm (test feature) |" in results and "95 % interval over people" in results
     assert "3,368 query and 15,913 gallery images" in results and "252 x 126, bfloat16" in results
     assert "the query's camera are dropped" in results and "mirror image" in results
-    assert "held in 4 bits; loaded in another form it gives other results" in results
+    assert "The language model had 4-bit weights; with other weights the results differ" in results
     assert f"Measured on these weights, SHA-256 `{'cafe' * 16}`" in results
 
 
@@ -197,7 +197,7 @@ def test_the_loss_picture(tmp_path):
 def test_forms(metadata):
     full, vision = render_card(metadata()), render_card(metadata("vision", weights_sha="beef"))
     thin = render_card(metadata("thin", {"backbone": "llava-hf/llava-1.5-7b-hf", "backbone_revision": "abc123"}))
-    assert "the notice that it asks for is in `NOTICE`" in full and "NOTICE" not in thin
+    assert "the notice that it requires is in `NOTICE`" in full and "NOTICE" not in thin
     assert ModelCard(thin).data.base_model == "llava-hf/llava-1.5-7b-hf" and "commit abc123" in thin
     assert ModelCard(full).data.base_model is None
     assert "without the language model" in vision and "search by text" not in vision and "search by text" in full
@@ -219,7 +219,7 @@ def test_overlaps_are_shown_and_kept_out_of_the_index(metadata, metrics, run):
     run["published_counts"] = {"cuhk_pedes": True, "market1501": True}
     card = render_card(metadata(config={"overlap": [said], "trained_on": ["cuhk_pedes", "market1501:all"]}))
     assert card.count("[!WARNING]") == 2 and card.count(f"> - {said}") == 2
-    assert "knowingly trained on" in card and "not of unseen people" in section(card, "Results")
+    assert "knowingly trained on" in card and "not results on unseen people" in section(card, "Results")
     assert ModelCard(card).data.eval_results is None
     assert ModelCard(card).data.datasets == ["cuhk_pedes", "market1501"]
     assert "[!WARNING]" not in render_card(metadata(config={"trained_on": None, "overlap": None}, metrics=None))
@@ -309,7 +309,7 @@ def test_the_cards_of_other_licences(metadata):
         assert ModelCard(card).data.license == "other" and "Llama 2 Community" not in card
         assert (f"is under the licence `{licence}`" if licence else "licence of the base model is not recorded") in card
     vision = render_card(metadata("vision"))
-    assert "whose language model is under the Llama 2 Community License; none of that is in this form" in vision
+    assert "language model is under the Llama 2 Community License; the language model is not in this form" in vision
     assert ModelCard(vision).data.license == "other"
 
 

@@ -44,7 +44,7 @@ def test_both_features_and_the_language_loss_are_those_of_the_native_model(make_
     model.eval()
     native, pixels = copy.deepcopy(model.mllm), make_batch(4)["pixel_values"]
     targets = [processor.target_ids(text) for text in ("a bag .", "she has long hair .", "a red skirt", "a bag")]
-    batch = {"pixel_values": pixels, **processor.rows([processor.image_prompt_ids()] * 4, targets)}
+    batch = {"pixel_values": pixels, **processor.build_inputs([processor.image_prompt_ids()] * 4, targets)}
     batch["person_ids"] = torch.tensor([0, 0, 1, 1])
     output = model(**batch)
 

@@ -50,7 +50,7 @@ def test_both_branches_share_prefix_suffix_and_target(tiny_processor):
     assert image[len(prefix) : len(prefix) + 8] == [tiny_processor.image_token_id] * 8
     assert text[len(prefix) + len(caption) :] == image[len(prefix) + 8 :]
     target = tiny_processor.target_ids("she has long hair .")
-    rows = tiny_processor.rows([image, text], [target, target])
+    rows = tiny_processor.build_inputs([image, text], [target, target])
     assert all(row[row != -100].tolist() == target for row in rows["labels"])
     assert rows["attention_mask"].sum(1).tolist() == [len(image) + len(target), len(text) + len(target)]
 

@@ -13,7 +13,7 @@ from transformers import AutoModel, BitsAndBytesConfig, LlavaForConditionalGener
 from modeling_mllmreid.hub.export import write_export
 from modeling_mllmreid.hub.publication import check_publishable
 from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel, MllmReIDVisionModel
-from modeling_mllmreid.model.checkpoints import load_backbone
+from modeling_mllmreid.model.backbone_loading import load_backbone
 from modeling_mllmreid.training.adapters import AdapterArguments, prepare_training
 from modeling_mllmreid.utils.errors import UserError
 
@@ -218,7 +218,7 @@ def test_a_backbone_that_is_missing_of_another_size_or_another_one(thin, native,
     with pytest.raises(ValueError, match="is of another size: text_config.hidden_size is 16, not 32: give the right"):
         MllmReIDModel.from_pretrained(thin)
     make_llava(seed=6).save_pretrained(native)
-    with pytest.raises(ValueError, match="has other weights than the one that was trained on: give that one"):
+    with pytest.raises(ValueError, match="has other weights than the backbone of the training: give that backbone"):
         MllmReIDModel.from_pretrained(thin)
 
 
@@ -352,7 +352,7 @@ def test_foreign_adapter_files(lora):
     with pytest.raises(ValueError, match="adapter/adapter_model.bin is a pickle, which can run code"):
         MllmReIDModel.from_pretrained(lora)
     rewrite_json(lora / "config.json", adapter=None)
-    with pytest.raises(ValueError, match="config.json names no adapter, and there is one: get it again"):
+    with pytest.raises(ValueError, match="config.json names no adapter, but there is one: get it again"):
         MllmReIDModel.from_pretrained(lora)
 
 
@@ -398,7 +398,7 @@ def test_a_backbone_that_is_pickled_lacks_a_weight_or_has_nan(thin, native):
 
 def test_a_backbone_that_is_thin_itself_or_a_folder_that_the_hub_names(thin):
     rewrite_json(thin / "config.json", backbone=str(thin))
-    with pytest.raises(ValueError, match="thin is a thin checkpoint itself, which names another one: get a full"):
+    with pytest.raises(ValueError, match="thin is a thin checkpoint itself, which names another backbone: get a full"):
         MllmReIDModel.from_pretrained(thin)
     config = MllmReIDConfig.from_pretrained(thin)
     with pytest.raises(ValueError, match="is a folder, which a checkpoint on the Hub cannot name: get a full"):

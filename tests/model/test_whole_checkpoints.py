@@ -156,7 +156,7 @@ def test_shards_lie_in_their_folder(make_model, tmp_path, place):
     shutil.copy(folder / first, tmp_path / "outside.safetensors")
     place = place.format(root=tmp_path) if isinstance(place, str) else place
     rewrite_json(index, weight_map={name: place if file == first else file for name, file in files.items()})
-    with pytest.raises(ValueError, match="weight_map in model.safetensors.index.json has .*: not a file beside it"):
+    with pytest.raises(ValueError, match="weight_map in model.safetensors.index.json has .*: no file of its folder"):
         MllmReIDModel.from_pretrained(folder)
 
 
@@ -171,7 +171,7 @@ def test_safetensors_alone(save, form):
         load(folder)
     rewrite_json(folder / "config.json", transformers_weights=None)
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="adapter_config.json says that a LoRA of PEFT belongs to it: merge it"):
+    with pytest.raises(ValueError, match="adapter_config.json makes it a LoRA of PEFT: merge the LoRA into"):
         load(folder)
     (folder / "adapter_config.json").unlink()
     load(folder)
@@ -254,7 +254,7 @@ def test_a_configuration_of_more_than_the_weights_takes_no_memory(save, form):
             holder[part] |= fields
             (folder / "config.json").write_text(json.dumps(content))
             with pytest.raises(
-                ValueError, match=rf"config.json says a model larger than its weights \(.*{next(iter(fields))[:6]}"
+                ValueError, match=rf"config.json describes a model larger than its weights \(.*{next(iter(fields))[:6]}"
             ):
                 load(folder)
 
@@ -262,5 +262,5 @@ def test_a_configuration_of_more_than_the_weights_takes_no_memory(save, form):
 def test_rows_of_more_people_than_the_weights_have(save):
     folder = save("full")
     rewrite_json(folder / "config.json", num_identities=10**10)
-    with pytest.raises(ValueError, match="says a model larger than its weights .num_identities 10000000000"):
+    with pytest.raises(ValueError, match="describes a model larger than its weights .num_identities 10000000000"):
         MllmReIDModel.from_pretrained(folder)

@@ -101,7 +101,7 @@ class Teacher:
         with torch.inference_mode():
             for start in range(0, len(texts), batch_size):
                 ids = [self.processor.target_ids(text, 512) for text in texts[start : start + batch_size]]
-                rows = self.processor.rows(ids, [[] for _ in ids])
+                rows = self.processor.build_inputs(ids, [[] for _ in ids])
                 inputs = {name: rows[name].to(self.mllm.device) for name in ("input_ids", "attention_mask")}
                 hidden = language_model(**inputs).last_hidden_state
                 features.append(mean_pool(hidden, inputs["attention_mask"].bool()).float().cpu().numpy())
