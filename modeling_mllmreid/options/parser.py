@@ -225,7 +225,7 @@ def _json_object(text: str, kind: Any) -> dict[str, Any]:
     of_values = get_args(kind)[1] if get_args(kind) else object
     for key, item in value.items():
         if not isinstance(item, get_origin(of_values) or of_values):
-            raise ValueError(f"{key!r} has the value {item!r}, not {_NAMES.get(of_values, of_values)}")
+            raise ValueError(f"{key!r} has the value {item!r}, not {_NAMES[get_origin(of_values) or of_values]}")
     return value
 
 
