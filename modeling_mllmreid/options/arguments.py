@@ -61,7 +61,11 @@ class MethodArguments:
         metadata={"help": "Which feature the ReID losses act on: the LLM's, the visual encoder's, or both."},
     )
     loss_lambda: float | None = field(
-        default=None, metadata={"help": "The balance: (1 - loss_lambda) * language loss + loss_lambda * ReID loss."}
+        default=None,
+        metadata={
+            "metavar": "0<=X<=1",
+            "help": "The balance: (1 - loss_lambda) * language loss + loss_lambda * ReID loss.",
+        },
     )
     id_weight: NotNegative | None = field(default=None, metadata={"help": "Weight of the ID loss in the ReID loss."})
     triplet_weight: NotNegative | None = field(
@@ -132,7 +136,11 @@ class DataArguments:
         default=None, metadata={"help": "Parts that were made for own data; by default splits.json in data_dir."}
     )
     test_share: float | None = field(
-        default=None, metadata={"help": "Share of the people that made test parts take; by default 0.5."}
+        default=None,
+        metadata={
+            "metavar": "0<X<1",
+            "help": "Share of the people that made test parts take; by default 0.5.",
+        },
     )
     split_seed: Seed | None = field(
         default=None, metadata={"help": "Of the people drawn into made parts; by default 0."}
@@ -166,9 +174,11 @@ class DataArguments:
 class EmbeddingArguments:
     """How images go through the model."""
 
-    batch_size: AtMostMillions = field(default=64, metadata={"help": "Images that go through the model at once."})
+    batch_size: AtMostMillions = field(
+        default=64, metadata={"metavar": "N>=1", "help": "Images that go through the model at once."}
+    )
     num_workers: Processes = field(
-        default=0, metadata={"help": "Processes that open and resize images; 0: none besides."}
+        default=0, metadata={"metavar": "0<=N<=128", "help": "Processes that open and resize images; 0: none besides."}
     )
     flip_test: bool = field(default=False, metadata={"help": "Average the features of an image and its mirror image."})
 

@@ -48,9 +48,11 @@ class AdapterArguments:
     tower: Literal["full", "lora", "frozen"] = field(
         default="full", metadata={"help": "Train all weights of the vision tower, a LoRA on it, or nothing of it."}
     )
-    lora_rank: int = field(default=16, metadata={"help": "Rank of the LoRA."})
-    lora_alpha: float = field(default=32, metadata={"help": "The LoRA's product is scaled by lora_alpha / lora_rank."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the LoRA's input."})
+    lora_rank: int = field(default=16, metadata={"metavar": "N>=1", "help": "Rank of the LoRA."})
+    lora_alpha: float = field(
+        default=32, metadata={"metavar": "X>0", "help": "The LoRA's product is scaled by lora_alpha / lora_rank."}
+    )
+    lora_dropout: float = field(default=0.05, metadata={"metavar": "0<=X<1", "help": "Dropout on the LoRA's input."})
     lora_targets: str | None = field(
         default=None,
         metadata={"help": "Regular expression on full module names inside the LLaVA. Unset: all linear layers."},

@@ -107,11 +107,13 @@ METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
 def without_refused(arguments: Arguments) -> Arguments:
-    """Hides the refused settings from the help of an arguments class; returns the class."""
-    for name in (*REFUSED, "per_device_train_batch_size"):
+    """Hides the refused settings from the help of an arguments class, and shows its ranges; returns the class."""
+    changes = {name: {"metavar": range_in_short(*limits)} for name, limits in RANGES.items()}
+    changes |= {name: {"help": SUPPRESS} for name in (*REFUSED, "per_device_train_batch_size")}
+    for name, change in changes.items():
         # A copy, as the stock class shares the field.
         field = copy.copy(arguments.__dataclass_fields__[name])
-        field.metadata = MappingProxyType({**field.metadata, "help": SUPPRESS})
+        field.metadata = MappingProxyType({**field.metadata, **change})
         arguments.__dataclass_fields__[name] = field
     return arguments
 
@@ -156,6 +158,13 @@ def check_number(name: str, value: Any, least: float, most: float) -> None:
         else:
             expected = f"{least} to below 1" if most < 1 else f"{least} to {most}"
         raise UserError(f"{name} {value}: give {expected}")
+
+
+def range_in_short(least: float, most: float) -> str:
+    """A range of `RANGES` as `--help` shows it."""
+    if (least, most) == POSITIVE:
+        return "X>0"
+    return f"X>={least}" if most == math.inf else f"{least}<=X<{'=' if most > 1 else ''}{max(most, 1):,.0f}"
 
 
 def check_checkpointing(kwargs: Any) -> None:
