@@ -30,6 +30,7 @@ RENAMED = {
     "lesson_steps": "pretraining_steps",
     "lesson_batch_size": "pretraining_batch_size",
     "lesson_learning_rate": "pretraining_learning_rate",
+    "rows": "variants",
 }
 TRAINED_ALONE = (
     "reid_on",

@@ -13,12 +13,13 @@ import pytest
 import torch
 from datasets import Dataset
 
-from modeling_mllmreid.commands.ablate import main
+from modeling_mllmreid.commands.ablate import GROUPS, main
 from modeling_mllmreid.data.contract import FEATURES
+from modeling_mllmreid.options.parser import read_options
 from modeling_mllmreid.research.ablation import runs as sweep
 from modeling_mllmreid.research.ablation.controls import WORDS, attribute_loss, corrupt_captions, permute_captions
 from modeling_mllmreid.research.ablation.plan import AblationArguments, ControlArguments, Cost, Plan, check_plan
-from modeling_mllmreid.research.ablation.settings import read_settings
+from modeling_mllmreid.research.ablation.settings import AblationSettings, make_settings
 from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.utils.errors import UserError
 
@@ -39,6 +40,10 @@ def arguments(**changed) -> AblationArguments:
         "seeds": [0],
     }
     return AblationArguments(**{**plan, **changed})
+
+
+def read_settings(argv: list[str]) -> AblationSettings:
+    return make_settings(read_options(GROUPS, argv, "ablate"))
 
 
 def plan(**changed) -> Plan:
