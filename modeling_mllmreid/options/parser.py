@@ -30,6 +30,7 @@ RENAMED = {
     "lesson_steps": "pretraining_steps",
     "lesson_batch_size": "pretraining_batch_size",
     "lesson_learning_rate": "pretraining_learning_rate",
+    "rows": "variants",
 }
 TRAINED_ALONE = (
     "reid_on",
@@ -301,7 +302,7 @@ def _json_object(text: str, kind: Any) -> dict[str, Any]:
     of_values = get_args(kind)[1] if get_args(kind) else object
     for key, item in value.items():
         if not isinstance(item, get_origin(of_values) or of_values):
-            raise ValueError(f"{key!r} has the value {item!r}, not {_NAMES.get(of_values, of_values)}")
+            raise ValueError(f"{key!r} has the value {item!r}, not {_NAMES[get_origin(of_values) or of_values]}")
     return value
 
 

@@ -306,6 +306,8 @@ def every_dataclass() -> set[type]:
     """The dataclasses of every command."""
     from modeling_mllmreid.commands.main import COMMANDS
 
-    modules = [importlib.import_module(f"modeling_mllmreid.commands.{name}") for name in COMMANDS]
+    # The settings of the variants of `ablate` have dataclasses of their own.
+    names = [*(f"commands.{name}" for name in COMMANDS), "research.ablation.settings"]
+    modules = [importlib.import_module(f"modeling_mllmreid.{name}") for name in names]
     found = {value for module in modules for value in vars(module).values() if is_dataclass(value)}
     return {kind for kind in found if isinstance(kind, type) and kind.__name__.endswith(("Arguments", "Model"))}

@@ -67,7 +67,7 @@ def flags(native, people, output):
     ("lost", "message"),
     [
         ("chat template", "not loadable as an image-text-to-text model"),
-        ("patch size", "its processor makes no inputs of an image and a prompt"),
+        ("patch size", "its processor cannot read an image with a prompt"),
     ],
 )
 def test_a_model_whose_processor_is_not_whole(native, people, tmp_path, lost, message):
