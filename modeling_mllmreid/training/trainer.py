@@ -293,8 +293,9 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
 
     def _language_loss(self, sums: dict[str, Tensor]) -> Tensor:
         """Returns the language loss of summed losses, before the Trainer divides by the micro-batches."""
-        loss: Tensor = self.model.language_loss(sums, self._window_counts)
-        return loss * self.accelerator.num_processes * self.current_gradient_accumulation_steps
+        factor = self.accelerator.num_processes * self.current_gradient_accumulation_steps
+        loss: Tensor = self.model.language_loss(sums, self._window_counts) * factor
+        return loss
 
     def _cached_step(self, inputs: dict[str, Tensor]) -> Tensor:
         """Computes the loss and its gradient, `grad_cache_chunk` images at a time."""

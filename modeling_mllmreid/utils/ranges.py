@@ -24,6 +24,16 @@ class Range(NamedTuple):
         words = {"at least": self.at_least, "at most": self.at_most, "above": self.above, "below": self.below}
         return " and ".join(f"{word} {limit:,}" for word, limit in words.items() if limit is not None)
 
+    def in_short(self, name: str) -> str:
+        """As `--help` shows it: 0<=X<1, X being the name."""
+        below = "" if self.at_least is None else f"{self.at_least:,}<="
+        below = below if self.above is None else f"{self.above:,}<"
+        beyond = "" if self.at_most is None else f"<={self.at_most:,}"
+        beyond = beyond if self.below is None else f"<{self.below:,}"
+        if not beyond and below:
+            return f"{name}>={self.at_least:,}" if self.above is None else f"{name}>{self.above:,}"
+        return f"{below}{name}{beyond}"
+
 
 # Limits of values that allocate memory or loop: larger ones are typing errors.
 MILLIONS, THOUSAND = 10_000_000, 1024

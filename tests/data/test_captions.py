@@ -63,12 +63,12 @@ def test_wrong_lines_are_named(tmp_path):
         whole.splitlines()[0].replace(": 0,", ': "0",') + "\n",
     ):
         path.write_text(whole + wrong + whole)
-        with pytest.raises(UserError, match="texts.jsonl: line 4 is no record: .*: remove the line"):
+        with pytest.raises(UserError, match="texts.jsonl: line 4 is not a record: .*: remove the line"):
             read_records(path)
     path.write_text(whole + whole)
     assert read_records(path) == RECORDS
     append_records(path, [record("a.jpg", 0, "red", "another")])
-    with pytest.raises(UserError, match=r"line 7 repeats caption 0 of a.jpg \(set, train\) otherwise"):
+    with pytest.raises(UserError, match=r"line 7 repeats caption 0 of a.jpg \(set, train\) with another text"):
         read_records(path)
 
 
@@ -91,7 +91,7 @@ def test_missing_captions_are_what_resuming_has_left(train):
 @pytest.mark.parametrize("use", [join_continuations, missing_captions])
 def test_a_changed_caption_is_stale(train, use):
     with pytest.raises(
-        UserError, match=r"caption 1 of a.jpg \(set, train\) is stale, its caption was 'green'.* 'blue'"
+        UserError, match=r"caption 1 of a.jpg \(set, train\) is outdated, its caption was 'green'.* 'blue'"
     ):
         use(train, "train", [RECORDS[0], record("a.jpg", 1, "green"), RECORDS[2]])
 
@@ -124,5 +124,5 @@ def test_written_captions_are_joined_in_their_order_where_there_are_none(tmp_pat
     assert joined.features == train.features and joined.column_names == train.column_names
     assert joined["file_name"][:] == train["file_name"][:]
     assert join_captions(train, "query", records)["caption"][2] == ["of another split"]
-    with pytest.raises(UserError, match=r"b.jpg \(set, train\) has captions already: leave the written ones out"):
+    with pytest.raises(UserError, match=r"b.jpg \(set, train\) has captions already: leave the generated ones out"):
         join_captions(train, "train", [written("b.jpg", 0, "short")])

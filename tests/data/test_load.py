@@ -41,7 +41,7 @@ def test_reader_by_name_and_texts_joined(root):
     with pytest.raises(UserError, match="other.jsonl: no record belongs to this data set"):
         read(root, texts=root / "other.jsonl")
     append_records(root / "stale.jsonl", [TextRecord("market1501", "train", TRAIN, 0, "a man", "x", {})])
-    with pytest.raises(UserError, match="stale.jsonl: the text of caption 0 of bounding_box_train/0001.* is stale"):
+    with pytest.raises(UserError, match="stale.jsonl: the text of caption 0 of bounding_box_train/0001.* is outdated"):
         read(root, texts=root / "stale.jsonl")
 
 

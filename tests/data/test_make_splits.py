@@ -43,16 +43,16 @@ def rewrite(root, **fields):
 
 def test_what_was_added_later_is_said(root, caplog):
     first, notes = load(root)
-    assert notes == ["tested on 5 of 10 people, parts in splits.json"] and not caplog.text
+    assert notes == ["tested on 5 of 10 people, splits in splits.json"] and not caplog.text
     add(root, "kim", "lea", images=3)
     Image.new("RGB", (4, 8)).save(root / "anna/9.png")
     again, notes = load(root)
     assert {split: part["file_name"][:] for split, part in again.items()} == {
         split: part["file_name"][:] for split, part in first.items()
     }
-    assert notes[0] == "tested on 5 of 12 people, parts in splits.json"
+    assert notes[0] == "tested on 5 of 12 people, splits in splits.json"
     left = (
-        "splits.json: 7 files of 3 people are in no part and not used (anna, kim and 1 more): remove the file to draw"
+        "splits.json: 7 files of 3 people are in no split and not used (anna, kim and 1 more): remove the file to draw"
     )
     assert left in notes[1] and left in caplog.text and "or give another splits_file" in notes[1]
     (root / "splits.json").unlink()
@@ -105,11 +105,11 @@ def test_options_that_contradict_the_file(root):
     for option in ({"test_share": 0.3}, {"split_seed": 4}):
         (name,) = option
         with pytest.raises(
-            UserError, match=f"splits.json: does not say its {name}, so that .* cannot be checked: leave it out"
+            UserError, match=f"splits.json: does not record its {name}, so that .* cannot be checked: leave it out"
         ):
             load(root, **option)
     assert load(root, splits_file=root.parent / "other.json", test_share=0.2)[1] == [
-        "tested on 2 of 10 people, parts in other.json"
+        "tested on 2 of 10 people, splits in other.json"
     ]
 
 
@@ -117,7 +117,7 @@ def test_options_that_do_not_apply_are_refused(root, tmp_path):
     add(tmp_path / "parts/train", "a", "b")
     add(tmp_path / "parts/query", "c")
     add(tmp_path / "parts/gallery", "c")
-    assert load(tmp_path / "parts")[1] == ["tested on 1 of 3 people, parts in the folders"]
+    assert load(tmp_path / "parts")[1] == ["tested on 1 of 3 people, splits in the folders"]
     for option in ({"test_share": 0.5}, {"split_seed": 0}, {"splits_file": "x.json"}):
         (name,) = option
         with pytest.raises(UserError, match=f"has splits of its own, {name} does not apply: leave it out"):
@@ -135,19 +135,19 @@ def test_options_that_do_not_apply_are_refused(root, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"test": ["anna/0.png"]}, "part 'test' is unknown: name the parts train, val, query, gallery"),
+        ({"test": ["anna/0.png"]}, "split 'test' is unknown: name the splits train, val, query, gallery"),
         ({"query": ["anna/0.png"], "gallery": ["anna/0.png"]}, "names 'anna/0.png' more than once"),
         ({"query": ["anna/0.png", "anna/0.png"]}, "names 'anna/0.png' more than once"),
         (
             {"train": ["anna/0.png", "ben/0.png"], "query": ["anna/1.png"], "gallery": ["ben/1.png"], "val": []},
-            "anna is in train and query; ben is in train and gallery: remove the file to draw anew",
+            "anna is in train and query; ben is in train and gallery: remove the file to draw the splits again",
         ),
         ({"train": ["anna/0.png"], "val": ["anna/1.png"], "query": [], "gallery": []}, "anna is in train and val"),
         ({"train": None}, "field train: field required"),
         ({"train": "anna/0.png"}, "field train: "),
         ({"train": [5]}, r"field train\[0\]: "),
         ({"test_share": "half"}, "field test_share: "),
-        ({"query": ["nobody/0.png"]}, "names 'nobody/0.png', which is not in the data: remove the file to draw anew"),
+        ({"query": ["nobody/0.png"]}, "names 'nobody/0.png', which is not in the data: remove the file to draw"),
     ],
 )
 def test_a_file_that_does_not_fit(root, change, message):
@@ -208,12 +208,12 @@ def test_the_share_is_of_the_people(tmp_path):
         assert len({name[0] for name in parts["gallery"]}) == len(parts["query"]) == tested
         assert len({name[0] for name in parts["train"]}) == 8 - tested
     for share in (0, 1, 1.5, -0.5, float("nan")):
-        with pytest.raises(UserError, match=f"test_share: {share} is no share: use a number between 0 and 1"):
+        with pytest.raises(UserError, match=f"test_share: {share} is not a share: use a number between 0 and 1"):
             make_splits(images(), tmp_path / "s.json", test_share=share)
     for people, share in ((2, 0.5), (8, 0.05), (8, 0.9)):
         with pytest.raises(UserError, match=f"{people} people, test_share {share}: too few for two to train on"):
             make_splits(images(people), tmp_path / "s.json", test_share=share)
-    with pytest.raises(UserError, match="split_seed: -1 is no seed: use a whole number from 0"):
+    with pytest.raises(UserError, match="split_seed: -1 is not a seed: use a whole number from 0"):
         make_splits(images(), tmp_path / "s.json", seed=-1)
 
 
@@ -235,11 +235,11 @@ def test_what_another_run_drew_meanwhile_is_taken(tmp_path, monkeypatch):
         where.write_text(json.dumps({"test_share": 0.5, "split_seed": 9, **written}))
         yield
 
-    monkeypatch.setattr(splits, "_only_drawer", overtaken)
+    monkeypatch.setattr(splits, "_split_lock", overtaken)
     problems = Problems(on_error="skip")
     parts = drawn(images(), path, problems=problems)
     assert parts == {"train": ["0/0.jpg", "1/0.jpg"], "query": ["2/0.jpg"], "gallery": ["2/1.jpg"]}
-    assert "tested on 1 of 8 people, parts in s.json" in problems.notes
+    assert "tested on 1 of 8 people, splits in s.json" in problems.notes
     path.unlink()
     with pytest.raises(UserError, match="was drawn with split_seed 9, not 3: leave it out"):
         make_splits(images(), path, seed=3)
@@ -252,14 +252,14 @@ def test_people_of_either_part_are_tested_on(tmp_path, split):
     )
     problems = Problems()
     make_splits(images(), tmp_path / "s.json", problems=problems)
-    assert problems.notes[0] == "tested on 2 of 8 people, parts in s.json"
+    assert problems.notes[0] == "tested on 2 of 8 people, splits in s.json"
 
 
 def test_a_broken_file_says_what_to_do(tmp_path):
     path = tmp_path / "s.json"
     path.write_text("{")
-    with pytest.raises(UserError, match="s.json.*: remove the file to draw anew, or give another splits_file"):
+    with pytest.raises(UserError, match="s.json.*: remove the file to draw .* or give another splits_file"):
         make_splits(images(), path)
     path.write_text(json.dumps({"train": ["0/0.jpg", "1/0.jpg"], "query": ["2/0.jpg", "0/0.jpg"], "gallery": []}))
-    with pytest.raises(UserError, match="names '0/0.jpg' more than once: remove the file to draw anew, or give"):
+    with pytest.raises(UserError, match="names '0/0.jpg' more than once: remove the file to draw the splits again"):
         make_splits(images(), path)

@@ -128,7 +128,7 @@ def test_images_in_archives_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "set/train.zip", "w") as archive:
         archive.write(image, "1.png")
         archive.writestr("metadata.jsonl", '{"file_name": "1.png", "pid": "anna"}')
-    with pytest.raises(UserError, match="set.*: its images (lie in archives|are no files .*): unpack"):
+    with pytest.raises(UserError, match="set.*: its images (are in archives|are not files .*): unpack"):
         load_reid_dataset(tmp_path / "set", columns={"person_id": "pid"})
 
 
@@ -144,7 +144,7 @@ def test_a_folder_that_is_not_whole_is_refused_by_name(dataset, tmp_path):
         assert "\n" not in str(caught.value)
 
     second.unlink()
-    refused("train-00001-of-00002.parquet is missing: restore it or prepare the data anew")
+    refused("train-00001-of-00002.parquet is missing: restore it or prepare the data again")
     second.write_bytes(content[:-9])
     refused("train-00001-of-00002.parquet: not readable")
     second.write_bytes(b"")
@@ -152,10 +152,10 @@ def test_a_folder_that_is_not_whole_is_refused_by_name(dataset, tmp_path):
     second.write_bytes(content)
     for name in ("train-00000-of-00001.parquet", "train-00001-of-00003.parquet"):
         (data / name).write_bytes(content)
-        refused("are of two runs: prepare the data anew")
+        refused("are of two runs: prepare the data again")
         (data / name).unlink()
     (data / "people.parquet").write_bytes(content)
-    refused("people.parquet: is no file like train-00000-of-00001.parquet: move it away")
+    refused("people.parquet: is not a file like train-00000-of-00001.parquet: move it away")
     (data / "people.parquet").unlink()
     pa.parquet.write_table(pa.table({"a": [1]}), second)
     refused("train-00001-of-00002.parquet: has other columns than train-00000-of-00002.parquet")

@@ -188,7 +188,7 @@ def test_a_file_of_anything_else_keeps_every_byte(write, generated, tmp_path, na
         write(name)
     assert (tmp_path / name).read_text() == FOREIGN[name] and not generated
     if not FOREIGN[name].endswith("\n"):
-        with pytest.raises(UserError, match="ends in a line that is no record"):
+        with pytest.raises(UserError, match="ends in a line that is not a record"):
             append_records(tmp_path / name, [])
     assert (tmp_path / name).read_text() == FOREIGN[name]
 

@@ -61,7 +61,7 @@ def without(number, field):
             changed(1, captions=["a " * 2500]),
             "entry 1, field 'captions': one has 5,000 characters: give fewer",
         ),
-        (changed(1, captions=["a man", " "]), "entry 1, field 'captions': not all are texts with words"),
+        (changed(1, captions=["a man", " "]), "entry 1, field 'captions': one is an empty text: correct or remove it"),
         (changed(3, split="dev"), "entry 3: field split: input should be 'train', 'val' or 'test', not 'dev'"),
         (changed(3, file_path="CUHK01/9.png"), "entry 3, field 'file_path': there is no image .*9.png"),
         (changed(3, file_path="../../9.png"), "entry 3, field 'file_path': .* is not inside the data folder"),
@@ -80,7 +80,7 @@ def test_wrong_entries(tmp_path, entries, message):
 
 
 def test_wrong_folder_and_counts(tmp_path, caplog):
-    with pytest.raises(UserError, match="no file reid_raw.json: give data_dir the folder that holds it and imgs/"):
+    with pytest.raises(UserError, match="no file reid_raw.json: give data_dir the folder with this file and imgs/"):
         read_cuhk_pedes(tmp_path)
     root = write_set(tmp_path / "CUHK-PEDES", ENTRIES)
     read_cuhk_pedes(root)

@@ -64,7 +64,7 @@ def test_query_and_gallery_alone_or_train_alone_are_enough(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (None, "no such folder: give data_dir the folder that holds bounding_box_train, query, bounding_box_test"),
+        (None, "no such folder: give data_dir the folder with bounding_box_train, query, bounding_box_test"),
         ({"images": []}, "not in Market-1501 layout: give data_dir"),
         ({"query": NAMES["query"]}, "no folder bounding_box_test: query and gallery are evaluated together"),
         ({**NAMES, "query": []}, "query: no person image"),

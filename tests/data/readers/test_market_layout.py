@@ -11,7 +11,7 @@ from modeling_mllmreid.utils.errors import UserError
 def test_the_withdrawal_is_said(tmp_path, caplog, name):
     dataset = load_reid_dataset(name, data_dir=write_tree(tmp_path, name, SMALL[name]))
     assert set(dataset["gallery"]["camera_id"]) == set(range(1, 9)) and set(dataset["train"]["source"]) == {name}
-    assert "2019" in caplog.text and "think of using another set" in caplog.text
+    assert "2019" in caplog.text and "consider another data set" in caplog.text
 
 
 def test_the_further_distractors_of_market1501_are_nobody(tmp_path, caplog):

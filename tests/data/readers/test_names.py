@@ -227,7 +227,7 @@ def test_what_is_no_person_in_folders(tmp_path):
     with pytest.raises(UserError, match="anna/cam1: 2 images in a folder of a person's folder: move them up"):
         load_reid_dataset("folders", data_dir=root)
     parts = people(tmp_path / "parts", "train/a", "query/b", "gallery/b", "test/c")
-    with pytest.raises(UserError, match="parts/test: next to the parts train, query, gallery: move it into one"):
+    with pytest.raises(UserError, match="parts/test: next to the splits train, query, gallery: move it into one"):
         load_reid_dataset("folders", data_dir=parts)
 
 
@@ -277,14 +277,14 @@ def test_mapped_csv_keeps_its_digits(tmp_path):
     (tmp_path / "train.csv").rename(tmp_path / "metadata.csv")
     content = (tmp_path / "metadata.csv").read_text().replace("image,", "file_name,")
     (tmp_path / "metadata.csv").write_text(content.replace(LONG, "2"))
-    with pytest.raises(UserError, match="ids of a metadata.csv lose leading zeros here: read the folder by the reader"):
+    with pytest.raises(UserError, match="ids of a metadata.csv lose leading zeros here: read the folder with"):
         load_reid_dataset(tmp_path, columns={"person_id": "pid"})
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"pid": [[1], [2]]}, "part train: column person_id is List"),
+        ({"pid": [[1], [2]]}, "split train: column person_id is List"),
         ({"pid": [True, False]}, "row 1: person_id True is neither text nor a whole number"),
         ({"pid": [1.5, 2]}, "row 1: person_id 1.5 is neither"),
         ({"pid": ["a", None]}, "row 2: has no person_id"),

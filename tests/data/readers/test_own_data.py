@@ -169,9 +169,9 @@ def test_any_data_set_by_its_columns(foreign):
     assert dataset["train"]["caption"][:] == [["one"], [], ["one"], []]
     assert dataset["train"]["camera_id"][:] == [0, 1, 0, 1]
     assert open_image(image_sources(dataset["train"])[1]).getpixel((0, 0)) == (20, 0, 0)
-    with pytest.raises(UserError, match="part train: no column 'image' for image, but img, pid, cam, text: name it in"):
+    with pytest.raises(UserError, match="split train: no column 'image' for image, but img, pid, cam, text: name it"):
         load_reid_dataset(foreign, columns={})
-    with pytest.raises(UserError, match="columns: 'pid' is no column of ours: use image, person_id"):
+    with pytest.raises(UserError, match="columns: 'pid' is not a column of the contract: use image, person_id"):
         load_reid_dataset(foreign, columns={"pid": "pid"})
     with pytest.raises(UserError, match="data set /absent/x: cannot be loaded"):
         load_reid_dataset("/absent/x", columns=columns)
