@@ -130,7 +130,7 @@ def test_wrong_entries_of_captions_files(small, load, tmp_path, name):
         mistake("field id: input should be", id=wrong)
     for wrong in (7, ["a.jpg"], {}):
         mistake(f"field '{key}': is of type", **{key: wrong})
-    mistake("field 'captions': not all are texts", captions=["a man", ""])
+    mistake("field 'captions': one is an empty text", captions=["a man", ""])
     mistake("one has 5,000 characters", captions=["x" * 5_000])
     mistake("is not inside the data folder", **{key: f"../imgs/{entries[0][key]}"})
     mistake("is not inside the data folder", **{key: str(root / "imgs" / entries[0][key])})
@@ -149,7 +149,7 @@ def test_cuhk03_indexes_that_name_no_image(small):
     config = {key: value for key, value in loadmat(path).items() if not key.startswith("__")}
     for wrong in ([[999]], [[0]], [[1], [1]]):
         savemat(path, {**config, "query_idx": wrong})
-        refused("cuhk03", root, "config_detected.mat: query_idx repeats an image or names none")
+        refused("cuhk03", root, "config_detected.mat: query_idx repeats an image or has a wrong index")
 
 
 def test_what_is_left_out_of_several_sets_is_listed_together(tmp_path):

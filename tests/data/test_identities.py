@@ -42,7 +42,7 @@ def test_two_spellings_of_one_number(tmp_path, name, what):
     image = set_images(root)[-1]
     pattern = r"^(\D*)([0-9]+)" if what == "person" else CAMERA.get(name, r"(_c)([0-9]+)")
     copy = copy_as(image, pattern, lambda digits: f"00{digits}")
-    left = check_refused(name, root, tmp_path, f"{what} 0", "spelled otherwise", copy.name)
+    left = check_refused(name, root, tmp_path, f"{what} 0", "is another spelling of", copy.name)
     # Whichever comes first stays.
     spellings = {re.search(pattern, row[0].split("/")[-1])[2] for part in left.values() for row in part}
     assert len({int(spelling) for spelling in spellings}) == len(spellings)
@@ -66,7 +66,7 @@ def test_numbers_that_are_none(tmp_path, name):
 def test_a_pair_of_cuhk02_has_no_person_of_another(tmp_path):
     root = write_tree(tmp_path, "cuhk02", SMALL["cuhk02"])
     copy = copy_as(root / "P1/cam1/001_1.png", r"^()([0-9]+)", lambda _: "10001")  # would be person 1 of pair 2
-    check_refused("cuhk02", root, tmp_path, copy.name, "person 10001 would be one of another pair's")
+    check_refused("cuhk02", root, tmp_path, copy.name, "person 10001 would be in another pair")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_pair_of_cuhk02_has_no_person_of_another(tmp_path):
     [
         (
             lambda line: re.sub("([0-9]+)$", r"0\1", line),
-            ("line 2", "person 00 is the number of person 0 in", "line 1"),
+            ("line 2", "person 00 is another spelling of person 0 in", "line 1"),
         ),
         (lambda line: re.sub("[0-9]+$", "9" * 25, line), ("line 2", "has more than 18 digits")),
         (lambda line: re.sub("[0-9]+$", "²", line), ("line 2", "is not like")),
@@ -138,4 +138,4 @@ def test_a_camera_of_rstpreid_is_spelled_one_way(tmp_path):
     path = root / "data_captions.json"
     path.write_text(json.dumps([*json.loads(path.read_text().replace(f'"{image.name}"', f'"{other.name}"')), entry]))
     other.with_name(image.name).write_bytes(other.read_bytes())
-    check_refused("rstpreid", root, tmp_path, "camera", "spelled otherwise", "entry 8", "entry 0")
+    check_refused("rstpreid", root, tmp_path, "camera", "is another spelling of", "entry 8", "entry 0")

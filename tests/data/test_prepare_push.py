@@ -116,7 +116,7 @@ def test_there_and_back(said):
 
 
 def test_an_upload_that_is_not_whole_is_refused(said):
-    assert "are of two runs: prepare the data anew" in said["of two runs"]
+    assert "are of two runs: prepare the data again" in said["of two runs"]
     assert "train-00001-of-00002.parquet is missing" in said["missing"]
 
 

@@ -145,7 +145,7 @@ def test_links_that_lead_nowhere_or_around(small, name):
     assert list(map(len, load_reid_dataset(name, data_dir=root).values())) == list(map(len, before.values()))
     if name in NAMED:
         (min(folders) / "round.jpg").symlink_to("round.jpg")
-        refused(name, root, "round.jpg: no file, or a broken link: restore the image or remove the name")
+        refused(name, root, "round.jpg: not a file, or a broken link: restore the image or remove the name")
 
 
 @pytest.mark.parametrize("name", ["market1501", "msmt17", "cuhk_pedes"])
@@ -185,7 +185,7 @@ def test_broken_mat_files(small, name, file):
     content, rng = path.read_bytes(), np.random.default_rng(0)
     for text in (b"", content[:-40], b"no archive", b"\x89HDF\r\n\x1a\n" + bytes(600)):
         path.write_bytes(text)
-        refused(name, path.parent, f"{file}: (not readable as a MATLAB file .*: restore the file|holds no )")
+        refused(name, path.parent, f"{file}: (not readable as a MATLAB file .*: restore the file|has no|does not have)")
     for _ in range(6):
         damaged = bytearray(content)
         for place in rng.integers(128, len(content), 4):
@@ -225,7 +225,7 @@ LIMIT = f"import runpy; runpy.run_path({str(matlab_files.PROGRAM)!r})['limit_res
         ("raise ValueError('of\\nlines')", r"\(lines\): restore"),
         (f"{LIMIT}; bytearray(2**32)", r"\(MemoryError\): restore"),
         (f"{LIMIT}; open(__file__, 'ab', 0).write(b'x')", r"\(OSError: .* File too large\): restore"),
-        ("import time; time.sleep(60)", r"\(no end after 0.5 s\): restore"),
+        ("import time; time.sleep(60)", r"\(not finished after 0.5 s\): restore"),
         ("print('Segmentation fault')", r": not JSON \(.*\): restore"),
         ("print('[1]')", r": the whole content: input should be an object, not \[1\]: restore"),
     ],
@@ -234,7 +234,7 @@ def test_a_reading_process_that_fails(tmp_path, monkeypatch, program, match):
     (tmp_path / "x.mat").touch()
     (tmp_path / "program.py").write_text(program)
     monkeypatch.setattr(matlab_files, "PROGRAM", tmp_path / "program.py")
-    monkeypatch.setattr(matlab_files, "SECONDS", 0.5 if "sleep" in program else 60)
+    monkeypatch.setattr(matlab_files, "TIMEOUT_SECONDS", 0.5 if "sleep" in program else 60)
     with pytest.raises(UserError, match=f"x.mat: not readable as a MATLAB file ?{match} the file$"):
         load_matlab(tmp_path / "x.mat", ["filelist"], remedy="")
 
@@ -256,7 +256,7 @@ def test_a_mat_file_of_too_much_content(tmp_path):
         ("labels", np.full((20, 1), -1), "labels: not all are whole numbers"),
         ("labels", "text", "labels: not all are whole numbers"),
         ("labels", {"a": "text"}, "labels: not all are whole numbers"),
-        ("labels", [[1]], "train_idx repeats an image or names none"),
+        ("labels", [[1]], "train_idx repeats an image or has a wrong index"),
         ("train_idx", [[1.5]], "train_idx: not all are whole numbers"),
         ("query_idx", np.array(["1"], dtype=object), "query_idx: not all are whole numbers"),
         ("filelist", [[1]], "filelist: not all are texts"),

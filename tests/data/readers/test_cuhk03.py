@@ -73,7 +73,7 @@ def test_mistakes(tmp_path):
     with pytest.raises(UserError, match="config_detected.mat: no such file: put the new protocol's file there"):
         load_reid_dataset("cuhk03", data_dir=tmp_path)
     write_protocol(tmp_path, query_idx=None)
-    with pytest.raises(UserError, match="holds no query_idx: give the new protocol's file"):
+    with pytest.raises(UserError, match="has no query_idx: give the new protocol's file"):
         load_reid_dataset("cuhk03", data_dir=tmp_path)
     write_protocol(tmp_path, names=["1_001_3_01.png", *NAMES[1:]])
     with pytest.raises(UserError, match="1_001_3_01.png: not a name like 1_001_1_01.png"):

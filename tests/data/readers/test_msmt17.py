@@ -65,7 +65,7 @@ def test_wrong_lines(tmp_path, name, line, message):
 
 
 def test_wrong_folders(tmp_path):
-    with pytest.raises(UserError, match="not in MSMT17 layout: give data_dir the folder that holds train, test and"):
+    with pytest.raises(UserError, match="not in MSMT17 layout: give data_dir the folder with train, test and"):
         load_reid_dataset("msmt17", data_dir=tmp_path)
     write_set(tmp_path)
     (tmp_path / "list_val.txt").write_bytes(b"\xff\xfe")

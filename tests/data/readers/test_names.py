@@ -136,10 +136,10 @@ def test_what_is_no_id_is_named_by_its_row(tmp_path, cell):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"file_name": "a.jpg", "person_id": NaN}', "line 1: not a JSON object .NaN is no JSON"),
-        ('\n{"file_name": "a.jpg", "person_id": 1, "person_id": 2}', "line 2: .*field 'person_id' is there twice"),
+        ('{"file_name": "a.jpg", "person_id": NaN}', "line 1: not a JSON object .NaN is not JSON"),
+        ('\n{"file_name": "a.jpg", "person_id": 1, "person_id": 2}', "line 2: .*field 'person_id' occurs twice"),
         ("[" * 100_000, "line 1: not a JSON object .*recursion"),
-        ("5", "line 1: not a JSON object .no object"),
+        ("5", "line 1: not a JSON object .not an object"),
         ('{"person_id": ' + "9" * 5000 + "}", "line 1: not a JSON object"),
     ],
 )
@@ -162,7 +162,7 @@ HEAD, ROWS = (
         ("", "not readable .*Empty CSV file"),
         (f"{HEAD}\n", "no row can be used"),
         ("\n".join([HEAD, *ROWS]).replace(",", ";"), "its columns are separated by semicolons: save it with commas"),
-        ("file_name,person_id,person_id\na.jpg,1,2", "column 'person_id' is there twice: rename or remove one"),
+        ("file_name,person_id,person_id\na.jpg,1,2", "column 'person_id' occurs twice: rename or remove one"),
         ("\n".join([HEAD, *ROWS, "a.jpg,ben,query"]), "row 5: a.jpg shows 'anna' and 'ben': give one person_id"),
         ("\n".join([HEAD, *ROWS, '"a.jpg'.ljust(60, "x")]), "not readable|row 5"),
     ],
@@ -187,7 +187,7 @@ def test_bom_line_ends_quotes_and_columns_that_are_not_used(tmp_path, caplog):
 def test_a_person_called_unknown_is_said(tmp_path):
     notes = []
     assert read(table(tmp_path, "csv", ["5", "-1", "7", "7"]), notes=notes)[0] == [1, 0, 2, 2]
-    assert "1 images are of the person '-1', who is one person here" in notes[0]
+    assert "1 images are of the person '-1', which is one person here" in notes[0]
 
 
 def people(root, *folders, images=2):
@@ -222,9 +222,9 @@ def test_what_is_no_person_in_folders(tmp_path):
     os.mkfifo(root / "ben/pipe.png")
     notes = []
     assert len(numbers_of(load_reid_dataset("folders", data_dir=root, notes=notes))) == 4
-    assert f"{root}: 3 files are no images and left out: anna/clip.mp4, ben/pipe.png and 1 more" in notes
+    assert f"{root}: 3 files are not images and left out: anna/clip.mp4, ben/pipe.png and 1 more" in notes
     people(root, "anna/cam1")
-    with pytest.raises(UserError, match="anna/cam1: 2 images in a folder of a person's folder: move them up"):
+    with pytest.raises(UserError, match="anna/cam1: 2 images in a sub-folder of a person's folder: move them up"):
         load_reid_dataset("folders", data_dir=root)
     parts = people(tmp_path / "parts", "train/a", "query/b", "gallery/b", "test/c")
     with pytest.raises(UserError, match="parts/test: next to the splits train, query, gallery: move it into one"):

@@ -63,7 +63,7 @@ def test_folders_named_like_parts(tmp_path):
 
 def test_wrong_folders(people, tmp_path):
     picture(people / "loose.jpg")
-    with pytest.raises(UserError, match="loose.jpg: beside the persons' folders: move it into one of them"):
+    with pytest.raises(UserError, match="loose.jpg: next to the persons' folders: move it into one of them"):
         load_reid_dataset("folders", data_dir=people)
     (people / "loose.jpg").unlink()
     (people / "NOBODY").mkdir()
