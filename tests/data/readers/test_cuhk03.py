@@ -44,7 +44,7 @@ def test_indexes_views_and_persons(tmp_path, caplog):
         load_reid_dataset("cuhk03", data_dir=tmp_path, boxes="labelled", strict=True)
 
 
-def test_straight_from_the_archive(tmp_path):
+def test_images_from_the_archive(tmp_path):
     """Two pairs, as MATLAB stores them: cells of references, images with their axes turned; an empty cell is none."""
     root = write_protocol(tmp_path)
     rng = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def test_straight_from_the_archive(tmp_path):
     assert len(load_reid_dataset("cuhk03", data_dir=root)["gallery"]) == 2
 
 
-def test_mistakes(tmp_path):
+def test_errors(tmp_path):
     with pytest.raises(UserError, match="no images_detected and no cuhk-03.mat: give data_dir the folder"):
         load_reid_dataset("cuhk03", data_dir=tmp_path)
     write_images(tmp_path)

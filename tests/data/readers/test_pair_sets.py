@@ -63,7 +63,7 @@ def test_ilids(tmp_path):
     assert set(dataset["query"]["file_name"]).isdisjoint(dataset["gallery"]["file_name"])
 
 
-def test_split_files_decide_where_they_are(tmp_path):
+def test_split_files(tmp_path):
     """The three ways torchreid names a split's images: paths with numbers, names alone, persons."""
     trees = {name: write_tree(tmp_path / name, name) for name in ("viper", "ilids", "prid")}
     for name, archive in (("viper", "VIPeR"), ("ilids", "i-LIDS_Pedestrian"), ("prid", "prid_2011")):
