@@ -1,13 +1,12 @@
-"""How fast lists of images are read, and crops become training inputs: decode, augment, resize, collate; one process.
+"""Measures the speed of reading image lists, and of making training inputs in one process.
 
 python benchmarks/data.py [--images 1500] [--steps 12] [--names 126441]
 
-Reads MSMT17's lists of so many names, of empty files, and prints the processor time, also as a multiple of what cannot
-be saved: splitting the lists' lines and scanning each folder once.
-
-Renders pedestrians as 64 x 128 JPEG files, makes 252 x 126 tensors of them as training does, and prints crops a second
-and the time as a multiple of decoding alone. Then a tiny model trains on them: the share of a step that waits for data,
-without and with one loading process.
+1. Reads MSMT17 lists of empty files, and prints the CPU time, also as a multiple of the minimum: splitting the lines
+   and scanning each folder once.
+2. Renders pedestrians as 64 x 128 JPEG files, and decodes, augments, resizes and collates them to 252 x 126 tensors.
+   Prints crops a second, and the time as a multiple of decoding alone.
+3. Trains a tiny model on them, and prints the share of a step that waits for data, with 0 and 1 loading processes.
 """
 
 import argparse
@@ -34,7 +33,7 @@ P, K = 8, 4
 
 
 def main() -> None:
-    """Prints the two tables."""
+    """Prints the three results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--steps", type=int, default=12)
@@ -55,32 +54,34 @@ def main() -> None:
 
 
 def reading(root: Path, names: int) -> None:
-    """Processor time of reading lists of images in folders of thirty, which is what MSMT17 has on average."""
+    """Prints the CPU time of reading image lists with 30 images in a folder, as in MSMT17 on average."""
     shares = {"train": ("train", 0.24), "val": ("train", 0.02), "query": ("test", 0.09), "gallery": ("test", 0.65)}
-    for part, (side, share) in shares.items():
-        paths = [f"{n // 30:04d}/{n // 30:04d}_{n:06d}_01_{part}_0001_0.jpg" for n in range(max(int(names * share), 1))]
+    for split, (side, share) in shares.items():
+        paths = [
+            f"{n // 30:04d}/{n // 30:04d}_{n:06d}_01_{split}_0001_0.jpg" for n in range(max(int(names * share), 1))
+        ]
         for person in range(len(paths) // 30 + 1):
             (root / side / f"{person:04d}").mkdir(parents=True, exist_ok=True)
         for path in paths:
             (root / side / path).touch()
-        (root / f"list_{part}.txt").write_text("".join(f"{path} {int(path[:4])}\n" for path in paths))
+        (root / f"list_{split}.txt").write_text("".join(f"{path} {int(path[:4])}\n" for path in paths))
 
-    def bare() -> None:
+    def minimum() -> None:
         for folder, _, _ in os.walk(root):
             with os.scandir(folder) as entries:
                 {entry.name for entry in entries if entry.is_file()}
         for path in root.glob("list_*.txt"):
             [line.rsplit(" ", 1) for line in path.read_text().splitlines()]
 
-    ways = {"reader": lambda: load_reid_dataset("msmt17", data_dir=root), "bare": bare}
-    seconds = alternate(ways, 5, "cpu")
-    ratio = np.median(np.array(seconds["reader"]) / np.array(seconds["bare"]))
-    took = np.median(seconds["reader"])
-    print(f"MSMT17's lists, {names:,} names: {took:.2f} CPU s, {ratio:.1f} x scanning and splitting")
+    functions = {"reader": lambda: load_reid_dataset("msmt17", data_dir=root), "minimum": minimum}
+    seconds = alternate(functions, 5, "cpu")
+    ratio = np.median(np.array(seconds["reader"]) / np.array(seconds["minimum"]))
+    median = np.median(seconds["reader"])
+    print(f"MSMT17's lists, {names:,} names: {median:.2f} CPU s, {ratio:.1f} x scanning and splitting")
 
 
 def speed(samples: TrainDataset, collator: TrainCollator) -> None:
-    """Crops a second of one process."""
+    """Prints the crops a second of one process."""
     start = time.perf_counter()
     for source in samples.images:
         open_image(source)
@@ -95,7 +96,7 @@ def speed(samples: TrainDataset, collator: TrainCollator) -> None:
 
 
 def waiting(samples: TrainDataset, collator: TrainCollator, processor, steps: int) -> None:
-    """The share of a training step that waits for its batch, with a model of 1.6 million parameters on one thread."""
+    """Prints the share of a step that waits for its batch, with a model of 1.6 million parameters on one thread."""
     llava = build_tiny_llava(processor, hidden_size=128, tower_layers=4, lm_layers=4, seed=0)
     fields = {"height": HEIGHT, "width": WIDTH, "image_prefix_ids": processor.image_prefix_ids}
     model = MllmReIDModel.from_mllm(llava, num_identities=samples.num_identities, **fields).train()
@@ -105,7 +106,7 @@ def waiting(samples: TrainDataset, collator: TrainCollator, processor, steps: in
             samples, batch_size=P * K, sampler=sampler, collate_fn=collator, num_workers=workers
         )
         batches, waited, worked = iter(loader), 0.0, 0.0
-        next(batches)  # the workers start
+        next(batches)  # starts the workers
         for _ in range(min(steps, len(loader) - 1)):
             start = time.perf_counter()
             batch = next(batches)

@@ -1,10 +1,10 @@
-"""What an embedding costs beside the modules that it cannot do without.
+"""Measures the cost of an embedding relative to its bare modules.
 
 python benchmarks/encoding.py [--size small] [--batch_size 8] [--dtype float32] [--repeats 30]
 
-In one run and in turns, in inference mode, on the same random crops: `encode_images` by each feature, the vision form,
-and as floors the same modules called bare: the tower alone, and for "llm" tower, projector and language model over
-prefix and image tokens, without an output layer. Ratios, and images a second.
+Runs `encode_images` with each feature, the vision form, and the same modules called directly as a floor. The floor of
+"vision" is the tower. The floor of "llm" is tower, projector and language model over prefix and image tokens, without
+the output layer. All take turns in inference mode on the same random crops. Prints ratios and images a second.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main() -> None:
     """Prints the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="small", choices=SIZES)
-    parser.add_argument("--backbone", help="a LLaVA, in place of a random one of this size")
+    parser.add_argument("--backbone", help="a LLaVA that replaces the random one of this size")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     timing.add_arguments(parser, repeats=30)
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def load(name: str, args: argparse.Namespace) -> tuple[MllmReIDModel, Tensor]:
-    """The model with its heads, and random crops."""
+    """Returns the model with its heads, and random crops."""
     height, width = SIZES[args.size][:2]
     processor = MllmReIDProcessor.from_mllm_pretrained(name, height=height, width=width)
     fields = {"height": height, "width": width, "image_prefix_ids": processor.image_prefix_ids}
@@ -48,42 +48,42 @@ def load(name: str, args: argparse.Namespace) -> tuple[MllmReIDModel, Tensor]:
 
 
 def compare(model: MllmReIDModel, pixels: Tensor, args: argparse.Namespace) -> None:
-    """Times all of them in turns."""
+    """Times all functions in turns and prints the ratios."""
     form = MllmReIDVisionModel.from_reid_model(model)
-    bare = pixels.to(form.tower.dtype)
-    ways = {
-        "floor_form": lambda: form.tower(bare, interpolate_pos_encoding=True),
+    tower_pixels = pixels.to(form.tower.dtype)
+    functions = {
+        "floor_form": lambda: form.tower(tower_pixels, interpolate_pos_encoding=True),
         "form": lambda: form.encode_images(pixels),
-        "floor_vision": lambda: model.mllm.model.vision_tower(bare, interpolate_pos_encoding=True),
+        "floor_vision": lambda: model.mllm.model.vision_tower(tower_pixels, interpolate_pos_encoding=True),
         "vision": lambda: model.image_features(pixels, ("vision",)),
-        "floor_llm": lambda: bare_language_model(model, bare),
+        "floor_llm": lambda: bare_language_model(model, tower_pixels),
         "llm": lambda: model.image_features(pixels, ("llm",)),
         "both": lambda: model.image_features(pixels),
-        "floor_again": lambda: form.tower(bare, interpolate_pos_encoding=True),
+        "floor_again": lambda: form.tower(tower_pixels, interpolate_pos_encoding=True),
     }
     with torch.inference_mode():
-        seconds = timing.alternate(ways, args.repeats, args.device)
+        seconds = timing.alternate(functions, args.repeats, args.device)
     results, setting = timing.Results(args), f"{args.size}, batch {args.batch_size}, {args.dtype}"
-    # What this one differs from 1 by, the machine does.
+    # The difference from 1 is the noise of the machine.
     results.ratio(f"bare tower / itself ({setting})", seconds["floor_again"], seconds["floor_form"])
     results.ratio(f"vision form / bare tower ({setting})", seconds["form"], seconds["floor_form"], 1.05)
     results.ratio(f"encode_images, vision / bare tower ({setting})", seconds["vision"], seconds["floor_vision"], 1.05)
     results.ratio(f"encode_images, llm / bare tower + LLM ({setting})", seconds["llm"], seconds["floor_llm"], 1.05)
     results.ratio(f"encode_images, concat / bare tower + LLM ({setting})", seconds["both"], seconds["floor_llm"], 1.05)
-    for name, what in (("form", "vision form"), ("vision", "vision"), ("llm", "llm"), ("both", "concat")):
-        results.add(f"images a second, {what} ({setting})", f"{args.batch_size / np.median(seconds[name]):.1f}")
+    for name, feature in (("form", "vision form"), ("vision", "vision"), ("llm", "llm"), ("both", "concat")):
+        results.add(f"images a second, {feature} ({setting})", f"{args.batch_size / np.median(seconds[name]):.1f}")
     results.append()
 
 
 def bare_language_model(model: MllmReIDModel, pixels: Tensor) -> Tensor:
-    """Tower, projector and language model over prefix and image tokens. pixels: (B, 3, H, W). Returns (B, T, D)."""
+    """Runs tower, projector and language model on prefix and image tokens: (B, 3, H, W) to (B, T, D)."""
     llava, config = model.mllm.model, model.config.mllm_config
     layer = config.vision_feature_layer
     states = llava.vision_tower(pixels, interpolate_pos_encoding=True, output_hidden_states=[layer]).hidden_states
     image = llava.multi_modal_projector(states[layer][:, 1:])
     prefix = model.get_input_embeddings()(torch.tensor([model.config.image_prefix_ids], device=pixels.device))
-    rows = torch.cat([prefix.expand(len(image), -1, -1), image], dim=1)
-    return llava.language_model(inputs_embeds=rows, use_cache=False).last_hidden_state
+    sequences = torch.cat([prefix.expand(len(image), -1, -1), image], dim=1)
+    return llava.language_model(inputs_embeds=sequences, use_cache=False).last_hidden_state
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What ranking costs beside the matrix product that it cannot do without, and beside other evaluators.
+"""Measures the cost of ranking relative to its matrix product, and relative to other evaluators.
 
 python benchmarks/evaluation.py [--sizes market msmt17 small] [--mAP 0.3 0.9] [--repeats 2]
 
-Synthetic 768-d features of the benchmark's size, identities and cameras, with noise set to the wanted mAP. In one run:
-(a) the float32 product alone in our blocks, (b) our product and ranking, (c) a plain NumPy argsort evaluator, and
-(d) the evaluators of torchreid, open-metric-learning and pytorch-metric-learning where they are installed. Each runs in
-a process of its own: wall time is the fastest of the repeats, memory the peak above the features. On a GPU where there
-is one, (a) and (b) run there too.
+Uses synthetic 768-d features with the size, identities and cameras of the benchmark, and noise that gives the target
+mAP. Runs (a) the float32 product in our blocks, (b) our product and ranking, (c) a plain NumPy argsort evaluator, and
+(d) the evaluators of torchreid, open-metric-learning and pytorch-metric-learning, if they are installed. Each runs in
+its own process. Wall time is the fastest of the repeats, memory the peak above the features. (a) and (b) also run on a
+GPU, if there is one.
 """
 
 import argparse
@@ -26,14 +26,14 @@ from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
 from modeling_mllmreid.retrieval import distances
 
 WIDTH = 768
-# name: (queries, gallery images, identities, cameras)
+# Name: (queries, gallery images, identities, cameras)
 SIZES = {"market": (3368, 15913, 750, 6), "msmt17": (11659, 82161, 3060, 15), "small": (300, 3000, 100, 6)}
-# Beyond this many distances a whole-matrix evaluator needs more than 12 bytes each: not run.
+# Maximum number of distances for evaluators that hold the whole matrix, with 12 bytes for each distance and its order.
 WHOLE_MATRIX = 2e8
 
 
 def main() -> None:
-    """Makes the problem, runs each evaluator in its own process, prints the table."""
+    """Makes the features, runs each evaluator in its own process, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["market"], choices=SIZES)
     parser.add_argument("--mAP", type=float, nargs="+", default=[0.3, 0.9])
@@ -43,15 +43,15 @@ def main() -> None:
     if args.worker:
         return work(args.worker[0], Path(args.worker[1]), torch.device(args.worker[2]), args.repeats)
     for size in args.sizes:
-        for wanted in args.mAP:
+        for target in args.mAP:
             with tempfile.TemporaryDirectory() as folder:
-                compare(size, wanted, Path(folder), args.repeats)
+                compare(size, target, Path(folder), args.repeats)
 
 
-def compare(size: str, wanted: float, folder: Path, repeats: int) -> None:
+def compare(size: str, target: float, folder: Path, repeats: int) -> None:
     """Prints a line for each evaluator at this size and mAP."""
     queries, gallery, identities, cameras = SIZES[size]
-    make_problem(folder, queries, gallery, identities, cameras, wanted)
+    make_problem(folder, queries, gallery, identities, cameras, target)
     print(f"\n{size}: {queries:,} x {gallery:,}, {WIDTH}-d, {identities:,} identities, {cameras} cameras")
     print(f"{'':32} {'seconds':>8} {'/ product':>9} {'MiB above':>9} {'mAP':>8}")
     runs = [("product", "cpu"), ("ours", "cpu"), ("argsort", "cpu"), *((name, "cpu") for name in PEERS)]
@@ -80,8 +80,8 @@ def compare(size: str, wanted: float, folder: Path, repeats: int) -> None:
         )
 
 
-def make_problem(folder: Path, queries: int, gallery: int, identities: int, cameras: int, wanted: float) -> None:
-    """Writes features and ids whose mAP is close to the wanted one, found by bisection of the noise."""
+def make_problem(folder: Path, queries: int, gallery: int, identities: int, cameras: int, target: float) -> None:
+    """Writes features and ids whose mAP is close to the target, by bisection of the noise."""
     rng = np.random.default_rng(0)
     ids = {"qp": rng.integers(0, identities, queries), "gp": rng.integers(0, identities, gallery)}
     ids |= {"qc": rng.integers(0, cameras, queries), "gc": rng.integers(0, cameras, gallery)}
@@ -92,9 +92,9 @@ def make_problem(folder: Path, queries: int, gallery: int, identities: int, came
         sigma = (low + high) / 2
         g = centers[ids["gp"]] + sigma * noise["g"]
         q = centers[ids["qp"]] + sigma * noise["q"]
-        some = slice(0, 200)
-        score = evaluate_retrieval(q[some], g, ids["qp"][some], ids["gp"], ids["qc"][some], ids["gc"]).mAP
-        low, high = (sigma, high) if score > wanted else (low, sigma)
+        first = slice(0, 200)
+        score = evaluate_retrieval(q[first], g, ids["qp"][first], ids["gp"], ids["qc"][first], ids["gc"]).mAP
+        low, high = (sigma, high) if score > target else (low, sigma)
     np.savez(folder / "ids.npz", **ids)
     np.save(folder / "q.npy", q)
     np.save(folder / "g.npy", g)
@@ -102,11 +102,11 @@ def make_problem(folder: Path, queries: int, gallery: int, identities: int, came
 
 def work(name: str, folder: Path, device: torch.device, repeats: int) -> None:
     """Runs one evaluator and prints its time, its memory above the features and its mAP as JSON."""
-    q, g = (torch.from_numpy(np.load(folder / f"{part}.npy")).to(device) for part in "qg")
+    q, g = (torch.from_numpy(np.load(folder / f"{side}.npy")).to(device) for side in "qg")
     ids = [np.load(folder / "ids.npz")[key] for key in ("qp", "gp", "qc", "gc")]
     run = {"product": product_alone, "ours": ours, "argsort": argsort}.get(name) or globals()[f"{PEERS[name]}_"]
     gp, gc = ids[1][:64], ids[3][:64]
-    run(g[:16], g[:64], gp[:16], gp, gc[:16] + 1000, gc)  # imports and threads; every query finds itself
+    run(g[:16], g[:64], gp[:16], gp, gc[:16] + 1000, gc)  # warms up imports and threads; every query matches itself
     before, seconds = memory(device, reset=True), []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -118,7 +118,7 @@ def work(name: str, folder: Path, device: torch.device, repeats: int) -> None:
 
 
 def memory(device: torch.device, reset: bool = False) -> int:
-    """Peak bytes in use since the last reset: of the GPU, or of this process as the Linux kernel counts them."""
+    """Returns the peak bytes since the last reset, of the GPU, or of this process as Linux counts them."""
     if device.type == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats()
@@ -130,35 +130,35 @@ def memory(device: torch.device, reset: bool = False) -> int:
 
 
 def product_alone(q, g, *ids) -> None:
-    """The product of our blocks, nothing else: what any evaluator pays."""
+    """Computes the matrix product in our blocks, the minimum cost of any evaluator."""
     block = max(distances.BLOCK_BYTES // (4 * len(g)) // distances.ROW_TILE, 1) * distances.ROW_TILE
     for start in range(0, len(q), block):
         torch.mm(q[start : start + block], g.T)
 
 
 def ours(q, g, *ids) -> float:
-    """Our product, ranking and metrics."""
+    """Runs our product, ranking and metrics."""
     return evaluate_retrieval(q, g, *ids).mAP
 
 
 def argsort(q, g, qp, gp, qc, gc) -> float:
-    """The plain evaluator: the whole matrix, its whole order, its whole matches, then a walk over full rows."""
+    """Runs a plain evaluator: the whole matrix, its full order and all matches, and a loop over queries."""
     q, g = (torch.nn.functional.normalize(side).numpy() for side in (q, g))
     order = np.argsort(1 - q @ g.T, axis=1)
     matches = (gp[order] == qp[:, None]).astype(np.int32)
     scores, curves = [], []
     for row in range(len(q)):
         dropped = (gp[order[row]] == qp[row]) & (gc[order[row]] == qc[row])
-        found = matches[row][~dropped]
-        if found.any():
-            hits = found.cumsum()
-            scores.append((hits / np.arange(1, len(hits) + 1) * found).sum() / found.sum())
+        correct = matches[row][~dropped]
+        if correct.any():
+            hits = correct.cumsum()
+            scores.append((hits / np.arange(1, len(hits) + 1) * correct).sum() / correct.sum())
             curves.append(np.minimum(hits, 1)[:10])
     return float(np.mean(scores))
 
 
 def torchreid_(q, g, *ids) -> float:
-    """torchreid's rank.py by its file: its package imports far more than it. Compiled where it was built."""
+    """Runs torchreid's rank.py, compiled if it is built. Loads the file alone, as the package imports far more."""
     rank = module_of("torchreid", "reid/metrics/rank.py")
     q, g = (torch.nn.functional.normalize(side) for side in (q, g))
     matrix = (1 - q @ g.T).numpy()
@@ -166,7 +166,7 @@ def torchreid_(q, g, *ids) -> float:
 
 
 def oml_(q, g, *ids) -> float:
-    """open-metric-learning's nearest neighbours and mAP over the whole gallery; sequences stand for the cameras."""
+    """Runs open-metric-learning's nearest neighbours and mAP over the whole gallery, with cameras as sequences."""
     from oml.functional.knn import batched_knn_qg
     from oml.functional.metrics import calc_retrieval_metrics
 
@@ -179,7 +179,7 @@ def oml_(q, g, *ids) -> float:
 
 
 def pytorch_metric_learning_(q, g, qp, gp, qc, gc) -> float:
-    """pytorch-metric-learning's mAP over the whole gallery: it has no camera rule, so its score is another."""
+    """Runs pytorch-metric-learning's mAP over the whole gallery. It has no camera rule, so its score differs."""
     from pytorch_metric_learning.distances import CosineSimilarity
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
     from pytorch_metric_learning.utils.inference import CustomKNN
@@ -198,9 +198,9 @@ PEERS = {
 
 
 def module_of(package: str, file: str) -> ModuleType:
-    """A module of an installed package, by its file alone."""
-    found = importlib.util.find_spec(package)
-    spec = importlib.util.spec_from_file_location("peer", Path(found.origin).parent / file)
+    """Loads one file of an installed package as a module."""
+    package_spec = importlib.util.find_spec(package)
+    spec = importlib.util.spec_from_file_location("peer", Path(package_spec.origin).parent / file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What encoding and training cost at LLaVA-1.5-7B's size on one GPU; the ratios are appended to benchmarks/RESULTS.md.
+# Measures encoding and training at the size of LLaVA-1.5-7B on one GPU, and appends the ratios to benchmarks/RESULTS.md.
 #   bash benchmarks/gpu.sh           7B with random weights, under 25 minutes on 80 GB; 14 GB of disk in TMPDIR
-#   bash benchmarks/gpu.sh --tiny    the same commands with a tiny model on the processor, to see that they run
-# Below 60 GiB of GPU memory what the LoRA in bfloat16 would take is left out, without bitsandbytes what has 4 bits.
+#   bash benchmarks/gpu.sh --tiny    the same commands with a tiny model on the CPU, to check that they run
+# Skips LoRA in bfloat16 with less than 60 GiB of GPU memory, and QLoRA without bitsandbytes.
 set -eu -o pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD" TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
@@ -14,7 +14,7 @@ if [ "${1:-}" = --tiny ]; then
     # Paged optimisers need a GPU.
     smaller=(--identities_per_batch 4 --images_per_identity 2 --optim adamw_torch)
 else
-    python -c "import torch, sys; sys.exit(not torch.cuda.is_available())" || { echo "gpu.sh: no GPU is seen: give --tiny to check the commands"; exit 2; }
+    python -c "import torch, sys; sys.exit(not torch.cuda.is_available())" || { echo "gpu.sh: no GPU found: give --tiny to check the commands"; exit 2; }
     size=7b device=cuda turns=6 batch=64 results=benchmarks/RESULTS.md smaller=()
     gib=$(python -c "import torch; print(torch.cuda.mem_get_info()[1] // 2**30)")
 fi

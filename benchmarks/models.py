@@ -1,10 +1,10 @@
-"""The models and the batches that the benchmarks of encoding, training and scaling run, at three sizes.
+"""Models and batches for the benchmarks of encoding, training and scaling, at three sizes.
 
 python benchmarks/models.py --size 7b --output FOLDER
 
-writes a LLaVA with random weights and its processor, as a model that `--backbone` of the others reads.
-"7b" is LLaVA-1.5-7B by its configuration, in bfloat16, made on the GPU where there is one; its tokenizer is one of
-whole words, as no weights and no vocabulary are downloaded.
+Writes a LLaVA with random weights and its processor. The option `--backbone` of the other benchmarks reads it.
+"7b" has the configuration of LLaVA-1.5-7B, in bfloat16, and is made on the GPU if there is one. Its tokenizer splits
+into whole words, as nothing is downloaded.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_ll
 from modeling_mllmreid.synthetic.captions import sample_descriptions
 from modeling_mllmreid.training.batches import TrainCollator
 
-# name: height, width, patch size, and the shape of the tiny LLaVA; "small" runs for about 100 ms on one core.
+# Name: height, width, patch size, and the sizes of the tiny LLaVA. "small" runs for about 100 ms on one core.
 SIZES: dict[str, tuple[int, int, int, dict[str, int]]] = {
     "tiny": (128, 64, 16, {"hidden_size": 64, "tower_layers": 2, "lm_layers": 2}),
     "small": (252, 126, 14, {"hidden_size": 256, "tower_layers": 6, "lm_layers": 8}),
@@ -34,7 +34,7 @@ VICUNA = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 
 
 
 def main() -> None:
-    """Writes a model of the given size."""
+    """Writes a model of the size of `--size`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="small", choices=SIZES)
     parser.add_argument("--output", type=Path, required=True)
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def write_llava(size: str, folder: Path) -> None:
-    """A random LLaVA of this size with its processor's files, as a native checkpoint."""
+    """Writes a random LLaVA of a size, with its processor, as a native checkpoint."""
     height, width, patch, shape = SIZES[size]
     texts = [text for person in sample_descriptions(2000, seed=0) for text in person]
     processor = build_processor(texts, height=height, width=width, patch_size=patch)
@@ -73,22 +73,22 @@ def make_batches(
     target_tokens: int,
     count: int = 4,
 ) -> list[dict[str, Tensor]]:
-    """`count` batches of people x images rows: random pixels, captions of the rendered people and continuations.
+    """Makes `count` batches of people x images samples: random pixels, captions of rendered people, continuations.
 
-    A person's continuation is made of other captions of the same view, cut to `target_tokens`, as in the lesson of the
-    tiny LLaVA.
+    A continuation holds the other captions of the same view, cut to `target_tokens`, as in the pretraining of the tiny
+    LLaVA.
     """
     rng = torch.Generator().manual_seed(0)
     described = iter(sample_descriptions(people * images * count, seed=1))
     batches = []
     for _ in range(count):
         samples: list[dict[str, Any]] = []
-        for row in range(people * images):
+        for index in range(people * images):
             first, *others = next(described)
             samples.append(
                 {
                     "pixel_values": torch.randn(3, processor.height, processor.width, generator=rng),
-                    "person_ids": row // images,
+                    "person_ids": index // images,
                     "instruction": 0,
                     "caption": processor.caption_ids(first),
                     "target": processor.target_ids(" ".join([*others, first]), target_tokens),
@@ -99,10 +99,11 @@ def make_batches(
 
 
 class Prepared(Dataset):
-    """Rows without content for the trainer's P x K sampler; `collate` gives the prepared batches in turn."""
+    """A dataset without content for the P x K sampler; `collate` returns the prepared batches in turn."""
 
     def __init__(self, batches: list[dict[str, Tensor]], people: int, images: int):
         self.person_ids = [int(person) for person in np.tile(np.arange(people), images)]
+        self.person_names = [str(person) for person in self.person_ids]
         self.camera_ids = [-1] * len(self.person_ids)
         self.sources = ["prepared"] * len(self.person_ids)
         self._next: Iterator[dict[str, Tensor]] = cycle(batches)
@@ -114,12 +115,12 @@ class Prepared(Dataset):
         return sample
 
     def collate(self, samples: list[tuple[int, int, int]]) -> dict[str, Tensor]:
-        """The next batch, whatever the samples."""
+        """Returns the next batch and ignores the samples."""
         return dict(next(self._next))
 
 
 def useful_tokens(batch: dict[str, Tensor]) -> int:
-    """Tokens of both branches that are no padding."""
+    """Returns the number of tokens of both branches without padding."""
     return sum(int(batch[name].sum()) for name in ("attention_mask", "text_attention_mask") if name in batch)
 
 

@@ -1,9 +1,9 @@
-"""The share of padding in the tokens that the language model runs on.
+"""Measures the share of padding in the tokens that the language model runs on.
 
 python benchmarks/padding.py
 
-Over one epoch of rendered pedestrians, 16 people x 4 images a batch, crops of 128 x 64 with 32 image tokens; with
-captions as targets, and with continuations made of a person's other captions, cut as `train` cuts them.
+Runs one epoch of rendered pedestrians with 16 people x 4 images in a batch, and crops of 128 x 64 with 32 image tokens.
+The targets are captions, or continuations made of the other captions of a person, cut as in `train`.
 """
 
 import argparse
@@ -29,7 +29,7 @@ LIMIT = 0.1  # of all tokens of both branches
 def main() -> None:
     """Prints the shares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--append", type=Path, help="a table like RESULTS.md that the shares are appended to")
+    parser.add_argument("--append", type=Path, help="append the shares to this table, such as RESULTS.md")
     parser.set_defaults(device="cpu")
     results = timing.Results(parser.parse_args())
     with tempfile.TemporaryDirectory() as folder:
@@ -37,10 +37,12 @@ def main() -> None:
         write_pedestrians(people, train_identities=60, test_identities=1)
         train = load_reid_dataset("market1501", data_dir=people, captions_file=people / "reid_raw.json")["train"]
         captions = train["caption"][:]
-        written = [[" ".join([*texts[:i], *texts[i + 1 :], texts[i]]) for i in range(len(texts))] for texts in captions]
+        continuations = [
+            [" ".join([*texts[:i], *texts[i + 1 :], texts[i]]) for i in range(len(texts))] for texts in captions
+        ]
         if "continuation" in train.column_names:
             train = train.remove_columns("continuation")
-        train = train.add_column("continuation", written)
+        train = train.add_column("continuation", continuations)
         words = [text for texts in captions for text in texts]
         processor = build_processor(words, height=128, width=64, patch_size=16)
         for target in ("continuation", "caption"):
@@ -56,23 +58,23 @@ def main() -> None:
 
 
 def padding_as_run(processor: MllmReIDProcessor, loader: Any) -> dict[str, float]:
-    """The share of padding in the tokens that reach the language model, over all batches, by branch."""
+    """Returns the share of padding in the tokens of the language model over all batches, by branch."""
     llava = build_tiny_llava(processor, hidden_size=32, tower_layers=1, lm_layers=1, seed=0)
     fields = {"height": processor.height, "width": processor.width, "image_prefix_ids": processor.image_prefix_ids}
     model = MllmReIDModel.from_mllm(llava, loss_lambda=0.0, **fields)
-    run: list[int] = []
+    token_counts: list[int] = []
     model.mllm.model.language_model.register_forward_pre_hook(
-        lambda _, args, kwargs: run.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+        lambda _, args, kwargs: token_counts.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
     )
-    useful, every = np.zeros(2), np.zeros(2)
+    useful, total = np.zeros(2), np.zeros(2)
     for batch in loader:
-        run.clear()
+        token_counts.clear()
         with torch.no_grad():
             model(**batch)
-        # The image branch runs first, and once.
-        every += run[0], sum(run[1:])
+        # The image branch runs first, in one call.
+        total += token_counts[0], sum(token_counts[1:])
         useful += int(batch["attention_mask"].sum()), int(batch["text_attention_mask"].sum())
-    text, both = 1 - useful[1] / every[1], 1 - useful.sum() / every.sum()
+    text, both = 1 - useful[1] / total[1], 1 - useful.sum() / total.sum()
     return {"text branch": text, "both branches": both}
 
 

@@ -1,4 +1,4 @@
-"""How fast pedestrians are rendered: images a second, and the time as a multiple of encoding the same images as JPEG.
+"""Measures the speed of rendering pedestrians: images a second, and the time relative to their JPEG encoding.
 
 python benchmarks/rendering.py [images]
 """
@@ -15,7 +15,7 @@ from modeling_mllmreid.synthetic.write import write_pedestrians
 
 
 def main(images: int = 2000) -> None:
-    """Renders about `images` images into a temporary folder, then encodes them again as the floor."""
+    """Renders about `images` images into a temporary folder, and encodes them again as the floor."""
     people = max(2, images // 20)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()

@@ -1,10 +1,10 @@
-"""What k-reciprocal re-ranking costs beside the product of all images by all images, and beside the dense textbook.
+"""Measures the cost of k-reciprocal re-ranking relative to the N x N product and to the dense textbook version.
 
 python benchmarks/reranking.py [--sizes market msmt17 small]
 
-Features as in benchmarks/evaluation.py, of mAP 0.5. In one run, each in a process of its own: the N x N float32 product
-alone in blocks, the re-ranking with its metrics, and the textbook version (whole matrices, NumPy), which is left out
-where its matrices do not fit. Wall time, memory above the features, mAP.
+Uses the features of benchmarks/evaluation.py with mAP 0.5. Runs three methods, each in its own process: the N x N
+float32 product in blocks, the re-ranking with its metrics, and the textbook version (whole matrices, NumPy), if its
+matrices fit into memory. Prints wall time, memory above the features, and mAP.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from modeling_mllmreid.evaluation.metrics import metrics_from_blocks
 from modeling_mllmreid.retrieval.matching import SamePerson
 from modeling_mllmreid.retrieval.reranking import rerank_blocks
 
-WHOLE_MATRIX = 30_000  # images; the textbook holds about 28 bytes for each pair
+WHOLE_MATRIX = 30_000  # images; the textbook version holds about 28 bytes for each pair
 
 
 def main() -> None:
-    """Makes the problem, runs each in its own process, prints the table."""
+    """Makes the features, runs each method in its own process, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["market"], choices=SIZES)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def compare(size: str, folder: Path) -> None:
-    """Prints a line for each way at this size."""
+    """Prints a line for each method at this size."""
     queries, gallery, identities, cameras = SIZES[size]
     make_problem(folder, queries, gallery, identities, cameras, 0.5)
     print(f"\n{size}: {queries:,} + {gallery:,} images, {identities:,} identities, {cameras} cameras")
@@ -62,8 +62,8 @@ def compare(size: str, folder: Path) -> None:
 
 
 def work(name: str, folder: Path) -> None:
-    """Runs one way and prints its time, its memory above the features and its mAP as JSON."""
-    q, g = (torch.from_numpy(np.load(folder / f"{part}.npy")) for part in "qg")
+    """Runs one method and prints its time, its memory above the features and its mAP as JSON."""
+    q, g = (torch.from_numpy(np.load(folder / f"{side}.npy")) for side in "qg")
     rule = SamePerson(*(np.load(folder / "ids.npz")[key] for key in ("qp", "gp", "qc", "gc")))
     torch.mm(q[:16], g[:64].T)
     before, start = memory(torch.device("cpu"), reset=True), time.perf_counter()
@@ -81,7 +81,7 @@ def work(name: str, folder: Path) -> None:
 
 
 def textbook(q: torch.Tensor, g: torch.Tensor, k1: int = 20, k2: int = 6, share: float = 0.3) -> np.ndarray:
-    """The dense recipe of Zhong et al. 2017 in plain NumPy: whole distances, whole order, dense weight vectors."""
+    """Computes the dense version of Zhong et al. 2017 in NumPy: all distances, full order, dense weight vectors."""
     both = torch.nn.functional.normalize(torch.cat([q, g])).numpy()
     size, queries = len(both), len(q)
     d = 2 - 2 * (both @ both.T)

@@ -1,7 +1,7 @@
-"""What the benchmarks of encoding, training and scaling share: alternating timing, paired ratios, the table of results.
+"""Timing for the benchmarks of encoding, training and scaling: alternating turns, paired ratios, the table of results.
 
-A machine's speed drifts, and others work on it. So the sides of a ratio take turns, and the ratio is the median over
-the turns, each against its neighbour, with the quartiles beside it.
+The speed of a machine drifts, and other programs use it. So both sides of a ratio take turns. The ratio is the median
+over pairs of neighbouring turns, with the quartiles.
 """
 
 import argparse
@@ -21,17 +21,17 @@ HERE = Path(__file__).parent
 
 
 def add_arguments(parser: argparse.ArgumentParser, repeats: int) -> None:
-    """`--repeats`, `--device`, `--threads` and `--append`, which every one of these benchmarks takes."""
-    parser.add_argument("--repeats", type=int, default=repeats, help="turns that count, after a warm-up")
+    """Adds the common options `--repeats`, `--device`, `--threads` and `--append`."""
+    parser.add_argument("--repeats", type=int, default=repeats, help="turns that count, after the warm-up")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=1, help="of the processor, for every operation")
-    parser.add_argument("--append", type=Path, help="a table like RESULTS.md that the ratios are appended to")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of an operation")
+    parser.add_argument("--append", type=Path, help="append the ratios to this table, such as RESULTS.md")
 
 
 def now(device: str) -> float:
-    """Seconds: of the clock once the GPU has done all that it was told, or else of the processor in this process.
+    """Returns seconds: the clock after the GPU has finished its work, or the CPU time of this process.
 
-    Processor time is what the clock would show on a quiet machine, and other programs take nothing from it.
+    CPU time does not depend on other programs.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -39,57 +39,57 @@ def now(device: str) -> float:
     return time.process_time()
 
 
-def alternate(ways: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each way in each turn. Every other turn goes backwards; two turns before are not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+def alternate(functions: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[float]]:
+    """Returns the seconds of each function in each turn. Every other turn runs backwards; two turns are the warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats + 2):
-        for name in list(ways)[:: 1 if turn % 2 else -1]:
+        for name in list(functions)[:: 1 if turn % 2 else -1]:
             start = now(device)
-            ways[name]()
+            functions[name]()
             seconds[name].append(now(device) - start)
     return {name: values[2:] for name, values in seconds.items()}
 
 
 class Results:
-    """Ratios as they are measured: printed at once, and at the end appended to a table."""
+    """Prints each result at once, and appends all of them to a table at the end."""
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
-        self.rows: list[tuple[str, str, str, str]] = []
+        self.lines: list[tuple[str, str, str, str]] = []
 
-    def ratio(self, what: str, ours: Sequence[float], floor: Sequence[float], target: float | None = None) -> None:
-        """The median and the quartiles of ours / floor, turn by turn."""
+    def ratio(self, name: str, ours: Sequence[float], floor: Sequence[float], target: float | None = None) -> None:
+        """Adds the median and the quartiles of ours / floor over the turns."""
         low, middle, high = np.percentile(np.array(ours) / np.array(floor), [25, 50, 75])
-        told, met = ("", None) if target is None else (f"<= {target:g}", middle <= target)
-        self.add(what, f"{middle:.3f} [{low:.3f}, {high:.3f}]", told, met)
+        limit, met = ("", None) if target is None else (f"<= {target:g}", middle <= target)
+        self.add(name, f"{middle:.3f} [{low:.3f}, {high:.3f}]", limit, met)
 
-    def add(self, what: str, value: str, target: str = "", met: bool | None = None) -> None:
-        """Any other number, and whether its target is met."""
-        self.rows.append((what, value, target, {None: "", True: "met", False: "missed"}[met]))
-        print(f"{what:72} {value:24} {' '.join(self.rows[-1][2:])}", flush=True)
+    def add(self, name: str, value: str, target: str = "", met: bool | None = None) -> None:
+        """Adds any other value, and whether it meets its target."""
+        self.lines.append((name, value, target, {None: "", True: "met", False: "missed"}[met]))
+        print(f"{name:72} {value:24} {' '.join(self.lines[-1][2:])}", flush=True)
 
-    def skip(self, what: str, why: str) -> None:
-        """Says what is not measured here; the table does not."""
-        print(f"{what}: not run, {why}", flush=True)
+    def skip(self, name: str, reason: str) -> None:
+        """Prints a measurement that does not run on this machine; the table leaves it out."""
+        print(f"{name}: not run, {reason}", flush=True)
 
     def append(self) -> None:
-        """Writes the rows where `--append` says."""
+        """Appends the results to the table of `--append`."""
         if self.args.append is None:
             return
-        where = (datetime.date.today().isoformat(), hardware(self.args.device), commit(), f"`{command()}`")
+        provenance = (datetime.date.today().isoformat(), hardware(self.args.device), commit(), f"`{command()}`")
         with self.args.append.open("a", encoding="utf-8") as file:
-            file.writelines("| " + " | ".join((*row, *where)) + " |\n" for row in self.rows)
+            file.writelines("| " + " | ".join((*line, *provenance)) + " |\n" for line in self.lines)
 
 
 def hardware(device: str) -> str:
-    """In a few words."""
+    """Returns the hardware in a few words."""
     if device == "cuda":
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{len(os.sched_getaffinity(0))} CPU cores, no GPU"
 
 
 def commit() -> str:
-    """Of the working tree, with a plus sign where Python files differ from it."""
+    """Returns the commit of the working tree, with a plus sign if Python files differ from it."""
     git = ["git", "-C", str(HERE)]
     name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "status", "--porcelain", "--", ":/*.py"], capture_output=True, text=True).stdout
@@ -97,10 +97,10 @@ def commit() -> str:
 
 
 def command() -> str:
-    """What was called, without this machine's paths: where the results go, and where the model lay."""
+    """Returns the command line without paths of this machine."""
     words = sys.argv[1:]
     for flag in ("--append", "--backbone"):
         if flag in words:
-            at = words.index(flag)
-            words = words[:at] + words[at + 2 :]
+            index = words.index(flag)
+            words = words[:index] + words[index + 2 :]
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])

@@ -1,18 +1,18 @@
-"""What a training step costs beside what it cannot do without, beside a loop by hand, in parts and in processes.
+"""Measures the cost of a training step relative to its bare modules, a plain loop, and other settings.
 
 python benchmarks/training.py [--size small] [--parts floor trainer adapters processes cached] [--repeats 12]
                               [--recipe configs/NAME.yaml] [--field value ...]
 
 floor      a step of `ReIDTrainer` (forward, losses, backward, optimiser) against a bare forward and backward of the
            same modules over as many tokens without padding: image branch alone, both branches, and lambda 1.
-trainer    the same step against a loop written by hand: same model, batches, losses and optimiser.
-adapters   steps with a LoRA, and over 4 bits, against those of all weights.
+trainer    the same step against a plain loop with the same model, batches, losses and optimiser.
+adapters   steps with a LoRA, and with 4 bits, against those that train all weights.
 processes  images a second of two processes against those of one.
 cached     steps of 64 x 4 images with cached gradients (`grad_cache_chunk`) against plain ones of 8 x 4: time per image
            and peak memory.
 
-The sides of a ratio take turns in one run, batches are made beforehand, logging is at its default rate. Fields are
-those of `run_reid.py train`, over those of a recipe.
+Both sides of a ratio take turns in one run. Batches are made before it, and logging has its default rate. `--field` is
+an option of `run_reid.py train`, and replaces that of the recipe.
 """
 
 import argparse
@@ -53,11 +53,11 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": {"language_model": "lora", "tower": "full", "quantize": None},
     "4bit": {"language_model": "lora", "tower": "full", "quantize": "4bit"},
 }
-IDENTITIES = 751  # of Market-1501's training part
+IDENTITIES = 751  # in the train split of Market-1501
 
 
 def main() -> None:
-    """Runs the parts and prints their ratios."""
+    """Runs the measurements and prints their ratios."""
     parts = (floor, trainer, adapters, processes, cached)
     run_parts(__doc__, {part.__name__: part for part in parts}, repeats=12)
 
@@ -68,16 +68,16 @@ def run_parts(
     *,
     repeats: int,
 ) -> None:
-    """Reads the command line and runs the parts asked for, all by default."""
+    """Reads the command line and runs the measurements of `--parts`, all by default."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--size", default="small", choices=SIZES)
-    parser.add_argument("--backbone", help="a LLaVA, in place of a random one of this size")
+    parser.add_argument("--backbone", help="a LLaVA that replaces the random one of this size")
     parser.add_argument("--recipe", help="a configuration of `train`")
     parser.add_argument("--parts", nargs="+", default=list(parts), choices=parts)
     parser.add_argument("--adapters", nargs="+", default=list(ADAPTERS), choices=ADAPTERS)
-    parser.add_argument("--steps", type=int, default=6, help="steps of each process in the parts that start some")
+    parser.add_argument("--steps", type=int, default=6, help="steps of each process, in processes and cached")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     timing.add_arguments(parser, repeats)
     args, flags = parser.parse_known_args()
@@ -97,19 +97,19 @@ def run_parts(
         results.append()
 
 
-# ---- what is timed ---------------------------------------------------------------------------------------------------
+# ---- timed steps -----------------------------------------------------------------------------------------------------
 
 
 def make_trainer(
     args: argparse.Namespace, *, num_identities: int = IDENTITIES, **fields: Any
 ) -> tuple[ReIDTrainer, list[dict[str, Tensor]]]:
-    """A trainer as `train` makes it, and the batches that it goes through. fields: of `train`, over the given ones."""
+    """Makes a trainer as `train` does, and its batches. `fields` replace options of `train`."""
     height, width = SIZES[args.size][:2]
-    given = {"identities_per_batch": 4, "images_per_identity": 2, "dataset": "prepared", **args.fields}
-    given |= {"model": args.backbone, "height": height, "width": width, "output_dir": tempfile.mkdtemp()}
-    given |= {"eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "use_cpu": args.device == "cpu"}
-    given |= {"dataloader_num_workers": 0, "logging_steps": 500, "max_steps": args.repeats + 2, **fields}
-    model_args, method, adapter, _, batch_args, arguments = build_options(GROUPS, given, "train")
+    options = {"identities_per_batch": 4, "images_per_identity": 2, "dataset": "prepared", **args.fields}
+    options |= {"model": args.backbone, "height": height, "width": width, "output_dir": tempfile.mkdtemp()}
+    options |= {"eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "use_cpu": args.device == "cpu"}
+    options |= {"dataloader_num_workers": 0, "logging_steps": 500, "max_steps": args.repeats + 2, **fields}
+    model_args, method, adapter, _, batch_args, arguments = build_options(GROUPS, options, "train")
     model, processor = load_model(model_args, method.given(), adapter, arguments.device)
     model.set_num_identities(num_identities)
     freeze_unused_parameters(model)
@@ -118,16 +118,16 @@ def make_trainer(
         processor, batch_args, language=model.config.loss_lambda < 1, reid_text=model.config.reid_text
     )
     batches = make_batches(processor, collator, people, images, target_tokens=batch_args.max_target_tokens)
-    rows = Prepared(batches, people * arguments.world_size, images * 100)
-    made = ReIDTrainer(
-        model=model, args=arguments, train_dataset=rows, data_collator=rows.collate, processing_class=processor
+    samples = Prepared(batches, people * arguments.world_size, images * 100)
+    trainer = ReIDTrainer(
+        model=model, args=arguments, train_dataset=samples, data_collator=samples.collate, processing_class=processor
     )
-    made.remove_callback(TrainingProgress)
-    return made, batches
+    trainer.remove_callback(TrainingProgress)
+    return trainer, batches
 
 
 class Turns(TrainerCallback):
-    """Times the steps of a training, and after each of them what else is to be compared with it."""
+    """Times the steps of a training, and runs the other functions after each step."""
 
     def __init__(self, device: str, others: Mapping[str, Callable[[int], object]]):
         self.device, self.others = device, others
@@ -144,14 +144,14 @@ class Turns(TrainerCallback):
             start = timing.now(self.device)
             other(state.global_step - 1)
             self.seconds[name].append(timing.now(self.device) - start)
-        # The logging of the last step is in the next one's time.
+        # The time of a step includes the logging of the previous one.
         self._mark = timing.now(self.device)
 
 
 def train_in_turns(
     trainer: ReIDTrainer, others: Mapping[str, Callable[[int], object]], device: str
 ) -> dict[str, list[float]]:
-    """Seconds of each step of the trainer's own loop and of each other, without the first two."""
+    """Returns the seconds of each step of the trainer and of each other function, without the first two."""
     turns = Turns(device, others)
     trainer.add_callback(turns)
     trainer.train()
@@ -159,26 +159,26 @@ def train_in_turns(
 
 
 class Floor:
-    """A bare forward and backward of the model's modules over rows without padding, with a batch's number of tokens.
+    """A bare forward and backward of the modules, with the number of tokens of a batch and without padding.
 
-    The same rows, each of the batch's mean length, rounded down, and with the mean number of targets.
+    Every sequence has the mean length of the batch, rounded down, and the mean number of targets.
     """
 
     def __init__(self, trainer: ReIDTrainer, batch: dict[str, Tensor]):
         self.model: MllmReIDModel = trainer.model
         self.half, self.device = trainer.args.bf16, trainer.args.device
         self.pixels = batch["pixel_values"].to(self.device)
-        rows, words = len(self.pixels), self.model.config.get_text_config().vocab_size
+        images, words = len(self.pixels), self.model.config.get_text_config().vocab_size
         self.ids, self.targets = {}, {}
         for branch in ("", "text_"):
             if f"{branch}labels" in batch:
-                length = int(batch[f"{branch}attention_mask"].sum()) // rows
-                count = int((batch[f"{branch}labels"] != -100).sum()) // rows
-                self.ids[branch] = torch.randint(5, words, (rows, length), device=self.device)
+                length = int(batch[f"{branch}attention_mask"].sum()) // images
+                count = int((batch[f"{branch}labels"] != -100).sum()) // images
+                self.ids[branch] = torch.randint(5, words, (images, length), device=self.device)
                 self.targets[branch] = self.ids[branch][:, -count:].flatten()
 
     def __call__(self) -> None:
-        """Leaves no gradient behind."""
+        """Runs forward and backward, and clears the gradients."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
             loss = self._loss()
         loss.backward()
@@ -194,14 +194,14 @@ class Floor:
         prefix = torch.tensor([self.model.config.image_prefix_ids] * len(image), device=self.device)
         before = embed(prefix)
         if not self.ids:
-            rows = torch.cat([before, image.to(before.dtype)], dim=1)
-            return llava.language_model(inputs_embeds=rows, use_cache=False).last_hidden_state.float().mean()
+            sequences = torch.cat([before, image.to(before.dtype)], dim=1)
+            return llava.language_model(inputs_embeds=sequences, use_cache=False).last_hidden_state.float().mean()
         after = embed(self.ids[""][:, prefix.shape[1] + image.shape[1] :])
-        rows = {"": torch.cat([before, image.to(before.dtype), after], dim=1)}
+        sequences = {"": torch.cat([before, image.to(before.dtype), after], dim=1)}
         if "text_" in self.ids:
-            rows["text_"] = embed(self.ids["text_"])
+            sequences["text_"] = embed(self.ids["text_"])
         losses = []
-        for branch, embeddings in rows.items():
+        for branch, embeddings in sequences.items():
             hidden = llava.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
             count = len(self.targets[branch]) // len(hidden)
             logits = self.model.mllm.lm_head(hidden[:, -count - 1 : -1].flatten(0, 1))
@@ -210,7 +210,7 @@ class Floor:
 
 
 class ByHand:
-    """A training step in a loop of one's own: the model's loss, clipping, the trainer's optimiser, a schedule."""
+    """A training step of a plain loop: loss of the model, clipping, optimiser of the trainer, schedule."""
 
     def __init__(self, trainer: ReIDTrainer, batches: list[dict[str, Tensor]]):
         self.model, self.args, self.batches = trainer.model, trainer.args, batches
@@ -220,7 +220,7 @@ class ByHand:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
 
     def __call__(self, step: int) -> None:
-        """One step on the batch of this number."""
+        """Runs one step on the batch with this number."""
         batch = self.batches[step % len(self.batches)]
         batch = {name: value.to(self.args.device) for name, value in batch.items()}
         with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
@@ -234,24 +234,24 @@ class ByHand:
 
 
 def setting(args: argparse.Namespace, trainer: ReIDTrainer) -> str:
-    """Size, batch and number format of a training, in a few words."""
+    """Returns size, batch and precision of a training in a few words."""
     arguments, recipe = trainer.args, "" if args.recipe is None else f"{Path(args.recipe).stem}, "
     batch = f"{arguments.identities_per_batch} x {arguments.images_per_identity}"
     return f"{recipe}{args.size}, {batch}, {'bfloat16' if arguments.bf16 else 'float32'}"
 
 
-# ---- parts -----------------------------------------------------------------------------------------------------------
+# ---- measurements ----------------------------------------------------------------------------------------------------
 
 
 def floor(args: argparse.Namespace, results: timing.Results) -> None:
-    """The trainer's step against the bare modules over its useful tokens."""
+    """Measures the step of the trainer against the bare modules on its tokens without padding."""
     kinds = {"image branch": {"text_branch": False}, "both branches": {}, "lambda 1": {"loss_lambda": 1.0}}
     for kind, fields in kinds.items():
         trainer, batches = make_trainer(args, **fields)
         floors = [Floor(trainer, batch) for batch in batches]
-        seconds = train_in_turns(trainer, {"floor": lambda step, of=floors: of[step % len(of)]()}, args.device)
-        what = f"step / bare modules over useful tokens, {kind} ({setting(args, trainer)})"
-        results.ratio(what, seconds["trainer"], seconds["floor"], 1.15)
+        seconds = train_in_turns(trainer, {"floor": lambda step, steps=floors: steps[step % len(steps)]()}, args.device)
+        name = f"step / bare modules over useful tokens, {kind} ({setting(args, trainer)})"
+        results.ratio(name, seconds["trainer"], seconds["floor"], 1.15)
         if kind == "both branches":
             tokens = np.mean([useful_tokens(batch) for batch in batches]) / np.median(seconds["trainer"])
             results.add(f"useful tokens a second, {kind} ({setting(args, trainer)})", f"{tokens:,.0f}")
@@ -260,33 +260,35 @@ def floor(args: argparse.Namespace, results: timing.Results) -> None:
 
 
 def trainer(args: argparse.Namespace, results: timing.Results) -> None:
-    """The trainer's step against one by hand."""
-    made, batches = make_trainer(args)
-    seconds = train_in_turns(made, {"hand": ByHand(made, batches)}, args.device)
-    results.ratio(f"ReIDTrainer / loop by hand ({setting(args, made)})", seconds["trainer"], seconds["hand"], 1.03)
+    """Measures the step of the trainer against a plain loop."""
+    reid_trainer, batches = make_trainer(args)
+    seconds = train_in_turns(reid_trainer, {"hand": ByHand(reid_trainer, batches)}, args.device)
+    results.ratio(
+        f"ReIDTrainer / loop by hand ({setting(args, reid_trainer)})", seconds["trainer"], seconds["hand"], 1.03
+    )
 
 
 def adapters(args: argparse.Namespace, results: timing.Results) -> None:
-    """Steps by what is trained and how the rest is held, against the first one asked for."""
-    ways, made = {}, {}
+    """Measures steps with other adapters against the first of `--adapters`."""
+    functions, trainers = {}, {}
     for name in args.adapters:
         if name == "4bit" and not is_bitsandbytes_available():
-            results.skip("step over 4 bits", "bitsandbytes is not installed")
+            results.skip("step with 4 bits", "bitsandbytes is not installed")
             continue
-        made[name], batches = make_trainer(args, **ADAPTERS[name])
-        if made[name].args.activation_checkpointing:
-            made[name].model.activation_checkpointing_enable()
-        made[name].model.train()
-        step = ByHand(made[name], batches)
-        ways[name] = lambda step=step: step(0)
-    seconds = timing.alternate(ways, args.repeats, args.device)
-    first, *others = ways
+        trainers[name], batches = make_trainer(args, **ADAPTERS[name])
+        if trainers[name].args.activation_checkpointing:
+            trainers[name].model.activation_checkpointing_enable()
+        trainers[name].model.train()
+        step = ByHand(trainers[name], batches)
+        functions[name] = lambda step=step: step(0)
+    seconds = timing.alternate(functions, args.repeats, args.device)
+    first, *others = functions
     for name in others:
-        results.ratio(f"step, {name} / {first} ({setting(args, made[name])})", seconds[name], seconds[first])
+        results.ratio(f"step, {name} / {first} ({setting(args, trainers[name])})", seconds[name], seconds[first])
 
 
 def processes(args: argparse.Namespace, results: timing.Results) -> None:
-    """Images a second of two processes against one, each run anew in turns."""
+    """Measures images a second of two processes against one, in new processes that take turns."""
     if args.device == "cuda" and torch.cuda.device_count() < 2:
         return results.skip("2 processes", "there is one GPU")
     speeds: dict[int, list[float]] = {1: [], 2: []}
@@ -298,16 +300,16 @@ def processes(args: argparse.Namespace, results: timing.Results) -> None:
 
 
 def cached(args: argparse.Namespace, results: timing.Results) -> None:
-    """Large batches with cached gradients against small plain ones, each run in a process of its own."""
+    """Measures large batches with cached gradients against small plain ones, each in its own process."""
     plain = {"identities_per_batch": 8, "images_per_identity": 4}
     large = {"identities_per_batch": 64, "images_per_identity": 4, "grad_cache_chunk": 32}
     runs: dict[str, list[dict[str, float]]] = {"plain": [], "cached": []}
     for _ in range(2):
         for name, fields in {"plain": plain, "cached": large}.items():
             runs[name].append(start_worker(args, fields, 1))
-    a_image = {name: [run["seconds"] / run["images"] for run in of] for name, of in runs.items()}
-    peaks = {name: [run["mib"] for run in of] for name, of in runs.items()}
-    results.ratio(f"time an image, 64 x 4 cached / 8 x 4 plain ({args.size})", a_image["cached"], a_image["plain"])
+    times = {name: [run["seconds"] / run["images"] for run in measured] for name, measured in runs.items()}
+    peaks = {name: [run["mib"] for run in measured] for name, measured in runs.items()}
+    results.ratio(f"time an image, 64 x 4 cached / 8 x 4 plain ({args.size})", times["cached"], times["plain"])
     results.ratio(f"peak memory, 64 x 4 cached / 8 x 4 plain ({args.size})", peaks["cached"], peaks["plain"], 1.2)
 
 
@@ -315,10 +317,10 @@ def cached(args: argparse.Namespace, results: timing.Results) -> None:
 
 
 def start_worker(args: argparse.Namespace, fields: dict[str, Any], count: int) -> dict[str, float]:
-    """A training in `count` fresh processes: median seconds of a step, its images over all processes, peak MiB."""
+    """Trains in `count` new processes; returns median seconds of a step, images over all processes, and peak MiB."""
     launch = [] if count == 1 else ["-m", "torch.distributed.run", "--nproc_per_node", str(count)]
-    own = {name: str(getattr(args, name)) for name in ("size", "backbone", "device", "threads", "steps")}
-    flags = [word for name, value in own.items() for word in (f"--{name}", value)]
+    options = {name: str(getattr(args, name)) for name in ("size", "backbone", "device", "threads", "steps")}
+    flags = [word for name, value in options.items() for word in (f"--{name}", value)]
     flags += ["--worker", json.dumps({**args.fields, **fields})]
     run = subprocess.run([sys.executable, *launch, __file__, *flags], stdout=subprocess.PIPE, text=True)
     run.check_returncode()
@@ -326,27 +328,27 @@ def start_worker(args: argparse.Namespace, fields: dict[str, Any], count: int) -
 
 
 def work(args: argparse.Namespace) -> None:
-    """One process of a training; the first prints what was measured as JSON, memory above that before the steps."""
+    """Runs one process of a training. The first process prints the result as JSON, with memory above the start."""
     trainer, batches = make_trainer(args, max_steps=args.steps + 2)
-    device, clock = trainer.args.device, [0.0]
+    device, step_start = trainer.args.device, [0.0]
     steps: list[float] = []
 
     class Clock(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if not state.global_step:
                 self.before = memory(device, reset=True)
-            clock[0] = time.perf_counter()
+            step_start[0] = time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            steps.append(time.perf_counter() - clock[0])
+            steps.append(time.perf_counter() - step_start[0])
 
-    watch = Clock()
-    trainer.add_callback(watch)
+    clock = Clock()
+    trainer.add_callback(clock)
     trainer.train()
     if trainer.args.process_index == 0:
-        mib = (memory(device) - watch.before) / 2**20
+        mib = (memory(device) - clock.before) / 2**20
         images = len(batches[0]["pixel_values"]) * trainer.args.world_size
         print(json.dumps({"seconds": float(np.median(steps[2:])), "images": images, "mib": mib}), flush=True)
 

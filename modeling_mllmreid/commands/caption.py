@@ -13,7 +13,7 @@ from ..options.arguments import DataArguments, LicenceArguments, ModelArguments
 from ..options.parser import parse
 from ..text.captioning import write_captions
 from ..text.instructions import STANDARD_INSTRUCTION, STANDARD_POOL
-from ..training.loading import hub_place, load_writer, to_device
+from ..training.loading import load_text_model, revision_option, to_device
 from ..utils.errors import UserError
 from ..utils.ranges import AtMostMillions, Count, Positive, Seed
 
@@ -53,14 +53,14 @@ def main(argv: list[str]) -> None:
     name = model_args.model
     try:
         with processor_files(name):
-            processor = AutoProcessor.from_pretrained(name, trust_remote_code=False, **hub_place(model_args))
+            processor = AutoProcessor.from_pretrained(name, trust_remote_code=False, **revision_option(model_args))
             # A model needs a chat template that takes images.
             content = [{"type": "image"}, {"type": "text", "text": STANDARD_INSTRUCTION}]
             processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"model {name}: not loadable as an image-text-to-text model ({reason})") from error
-    mllm = load_writer(AutoModelForImageTextToText, model_args)
+    mllm = load_text_model(AutoModelForImageTextToText, model_args)
     to_device(mllm)
     settings = asdict(args)
     written = write_captions(

@@ -12,7 +12,7 @@ from ..options.arguments import DataArguments, LicenceArguments, ModelArguments
 from ..options.parser import parse
 from ..text.continuations import write_continuations
 from ..text.instructions import instruction_texts
-from ..training.loading import load_native_processor, load_writer, model_type, to_device
+from ..training.loading import load_native_processor, load_text_model, model_type, to_device
 from ..utils.errors import UserError
 from ..utils.ranges import Count, Positive, Seed
 
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     if model_type(model_args) != "llava":
         raise UserError(f"model {name}: is fine-tuned for ReID: give the native LLaVA that it is based on")
     processor = load_native_processor(model_args)
-    mllm = load_writer(LlavaForConditionalGeneration, model_args)
+    mllm = load_text_model(LlavaForConditionalGeneration, model_args)
     to_device(mllm)
     settings = asdict(args)
     written = write_continuations(

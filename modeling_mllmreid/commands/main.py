@@ -29,6 +29,7 @@ COMMANDS = {
     "push": "put a checkpoint on the Hub, with its card, private by default",
     "embed": "embed a folder of person crops",
     "search": "find the people of an embedded folder that look like a query",
+    "configs": "list the shipped recipes and launch configurations, or print the path of one",
 }
 
 USERS_MISTAKE, OUR_FAULT, INTERRUPTED, PIPE_CLOSED = 2, 70, 130, 141

@@ -29,12 +29,13 @@ from ..training.loading import load_config, load_model, resolve_adapters
 from ..training.memory import estimate_memory
 from ..training.progress import LOG_FILE, is_training_log
 from ..training.resume import last_checkpoint, refuse_absent_checkpoint
-from ..training.run import devices_of, train_reid, write_record
+from ..training.run import describe_devices, train_reid, write_record
 from ..training.stock_settings import setting_errors, try_settings
 from ..utils.errors import UserError
 from ..utils.json_files import read_json
 from ..utils.outputs import check_output
 from ..utils.processes import refuse_lost_processes
+from ..utils.shipped import find_deepspeed_file
 
 # The size of the ID classifier depends on the data: this is about the size for the public benchmarks.
 DRY_RUN_IDENTITIES = 1000
@@ -52,8 +53,11 @@ class RunArguments:
 
 def main(argv: list[str]) -> None:
     """Trains and saves into `output_dir`; evaluates the saved model if the data set has query and gallery splits."""
+    find_deepspeed_file()
     groups = (RunArguments, ModelArguments, MethodArguments, DataArguments, BatchArguments, LeakArguments)
-    given = read_options((*groups, LicenceArguments, AdapterArguments, ReIDTrainingArguments), argv, "train")
+    # In the order of `--help`.
+    shown = (ModelArguments, DataArguments, MethodArguments, BatchArguments, AdapterArguments, ReIDTrainingArguments)
+    given = read_options((*shown, RunArguments, LeakArguments, LicenceArguments), argv, "train")
     run_args, model_args, method_args, data_args, batch_args, leak_args = build_options(groups, given, "train")
     (licence_args,) = build_options((LicenceArguments,), given, "train")
     if run_args.dry_run and not torch.cuda.is_available():
@@ -100,7 +104,7 @@ def main(argv: list[str]) -> None:
             batches=batch_args,
             texts=provenances,
             seconds=seconds,
-            devices=devices_of(training_args),
+            devices=describe_devices(training_args),
         )
         print(f"checkpoint: {folder}")
     evaluate_if_possible(model, processor, dataset, training_args, data_args.dataset)

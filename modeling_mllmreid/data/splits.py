@@ -163,7 +163,7 @@ def _split_lock(path: Path) -> Iterator[None]:
         check_output(path)
     except UserError as error:
         raise UserError(f"splits_file: {error}") from error
-    with new_parents(path), only_writer(path.parent, what="drawing of splits"):
+    with new_parents(path), only_writer(path.parent, work="drawing of splits"):
         yield
 
 

@@ -21,6 +21,7 @@ from ..utils.formats import ExportConfigFile
 from ..utils.json_files import read_json
 from ..utils.markdown import Markdown, code, escape, in_python_string, plain
 from ..utils.outputs import atomic_file
+from ..utils.shipped import MODEL_CARDS
 from .publication import published_report
 from .training_settings import duration, loss_points, loss_table, settings
 
@@ -156,7 +157,7 @@ def render_card(card: CardData) -> str:
 def _environment() -> Environment:
     """Where whatever the template shows goes through `escape`: only what is marked as Markdown stays as it is."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(MODEL_CARDS),
         undefined=StrictUndefined,
         finalize=escape,
         trim_blocks=True,

@@ -51,8 +51,8 @@ def find_repository(
         raise refusal(name, error) from error
     if private and public:
         raise UserError(
-            f"push {name}: this repository exists and is public: everybody could load what is pushed: give "
-            f"`{flag} false` to push there all the same, make it private, or give another name"
+            f"push {name}: this repository exists and is public, so anyone could load the push: give "
+            f"`{flag} false` to push there anyway, make it private, or give another name"
         )
     return repository, True
 

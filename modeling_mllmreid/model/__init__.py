@@ -1,5 +1,9 @@
 """The model: the files that travel to the Hub inside every checkpoint. Importing it registers the auto classes."""
 
+# First: its error names the versions that are needed.
+from .versions import check_versions  # noqa: F401
+
+# isort: split
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .configuration_mllmreid import MllmReIDConfig

@@ -1,8 +1,9 @@
-"""LoRA inside the wrapped LLaVA, and 4-bit and 8-bit weights of its language model."""
+"""LoRA within the wrapped LLaVA, and 4-bit and 8-bit weights of its language model."""
 
 import json
 import math
 import os
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +13,30 @@ from .weights import read_fields, readable
 
 ADAPTER = "adapter"
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-# As PEFT names them around a LLaVA: so the folder is a LoRA of the native LLaVA for PEFT too.
+# PEFT's prefix of names around a LLaVA: with it PEFT can load the folder as a LoRA of the native LLaVA.
 PREFIX = "base_model.model."
 MATRICES = (".lora_A.weight", ".lora_B.weight")
-# What PEFT knows besides plain LoRA, and would be read as plain LoRA here.
+# Settings of PEFT that are more than plain LoRA, and would be ignored here.
 UNKNOWN = ("alpha_pattern", "rank_pattern", "modules_to_save", "layer_replication", "use_dora", "lora_bias")
 
 
-def inject_adapter(mllm: nn.Module, settings: dict) -> None:
-    """Adds LoRA layers to `settings["target_modules"]`: full names, or a regular expression that they match.
+def inject_adapter(mllm: nn.Module, settings: dict[str, Any]) -> None:
+    """Adds LoRA layers to a LLaVA in place.
 
-    settings: fields of `peft.LoraConfig`. The model stays of its class; everything else keeps its `requires_grad`. LoRA
-    weights are float32, whatever the frozen ones are: in bfloat16 small updates are lost.
-    Source: Hu et al. 2021, "LoRA". Raises ImportError without peft, ValueError where nothing matches.
+    The class of the model and the `requires_grad` of its other weights stay. LoRA weights are float32 whatever the
+    frozen weights are, since bfloat16 loses small updates.
+
+    Args:
+        mllm (`nn.Module`):
+            The LLaVA.
+        settings (`dict`):
+            Fields of `peft.LoraConfig`. `target_modules` are full names or a regular expression that matches them.
+
+    Raises:
+        ImportError: without peft.
+        ValueError: if no module matches.
+
+    Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -40,84 +52,73 @@ def inject_adapter(mllm: nn.Module, settings: dict) -> None:
             parameter.requires_grad_(name.replace(".base_layer.", ".") in trained)
 
 
-def adapter_settings(mllm: nn.Module) -> dict | None:
-    """The fields of `LoraConfig` of an injected adapter, its modules by their full names, or None."""
+def adapter_settings(mllm: nn.Module) -> dict[str, Any] | None:
+    """Returns the fields of `LoraConfig` of an injected adapter, with full names of its modules, or None."""
     configs = getattr(mllm, "peft_config", None)
     if not configs:
         return None
     targets = [name for name, module in mllm.named_modules() if hasattr(module, "lora_A")]
-    return configs["default"].to_dict() | {"target_modules": targets}
+    settings: dict[str, Any] = configs["default"].to_dict() | {"target_modules": targets}
+    return settings
 
 
 def adapter_weights(mllm: nn.Module) -> dict[str, Tensor]:
-    """The LoRA weights under PEFT's names, as references."""
-    return adapter_of({f"mllm.{name}": parameter.data for name, parameter in mllm.named_parameters()})
+    """Returns the LoRA weights under PEFT's names, as references."""
+    return adapter_from_state_dict({f"mllm.{name}": parameter.data for name, parameter in mllm.named_parameters()})
 
 
-def adapter_of(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The LoRA weights of the whole model's state dict under PEFT's names, as references."""
+def adapter_from_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the LoRA weights of the whole model's state dict under PEFT's names, as references."""
     lora = {name: weight for name, weight in state_dict.items() if ".lora_" in name}
     return {PREFIX + name.removeprefix("mllm.").replace(".default.", "."): weight for name, weight in lora.items()}
 
 
 def save_adapter(
-    mllm: nn.Module, folder: str | os.PathLike, weights: dict[str, Tensor], backbone: str, revision: str | None
+    mllm: nn.Module, folder: str | os.PathLike[str], weights: dict[str, Tensor], backbone: str, revision: str | None
 ) -> None:
-    """Writes the adapter as PEFT does, with the backbone that it belongs to. weights: under PEFT's names."""
+    """Writes an adapter's folder as PEFT does, with the backbone's name and commit. weights: under PEFT's names."""
     from safetensors.torch import save_file
 
     os.makedirs(folder, exist_ok=True)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     save_file(weights, os.path.join(folder, WEIGHTS), metadata={"format": "pt"})
     settings = adapter_settings(mllm) | {"base_model_name_or_path": backbone, "revision": revision}
-    # PEFT holds sets and enums, which JSON does not.
+    # PEFT's settings hold sets and enums, which JSON does not have.
     plain = json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value.value))
     with open(os.path.join(folder, SETTINGS), "w", encoding="utf-8") as file:
         file.write(json.dumps(json.loads(plain), indent=2, sort_keys=True) + "\n")
 
 
-def read_adapter(name_or_path, folder: str, hub: dict) -> tuple[dict, dict[str, Tensor]]:
-    """(the fields of `LoraConfig`, the weights under PEFT's names) of the adapter in a checkpoint's sub-folder.
+def read_adapter(
+    name_or_path: str | os.PathLike[str], folder: str, hub: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads the adapter in a checkpoint's sub-folder.
 
-    The modules are those that the file lists. Where it has a regular expression, which a foreign one could make run for
-    hours, they are those that the weights are named for. Raises ValueError naming a field that does not fit, or a
-    weight that is no matrix of a LoRA.
+    The modules are those in the settings file. If the file has a regular expression, they are those in the names of
+    the weights: a regular expression of foreign origin may run for hours.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`):
+            The checkpoint's folder or its name on the Hub.
+        folder (`str`):
+            The sub-folder.
+        hub (`dict`):
+            Arguments of `from_pretrained` that locate files (`HUB`).
+
+    Returns:
+        `tuple[dict, dict[str, torch.Tensor]]`: the fields of `peft.LoraConfig`, and the weights under PEFT's names.
+
+    Raises:
+        OSError: if a file is missing.
+        ValueError: for a setting that is not plain LoRA, and for a weight that is no matrix of a LoRA.
     """
     from safetensors.torch import load_file
 
     with readable(name_or_path, hub, [f"{folder}/adapter_model.bin"]):
         settings = read_fields(name_or_path, f"{folder}/{SETTINGS}", hub, required=True) or {}
         weights = load_file(cached_file(name_or_path, f"{folder}/{WEIGHTS}", **hub))
-    said = f"{name_or_path}: {folder}/{SETTINGS}"
-    fields = {
-        "r": settings.get("r"),
-        "lora_alpha": settings.get("lora_alpha"),
-        "lora_dropout": settings.get("lora_dropout", 0.0),
-        "use_rslora": settings.get("use_rslora", False),
-        "bias": settings.get("bias", "none"),
-    }
-    numbers = (int, float)
-    checks = {
-        "r": (type(fields["r"]) is int and fields["r"] > 0, "a whole number, 1 or more"),
-        "lora_alpha": (
-            type(fields["lora_alpha"]) in numbers and math.isfinite(fields["lora_alpha"]),
-            "a finite number",
-        ),
-        "lora_dropout": (
-            type(fields["lora_dropout"]) in numbers and 0 <= fields["lora_dropout"] < 1,
-            "from 0 to below 1",
-        ),
-        "use_rslora": (isinstance(fields["use_rslora"], bool), "true or false"),
-        "bias": (fields["bias"] == "none", "'none'"),
-    }
-    for name, (fits, wanted) in checks.items():
-        if not fits:
-            raise ValueError(f"{said}: {name} is {repr(fields[name])[:60]}; it must be {wanted}")
-    for name in UNKNOWN:
-        if settings.get(name):
-            raise ValueError(f"{said}: {name} is {repr(settings[name])[:60]}; only plain LoRA is loaded")
-    if settings.get("peft_type", "LORA") != "LORA":
-        raise ValueError(f"{said}: peft_type is {repr(settings['peft_type'])[:60]}; only plain LoRA is loaded")
+    where = f"{name_or_path}: {folder}/{SETTINGS}"
+    fields = _plain_lora_fields(settings, where)
     modules = set()
     for name, weight in weights.items():
         module = next((name.removesuffix(end) for end in MATRICES if name.endswith(end)), None)
@@ -125,20 +126,50 @@ def read_adapter(name_or_path, folder: str, hub: dict) -> tuple[dict, dict[str, 
             raise ValueError(f"{name_or_path}: {folder}/{WEIGHTS}: {name[:200]} is no matrix of a LoRA: get it again")
         rank = weight.shape[0 if name.endswith(MATRICES[0]) else -1] if weight.ndim else 0
         if rank != fields["r"]:
-            raise ValueError(f"{said}: r is {fields['r']} and the matrix {name[:200]} is {tuple(weight.shape)}")
+            raise ValueError(f"{where}: r is {fields['r']} and the matrix {name[:200]} is {tuple(weight.shape)}")
         modules.add(module.removeprefix(PREFIX))
     targets = settings.get("target_modules")
     if not isinstance(targets, str):
         if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
-            raise ValueError(f"{said}: target_modules is {repr(targets)[:60]}; it must be a list of names")
+            raise ValueError(f"{where}: target_modules is {repr(targets)[:60]}; it must be a list of names")
         modules = set(targets)
     return {**fields, "target_modules": sorted(modules)}, weights
 
 
-def merge_adapter(mllm: nn.Module) -> None:
-    """Adds the LoRA's product to the weights that it sits on and removes it; nothing where there is none.
+def _plain_lora_fields(settings: dict[str, Any], where: str) -> dict[str, Any]:
+    """Returns the fields of `LoraConfig` in a settings file. Raises ValueError for anything but plain LoRA."""
+    fields = {
+        "r": settings.get("r"),
+        "lora_alpha": settings.get("lora_alpha"),
+        "lora_dropout": settings.get("lora_dropout", 0.0),
+        "use_rslora": settings.get("use_rslora", False),
+        "bias": settings.get("bias", "none"),
+    }
+    rank, alpha, dropout = fields["r"], fields["lora_alpha"], fields["lora_dropout"]
+    numbers = (int, float)
+    checks = {
+        "r": (type(rank) is int and rank > 0, "a whole number, 1 or more"),
+        "lora_alpha": (type(alpha) in numbers and math.isfinite(alpha), "a finite number"),
+        "lora_dropout": (type(dropout) in numbers and 0 <= dropout < 1, "from 0 to below 1"),
+        "use_rslora": (isinstance(fields["use_rslora"], bool), "true or false"),
+        "bias": (fields["bias"] == "none", "'none'"),
+    }
+    for name, (fits, allowed) in checks.items():
+        if not fits:
+            raise ValueError(f"{where}: {name} is {repr(fields[name])[:60]}; it must be {allowed}")
+    for name in UNKNOWN:
+        if settings.get(name):
+            raise ValueError(f"{where}: {name} is {repr(settings[name])[:60]}; only plain LoRA is loaded")
+    if settings.get("peft_type", "LORA") != "LORA":
+        raise ValueError(f"{where}: peft_type is {repr(settings['peft_type'])[:60]}; only plain LoRA is loaded")
+    return fields
 
-    Raises ValueError where those weights are quantised: they cannot hold the sum.
+
+def merge_adapter(mllm: nn.Module) -> None:
+    """Adds the LoRA's product to the weights in place and removes the LoRA; a model without a LoRA stays as it is.
+
+    Raises:
+        ValueError: if the weights are quantised and cannot hold the sum.
     """
     layers = [(name, module) for name, module in mllm.named_modules() if hasattr(module, "lora_A")]
     for name, layer in layers:
@@ -152,28 +183,34 @@ def merge_adapter(mllm: nn.Module) -> None:
         del mllm.peft_config
 
 
-# The towers see pixels, projector and heads are trained, and the output layer decides between words: all stay exact.
-# Each is matched from the start of a module's full name or as its end, so that it holds inside our model and alone.
+# Vision tower, projector, output layer and heads keep their exact weights. A pattern is matched from the start of a
+# module's full name or as its end, so these work for a LLaVA alone and within our model.
 NOT_QUANTIZED = [".*vision_tower", ".*multi_modal_projector", ".*lm_head", "reid_head"]
 
 
 def quantized_class(module: nn.Module) -> str | None:
-    """ "Linear4bit" or "Linear8bitLt" for a layer of bitsandbytes, else None; peft's wrappers have the same names."""
-    kind = type(module)
-    known = kind.__module__.startswith("bitsandbytes.") and kind.__name__ in ("Linear4bit", "Linear8bitLt")
-    return kind.__name__ if known else None
+    """Returns "Linear4bit" or "Linear8bitLt" for a layer of bitsandbytes, else None.
+
+    The name alone is not enough, since peft's wrappers have the same names.
+    """
+    layer = type(module)
+    known = layer.__module__.startswith("bitsandbytes.") and layer.__name__ in ("Linear4bit", "Linear8bitLt")
+    return layer.__name__ if known else None
 
 
 def quantized_as(model: nn.Module) -> str | None:
-    """ "4bit" or "8bit" for a model whose language model is held so, else None."""
-    kinds = {quantized_class(module) for module in model.modules()}
-    return "4bit" if "Linear4bit" in kinds else "8bit" if "Linear8bitLt" in kinds else None
+    """Returns "4bit" or "8bit" for a model with such a language model, else None."""
+    layers = {quantized_class(module) for module in model.modules()}
+    return "4bit" if "Linear4bit" in layers else "8bit" if "Linear8bitLt" in layers else None
 
 
-def for_language_model(quantization_config):
-    """The given `BitsAndBytesConfig` (or its dict), limited to the language model where it names no exceptions itself.
+def for_language_model(quantization_config: Any) -> Any:
+    """Limits a `BitsAndBytesConfig` (or its fields) to the language model if it has no exceptions of its own.
 
-    Raises ImportError where bitsandbytes is not installed.
+    Other quantisation configurations are returned unchanged.
+
+    Raises:
+        ImportError: if bitsandbytes is not installed.
     """
     from transformers import BitsAndBytesConfig
     from transformers.utils import is_bitsandbytes_available
@@ -190,10 +227,13 @@ def for_language_model(quantization_config):
 
 
 def check_quantized(model: nn.Module) -> None:
-    """Makes sure that the language model's linear layers are quantised and nothing else is.
+    """Checks that the language model's linear layers are quantised, and no other layer.
 
-    Also turns off bitsandbytes' repacking of 4-bit weights on processors with AVX512-BF16: after one forward pass
-    without gradients it gives wrong gradients later, without an error. Raises ValueError naming a module.
+    It also turns off bitsandbytes' repacking of 4-bit weights on processors with AVX512-BF16. After a forward pass
+    without gradients, repacked weights give wrong gradients without an error.
+
+    Raises:
+        ValueError: with the name of the first wrong module.
     """
     names = {name for name, module in model.named_modules() if quantized_class(module)}
     outside = sorted(name for name in names if "language_model." not in name)

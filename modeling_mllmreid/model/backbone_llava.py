@@ -39,9 +39,8 @@ class LlavaBackbone:
     @property
     def vision_layer(self) -> int:
         """Index into the tower's hidden states of the layer that the vision feature is pooled from."""
-        if self.config.vision_layer is not None:
-            return self.config.vision_layer
-        return self._projected_layers[-1]
+        layer: int | None = self.config.vision_layer
+        return self._projected_layers[-1] if layer is None else layer
 
     @property
     def _projected_layers(self) -> list[int]:

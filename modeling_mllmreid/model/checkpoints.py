@@ -13,7 +13,7 @@ from .adapters import (
     ADAPTER,
     SETTINGS,
     WEIGHTS,
-    adapter_of,
+    adapter_from_state_dict,
     adapter_weights,
     check_quantized,
     for_language_model,
@@ -245,7 +245,7 @@ class ReIDCheckpoints(PrivatePush):
                     os.remove(os.path.join(save_directory, ADAPTER, stale))
         else:
             folder = os.path.join(save_directory, self.config.adapter)
-            weights = adapter_weights(self.mllm) if given is None else adapter_of(given)
+            weights = adapter_weights(self.mllm) if given is None else adapter_from_state_dict(given)
             save_adapter(self.mllm, folder, weights, self.config.backbone, self.config.backbone_revision)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = True, **kwargs) -> str:

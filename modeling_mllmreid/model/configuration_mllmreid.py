@@ -32,7 +32,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         image_prefix_ids (`list[int]`, *optional*):
             Token ids before the image tokens in every prompt. With them `encode_images` needs no tokenizer.
         reid_on (`"llm"`, `"vision"` or `"both"`, *optional*, defaults to `"both"`):
-            Features that the ReID losses act on: the LLM's (DirectReID), the visual encoder's (synchronization) or
+            Features that the ReID losses act on: the LLM's (DirectReID), the visual encoder's (synchronisation) or
             both.
         loss_lambda (`float`, *optional*, defaults to 0.7):
             Balance of the loss, `(1 - loss_lambda) * language + loss_lambda * reid`, from 0 to 1.

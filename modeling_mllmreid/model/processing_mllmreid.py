@@ -1,10 +1,11 @@
-"""MllmReIDProcessor: person crops to pixels, captions and targets to ids, under one prompt template."""
+"""MllmReIDProcessor: converts person crops to pixels, and captions and targets to token ids."""
 
 # First: its error names the versions that are needed.
 from .versions import check_versions  # noqa: F401
 
 # isort: split
 import os
+from typing import Any
 
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
@@ -16,29 +17,62 @@ IGNORED = -100
 
 
 class MllmReIDProcessor(CropProcessor, ProcessorMixin):
-    r"""Image processor and tokenizer of a LLaVA, set up for whole person crops (no centre crop) and for two branches.
+    r"""The image processor and the tokenizer of a LLaVA, for whole person crops (no centre crop) and two branches.
 
-    Both branches share one template, prefix + (image tokens or caption) + suffix, and the target is tokenised alone and
-    appended: so it is the same ids after an image and after its caption.
+    The image branch and the text branch share one template: prefix, then image tokens or caption, then suffix. The
+    target is tokenised alone and appended, so its ids are the same after an image and after the image's caption.
 
-    patch_size, vision_feature_select_strategy, num_additional_image_tokens, image_token: as in `LlavaProcessor`.
-    instruction: the Common Instruction, "continue the text".
-    prompt_prefix, prompt_suffix: the template; the suffix holds `{instruction}`.
+    Args:
+        image_processor (`BaseImageProcessor`):
+            Image processor that resizes to a height and a width.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Tokenizer that knows the image token.
+        patch_size, vision_feature_select_strategy, num_additional_image_tokens, image_token, chat_template:
+            As in `LlavaProcessor`.
+        instruction (`str`, *optional*):
+            The Common Instruction, which asks to continue a text.
+        prompt_prefix, prompt_suffix (`str`, *optional*):
+            The template. The suffix contains `{instruction}`.
+
+    Source: the Common Instruction of MLLMReID, [arXiv 2401.13201](https://arxiv.org/abs/2401.13201).
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
+    >>> from modeling_mllmreid import MllmReIDProcessor
+
+    >>> words = Tokenizer(models.WordLevel({"<unk>": 0, "<pad>": 1, "<image>": 2, "a": 3, "coat": 4}, "<unk>"))
+    >>> words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<pad>")
+    >>> image_processor = CLIPImageProcessor(size={"height": 56, "width": 28}, do_center_crop=False)
+    >>> processor = MllmReIDProcessor(image_processor, tokenizer, patch_size=14)
+    >>> processor(images=[Image.new("RGB", (64, 128))])["pixel_values"].shape
+    torch.Size([1, 3, 56, 28])
+    >>> processor.num_image_tokens
+    8
+    >>> processor(text=["a coat", "a red coat"])["input_ids"]
+    tensor([[0, 3, 4, 1],
+            [0, 3, 0, 4]])
+
+    ```
     """
 
     def __init__(
         self,
-        image_processor=None,
-        tokenizer=None,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token="<image>",
-        instruction="Continue the following text.",
-        prompt_prefix="USER: ",
-        prompt_suffix="\n{instruction} ASSISTANT:",
-        chat_template=None,
-        **kwargs,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        patch_size: int = 14,
+        vision_feature_select_strategy: str = "default",
+        num_additional_image_tokens: int = 1,
+        image_token: str = "<image>",
+        instruction: str = "Continue the following text.",
+        prompt_prefix: str = "USER: ",
+        prompt_suffix: str = "\n{instruction} ASSISTANT:",
+        chat_template: str | None = None,
+        **kwargs: Any,
     ):
         self.patch_size = patch_size
         self.vision_feature_select_strategy = vision_feature_select_strategy
@@ -53,7 +87,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         self.check_size()
 
     def _check_settings(self) -> None:
-        """Raises ValueError for a setting of a foreign processor_config.json that none of our files can hold."""
+        """Raises ValueError for a setting of the wrong type, which a foreign processor_config.json may have."""
         numbers = {"patch_size": 1, "num_additional_image_tokens": 0}
         for name, least in numbers.items():
             value = getattr(self, name)
@@ -68,16 +102,36 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
 
     @classmethod
     def from_mllm_pretrained(
-        cls, name_or_path: str | os.PathLike, height: int = 252, width: int = 126, revision: str | None = None, **kwargs
+        cls,
+        name_or_path: str | os.PathLike[str],
+        height: int = 252,
+        width: int = 126,
+        revision: str | None = None,
+        **kwargs: Any,
     ) -> "MllmReIDProcessor":
-        """From a native LLaVA's files: tokenizer and pixel statistics, crops resized to height x width, none cut."""
-        own_code = {"revision": revision, "trust_remote_code": False}
+        """Creates a processor from the files of a native LLaVA: its tokenizer, its mean and its standard deviation.
+
+        Args:
+            name_or_path (`str` or `os.PathLike`):
+                A LLaVA's folder or its name on the Hub.
+            height, width (`int`, *optional*, defaults to 252 and 126):
+                Size in pixels that whole crops are resized to.
+            revision (`str`, *optional*):
+                Commit, tag or branch on the Hub.
+            **kwargs:
+                Further arguments of the class, such as `instruction`.
+
+        Raises:
+            OSError: if files are missing.
+            ValueError: for a model that is no LLaVA and for settings that make no pixels.
+        """
+        options = {"revision": revision, "trust_remote_code": False}
         config = native_config(name_or_path, {} if revision is None else {"revision": revision})
         size = {"height": height, "width": width}
         with processor_files(name_or_path):
             processor = cls(
-                AutoImageProcessor.from_pretrained(name_or_path, size=size, do_center_crop=False, **own_code),
-                AutoTokenizer.from_pretrained(name_or_path, **own_code),
+                AutoImageProcessor.from_pretrained(name_or_path, size=size, do_center_crop=False, **options),
+                AutoTokenizer.from_pretrained(name_or_path, **options),
                 patch_size=config.vision_config.patch_size,
                 vision_feature_select_strategy=config.vision_feature_select_strategy,
                 num_additional_image_tokens=1,
@@ -90,102 +144,137 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
 
     @property
     def num_image_tokens(self) -> int:
-        """Image tokens that one crop takes in a prompt."""
+        """Number of image tokens of a crop."""
         patches = (self.height // self.patch_size) * (self.width // self.patch_size)
-        return patches + self.num_additional_image_tokens - (self.vision_feature_select_strategy == "default")
+        tokens: int = patches + self.num_additional_image_tokens - (self.vision_feature_select_strategy == "default")
+        return tokens
 
     @property
     def image_prefix_ids(self) -> list[int]:
-        """Ids before the image tokens, begin-of-text included."""
-        return self.tokenizer(self.prompt_prefix).input_ids
+        """Token ids before the image tokens, with the begin-of-text token."""
+        ids: list[int] = self.tokenizer(self.prompt_prefix).input_ids
+        return ids
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
 
     def _suffix_ids(self, instruction: str | None) -> list[int]:
-        # Not `format`, which would follow whatever else a foreign template says.
+        # Not `format`, which would evaluate other braces of a foreign template.
         return self._ids(
             self.prompt_suffix.replace("{instruction}", self.instruction if instruction is None else instruction)
         )
 
     def image_prompt_ids(self, instruction: str | None = None) -> list[int]:
-        """Prefix, image tokens, suffix with the instruction (the processor's own by default)."""
+        """Returns prefix, image tokens, and suffix with an instruction, by default the processor's own."""
         return self.image_prefix_ids + [self.image_token_id] * self.num_image_tokens + self._suffix_ids(instruction)
 
     def caption_ids(self, caption: str) -> list[int]:
-        """A caption's ids. Raises ValueError where it holds a literal image token: it would be read as an image."""
+        """Returns a caption's ids. Raises ValueError if it contains the image token, which would stand for an image."""
         ids = self._ids(caption)
         if self.image_token_id in ids:
             raise ValueError(f"the caption {caption[:60]!r} holds the image token {self.image_token!r}; remove it")
         return ids
 
     def text_prompt_ids(self, caption: str, instruction: str | None = None) -> list[int]:
-        """Prefix, caption, suffix with the instruction (the processor's own by default)."""
+        """Returns prefix, caption, and suffix with an instruction, by default the processor's own."""
         return self.image_prefix_ids + self.caption_ids(caption) + self._suffix_ids(instruction)
 
     def target_ids(self, text: str, max_length: int | None = None) -> list[int]:
-        """A target's ids, tokenised alone, cut to `max_length`."""
+        """Returns a target's ids, tokenised alone and truncated to `max_length`."""
         return self.caption_ids(text)[:max_length]
 
     # ---- batches -------------------------------------------------------------------------------------------------
 
-    def _padded(self, rows: list[list[int]], value: int) -> torch.Tensor:
-        longest = max(map(len, rows), default=0)
-        padded = [row + [value] * (longest - len(row)) for row in rows]
-        return torch.tensor(padded, dtype=torch.long).view(len(rows), longest)
+    def _padded(self, sequences: list[list[int]], value: int) -> torch.Tensor:
+        longest = max(map(len, sequences), default=0)
+        padded = [sequence + [value] * (longest - len(sequence)) for sequence in sequences]
+        return torch.tensor(padded, dtype=torch.long).view(len(sequences), longest)
 
     def _pad_token_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return pad if pad is not None else self.tokenizer.eos_token_id
+        pad: int | None = self.tokenizer.pad_token_id
+        end: int = self.tokenizer.eos_token_id
+        return end if pad is None else pad
 
     def rows(self, prompts: list[list[int]], targets: list[list[int]]) -> dict[str, torch.Tensor]:
-        """Prompts with their targets appended, right-padded: `input_ids`, `attention_mask`, `labels`, each (B, T)."""
+        """Appends targets to prompts and pads on the right.
+
+        Args:
+            prompts, targets (`list[list[int]]`):
+                Token ids of B prompts and of their targets.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `input_ids`, `attention_mask` and `labels` of shape (B, T); labels are -100
+            except at the targets.
+        """
         full = [prompt + target for prompt, target in zip(prompts, targets, strict=True)]
         labels = [[IGNORED] * len(prompt) + target for prompt, target in zip(prompts, targets, strict=True)]
         return {
             "input_ids": self._padded(full, self._pad_token_id()),
-            "attention_mask": self._padded([[1] * len(row) for row in full], 0),
+            "attention_mask": self._padded([[1] * len(sequence) for sequence in full], 0),
             "labels": self._padded(labels, IGNORED),
         }
 
     def caption_mask(self, captions: list[list[int]], length: int) -> torch.Tensor:
-        """(B, length), True at the captions' positions after the prefix. captions: lists of caption ids."""
+        """Returns (B, length), True at the positions of the captions after the prefix. captions: lists of ids."""
         start = len(self.image_prefix_ids)
         positions = torch.arange(length)
         ends = torch.tensor([start + len(ids) for ids in captions], dtype=torch.long)
         return (positions >= start) & (positions < ends[:, None])
 
-    def __call__(self, images=None, text=None, *, return_tensors=None, device=None, **kwargs) -> BatchFeature:
-        """Inputs of `encode_images` (`pixel_values`), of `encode_text` (`input_ids`, `attention_mask`, `caption_mask`).
+    def __call__(
+        self,
+        images: Any = None,
+        text: Any = None,
+        *,
+        return_tensors: str | None = None,
+        device: Any = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepares images for `encode_images` and captions for `encode_text`.
 
-        images: a path or http(s) address, a PIL image, a NumPy array or tensor, of any size, a list of them, or a batch
-        (B, C, H, W); arrays are uint8, or floats in 0..1, in either order of channels. text: a caption or a list of
-        them, padded to the longest. An empty list gives inputs of length 0. return_tensors: "pt", also where it is left
-        out, or "np". device: where the tensors go. Other options are the image processor's.
-        Raises ValueError, or FileNotFoundError, naming the position of an image or caption that cannot be used.
+        Args:
+            images (*optional*):
+                A path or http(s) address, a PIL image, a NumPy array or a tensor, of any size; a list of them; or a
+                batch of shape (B, C, H, W). Arrays are uint8 or floats in 0..1, with channels first or last.
+            text (`str` or `list[str]`, *optional*):
+                Captions; they are padded to the longest.
+            return_tensors (`str`, *optional*, defaults to `"pt"`):
+                "pt" for PyTorch tensors or "np" for NumPy arrays.
+            device (`str` or `torch.device`, *optional*):
+                Device of the tensors.
+            **kwargs:
+                Options of the image processor.
+
+        Returns:
+            [`BatchFeature`]: `pixel_values` of shape (B, 3, H, W) for images; `input_ids`, `attention_mask` and
+            `caption_mask` of shape (B, T) for captions. An empty list gives a batch of length 0.
+
+        Raises:
+            FileNotFoundError, ValueError: with the index of an image or a caption that cannot be used.
         """
         if images is None and text is None:
             raise ValueError("give images, text, or both")
-        data = {}
+        inputs = {}
         if images is not None:
             options = {key: value for key, value in kwargs.items() if key not in TEXT_OPTIONS}
-            data["pixel_values"] = crop_pixels(self.image_processor, images, **options)
+            inputs["pixel_values"] = crop_pixels(self.image_processor, images, **options)
         if text is not None:
-            captions = [self._caption_at(place, caption) for place, caption in enumerate(as_list(text))]
-            rows = [self.image_prefix_ids + ids for ids in captions]
-            data["input_ids"] = self._padded(rows, self._pad_token_id())
-            data["attention_mask"] = self._padded([[1] * len(row) for row in rows], 0)
-            data["caption_mask"] = self.caption_mask(captions, data["input_ids"].shape[1])
-        return in_format(data, return_tensors, device)
+            captions = [self._caption_at(index, caption) for index, caption in enumerate(as_list(text))]
+            sequences = [self.image_prefix_ids + ids for ids in captions]
+            inputs["input_ids"] = self._padded(sequences, self._pad_token_id())
+            inputs["attention_mask"] = self._padded([[1] * len(sequence) for sequence in sequences], 0)
+            inputs["caption_mask"] = self.caption_mask(captions, inputs["input_ids"].shape[1])
+        return in_format(inputs, return_tensors, device)
 
-    def _caption_at(self, place: int, caption) -> list[int]:
+    def _caption_at(self, index: int, caption: Any) -> list[int]:
         if not isinstance(caption, str):
-            raise ValueError(f"text {place}: of type {type(caption).__name__}: give a caption, a string")
+            raise ValueError(f"text {index}: of type {type(caption).__name__}: give a caption, a string")
         return self.caption_ids(caption)
 
     @staticmethod
-    def travelling_code() -> tuple:
-        """Of the files that those imported above import: as in [`MllmReIDConfig`], this file names every one."""
+    def travelling_code() -> tuple[Any, ...]:
+        """Imports the files that the files imported above import; see the method of [`MllmReIDConfig`]."""
         from .images import open_image
         from .publishing import PrivatePush, without_local_paths
 

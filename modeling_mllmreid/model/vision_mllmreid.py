@@ -1,11 +1,12 @@
-"""The vision form: visual encoder and head alone, the ReID backbone that the training was for, without the LLM."""
+"""The vision form: the trained visual encoder and its ReID head as a model of its own, without the LLM."""
 
 # First: its error names the versions that are needed.
 from .versions import check_versions  # noqa: F401
 
 # isort: split
 import copy
-from typing import Literal
+import os
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,22 +24,28 @@ from .weights import HUB, load_whole, owner_only, read_config
 class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
     r"""Configuration of [`MllmReIDVisionModel`].
 
-    vision_config (`dict` or `PreTrainedConfig`):
-        Configuration of the visual encoder, cut after the block whose patches are pooled.
-    height, width (`int`):
-        Size in pixels of a person crop.
-    class_token (`bool`):
-        Whether the encoder's first state is a class token, which is not pooled.
-    bnneck, feature_after_bn (`bool`):
-        Whether there is a batch norm, and whether the feature is taken after it.
-    trained_on, overlap (`list[str]`), base_licence (`str`), *optional*:
-        As in [`MllmReIDConfig`].
+    Args:
+        vision_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of the visual encoder, which ends with the block that is pooled. Defaults to CLIP's.
+        height, width (`int`, *optional*, defaults to 252 and 126):
+            Size of a person crop in pixels.
+        class_token (`bool`, *optional*, defaults to `True`):
+            Whether the encoder's first state is a class token, which is not pooled.
+        bnneck (`bool`, *optional*, defaults to `True`):
+            Whether there is a batch norm.
+        feature_after_bn (`bool`, *optional*, defaults to `True`):
+            Whether the feature is taken after the batch norm.
+        trained_on, overlap (`list[str]`, *optional*), base_licence (`str`, *optional*):
+            As in [`MllmReIDConfig`].
+
+    Raises:
+        ValueError: for a field of the wrong type or out of its range.
     """
 
     model_type = "mllmreid_vision"
     sub_configs = {"vision_config": AutoConfig}
 
-    vision_config: dict | PreTrainedConfig | None = None
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
     height: int = 252
     width: int = 126
     class_token: bool = True
@@ -49,15 +56,15 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
     overlap: list[str] | None = None
     base_licence: str | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.vision_config = nested_config("vision_config", self.vision_config, "clip_vision_model")
         super().__post_init__(**without_known_entry(kwargs))
         check_types(self)
         check_crop_size(self, self.vision_config)
 
     @staticmethod
-    def travelling_code() -> tuple:
-        """Of the files that those imported above import: as in [`MllmReIDConfig`], this file names every one."""
+    def travelling_code() -> tuple[Any, ...]:
+        """Imports the files that the files imported above import; see the method of [`MllmReIDConfig`]."""
         from .images import open_image
         from .publishing import without_local_paths
         from .tensors import in_format_of
@@ -66,7 +73,33 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
 
 
 class MllmReIDVisionModel(PrivatePush, PreTrainedModel):
-    """A visual encoder with its ReID head: the "vision" feature of the [`MllmReIDModel`] that it was taken from."""
+    """A visual encoder with its ReID head, which computes the "vision" feature of a [`MllmReIDModel`].
+
+    `from_reid_model` copies it out of a trained model.
+
+    Args:
+        config ([`MllmReIDVisionConfig`]):
+            Configuration of the model. The weights are random.
+
+    Source: synchronisation of the visual encoder in MLLMReID, [arXiv 2401.13201](https://arxiv.org/abs/2401.13201).
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_mllmreid import MllmReIDVisionModel
+
+    >>> sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> vision = {"model_type": "clip_vision_model", "image_size": 56, "patch_size": 14, **sizes}
+    >>> config = MllmReIDVisionModel.config_class(vision_config=vision, height=56, width=28)
+    >>> model = MllmReIDVisionModel(config).eval()
+    >>> with torch.inference_mode():
+    ...     embeddings = model.encode_images(torch.zeros(3, 3, 56, 28))
+    >>> embeddings.shape
+    torch.Size([3, 16])
+
+    ```
+    """
 
     config_class = MllmReIDVisionConfig
     base_model_prefix = "tower"
@@ -82,11 +115,25 @@ class MllmReIDVisionModel(PrivatePush, PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, name_or_path, *args, config=None, **kwargs):
-        """As in transformers, with every weight out of the checkpoint.
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike[str] | None, *args: Any, config: Any = None, **kwargs: Any
+    ) -> Any:
+        """Loads a checkpoint as in transformers, and checks that every weight comes from it.
 
-        Raises ValueError for pickled or broken weights, and for one that is missing, unknown, of another size or not
-        finite; only a batch norm that the checkpoint's own configuration says it lacks may be new.
+        Args:
+            name_or_path (`str` or `os.PathLike`):
+                A checkpoint's folder or its name on the Hub.
+            config ([`MllmReIDVisionConfig`], *optional*):
+                Configuration in place of the checkpoint's own.
+            **kwargs:
+                As in transformers. Fields of the configuration replace the stored ones.
+
+        Returns:
+            [`MllmReIDVisionModel`]
+
+        Raises:
+            ValueError: for pickled or broken weights, and for a weight that is missing, unknown, of another size or
+                not finite. Only a batch norm may be new, if the stored configuration has none.
         """
         if name_or_path is None:
             return super().from_pretrained(name_or_path, *args, config=config, **kwargs)
@@ -96,22 +143,28 @@ class MllmReIDVisionModel(PrivatePush, PreTrainedModel):
         config = stored if config is None else config
         if fields:
             config = cls.config_class.from_dict({**config.to_dict(), **fields})
-        wanted_info = kwargs.pop("output_loading_info", False)
+        with_loading_info = kwargs.pop("output_loading_info", False)
 
-        def load(name, **options):
+        def load(name: str | os.PathLike[str], **options: Any) -> Any:
             return super(MllmReIDVisionModel, cls).from_pretrained(name, *args, config=config, **options)
 
-        neck = ["reid_head.bottleneck."]
-        changed = {"new": neck if not stored.bnneck else [], "left": neck if not config.bnneck else []}
+        batch_norm = ["reid_head.bottleneck."]
+        changed = {"new": batch_norm if not stored.bnneck else [], "left": batch_norm if not config.bnneck else []}
         model, info = load_whole(load, name_or_path, hub, kwargs, stored=stored, **changed)
-        return (model, info) if wanted_info else model
+        return (model, info) if with_loading_info else model
 
     @classmethod
     def from_reid_model(cls, model: PreTrainedModel) -> "MllmReIDVisionModel":
-        """The visual encoder and the "vision" head of a [`MllmReIDModel`], copied, without its ID classifier.
+        """Copies the visual encoder and the "vision" head of a [`MllmReIDModel`], without its ID classifier.
 
-        Blocks above the pooled layer are left out: no feature reads them. Raises ValueError where a LoRA sits on the
-        encoder: merge it first.
+        Blocks above the pooled layer are left out, since no feature reads them.
+
+        Args:
+            model ([`MllmReIDModel`]):
+                The model to copy from.
+
+        Raises:
+            ValueError: if the encoder has a LoRA, which must be merged first.
         """
         whole, tower = model.config, model._llava.vision_tower
         if any(".lora_" in name for name, _ in tower.named_parameters()):
@@ -131,18 +184,29 @@ class MllmReIDVisionModel(PrivatePush, PreTrainedModel):
             overlap=whole.overlap,
             base_licence=whole.base_licence,
         )
-        form = cls(config).to(tower.device)
-        form.tower.to(tower.dtype)
+        vision_model: MllmReIDVisionModel = cls(config).to(tower.device)
+        vision_model.tower.to(tower.dtype)
         weights = tower.state_dict()
-        form.tower.load_state_dict({name: weights[name] for name in form.tower.state_dict()})
+        vision_model.tower.load_state_dict({name: weights[name] for name in vision_model.tower.state_dict()})
         if config.bnneck:
-            form.reid_head.bottleneck.load_state_dict(model.reid_head["vision"].bottleneck.state_dict())
-        return form.train(model.training)
+            vision_model.reid_head.bottleneck.load_state_dict(model.reid_head["vision"].bottleneck.state_dict())
+        vision_model.train(model.training)
+        return vision_model
 
     def image_features(self, pixel_values: Tensor, names: tuple[str, ...] = ("vision",)) -> dict[str, Tensor]:
-        """{"vision": (B, D)}, float32, L2-normalised. pixel_values: (B, 3, H, W). Other features have no model here.
+        """Computes the "vision" feature, the only one of this form.
 
-        Raises ValueError where "vision" is not among the names.
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`):
+                Person crops from the processor.
+            names (`tuple[str, ...]`):
+                Features as in [`MllmReIDModel`]; those other than "vision" are left out.
+
+        Returns:
+            `dict[str, torch.Tensor]`: "vision" of shape (B, D), float32, L2-normalised.
+
+        Raises:
+            ValueError: if "vision" is not among the names.
         """
         if "vision" not in names:
             raise ValueError(f"a vision form has the feature 'vision' alone, not {', '.join(names)}")
@@ -156,29 +220,31 @@ class MllmReIDVisionModel(PrivatePush, PreTrainedModel):
         return {"vision": F.normalize(pooled, dim=-1)}
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """The embedding of person crops. pixel_values: (B, 3, H, W). Returns (B, D), float32, L2-normalised."""
+        """Embeds person crops of shape (B, 3, H, W). Returns (B, D), float32, L2-normalised."""
         return self.image_features(pixel_values)["vision"]
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """`encode_images`."""
+        """Returns `encode_images(pixel_values)`."""
         return self.encode_images(pixel_values)
 
     @owner_only()
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers; config.json names the pipeline, too."""
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Saves the model as in transformers; config.json names the pipeline too."""
         self.config.custom_pipelines = person_reid_entry()
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
 class MllmReIDVisionProcessor(CropProcessor, ProcessorMixin):
-    """Whole person crops to pixels, as in [`MllmReIDProcessor`], without a tokenizer."""
+    """Converts whole person crops to pixels like [`MllmReIDProcessor`], without a tokenizer."""
 
-    def __init__(self, image_processor=None, **kwargs):
+    def __init__(self, image_processor: Any = None, **kwargs: Any):
         super().__init__(image_processor)
         self.check_size()
 
-    def __call__(self, images=None, *, return_tensors=None, device=None, **kwargs) -> BatchFeature:
-        """`pixel_values`, (B, 3, H, W). images, return_tensors, device: as in [`MllmReIDProcessor`]."""
+    def __call__(
+        self, images: Any = None, *, return_tensors: str | None = None, device: Any = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Returns `pixel_values` of shape (B, 3, H, W). The arguments are those of [`MllmReIDProcessor`]."""
         if images is None:
             raise ValueError("give images")
         options = {key: value for key, value in kwargs.items() if key not in TEXT_OPTIONS}

@@ -1,8 +1,11 @@
-"""Checkpoints of a training: whole or absent, loaded whole, proven to be this user's, published while training.
+"""Checkpoints of a training: written whole or not at all, loaded with every weight, pushed to the Hub.
 
-transformers and Accelerate read a checkpoint's pickles as plain tensors and numbers alone (`weights_only`), and what is
-more is refused. DeepSpeed reads its own without that limit. So a checkpoint written under DeepSpeed holds an HMAC over
-those files, by a key that lies in the user's own folder and in no checkpoint.
+`CheckpointingTrainer` saves and loads checkpoints. `PublishingTrainer` pushes them. The functions below them write
+files to the disk (`_whole_or_nothing` and the rest), and prove the origin of DeepSpeed checkpoints (`write_proof`).
+
+transformers and Accelerate read the pickles of a checkpoint as plain tensors and numbers (`weights_only`). DeepSpeed
+reads its own pickles without that limit. So a DeepSpeed checkpoint holds an HMAC over these files. The key is in the
+user's own folder, and in no checkpoint.
 Source: RFC 2104.
 """
 
@@ -33,83 +36,187 @@ from ..utils.json_files import read_json
 from ..utils.outputs import atomic_file, owner_only, scratch_folder
 from ..utils.processes import on_main, wait_for_all
 from .engines import sharding_of
-from .resume import ANOTHER, RUN_FILE, last_checkpoint
+from .resume import OTHER_CHECKPOINT, RUN_FILE, last_checkpoint
 from .stock_settings import setting_errors
 
 logger = logging.getLogger(__name__)
 
-
+TRAINING_ARGUMENTS_FILE = "training_args.json"
 PROOF_FILE = "proof.json"
-# What is only text or numbers to all who read it. DeepSpeed's `latest`, which names a folder, is not among them.
-HARMLESS = frozenset({".safetensors", ".json", ".md", ".py", ".jinja", ".txt", ".model"})
+# Folder inside `output_dir` for files that are not complete yet. The next save removes what a killed run leaves in it.
+STAGING_FOLDER = ".saving"
+# The stock method starts with new states if these files are missing, without a message.
+STATE_FILES = ("optimizer.pt", "scheduler.pt")
+# Files that hold only text or numbers for every reader. DeepSpeed's `latest`, which names a folder, is not among them.
+HARMLESS_SUFFIXES = frozenset({".safetensors", ".json", ".md", ".py", ".jinja", ".txt", ".model"})
 KEY_BYTES = 32
 
 
-def prove(checkpoint: Path) -> None:
-    """Writes the proof into a checkpoint that is written."""
-    write_json(checkpoint / PROOF_FILE, {"hmac": _hmac_of(checkpoint)})
+class CheckpointingTrainer(Trainer):
+    """A Trainer of [`MllmReIDModel`] that saves and loads full and thin checkpoints.
 
+    It writes a checkpoint into a staging folder, syncs it to the disk, and renames it. Only then does it remove older
+    checkpoints and push. Only their owner can read the files, as the weights of the ID classifier are templates of
+    people. `output_dir` must be on a disk that all processes share.
+    """
 
-def refuse_foreign(checkpoint: Path) -> None:
-    """Raises UserError where this user's trainings did not write the files that DeepSpeed would unpickle."""
-    path = checkpoint / PROOF_FILE
-    said = f"checkpoint {checkpoint}: DeepSpeed would run whatever code its files hold, and"
-    remedy = "give the checkpoint's model as model instead, or resume_from_checkpoint false to start anew"
-    if not path.is_file():
-        raise UserError(f"{said} it has no {PROOF_FILE} that says that your own training wrote them: {remedy}")
-    if not hmac.compare_digest(read_json(path, ProofFile, remedy=remedy).hmac, _hmac_of(checkpoint)):
-        raise UserError(f"{said} they are not those that your own training wrote ({PROOF_FILE}): {remedy}")
+    args: Any
+    model: Any
+    processing_class: Any
+    # Stored in checkpoints to recognise the run, see `resume.run_fingerprint`.
+    run_fingerprint: dict[str, Any] | None = None
+    _staging: Path | None = None
 
+    # ---- loading -------------------------------------------------------------------------------------------------
 
-def _hmac_of(checkpoint: Path) -> str:
-    """Over names and contents of the files that are not harmless. Raises UserError for a link among them."""
-    files = []
-    for path in sorted(checkpoint.rglob("*")):
-        if path.is_symlink():
-            raise UserError(f"checkpoint {checkpoint}: {path.name} is a symbolic link: put the file itself there")
-        if path.is_file() and path.suffix not in HARMLESS:
-            files.append(path)
-    with ThreadPoolExecutor(8) as pool:
-        digests = pool.map(_sha256, files)
-        names = [path.relative_to(checkpoint).as_posix() for path in files]
-        covered = list(zip(names, digests, strict=True))
-    return hmac.new(_key(), json.dumps(covered).encode(), hashlib.sha256).hexdigest()
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Loads every weight of a full or thin checkpoint; the stock method skips weights that it does not find.
 
+        DeepSpeed and FSDP load their own shards.
+        """
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._load_weights(resume_from_checkpoint)
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def _load_best_model(self) -> None:
+        """Loads the checkpoint that is best on val, as `_load_from_checkpoint` does."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            self._refuse_foreign_checkpoint(self.state.best_model_checkpoint)
+            super()._load_best_model()
+        else:
+            self._load_weights(str(self.state.best_model_checkpoint))
 
+    def _refuse_foreign_checkpoint(self, checkpoint: str | None) -> None:
+        """Raises UserError if DeepSpeed would unpickle foreign files. Called before a checkpoint is read."""
+        if self.is_deepspeed_enabled and checkpoint is not None:
+            on_main(refuse_foreign_checkpoint, Path(checkpoint))
 
-def _key() -> bytes:
-    """The user's own key, made where it is missing."""
-    path = Path(HF_HOME) / "mllmreid" / "checkpoint_key"
-    if not path.exists():
-        with atomic_file(path) as aside:
-            aside.write_bytes(secrets.token_bytes(KEY_BYTES))
-    key = path.read_bytes()
-    if len(key) != KEY_BYTES:
-        raise UserError(f"{path}: is no key of {KEY_BYTES} bytes: remove it, and start the training anew")
-    return key
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Loads the states as transformers does; raises UserError if a file is missing, broken or of another model."""
+        if checkpoint is None:
+            return
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            missing = [name for name in STATE_FILES if not os.path.isfile(os.path.join(checkpoint, name))]
+            if missing:
+                raise UserError(
+                    f"checkpoint {checkpoint}: has no {missing[0]} (was it saved with save_only_model?), so a training "
+                    "cannot continue from it: give it as model, or resume_from_checkpoint false to start anew"
+                )
+        with setting_errors(f"checkpoint {checkpoint}: states of optimiser and schedule", OTHER_CHECKPOINT):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with setting_errors(f"checkpoint {checkpoint}: state of the gradient scaler", OTHER_CHECKPOINT):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with setting_errors(f"checkpoint {checkpoint}: state of the random numbers", OTHER_CHECKPOINT):
+            super()._load_rng_state(checkpoint)
+
+    def _load_weights(self, folder: str) -> None:
+        try:
+            self.model.load_weights(folder)
+        except (OSError, ValueError) as error:
+            raise UserError(f"checkpoint {' '.join(str(error).split())}") from error
+
+    # ---- saving --------------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Returns the staging folder while a checkpoint is written."""
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Saves the whole checkpoint or nothing; older checkpoints stay until the new one is in place.
+
+        Raises UserError if the disk refuses the files; the message names the last complete checkpoint.
+        """
+        folder = Path(str(self.args.output_dir))
+        final = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        staging = folder / STAGING_FOLDER
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        wait_for_all()
+        self._staging, written = staging, staging / final.name
+        try:
+            with _whole_or_nothing(staging, final), owner_only():
+                super()._save_checkpoint(model, trial)
+                if self.state.best_global_step == self.state.global_step:
+                    self.state.best_model_checkpoint = str(final)
+                if self.args.should_save:
+                    self.state.save_to_json(str(written / "trainer_state.json"))
+                    write_json(written / RUN_FILE, self.run_fingerprint or {})
+                # Other processes may still write and rename their files.
+                wait_for_all()
+                if self.args.should_save:
+                    if self.is_deepspeed_enabled:
+                        write_proof(written)
+                    _sync_to_disk(written)
+        finally:
+            self._staging = None
+        if self.args.should_save:
+            _move_into_place(written, final)
+            shutil.rmtree(staging, ignore_errors=True)
+            rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
+        wait_for_all()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Pushes only after the checkpoint is in place, so that a run killed while it pushes loses nothing."""
+        if self._staging is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Saves the model, the processor, and the training arguments as JSON.
+
+        The stock method pickles the arguments, with the Hub token, into the pushed folder. Every process calls this
+        method, and one writes.
+        """
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        if self._staging is not None:
+            self._write_model(folder, state_dict)
+            return
+        staging = folder / STAGING_FOLDER
+        shutil.rmtree(staging, ignore_errors=True)
+        with _whole_or_nothing(staging, folder), owner_only():
+            self._write_model(staging, state_dict)
+            _sync_to_disk(staging)
+            for path in sorted(staging.iterdir()):
+                _move_into_place(path, folder / path.name)
+        shutil.rmtree(staging)
+
+    def _write_model(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(folder, state_dict=state_dict)
+        self.processing_class.save_pretrained(folder)
+        write_json(folder / TRAINING_ARGUMENTS_FILE, json.loads(json.dumps(self.args.to_public_dict(), default=str)))
 
 
 class PublishingTrainer(Trainer):
-    """A Trainer of [`MllmReIDModel`] that pushes exports."""
+    """A Trainer of [`MllmReIDModel`] that pushes exports to the Hub."""
 
     model: Any
     hub_model_id: Any
     processing_class: Any
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Makes the repository, private where not said otherwise.
+        """Creates the repository, private by default.
 
-        Raises UserError where the Hub refuses, for a public repository where that is not said, and where no process
-        could push the whole model.
+        Args:
+            token (`str`, *optional*): Token of the Hub; `hub_token` by default.
+            private (`bool`, *optional*): Whether it is private; `hub_private_repo` by default.
+
+        Raises:
+            UserError: The Hub refuses it, the repository exists and is public although it must be private, or FSDP or
+                DeepSpeed shards the model, so that no process can push it.
         """
         if engine := sharding_of(self):
             raise UserError(
-                f"push_to_hub: under {engine} no process holds the whole model while it trains: leave it out, and when "
-                "the training is done run_reid.py push"
+                f"push_to_hub: under {engine} no process holds the whole model during training: leave it out, and use "
+                "run_reid.py push after training"
             )
         if not self.is_world_process_zero():
             return
@@ -121,9 +228,9 @@ class PublishingTrainer(Trainer):
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """A saved checkpoint as a whole export: the stock method pushes no code, and a pickle that holds the token.
+        """Pushes a checkpoint as a complete export; the stock method pushes no code, and a pickle with the token.
 
-        A push that fails is said in the log, and the next one sends what is missing.
+        A push that fails is logged, and the next one uploads everything.
         """
         if self.args.hub_strategy == HubStrategy.END or not self.is_world_process_zero():
             return
@@ -131,14 +238,22 @@ class PublishingTrainer(Trainer):
         try:
             self._publish(Path(checkpoint_folder), f"Training in progress, step {self.state.global_step}")
         except UserError as error:
-            logger.warning("%s; training goes on", error)
+            logger.warning("%s; training continues", error)
 
     def push_to_hub(  # type: ignore[override]
         self, commit_message: str | None = "End of training", token: str | None = None, **_: Any
     ) -> str | None:
-        """Pushes what `output_dir` holds, as an export; returns the commit's address.
+        """Pushes the model of `output_dir` as an export.
 
-        Raises UserError where the Hub refuses it; the trained model in `output_dir` is whole all the same.
+        Args:
+            commit_message (`str`, *optional*): Message of the commit.
+            token (`str`, *optional*): Token of the Hub; `hub_token` by default.
+
+        Returns:
+            `str`: Address of the commit; None in processes that do not push.
+
+        Raises:
+            UserError: The Hub refuses it. The trained model in `output_dir` is complete all the same.
         """
         if self.hub_model_id is None:
             self.init_hf_repo(token=token)
@@ -163,201 +278,115 @@ class PublishingTrainer(Trainer):
             return upload(export, name, message=message, revision=self.args.hub_revision, token=token)
 
 
-TRAINING_ARGUMENTS_FILE = "training_args.json"
-# Inside `output_dir`: what a killed run leaves in it is no checkpoint, and the next one to be written removes it.
-ASIDE = ".saving"
-# Without these the stock method begins with new ones, without a word.
-STATES = ("optimizer.pt", "scheduler.pt")
-
-
-class CheckpointingTrainer(Trainer):
-    """A Trainer of [`MllmReIDModel`] whose checkpoints, full or thin, are resumed from with every weight.
-
-    A checkpoint is written aside, put on the disk, and renamed; only then are older ones removed and is it pushed. All
-    files are their owner's alone, as rows of the ID classifier are templates of people.
-    `output_dir` lies on a disk that all processes share.
-    """
-
-    args: Any
-    model: Any
-    processing_class: Any
-    # What a checkpoint says of its run, see `resume.run_fingerprint`.
-    run_fingerprint: dict[str, Any] | None = None
-    _aside: Path | None = None
-
-    # ---- loading -------------------------------------------------------------------------------------------------
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Every weight of the checkpoint, in its full or its thin form; the stock method leaves out what it misses.
-
-        DeepSpeed and FSDP load their own shards.
-        """
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self._load_weights(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        """As `_load_from_checkpoint`, from the checkpoint that is best on val."""
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            self._refuse_foreign(self.state.best_model_checkpoint)
-            super()._load_best_model()
-        else:
-            self._load_weights(str(self.state.best_model_checkpoint))
-
-    def _refuse_foreign(self, checkpoint: str | None) -> None:
-        """Before anything of a checkpoint is read. Raises UserError where DeepSpeed would unpickle what is foreign."""
-        if self.is_deepspeed_enabled and checkpoint is not None:
-            on_main(refuse_foreign, Path(checkpoint))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As in transformers, which reads plain tensors alone; what is missing is not left out.
-
-        Raises UserError for files that are missing, broken, of another model, or hold more than tensors and numbers.
-        """
-        if checkpoint is None:
-            return
-        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            missing = [name for name in STATES if not os.path.isfile(os.path.join(checkpoint, name))]
-            if missing:
-                raise UserError(
-                    f"checkpoint {checkpoint}: has no {missing[0]} (was it saved with save_only_model?), so that a "
-                    "training cannot go on from it: give it as model, or resume_from_checkpoint false to start anew"
-                )
-        with setting_errors(f"checkpoint {checkpoint}: states of optimiser and schedule", ANOTHER):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        with setting_errors(f"checkpoint {checkpoint}: state of the gradient scaler", ANOTHER):
-            super()._load_scaler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with setting_errors(f"checkpoint {checkpoint}: state of the random numbers", ANOTHER):
-            super()._load_rng_state(checkpoint)
-
-    def _load_weights(self, folder: str) -> None:
-        try:
-            self.model.load_weights(folder)
-        except (OSError, ValueError) as error:
-            raise UserError(f"checkpoint {' '.join(str(error).split())}") from error
-
-    # ---- saving --------------------------------------------------------------------------------------------------
-
-    def _get_output_dir(self, trial: Any) -> str:
-        """While a checkpoint is written, the folder aside."""
-        return super()._get_output_dir(trial) if self._aside is None else str(self._aside)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The whole checkpoint, or none: older ones stay until it is there.
-
-        Raises UserError where the disk refuses it, naming the checkpoint that is left.
-        """
-        folder = Path(str(self.args.output_dir))
-        final = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        aside = folder / ASIDE
-        if self.args.should_save:
-            shutil.rmtree(aside, ignore_errors=True)
-        wait_for_all()
-        self._aside, written = aside, aside / final.name
-        try:
-            with _whole_or_nothing(aside, final), owner_only():
-                super()._save_checkpoint(model, trial)
-                if self.state.best_global_step == self.state.global_step:
-                    self.state.best_model_checkpoint = str(final)
-                if self.args.should_save:
-                    self.state.save_to_json(str(written / "trainer_state.json"))
-                    write_json(written / RUN_FILE, self.run_fingerprint or {})
-                # Every process has written its part: one that still renames would be met half-way.
-                wait_for_all()
-                if self.args.should_save:
-                    if self.is_deepspeed_enabled:
-                        prove(written)
-                    _to_disk(written)
-        finally:
-            self._aside = None
-        if self.args.should_save:
-            _put(written, final)
-            shutil.rmtree(aside, ignore_errors=True)
-            rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
-        wait_for_all()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(final))
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Not before the checkpoint is whole: a run that is killed while it pushes has lost nothing."""
-        if self._aside is None:
-            super()._push_from_checkpoint(checkpoint_folder)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Model, processor and training arguments as JSON, each file whole.
-
-        The stock method pickles the arguments, the Hub's token among them, into what is pushed. Every process calls it,
-        one writes.
-        """
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or str(self.args.output_dir))
-        if self._aside is not None:
-            self._write(folder, state_dict)
-            return
-        aside = folder / ASIDE
-        shutil.rmtree(aside, ignore_errors=True)
-        with _whole_or_nothing(aside, folder), owner_only():
-            self._write(aside, state_dict)
-            _to_disk(aside)
-            for path in sorted(aside.iterdir()):
-                _put(path, folder / path.name)
-        shutil.rmtree(aside)
-
-    def _write(self, folder: Path, state_dict: dict | None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(folder, state_dict=state_dict)
-        self.processing_class.save_pretrained(folder)
-        write_json(folder / TRAINING_ARGUMENTS_FILE, json.loads(json.dumps(self.args.to_public_dict(), default=str)))
+# ---- files on the disk -----------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _whole_or_nothing(aside: Path, final: Path) -> Iterator[None]:
-    """What the block wrote aside is removed where it fails, with one line where the disk refused it."""
+def _whole_or_nothing(staging: Path, final: Path) -> Iterator[None]:
+    """Removes the staging folder if the block fails; raises UserError if the disk refused the files."""
     try:
         yield
     except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        plain = _refused_by_disk(error, final)
-        if plain is None:
+        shutil.rmtree(staging, ignore_errors=True)
+        disk_error = _disk_error(error, final)
+        if disk_error is None:
             raise
-        raise plain from error
+        raise disk_error from error
 
 
-def _put(written: Path, final: Path) -> None:
-    """Renames; a folder that was there before is moved out of the way first."""
+def _move_into_place(written: Path, final: Path) -> None:
+    """Renames a file or folder; an older folder of that name is moved away first."""
     if final.is_dir():
-        before = written.with_name(f"{written.name}.before")
-        shutil.rmtree(before, ignore_errors=True)
-        final.rename(before)
+        previous = written.with_name(f"{written.name}.before")
+        shutil.rmtree(previous, ignore_errors=True)
+        final.rename(previous)
         written.rename(final)
-        shutil.rmtree(before)
+        shutil.rmtree(previous)
     else:
         os.replace(written, final)
 
 
-def _to_disk(folder: Path) -> None:
-    """Waits until every file is on the disk, not in the system's memory alone."""
+def _sync_to_disk(folder: Path) -> None:
+    """Waits until every file is on the disk, not only in the system's cache."""
     for path in [*folder.rglob("*"), folder]:
-        number = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(number)
+            os.fsync(descriptor)
         finally:
-            os.close(number)
+            os.close(descriptor)
 
 
-def _refused_by_disk(error: BaseException, final: Path) -> UserError | None:
-    """The one line for a disk that is full or broken, or None for anything else."""
+def _disk_error(error: BaseException, final: Path) -> UserError | None:
+    """Returns the UserError for a disk that is full or broken, or None for any other exception."""
     reason = " ".join(str(error).split())
-    of_torch = isinstance(error, RuntimeError) and ("PytorchStreamWriter" in reason or "file write" in reason)
-    if not (of_torch or isinstance(error, OSError | SafetensorError)):
+    torch_error = isinstance(error, RuntimeError) and ("PytorchStreamWriter" in reason or "file write" in reason)
+    if not (torch_error or isinstance(error, OSError | SafetensorError)):
         return None
     folder = final.parent if final.name.startswith(PREFIX_CHECKPOINT_DIR) else final
-    left = last_checkpoint(folder)
-    kept = f"{left.name} is whole, and the same command goes on from it" if left else "there is no checkpoint before it"
+    last = last_checkpoint(folder)
+    kept = (
+        f"{last.name} is complete, and the same command continues from it" if last else "no earlier checkpoint exists"
+    )
     return UserError(f"{final}: cannot be written ({reason[:200]}): free space on the disk; {kept}")
+
+
+# ---- proof of origin -------------------------------------------------------------------------------------------------
+
+
+def write_proof(checkpoint: Path) -> None:
+    """Writes the proof of origin into a complete checkpoint.
+
+    Args:
+        checkpoint (`Path`): Folder of the checkpoint.
+
+    Raises:
+        UserError: The checkpoint holds a symbolic link, or the user's key is broken.
+    """
+    write_json(checkpoint / PROOF_FILE, {"hmac": _checkpoint_hmac(checkpoint)})
+
+
+def refuse_foreign_checkpoint(checkpoint: Path) -> None:
+    """Raises UserError if this user's trainings did not write the files that DeepSpeed would unpickle.
+
+    Args:
+        checkpoint (`Path`): Folder of the checkpoint.
+    """
+    path = checkpoint / PROOF_FILE
+    danger = f"checkpoint {checkpoint}: DeepSpeed runs any code in its files, and"
+    remedy = "give the checkpoint's model as model instead, or resume_from_checkpoint false to start anew"
+    if not path.is_file():
+        raise UserError(f"{danger} no {PROOF_FILE} proves that your own training wrote them: {remedy}")
+    if not hmac.compare_digest(read_json(path, ProofFile, remedy=remedy).hmac, _checkpoint_hmac(checkpoint)):
+        raise UserError(f"{danger} they differ from those that your own training wrote ({PROOF_FILE}): {remedy}")
+
+
+def _checkpoint_hmac(checkpoint: Path) -> str:
+    """Returns the HMAC over names and contents of the files that can hold code. Raises UserError for a link."""
+    files = []
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_symlink():
+            raise UserError(f"checkpoint {checkpoint}: {path.name} is a symbolic link: put the file itself there")
+        if path.is_file() and path.suffix not in HARMLESS_SUFFIXES:
+            files.append(path)
+    with ThreadPoolExecutor(8) as pool:
+        digests = pool.map(_sha256, files)
+        names = [path.relative_to(checkpoint).as_posix() for path in files]
+        covered = list(zip(names, digests, strict=True))
+    return hmac.new(_user_key(), json.dumps(covered).encode(), hashlib.sha256).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _user_key() -> bytes:
+    """Returns the user's own key, and creates it at the first use."""
+    path = Path(HF_HOME) / "mllmreid" / "checkpoint_key"
+    if not path.exists():
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(secrets.token_bytes(KEY_BYTES))
+    key = path.read_bytes()
+    if len(key) != KEY_BYTES:
+        raise UserError(f"{path}: is not a key of {KEY_BYTES} bytes: remove it, and start the training anew")
+    return key

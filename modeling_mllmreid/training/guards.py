@@ -39,7 +39,7 @@ class StepGuard(TrainerCallback):
     synchronisation.
 
     Args:
-        trainer (`Trainer`): The Trainer, with `files_of_step`.
+        trainer (`Trainer`): The Trainer, with `step_files`.
         args (`ReIDTrainingArguments`): Its arguments.
     """
 
@@ -107,7 +107,7 @@ class StepGuard(TrainerCallback):
 
     def _not_finite_message(self, step: int) -> str:
         """Returns the error message of a step that is not finite."""
-        files = self.trainer.files_of_step(step)  # type: ignore[attr-defined]
+        files = self.trainer.step_files(step)  # type: ignore[attr-defined]
         more = f" and {len(files) - NAMED_FILES} more" if len(files) > NAMED_FILES else ""
         precision = "bf16 in place of fp16, " if self.args.fp16 else ""
         repeated = f"{self._skipped_in_a_row} steps in a row (max_skipped_steps {self.args.max_skipped_steps})"

@@ -1,4 +1,4 @@
-"""The memory of a training step: computed from shapes, and the largest batch that fits."""
+"""Memory: the estimate for a training step, and the largest batch that fits."""
 
 import gc
 import os
@@ -20,21 +20,29 @@ from .batches import TrainCollator, TrainDataset
 from .parameters import freeze_unused_parameters
 from .resume import RUN_FILE, last_checkpoint, named_checkpoint, read_fingerprint
 
-# nf4 in blocks of 64 with an 8-bit scale each and a float32 for 256 scales; 8 bits with a float32 a row.
+# Bytes of a weight. nf4: blocks of 64 weights with an 8-bit scale, and a float32 for 256 scales. 8 bits: a float32 for
+# each row of the matrix.
 QUANTISED_BYTES = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.001}
-# Bytes of optimiser state for each trained parameter, by what the optimiser's name holds; the first found counts.
-STATE_BYTES = {"8bit": 2, "adafactor": 0, "sgd": 0, "lion": 4, "adam": 8}
-# Tokens of the template, and of a caption: long ones of the published caption sets.
+# Bytes of optimiser state for a trained parameter, by a part of the optimiser's name. The first match counts.
+OPTIMIZER_STATE_BYTES = {"8bit": 2, "adafactor": 0, "sgd": 0, "lion": 4, "adam": 8}
+# Tokens of the prompt template, and of a long caption in the published caption sets.
 PROMPT_TOKENS, CAPTION_TOKENS = 24, 64
 
 
 @dataclass
 class Memory:
-    """Bytes by what they are for, and the parameters that they are of."""
+    """Memory of a training step on one device.
+
+    Args:
+        parameters (`int`): Number of parameters.
+        trained (`int`): Number of trained parameters.
+        trained_by_module (`dict[str, int]`): Number of trained parameters by module.
+        weights, gradients, optimizer, activations, logits (`int`): Bytes.
+    """
 
     parameters: int
     trained: int
-    trained_by_part: dict[str, int]
+    trained_by_module: dict[str, int]
     weights: int
     gradients: int
     optimizer: int
@@ -43,16 +51,16 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of them together, without the device's own context and without fragmentation."""
+        """Sum in bytes, without the context of the device and without fragmentation."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
     def format(self) -> str:
-        """A table for the screen."""
-        rows = [f"{name:<12} {count:>15,} trained" for name, count in self.trained_by_part.items()]
-        rows.append(f"{'parameters':<12} {self.parameters:>15,}, {self.trained:,} trained")
+        """Returns a table for the terminal."""
+        lines = [f"{name:<12} {count:>15,} trained" for name, count in self.trained_by_module.items()]
+        lines.append(f"{'parameters':<12} {self.parameters:>15,}, {self.trained:,} trained")
         for name in ("weights", "gradients", "optimizer", "activations", "logits", "total"):
-            rows.append(f"{name:<12} {getattr(self, name) / 2**30:>15.2f} GiB")
-        return "\n".join(rows)
+            lines.append(f"{name:<12} {getattr(self, name) / 2**30:>15.2f} GiB")
+        return "\n".join(lines)
 
 
 def estimate_memory(
@@ -63,25 +71,38 @@ def estimate_memory(
     *,
     dtype: torch.dtype,
 ) -> Memory:
-    """The memory of one training step of this model on one device; no weight is made.
+    """Estimates the memory of one training step on one device, without allocating weights.
 
-    dtype: of the frozen weights. Activations are the tensors that autograd keeps in a forward pass over fake tensors
-    (one and two images, which separates what grows with the batch), with activation checkpointing the inputs of all
-    blocks and one block whole.
+    The activations are the tensors that autograd saves in a forward pass over fake tensors. Passes with one and two
+    images separate the part that grows with the batch. With activation checkpointing they are the inputs of all blocks
+    and the activations of one block.
+
+    Args:
+        config (`MllmReIDConfig`): Configuration of the model.
+        adapters (`AdapterArguments`): What is trained.
+        args (`ReIDTrainingArguments`): Training arguments.
+        batches (`BatchArguments`): Settings of the batches.
+        dtype (`torch.dtype`): Format of the frozen weights.
+
+    Returns:
+        `Memory`: The estimate.
+
+    Raises:
+        UserError: As in `apply_adapters`.
     """
     with torch.device("meta"):
         model = MllmReIDModel(config)
         apply_adapters(model, adapters, dtype)
     freeze_unused_parameters(model)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    parts = {
+    modules = {
         "llm": "language_model",
         "vision": "vision_tower",
         "projector": "multi_modal_projector",
         "heads": "reid_head",
     }
-    by_part = {part: sum(p.numel() for name, p in trained if key in name) for part, key in parts.items()}
-    by_part["lm_head"] = sum(p.numel() for name, p in trained if "lm_head" in name)
+    by_module = {module: sum(p.numel() for name, p in trained if key in name) for module, key in modules.items()}
+    by_module["lm_head"] = sum(p.numel() for name, p in trained if "lm_head" in name)
     count = sum(p.numel() for _, p in trained)
     labels = batches.max_target_tokens * args.per_device_train_batch_size * (2 if batches.text_branch else 1)
     language = config.loss_lambda < 1
@@ -89,67 +110,71 @@ def estimate_memory(
     return Memory(
         parameters=sum(p.numel() for p in model.parameters()),
         trained=count,
-        trained_by_part={part: number for part, number in by_part.items() if number},
+        trained_by_module={module: number for module, number in by_module.items() if number},
         weights=_weight_bytes(model, adapters.quantize),
         gradients=4 * count,
         optimizer=optimizer_state_bytes(args) * count,
         activations=_activation_bytes(model, args, batches),
-        # In the model's format, in float32 for the loss, and their gradient.
+        # In the format of the model, in float32 for the loss, and the gradient.
         logits=labels * vocabulary * (2 + 4 + 4) if language else 0,
     )
 
 
 def optimizer_state_bytes(args: ReIDTrainingArguments) -> int:
-    """Bytes of the optimiser's state for each trained parameter."""
+    """Returns the bytes of optimiser state for a trained parameter."""
     name = str(getattr(args.optim, "value", args.optim))
-    return next((size for key, size in STATE_BYTES.items() if key in name), 8)
+    return next((size for key, size in OPTIMIZER_STATE_BYTES.items() if key in name), 8)
 
 
 def _weight_bytes(model: MllmReIDModel, quantize: str | None) -> int:
+    """Returns the bytes of all weights."""
     size = 0.0
     for name, module in model.named_modules():
         quantised = quantize and type(module) is nn.Linear and "language_model." in name and ".lora_" not in name
         for parameter in module.parameters(recurse=False):
-            bytes_of_one = QUANTISED_BYTES[str(quantize)] if quantised else parameter.element_size()
-            size += parameter.numel() * bytes_of_one
+            weight_bytes = QUANTISED_BYTES[str(quantize)] if quantised else parameter.element_size()
+            size += parameter.numel() * weight_bytes
     return int(size)
 
 
 def _activation_bytes(model: MllmReIDModel, args: ReIDTrainingArguments, batches: BatchArguments) -> int:
-    """Bytes that autograd keeps for the backward pass of one batch."""
+    """Returns the bytes that autograd saves for the backward pass of one batch."""
     config = model.config
-    image = config.num_image_tokens + PROMPT_TOKENS + (batches.max_target_tokens if config.loss_lambda < 1 else 0)
+    image_length = (
+        config.num_image_tokens + PROMPT_TOKENS + (batches.max_target_tokens if config.loss_lambda < 1 else 0)
+    )
     runs_llm = config.loss_lambda < 1 or "llm" in config.reid_heads
-    text = 0
+    text_length = 0
     if config.loss_lambda < 1 and batches.text_branch:
-        text = CAPTION_TOKENS + PROMPT_TOKENS + batches.max_target_tokens
+        text_length = CAPTION_TOKENS + PROMPT_TOKENS + batches.max_target_tokens
     elif config.reid_text:
-        text = CAPTION_TOKENS + PROMPT_TOKENS
-    lengths = ([image] if runs_llm else []) + ([text] if text else [])
+        text_length = CAPTION_TOKENS + PROMPT_TOKENS
+    lengths = ([image_length] if runs_llm else []) + ([text_length] if text_length else [])
     with FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(model)
-        one, two = (_kept(model, size, lengths, args.bf16 or args.fp16) for size in (1, 2))
+        one, two = (_saved_bytes(model, images, lengths, args.bf16 or args.fp16) for images in (1, 2))
     growth = {name: two[name] - one[name] for name in one}
     fixed = {name: one[name] - growth[name] for name in one}
-    batch = args.per_device_train_batch_size
+    batch_size = args.per_device_train_batch_size
     if not args.activation_checkpointing:
-        return sum(fixed.values()) + batch * sum(growth.values())
+        return sum(fixed.values()) + batch_size * sum(growth.values())
     tower, text_config = config.vision_config, config.get_text_config()
     patches = config.num_image_tokens + 1
-    inputs = {
+    block_inputs = {
         "tower": tower.num_hidden_layers * patches * tower.hidden_size * 4,
         "language_model": text_config.num_hidden_layers * sum(lengths) * text_config.hidden_size * 2,
     }
     depth = {"tower": tower.num_hidden_layers, "language_model": text_config.num_hidden_layers}
-    kept = sum(size for name, size in inputs.items() if growth[name])
-    # Blocks are run again one by one, and the branches one after the other.
+    saved = sum(size for name, size in block_inputs.items() if growth[name])
+    # The backward pass recomputes one block at a time, and one branch after the other.
     share = {"tower": 1.0, "language_model": max(lengths) / sum(lengths) if lengths else 0.0}
-    largest = max(int((fixed[name] + batch * growth[name]) * share[name]) // depth[name] for name in growth)
-    return batch * kept + largest
+    largest = max(int((fixed[name] + batch_size * growth[name]) * share[name]) // depth[name] for name in growth)
+    result: int = batch_size * saved + largest
+    return result
 
 
 def _make_fake(model: nn.Module) -> None:
-    """Weights and buffers as fake tensors on the CPU: shapes and formats, no memory."""
+    """Replaces weights and buffers by fake tensors on the CPU, which have a shape and a dtype but no memory."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -160,81 +185,89 @@ def _make_fake(model: nn.Module) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
 
 
-def _kept(model: MllmReIDModel, images: int, lengths: list[int], half: bool) -> dict[str, int]:
-    """Bytes kept in tower with projector, and in the language model, for so many images with rows of these lengths."""
+def _saved_bytes(model: MllmReIDModel, images: int, lengths: list[int], half: bool) -> dict[str, int]:
+    """Returns the bytes saved in tower and projector, and in the language model, for sequences of these lengths."""
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, Tensor] = {}  # held, so that no other tensor takes a storage's place
+    saved: dict[int, Tensor] = {}  # holds the tensors, so that no other tensor reuses a storage
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         key = tensor.untyped_storage()._cdata
         if key not in weights:
-            kept.setdefault(key, tensor)
+            saved.setdefault(key, tensor)
         return tensor
 
-    def size() -> int:
-        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    def saved_size() -> int:
+        return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
     config = model.config
     embeddings: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     width = config.get_text_config().hidden_size
-    saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with saved, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+    hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
         image = model._image_embeddings(model._tower(torch.empty(images, 3, config.height, config.width)))
-        tower = size()
+        tower = saved_size()
         for index, length in enumerate(lengths):
-            row = torch.empty(images, length, width, dtype=embeddings.dtype)
+            sequences = torch.empty(images, length, width, dtype=embeddings.dtype)
             if index == 0:
-                row = torch.cat([image.to(row.dtype), row[:, image.shape[1] :]], dim=1)
+                sequences = torch.cat([image.to(sequences.dtype), sequences[:, image.shape[1] :]], dim=1)
             elif embeddings.requires_grad:
-                row.requires_grad_(True)
-            model._language_model(row, torch.ones(images, length, dtype=torch.long), whole=True)
-    return {"tower": tower, "language_model": size() - tower}
+                sequences.requires_grad_(True)
+            model._language_model(sequences, torch.ones(images, length, dtype=torch.long), whole=True)
+    return {"tower": tower, "language_model": saved_size() - tower}
 
 
 def find_batch_size(
     args: ReIDTrainingArguments, model: MllmReIDModel, samples: TrainDataset, collator: TrainCollator
 ) -> None:
-    """Sets `identities_per_batch` to the most that fit, at most what it is; `images_per_identity` stays.
+    """Lowers `identities_per_batch` to the largest value that fits; `images_per_identity` stays.
 
-    A run that goes on from a checkpoint keeps the number it began with. All processes take the smallest of theirs.
-    Raises UserError where a single person's images do not fit, with cached gradients, whose memory is not P's, and
-    where no process is to hold the whole model.
+    A resumed run keeps the value of its checkpoint. All processes take the smallest of their values.
+
+    Args:
+        args (`ReIDTrainingArguments`): Training arguments, changed in place.
+        model (`MllmReIDModel`): The model that is trained.
+        samples (`TrainDataset`): The training samples.
+        collator (`TrainCollator`): Makes the batches.
+
+    Raises:
+        UserError: The images of one person do not fit, or the setting does not go with cached gradients, FSDP or
+            DeepSpeed.
     """
     if args.deepspeed_plugin is not None or args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise UserError(
-            "auto_find_batch_size: tries steps of the whole model in each process, which FSDP and DeepSpeed are there "
-            "to avoid: set it to false and choose identities_per_batch"
+            "auto_find_batch_size: needs the whole model in each process, which FSDP and DeepSpeed avoid: set it to "
+            "false and choose identities_per_batch"
         )
     if args.grad_cache_chunk:
         raise UserError(
-            f"auto_find_batch_size: with grad_cache_chunk ({args.grad_cache_chunk}) a step's memory is that of the "
-            "chunk, whatever P is: set it to false and choose both"
+            f"auto_find_batch_size: with grad_cache_chunk ({args.grad_cache_chunk}) the memory of a step depends on "
+            "the chunk, not on P: set it to false and choose both"
         )
-    found, why = _of_checkpoint(args), "as the checkpoint's run has it"
-    if found is None:
-        why = f"the most that fit with {args.images_per_identity} images each"
+    identities, reason = _checkpoint_identities(args), "as in the checkpoint's run"
+    if identities is None:
+        reason = f"the most that fit with {args.images_per_identity} images each"
         nn.Module.to(model, args.device)
         most = min(args.identities_per_batch, samples.num_identities // args.world_size)
-        found = largest(lambda people: _try_step(args, model, samples, collator, people), most)
+        identities = largest_fitting(lambda count: _step_fits(args, model, samples, collator, count), most)
         if dist.is_available() and dist.is_initialized():
-            number = torch.tensor(found, device=args.device)
-            dist.all_reduce(number, op=dist.ReduceOp.MIN)
-            found = int(number)
-    if found == 0:
+            smallest = torch.tensor(identities, device=args.device)
+            dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+            identities = int(smallest)
+    if identities == 0:
         raise UserError(
-            f"auto_find_batch_size: not even one person's {args.images_per_identity} images fit: set "
-            "activation_checkpointing to true, or lower height, width or max_target_tokens; train --dry_run tells more"
+            f"auto_find_batch_size: the {args.images_per_identity} images of one person do not fit: set "
+            "activation_checkpointing to true, or lower height, width or max_target_tokens; see train --dry_run"
         )
-    args.identities_per_batch = found
-    args.per_device_train_batch_size = found * args.images_per_identity
-    # Settled: the Trainer would halve the batch, K and all.
+    args.identities_per_batch = identities
+    args.per_device_train_batch_size = identities * args.images_per_identity
+    # Otherwise the Trainer would halve the batch without regard to P and K.
     args.auto_find_batch_size = False
     if args.process_index == 0:
-        print(f"identities_per_batch: {found}, {why}")
+        print(f"identities_per_batch: {identities}, {reason}")
 
 
-def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number from 1 to `most` that fits, 0 where none does; what fits must be all up to some number."""
+def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
+    """Returns the largest number from 1 to `most` that fits, or 0, by bisection."""
     if most < 1 or fits(most):
         return most
     low, high = 0, most
@@ -244,33 +277,33 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
     return low
 
 
-def _try_step(
-    args: ReIDTrainingArguments, model: MllmReIDModel, samples: TrainDataset, collator: TrainCollator, people: int
+def _step_fits(
+    args: ReIDTrainingArguments, model: MllmReIDModel, samples: TrainDataset, collator: TrainCollator, identities: int
 ) -> bool:
-    """Whether a step's memory is there: longest texts, forward, backward, and the optimiser's state beside them."""
+    """Whether forward, backward and the optimiser's state fit into memory, with the longest texts."""
     lengths = [max((len(prompt) + len(target) for prompt, target in texts), default=0) for texts in samples.texts]
     longest = lengths.index(max(lengths))
     trained = [p for p in model.parameters() if p.requires_grad]
     count = sum(p.numel() for p in trained)
-    # DDP has its own copy of the gradients.
-    size = optimizer_state_bytes(args) * count + (4 * count if args.world_size > 1 else 0)
+    # DDP holds a second copy of the gradients.
+    reserved_bytes = optimizer_state_bytes(args) * count + (4 * count if args.world_size > 1 else 0)
     training = model.training
     if args.activation_checkpointing:
-        # As the Trainer does, later.
-        given = dict(args.activation_checkpointing_kwargs or {})  # type: ignore[arg-type]
-        own = {name: given.pop(name) for name in ("every_n_layers", "offload") if name in given}
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=given or None, **own)
+        # The Trainer does the same later.
+        kwargs = dict(args.activation_checkpointing_kwargs or {})  # type: ignore[arg-type]
+        options = {name: kwargs.pop(name) for name in ("every_n_layers", "offload") if name in kwargs}
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs or None, **options)
     try:
-        reserved = torch.empty(size, dtype=torch.uint8, device=args.device)
-        batch = collator([samples[longest, 0, i] for i in range(people * args.images_per_identity)])
-        # Without the ReID losses, which wait for the other processes; they take next to no memory.
+        reserved = torch.empty(reserved_bytes, dtype=torch.uint8, device=args.device)
+        batch = collator([samples[longest, 0, i] for i in range(identities * args.images_per_identity)])
+        # Without the ReID losses, which wait for other processes. They take little memory.
         batch.pop("person_ids")
-        batch = {name: rows.to(args.device) for name, rows in batch.items()}
+        batch = {name: tensor.to(args.device) for name, tensor in batch.items()}
         with torch.autocast(args.device.type, torch.bfloat16 if args.bf16 else torch.float16, args.bf16 or args.fp16):
             output = model.train()(**batch)
-        sums = [*output.features.values(), *(output.language_loss_sums or {}).values()]
-        sums += [] if output.text_features is None else [output.text_features]
-        torch.stack([value.float().sum() for value in sums if value.requires_grad]).sum().backward()
+        results = [*output.features.values(), *(output.language_loss_sums or {}).values()]
+        results += [] if output.text_features is None else [output.text_features]
+        torch.stack([value.float().sum() for value in results if value.requires_grad]).sum().backward()
         del reserved
         return True
     except RuntimeError as error:
@@ -284,12 +317,12 @@ def _try_step(
         clear_device_cache()
 
 
-def _of_checkpoint(args: ReIDTrainingArguments) -> int | None:
-    """What the run began with that this one goes on from; None for a start."""
+def _checkpoint_identities(args: ReIDTrainingArguments) -> int | None:
+    """Returns `identities_per_batch` of the run that this one continues; None for a new run."""
     last = named_checkpoint(args) or last_checkpoint(Path(str(args.output_dir)))
     if last is None or str(args.resume_from_checkpoint).lower() == "false":
         return None
-    people = read_fingerprint(last).get("settings", {}).get("identities_per_batch")
-    if people is not None and (not isinstance(people, int) or people < 1):
-        raise UserError(f"{last / RUN_FILE}: identities_per_batch is {people!r}: give another checkpoint")
-    return people
+    identities = read_fingerprint(last).get("settings", {}).get("identities_per_batch")
+    if identities is not None and (not isinstance(identities, int) or identities < 1):
+        raise UserError(f"{last / RUN_FILE}: identities_per_batch is {identities!r}: give another checkpoint")
+    return identities

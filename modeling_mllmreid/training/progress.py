@@ -12,6 +12,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from ..utils.errors import UserError
+from ..utils.json_files import parse_json, read_file
 from ..utils.outputs import AnyPath, atomic_file, refused_by_disk
 from .arguments import ReIDTrainingArguments
 
@@ -113,13 +115,11 @@ def log_line(entry: Mapping[str, Any]) -> str:
 
 def is_training_log(path: AnyPath) -> bool:
     """Whether a file begins as a training log does, or is empty."""
-    with open(path, "rb") as file:
-        first = file.readline()
     try:
-        entry = json.loads(first) if first else {"step": 0}
-    except ValueError:
+        first, _, _ = read_file(path).partition(b"\n")
+        return not first or "step" in parse_json(first, dict[str, Any], where=str(path))
+    except UserError:
         return False
-    return isinstance(entry, dict) and "step" in entry
 
 
 def training_line(entry: Mapping[str, float], max_steps: int, *, images_per_second: float, seconds_left: float) -> str:
@@ -150,6 +150,8 @@ def last_line(state: Any, metric: str | None, *, seconds: float) -> str:
     if state.best_metric is None or not math.isfinite(state.best_metric):
         return f"{text}; no evaluation chose a best step"
     name = str(metric).removeprefix("eval_")
+    if state.best_global_step is None:  # the trainer records it with a checkpoint only
+        return f"{text}; best {name} {state.best_metric:.1%} on val, no checkpoint saved"
     where = state.best_model_checkpoint or "not saved"
     return f"{text}; best step {state.best_global_step}: {name} {state.best_metric:.1%} on val, checkpoint {where}"
 

@@ -1,4 +1,4 @@
-"""Which run a checkpoint belongs to, and whether the same command continues it."""
+"""Resuming: the fingerprint of a run, and the checkpoint that a command continues from."""
 
 import hashlib
 import json
@@ -29,25 +29,31 @@ from .stock_settings import setting_errors
 
 
 def identities_digest(samples: TrainDataset) -> str:
-    """A digest of the training people in the order of their labels; it holds no name that could be read back.
+    """Returns a digest of the training identities in the order of their labels.
 
-    Of each person: the data set, the name or number, and the bytes of one image, the first by file name. Names alone
-    are not enough, as people are numbered from 1 in many data sets. The order of the rows does not matter.
+    It covers the data set, the name or number, and the bytes of one image of each person, the first by file name. Names
+    alone are not enough, as many data sets number people from 1. The order of the images does not matter.
+
+    Args:
+        samples (`TrainDataset`): The training samples.
+
+    Returns:
+        `str`: A SHA-256, from which no name can be read.
     """
-    first: dict[int, int] = {}
-    for row, label in enumerate(samples.labels):
-        if label not in first or samples.file_names[row] < samples.file_names[first[label]]:
-            first[label] = row
+    first_images: dict[int, int] = {}
+    for index, label in enumerate(samples.labels):
+        if label not in first_images or samples.file_names[index] < samples.file_names[first_images[label]]:
+            first_images[label] = index
     digest = hashlib.sha256()
-    for label in sorted(first):
-        row = first[label]
-        for part in (samples.sources[row], samples.person_names[row]):
-            digest.update(part.encode(errors="surrogateescape") + b"\0")
-        digest.update(hashlib.sha256(_encoded(samples.images[row])).digest())
+    for label in sorted(first_images):
+        index = first_images[label]
+        for name in (samples.sources[index], samples.person_names[index]):
+            digest.update(name.encode(errors="surrogateescape") + b"\0")
+        digest.update(hashlib.sha256(_image_bytes(samples.images[index])).digest())
     return digest.hexdigest()
 
 
-def _encoded(source: ImageSource) -> bytes:
+def _image_bytes(source: ImageSource) -> bytes:
     if isinstance(source, EmbeddedImage):
         return source.read()
     with open(os.fspath(source), "rb") as file:
@@ -55,16 +61,16 @@ def _encoded(source: ImageSource) -> bytes:
 
 
 RUN_FILE = "run_facts.json"
-ANOTHER = "give another checkpoint as resume_from_checkpoint, or false to start anew"
-# What changes where results go, what is told, or how fast they come, and no weight.
-NEUTRAL = re.compile(
+OTHER_CHECKPOINT = "give another checkpoint as resume_from_checkpoint, or false to start anew"
+# Settings that change no weight, only logs, speed and where results are written.
+NEUTRAL_SETTINGS = re.compile(
     r"output_dir|resume_from_checkpoint|logging_.*|log_.*|report_to|run_name|project|trackio_.*|hub_.*|push_to_hub|"
     r"disable_tqdm|dataloader_.*|save_(total_limit|on_each_node|only_model)|eval_accumulation_steps|ddp_timeout|"
     r"use_cpu|local_rank|_n_gpu|per_device_eval_batch_size|diagnostics_steps|max_skipped_steps|"
     r"enable_jit_checkpoint|do_.*|debug|include_.*|skip_memory_metrics|.*token.*"
 )
-# Fields of the configuration that other facts stand for, or that only record where the model comes from.
-RECORDS = frozenset(
+# Configuration fields that other entries of the fingerprint cover, or that only record the origin of the model.
+ORIGIN_FIELDS = frozenset(
     {
         "mllm_config",
         "image_prefix_ids",
@@ -75,8 +81,8 @@ RECORDS = frozenset(
         "identities_digest",
     }
 )
-# What an image processor does to the numbers of a crop that has its size.
-PIXELS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+# Settings of the image processor that change pixel values.
+PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
 
 def run_fingerprint(
@@ -88,10 +94,18 @@ def run_fingerprint(
     val: Dataset | None = None,
     sharding: str | None = None,
 ) -> dict[str, Any]:
-    """What two trainings must share for one to go on from the other's checkpoint: settings, start and data.
+    """Returns what two runs must share for one to continue from a checkpoint of the other.
 
-    val: what checkpoints are selected on. sharding: what spreads the model over the processes, as each engine reads its
-    own checkpoints alone.
+    Args:
+        args (`ReIDTrainingArguments`): Training arguments.
+        batches (`BatchArguments`): Settings of the batches.
+        model (`MllmReIDModel`): The model before training.
+        samples (`TrainDataset`): The training samples.
+        val (`datasets.Dataset`, *optional*): The split that selects checkpoints.
+        sharding (`str`, *optional*): Engine that shards the model, as each engine reads only its own checkpoints.
+
+    Returns:
+        `dict[str, Any]`: Settings, and digests of the start, the trained weights, the data, the inputs and val.
     """
     trained = [(name, list(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
     data = [samples.file_names, samples.person_ids, samples.camera_ids, samples.sources, samples.texts]
@@ -108,15 +122,15 @@ def run_fingerprint(
 
 
 def _settings(args: ReIDTrainingArguments, batches: BatchArguments, model: MllmReIDModel) -> dict[str, Any]:
-    """Every setting that changes a weight, by name."""
-    told = json.loads(json.dumps(args.to_public_dict(), default=str))
-    settings = {name: value for name, value in told.items() if not NEUTRAL.fullmatch(name)}
-    # The first pattern that matches counts, so that their order does.
+    """Returns every setting that changes a weight, by name."""
+    arguments = json.loads(json.dumps(args.to_public_dict(), default=str))
+    settings = {name: value for name, value in arguments.items() if not NEUTRAL_SETTINGS.fullmatch(name)}
+    # A list, as the order of the patterns matters: the first match counts.
     settings["learning_rates"] = [list(pair) for pair in settings["learning_rates"].items()]
     settings |= {name: value for name, value in asdict(batches).items() if name != "texts"}
     config = json.loads(json.dumps(model.config.to_dict(), default=str))
-    own = type(model.config).__annotations__
-    settings |= {name: value for name, value in config.items() if name in own and name not in RECORDS}
+    own_fields = type(model.config).__annotations__
+    settings |= {name: value for name, value in config.items() if name in own_fields and name not in ORIGIN_FIELDS}
     lora = adapter_settings(model.mllm) or {}
     settings |= {name: lora.get(name) for name in ("lora_alpha", "lora_dropout")}
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
@@ -124,51 +138,51 @@ def _settings(args: ReIDTrainingArguments, batches: BatchArguments, model: MllmR
 
 
 def _inputs(processor: MllmReIDProcessor, batches: BatchArguments) -> str:
-    """A digest of what crops and instructions become on their way into the model."""
-    pixels = [getattr(processor.image_processor, name, None) for name in PIXELS]
+    """Returns a digest of how crops and instructions become inputs of the model."""
+    pixels = [getattr(processor.image_processor, name, None) for name in PIXEL_SETTINGS]
     return _digest([pixels, [processor.image_prompt_ids(text) for text in instruction_texts(batches.instruction)]])
 
 
 def _start(mllm: Any) -> list[Any]:
-    """What tells the multimodal LLM that a training begins with from another one: its settings and some weights."""
+    """Returns the configuration and a few weights of the multimodal LLM before training, which identify it."""
     numbers = []
     for name, parameter in mllm.named_parameters():
-        # What a new LoRA draws at random is no mark of the model; an engine that shares weights out leaves empty ones.
+        # A new LoRA is random, so it does not identify the model. Sharding engines leave empty parameters.
         if parameter.is_floating_point() and parameter.numel() and ".lora_A." not in name:
             flat = parameter.detach().flatten()
-            at = torch.linspace(0, flat.numel() - 1, 4, dtype=torch.float64).round().long()
-            numbers += [f"{value:.6g}" for value in flat[at.to(flat.device)].float().tolist()]
+            indices = torch.linspace(0, flat.numel() - 1, 4, dtype=torch.float64).round().long()
+            numbers += [f"{value:.6g}" for value in flat[indices.to(flat.device)].float().tolist()]
     return [*weights_fingerprint(mllm), _digest([_without_origin(mllm.config.to_dict()), numbers])]
 
 
 def _without_origin(config: Any) -> Any:
-    """A configuration without where it came from, what wrote it, what saving adds, and a cache no training uses."""
+    """Returns a configuration without its origin, the fields that saving adds, and the cache setting."""
     if not isinstance(config, dict):
         return str(config)
-    added = {"transformers_version", "architectures", "dtype", "use_cache"}
+    ignored = {"transformers_version", "architectures", "dtype", "use_cache"}
     return {
-        name: _without_origin(value) for name, value in config.items() if str(name)[:1] != "_" and name not in added
+        name: _without_origin(value) for name, value in config.items() if str(name)[:1] != "_" and name not in ignored
     }
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the most steps in `output_dir`; what was not written whole is none."""
-    found = {}
+    """Returns the complete checkpoint with the most steps in a folder, or None."""
+    checkpoints = {}
     for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         number = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
         if number.isdigit() and (path / "trainer_state.json").is_file():
-            found[int(number)] = path
-    return found[max(found)] if found else None
+            checkpoints[int(number)] = path
+    return checkpoints[max(checkpoints)] if checkpoints else None
 
 
 def named_checkpoint(args: ReIDTrainingArguments) -> Path | None:
-    """The folder that `resume_from_checkpoint` names; None where it is left out, or true or false."""
-    wanted = args.resume_from_checkpoint
-    return None if wanted is None or str(wanted).lower() in ("true", "false", "none") else Path(wanted)
+    """Returns the folder that `resume_from_checkpoint` names; None if it is unset, true or false."""
+    value = args.resume_from_checkpoint
+    return None if value is None or str(value).lower() in ("true", "false", "none") else Path(value)
 
 
 def refuse_absent_checkpoint(args: ReIDTrainingArguments) -> None:
-    """Raises UserError where `resume_from_checkpoint` names what is no checkpoint of a training."""
+    """Raises UserError if the folder of `resume_from_checkpoint` is not a checkpoint of a training."""
     named = named_checkpoint(args)
     if named is None:
         return
@@ -176,92 +190,103 @@ def refuse_absent_checkpoint(args: ReIDTrainingArguments) -> None:
         raise UserError(f"resume_from_checkpoint {named}: no such folder: give a checkpoint-* folder, or true")
     if not (named / "trainer_state.json").is_file():
         raise UserError(
-            f"resume_from_checkpoint {named}: no checkpoint of a training, as it has no trainer_state.json: give a "
-            "checkpoint-* folder; a model to train on from is given as model"
+            f"resume_from_checkpoint {named}: not a checkpoint of a training, as it has no trainer_state.json: give a "
+            "checkpoint-* folder, or give a model to fine-tune as model"
         )
 
 
-def checkpoint_to_resume(args: ReIDTrainingArguments, metadata: Mapping[str, Any]) -> Path | None:
-    """`_chosen_checkpoint`, whose state is readable. Raises UserError as that does, and for a broken state."""
-    checkpoint = _chosen_checkpoint(args, metadata)
+def checkpoint_to_resume(args: ReIDTrainingArguments, fingerprint: Mapping[str, Any]) -> Path | None:
+    """Returns the checkpoint that a training continues from.
+
+    `resume_from_checkpoint` decides. Unset: the last checkpoint in `output_dir`, which must belong to the same run, so
+    that the same command continues after a crash. "true": the last checkpoint of any run. "false": none, and those in
+    `output_dir` are removed. Otherwise: the folder that it names.
+
+    Args:
+        args (`ReIDTrainingArguments`): Training arguments.
+        fingerprint (`Mapping[str, Any]`): Fingerprint of the run, from `run_fingerprint`.
+
+    Returns:
+        `Path`: The checkpoint, or None to start anew.
+
+    Raises:
+        UserError: The checkpoint is missing or broken, belongs to another run, or has other identities.
+    """
+    checkpoint = _chosen_checkpoint(args, fingerprint)
     if checkpoint is not None:
         path = checkpoint / "trainer_state.json"
-        read_json(path, ResumedStateFile, remedy=ANOTHER)
-        with setting_errors(str(path), ANOTHER):
+        read_json(path, ResumedStateFile, remedy=OTHER_CHECKPOINT)
+        with setting_errors(str(path), OTHER_CHECKPOINT):
             TrainerState.load_from_json(str(path))
     return checkpoint
 
 
-def _chosen_checkpoint(args: ReIDTrainingArguments, metadata: Mapping[str, Any]) -> Path | None:
-    """The checkpoint that a training goes on from, or None for the start.
-
-    Where nothing is said, the last one in `output_dir`, which must be of the same run: then the same command, given
-    again after a crash, goes on. "true": the last one, whatever its run was told; a folder: that one; "false": none,
-    and those that lie in `output_dir` are removed. Raises UserError for what is not there, and for another run's.
-    """
+def _chosen_checkpoint(args: ReIDTrainingArguments, fingerprint: Mapping[str, Any]) -> Path | None:
+    """Returns the checkpoint by the rules of `checkpoint_to_resume`, without reading its state."""
     refuse_absent_checkpoint(args)
-    folder, asked = Path(str(args.output_dir)), str(args.resume_from_checkpoint).lower()
+    folder, choice = Path(str(args.output_dir)), str(args.resume_from_checkpoint).lower()
     named = named_checkpoint(args)
     if named is not None:
-        _refuse_other_people(named, metadata)
+        _refuse_other_identities(named, fingerprint)
         return named
     last = last_checkpoint(folder)
-    if asked == "false":
+    if choice == "false":
         if args.should_save:
             for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
                 shutil.rmtree(path)
         return None
-    if asked == "true":
+    if choice == "true":
         if last is None:
             raise UserError(f"resume_from_checkpoint: no checkpoint in {folder}: leave it out to start anew")
-        _refuse_other_people(last, metadata)
+        _refuse_other_identities(last, fingerprint)
         return last
     if last is None:
         return None
-    difference = _difference(last, metadata)
+    difference = _difference(last, fingerprint)
     if difference:
         raise UserError(
-            f"{last}: is of a run with other settings ({difference}): give another output_dir, or "
-            "resume_from_checkpoint true to go on from it all the same, false to remove it and start anew"
+            f"{last}: belongs to a run with other settings ({difference}): give another output_dir, or "
+            "resume_from_checkpoint true to continue from it all the same, false to remove it and start anew"
         )
     return last
 
 
-def _refuse_other_people(checkpoint: Path, metadata: Mapping[str, Any]) -> None:
-    """Raises UserError where the rows of the checkpoint's ID classifier stand for other people than are trained on."""
-    then = read_fingerprint(checkpoint).get("identities")
-    if then is not None and then != metadata["identities"]:
+def _refuse_other_identities(checkpoint: Path, fingerprint: Mapping[str, Any]) -> None:
+    """Raises UserError if the checkpoint's ID classifier has other identities than the training data."""
+    identities = read_fingerprint(checkpoint).get("identities")
+    if identities is not None and identities != fingerprint["identities"]:
         raise UserError(
-            f"resume_from_checkpoint {checkpoint}: was trained on other people, and its ID classifier is theirs: give "
-            "it as model instead, which makes a new classifier"
+            f"resume_from_checkpoint {checkpoint}: its ID classifier was trained on other people: give it as model "
+            "instead, which makes a new classifier"
         )
 
 
-def _difference(checkpoint: Path, metadata: Mapping[str, Any]) -> str:
-    """What the checkpoint's run was told or given otherwise, in words; empty where nothing is."""
-    then = read_fingerprint(checkpoint)
-    if not then:
+def _difference(checkpoint: Path, fingerprint: Mapping[str, Any]) -> str:
+    """Returns the first difference between the checkpoint's run and this one, in words; empty if there is none."""
+    stored = read_fingerprint(checkpoint)
+    if not stored:
         return f"it has no {RUN_FILE}"
-    before, now = then["settings"], metadata["settings"]
+    before, now = stored["settings"], fingerprint["settings"]
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         return f"{names[0]} {before.get(names[0])}, now {now.get(names[0])}{more}"
     words = {
         "trained": "other trained weights",
-        "start": "another model to begin with",
+        "start": "another initial model",
         "data": "other training images or texts",
         "inputs": "other prompts or pixel statistics",
         "val": "other validation images",
-        "identities": "other people to train on",
+        "identities": "other people",
     }
-    return next((said for key, said in words.items() if then.get(key) != json.loads(json.dumps(metadata[key]))), "")
+    current = json.loads(json.dumps(dict(fingerprint)))
+    return next((text for key, text in words.items() if stored.get(key) != current[key]), "")
 
 
 def read_fingerprint(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says of its run, by field; empty without the file. Raises UserError for a broken one."""
+    """Reads the fingerprint of a checkpoint; empty without the file. Raises UserError if the file is broken."""
     path = checkpoint / RUN_FILE
-    return read_json(path, RunFingerprintFile, remedy=ANOTHER).model_dump() if path.is_file() else {}
+    return read_json(path, RunFingerprintFile, remedy=OTHER_CHECKPOINT).model_dump() if path.is_file() else {}
 
 
 def _digest(value: Any) -> str:

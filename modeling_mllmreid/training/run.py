@@ -1,4 +1,4 @@
-"""One training run, from a loaded data set to the best checkpoint, its metrics and its record."""
+"""Training run: from a loaded data set to the best checkpoint, its thresholds and its record."""
 
 import importlib.metadata
 import logging
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import PreTrainedConfig, TrainingArguments
 
 from ..data.contract import image_sources
@@ -37,7 +37,7 @@ from .trainer import QueryGallery, ReIDTrainer
 
 logger = logging.getLogger(__name__)
 
-
+# Packages whose versions `run.json` records.
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "datasets", "mllmreid")
 
 
@@ -52,23 +52,30 @@ def write_record(
     seconds: float,
     devices: str,
 ) -> None:
-    """Writes `run.json` for the weights that lie in the folder.
+    """Writes `run.json`, the record of how the weights in a folder were trained.
 
-    base_model: what the training began with. texts: provenances of generated captions and continuations. seconds: of
-    the training alone. devices: what it was trained on, in words.
+    Args:
+        folder (`str` or `os.PathLike`): Folder of the trained model.
+        dataset (`datasets.DatasetDict`): All splits of the data set.
+        base_model (`str`): Model that the training started with.
+        adapters (`AdapterArguments`): What was trained.
+        batches (`BatchArguments`): Settings of the batches.
+        texts (`Iterable[Mapping]`): Provenances of generated captions and continuations.
+        seconds (`float`): Duration of the training in seconds.
+        devices (`str`): Devices in words, from `describe_devices`.
     """
-    unique = {tuple(sorted((key, str(value)) for key, value in provenance.items())) for provenance in texts}
+    provenances = {tuple(sorted((key, str(value)) for key, value in provenance.items())) for provenance in texts}
     record = {
         "weights": weights_digest(folder),
-        # A path from the root: a relative one reads like a name on the Hub.
+        # An absolute path, as a relative one reads like a name on the Hub.
         "base_model": os.path.abspath(base_model) if os.path.isdir(base_model) else base_model,
         "data": {
-            part: {"images": len(rows), "persons": len({*zip(rows["source"][:], rows["person_id"][:], strict=True)})}
-            for part, rows in dataset.items()
+            name: {"images": len(split), "persons": len({*zip(split["source"][:], split["person_id"][:], strict=True)})}
+            for name, split in dataset.items()
         },
         "published_counts": published_counts(dataset),
-        "sources": sorted({source for rows in dataset.values() for source in rows["source"][:]}),
-        "texts": [dict(provenance) for provenance in sorted(unique)],
+        "sources": sorted({source for split in dataset.values() for source in split["source"][:]}),
+        "texts": [dict(provenance) for provenance in sorted(provenances)],
         "adapters": adapters.to_record(),
         "batches": {name: value for name, value in asdict(batches).items() if name != "texts"},
         "hardware": devices,
@@ -78,13 +85,13 @@ def write_record(
     write_json(os.path.join(folder, "run.json"), record)
 
 
-def devices_of(args: TrainingArguments) -> str:
-    """What a training used, in words: of this machine's GPUs one in each process."""
+def describe_devices(args: TrainingArguments) -> str:
+    """Returns the devices of a training in words, one GPU for each process."""
     return hardware(args.device, args.world_size)
 
 
 def hardware(device: torch.device, processes: int) -> str:
-    """What some processes used, each such a device, in words."""
+    """Returns a device and the number of processes that use such a device, in words."""
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory / 2**30
         return f"{processes} x {torch.cuda.get_device_name(device)} ({memory:.0f} GiB)"
@@ -93,19 +100,24 @@ def hardware(device: torch.device, processes: int) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of what the result depends on."""
-    found = {"python": platform.python_version()}
+    """Returns the installed versions of Python and of the packages that affect the result."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @dataclass
 class TrainedModel:
-    """The trainer after training, its model being the best by val where there is one, and val's parts."""
+    """Result of `train_reid`.
+
+    Args:
+        trainer (`ReIDTrainer`): The trainer. Its model is the best one on val, if there is a val split.
+        val (`QueryGallery`, *optional*): Query and gallery of val.
+    """
 
     trainer: ReIDTrainer
     val: QueryGallery | None
@@ -121,51 +133,73 @@ def train_reid(
     collator: type[TrainCollator] = TrainCollator,
     prepare: Callable[[MllmReIDModel], None] | None = None,
 ) -> TrainedModel:
-    """Trains on `dataset["train"]`, selects on val, and saves the model with its processor into `args.output_dir`.
+    """Trains a model on `dataset["train"]`, selects the best checkpoint on val, and saves it with its processor.
 
-    Every image is decoded once before the first step. Never looks at query and gallery. collator: what makes batches.
-    prepare: what else is done to the model once it is known what is trained of it, before there is an optimiser.
-    Raises UserError for a data set without a training part, broken images, and settings that do not fit the
-    data or each other.
+    It decodes every image once before the first step, and never reads the query and gallery splits.
+
+    Args:
+        model (`MllmReIDModel`): The model, trained in place.
+        processor (`MllmReIDProcessor`): The processor of the model.
+        dataset (`datasets.DatasetDict`): Splits of the data contract: `train`, and `val` unless `val_identities` or
+            `eval_strategy="no"` is set.
+        batch_args (`BatchArguments`): Texts and augmentation.
+        args (`ReIDTrainingArguments`): Training arguments; the model is saved into `output_dir`.
+        collator (`type[TrainCollator]`): Class that makes the batches.
+        prepare (`Callable`, *optional*): Called with the model after freezing, before the optimiser is made.
+
+    Returns:
+        `TrainedModel`: The trainer with the trained model, and the val split.
+
+    Raises:
+        UserError: The data set has no train split, images are broken, or settings do not fit the data or each other.
+
+    Example:
+        A tiny LLaVA trains on rendered pedestrians:
+
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from modeling_mllmreid import BatchArguments, MllmReIDModel, ReIDTrainingArguments
+        >>> from modeling_mllmreid import load_reid_dataset, train_reid
+        >>> from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
+        >>> from modeling_mllmreid.synthetic.write import write_pedestrians
+        >>> processor = build_processor([], height=64, width=32, patch_size=16)
+        >>> llava = build_tiny_llava(processor, hidden_size=16, tower_layers=1, lm_layers=1, seed=0)
+        >>> prefix = processor.image_prefix_ids
+        >>> model = MllmReIDModel.from_mllm(llava, height=64, width=32, loss_lambda=1.0, image_prefix_ids=prefix)
+        >>> sizes = {"train_identities": 4, "test_identities": 1, "images_per_camera": 2, "cameras": 2}
+        >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
+        ...     written = write_pedestrians(Path(folder) / "data", **sizes)
+        ...     dataset = load_reid_dataset("market1501", data_dir=f"{folder}/data")
+        ...     args = ReIDTrainingArguments(
+        ...         output_dir=f"{folder}/model",
+        ...         identities_per_batch=4,
+        ...         images_per_identity=2,
+        ...         max_steps=1,
+        ...         eval_strategy="no",
+        ...         use_cpu=True,
+        ...     )
+        ...     trained = train_reid(model, processor, dataset, BatchArguments(), args)
+        ...     sorted(path.name for path in Path(folder, "model").glob("*.safetensors"))
+        16 training images of 4 people; ... parameters, ... trained
+        ...
+        ['model.safetensors']
+        >>> trained.trainer.state.global_step
+        1
     """
     try_settings(args)
-    if model.config.distillation_weight and model.config.loss_lambda < 1 and not batch_args.text_branch:
-        raise UserError(
-            "distillation_weight needs the text branch as its teacher: set text_branch true, or leave it out"
-        )
-    if "train" not in dataset:
-        raise UserError(f"the data set has {', '.join(dataset)}: training needs a train part")
-    train, val = dataset["train"], dataset.get("val")
-    if val is None and batch_args.val_identities:
-        train, val = split_validation(train, val_identities=batch_args.val_identities, seed=args.seed)
-    if val is None and args.eval_strategy != "no":
-        raise UserError("there is no val part: set val_identities, or eval_strategy to 'no'")
-    if val is None and args.eval_on_start:
-        raise UserError("eval_on_start: there is no val part: set val_identities, or leave it out")
-    parts = None if val is None else QueryGallery(*split_query_gallery(val))
-    check_images([source for split in (train, val) if split is not None for source in image_sources(split)])
+    _check_method(model.config, batch_args)
+    train, val_split, val = _training_splits(dataset, batch_args, args)
+    check_images([source for split in (train, val_split) if split is not None for source in image_sources(split)])
 
     config = model.config
     language = config.loss_lambda < 1
-    wanted = language or config.reid_text or collator.needs_captions
-    samples = TrainDataset(train, processor, batch_args, seed=args.seed, language=wanted)
-    config.image_prefix_ids = processor.image_prefix_ids
-    names = {name.partition(":")[0] for name in config.trained_on or []}
-    config.trained_on = sorted({*(config.trained_on or []), *(set(train["source"]) - names)})
-    digest = identities_digest(samples)
-    if (config.num_identities, config.identities_digest) != (samples.num_identities, digest):
-        if config.num_identities and args.process_index == 0:
-            print(f"the ID classifier is made anew: {_why_anew(config, samples.num_identities)}")
-        model.set_num_identities(samples.num_identities, digest)
+    needs_captions = language or config.reid_text or collator.needs_captions
+    samples = TrainDataset(train, processor, batch_args, seed=args.seed, language=needs_captions)
+    _set_identities(model, processor, samples, args)
     frozen = freeze_unused_parameters(model)
     if prepare is not None:
         prepare(model)
-    half = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype.itemsize < 4]
-    if half:
-        raise UserError(
-            f"{half[0]} is trained in {model.get_parameter(half[0]).dtype}, where small updates are lost: load the "
-            "model with dtype float32 and set bf16 for speed"
-        )
+    _refuse_half_precision(model)
     if args.process_index == 0:
         print(f"{len(samples):,} training images of {samples.num_identities:,} people; {parameter_counts(model)}")
     batches = collator(processor, batch_args, language=language, reid_text=config.reid_text)
@@ -176,58 +210,115 @@ def train_reid(
         model=model,
         args=args,
         train_dataset=samples,
-        eval_dataset=parts,
+        eval_dataset=val,
         data_collator=batches,
         processing_class=processor,
     )
-    metadata = trainer.run_fingerprint = run_fingerprint(
-        args, batch_args, model, samples, val=val, sharding=sharding_of(trainer)
-    )
-    alone = args.process_index == 0
-    with only_writer(Path(str(args.output_dir)), what="training") if alone else nullcontext(), owner_only():
-        checkpoint = on_main(checkpoint_to_resume, args, metadata)
-        if checkpoint is not None and args.process_index == 0:
-            print(f"goes on from {checkpoint}")
+    fingerprint = run_fingerprint(args, batch_args, model, samples, val=val_split, sharding=sharding_of(trainer))
+    _train_and_save(trainer, fingerprint, val)
+    return TrainedModel(trainer, val)
+
+
+def _check_method(config: PreTrainedConfig, batch_args: BatchArguments) -> None:
+    """Raises UserError if distillation has no text branch to learn from."""
+    if config.distillation_weight and config.loss_lambda < 1 and not batch_args.text_branch:
+        raise UserError(
+            "distillation_weight needs the text branch as its teacher: set text_branch true, or leave it out"
+        )
+
+
+def _training_splits(
+    dataset: DatasetDict, batch_args: BatchArguments, args: ReIDTrainingArguments
+) -> tuple[Dataset, Dataset | None, QueryGallery | None]:
+    """Returns the train split, the val split, and query and gallery of val."""
+    if "train" not in dataset:
+        raise UserError(f"the data set has {', '.join(dataset)}: training needs a train split")
+    train, val = dataset["train"], dataset.get("val")
+    if val is None and batch_args.val_identities:
+        train, val = split_validation(train, val_identities=batch_args.val_identities, seed=args.seed)
+    if val is None and args.eval_strategy != "no":
+        raise UserError("there is no val split: set val_identities, or eval_strategy to 'no'")
+    if val is None and args.eval_on_start:
+        raise UserError("eval_on_start: there is no val split: set val_identities, or leave it out")
+    return train, val, None if val is None else QueryGallery(*split_query_gallery(val))
+
+
+def _set_identities(
+    model: MllmReIDModel, processor: MllmReIDProcessor, samples: TrainDataset, args: ReIDTrainingArguments
+) -> None:
+    """Records the training data in the configuration, and makes a new ID classifier for other identities."""
+    config = model.config
+    config.image_prefix_ids = processor.image_prefix_ids
+    names = {name.partition(":")[0] for name in config.trained_on or []}
+    config.trained_on = sorted({*(config.trained_on or []), *(set(samples.sources) - names)})
+    digest = identities_digest(samples)
+    if (config.num_identities, config.identities_digest) != (samples.num_identities, digest):
+        if config.num_identities and args.process_index == 0:
+            print(f"new ID classifier: {_classifier_mismatch(config, samples.num_identities)}")
+        model.set_num_identities(samples.num_identities, digest)
+
+
+def _classifier_mismatch(config: PreTrainedConfig, num_identities: int) -> str:
+    """Returns the reason why the ID classifier of a checkpoint does not fit."""
+    if config.num_identities != num_identities:
+        return f"that of the checkpoint has {config.num_identities:,} people, the data {num_identities:,}"
+    if config.identities_digest is None:
+        return "the checkpoint does not record the people of its classifier"
+    return f"the {num_identities:,} people of the checkpoint are others than those of the data"
+
+
+def _refuse_half_precision(model: MllmReIDModel) -> None:
+    """Raises UserError if a trained parameter has 16 bits."""
+    half = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype.itemsize < 4]
+    if half:
+        raise UserError(
+            f"{half[0]} is trained in {model.get_parameter(half[0]).dtype}, where small updates are lost: load the "
+            "model with dtype float32 and set bf16 for speed"
+        )
+
+
+def _train_and_save(trainer: ReIDTrainer, fingerprint: dict[str, Any], val: QueryGallery | None) -> None:
+    """Trains from the start or a checkpoint, and saves the model, the state and the thresholds."""
+    trainer.run_fingerprint = fingerprint
+    args, main_process = trainer.args, trainer.args.process_index == 0
+    writer = only_writer(Path(str(args.output_dir)), work="training") if main_process else nullcontext()
+    with writer, owner_only():
+        checkpoint = on_main(checkpoint_to_resume, args, fingerprint)
+        if checkpoint is not None and main_process:
+            print(f"continues from {checkpoint}")
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        # Not `save_model()`, which would push as well: what is measured next belongs into the card.
+        # Not `save_model()`, which would also push: the card needs the metrics that are measured next.
         trainer.save_model(_internal_call=True)
         trainer.save_state()
-        # Without val an empty file: thresholds of an earlier run in this folder were of other weights.
-        thresholds = {} if parts is None else thresholds_on_val(trainer, parts)
-        if args.process_index == 0:
+        # An empty file without val, as thresholds of an earlier run in this folder belong to other weights.
+        thresholds = {} if val is None else thresholds_on_val(trainer, val)
+        if main_process:
             save_thresholds(str(args.output_dir), thresholds)
-    return TrainedModel(trainer, parts)
 
 
-def _why_anew(config: PreTrainedConfig, people: int) -> str:
-    """Why the ID classifier that a checkpoint brings cannot be used."""
-    if config.num_identities != people:
-        return f"the checkpoint's has {config.num_identities:,} people, here are {people:,}"
-    if config.identities_digest is None:
-        return "the checkpoint does not say whom its rows stand for"
-    return f"the checkpoint's {people:,} people are others than these"
+def thresholds_on_val(trainer: ReIDTrainer, val: QueryGallery) -> dict[str, Threshold]:
+    """Chooses the distance up to which a search reports a person, for each feature.
 
+    Args:
+        trainer (`ReIDTrainer`): The trainer with the trained model.
+        val (`QueryGallery`): Query and gallery of val. Processes share the images.
 
-def thresholds_on_val(trainer: ReIDTrainer, parts: QueryGallery) -> dict[str, Threshold]:
-    """For each feature the distance beyond which a search finds nobody, chosen on val; none where val is too small.
-
-    Processes share the images; every one gets the thresholds.
+    Returns:
+        `dict[str, Threshold]`: Threshold by feature, the same in every process; none if val is too small.
     """
     options = {"batch_size": trainer.args.per_device_eval_batch_size, "progress": False}
-    model, processor = trainer.model, trainer.processing_class
-    query, gallery = embed_query_gallery(model, processor, *parts, **options)
-    rule = same_person(*parts)
+    query, gallery = embed_query_gallery(trainer.model, trainer.processing_class, *val, **options)
+    rule = same_person(*val)
 
     def choose() -> dict[str, Threshold]:
-        chosen = {name: choose_threshold(rows, gallery[name], rule) for name, rows in query.items()}
+        chosen = {name: choose_threshold(features, gallery[name], rule) for name, features in query.items()}
         return {name: threshold for name, threshold in chosen.items() if threshold is not None}
 
     return on_main(choose)
 
 
 def parameter_counts(model: MllmReIDModel) -> str:
-    """The numbers of all parameters and of the trained ones, in words."""
-    every, trained = (
-        sum(p.numel() for p in model.parameters() if p.requires_grad or not only) for only in (False, True)
-    )
-    return f"{every:,} parameters, {trained:,} trained"
+    """Returns the numbers of all parameters and of the trained ones, in words."""
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"{total:,} parameters, {trained:,} trained"

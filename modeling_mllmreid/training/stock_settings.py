@@ -1,4 +1,4 @@
-"""Settings of the stock Trainer: those that do nothing or the wrong thing here are refused, the others are checked."""
+"""Stock settings: refuses settings of `TrainingArguments` without effect here, and checks the others."""
 
 import copy
 import math
@@ -23,11 +23,11 @@ from ..utils.ranges import MOST_PROCESSES
 
 Arguments = TypeVar("Arguments", bound=type[TrainingArguments])
 
-# Why a setting is refused where it is not the stock default, and what takes its place.
-NOT_LOOKED_AT = "retrieval is evaluated here, not losses of batches: leave it out"
-BATCHES = "batches are P x K, made for each process: set identities_per_batch and images_per_identity"
+# The reason why a setting is refused if it is not the stock default, and how to fix it.
+NO_BATCH_LOSSES = "the evaluation measures retrieval, not losses of batches: leave it out"
+PK_BATCHES = "batches are P x K for each process: set identities_per_batch and images_per_identity"
 REFUSED = {
-    "label_smoothing_factor": "it is of the stock loss, which is not used: set label_smoothing",
+    "label_smoothing_factor": "it belongs to the stock loss, which is not used: set label_smoothing",
     "average_tokens_across_devices": "target tokens are always counted over all devices: leave it out",
     "bf16_full_eval": "evaluation has the number formats of training: set bf16, and dtype for frozen weights",
     "fp16_full_eval": "evaluation has the number formats of training: set bf16, and dtype for frozen weights",
@@ -38,35 +38,35 @@ REFUSED = {
     "liger_kernel_config": "its kernels do not reach the model inside: leave it out",
     "use_cache": "training never caches keys and values: leave it out",
     "neftune_noise_alpha": "noise on the embeddings would differ between the passes over one batch: leave it out",
-    "include_num_input_tokens_seen": "it would count pixels for tokens: leave it out",
-    "prediction_loss_only": NOT_LOOKED_AT,
-    "eval_do_concat_batches": NOT_LOOKED_AT,
-    "eval_use_gather_object": NOT_LOOKED_AT,
-    "eval_accumulation_steps": NOT_LOOKED_AT,
-    "include_for_metrics": NOT_LOOKED_AT,
-    "batch_eval_metrics": NOT_LOOKED_AT,
-    "label_names": NOT_LOOKED_AT,
-    "save_on_each_node": "output_dir lies on a disk that all nodes share: leave it out",
-    "enable_jit_checkpoint": "SIGTERM always ends in a checkpoint here: leave it out",
-    "hub_always_push": "each push waits for the one before: leave it out",
-    "greater_is_better": "of mAP, rank-k and mINP more is better: leave it out",
-    "data_seed": "one seed draws everything: set seed",
-    "accelerator_config": BATCHES,
-    "parallelism_config": "several processes share a batch, or the model by FSDP or DeepSpeed: see configs/accelerate",
-    "dataloader_drop_last": "every pass is a whole number of batches already: leave it out",
+    "include_num_input_tokens_seen": "it would count pixels as tokens: leave it out",
+    "prediction_loss_only": NO_BATCH_LOSSES,
+    "eval_do_concat_batches": NO_BATCH_LOSSES,
+    "eval_use_gather_object": NO_BATCH_LOSSES,
+    "eval_accumulation_steps": NO_BATCH_LOSSES,
+    "include_for_metrics": NO_BATCH_LOSSES,
+    "batch_eval_metrics": NO_BATCH_LOSSES,
+    "label_names": NO_BATCH_LOSSES,
+    "save_on_each_node": "output_dir is on a disk that all nodes share: leave it out",
+    "enable_jit_checkpoint": "SIGTERM always saves a checkpoint: leave it out",
+    "hub_always_push": "each push waits for the previous one: leave it out",
+    "greater_is_better": "higher is better for mAP, rank-k and mINP: leave it out",
+    "data_seed": "one seed controls all random numbers: set seed",
+    "accelerator_config": PK_BATCHES,
+    "parallelism_config": "use DDP, FSDP or DeepSpeed: see configs/accelerate",
+    "dataloader_drop_last": "every epoch is a whole number of batches already: leave it out",
     "dataloader_in_order": "a resumed run needs the batches in their order: leave it out",
-    "remove_unused_columns": "the batches are made of those columns: leave it out",
-    "train_sampling_strategy": BATCHES,
-    "length_column_name": BATCHES,
+    "remove_unused_columns": "the batches need those columns: leave it out",
+    "train_sampling_strategy": PK_BATCHES,
+    "length_column_name": PK_BATCHES,
     "do_train": "train always trains: leave it out",
     "do_eval": "set eval_strategy",
-    "do_predict": "the evaluate command does that: leave it out",
+    "do_predict": "use the evaluate command: leave it out",
     "optim_target_modules": "set learning_rates, by regular expressions, or lora_targets",
 }
-# Optimisers that build their own parameter groups, or step inside of the backward pass, by what their names hold.
+# Parts of names of optimisers that build their own parameter groups, or step inside the backward pass.
 REFUSED_OPTIMIZERS = ("galore", "apollo", "lomo", "layerwise")
 
-# Least and most; infinity itself is in no range.
+# Minimum and maximum. Infinity itself is in no range.
 POSITIVE, NOT_NEGATIVE, AT_LEAST_ONE = (math.ulp(0.0), math.inf), (0, math.inf), (1, math.inf)
 RANGES = {
     "identities_per_batch": AT_LEAST_ONE,
@@ -96,22 +96,26 @@ RANGES = {
     "ddp_bucket_cap_mb": AT_LEAST_ONE,
     "ddp_timeout": AT_LEAST_ONE,
 }
-# What the documentation names for report_to: whether it is installed, and how it is.
+# Loggers of report_to: the check whether each is installed, and the command that installs it.
 LOGGERS = {
     "tensorboard": (is_tensorboard_available, "pip install 'mllmreid[tensorboard]'"),
     "trackio": (is_trackio_available, "pip install trackio"),
     "wandb": (is_wandb_available, "pip install wandb"),
 }
-CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "every_n_layers", "offload")
-EVALUATED = ("mAP", "rank1", "rank5", "rank10", "mINP")
+CHECKPOINTING_KWARGS = ("use_reentrant", "preserve_rng_state", "every_n_layers", "offload")
+METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
 def without_refused(arguments: Arguments) -> Arguments:
-    """The class of arguments, whose help does not list what is refused."""
-    for name in (*REFUSED, "per_device_train_batch_size"):
-        # A copy: the stock class has the same field.
+    """Hides the refused settings from the help of an arguments class, and shows its ranges; returns the class."""
+    types = {name: str(field.type) for name, field in arguments.__dataclass_fields__.items()}
+    letters = {name: "N" if "int" in types[name] else "X" for name in RANGES}
+    changes = {name: {"metavar": range_in_short(letters[name], *limits)} for name, limits in RANGES.items()}
+    changes |= {name: {"help": SUPPRESS} for name in (*REFUSED, "per_device_train_batch_size")}
+    for name, change in changes.items():
+        # A copy, as the stock class shares the field.
         field = copy.copy(arguments.__dataclass_fields__[name])
-        field.metadata = MappingProxyType({**field.metadata, "help": SUPPRESS})
+        field.metadata = MappingProxyType({**field.metadata, **change})
         arguments.__dataclass_fields__[name] = field
     return arguments
 
@@ -119,21 +123,22 @@ def without_refused(arguments: Arguments) -> Arguments:
 def refuse_settings(args: TrainingArguments) -> None:
     """Raises UserError for a setting of `REFUSED` that is not the default, and for a number out of its range.
 
-    To be called on the values as they were given, before the stock class changes them.
+    Args:
+        args (`TrainingArguments`): The values that the user set, before the stock class changes them.
     """
-    for name, why in REFUSED.items():
+    for name, reason in REFUSED.items():
         value, default = getattr(args, name), args.__dataclass_fields__[name].default
         if name == "do_eval" and args.eval_strategy != "no":
-            continue  # the stock class sets it, and a copy of arguments brings it along
+            continue  # the stock class sets it, and a copy of the arguments keeps it
         if name == "accelerator_config" and value == AcceleratorConfig():
             continue
         if name == "greater_is_better" and value is True:
             continue
         if name == "include_num_input_tokens_seen" and value in (False, "no"):
             continue
-        # A list that is empty by default has no default of its own.
+        # A field with an empty list as default has no default value.
         if value != default and not (isinstance(value, list) and not value):
-            raise UserError(f"{name} {value}: {why}")
+            raise UserError(f"{name} {value}: {reason}")
     for name, (least, most) in RANGES.items():
         check_number(name, getattr(args, name), least, most)
     if args.fsdp_config and not args.fsdp:
@@ -144,51 +149,65 @@ def refuse_settings(args: TrainingArguments) -> None:
 
 
 def check_number(name: str, value: Any, least: float, most: float) -> None:
-    """Raises UserError for a number out of [least, most], NaN, or infinity; None is none."""
+    """Raises UserError for a number outside [least, most], NaN or infinity; None passes."""
     if value is None:
         return
     if not isinstance(value, int | float) or not (least <= value <= most and math.isfinite(value)):
         if (least, most) == POSITIVE:
-            wanted = "a number above 0"
+            expected = "a number above 0"
         elif most == math.inf:
-            wanted = f"{least} or more"
+            expected = f"{least} or more"
         else:
-            wanted = f"{least} to below 1" if most < 1 else f"{least} to {most}"
-        raise UserError(f"{name} {value}: give {wanted}")
+            expected = f"{least} to below 1" if most < 1 else f"{least} to {most}"
+        raise UserError(f"{name} {value}: give {expected}")
 
 
-def check_checkpointing(given: Any) -> None:
-    """Raises UserError for what `activation_checkpointing_kwargs` do not take."""
-    if not given:
+def range_in_short(letter: str, least: float, most: float) -> str:
+    """Returns a range of `RANGES` for `--help`; the letter is N for whole numbers and X for others."""
+    if (least, most) == POSITIVE:
+        return f"{letter}>0"
+    return (
+        f"{letter}>={least}" if most == math.inf else f"{least}<={letter}<{'=' if most > 1 else ''}{max(most, 1):,.0f}"
+    )
+
+
+def check_checkpointing(kwargs: Any) -> None:
+    """Raises UserError for unknown keys of `activation_checkpointing_kwargs`."""
+    if not kwargs:
         return
-    unknown = sorted(set(given) - set(CHECKPOINTING)) if isinstance(given, dict) else [repr(given)]
+    unknown = sorted(set(kwargs) - set(CHECKPOINTING_KWARGS)) if isinstance(kwargs, dict) else [repr(kwargs)]
     if unknown:
         raise UserError(
-            f"activation_checkpointing_kwargs: {unknown[0]} is unknown: give JSON with {', '.join(CHECKPOINTING)}"
+            f"activation_checkpointing_kwargs: {unknown[0]} is unknown: "
+            f"give JSON with {', '.join(CHECKPOINTING_KWARGS)}"
         )
 
 
 def check_best_metric(name: str) -> None:
-    """Raises UserError where the evaluation does not give a metric of this name."""
+    """Raises UserError if the evaluation does not measure the metric."""
     feature, _, metric = name.removeprefix("eval_").rpartition("_")
-    if metric not in EVALUATED or feature not in ("", "llm", "vision", "concat"):
+    if metric not in METRICS or feature not in ("", "llm", "vision", "concat"):
         raise UserError(
-            f"metric_for_best_model {name}: is not measured on val: give one of {', '.join(EVALUATED)}, of one feature "
-            "as llm_mAP"
+            f"metric_for_best_model {name}: is not measured on val: give one of {', '.join(METRICS)}, or that of one "
+            "feature, such as llm_mAP"
         )
 
 
 def try_settings(args: TrainingArguments) -> None:
-    """Makes optimiser, schedule and loggers once, of one number, so that what they refuse is said before the work.
+    """Builds the optimiser, the schedule and the loggers once, so that wrong settings fail before the training.
 
-    Raises UserError naming the setting: for unknown fields, values out of range, and packages that are not installed.
+    Args:
+        args (`TrainingArguments`): Training arguments.
+
+    Raises:
+        UserError: An unknown field, a value out of range, or a package that is not installed.
     """
     name = str(getattr(args.optim, "value", args.optim))
-    if any(part in name for part in REFUSED_OPTIMIZERS):
-        raise UserError(f"optim {name}: it groups or steps parameters by itself, unlike learning_rates: give another")
+    if any(word in name for word in REFUSED_OPTIMIZERS):
+        raise UserError(f"optim {name}: does not support learning_rates: give another optimiser")
     with setting_errors(f"optim {name} (optim_args {args.optim_args or 'none'})"):
-        kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)
-        optimizer = kind([{"params": [torch.nn.Parameter(torch.zeros(1))]}], **settings)
+        optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args)
+        optimizer = optimizer_class([{"params": [torch.nn.Parameter(torch.zeros(1))]}], **settings)
     schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     with setting_errors(f"lr_scheduler_type {schedule} (lr_scheduler_kwargs {args.lr_scheduler_kwargs or 'none'})"):
         get_scheduler(
@@ -208,9 +227,11 @@ def try_settings(args: TrainingArguments) -> None:
 
 @contextmanager
 def setting_errors(setting: str, remedy: str = "correct it") -> Iterator[None]:
-    """Within the block what a library refuses of a setting, or of a file, becomes a UserError that begins with it.
+    """Turns exceptions of a library about a setting or file into UserError; out of memory passes.
 
-    Nothing but what the user gave and the library is at work within such a block. Memory that runs out is let through.
+    Args:
+        setting (`str`): Setting or file that begins the message.
+        remedy (`str`): How to fix it.
     """
     try:
         yield

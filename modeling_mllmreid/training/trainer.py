@@ -1,4 +1,4 @@
-"""ReIDTrainer: the Trainer with exact loss scaling, P x K batches, loss parts by name and retrieval evaluation."""
+"""ReIDTrainer: a Trainer with exact loss scaling, P x K batches, named losses in the log and retrieval evaluation."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -31,35 +31,38 @@ from .grad_cache import average_gradients, cached_backward
 from .guards import Preempted, StepGuard, explain_error
 from .parameters import parameter_groups
 from .progress import TrainingProgress
-from .resume import ANOTHER
+from .resume import OTHER_CHECKPOINT
 
 
 class LossParts:
-    """Means of the loss parts by name between two logs; the micro-batches of a skipped step do not count.
+    """Means of the losses by name between two log entries; the micro-batches of a skipped step do not count.
 
-    Each mean is over the micro-batches that have the part: one without captions says nothing of the captions' losses.
+    Each mean is over the micro-batches that have the loss, as a micro-batch without captions has no caption losses.
+
+    Args:
+        device (`torch.device`): Device of the sums.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self._sums: dict[str, Tensor] = {}
         self._counts: Counter[str] = Counter()
-        self._of_step: list[dict[str, Tensor]] = []
+        self._step_losses: list[dict[str, Tensor]] = []
 
-    def add(self, parts: dict[str, Tensor]) -> None:
-        """The parts of one micro-batch, detached scalars."""
-        self._of_step.append(parts)
+    def add(self, losses: dict[str, Tensor]) -> None:
+        """Adds the losses of a micro-batch, detached scalars by name."""
+        self._step_losses.append(losses)
 
     def end_step(self, *, counted: bool) -> None:
-        """The optimiser step is over: its micro-batches count, or are forgotten."""
-        for parts in self._of_step if counted else ():
-            self._counts.update(parts.keys())
-            for name, value in parts.items():
+        """Ends an optimiser step, whose micro-batches count or are dropped."""
+        for losses in self._step_losses if counted else ():
+            self._counts.update(losses.keys())
+            for name, value in losses.items():
                 self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._of_step = []
+        self._step_losses = []
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over micro-batches and processes since the last call, and starts anew."""
+        """Returns the means over micro-batches and processes since the last call, and resets the sums."""
         names = sorted(set(gather_object(list(self._sums))))
         if not names:
             return {}
@@ -71,26 +74,79 @@ class LossParts:
         return {name: round(value, 4) for name, value in zip(names, (sums / counts).tolist(), strict=True)}
 
     def to_dict(self) -> dict[str, Any]:
-        """This process's sums, for JSON, to the last digit."""
+        """Returns the sums and counts of this process for JSON."""
         return {"sums": {name: float(value) for name, value in self._sums.items()}, "counts": dict(self._counts)}
 
     def load(self, saved: dict[str, Any]) -> None:
-        """Goes on from `to_dict`."""
+        """Restores the sums and counts of `to_dict`."""
         self._sums = {name: torch.tensor(value, device=self.device) for name, value in saved["sums"].items()}
         self._counts = Counter(saved["counts"])
 
 
 class QueryGallery(NamedTuple):
-    """What a model is evaluated on: query and gallery splits of the data contract."""
+    """Query and gallery splits of the data contract, on which a model is evaluated.
+
+    Args:
+        query (`datasets.Dataset`): Query images.
+        gallery (`datasets.Dataset`): Gallery images.
+    """
 
     query: Dataset
     gallery: Dataset
 
 
 class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
-    """Trains [`MllmReIDModel`] on [`TrainDataset`]; evaluates retrieval on [`QueryGallery`].
+    """Trains [`MllmReIDModel`] on a [`TrainDataset`] and evaluates retrieval on a query and a gallery split.
 
-    Metrics are `eval_mAP`, `eval_rank1`, ... of the model's test feature, and `eval_<feature>_mAP`, ... of each.
+    An optimiser step over all micro-batches and processes has the gradient of one large batch. The evaluation logs
+    `eval_mAP`, `eval_rank1`, ... of the model's test feature, and `eval_<feature>_mAP`, ... of each feature.
+    [`train_reid`] builds and runs it.
+
+    Args:
+        model (`MllmReIDModel`): The model, after `freeze_unused_parameters`.
+        args (`ReIDTrainingArguments`): The training arguments.
+        train_dataset (`TrainDataset`): The training samples.
+        eval_dataset (`QueryGallery`, *optional*): The val split.
+        data_collator (`TrainCollator`): Makes the batches.
+        processing_class (`MllmReIDProcessor`): The processor, saved with the model.
+        **kwargs: Other arguments of `transformers.Trainer`.
+
+    Raises:
+        UserError: A setting does not work with FSDP or DeepSpeed.
+
+    Example:
+        The loader of the trainer makes batches of P people with K images each; [`train_reid`] shows a whole training.
+
+        >>> import tempfile
+        >>> from datasets import Dataset
+        >>> from PIL import Image
+        >>> from modeling_mllmreid import BatchArguments, MllmReIDModel, ReIDTrainer, ReIDTrainingArguments
+        >>> from modeling_mllmreid import TrainCollator, TrainDataset
+        >>> from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
+        >>> processor = build_processor([], height=64, width=32, patch_size=16)
+        >>> llava = build_tiny_llava(processor, hidden_size=16, tower_layers=1, lm_layers=1, seed=0)
+        >>> columns = {"person_id": [1, 1, 2, 2], "camera_id": [0, 1, 0, 1], "source": ["mine"] * 4}
+        >>> images = {"image": [Image.new("RGB", (32, 64))] * 4, "file_name": ["a.png", "b.png", "c.png", "d.png"]}
+        >>> split, batch_args = Dataset.from_dict({**images, **columns}), BatchArguments()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trainer = ReIDTrainer(
+        ...         model=MllmReIDModel.from_mllm(llava, height=64, width=32, num_identities=2, loss_lambda=1.0),
+        ...         args=ReIDTrainingArguments(
+        ...             output_dir=folder,
+        ...             identities_per_batch=2,
+        ...             images_per_identity=2,
+        ...             eval_strategy="no",
+        ...             use_cpu=True,
+        ...         ),
+        ...         train_dataset=TrainDataset(split, processor, batch_args, seed=0, language=False),
+        ...         data_collator=TrainCollator(processor, batch_args, language=False, reid_text=False),
+        ...         processing_class=processor,
+        ...     )
+        ...     batch = next(iter(trainer.get_train_dataloader()))
+        >>> batch["pixel_values"].shape, sorted(batch["person_ids"].tolist())
+        (torch.Size([4, 3, 64, 32]), [0, 0, 1, 1])
+
+    Source: Hermans et al. 2017, "In Defense of the Triplet Loss for Person Re-Identification" (P x K batches).
     """
 
     args: ReIDTrainingArguments
@@ -101,13 +157,13 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._window_counts: dict[str, float] = {}
-        self._parts = LossParts(self.args.device)
+        self._loss_parts = LossParts(self.args.device)
         self._pk_sampler: PKSampler | None = None
         self._diagnostics = Diagnostics(self, self.args, self.processing_class)
         self._guard = StepGuard(self, self.args)
         self.add_callback(_SamplerEpoch(self))
         self.add_callback(self._guard)
-        # The one that the stock class has added prints dictionaries.
+        # The callback of the stock class prints dictionaries.
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
         self._progress = TrainingProgress(self.args)
         if self.is_world_process_zero():
@@ -115,31 +171,44 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         prepare_sharding(self)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; what the user can mend is raised as UserError, and Preempted after SIGTERM."""
+        """Trains as in transformers.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): Folder of a checkpoint, or True for the last one.
+
+        Returns:
+            `TrainOutput`: Steps, mean loss and speed.
+
+        Raises:
+            UserError: The user can fix the error: memory, files or values that are not finite.
+            Preempted: SIGTERM arrived, and the checkpoint is written.
+        """
         checkpoint = kwargs.get("resume_from_checkpoint", args[0] if args else None)
-        self._refuse_foreign(get_last_checkpoint(self.args.output_dir) if checkpoint is True else checkpoint or None)
+        self._refuse_foreign_checkpoint(
+            get_last_checkpoint(self.args.output_dir) if checkpoint is True else checkpoint or None
+        )
         try:
             with self._guard.listening():
                 output = super().train(*args, **kwargs)
         except Exception as error:
             config = self.model.config
             images = f"{config.height} x {config.width}, {config.num_image_tokens} image tokens"
-            plain = explain_error(error, self.args, images)
-            if plain is None:
+            user_error = explain_error(error, self.args, images)
+            if user_error is None:
                 raise
-            raise plain from error
+            raise user_error from error
         finally:
             self._progress.close()
         if self._guard.preempted:
             step = self.state.global_step
             raise Preempted(
-                f"SIGTERM: stopped after step {step}, checkpoint-{step} is written: the same command goes on"
+                f"SIGTERM: stopped after step {step}, checkpoint-{step} is written: the same command continues"
             )
         return output
 
     # ---- data ----------------------------------------------------------------------------------------------------
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[tuple[int, int, int]]:
         dataset: TrainDataset = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[assignment]
         self._pk_sampler = PKSampler(
             dataset.person_ids,
@@ -153,14 +222,16 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         )
         return self._pk_sampler
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
-        """The micro-batches of one optimiser step; counts their target tokens, over all processes."""
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], None]:
+        """Returns the micro-batches of one optimiser step, and counts their target tokens over all processes."""
         if self.is_in_train and self.state.global_step >= self.state.max_steps:
-            # Resumed from the last step: the stock loop would take one more.
+            # After a resume from the last step, the stock loop would take one more.
             self.control.should_training_stop = True
             return [], None
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._parts.end_step(counted=not self._guard.skipped)
+        self._loss_parts.end_step(counted=not self._guard.skipped)
         self._guard.begin_step(self.model)
         counts = torch.tensor(sum(label_counts(batch) for batch in samples), device=device, dtype=torch.float64)
         image, text = self.accelerator.reduce(counts, reduction="sum").tolist()
@@ -168,26 +239,26 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         self._diagnostics.on_step_begin()
         return samples, None
 
-    def files_of_step(self, step: int) -> list[str]:
-        """The training images of an optimiser step, counted from 1, of all processes and micro-batches."""
+    def step_files(self, step: int) -> list[str]:
+        """Returns the file names of an optimiser step (counted from 1), over all processes and micro-batches."""
         sampler, dataset = self._pk_sampler, self.train_dataset
-        runs = sampler.steps  # type: ignore[union-attr]
-        accumulated = self.args.gradient_accumulation_steps
-        steps_of_epoch = -(-runs // accumulated)
-        epoch, step_of_epoch = divmod(step - 1, steps_of_epoch)
-        of_epoch = [index for index, _, _ in sampler.epoch_order(epoch)]  # type: ignore[union-attr]
-        images = len(of_epoch) // runs
-        first = step_of_epoch * accumulated * images
-        return [dataset.file_names[index] for index in of_epoch[first : first + accumulated * images]]  # type: ignore
+        micro_steps = sampler.steps  # type: ignore[union-attr]
+        accumulation = self.args.gradient_accumulation_steps
+        steps_per_epoch = -(-micro_steps // accumulation)
+        epoch, step_in_epoch = divmod(step - 1, steps_per_epoch)
+        indices = [index for index, _, _ in sampler.epoch_order(epoch)]  # type: ignore[union-attr]
+        images_per_step = len(indices) // micro_steps * accumulation
+        first = step_in_epoch * images_per_step
+        return [dataset.file_names[index] for index in indices[first : first + images_per_step]]  # type: ignore
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """None are told: the stock estimate takes pixels for tokens."""
+        """Returns 0, as the stock estimate counts pixels as tokens."""
         return 0
 
     # ---- loss ----------------------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward of one micro-batch, with `grad_cache_chunk` in parts."""
+        """Runs forward and backward of one micro-batch, in chunks with `grad_cache_chunk`."""
         if self.args.grad_cache_chunk:
             loss = self._cached_step(inputs)
         else:
@@ -197,11 +268,19 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss of one micro-batch, such that an optimiser step over all micro-batches and processes is exact.
+        """Returns the loss of one micro-batch, scaled so that the optimiser step has the gradient of one large batch.
 
-        The language loss is divided by the target tokens of the whole step, times the processes that DDP averages over;
-        the ReID loss is on all processes' features already and is averaged over micro-batches. The Trainer divides what
-        is returned by their number.
+        The language loss is divided by the target tokens of the whole step, and multiplied by the number of processes,
+        as DDP averages over them. The ReID loss reads the features of all processes. The Trainer divides the result by
+        the number of micro-batches.
+
+        Args:
+            model (`nn.Module`): The wrapped model.
+            inputs (`dict[str, Tensor]`): A batch of `TrainCollator`, each tensor (B, ...).
+            return_outputs (`bool`): Whether to return the outputs of the model too.
+
+        Returns:
+            `Tensor` or `tuple`: The loss, a scalar, or (loss, `MllmReIDOutput`).
         """
         with self._diagnostics.capture(inputs) as captured:
             outputs = model(**inputs)
@@ -209,26 +288,27 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         loss = mix_losses(language, outputs.reid_loss, self.model.config.loss_lambda)
         if captured is not None:
             self._diagnostics.measure(captured, inputs, outputs, language)
-        self._parts.add(outputs.loss_parts)
+        self._loss_parts.add(outputs.loss_parts)
         return (loss, outputs) if return_outputs else loss
 
     def _language_loss(self, sums: dict[str, Tensor]) -> Tensor:
-        """What summed losses add to the micro-batch's language loss, before the Trainer divides by accumulation."""
-        language = self.model.language_loss(sums, self._window_counts)
-        return language * self.accelerator.num_processes * self.current_gradient_accumulation_steps
+        """Returns the language loss of summed losses, before the Trainer divides by the micro-batches."""
+        factor = self.accelerator.num_processes * self.current_gradient_accumulation_steps
+        loss: Tensor = self.model.language_loss(sums, self._window_counts) * factor
+        return loss
 
     def _cached_step(self, inputs: dict[str, Tensor]) -> Tensor:
-        """`compute_loss` and its backward pass, `grad_cache_chunk` images at once."""
+        """Computes the loss and its gradient, `grad_cache_chunk` images at a time."""
         self.model.train()
-        # As the stock method does, for optimisers of two modes (schedule-free ones).
+        # Schedule-free optimisers have two modes; the stock method switches them too.
         if callable(to_train := getattr(self.optimizer, "train", None)):
             to_train()
         inputs = self._prepare_inputs(inputs)
         accelerator, config = self.accelerator, self.model.config
         scaler = accelerator.scaler
         with self._diagnostics.capture(inputs) as captured:
-            # Not the wrapped model: DDP would reduce after every chunk, and never the head, outside of its forward.
-            # Mixed precision comes with the model's own forward, which accelerate has changed.
+            # The unwrapped model: DDP would reduce after every chunk, and never the head, as that runs outside of its
+            # forward. Accelerate patches the forward of the unwrapped model, so mixed precision still applies.
             loss, outputs = cached_backward(
                 self.model,
                 inputs,
@@ -242,16 +322,16 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
             )
         if captured is not None:
             self._diagnostics.measure(captured, inputs, outputs, None)
-        self._parts.add(outputs.loss_parts or {})
+        self._loss_parts.add(outputs.loss_parts or {})
         if accelerator.sync_gradients:
             average_gradients(self.model)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each loss part since the last log; diagnostics follow as entries of their own."""
+        """Logs an entry with the mean of each named loss since the last one; diagnostics follow as separate entries."""
         if "loss" in logs:
-            self._parts.end_step(counted=not self._guard.skipped)
-            logs |= self._parts.take(self.accelerator)
+            self._loss_parts.end_step(counted=not self._guard.skipped)
+            logs |= self._loss_parts.take(self.accelerator)
         super().log(logs, start_time)
         for values in self._diagnostics.pop_entries():
             super().log(values)
@@ -262,13 +342,13 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         return norm
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Beside it, what was summed up since the last log: a resumed run's entries are those of one that went on."""
+        """Also saves the sums since the last log entry, so that a resumed run logs the same values."""
         super()._save_rng_state(output_dir)
-        self._parts.end_step(counted=not self._guard.skipped)
+        self._loss_parts.end_step(counted=not self._guard.skipped)
         window = {
             "loss": self._tr_loss.item(),
             "step": self._globalstep_last_logged,
-            "parts": self._parts.to_dict(),
+            "parts": self._loss_parts.to_dict(),
             "diagnostics": self._diagnostics.to_dict(),
         }
         write_json(self._window_file(output_dir), window)
@@ -276,17 +356,17 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is not None and (path := self._window_file(checkpoint)).is_file():
-            window = read_json(path, LogWindowFile, remedy=ANOTHER)
+            window = read_json(path, LogWindowFile, remedy=OTHER_CHECKPOINT)
             self._tr_loss.fill_(window.loss)
             self._globalstep_last_logged = window.step
-            self._parts.load(window.parts.model_dump())
+            self._loss_parts.load(window.parts.model_dump())
             self._diagnostics.load(window.diagnostics.model_dump())
 
     def _window_file(self, folder: str) -> Path:
         return Path(folder) / f"log_window_{self.args.process_index}.json"
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimiser with a learning rate for each module (`learning_rates`)."""
+        """Creates the optimiser with the learning rates of `learning_rates`."""
         if self.optimizer is None:
             groups = parameter_groups(
                 self.model,
@@ -303,23 +383,31 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Retrieval metrics of the query against the gallery, 0 to 1. eval_dataset: [`QueryGallery`].
+        """Evaluates retrieval of the query against the gallery.
 
-        Processes share the images and get the same numbers: what is saved and stopped by them must not differ.
+        Processes share the images and return the same values, as they decide which checkpoint is saved.
+
+        Args:
+            eval_dataset (`QueryGallery`, *optional*): Query and gallery; `self.eval_dataset` by default.
+            ignore_keys (`list[str]`, *optional*): Unused.
+            metric_key_prefix (`str`): Prefix of the names.
+
+        Returns:
+            `dict[str, float]`: mAP, rank-k and mINP by name, 0 to 1.
         """
-        parts = self.eval_dataset if eval_dataset is None else eval_dataset
-        rows = evaluate_model(
+        splits = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics_by_feature = evaluate_model(
             self.model,
             self.processing_class,
-            parts.query,
-            parts.gallery,
+            splits.query,
+            splits.gallery,
             batch_size=self.args.per_device_eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
             progress=False,
         )
         metrics: dict[str, float] = {}
-        for feature, row in rows.items():
-            values = {name: value for name, value in row.to_dict().items() if isinstance(value, float)}
+        for feature, feature_metrics in metrics_by_feature.items():
+            values = {name: value for name, value in feature_metrics.to_dict().items() if isinstance(value, float)}
             metrics |= {f"{metric_key_prefix}_{feature}_{name}": value for name, value in values.items()}
             if feature == self.model.config.test_feature:
                 metrics |= {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
@@ -329,9 +417,9 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
 
 
 class _SamplerEpoch(TrainerCallback):
-    """Tells the sampler its epoch: after a resume in the middle of one the loader's own call does not arrive.
+    """Sets the sampler's epoch, as the loader does not after a resume in the middle of an epoch.
 
-    And an epoch in which a resumed run had no step left ends without the evaluation and the checkpoint that it has had.
+    An epoch without a step left after a resume ends without another evaluation and checkpoint.
     """
 
     def __init__(self, trainer: ReIDTrainer):
@@ -340,8 +428,8 @@ class _SamplerEpoch(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer._pk_sampler is not None:
             self.trainer._pk_sampler.set_epoch(int(state.epoch or 0))
-        self.begun = state.global_step
+        self._first_step = state.global_step
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.begun:
+        if state.global_step == self._first_step:
             control.should_log = control.should_evaluate = control.should_save = False

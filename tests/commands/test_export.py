@@ -84,7 +84,7 @@ def test_mistakes(disk, trained, tmp_path):
         (export.main, ["--model", str(trained), "--to", "thin", "--output", str(tmp_path / "x")], "names no backbone"),
         (export.main, ["--model", str(trained), "--onnx", "true", "--output", str(tmp_path / "x")], "add --to vision"),
         (export.main, ["--model", str(trained), "--backbone", "a/b", "--output", str(tmp_path / "x")], "leave it out"),
-        (embed.main, ["--height", "32"], "a vision form has its settings from its export: leave out height"),
+        (embed.main, ["--height", "32"], "the settings of a vision form are fixed at its export: leave out height"),
         (evaluate.main, [*market, *captions, "--text_queries", "true"], "text_queries: a vision form reads no text"),
     ):
         model = [] if command is export.main else ["--model", str(form)]

@@ -113,7 +113,7 @@ def test_results_do_not_become_people(disk, tmp_path, monkeypatch):
         lambda: evaluate.main(["--model", str(disk.ours), *flags, "--output_dir", str(tmp_path / "anna")]),
         lambda: train.main(["--model", str(disk.ours), *flags, *TRAIN, "--output_dir", "run"]),
     ):
-        with pytest.raises(UserError, match=r"output_dir .*: lies inside \., where each folder is a person"):
+        with pytest.raises(UserError, match=r"output_dir .*: is inside \., where each folder is a person"):
             command()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["anna", "ben", "cleo", "dan"]
 

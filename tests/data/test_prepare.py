@@ -204,7 +204,7 @@ def test_concurrent_and_killed_writers(tmp_path, monkeypatch):
     for thread in runs:
         thread.join()
     assert sorted(end == "written" for end in ends) == [False, True]
-    assert "another run wrote it meanwhile" in "".join(ends)
+    assert "another run has written it in the meantime" in "".join(ends)
     people = load_reid_dataset(tmp_path / "out")["train"]["person_id"][:]
     assert people in ([1, 1], [2, 2, 2]) and len(shards(tmp_path / "out")) == len(people)
     assert not list(tmp_path.glob(".out.*.part"))
@@ -212,7 +212,7 @@ def test_concurrent_and_killed_writers(tmp_path, monkeypatch):
 
 def test_output_must_not_be_in_an_input(dataset, tmp_path):
     for inside in ("images/prepared", "images/anna/prepared", "images"):
-        with pytest.raises(UserError, match="which is read: give another path|exists and is not empty"):
+        with pytest.raises(UserError, match="an input: give another path|exists and is not empty"):
             write_prepared(tmp_path / inside, dataset, name="t", metadata={}, inputs=[tmp_path / "images"])
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [f"{number}.png" for number in range(5)]
 

@@ -19,10 +19,10 @@ MOMENTS = {
     "in a step": (StepGuard, "check_loss", 10, 3),
     "in an evaluation": (trainer, "evaluate_model", 2, 3),
     "while a checkpoint is written": (ReIDTrainer, "_save_optimizer_and_scheduler", 2, 3),
-    "before it is renamed": (checkpointing, "_put", 2, 3),
+    "before it is renamed": (checkpointing, "_move_into_place", 2, 3),
     "while older ones are removed": (checkpointing, "rotate_checkpoints", 2, 6),
     "while it is pushed": (PublishingTrainer, "_publish", 2, 6),
-    "while the model is written": (checkpointing, "_put", 6, 8),
+    "while the model is written": (checkpointing, "_move_into_place", 6, 8),
 }
 
 

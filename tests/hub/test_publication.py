@@ -258,7 +258,7 @@ def test_two_exports_to_one_folder_never_mix(trained, tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert sorted(map(bool, ends)) == [False, True]
-    assert "another run wrote it meanwhile" in next(filter(None, ends))
+    assert "another run has written it in the meantime" in next(filter(None, ends))
     check_publishable(tmp_path / "one")
     MllmReIDModel.from_pretrained(tmp_path / "one")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "secret-project"]
@@ -282,7 +282,7 @@ def test_an_output_that_cannot_be_written_is_said_first(trained, tmp_path, monke
 
 def test_an_output_that_is_there_is_said_first(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "load_encoder", lambda *_: pytest.fail("loaded before the check"))
-    for output, message in ((trained, "exists and is not empty"), (trained / "x", "lies inside .*, which is read")):
+    for output, message in ((trained, "exists and is not empty"), (trained / "x", "is inside .*, an input")):
         with pytest.raises(UserError, match=message):
             export.main(["--model", str(trained), "--output", str(output)])
 

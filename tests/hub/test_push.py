@@ -213,8 +213,8 @@ def test_a_public_repository_is_refused_unless_that_is_said(hub, call, home, tra
     commits = len(hub.repos["models", "tester/mine"].commits)
     for model in (export, trained):
         code, _, err = call("cli", "push", "--model", model, "--to", "tester/mine")
-        assert code == 2 and "tester/mine: this repository exists and is public: everybody could load" in err
-        assert "give `--private false` to push there all the same, make it private, or give another name" in err
+        assert code == 2 and "tester/mine: this repository exists and is public, so anyone could load" in err
+        assert "give `--private false` to push there anyway, make it private, or give another name" in err
     data = ["--dataset", "market1501", "--data_dir", home / "people", "--output_dir", home / "public-run"]
     flags = ["--max_steps", "1", "--use_cpu", "true", "--push_to_hub", "true", "--hub_model_id", "tester/mine"]
     flags += ["--identities_per_batch", "2", "--images_per_identity", "2", "--eval_strategy", "no"]
@@ -230,7 +230,7 @@ def test_a_public_repository_is_refused_unless_that_is_said(hub, call, home, tra
 
 def test_their_own_push_to_hub_refuses_a_public_repository_and_is_private(hub, call, home, trained):
     assert call("cli", "export", "--model", trained, "--to", "vision", "--output", home / "own-push")[0] == 0
-    said = "this repository exists and is public: everybody could load what is pushed: give private=False to push there"
+    said = "this repository exists and is public, so anyone could load the push: give private=False to push there"
     forms = [(trained, kind) for kind in ("model", "processor", "config", "pipeline")]
     for number, (folder, kind) in enumerate([*forms, (home / "own-push", "model"), (home / "own-push", "pipeline")]):
         name = f"own{number}"  # the owner is who pushes

@@ -267,7 +267,7 @@ def test_the_licence_is_the_models_own_or_the_given_one(native, people, tmp_path
     # A relative path reads like a name on the Hub.
     monkeypatch.chdir(native.parent)
     caption.main([*flags(native.name, people, given), "--licence", "llama2"])
-    with pytest.raises(UserError, match="licence '<b>': no licence's name: give one as the Hub has it"):
+    with pytest.raises(UserError, match="licence '<b>': not a licence: give a name that the Hub uses"):
         caption.main([*flags(native, people, given), "--licence", "<b>"])
 
 

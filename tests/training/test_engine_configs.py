@@ -139,7 +139,7 @@ def test_the_model_is_built_whole_under_zero3(tmp_path):
         ({"adapters": {"language_model": "lora", "quantize": "4bit"}}, "quantize: FSDP does not shard weights of 4"),
         ({"push_to_hub": True, "hub_model_id": "someone/something"}, "push_to_hub: under FSDP no process holds"),
         ({"fp16": True}, "fp16: not supported with FSDP"),
-        ({"auto_find_batch_size": True}, "auto_find_batch_size: tries steps of the whole model in each process"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size: needs the whole model in each process"),
     ],
 )
 def test_what_goes_with_ddp_alone_is_refused(train, monkeypatch, settings, said):

@@ -73,9 +73,9 @@ def test_a_finished_run_takes_no_step_more_and_another_run_is_refused(train, wor
     first = result(train(**settings))
     capsys.readouterr()
     assert_same((first[0], result(train(**settings))[1]), first)
-    assert "goes on from" in capsys.readouterr().out
+    assert "continues from" in capsys.readouterr().out
     with pytest.raises(
-        UserError, match=r"checkpoint-2: is of a run with other settings \(learning_rate 0.001, now 0.01"
+        UserError, match=r"checkpoint-2: belongs to a run with other settings \(learning_rate 0.001, now 0.01"
     ):
         train(**settings, learning_rate=0.01)
     with pytest.raises(UserError, match=r"other settings \(loss_lambda 0.7, now 0.5\): give another output_dir, or"):
@@ -114,7 +114,9 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(train, people, 
     shutil.rmtree(tmp_path / "whole")
     assert exit_code_of_child(fill_the_disk, people, tmp_path, settings) == 7
     said = (tmp_path / "said").read_text()
-    assert "checkpoint-4: cannot be written" in said and "checkpoint-2 is whole, and the same command goes on" in said
+    assert (
+        "checkpoint-4: cannot be written" in said and "checkpoint-2 is complete, and the same command continues" in said
+    )
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-2", "training_log.jsonl"]
     assert_same(result(train("run", **settings)), expected)
 
@@ -122,7 +124,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(train, people, 
 def test_two_trainings_in_one_folder_are_refused(train, tmp_path, monkeypatch):
     monkeypatch.setattr(outputs, "PATIENCE", 0.3)
     with (
-        outputs.only_writer(tmp_path / "run", what="training"),
+        outputs.only_writer(tmp_path / "run", work="training"),
         pytest.raises(UserError, match="another training writes there"),
     ):
         train(max_steps=1)

@@ -55,7 +55,7 @@ def test_a_pickle_that_runs_code_is_refused(train, checkpoint, tmp_path, name):
         ("trainer_state.json", "{", "trainer_state.json: not JSON"),
         ("trainer_state.json", '{"global_step": "two"}', "trainer_state.json: field global_step: .*not 'two'"),
         ("trainer_state.json", '{"global_step": 2, "surprise": 1}', "trainer_state.json: .*surprise"),
-        ("trainer_state.json", None, "no checkpoint of a training, as it has no trainer_state.json"),
+        ("trainer_state.json", None, "not a checkpoint of a training, as it has no trainer_state.json"),
         ("log_window_0.json", '{"loss": 0.5, "step": 2}', "log_window_0.json: field parts"),
         ("log_window_0.json", '{"loss": 0.5, "step": 2, "parts": {"sums": [], "counts": {}}}', "field parts.sums"),
         ("run_facts.json", "[]", "run_facts.json: the whole content"),
@@ -86,7 +86,7 @@ def deepspeeds(tmp_path, monkeypatch):
     torch.save({"step": 2}, folder / "global_step2/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")
     (folder / "latest").write_text("global_step2")
     (folder / "config.json").write_text("{}")
-    checkpointing.prove(folder)
+    checkpointing.write_proof(folder)
     return folder
 
 
@@ -97,7 +97,7 @@ def test_under_deepspeed_only_what_the_own_training_wrote_is_read(deepspeeds, tm
     moved = tmp_path / "moved"
     shutil.copytree(deepspeeds, moved)
     (moved / "config.json").write_text('{"a": 1}')
-    checkpointing.refuse_foreign(moved)
+    checkpointing.refuse_foreign_checkpoint(moved)
     states = next((moved / "global_step2").iterdir())
 
     def refused(change, said):
@@ -105,14 +105,14 @@ def test_under_deepspeed_only_what_the_own_training_wrote_is_read(deepspeeds, tm
         shutil.copytree(moved, folder)
         change(folder)
         with pytest.raises(UserError, match=said):
-            checkpointing.refuse_foreign(folder)
+            checkpointing.refuse_foreign_checkpoint(folder)
         shutil.rmtree(folder)
 
-    others = "they are not those that your own training wrote"
+    others = "they differ from those that your own training wrote"
     refused(lambda at: (at / "global_step2" / states.name).write_bytes(pickle.dumps(Runs("x"))), others)
     refused(lambda at: (at / "global_step2/mp_rank_00_model_states.pt").write_bytes(b""), others)
     refused(lambda at: (at / "latest").write_text("../elsewhere"), others)
-    refused(lambda at: (at / "proof.json").unlink(), "it has no proof.json that says that your own training wrote")
+    refused(lambda at: (at / "proof.json").unlink(), "no proof.json proves that your own training wrote")
     refused(lambda at: (at / "proof.json").write_text(json.dumps({"hmac": "0" * 64})), others)
     refused(lambda at: (at / "proof.json").write_text("{}"), "proof.json: field hmac")
     refused(lambda at: (at / "global_step3").symlink_to(moved), "is a symbolic link")
@@ -125,10 +125,10 @@ def test_a_training_under_deepspeed_asks_before_anything_is_read(train, deepspee
     trainer = train(max_steps=1).trainer
     trainer.is_deepspeed_enabled = True
     (deepspeeds / "latest").write_text("other")
-    with pytest.raises(UserError, match="DeepSpeed would run whatever code its files hold"):
+    with pytest.raises(UserError, match="DeepSpeed runs any code in its files"):
         trainer.train(resume_from_checkpoint=str(deepspeeds))
     trainer.state.best_model_checkpoint = str(deepspeeds)
-    with pytest.raises(UserError, match="DeepSpeed would run whatever code its files hold"):
+    with pytest.raises(UserError, match="DeepSpeed runs any code in its files"):
         trainer._load_best_model()
 
 

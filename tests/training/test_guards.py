@@ -13,7 +13,7 @@ from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.training.arguments import ReIDTrainingArguments
 from modeling_mllmreid.training.batches import TrainDataset
 from modeling_mllmreid.training.guards import StepGuard, explain_error
-from modeling_mllmreid.training.memory import largest
+from modeling_mllmreid.training.memory import largest_fitting
 from modeling_mllmreid.training.trainer import ReIDTrainer
 from modeling_mllmreid.utils.errors import UserError
 
@@ -82,7 +82,7 @@ def test_after_too_many_the_files_are_named(train, broken):
 def test_under_deepspeed_which_took_the_step_the_first_one_ends_the_training():
     accelerator = SimpleNamespace(device="cpu", scaler=None, reduce=lambda flags, reduction: flags)
     trainer = SimpleNamespace(
-        accelerator=accelerator, is_deepspeed_enabled=True, files_of_step=lambda step: [f"{step}.jpg"]
+        accelerator=accelerator, is_deepspeed_enabled=True, step_files=lambda step: [f"{step}.jpg"]
     )
     args = SimpleNamespace(fp16=False, learning_rate=1e-3, max_grad_norm=1.0, max_skipped_steps=3)
     guard = StepGuard(trainer, args)
@@ -101,7 +101,7 @@ def guard():
     model = torch.nn.ModuleDict({"reid_head": head, "other": torch.nn.Linear(2, 2)})
     model.reid_head = head
     trainer = SimpleNamespace(
-        accelerator=accelerator, is_deepspeed_enabled=False, model=model, files_of_step=lambda step: list("abcdefghij")
+        accelerator=accelerator, is_deepspeed_enabled=False, model=model, step_files=lambda step: list("abcdefghij")
     )
     args = SimpleNamespace(fp16=False, learning_rate=1e-3, max_grad_norm=2.0, max_skipped_steps=2)
     return StepGuard(trainer, args), trainer
@@ -159,7 +159,7 @@ def test_only_steps_in_a_row_count(guard):
         "h and 2 more: check learning_rate (0.001), max_grad_norm (2) and these files"
     )
     guard.args.fp16 = True
-    trainer.files_of_step = lambda step: list("abcdefgh")
+    trainer.step_files = lambda step: list("abcdefgh")
     with pytest.raises(UserError, match="f, g, h: check bf16 in place of fp16, learning_rate"):
         take_step(guard, trainer, [NAN], None)
 
@@ -187,13 +187,13 @@ def test_files_of_a_step_are_those_that_were_read(train, broken):
     # Six micro-batches of eight in an epoch, two a step.
     for step, (epoch, first) in {1: (0, 0), 3: (0, 32), 4: (1, 0), 5: (1, 16)}.items():
         expected = [read[epoch, position] for position in range(first, first + 16)]
-        assert trainer.files_of_step(step) == expected
+        assert trainer.step_files(step) == expected
     # Six are a step of four and one of two: the next epoch begins with the third step.
     trainer.args.gradient_accumulation_steps = 4
     for step, (epoch, first, last) in {1: (0, 0, 32), 2: (0, 32, 48), 3: (1, 0, 32), 4: (1, 32, 48)}.items():
         expected = [read[epoch, position] for position in range(first, last) if (epoch, position) in read]
-        assert trainer.files_of_step(step)[: len(expected)] == expected
-        assert len(trainer.files_of_step(step)) == last - first
+        assert trainer.step_files(step)[: len(expected)] == expected
+        assert len(trainer.step_files(step)) == last - first
 
 
 def test_a_loading_process_that_dies_is_told(train, monkeypatch):
@@ -270,11 +270,11 @@ def test_the_largest_number_of_people_that_fits_is_found_and_kept(train, memory_
     memory_of(6)
     capsys.readouterr()
     assert train(max_steps=2, resume_from_checkpoint="true", **settings).trainer.args.identities_per_batch == 3
-    assert "identities_per_batch: 3, as the checkpoint's run has it" in capsys.readouterr().out
+    assert "identities_per_batch: 3, as in the checkpoint's run" in capsys.readouterr().out
     memory_of(1)
-    with pytest.raises(UserError, match="not even one person's 2 images fit"):
+    with pytest.raises(UserError, match="the 2 images of one person do not fit"):
         train("other", max_steps=1, **settings)
-    with pytest.raises(UserError, match="with grad_cache_chunk \\(2\\) a step's memory is that of the chunk"):
+    with pytest.raises(UserError, match="with grad_cache_chunk \\(2\\) the memory of a step depends on the chunk"):
         train("other", max_steps=1, grad_cache_chunk=2, **settings)
 
 
@@ -287,7 +287,7 @@ def test_what_fits_is_tried_as_it_will_be_trained(train, memory_of):
 @pytest.mark.parametrize("limit", range(9))
 def test_bisection_finds_the_limit(limit):
     tried = []
-    assert largest(lambda people: tried.append(people) or people <= limit, 8) == limit
+    assert largest_fitting(lambda people: tried.append(people) or people <= limit, 8) == limit
     assert len(tried) == len(set(tried)) <= 4
 
 

@@ -52,18 +52,20 @@ def test_the_classifier_is_kept_for_the_same_people_alone(train, first, world, s
         "another draw of as many": {"seed": 3},
     }.items():
         same, said = kept(output, **settings)
-        assert not same and "made anew: the checkpoint's 8 people are others than these" in said
+        assert (
+            not same and "new ID classifier: the 8 people of the checkpoint are others than those of the data" in said
+        )
     # Written before checkpoints said whom their rows stand for.
     config = json.loads((first / "config.json").read_text())
     assert len(config.pop("identities_digest")) == 64
     (first / "config.json").write_text(json.dumps(config))
     same, said = kept("old")
-    assert not same and "made anew: the checkpoint does not say whom its rows stand for" in said
+    assert not same and "new ID classifier: the checkpoint does not record the people of its classifier" in said
 
 
 def test_a_run_of_other_people_is_not_resumed(train, first, strangers, tmp_path):
     for asked in (str(first / "checkpoint-1"), "true"):
-        with pytest.raises(UserError, match=r"checkpoint-\d: was trained on other people, .*: give it as model"):
+        with pytest.raises(UserError, match=r"checkpoint-\d: its ID classifier .* other people: give it as model"):
             train("first", max_steps=3, dataset=strangers, resume_from_checkpoint=asked)
 
 

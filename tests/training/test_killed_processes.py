@@ -111,7 +111,7 @@ def test_thirty_kills_at_random_moments(world, tmp_path):
         time.sleep(rng.uniform(0, 10))
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait(30) == -signal.SIGKILL, "it ended before it was killed: raise steps"
-        resumed += "goes on from" in log.read_text()
+        resumed += "continues from" in log.read_text()
     assert resumed > KILLS // 2
     to_the_end(arguments, log)
     assert_equal(output, tmp_path / "whole")
@@ -156,7 +156,7 @@ def test_two_processes_of_which_one_dies_and_a_launch_that_is_stopped(world, tmp
     said = re.search(r"SIGTERM: stopped after step (\d+), checkpoint-\1 is written", log.read_text())
     assert said, log.read_text()[-2000:]
     to_the_end(arguments, log)
-    assert f"goes on from {output}/checkpoint-{said[1]}" in log.read_text()
+    assert f"continues from {output}/checkpoint-{said[1]}" in log.read_text()
     assert_equal(output, tmp_path / "whole")
 
 

@@ -18,6 +18,7 @@ from modeling_mllmreid.training.progress import (
     log_line,
     training_line,
 )
+from modeling_mllmreid.training.trainer import ReIDTrainer
 from modeling_mllmreid.utils.errors import UserError
 
 RUN = {
@@ -98,6 +99,8 @@ def test_metrics_are_in_percent():
     assert last_line(state, "rank1", seconds=100) == text + "best step 4: rank1 75.0% on val, checkpoint not saved"
     state.best_model_checkpoint = "runs/a/checkpoint-4"
     assert last_line(state, "eval_rank1", seconds=100).endswith("rank1 75.0% on val, checkpoint runs/a/checkpoint-4")
+    state.best_global_step = None
+    assert last_line(state, "rank1", seconds=100) == text + "best rank1 75.0% on val, no checkpoint saved"
     for nothing in (None, float("-inf")):
         state.best_metric = nothing
         assert last_line(state, "mAP", seconds=100) == text + "no evaluation chose a best step"
@@ -124,22 +127,42 @@ def test_a_bar_is_shown_on_a_terminal_only(tmp_path, monkeypatch, stream, disabl
     assert ("1/2" in sys.stderr.getvalue()) == shown and bool(sys.stderr.getvalue()) == shown
 
 
-def test_time_in_evaluations_is_not_time_of_steps(tmp_path, monkeypatch, capsys):
+def test_time_of_evaluations_and_checkpoints_is_not_time_of_steps(tmp_path, monkeypatch, capsys):
     args = ReIDTrainingArguments(str(tmp_path), use_cpu=True, gradient_accumulation_steps=2)
     state, control, progress = TrainerState(max_steps=4), TrainerControl(), TrainingProgress(args)
-    clock = iter([0, 10, 20, 1000, 1010, 1010, 1020, 1020])
+    clock = iter([0, 10, 500, 510, 1000, 1010, 1020])
     monkeypatch.setattr("modeling_mllmreid.training.progress.time.monotonic", lambda: next(clock))
     progress.on_train_begin(args, state, control)
-    # 128 images in 10 seconds twice, an evaluation until 1000, and 128 in 10 seconds.
-    for step, after in enumerate((None, progress.on_evaluate, None), start=1):
+    # Three steps of 10 seconds and 128 images; a checkpoint until 500, an evaluation until 1000.
+    for step, after in enumerate((progress.on_save, progress.on_evaluate, None), start=1):
         state.global_step = step
         progress.on_step_end(args, state, control)
         if after:
             after(args, state, control)
     state.log_history.append({**ENTRY, "step": 3})
     progress.on_log(args, state, control)
-    assert "  12.8 images/s  0:05:37 left\n" in capsys.readouterr().out
+    assert "  12.8 images/s  0:05:40 left\n" in capsys.readouterr().out
     progress.close()
+
+
+def test_an_error_ends_the_bar(train, monkeypatch):
+    def fail(self, *args, **kwargs):
+        bars.append(self._bar)
+        raise UserError("out of paper")
+
+    bars = []
+    monkeypatch.setattr(TrainingProgress, "on_step_end", fail)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with pytest.raises(UserError, match="out of paper"):
+        train(max_steps=2, disable_tqdm=False)
+    # A bar that is closed is switched off, and has ended its line.
+    assert bars[0].disable and "0/2" in sys.stderr.getvalue() and sys.stderr.getvalue().endswith("\n")
+
+
+def test_other_processes_print_and_write_nothing(train, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(ReIDTrainer, "is_world_process_zero", lambda self: False)
+    assert train(max_steps=1).trainer.state.log_history
+    assert "step 1/1" not in capsys.readouterr().out and not (tmp_path / "run" / LOG_FILE).exists()
 
 
 def test_a_number_that_is_not_finite_is_null():
@@ -150,7 +173,10 @@ def test_a_number_that_is_not_finite_is_null():
     }
 
 
-@pytest.mark.parametrize(("content", "ours"), [('{"loss": 1, "step": 2}\n{"lo', True), ("", True), ("[1]\n", False)])
+@pytest.mark.parametrize(
+    ("content", "ours"),
+    [('{"step": 2, "loss": 1}\n{"lo', True), ("", True), ("[1]\n", False), ('{"a": 1}\n', False), ("[" * 10**5, False)],
+)
 def test_a_file_of_another_program_is_not_replaced(tmp_path, content, ours):
     (tmp_path / LOG_FILE).write_text(content)
     if ours:

@@ -127,9 +127,9 @@ def difference(shared, now):
     try:
         assert checkpoint_to_resume(args, run_fingerprint(**now)) == Path(folder) / "checkpoint-2"
     except UserError as error:
-        said = str(error).removeprefix(f"{folder}/checkpoint-2: is of a run with other settings (")
+        said = str(error).removeprefix(f"{folder}/checkpoint-2: belongs to a run with other settings (")
         return said.removesuffix(
-            "): give another output_dir, or resume_from_checkpoint true to go on from it all the same, false to "
+            "): give another output_dir, or resume_from_checkpoint true to continue from it all the same, false to "
             "remove it and start anew"
         )
     return ""
@@ -234,7 +234,7 @@ def test_images_and_texts_are_compared(shared, made, world, column, change):
 
 def test_other_people_under_the_same_names_are_told_apart(shared, run):
     run["model"].config.identities_digest = "another"
-    assert difference(shared, run) == "other people to train on"
+    assert difference(shared, run) == "other people"
 
 
 def test_inputs_are_compared(shared, made, parts):
@@ -262,7 +262,7 @@ def test_the_model_to_begin_with_is_compared(shared):
             for place in (0, -1):
                 before = parameter.view(-1)[place].clone()
                 parameter.view(-1)[place] += 1
-                assert difference(shared, run) == "another model to begin with"
+                assert difference(shared, run) == "another initial model"
                 parameter.view(-1)[place] = before
     # An engine that shares weights out leaves empty ones.
     model.mllm.register_parameter("elsewhere", torch.nn.Parameter(torch.zeros(0), requires_grad=False))
@@ -273,7 +273,7 @@ def test_the_model_to_begin_with_is_compared(shared):
     model.mllm.config.architectures, model.mllm.config.dtype = ["LlavaForConditionalGeneration"], "float32"
     assert difference(shared, run) == ""
     dropout, config.attention_dropout = config.attention_dropout, 0.5
-    assert difference(shared, run) == "another model to begin with"
+    assert difference(shared, run) == "another initial model"
     config.attention_dropout = dropout
     # Where it came from, and who wrote it, is no part of it.
     model.mllm.config._name_or_path, model.mllm.config.transformers_version = "elsewhere", "5.0"
@@ -314,7 +314,7 @@ def test_settings_of_a_lora_are_compared(lora, tmp_path):
     loaded = lora()
     with torch.no_grad():
         next(p for name, p in loaded["model"].named_parameters() if ".lora_B." in name).fill_(1)
-    assert difference(then, loaded) == "another model to begin with"
+    assert difference(then, loaded) == "another initial model"
 
 
 @pytest.fixture
@@ -348,10 +348,10 @@ def test_which_checkpoint_is_taken(shared, run, folder):
     for wanted in ("true", "True", True):
         assert checkpoint_to_resume(asking(run, folder, wanted), other_settings) == last
     assert checkpoint_to_resume(asking(run, folder, str(first)), other_settings) == first
-    with pytest.raises(UserError, match=f"{last}: is of a run with other settings .seed 42, now 7.: give another"):
+    with pytest.raises(UserError, match=f"{last}: belongs to a run with other settings .seed 42, now 7.: give another"):
         checkpoint_to_resume(asking(run, folder, None), other_settings)
     for wanted in (str(first), "true"):
-        with pytest.raises(UserError, match="was trained on other people, and its ID classifier is theirs: give it as"):
+        with pytest.raises(UserError, match="its ID classifier was trained on other people: give it as"):
             checkpoint_to_resume(asking(run, folder, wanted), {**metadata, "identities": "others"})
         write_checkpoint(first, {**metadata, "identities": None})
         write_checkpoint(last, {**metadata, "identities": None})
@@ -396,5 +396,5 @@ def test_a_named_checkpoint_that_is_none(run, folder):
     for take in (refuse_absent_checkpoint, lambda args: checkpoint_to_resume(args, run_fingerprint(**run))):
         with pytest.raises(UserError, match=f"resume_from_checkpoint {folder}/nothing: no such folder: give a checkp"):
             take(asking(run, folder, str(folder / "nothing")))
-        with pytest.raises(UserError, match="checkpoint-11: no checkpoint of a training, as it has no trainer_state"):
+        with pytest.raises(UserError, match="checkpoint-11: not a checkpoint of a training"):
             take(asking(run, folder, str(folder / "checkpoint-11")))

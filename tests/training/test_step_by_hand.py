@@ -243,8 +243,8 @@ def test_an_accumulated_step_of_the_trainer_is_the_step_by_hand(train, make_mode
         torch.testing.assert_close(got, want.detach(), **CLOSE)
     assert_same_gradients(model, hand)
 
-    trainer._parts.end_step(counted=True)
-    logged = trainer._parts.take(trainer.accelerator)
+    trainer._loss_parts.end_step(counted=True)
+    logged = trainer._loss_parts.take(trainer.accelerator)
     logs = [parts | {f"lm_{b}": value / counts[b] for b, value in sums.items()} for sums, counts, _, parts, _ in steps]
     assert logged.keys() == logs[0].keys()
     for part, value in logged.items():

@@ -207,7 +207,7 @@ def test_what_does_not_fit_is_refused_before_the_first_step(train, change, messa
 
 def test_a_data_set_without_training_part_is_refused(train, world):
     only = DatasetDict({"query": world["query"], "gallery": world["gallery"]})
-    with pytest.raises(UserError, match="has query, gallery: training needs a train part"):
+    with pytest.raises(UserError, match="has query, gallery: training needs a train split"):
         train(max_steps=1, dataset=only)
 
 

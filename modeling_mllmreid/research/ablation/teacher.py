@@ -24,7 +24,7 @@ from ...options.arguments import MethodArguments, ModelArguments
 from ...text.continuations import write_continuations
 from ...text.instructions import COMMON_INSTRUCTION, STANDARD_POOL
 from ...training.arguments import BatchArguments
-from ...training.loading import commit_of, load_native_processor, load_writer, to_device
+from ...training.loading import load_native_processor, load_text_model, model_commit, to_device
 from ...utils.errors import UserError
 from ..tiny_llava import PRETRAINING_VERSION, TinyArguments, build_tiny, pretrain_tiny
 from .plan import TINY, AblationArguments
@@ -67,7 +67,7 @@ def prepare_base(args: AblationArguments, tiny: TinyArguments, shared: Mapping[s
 
 def base_identity(args: AblationArguments, base: str) -> str:
     """What the runs' keys know the base by: the digest in a tiny one's name, else its name and commit."""
-    return Path(base).name if args.base_model == TINY else f"{base}@{commit_of(ModelArguments(base))}"
+    return Path(base).name if args.base_model == TINY else f"{base}@{model_commit(ModelArguments(base))}"
 
 
 class Teacher:
@@ -84,7 +84,7 @@ class Teacher:
     def mllm(self) -> LlavaForConditionalGeneration:
         """The language model, on the device."""
         if self._mllm is None:
-            loaded = load_writer(LlavaForConditionalGeneration, ModelArguments(self.base, dtype=self.dtype))
+            loaded = load_text_model(LlavaForConditionalGeneration, ModelArguments(self.base, dtype=self.dtype))
             self._mllm = loaded.requires_grad_(False).eval()
             to_device(self._mllm)
         return self._mllm

@@ -1,33 +1,50 @@
-"""README, "Publish yours" and "Use a published model", executed line by line against a loopback Hub."""
+"""The blocks of README and docs/models.md that load, publish and use a model run as they are, on a loopback Hub."""
 
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-from pathlib import Path
 
+import pytest
+import torch
 from cli_process import CliProcess
+from documents import PAGES, ROOT, code_blocks, section_block
 from hub_server import TOKEN, HubServer
 
 from modeling_mllmreid.commands.demo import main
 
-ROOT = Path(__file__).parents[2]
+README, MODELS = PAGES[0], ROOT / "docs/models.md"
 SIZES = {"train_identities": 6, "test_identities": 3, "images_per_camera": 2, "cameras": 2, "height": 64, "width": 32}
 SIZES |= {"hidden_size": 32, "tower_layers": 1, "lm_layers": 1, "pretraining_people": 50, "pretraining_steps": 3}
 SIZES |= {"identities_per_batch": 2, "images_per_identity": 2, "val_identities": 2, "max_steps": 2, "eval_steps": 2}
 SIZES |= {"save_steps": 2, "warmup_steps": 1, "logging_steps": 2, "dataloader_num_workers": 0}
 
 
-def block_of(section: str, language: str) -> str:
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    (block,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-    return block
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the runs of a small demo, as README and docs name them."""
+    root = tmp_path_factory.mktemp("documented")
+    main([f"--{name}={value}" for name, value in {**SIZES, "output_dir": root / "runs/demo"}.items()])
+    shutil.copytree(root / "runs/demo", root / "runs/quick")
+    return root
 
 
-def test_publish_and_use_as_the_readme_says(tmp_path):
-    main([f"--{name}={value}" for name, value in {**SIZES, "output_dir": tmp_path / "runs/demo"}.items()])
+@pytest.mark.parametrize("page, name", [(README, "runs/quick"), (MODELS, "runs/demo")], ids=["README", "models"])
+def test_load_and_embed(folder, monkeypatch, page, name):
+    (code,) = (code for code in code_blocks(page, "python") if name in code)
+    monkeypatch.chdir(folder)
+    variables = {}
+    exec(compile(code, page.name, "exec"), variables)
+    embeddings = variables["embeddings"]
+    assert len(embeddings) == len(variables["images"]) > 1
+    torch.testing.assert_close((embeddings @ embeddings.T).diagonal(), torch.ones(len(embeddings)))
+
+
+def test_publish_and_use(folder, tmp_path):
+    shutil.copytree(folder / "runs", tmp_path / "runs")
     people = tmp_path / "runs/demo/pedestrians/query"
     for name, image in zip(("query", "a", "b"), sorted(people.iterdir()), strict=False):
         (tmp_path / f"{name}.jpg").write_bytes(image.read_bytes())
@@ -35,7 +52,7 @@ def test_publish_and_use_as_the_readme_says(tmp_path):
         kept = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
         kept |= {"OMP_NUM_THREADS": "1"}
 
-        lines = [shlex.split(line) for line in block_of("Publish yours", "bash").splitlines()]
+        lines = [shlex.split(line) for line in section_block(MODELS, "Publish yours", "bash").splitlines()]
         assert [line[2] for line in lines] == ["evaluate", "push", "export", "push"]
         with CliProcess(kept | {"PYTHONPATH": str(ROOT)} | hub.environment(tmp_path / "mine"), tmp_path) as process:
             for line in lines:
@@ -51,7 +68,8 @@ def test_publish_and_use_as_the_readme_says(tmp_path):
             assert pushed.count(f'from_pretrained("{name}", trust_remote_code=True)') == 2
         # Elsewhere: no package, an empty cache.
         (tmp_path / "use.py").write_text(
-            "import sys\nsys.modules['modeling_mllmreid'] = None\n" + block_of("Use a published model", "python")
+            "import sys\nsys.modules['modeling_mllmreid'] = None\n"
+            + section_block(MODELS, "Use a published model", "python")
         )
         command, variables = [sys.executable, "-I", "use.py"], kept | hub.environment(tmp_path / "theirs")
         done = subprocess.run(command, env=variables, capture_output=True, text=True, cwd=tmp_path)
