@@ -45,7 +45,7 @@ def test_reader_by_name_and_texts_joined(root):
         read(root, texts=root / "stale.jsonl")
 
 
-def test_saved_folder_works_the_same_and_its_embedded_images_open(root):
+def test_saved_folder_with_embedded_images(root):
     dataset = read(root)
     dataset.save_to_disk(root / "saved")
     (root / TRAIN).unlink()
@@ -70,13 +70,13 @@ def test_saved_folder_works_the_same_and_its_embedded_images_open(root):
         (".", {"data_dir": "x", "strict": True}, "saved data set, data_dir, strict does not apply"),
     ],
 )
-def test_mistakes(root, monkeypatch, name, options, message):
+def test_errors(root, monkeypatch, name, options, message):
     monkeypatch.chdir(root)
     with pytest.raises(UserError, match=message):
         load_reid_dataset(name, **options)
 
 
-def test_saved_folder_must_keep_the_contract(root):
+def test_saved_folder_without_contract_columns(root):
     dataset = read(root)
 
     def save(name, changed):

@@ -1,4 +1,4 @@
-"""splits.json: what it records, what it leaves out, what contradicts it; and people that two splits share."""
+"""splits.json: its content, contradictions with the data, and people that two splits share."""
 
 import json
 import time
@@ -41,7 +41,7 @@ def rewrite(root, **fields):
     (root / "splits.json").write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
 
 
-def test_what_was_added_later_is_said(root, caplog):
+def test_images_added_later_are_noted(root, caplog):
     first, notes = load(root)
     assert notes == ["tested on 5 of 10 people, splits in splits.json"] and not caplog.text
     add(root, "kim", "lea", images=3)
@@ -60,7 +60,7 @@ def test_what_was_added_later_is_said(root, caplog):
     assert sum(map(len, whole.values())) == 27 and len(notes) == 1
 
 
-def test_two_runs_that_draw_at_once_do_not_both_go_on(root, monkeypatch):
+def test_two_concurrent_runs_use_the_same_splits(root, monkeypatch):
     draw = splits.split_query_gallery
 
     def slowly(*arguments, **options):
@@ -82,7 +82,7 @@ def test_two_runs_that_draw_at_once_do_not_both_go_on(root, monkeypatch):
     assert sum("splits.json: was drawn with split_seed" in str(result) for result in results) == 1
 
 
-def test_nothing_is_left_where_splits_cannot_be_drawn(root, tmp_path):
+def test_failed_draw_leaves_no_file(root, tmp_path):
     with pytest.raises(UserError, match="too few for two to train on"):
         load(root, splits_file=tmp_path / "new" / "below" / "splits.json", test_share=0.99)
     assert not (tmp_path / "new").exists()
@@ -150,7 +150,7 @@ def test_options_that_do_not_apply_are_refused(root, tmp_path):
         ({"query": ["nobody/0.png"]}, "names 'nobody/0.png', which is not in the data: remove the file to draw"),
     ],
 )
-def test_a_file_that_does_not_fit(root, change, message):
+def test_file_that_contradicts_the_data(root, change, message):
     load(root)
     rewrite(root, **change)
     before = (root / "splits.json").read_bytes()
@@ -160,14 +160,14 @@ def test_a_file_that_does_not_fit(root, change, message):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[" * 100_000, b"[]", b'{"train": NaN}', b'{"train": ["a"'])
-def test_garbage_is_named_and_left_alone(root, content):
+def test_invalid_file_is_not_replaced(root, content):
     (root / "splits.json").write_bytes(content)
     with pytest.raises(UserError, match="splits.json: ") as caught:
         load(root)
     assert "\n" not in str(caught.value) and (root / "splits.json").read_bytes() == content
 
 
-def test_the_list_of_what_was_skipped_replaces_no_other_file(root, tmp_path):
+def test_skipped_file_replaces_no_other_file(root, tmp_path):
     (root / "anna/broken.png").write_bytes(b"x")
     other = tmp_path / "notes.txt"
     other.write_text("my notes\n")
@@ -202,7 +202,7 @@ def test_the_seed_draws_the_people_and_the_queries(tmp_path):
         assert sorted(split_query_gallery(whole, seed=seed)[0]["file_name"]) == part["query"]
 
 
-def test_the_share_is_of_the_people(tmp_path):
+def test_share_counts_people(tmp_path):
     for share, tested in ((0.125, 1), (0.5, 4), (0.75, 6)):
         parts = drawn(images(), tmp_path / f"{share}.json", test_share=share)
         assert len({name[0] for name in parts["gallery"]}) == len(parts["query"]) == tested
@@ -217,7 +217,7 @@ def test_the_share_is_of_the_people(tmp_path):
         make_splits(images(), tmp_path / "s.json", seed=-1)
 
 
-def test_the_file_can_be_read_by_people(tmp_path):
+def test_file_is_readable_json(tmp_path):
     rows = [Sample(f"zoë/{person}.{i}.jpg", person, -1) for person in range(4) for i in range(2)]
     parts = drawn(make_split(rows, root="/x", source="own"), tmp_path / "s.json", seed=2)
     text = (tmp_path / "s.json").read_bytes().decode("utf-8")
@@ -226,7 +226,7 @@ def test_the_file_can_be_read_by_people(tmp_path):
     assert {name: sorted(content[name]) for name in parts} == parts
 
 
-def test_what_another_run_drew_meanwhile_is_taken(tmp_path, monkeypatch):
+def test_splits_of_a_concurrent_run_are_used(tmp_path, monkeypatch):
     path = tmp_path / "s.json"
 
     @contextmanager
@@ -246,7 +246,7 @@ def test_what_another_run_drew_meanwhile_is_taken(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("split", ["query", "gallery"])
-def test_people_of_either_part_are_tested_on(tmp_path, split):
+def test_test_people_of_query_and_gallery_are_counted(tmp_path, split):
     (tmp_path / "s.json").write_text(
         json.dumps({"train": ["0/0.jpg"], "query": [], "gallery": [], split: ["1/0.jpg", "2/0.jpg"]})
     )
@@ -255,7 +255,7 @@ def test_people_of_either_part_are_tested_on(tmp_path, split):
     assert problems.notes[0] == "tested on 2 of 8 people, splits in s.json"
 
 
-def test_a_broken_file_says_what_to_do(tmp_path):
+def test_broken_file(tmp_path):
     path = tmp_path / "s.json"
     path.write_text("{")
     with pytest.raises(UserError, match="s.json.*: remove the file to draw .* or give another splits_file"):

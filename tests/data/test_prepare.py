@@ -1,4 +1,4 @@
-"""Prepared data: there and back, with the images inside or by path, its card, and a folder that is in use."""
+"""Prepared data: the round trip with images inside or by path, the card, and existing folders."""
 
 import gc
 import tempfile
@@ -37,7 +37,7 @@ def dataset(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("embed", [True, False])
-def test_there_and_back(dataset, tmp_path, embed, monkeypatch):
+def test_round_trip(dataset, tmp_path, embed, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     write_prepared(tmp_path / "out", dataset, name="t", embed=embed, metadata={"data set": "t", "captions": None})
     assert sorted(path.name for path in (tmp_path / "out/data").glob("train*")) == [
@@ -65,7 +65,7 @@ def test_there_and_back(dataset, tmp_path, embed, monkeypatch):
     assert "Responsible use" in text and ("in the tables" in text) == embed
 
 
-def test_a_folder_in_use_is_left_alone(dataset, tmp_path):
+def test_existing_folder_is_not_replaced(dataset, tmp_path):
     (tmp_path / "out/data").mkdir(parents=True)
     with pytest.raises(UserError, match="out: exists and is not empty: remove it or give another"):
         write_prepared(tmp_path / "out", dataset, name="t", metadata={})
@@ -87,7 +87,7 @@ def one_person(tmp_path, number):
     return DatasetDict(train=make_split([Sample(image.name, number, 1)], root=tmp_path, source="t"))
 
 
-def test_folders_of_one_name_and_a_folder_made_anew_are_not_mixed_up(tmp_path, monkeypatch):
+def test_folders_with_the_same_name_are_not_mixed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number, place in enumerate(("x/people", "y/people")):
         write_prepared(tmp_path / place, one_person(tmp_path, number), name="t", metadata={})
@@ -105,7 +105,7 @@ def test_folders_of_one_name_and_a_folder_made_anew_are_not_mixed_up(tmp_path, m
     assert load_reid_dataset("x/people")["train"]["person_id"][:] == [7]
 
 
-def test_reading_leaves_nothing_in_a_cache(tmp_path, monkeypatch):
+def test_reading_writes_no_cache(tmp_path, monkeypatch):
     write_prepared(tmp_path / "out", one_person(tmp_path, 1), name="t", metadata={})
     for person in ("anna", "ben"):
         (tmp_path / "pictures/train" / person).mkdir(parents=True)
@@ -132,7 +132,7 @@ def test_images_in_archives_are_refused(tmp_path):
         load_reid_dataset(tmp_path / "set", columns={"person_id": "pid"})
 
 
-def test_a_folder_that_is_not_whole_is_refused_by_name(dataset, tmp_path):
+def test_incomplete_folder(dataset, tmp_path):
     write_prepared(tmp_path / "out", dataset, name="t", metadata={})
     data = tmp_path / "out/data"
     first, second = (data / f"train-0000{number}-of-00002.parquet" for number in (0, 1))
@@ -170,7 +170,7 @@ def test_a_folder_that_is_not_whole_is_refused_by_name(dataset, tmp_path):
     refused("not readable|no column")
 
 
-def test_two_writers_do_not_mix_and_nothing_of_a_killed_one_is_taken(tmp_path, monkeypatch):
+def test_concurrent_and_killed_writers(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ROWS_PER_SHARD", 1)
     for number in range(4):
         Image.new("RGB", (2, 2)).save(tmp_path / f"{number}.png")
@@ -210,14 +210,14 @@ def test_two_writers_do_not_mix_and_nothing_of_a_killed_one_is_taken(tmp_path, m
     assert not list(tmp_path.glob(".out.*.part"))
 
 
-def test_the_output_lies_in_no_input(dataset, tmp_path):
+def test_output_must_not_be_in_an_input(dataset, tmp_path):
     for inside in ("images/prepared", "images/anna/prepared", "images"):
         with pytest.raises(UserError, match="an input: give another path|exists and is not empty"):
             write_prepared(tmp_path / inside, dataset, name="t", metadata={}, inputs=[tmp_path / "images"])
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [f"{number}.png" for number in range(5)]
 
 
-def test_foreign_text_in_the_card_stays_text(dataset, tmp_path):
+def test_metadata_in_the_card_is_escaped(dataset, tmp_path):
     metadata = {"data set": "a\n---\n# Free\nlicense: mit", "captions": "<script>[x](http://y)", "x\n## y": 1}
     write_prepared(tmp_path / "out", dataset, name="x\nlicense: mit\n---\n# Title", metadata=metadata)
     lines = (tmp_path / "out/README.md").read_text().splitlines()
@@ -227,7 +227,7 @@ def test_foreign_text_in_the_card_stays_text(dataset, tmp_path):
     assert [line for line in lines if line.startswith("## ")] == ["## Origin", "## Responsible use"]
 
 
-def test_reading_holds_the_images_once(tmp_path):
+def test_reading_needs_the_memory_of_one_copy(tmp_path):
     noise = Image.effect_noise((300, 300), 90)
     names = []
     for number in range(40):

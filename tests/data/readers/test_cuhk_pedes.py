@@ -29,7 +29,7 @@ def write_set(root, entries, images="imgs"):
 
 
 @pytest.mark.parametrize("images", ["imgs", "."])
-def test_splits_and_rows(tmp_path, images):
+def test_splits_and_samples(tmp_path, images):
     dataset = read_cuhk_pedes(write_set(tmp_path, ENTRIES, images))
     assert {name: len(split) for name, split in dataset.items()} == {"train": 2, "val": 1, "query": 4, "gallery": 2}
     assert dataset["train"]["caption"][:] == [["a", "b"], []]
@@ -113,7 +113,7 @@ def test_other_schemas(tmp_path):
         load_reid_dataset("rstpreid", data_dir=tmp_path / "rstp")
 
 
-def test_text_that_is_not_utf8_and_entries_left_out(tmp_path):
+def test_invalid_utf8_and_skipped_entries(tmp_path):
     root = write_set(tmp_path, changed(3, file_path="CUHK01/9.png"))
     listed = tmp_path / "skipped.txt"
     dataset = load_reid_dataset("cuhk_pedes", data_dir=root, on_error="skip", skipped_file=listed)
