@@ -49,7 +49,7 @@ def die_at(moment: str, people: Path, folder: Path, settings: dict) -> None:
 
 
 def fill_the_disk(people: Path, folder: Path, settings: dict) -> None:
-    """A training that can write no large file at step 4: its UserError is written into "said", the exit code is 7."""
+    """Trains without space for large files at step 4; writes the UserError into "message" and exits with 7."""
     save = ReIDTrainer._save_checkpoint
 
     def small(of, *args):
@@ -65,5 +65,5 @@ def fill_the_disk(people: Path, folder: Path, settings: dict) -> None:
     try:
         train_tiny(folder, world_of(people), **settings)
     except UserError as error:
-        (folder / "said").write_text(str(error))
+        (folder / "message").write_text(str(error))
         os._exit(7)

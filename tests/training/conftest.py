@@ -1,4 +1,4 @@
-"""A small rendered world on disk, and runs of the real training on it."""
+"""A small rendered world on disk, and real trainings on it."""
 
 import pytest
 from tiny_training import tiny_parts, train_tiny, world_of
@@ -8,7 +8,7 @@ from modeling_mllmreid.synthetic.write import write_pedestrians
 
 @pytest.fixture(scope="session")
 def people(tmp_path_factory):
-    """Twelve people to train on, four to test on, three cameras, with captions."""
+    """Twelve training and four test people, three cameras, with captions."""
     folder = tmp_path_factory.mktemp("world") / "people"
     write_pedestrians(folder, train_identities=12, test_identities=4, images_per_camera=2, cameras=3)
     return folder

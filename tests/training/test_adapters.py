@@ -1,4 +1,4 @@
-"""LoRA, 4-bit and 8-bit in training: exact gradients, exact resume in every form, sizes, and what is refused."""
+"""LoRA, 4-bit and 8-bit in training: exact gradients, exact resume in every form, sizes, and refused settings."""
 
 import copy
 
@@ -31,7 +31,7 @@ def quantised(make_llava, tiny_processor, tmp_path, quantize, **fields):
     )
     torch.manual_seed(0)
     prepare_training(model, args, backbone=str(tmp_path / "native"), revision=None, dtype=torch.float32)
-    with torch.no_grad():  # a LoRA starts as a product with zero, where half its gradients are zero too
+    with torch.no_grad():  # a new LoRA has a zero matrix, so half of its gradients are zero
         for name, parameter in model.named_parameters():
             if ".lora_B" in name:
                 parameter.normal_(std=0.1)
@@ -39,7 +39,7 @@ def quantised(make_llava, tiny_processor, tmp_path, quantize, **fields):
 
 
 def dequantised(model):
-    """The same model with plain linear layers that hold the 4-bit weights' values."""
+    """Returns the same model with plain linear layers that hold the values of the 4-bit weights."""
     import bitsandbytes
 
     plain = copy.deepcopy(model)
@@ -62,7 +62,7 @@ def test_4bit_gradients_equal_those_of_the_dequantised_weights_also_after_an_eva
     make_llava, tiny_processor, make_batch, tmp_path
 ):
     model, batch = quantised(make_llava, tiny_processor, tmp_path, "4bit"), make_batch()
-    # Where the processor has AVX512-BF16, a forward pass would repack them; elsewhere the flag alone can be seen.
+    # On CPUs with AVX512-BF16, a forward pass would repack them. On others only the flag is visible.
     layers = [module for module in model.modules() if quantized_class(module)]
     assert len(layers) == 2 * 7 and not any(layer.support_avx512bf16_for_cpu for layer in layers)
     plain = dequantised(model)
@@ -82,7 +82,7 @@ def test_4bit_gradients_equal_those_of_the_dequantised_weights_also_after_an_eva
 def test_activation_checkpointing_keeps_the_gradients_of_a_lora_in_both_branches(
     make_llava, tiny_processor, make_batch, tmp_path
 ):
-    # The text branch starts at frozen embeddings: a re-entrant checkpoint would give its LoRA nothing.
+    # The text branch starts at frozen embeddings, so a re-entrant checkpoint would give its LoRA no gradient.
     model, batch = quantised(make_llava, tiny_processor, tmp_path, None, loss_lambda=0.0), make_batch()
     expected = gradients(model, batch)
     model.activation_checkpointing_enable()
@@ -94,7 +94,7 @@ def test_activation_checkpointing_keeps_the_gradients_of_a_lora_in_both_branches
 
 @pytest.mark.parametrize("form", FORMS)
 def test_resume_and_the_best_model_give_the_same_bits_in_every_form(train, tmp_path, monkeypatch, form):
-    """Six steps at once or three and three; and the best of the checkpoints is what training ends with."""
+    """Six steps equal three and three steps, and training ends with the best checkpoint."""
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "adapters": FORMS[form]}
     whole = train("whole", **settings)
     resumed = train("resumed", resume_from_checkpoint=str(tmp_path / "whole/checkpoint-3"), **settings)
@@ -103,9 +103,9 @@ def test_resume_and_the_best_model_give_the_same_bits_in_every_form(train, tmp_p
     assert trained and all(torch.equal(got[name], value) for name, value in expected.items())
     after_three = load_file(tmp_path / "whole/checkpoint-3/model.safetensors")
     moved = [name for name in trained & after_three.keys() if not torch.equal(after_three[name], expected[name])]
-    assert len(moved) > 5  # what was compared had been trained on
+    assert len(moved) > 5  # training changed the weights that are compared
 
-    # The first evaluation is made the best one.
+    # Makes the first evaluation the best one.
     evaluate = ReIDTrainer.evaluate
     monkeypatch.setattr(
         ReIDTrainer,

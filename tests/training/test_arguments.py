@@ -1,4 +1,4 @@
-"""What training is set to: the defaults, what they become, and that what is given reaches the run."""
+"""Training arguments: the defaults, their computed values, and that settings reach the run."""
 
 import math
 
@@ -50,7 +50,7 @@ def test_defaults(tmp_path):
         "hub_private_repo": True,
     }
     assert {name: getattr(args, name) for name in expected} == expected
-    # Without an evaluation there is no best checkpoint.
+    # No evaluation means no best checkpoint.
     without = arguments(tmp_path, eval_strategy="no")
     assert not without.load_best_model_at_end and without.save_strategy == "epoch"
     assert arguments(tmp_path, load_best_model_at_end=False).load_best_model_at_end is False
@@ -82,7 +82,7 @@ def test_learning_rates_are_numbers_by_pattern_in_their_order(tmp_path):
             arguments(tmp_path, learning_rates=wrong)
 
 
-def test_what_is_refused(tmp_path):
+def test_refused_settings(tmp_path):
     for strategy in ("checkpoint", "all_checkpoints"):
         with pytest.raises(UserError, match=f"hub_strategy {strategy}: publishes optimiser states"):
             arguments(tmp_path, push_to_hub=True, hub_strategy=strategy)
@@ -112,13 +112,13 @@ def test_probabilities(name):
 
 
 @pytest.mark.parametrize(("name", "least"), [("max_target_tokens", 1), ("val_identities", 0), ("pad", 0)])
-def test_least_numbers(name, least):
+def test_minimum_numbers(name, least):
     assert getattr(BatchArguments(**{name: least}), name) == least
     with pytest.raises(UserError, match=f"{name} {least - 1}: give {least} or more"):
         BatchArguments(**{name: least - 1})
 
 
-def test_no_token_is_in_what_others_may_see(tmp_path):
+def test_public_settings_have_no_token(tmp_path):
     public = arguments(tmp_path, hub_token="hf_secret", identities_per_batch=3).to_public_dict()
     assert "hf_secret" not in str(public) and not [name for name in public if name.endswith("token")]
     assert public["identities_per_batch"] == 3 and public["seed"] == 42
@@ -132,7 +132,7 @@ def test_one_process_has_one_device(tmp_path, monkeypatch):
     assert args.n_gpu == 0
 
 
-def test_what_is_given_reaches_the_run(train):
+def test_settings_reach_the_run(train):
     batch = {"flip": 0.25, "pad": 1, "erase": 0.75, "instruction": "pool", "max_target_tokens": 5, "target": "split"}
     batch |= {"text_branch": False, "val_identities": 5}
     trained = train(batch=batch, max_steps=1, learning_rate=0.0, seed=9, identities_per_batch=3, images_per_identity=3)

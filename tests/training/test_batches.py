@@ -1,4 +1,4 @@
-"""Samples and batches by hand, with settings that are not the defaults: every setting is seen in what is trained on."""
+"""Samples and batches by hand, with settings that are not the defaults: every setting changes the batches."""
 
 import logging
 
@@ -26,7 +26,7 @@ CONTINUATIONS = [["he has a bag .", "he walks ."], ["she has long hair and a yel
 
 @pytest.fixture(scope="module")
 def images(world):
-    """Six images of three people; the third person's have no caption."""
+    """Six images of three people. Those of the third person have no caption."""
     train = world["train"]
     rows = [train["person_id"][:].index(person) + i for person in (1, 2, 3) for i in (0, 1)]
     columns = {name: train.select(rows)[name][:] for name in FEATURES if name != "image"}
@@ -83,11 +83,11 @@ def test_a_sample_by_hand(samples, images, parts):
         assert got.keys() == expected.keys() and equal(expected, got), (index, epoch, position)
 
 
-# Option, another value, what of a sample it changes.
+# Option, another value, the fields of a sample that it changes.
 OPTIONS = [
     ("flip", 0.0, {"pixel_values"}),
     ("flip", 1.0, {"pixel_values"}),
-    # A shift by nothing draws nothing, so that the later draws are others.
+    # No shift draws no random number, so the later draws differ.
     ("pad", 0, {"pixel_values", "caption", "target"}),
     ("pad", 2, {"pixel_values"}),
     ("erase", 0.0, {"pixel_values"}),
@@ -95,20 +95,20 @@ OPTIONS = [
     ("max_target_tokens", 2, {"target"}),
     ("target", "split", {"caption", "target"}),
     ("target", "continuation", {"target"}),
-    # The instruction is drawn before the erased box.
+    # The instruction draws before the erased box.
     ("instruction", "pool", {"instruction", "pixel_values"}),
     ("seed", 6, {"pixel_values", "caption", "target"}),
 ]
 
 
 @pytest.mark.parametrize(("name", "value", "changes"), OPTIONS, ids=[f"{name}-{value}" for name, value, _ in OPTIONS])
-def test_every_option_changes_what_it_says_and_nothing_else(samples, name, value, changes):
+def test_every_option_changes_its_fields_and_nothing_else(samples, name, value, changes):
     before, after = samples(target="caption"), samples(**{"target": "caption", name: value})
     pairs = [(before[place], after[place]) for place in np.ndindex(4, 2, 8)]
     assert {key for one, other in pairs for key in one if not equal({key: one[key]}, other)} == changes
 
 
-def test_what_is_switched_off_is_never_seen(samples, images, parts):
+def test_disabled_augmentation_never_happens(samples, images, parts):
     still = samples(target="caption", flip=0, pad=0, erase=0)
     sources = image_sources(images)
     for index, epoch, position in np.ndindex(6, 2, 4):
@@ -128,7 +128,7 @@ def test_draws_reach_every_text_and_every_instruction(samples, parts):
     for instruction in ("common", "standard"):
         alone = samples(target="caption", instruction=instruction)
         assert {alone[0, 0, position]["instruction"] for position in range(9)} == {0}
-    # An epoch, a place and an image have draws of their own.
+    # An epoch, a position and an image have their own draws.
     for places in ([(0, e, 0) for e in range(6)], [(0, 0, p) for p in range(6)]):
         assert len({made[place]["pixel_values"].numpy().tobytes() for place in places}) == 6
 
@@ -192,7 +192,7 @@ def test_a_text_that_cannot_be_a_target_is_named(samples, images):
 
 
 def batch_of(samples, parts, places, *, language=True, reid_text=False, **batch):
-    """(the samples, their batch)."""
+    """Returns the samples and their batch."""
     made = samples(**batch)
     rows = [made[place] for place in places]
     return rows, TrainCollator(parts[0], BatchArguments(**batch), language=language, reid_text=reid_text)(rows)
@@ -251,20 +251,20 @@ def test_a_batch_by_hand(samples, parts, instruction):
         (False, True, True, TEXT_ROWS, (False, False)),
     ],
 )
-def test_which_rows_a_batch_has(samples, parts, language, text_branch, reid_text, names, counted):
+def test_tensors_of_a_batch(samples, parts, language, text_branch, reid_text, names, counted):
     settings = {"target": "caption", "text_branch": text_branch}
     rows, batch = batch_of(samples, parts, PLACES, language=language, reid_text=reid_text, **settings)
     assert batch.keys() == {"pixel_values", "person_ids", *names}
     assert tuple(label_counts(batch) > 0) == counted
     if names >= TEXT_ROWS and not (language and text_branch):
-        # These end with the caption.
+        # These sequences end with the caption.
         prefix = parts[0].image_prefix_ids
         expected = padded([prefix + row["caption"] for row in rows], parts[0].tokenizer.pad_token_id)
         assert torch.equal(batch["text_input_ids"], expected)
 
 
 def test_the_first_label_is_no_target():
-    """A model predicts the next token: nothing comes before the first."""
+    """A model predicts the next token, so no token predicts the first label."""
     labels = torch.tensor([[7, 8, -100], [-100, 9, 9]])
     assert label_counts({"labels": labels, "text_labels": labels[:1]}).tolist() == [3, 1]
 

@@ -1,4 +1,4 @@
-"""The shipped configurations of engines: accepted by Accelerate and DeepSpeed, and right for our model."""
+"""The shipped engine configurations: Accelerate and DeepSpeed accept them, and they fit the model."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ ZEROS = sorted((ROOT / "configs/deepspeed").glob("*.json"))
 
 @pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)
 def test_accelerate_takes_every_key(path):
-    # Raises for keys that it does not know; of those of an engine it does not ask.
+    # Raises for unknown keys, but not for those of an engine.
     config = load_config_from_file(str(path))
     options = {action.dest for action in launch_command_parser()._actions}
     assert {*config.fsdp_config, *config.deepspeed_config} <= options
@@ -44,7 +44,7 @@ def test_the_same_flags_start_every_engine_on_several_nodes(path):
     args, _, _ = _validate_launch_command(launch_command_parser().parse_args(flags))
     args.deepspeed_fields_from_accelerate_config = ""  # as launch_command sets it
     (prepare_deepspeed_cmd_env if args.use_deepspeed else prepare_multi_gpu_env)(args)
-    # What torchrun is then told.
+    # The arguments of torchrun.
     assert (args.nnodes, args.nproc_per_node, int(args.node_rank)) == ("2", "8", 1)
     assert args.rdzv_endpoint == "10.0.0.1:29500"
 
@@ -73,7 +73,7 @@ def test_zero_has_its_stage_and_gathers_whole_weights(path):
 
 
 @pytest.mark.parametrize("path", ZEROS, ids=lambda path: path.stem)
-def test_the_trainer_fills_in_what_deepspeed_then_takes(path, tmp_path):
+def test_the_trainer_completes_the_deepspeed_configuration(path, tmp_path):
     pytest.importorskip("deepspeed", reason="deepspeed is not installed: extra deepspeed")
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_hf_deepspeed_config
@@ -82,12 +82,12 @@ def test_the_trainer_fills_in_what_deepspeed_then_takes(path, tmp_path):
         filled = HfTrainerDeepSpeedConfig(json.loads(path.read_text()))
         args = ReIDTrainingArguments(output_dir=str(tmp_path), identities_per_batch=4, use_cpu=True, bf16=True)
         filled.trainer_config_process(args)
-        # What "auto" would read from a hidden_size is not in our model's configuration.
+        # The configuration of the model has no hidden_size, from which "auto" would read.
         filled.trainer_config_finalize(args, torch.nn.Identity(), num_training_steps=10)
     finally:
         unset_hf_deepspeed_config()
     assert "auto" not in json.dumps(filled.config) and filled.config["train_micro_batch_size_per_gpu"] == 16
-    DeepSpeedZeroConfig(**filled.config["zero_optimization"])  # raises for a field that it does not know
+    DeepSpeedZeroConfig(**filled.config["zero_optimization"])  # raises for an unknown field
 
 
 def test_the_prefetch_sizes_are_those_of_the_shipped_recipes():
@@ -100,7 +100,7 @@ def test_the_prefetch_sizes_are_those_of_the_shipped_recipes():
 
 
 def test_a_sharded_model_is_still_ours_by_name(make_model):
-    """FSDP2 gives the model a class of its own; its name and code must not be what a checkpoint tells."""
+    """FSDP2 replaces the class of the model. Checkpoints must not record its name and code."""
     from torch.distributed.fsdp import FSDPModule
 
     from modeling_mllmreid.training.engines import finish_sharding
@@ -125,15 +125,15 @@ def test_the_model_is_built_whole_under_zero3(tmp_path):
         def is_zero3(self) -> bool:
             return True
 
-    given = Zero3()  # held here: transformers keeps a weak reference
-    deepspeed.set_hf_deepspeed_config(given)
+    config = Zero3()  # held here, as transformers keeps a weak reference
+    deepspeed.set_hf_deepspeed_config(config)
     assert deepspeed.is_deepspeed_zero3_enabled()
     ReIDTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     assert not deepspeed.is_deepspeed_zero3_enabled()
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"grad_cache_chunk": 4}, "grad_cache_chunk is 4: FSDP reduces its shards in every backward pass"),
         ({"adapters": {"language_model": "lora", "quantize": "4bit"}}, "quantize: FSDP does not shard weights of 4"),
@@ -142,16 +142,16 @@ def test_the_model_is_built_whole_under_zero3(tmp_path):
         ({"auto_find_batch_size": True}, "auto_find_batch_size: needs the whole model in each process"),
     ],
 )
-def test_what_goes_with_ddp_alone_is_refused(train, monkeypatch, settings, said):
+def test_settings_for_ddp_alone_are_refused(train, monkeypatch, settings, message):
     made = ReIDTrainer.create_accelerator_and_postprocess
 
     def sharded(trainer):
-        # The accelerator of a processor knows no float16.
+        # Accelerate on a CPU does not support float16.
         half, trainer.args.fp16 = trainer.args.fp16, False
         made(trainer)
         trainer.is_fsdp_enabled, trainer.args.fp16 = True, half
 
     monkeypatch.setattr(ReIDTrainer, "create_accelerator_and_postprocess", sharded)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         train(max_steps=1, **settings)

@@ -1,4 +1,4 @@
-"""Two gloo processes by the real training against one with the doubled batch: losses, batches, gradients, weights."""
+"""Two gloo processes against one with a doubled batch in a real training: losses, batches, gradients, weights."""
 
 import copy
 import os
@@ -30,12 +30,12 @@ SETTINGS = {
     "captions of few, cached": ({**WHOLE, "reid_text": True}, 4, 1, torch.float64, 3),
     "both branches, accumulated, cached": (WHOLE, 4, 2, torch.float64, 5),
 }
-# A second run takes the last steps of this one again, from a checkpoint within an epoch that is not the first.
+# A second run repeats the last steps of this one from a checkpoint in the middle of a later epoch.
 RESUMED, RESUMED_FROM = "both branches", 18
 
 
 def few_captions(world):
-    """One image of six keeps its captions, so that processes differ in how many they have, and some have none."""
+    """One image of six keeps its captions, so processes have different numbers of captions, and some have none."""
     train = world["train"].map(lambda row, index: {"caption": row["caption"][: index % 6 == 0]}, with_indices=True)
     return DatasetDict({**world, "train": train})
 
@@ -112,7 +112,7 @@ def one_of_two(rank: int, people: str, output: str, port: int) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
-    # It asks for a GPU of each process, which a machine with fewer of them does not have: not on the CPU.
+    # It expects one GPU for each process, also on the CPU.
     PartialState.wait_for_everyone = None
     torch.save(train_all(people, f"{output}/two", identities_per_batch=4), f"{output}/rank{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -120,7 +120,7 @@ def one_of_two(rank: int, people: str, output: str, port: int) -> None:
 
 @pytest.fixture(scope="module")
 def runs(people, tmp_path_factory):
-    """(what one process with 8 people a batch gives, what each of two with 4 gives)."""
+    """Returns the results of one process with 8 people in a batch, and of each of two with 4."""
     output = tmp_path_factory.mktemp("engines")
     context = mp.spawn(one_of_two, (str(people), str(output), 29500 + os.getpid() % 1000), nprocs=2, join=False)
     one = train_all(str(people), f"{output}/one", identities_per_batch=8)
@@ -133,7 +133,7 @@ def runs(people, tmp_path_factory):
 def test_two_processes_train_as_one_with_the_doubled_batch(runs, name):
     one, two = runs[0][name], [rank[name] for rank in runs[1]]
     assert (one["processes"], *(rank["processes"] for rank in two)) == (1, 2, 2)
-    # Together the ranks have the one process's batch, and no person is in two of them.
+    # The ranks together have the batch of the one process, and no person is in two of them.
     assert torch.equal(torch.cat([rank["rows"] for rank in two], dim=1), one["rows"])
     for first, second in zip(*(rank["rows"][:, :, 0].tolist() for rank in two), strict=True):
         assert set(first).isdisjoint(second) and len({*first, *second}) == 8
@@ -144,7 +144,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(runs, name):
     mean = (two[0]["losses"] + two[1]["losses"]) / 2
     torch.testing.assert_close(mean, one["losses"], rtol=1e-9 if exact else 1e-4, atol=0)
     assert {"reid_head.llm.classifier.weight", "reid_head.llm.bottleneck.weight"} <= one["gradients"].keys()
-    # Some are zero but for rounding, as that of a key's bias.
+    # Some gradients are rounding errors, such as that of a key bias.
     largest = max(float(gradient.abs().max()) for gradient in one["gradients"].values())
     for key, gradient in one["gradients"].items():
         for rank in two:
@@ -165,7 +165,7 @@ def test_a_run_resumed_within_a_later_epoch_takes_the_same_batches(runs):
 
 
 @pytest.mark.parametrize("name", ["captions too", "both branches, accumulated"])
-def test_cached_gradients_train_as_plain_ones(runs, name):
+def test_cached_gradients_train_like_plain_ones(runs, name):
     plain, cached = (runs[0][of] for of in (name, f"{name}, cached"))
     torch.testing.assert_close(cached["losses"], plain["losses"], rtol=1e-9, atol=0)
     for key, gradient in plain["gradients"].items():

@@ -1,4 +1,4 @@
-"""A training that is killed, stopped or refused by the disk: the same command goes on, to the last bit."""
+"""Trainings that are killed, stopped, or out of disk: the same command continues to the same bits."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from modeling_mllmreid.training.resume import last_checkpoint
 from modeling_mllmreid.utils import outputs
 from modeling_mllmreid.utils.errors import UserError
 
-# Two evaluations, three checkpoints of which two are kept, dropout whose random numbers must go on too.
+# Two evaluations, three checkpoints (two are kept), and dropout, whose random numbers must continue too.
 RUN = {
     "max_steps": 8,
     "save_strategy": "steps",
@@ -30,7 +30,7 @@ RUN = {
 
 @pytest.fixture(scope="module")
 def whole():
-    """Where the uninterrupted run's result is kept once it was made."""
+    """The folder that caches the result of the uninterrupted run."""
     return {}
 
 
@@ -47,12 +47,12 @@ def assert_same(got, expected) -> None:
         assert torch.equal(got[1][name], tensor), name
 
 
-# Those are kin of others that run always.
+# Similar cases always run.
 SLOW = ("before it is renamed", "while older ones are removed")
 
 
 @pytest.mark.parametrize("moment", [pytest.param(m, marks=pytest.mark.slow if m in SLOW else ()) for m in MOMENTS])
-def test_a_killed_run_goes_on_to_the_same_bits(train, whole, people, monkeypatch, tmp_path, moment):
+def test_a_killed_run_continues_to_the_same_bits(train, whole, people, monkeypatch, tmp_path, moment):
     *_, last = MOMENTS[moment]
     pushed = {"push_to_hub": True, "hub_model_id": "someone/model"} if moment == "while it is pushed" else {}
     without_hub(monkeypatch.setattr)
@@ -88,7 +88,7 @@ def test_a_finished_run_takes_no_step_more_and_another_run_is_refused(train, wor
     assert [entry["step"] for entry in anew.trainer.state.log_history if "loss" in entry] == [1, 2]
 
 
-def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(train, whole, monkeypatch):
+def test_sigterm_writes_a_checkpoint_and_the_same_command_continues(train, whole, monkeypatch):
     if not whole:
         whole["result"] = result(train("whole", **RUN))
     before, check_loss, calls = signal.getsignal(signal.SIGTERM), StepGuard.check_loss, []
@@ -113,9 +113,10 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(train, people, 
     expected = result(train("whole", **settings))
     shutil.rmtree(tmp_path / "whole")
     assert exit_code_of_child(fill_the_disk, people, tmp_path, settings) == 7
-    said = (tmp_path / "said").read_text()
+    message = (tmp_path / "message").read_text()
     assert (
-        "checkpoint-4: cannot be written" in said and "checkpoint-2 is complete, and the same command continues" in said
+        "checkpoint-4: cannot be written" in message
+        and "checkpoint-2 is complete, and the same command continues" in message
     )
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-2", "training_log.jsonl"]
     assert_same(result(train("run", **settings)), expected)

@@ -1,4 +1,4 @@
-"""Checkpoints that somebody else made: nothing in them runs, and what is broken is said in one line."""
+"""Checkpoints from other people: none of their code runs, and a broken one gives one line."""
 
 import json
 import os
@@ -16,7 +16,7 @@ RUN = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "logging_steps
 
 
 class Runs:
-    """Unpickled, it makes the file."""
+    """Creates the file when it is unpickled."""
 
     def __init__(self, file):
         self.file = str(file)
@@ -27,7 +27,7 @@ class Runs:
 
 @pytest.fixture
 def checkpoint(train, tmp_path):
-    """A checkpoint, in a folder of its own, as somebody hands it over."""
+    """A copy of a checkpoint in its own folder."""
     train("theirs", **RUN)
     shutil.move(tmp_path / "theirs/checkpoint-2", tmp_path / "given")
     return tmp_path / "given"
@@ -43,12 +43,12 @@ def test_a_pickle_that_runs_code_is_refused(train, checkpoint, tmp_path, name):
         with pytest.raises(UserError, match=r"checkpoint .*given: states? of .*: give another checkpoint") as stop:
             train(**RUN, resume_from_checkpoint=str(checkpoint))
         assert "\n" not in str(stop.value) and not (tmp_path / "ran").exists()
-    torch.load(checkpoint / name, weights_only=False)  # it would have run
+    torch.load(checkpoint / name, weights_only=False)  # the code would run
     assert (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("optimizer.pt", None, "given: has no optimizer.pt .was it saved with save_only_model"),
         ("optimizer.pt", b"PK cut off", "states of optimiser and schedule"),
@@ -62,24 +62,24 @@ def test_a_pickle_that_runs_code_is_refused(train, checkpoint, tmp_path, name):
         ("model.safetensors", b"cut", "checkpoint .*model.safetensors|a .safetensors file is cut off"),
     ],
 )
-def test_a_broken_checkpoint_is_said_in_one_line(train, checkpoint, name, content, said):
+def test_a_broken_checkpoint_gives_one_line(train, checkpoint, name, content, message):
     path = checkpoint / name
     if content is None:
         path.unlink()
     else:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=said) as stop:
+    with pytest.raises(UserError, match=message) as stop:
         train(**RUN, resume_from_checkpoint=str(checkpoint))
     assert "\n" not in str(stop.value)
 
 
-def test_the_whole_checkpoint_goes_on(train, checkpoint):
+def test_the_complete_checkpoint_continues(train, checkpoint):
     assert train(**RUN, resume_from_checkpoint=str(checkpoint)).trainer.state.global_step == 4
 
 
 @pytest.fixture
 def deepspeeds(tmp_path, monkeypatch):
-    """A checkpoint as DeepSpeed lays it out, with its proof."""
+    """A checkpoint in the layout of DeepSpeed, with its proof."""
     monkeypatch.setattr(checkpointing, "HF_HOME", str(tmp_path / "home"))
     folder = tmp_path / "checkpoint-2"
     (folder / "global_step2").mkdir(parents=True)
@@ -90,21 +90,21 @@ def deepspeeds(tmp_path, monkeypatch):
     return folder
 
 
-def test_under_deepspeed_only_what_the_own_training_wrote_is_read(deepspeeds, tmp_path, monkeypatch):
+def test_deepspeed_reads_only_checkpoints_of_own_trainings(deepspeeds, tmp_path, monkeypatch):
     key = tmp_path / "home/mllmreid/checkpoint_key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600 and len(key.read_bytes()) == 32
-    # Moved, and with another description, it is still the same.
+    # The proof still holds after a move and with another README.
     moved = tmp_path / "moved"
     shutil.copytree(deepspeeds, moved)
     (moved / "config.json").write_text('{"a": 1}')
     checkpointing.refuse_foreign_checkpoint(moved)
     states = next((moved / "global_step2").iterdir())
 
-    def refused(change, said):
+    def refused(change, message):
         folder = tmp_path / "changed"
         shutil.copytree(moved, folder)
         change(folder)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             checkpointing.refuse_foreign_checkpoint(folder)
         shutil.rmtree(folder)
 
@@ -116,12 +116,12 @@ def test_under_deepspeed_only_what_the_own_training_wrote_is_read(deepspeeds, tm
     refused(lambda at: (at / "proof.json").write_text(json.dumps({"hmac": "0" * 64})), others)
     refused(lambda at: (at / "proof.json").write_text("{}"), "proof.json: field hmac")
     refused(lambda at: (at / "global_step3").symlink_to(moved), "is a symbolic link")
-    # Another user's key.
+    # The key of another user.
     monkeypatch.setattr(checkpointing, "HF_HOME", str(tmp_path / "another"))
     refused(lambda at: None, others)
 
 
-def test_a_training_under_deepspeed_asks_before_anything_is_read(train, deepspeeds):
+def test_a_training_under_deepspeed_checks_before_it_reads(train, deepspeeds):
     trainer = train(max_steps=1).trainer
     trainer.is_deepspeed_enabled = True
     (deepspeeds / "latest").write_text("other")
@@ -132,7 +132,7 @@ def test_a_training_under_deepspeed_asks_before_anything_is_read(train, deepspee
         trainer._load_best_model()
 
 
-def test_what_a_training_writes_is_its_owners_alone(train, tmp_path):
+def test_only_the_owner_can_read_checkpoints(train, tmp_path):
     before = os.umask(0o022)
     try:
         train("own", **RUN)

@@ -1,4 +1,4 @@
-"""What is frozen is exactly what gets no gradient, over the whole cross product of switches."""
+"""Frozen parameters are exactly those without a gradient, over the whole cross product of settings."""
 
 import itertools
 
@@ -13,7 +13,7 @@ CASES = list(itertools.product([0.0, 0.7, 1.0], ["llm", "vision", "both"], [-1, 
 def test_frozen_are_exactly_those_without_a_gradient(
     make_model, make_batch, loss_lambda, reid_on, llm_layer, vision_layer, id_weight
 ):
-    # The tiny LLaVA reads the tower's last layer; here the last but one, as the real one does.
+    # The tiny LLaVA reads the last layer of the tower. Here it reads the second last, as the real one does.
     model = make_model(
         loss_lambda=loss_lambda,
         reid_on=reid_on,
@@ -24,10 +24,10 @@ def test_frozen_are_exactly_those_without_a_gradient(
     model.config.mllm_config.vision_feature_layer = -2
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     model(**make_batch(4)).loss.backward()
-    # A weight of zero leaves a gradient of zeros: nothing to train by either.
+    # A weight of zero gives a gradient of zeros, which trains nothing.
     reached = {name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
     frozen = set(freeze_unused_parameters(model))
-    # Key biases shift all scores of a query alike: their gradient is zero but for rounding, whatever is trained.
+    # Key biases shift all scores of a query equally, so their gradient is a rounding error.
     unsure = {name for name in trainable if name.endswith("k_proj.bias")}
     assert frozen - unsure == trainable - reached - unsure
     # The remaining parameters still train.
@@ -36,7 +36,7 @@ def test_frozen_are_exactly_those_without_a_gradient(
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_what_the_user_froze_stays_frozen(make_model):
+def test_frozen_parameters_stay_frozen(make_model):
     model = make_model()
     model.mllm.model.language_model.requires_grad_(False)
     freeze_unused_parameters(model)

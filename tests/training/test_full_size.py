@@ -1,4 +1,4 @@
-"""The real recipes as far as a machine without weights can check them: the full-size model on the meta device."""
+"""The real recipes at full size on the meta device, without weights."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from modeling_mllmreid.training.adapters import AdapterArguments, apply_adapters
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(CONFIGS.glob("llava_1_5_7b_*.yaml"))
-# LLaVA-1.5-7B: CLIP ViT-L/14 at 336 pixels, a two-layer projector, Vicuna-7B with 64 rows more in its vocabulary.
+# LLaVA-1.5-7B: CLIP ViT-L/14 at 336 pixels, a two-layer projector, Vicuna-7B with 64 more tokens.
 VICUNA = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32064}
 
 
@@ -27,7 +27,7 @@ def full_size(**fields):
 
 
 def published_layout() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of llava-hf/llava-1.5-7b-hf as its index lists them."""
+    """Returns names and shapes of the tensors in the index of llava-hf/llava-1.5-7b-hf."""
     d, inner, words, c, tower_inner = 4096, 11008, 32064, 1024, 4096
     layout: dict[str, tuple[int, ...]] = {
         "language_model.model.embed_tokens.weight": (words, d),
@@ -64,7 +64,7 @@ def published_layout() -> dict[str, tuple[int, ...]]:
 
 
 def ours(name: str) -> str:
-    """A published name as the model has it."""
+    """Returns the name in the model of a published tensor."""
     name = name.replace("language_model.lm_head", "lm_head").replace("language_model.model.", "model.language_model.")
     name = name.replace("vision_tower.vision_model.", "model.vision_tower.")
     return f"model.{name}" if name.startswith("multi_modal_projector") else name
@@ -75,7 +75,7 @@ def test_names_shapes_and_count_are_those_of_the_published_checkpoint(make_llava
     got = {name: tuple(p.shape) for name, p in model.mllm.named_parameters()}
     assert len(layout) == 686 and sum(p.numel() for p in model.mllm.parameters()) == 7_063_427_072
     assert {ours(name): shape for name, shape in layout.items()} == got
-    # And transformers reads the published names: a tiny LLaVA saved under them is the same one again.
+    # transformers reads the published names: a tiny LLaVA saved under them loads unchanged.
     from safetensors.torch import load_file, save_file
 
     tiny = make_llava(seed=3)
@@ -97,19 +97,19 @@ def published(tmp_path_factory):
     return folder
 
 
-# One of them at once; each takes a quarter of a minute.
+# One at a time, as each takes 15 seconds.
 FIRST = "llava_1_5_7b_qlora_24gb"
 MARKED = [path if path.stem == FIRST else pytest.param(path, marks=pytest.mark.slow) for path in RECIPES]
 
 
 @pytest.mark.parametrize("recipe", MARKED, ids=lambda path: path.stem)
-def test_every_recipe_takes_the_memory_that_it_says(recipe, published, capsys):
+def test_every_recipe_documents_its_memory(recipe, published, capsys):
     train.main([str(recipe), "--model", str(published), "--dry_run", "true"])
     printed = dict(re.findall(r"^(\w+) +([\d.]+) GiB", capsys.readouterr().out, re.MULTILINE))
     text = recipe.read_text()
-    said = dict(re.findall(r"^#   (\w+) +([\d.]+)  ", text, re.MULTILINE))
-    said["total"] = re.search(r"--dry_run true\): ([\d.]+) GiB", text)[1]
-    assert said == printed and len(said) == 6
+    documented = dict(re.findall(r"^#   (\w+) +([\d.]+)  ", text, re.MULTILINE))
+    documented["total"] = re.search(r"--dry_run true\): ([\d.]+) GiB", text)[1]
+    assert documented == printed and len(documented) == 6
 
 
 @pytest.mark.parametrize(("tower", "megabytes"), [("full", 1500), ("lora", 300)])
@@ -122,6 +122,6 @@ def test_a_thin_checkpoint_of_rank_16_is_small(tower, megabytes):
     assert {weight.dtype for weight in held if weight.is_floating_point()} == {torch.float32}
     size = sum(weight.numel() * weight.element_size() for weight in held) / 1e6
     assert 0.9 * megabytes < size <= megabytes
-    # As `export --dtype bf16` writes it, without the ID classifier.
+    # The export in bf16 leaves out the ID classifier.
     published = sum(weight.numel() for weight in held) - 751 * (4096 + 1024)
     assert published * 2 / 1e6 <= {1500: 750, 300: 155}[megabytes]

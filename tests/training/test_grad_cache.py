@@ -1,4 +1,4 @@
-"""Cached gradients against the plain step: the same gradient of every parameter, whatever is trained and how."""
+"""Cached gradients against the plain step: every parameter has the same gradient in every setting."""
 
 import copy
 
@@ -39,10 +39,10 @@ def cached(model, batch, chunk):
 
 
 def assert_equal(got, expected, rtol):
-    """Every gradient, relative to the largest of its own."""
+    """Compares every gradient relative to its largest value."""
     assert got.keys() == expected.keys()
     for name, gradient in expected.items():
-        # The bias of a key projection has none: what is there is rounding.
+        # The gradient of a key bias is a rounding error.
         assert float((got[name] - gradient).abs().max()) <= rtol * float(gradient.abs().max()) + 1e-15, name
 
 
@@ -61,7 +61,7 @@ def assert_equal(got, expected, rtol):
 def test_gradients_losses_and_statistics_are_those_of_the_plain_step(make_model, make_batch, chunk, fields):
     plain, batch = make_model(**fields).double().train(), make_batch(8)
     if fields.get("reid_text"):
-        # A whole chunk of three without a caption, and more.
+        # A whole chunk of three has no caption.
         for row in (0, 1, 2, 5):
             batch["text_caption_mask"][row] = False
             batch["labels"][row] = batch["text_labels"][row] = -100
@@ -89,14 +89,12 @@ def test_gradients_losses_and_statistics_are_those_of_the_plain_step(make_model,
         torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
 
 
-def test_without_text_rows_the_step_is_the_plain_one_and_texts_that_no_loss_on_people_reads_run_once(
-    make_model, make_batch, count_calls
-):
+def test_a_batch_without_texts_and_texts_that_only_the_language_loss_reads(make_model, make_batch, count_calls):
     batch = make_batch(8)
     batch["pixel_values"] = batch["pixel_values"].double()
     images = {name: rows for name, rows in batch.items() if not name.startswith("text_")}
     for rows, runs in ((images, 3 + 3), (batch, 3 + 2 * 3)):
-        # The captions' feature is asked for, but the batch need not have text rows.
+        # The model reads captions, but the batch has no text branch.
         plain = make_model(reid_text=rows is images).double().train()
         model = copy.deepcopy(plain)
         expected = plain(**rows)
@@ -123,7 +121,7 @@ def test_dropout_is_the_same_in_both_passes(train):
     torch.manual_seed(3)
     _, _, got = cached(model, batch, 3)
 
-    # The same chunks with their whole graph: features of all, then one backward pass.
+    # The same chunks with the full graph: all features, then one backward pass.
     model.zero_grad()
     torch.manual_seed(3)
     features, states = [], []
@@ -151,7 +149,7 @@ def test_dropout_is_the_same_in_both_passes(train):
 )
 def test_a_training_takes_the_same_steps(train, adapters):
     settings = {"adapters": adapters, "max_steps": 3, "gradient_accumulation_steps": 2, "max_grad_norm": 1e9}
-    # Plain SGD: what adaptive optimisers make of a gradient of nearly zero hangs on its last digit.
+    # Plain SGD, as the steps of adaptive optimisers depend on the last digit of tiny gradients.
     settings |= {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant"}
     plain, parts = (train(f"run{chunk}", grad_cache_chunk=chunk, **settings).trainer for chunk in (0, 3))
     for one, other in zip(plain.state.log_history, parts.state.log_history, strict=True):
@@ -162,16 +160,16 @@ def test_a_training_takes_the_same_steps(train, adapters):
         assert torch.allclose(one, other, atol=2e-6, rtol=1e-4), name
 
 
-def test_an_optimiser_of_two_modes_is_told_to_train(train, monkeypatch):
-    told = []
-    monkeypatch.setattr(AcceleratedOptimizer, "train", lambda optimizer: told.append(optimizer))
+def test_an_optimiser_with_two_modes_switches_to_training(train, monkeypatch):
+    calls = []
+    monkeypatch.setattr(AcceleratedOptimizer, "train", lambda optimizer: calls.append(optimizer))
     for chunk in (0, 3):
         train(f"modes{chunk}", grad_cache_chunk=chunk, max_steps=1)
-    assert len(told) == 2
+    assert len(calls) == 2
 
 
 def test_mixed_precision_is_that_of_the_plain_step(train):
-    """In bfloat16 every weight has its gradient, near that of the plain step; gradients themselves are in float32."""
+    """In bfloat16 every gradient is close to that of the plain step; the gradients are in float32."""
     found, start = [], None
     for chunk in (0, 3):
         settings = {"bf16": True, "grad_cache_chunk": chunk, "max_steps": 1, "diagnostics_steps": 0}
@@ -191,6 +189,6 @@ def test_mixed_precision_is_that_of_the_plain_step(train):
     plain, parts = found
     assert plain.keys() == parts.keys() and {gradient.dtype for gradient in parts.values()} == {torch.float32}
     for name, gradient in plain.items():
-        # A key projection's bias has no gradient but rounding.
+        # The gradient of a key bias is a rounding error.
         if "k_proj.bias" not in name:
             assert float((parts[name] - gradient).norm()) < 0.1 * float(gradient.norm()), name

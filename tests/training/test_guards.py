@@ -1,4 +1,4 @@
-"""What ends a training early, and how: not finite numbers, a dead loader, memory that runs out."""
+"""Guards that end a training early: values that are not finite, a dead loader process, out of memory."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from modeling_mllmreid.utils.errors import UserError
 
 @pytest.fixture
 def broken(monkeypatch):
-    """broken(positions) makes the pixels of these samples NaN; returns the files that were read, by position."""
+    """broken(positions) makes the pixels of these samples NaN; returns the files that it read, by position."""
 
     def breaking(positions):
         read, get = {}, TrainDataset.__getitem__
@@ -40,7 +40,7 @@ def broken(monkeypatch):
 
 @pytest.fixture
 def weights(monkeypatch):
-    """The state of the model after every optimiser step."""
+    """Returns the state of the model after every optimiser step."""
     states = []
 
     class Keep(TrainerCallback):
@@ -58,7 +58,7 @@ def weights(monkeypatch):
 
 
 def test_a_step_that_is_not_finite_leaves_nothing_behind(train, broken, weights):
-    # 4 x 2 images a micro-batch, two of them a step: position 20 is in the second step's first.
+    # 4 x 2 images in a micro-batch and two micro-batches in a step: position 20 is in the first of the second step.
     broken({20})
     trained = train(max_steps=3, gradient_accumulation_steps=2, diagnostics_steps=0)
     first, second, third = weights
@@ -70,16 +70,16 @@ def test_a_step_that_is_not_finite_leaves_nothing_behind(train, broken, weights)
     assert all(entry["id_llm"] > 0 for entry in (logs[0], logs[2])) and "id_llm" not in logs[1]
 
 
-def test_after_too_many_the_files_are_named(train, broken):
+def test_after_too_many_skipped_steps_the_files_are_named(train, broken):
     read = broken(set(range(8, 100)))
     with pytest.raises(UserError, match="3 steps in a row") as stop:
         train(max_steps=9, max_skipped_steps=2, max_grad_norm=0.0, batch={"val_identities": 0})
-    said = str(stop.value)
-    assert said.startswith("step 4: loss or gradient not finite") and "max_skipped_steps 2" in said
-    assert f"images: {', '.join(read[0, position] for position in range(24, 32))}: check learning_rate" in said
+    message = str(stop.value)
+    assert message.startswith("step 4: loss or gradient not finite") and "max_skipped_steps 2" in message
+    assert f"images: {', '.join(read[0, position] for position in range(24, 32))}: check learning_rate" in message
 
 
-def test_under_deepspeed_which_took_the_step_the_first_one_ends_the_training():
+def test_under_deepspeed_the_first_step_that_is_not_finite_ends_the_training():
     accelerator = SimpleNamespace(device="cpu", scaler=None, reduce=lambda flags, reduction: flags)
     trainer = SimpleNamespace(
         accelerator=accelerator, is_deepspeed_enabled=True, step_files=lambda step: [f"{step}.jpg"]
@@ -95,7 +95,7 @@ def test_under_deepspeed_which_took_the_step_the_first_one_ends_the_training():
 
 @pytest.fixture
 def guard():
-    """(a guard of one process, the trainer's accelerator, the head's statistics, and what the log was warned of)."""
+    """Returns a guard of one process, the accelerator, the statistics of the head, and the log warnings."""
     accelerator = SimpleNamespace(device="cpu", scaler=None, reduce=lambda flags, reduction: flags)
     head = torch.nn.BatchNorm1d(2)
     model = torch.nn.ModuleDict({"reid_head": head, "other": torch.nn.Linear(2, 2)})
@@ -108,7 +108,7 @@ def guard():
 
 
 def take_step(guard, trainer, losses, norm):
-    """One optimiser step of these micro-batches; returns what is logged of each loss."""
+    """Runs one optimiser step of these micro-batches; returns the logged value of each loss."""
     trainer.model.other.weight.grad = torch.ones(2, 2)
     guard.begin_step(trainer.model)
     logged = []
@@ -132,7 +132,7 @@ NAN, INF = float("nan"), float("inf")
         ([1.0, INF], None, None, True),
         ([1.0, 2.0], torch.tensor(INF), None, True),
         ([1.0, 2.0], NAN, None, True),
-        # A gradient scaler looks at gradients itself; losses are still looked at.
+        # A gradient scaler checks gradients itself. The guard still checks losses.
         ([1.0, 2.0], torch.tensor(INF), "scaler", False),
         ([NAN, 2.0], torch.tensor(3.0), "scaler", True),
     ],
@@ -144,7 +144,7 @@ def test_which_steps_are_taken(guard, losses, norm, scaler, skipped):
     assert logged == [loss if abs(loss) < INF else 0.0 for loss in losses]
     assert guard.skipped == skipped and (trainer.model.other.weight.grad is None) == skipped
     assert trainer.model.reid_head.running_mean.tolist() == ([0, 0] if skipped else [2, 2])
-    # The next step begins anew.
+    # The next step starts again.
     assert take_step(guard, trainer, [1.0], None) == [1.0] and not guard.skipped
 
 
@@ -181,14 +181,14 @@ def test_a_training_outside_of_the_main_thread_leaves_signals_alone(guard):
     assert handlers[0] is before is signal.getsignal(signal.SIGTERM) and handlers[1] is not before
 
 
-def test_files_of_a_step_are_those_that_were_read(train, broken):
+def test_step_files_are_those_that_were_read(train, broken):
     read = broken(set())
     trainer = train(max_steps=5, gradient_accumulation_steps=2, num_train_epochs=3).trainer
-    # Six micro-batches of eight in an epoch, two a step.
+    # Six micro-batches of eight in an epoch, two in a step.
     for step, (epoch, first) in {1: (0, 0), 3: (0, 32), 4: (1, 0), 5: (1, 16)}.items():
         expected = [read[epoch, position] for position in range(first, first + 16)]
         assert trainer.step_files(step) == expected
-    # Six are a step of four and one of two: the next epoch begins with the third step.
+    # Six are a step of four and a step of two, so the next epoch begins with the third step.
     trainer.args.gradient_accumulation_steps = 4
     for step, (epoch, first, last) in {1: (0, 0, 32), 2: (0, 32, 48), 3: (1, 0, 32), 4: (1, 32, 48)}.items():
         expected = [read[epoch, position] for position in range(first, last) if (epoch, position) in read]
@@ -196,7 +196,7 @@ def test_files_of_a_step_are_those_that_were_read(train, broken):
         assert len(trainer.step_files(step)) == last - first
 
 
-def test_a_loading_process_that_dies_is_told(train, monkeypatch):
+def test_a_loading_process_that_dies_is_reported(train, monkeypatch):
     def die(samples, sample):
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -205,7 +205,7 @@ def test_a_loading_process_that_dies_is_told(train, monkeypatch):
         train(max_steps=2, dataloader_num_workers=1)
 
 
-def test_what_a_loading_process_says_is_one_line(train, monkeypatch):
+def test_an_error_in_a_loading_process_is_one_line(train, monkeypatch):
     def refuse(samples, sample):
         raise UserError("0001.jpg: broken image (cut off): replace or remove it")
 
@@ -245,7 +245,7 @@ def test_out_of_memory_names_sizes_and_settings(train, memory_of):
         train(max_steps=1)
 
 
-def test_out_of_memory_says_how_much_there_is(monkeypatch, tmp_path):
+def test_out_of_memory_names_the_free_memory(monkeypatch, tmp_path):
     args = ReIDTrainingArguments(output_dir=str(tmp_path), eval_strategy="no", use_cpu=True, grad_cache_chunk=6)
     error = torch.OutOfMemoryError("CUDA out of memory.")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -266,7 +266,7 @@ def test_the_largest_number_of_people_that_fits_is_found_and_kept(train, memory_
     trainer = train(max_steps=1, **settings).trainer
     assert "identities_per_batch: 3, the most that fit with 2 images each" in capsys.readouterr().out
     assert trainer.args.per_device_train_batch_size == 6 and trainer._train_batch_size == 6
-    # A run that goes on has the number it began with, whatever is free now.
+    # A resumed run keeps its number, independent of the free memory.
     memory_of(6)
     capsys.readouterr()
     assert train(max_steps=2, resume_from_checkpoint="true", **settings).trainer.args.identities_per_batch == 3
@@ -278,7 +278,7 @@ def test_the_largest_number_of_people_that_fits_is_found_and_kept(train, memory_
         train("other", max_steps=1, grad_cache_chunk=2, **settings)
 
 
-def test_what_fits_is_tried_as_it_will_be_trained(train, memory_of):
+def test_the_search_uses_the_settings_of_the_training(train, memory_of):
     checkpointed = memory_of(8)
     train(max_steps=1, auto_find_batch_size=True, activation_checkpointing=True)
     assert len(checkpointed) == 2 and all(checkpointed)

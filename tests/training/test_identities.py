@@ -1,4 +1,4 @@
-"""An ID classifier goes on only for the people that its rows stand for."""
+"""An ID classifier is kept only for the people that it was trained on."""
 
 import json
 
@@ -11,13 +11,13 @@ from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.utils.errors import UserError
 
-# Nothing moves: what a run ends with is what it began with.
+# A learning rate of 0, so a run ends with its initial weights.
 STILL = {"max_steps": 1, "learning_rate": 0.0}
 
 
 @pytest.fixture(scope="module")
 def strangers(tmp_path_factory):
-    """As many other people, under the same numbers, file names and set."""
+    """The same number of other people, with the same ids, file names and data set."""
     folder = tmp_path_factory.mktemp("strangers") / "people"
     write_pedestrians(folder, train_identities=12, test_identities=4, images_per_camera=2, cameras=3, seed=7)
     return load_reid_dataset("market1501", data_dir=folder, captions_file=str(folder / "reid_raw.json"))
@@ -25,7 +25,7 @@ def strangers(tmp_path_factory):
 
 @pytest.fixture
 def first(train, tmp_path):
-    """A checkpoint trained on eight of the world's people."""
+    """A checkpoint trained on eight people of the world."""
     train("first", max_steps=2, save_strategy="steps", save_steps=1)
     return tmp_path / "first"
 
@@ -43,24 +43,25 @@ def test_the_classifier_is_kept_for_the_same_people_alone(train, first, world, s
         assert classifier(model).shape == trained.shape
         return torch.equal(classifier(model), trained), capsys.readouterr().out
 
-    same, said = kept("same")
-    assert same and "anew" not in said
+    same, printed = kept("same")
+    assert same and "new ID classifier" not in printed
     turned = DatasetDict({**world, "train": world["train"].select(range(len(world["train"]))[::-1])})
     assert kept("turned", dataset=turned)[0]
     for output, settings in {
         "strangers": {"dataset": strangers},
         "another draw of as many": {"seed": 3},
     }.items():
-        same, said = kept(output, **settings)
+        same, printed = kept(output, **settings)
         assert (
-            not same and "new ID classifier: the 8 people of the checkpoint are others than those of the data" in said
+            not same
+            and "new ID classifier: the 8 people of the checkpoint are others than those of the data" in printed
         )
-    # Written before checkpoints said whom their rows stand for.
+    # Older checkpoints do not record the people of their classifier.
     config = json.loads((first / "config.json").read_text())
     assert len(config.pop("identities_digest")) == 64
     (first / "config.json").write_text(json.dumps(config))
-    same, said = kept("old")
-    assert not same and "new ID classifier: the checkpoint does not record the people of its classifier" in said
+    same, printed = kept("old")
+    assert not same and "new ID classifier: the checkpoint does not record the people of its classifier" in printed
 
 
 def test_a_run_of_other_people_is_not_resumed(train, first, strangers, tmp_path):
@@ -69,7 +70,7 @@ def test_a_run_of_other_people_is_not_resumed(train, first, strangers, tmp_path)
             train("first", max_steps=3, dataset=strangers, resume_from_checkpoint=asked)
 
 
-def test_the_digest_goes_where_the_classifier_goes(train, first, tmp_path):
+def test_the_digest_is_saved_with_the_classifier(train, first, tmp_path):
     model = MllmReIDModel.from_pretrained(first)
     digest = model.config.identities_digest
     with model.without_classifier():

@@ -1,4 +1,4 @@
-"""Trainings from the command line that are killed from outside, in one process and in two: nothing is lost."""
+"""Command-line trainings that are killed, in one process and in two, lose nothing."""
 
 import os
 import random
@@ -28,7 +28,7 @@ KILLS = 30
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A LLaVA and people of the demo's size, on disk."""
+    """A LLaVA and people of the size of the demo, on disk."""
     root = tmp_path_factory.mktemp("world")
     write_pedestrians(root / "people", train_identities=100, test_identities=4, images_per_camera=5, cameras=4)
     write_native(root / "native", height=128, width=64, hidden_size=64, layers=2)
@@ -118,7 +118,7 @@ def test_thirty_kills_at_random_moments(world, tmp_path):
 
 
 def ranks(launcher: int) -> list[int]:
-    """The processes that a launcher started."""
+    """Returns the processes that a launcher started."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -129,7 +129,7 @@ def ranks(launcher: int) -> list[int]:
     return sorted(found)
 
 
-def test_two_processes_of_which_one_dies_and_a_launch_that_is_stopped(world, tmp_path):
+def test_one_of_two_processes_dies_and_a_launch_is_stopped(world, tmp_path):
     steps, every = 200, 10
     to_the_end(command(world, tmp_path / "whole", 2, steps, every), tmp_path / "whole.log")
     log, output = tmp_path / "killed.log", tmp_path / "killed"
@@ -144,7 +144,7 @@ def test_two_processes_of_which_one_dies_and_a_launch_that_is_stopped(world, tmp
 
     process = start(arguments, log)
     wait_for_new_checkpoint(output)
-    # The launcher's processes are not of its group: killed alone, it would leave them behind.
+    # The processes of a launcher are not in its group, so killing it alone would leave them running.
     for one in (process.pid, *ranks(process.pid)):
         os.kill(one, signal.SIGKILL)
     process.wait(30)
@@ -153,10 +153,10 @@ def test_two_processes_of_which_one_dies_and_a_launch_that_is_stopped(world, tmp
     wait_for_new_checkpoint(output)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) != 0
-    said = re.search(r"SIGTERM: stopped after step (\d+), checkpoint-\1 is written", log.read_text())
-    assert said, log.read_text()[-2000:]
+    stopped = re.search(r"SIGTERM: stopped after step (\d+), checkpoint-\1 is written", log.read_text())
+    assert stopped, log.read_text()[-2000:]
     to_the_end(arguments, log)
-    assert f"continues from {output}/checkpoint-{said[1]}" in log.read_text()
+    assert f"continues from {output}/checkpoint-{stopped[1]}" in log.read_text()
     assert_equal(output, tmp_path / "whole")
 
 

@@ -1,4 +1,4 @@
-"""What the commands load: nothing runs, nothing is unpickled, and a foreign config.json of any content is one line."""
+"""Loading runs no foreign code and no pickle, and any wrong config.json gives one line."""
 
 import ast
 import json
@@ -18,7 +18,7 @@ UNPICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "s
 
 
 def unsafe_loads(source: str) -> list[str]:
-    """The lines of a source that load without saying `trust_remote_code=False`, or from other than safetensors."""
+    """Returns the lines of a source that load without `trust_remote_code=False`, or other files than safetensors."""
     tree, wrong = ast.parse(source), []
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     called = {id(call.func) for call in calls}
@@ -30,7 +30,7 @@ def unsafe_loads(source: str) -> list[str]:
             names = [getattr(node, "module", None) or "", *(name.name for name in node.names)]
             safe = not UNPICKLES & {name.partition(".")[0] for name in names}
         elif isinstance(node, ast.Attribute) and node.attr == "from_pretrained" and id(node) not in called:
-            safe = id(node) in passed  # what `load_whole` loads
+            safe = id(node) in passed  # `load_whole` loads it
         elif isinstance(node, ast.Call):
             safe = is_safe(node)
         else:
@@ -42,23 +42,23 @@ def unsafe_loads(source: str) -> list[str]:
 
 def is_safe(call: ast.Call) -> bool:
     name, attribute = ast.unparse(call.func), ast.unparse(call.func).rpartition(".")[2]
-    said = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-    if said.get("trust_remote_code", "False") != "False" or said.get("allow_pickle", "False") != "False":
+    keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    if keywords.get("trust_remote_code", "False") != "False" or keywords.get("allow_pickle", "False") != "False":
         return False
-    if said.get("weights_only", "True") != "True" or said.get("use_safetensors", "True") != "True":
+    if keywords.get("weights_only", "True") != "True" or keywords.get("use_safetensors", "True") != "True":
         return False
     if attribute == "from_pretrained" and not name.startswith(("MllmReID", "cls.", "super(")):
-        # Those of ours run no foreign code and read safetensors alone, see tests/model.
+        # The model classes run no foreign code and read safetensors alone, see tests/model.
         weights = not name.removesuffix(".from_pretrained").endswith(("Config", "Processor", "Tokenizer"))
-        return "trust_remote_code" in said and (not weights or "use_safetensors" in said)
+        return "trust_remote_code" in keywords and (not weights or "use_safetensors" in keywords)
     if attribute == "read_config" and not ast.unparse(call.args[0]).startswith("MllmReID"):
-        return "trust_remote_code" in said
+        return "trust_remote_code" in keywords
     if name == "torch.load":
-        return "weights_only" in said
+        return "weights_only" in keywords
     return name not in ("eval", "exec", "pipeline", "torch.hub.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load")
 
 
-def test_every_load_of_our_own_code_is_of_safetensors_and_runs_nothing_foreign():
+def test_every_load_reads_safetensors_and_runs_no_foreign_code():
     files = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "model"]
     assert len(files) > 100
     wrong = {str(path): unsafe_loads(path.read_text(encoding="utf-8")) for path in files}
@@ -90,7 +90,7 @@ def test_an_unsafe_load_would_be_found(line):
 HUGE, DEEP = "1" + "0" * 400, "[" * 100_000 + "]" * 100_000
 WHOLE = ["[]", "null", "3", '"mllmreid"', "{}", "", "{", "NaN", DEEP, HUGE, '{"model_type": [1]}', "\xff", "[{}]"]
 WRONG = [None, [], {}, "x", -1, 0, 10**30, 1.5, True, [None], {"model_type": "llava"}, float("nan")]
-# What a configuration of ours or a native one is made of, and its nested parts.
+# Fields of our configuration, a native one, and the nested ones.
 FIELDS = ("model_type", "height", "image_prefix_ids", "llm_layer", "vision_layer", "backbone", "adapter", "dtype")
 FIELDS = (*FIELDS, "trained_on", "architectures", "auto_map", "num_identities", "quantization_config", "_name_or_path")
 NATIVE = ("model_type", "image_token_index", "vision_feature_layer", "projector_hidden_act", "auto_map")
@@ -99,7 +99,7 @@ NESTED = (*NESTED, "image_size", "hidden_act", "rope_parameters", "intermediate_
 
 
 def changes(config: dict) -> list[tuple[str, str]]:
-    """What is wrong, and the text of the config.json."""
+    """Yields the mistake and the text of the config.json."""
     found = [(text[:20], text) for text in WHOLE]
     of_ours = "mllm_config" in config
     native = config["mllm_config"] if of_ours else config
@@ -107,7 +107,7 @@ def changes(config: dict) -> list[tuple[str, str]]:
     places += [(native, part) for part in ("text_config", "vision_config")]
     places += [(native[part], name) for part in ("text_config", "vision_config") for name in NESTED]
     for number, (holder, name) in enumerate(places):
-        # Each field takes a few of the wrong values; together all of them are tried many times.
+        # Each field takes a few of the wrong values. All values occur many times.
         for value in WRONG[number % 3 :: 3]:
             had, holder[name] = (name in holder, holder.get(name)), value
             found.append((f"{name}: {value}", json.dumps(config)))
@@ -119,7 +119,7 @@ def changes(config: dict) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def commands(disk, tmp_path, monkeypatch):
-    """commands(folder) -> by name the main function and its arguments, each to a new output."""
+    """commands(folder) -> main function and arguments by name, each with a new output."""
     data = ["--dataset", "market1501", "--data_dir", str(disk.people)]
     data += ["--captions_file", str(disk.people / "reid_raw.json")]
     query = str(next((disk.people / "query").iterdir()))
@@ -157,7 +157,7 @@ def test_a_foreign_configuration_is_one_line(disk, commands, tmp_path, kind, mos
     escaped, refused = [], 0
     cases = changes(config)
     cases = cases[:: max(len(cases) // most, 1)]
-    # Each is for one command, in turn.
+    # Each mistake runs in one command, in turn.
     for number, (what, text) in enumerate(cases):
         (folder / "config.json").write_text(text, encoding="latin-1")
         tried = list(commands(folder).items())

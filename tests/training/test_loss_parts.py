@@ -1,4 +1,4 @@
-"""The logged means of the loss parts: over the micro-batches that have a part, saved and loaded to the last digit."""
+"""The logged means of named losses: over the micro-batches that have the loss, saved and loaded exactly."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from modeling_mllmreid.training.trainer import LossParts
 
 
-def test_means_are_over_the_micro_batches_that_have_the_part():
+def test_means_are_over_the_micro_batches_that_have_the_loss():
     parts, accelerator = LossParts(torch.device("cpu")), Accelerator(cpu=True)
     for step, counted in (
         ([{"a": 1.0, "b": 3.0}, {"a": 2.0}], True),
@@ -23,8 +23,8 @@ def test_means_are_over_the_micro_batches_that_have_the_part():
     assert parts.take(accelerator) == {} and parts.to_dict() == {"sums": {}, "counts": {}}
 
 
-def test_processes_may_have_other_parts(monkeypatch):
-    """What two processes gather and sum, of which the other has the part "b" alone."""
+def test_processes_may_have_different_losses(monkeypatch):
+    """Gathers and sums like two processes, of which the other has the loss "b" alone."""
     monkeypatch.setattr("modeling_mllmreid.training.trainer.gather_object", lambda names: [*names, "b"])
     parts = LossParts(torch.device("cpu"))
     parts.add({"a": torch.tensor(1.0)})

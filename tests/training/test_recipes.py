@@ -1,4 +1,4 @@
-"""Every published recipe's combination of formats, adapters and quantisation, from its own file, on a tiny model."""
+"""Every recipe trains a tiny model with its own precision, adapters and quantisation."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.training.adapters import AdapterArguments
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("llava_1_5_7b_*.yaml"))
-# What follows from the size alone, and from a machine without a GPU.
+# Settings that depend on the size, and on a machine without a GPU.
 TINY = {
     "height": 64,
     "width": 32,
@@ -70,7 +70,7 @@ def run(world, tmp_path):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_trains_evaluates_saves_reloads_and_trains_on(recipe, world, run, tmp_path, monkeypatch):
-    told = yaml.safe_load(recipe.read_text())
+    recipe_fields = yaml.safe_load(recipe.read_text())
     trained, models = train.train_reid, []
     monkeypatch.setattr(train, "train_reid", lambda model, *rest: models.append(model) or trained(model, *rest))
     first = run(recipe, world[0] / "native", "first")
@@ -78,23 +78,25 @@ def test_a_recipe_trains_evaluates_saves_reloads_and_trains_on(recipe, world, ru
     language_model = model.mllm.model.language_model.named_parameters()
     frozen = {p.dtype for name, p in language_model if ".lora_" not in name and p.is_floating_point()}
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-    if told.get("language_model", "full") != "full":
-        assert frozen == {getattr(torch, told["dtype"])}
+    if recipe_fields.get("language_model", "full") != "full":
+        assert frozen == {getattr(torch, recipe_fields["dtype"])}
     quantised = {quantized_class(module) for module in model.modules()} - {None}
-    assert quantised == ({"Linear4bit"} if told.get("quantize") == "4bit" else set())
-    assert any(".lora_" in name for name, _ in model.named_parameters()) == ("lora" in told.values())
-    assert json.loads((first / "metrics.json").read_text())["quantize"] == told.get("quantize")
+    assert quantised == ({"Linear4bit"} if recipe_fields.get("quantize") == "4bit" else set())
+    assert any(".lora_" in name for name, _ in model.named_parameters()) == ("lora" in recipe_fields.values())
+    assert json.loads((first / "metrics.json").read_text())["quantize"] == recipe_fields.get("quantize")
     adapters = json.loads((first / "run.json").read_text())["adapters"]
-    assert all(adapters[name] == told[name] for name in adapters.keys() & told.keys())
+    assert all(adapters[name] == recipe_fields[name] for name in adapters.keys() & recipe_fields.keys())
     log = json.loads((first / "trainer_state.json").read_text())["log_history"]
     assert len([entry for entry in log if "eval_mAP" in entry]) == 2
     assert len([entry for entry in log if "loss" in entry]) == 2
 
-    # As another process finds it, in the same number formats: the same embeddings.
+    # Another process computes the same embeddings in the same precision.
     images = world[0] / "people/query"
-    dtype = getattr(torch, told["dtype"])
-    of_run = AdapterArguments(**{name: told[name] for name in ("language_model", "quantize") if name in told})
-    place = {"quantization_config": of_run.quantization_config(dtype)} | (
+    dtype = getattr(torch, recipe_fields["dtype"])
+    run_adapters = AdapterArguments(
+        **{name: recipe_fields[name] for name in ("language_model", "quantize") if name in recipe_fields}
+    )
+    place = {"quantization_config": run_adapters.quantization_config(dtype)} | (
         {"device_map": {"": "cpu"}} if quantised else {}
     )
     loaded = MllmReIDModel.from_pretrained(first, dtype=dtype, **place)
@@ -103,7 +105,7 @@ def test_a_recipe_trains_evaluates_saves_reloads_and_trains_on(recipe, world, ru
     with torch.inference_mode():
         expected, got = (of.eval().encode_images(pixels) for of in (model, loaded))
     torch.testing.assert_close(got, expected, atol=0.02, rtol=0)
-    flags = ["--model", str(first), "--dtype", told["dtype"], "--images", str(images)]
+    flags = ["--model", str(first), "--dtype", recipe_fields["dtype"], "--images", str(images)]
     embed.main([*flags, "--output", str(tmp_path / "index")])
     features = load_embeddings(str(tmp_path / "index")).features
     assert np.abs(features - got.numpy()).max() < (0.5 if quantised else 0.02)
@@ -114,7 +116,7 @@ def test_a_recipe_trains_evaluates_saves_reloads_and_trains_on(recipe, world, ru
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A folder with the configuration of LLaVA-1.5-7B and nothing else."""
+    """A folder with only the configuration of LLaVA-1.5-7B."""
     folder = tmp_path_factory.mktemp("llava-1.5-7b-hf")
     sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32064}
     LlavaConfig(text_config={"model_type": "llama", "num_attention_heads": 32, **sizes}).save_pretrained(folder)
@@ -124,8 +126,8 @@ def published(tmp_path_factory):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("place", ["", "config.json"])
 def test_a_dry_run_needs_a_configuration_file_alone(recipe, place, published, monkeypatch, capsys, tmp_path):
-    """Without a GPU, without the Hub, without bitsandbytes; the reckoning itself is test_full_size's."""
-    told = yaml.safe_load(recipe.read_text())
+    """Runs without a GPU, the Hub and bitsandbytes. test_full_size tests the estimate."""
+    recipe_fields = yaml.safe_load(recipe.read_text())
     reckoned = []
 
     class Nothing:
@@ -142,5 +144,9 @@ def test_a_dry_run_needs_a_configuration_file_alone(recipe, place, published, mo
     train.main([str(recipe), "--model", str(published / place), "--dry_run", "true"])
     ((config, adapters, args, dtype),) = reckoned
     assert "reckoned" in capsys.readouterr().out and list(tmp_path.iterdir()) == []
-    assert args.bf16 and args.optim == told.get("optim", "adamw_torch_fused") and dtype == getattr(torch, told["dtype"])
-    assert adapters.quantize == told.get("quantize") and config.get_text_config().num_hidden_layers == 32
+    assert (
+        args.bf16
+        and args.optim == recipe_fields.get("optim", "adamw_torch_fused")
+        and dtype == getattr(torch, recipe_fields["dtype"])
+    )
+    assert adapters.quantize == recipe_fields.get("quantize") and config.get_text_config().num_hidden_layers == 32

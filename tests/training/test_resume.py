@@ -1,4 +1,4 @@
-"""Which run a checkpoint is of: every setting that changes the training is compared, and what changes none is not."""
+"""The fingerprint of a run compares every setting that changes the training, and no other."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ from modeling_mllmreid.training.resume import (
 from modeling_mllmreid.training.stock_settings import REFUSED
 from modeling_mllmreid.utils.errors import UserError
 
-# Where results go, what is reported, how fast they come, and where: no weight depends on these.
+# Settings of outputs, reports, speed and devices. No weight depends on them.
 CHANGE_NO_WEIGHT = [
     "dataloader_multiprocessing_context",
     "dataloader_num_workers",
@@ -63,7 +63,7 @@ CHANGE_NO_WEIGHT = [
     "trackio_static_space_id",
     "use_cpu",
 ]
-# What a checkpoint's configuration says of where the model comes from and has seen; other facts tell it apart.
+# Configuration fields about the origin of the model. Other entries of the fingerprint cover them.
 RECORDS = [
     "backbone_fingerprint",
     "base_licence",
@@ -80,7 +80,7 @@ OF_MODEL = sorted(set(MllmReIDConfig.__annotations__) - {*RECORDS, "model_type",
 
 @pytest.fixture(scope="module")
 def made(world, parts, tmp_path_factory):
-    """made(...): arguments, batches, model, samples and validation images of a run, as `run_fingerprint` takes them."""
+    """made(...): the arguments of `run_fingerprint`: arguments, batches, model, samples and val of a run."""
     processor, llava = parts
     folder = str(tmp_path_factory.mktemp("run"))
     size = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids}
@@ -100,7 +100,7 @@ def made(world, parts, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shared(made):
-    """A run that is changed by copies alone, with a checkpoint of it in its folder."""
+    """A run with a checkpoint in its folder. Tests change copies of it."""
     run = made()
     write_checkpoint(Path(run["args"].output_dir) / "checkpoint-2", run_fingerprint(**run))
     return run
@@ -108,7 +108,7 @@ def shared(made):
 
 @pytest.fixture
 def run(shared):
-    """The shared run, whose arguments, batches and configuration may be set."""
+    """The shared run with copies of arguments, batches and configuration that a test may change."""
     config = copy.deepcopy(shared["model"].config)
     yield {**shared, "args": copy.copy(shared["args"]), "batches": copy.copy(shared["batches"])}
     shared["model"].config = config
@@ -121,14 +121,14 @@ def write_checkpoint(folder, metadata):
 
 
 def difference(shared, now):
-    """What keeps a run from going on from the shared one's checkpoint; empty where it goes on."""
+    """Returns the difference that keeps a run from continuing the shared checkpoint; empty if it continues."""
     folder = shared["args"].output_dir
-    args = copy.copy(shared["args"])  # where a run looks for checkpoints is no part of its facts
+    args = copy.copy(shared["args"])  # the folder of the checkpoints is not in the fingerprint
     try:
         assert checkpoint_to_resume(args, run_fingerprint(**now)) == Path(folder) / "checkpoint-2"
     except UserError as error:
-        said = str(error).removeprefix(f"{folder}/checkpoint-2: belongs to a run with other settings (")
-        return said.removesuffix(
+        message = str(error).removeprefix(f"{folder}/checkpoint-2: belongs to a run with other settings (")
+        return message.removesuffix(
             "): give another output_dir, or resume_from_checkpoint true to continue from it all the same, false to "
             "remove it and start anew"
         )
@@ -136,7 +136,7 @@ def difference(shared, now):
 
 
 def other(value):
-    """Another value of the same kind."""
+    """Returns another value of the same type."""
     if isinstance(value, bool):
         return not value
     return value + 1 if isinstance(value, int | float) else "other"
@@ -145,14 +145,14 @@ def other(value):
 @pytest.mark.parametrize("name", COMPARED)
 def test_every_training_argument_is_compared(shared, run, name):
     before = getattr(run["args"], name)
-    # Of learning rates by pattern the first that matches counts: another order is another setting.
+    # The first pattern that matches counts, so another order is another setting.
     after = {"b": 2.0, "a": 1.0} if name == "learning_rates" else other(before)
     setattr(run["args"], name, after)
     assert difference(shared, run).startswith(f"{name} ")
 
 
 @pytest.mark.parametrize("name", CHANGE_NO_WEIGHT)
-def test_what_changes_no_weight_is_not_compared(shared, run, name):
+def test_settings_that_change_no_weight_are_not_compared(shared, run, name):
     setattr(run["args"], name, other(getattr(run["args"], name)))
     assert difference(shared, run) == ""
 
@@ -189,14 +189,14 @@ def test_several_differences_are_counted(shared, run):
     assert difference(shared, run) == "erase 0.5, now 0.0 and 1 more"
 
 
-def test_a_setting_that_one_of_them_does_not_know_is_a_difference(run, folder):
+def test_a_missing_setting_is_a_difference(run, folder):
     metadata = run_fingerprint(**run)
-    for before, now, said in (
+    for before, now, message in (
         ({"gone": 1}, {}, "gone 1, now None"),
         ({}, {"new": 2}, "new None, now 2"),
     ):
         write_checkpoint(folder / "checkpoint-10", {**metadata, "settings": {**metadata["settings"], **before}})
-        with pytest.raises(UserError, match=rf"other settings \({said}\)"):
+        with pytest.raises(UserError, match=rf"other settings \({message}\)"):
             checkpoint_to_resume(asking(run, folder, None), {**metadata, "settings": {**metadata["settings"], **now}})
 
 
@@ -207,7 +207,7 @@ def test_processes_and_what_shards_are_compared(shared, run, monkeypatch):
 
 
 def changed(dataset, column, change):
-    """The images with one row's value of a column changed."""
+    """Returns the images with one value of a column changed."""
     values = dataset[column][:]
     values[3] = change(values[3])
     return dataset.remove_columns(column).add_column(column, values, feature=dataset.features[column])
@@ -232,7 +232,7 @@ def test_images_and_texts_are_compared(shared, made, world, column, change):
         assert difference(shared, now) == "other validation images"
 
 
-def test_other_people_under_the_same_names_are_told_apart(shared, run):
+def test_other_people_under_the_same_names_differ(shared, run):
     run["model"].config.identities_digest = "another"
     assert difference(shared, run) == "other people"
 
@@ -253,7 +253,7 @@ def test_inputs_are_compared(shared, made, parts):
         )
 
 
-def test_the_model_to_begin_with_is_compared(shared):
+def test_the_initial_model_is_compared(shared):
     model = copy.deepcopy(shared["model"])
     run = {**shared, "model": model}
     config = model.mllm.config.vision_config
@@ -264,18 +264,18 @@ def test_the_model_to_begin_with_is_compared(shared):
                 parameter.view(-1)[place] += 1
                 assert difference(shared, run) == "another initial model"
                 parameter.view(-1)[place] = before
-    # An engine that shares weights out leaves empty ones.
+    # Sharding engines leave empty parameters.
     model.mllm.register_parameter("elsewhere", torch.nn.Parameter(torch.zeros(0), requires_grad=False))
     assert difference(shared, run) == ""
     del model.mllm.elsewhere
-    # What saving and generating write into a configuration makes no other model of it.
+    # Fields that saving and generating add do not change the model.
     model.mllm.config.use_cache = False
     model.mllm.config.architectures, model.mllm.config.dtype = ["LlavaForConditionalGeneration"], "float32"
     assert difference(shared, run) == ""
     dropout, config.attention_dropout = config.attention_dropout, 0.5
     assert difference(shared, run) == "another initial model"
     config.attention_dropout = dropout
-    # Where it came from, and who wrote it, is no part of it.
+    # The origin does not change the model.
     model.mllm.config._name_or_path, model.mllm.config.transformers_version = "elsewhere", "5.0"
     assert difference(shared, run) == ""
 
@@ -305,7 +305,7 @@ def test_settings_of_a_lora_are_compared(lora, tmp_path):
     then = lora()
     then["args"].output_dir = str(tmp_path)
     write_checkpoint(tmp_path / "checkpoint-2", run_fingerprint(**then))
-    # What a new LoRA draws is no other model.
+    # The random weights of a new LoRA do not change the model.
     assert difference(then, lora(seed=1)) == ""
     assert difference(then, lora(lora_alpha=16)) == "lora_alpha 32, now 16"
     assert difference(then, lora(lora_dropout=0.5)) == "lora_dropout 0.05, now 0.5"
@@ -319,7 +319,7 @@ def test_settings_of_a_lora_are_compared(lora, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, shared):
-    """A run's folder with checkpoints of steps 2 and 10, one that was not written whole, and what is none."""
+    """The folder of a run with checkpoints of steps 2 and 10, an incomplete one, and other files."""
     for step in (2, 10):
         write_checkpoint(tmp_path / f"checkpoint-{step}", run_fingerprint(**shared))
     for name in ("checkpoint-11", "checkpoint-last", "checkpoint-copy-12"):
@@ -358,7 +358,7 @@ def test_which_checkpoint_is_taken(shared, run, folder):
         assert checkpoint_to_resume(asking(run, folder, wanted), {**metadata, "identities": "others"}) is not None
         write_checkpoint(first, metadata)
         write_checkpoint(last, metadata)
-    # Another process than the main one removes nothing.
+    # Only the main process removes checkpoints.
     args = asking(run, folder, "False")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ReIDTrainingArguments, "should_save", False)
@@ -370,7 +370,7 @@ def test_which_checkpoint_is_taken(shared, run, folder):
         checkpoint_to_resume(asking(run, folder, "true"), metadata)
 
 
-def test_a_checkpoint_that_does_not_say_its_run(run, folder):
+def test_a_checkpoint_without_a_fingerprint(run, folder):
     (folder / "checkpoint-10/run_facts.json").unlink()
     with pytest.raises(UserError, match=r"other settings \(it has no run_facts.json\): give another output_dir"):
         checkpoint_to_resume(asking(run, folder, None), run_fingerprint(**run))
@@ -390,7 +390,7 @@ def test_a_broken_state_is_named(run, folder, broken):
         checkpoint_to_resume(asking(run, folder, str(folder / "checkpoint-2")), run_fingerprint(**run))
 
 
-def test_a_named_checkpoint_that_is_none(run, folder):
+def test_a_folder_that_is_not_a_checkpoint(run, folder):
     for wanted in (None, "true", "False", "none", str(folder / "checkpoint-2")):
         refuse_absent_checkpoint(asking(run, folder, wanted))
     for take in (refuse_absent_checkpoint, lambda args: checkpoint_to_resume(args, run_fingerprint(**run))):

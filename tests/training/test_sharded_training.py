@@ -1,4 +1,4 @@
-"""FSDP2, ZeRO-2 and ZeRO-3 over two processes by the real training: one process's losses, and whole checkpoints."""
+"""FSDP2, ZeRO-2 and ZeRO-3 over two processes have the losses of one process, and unsharded checkpoints."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from modeling_mllmreid.training.trainer import ReIDTrainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LORA = {"language_model": "lora", "tower": "full", "lora_rank": 2, "lora_dropout": 0.0}
-# SGD's steps, unlike AdamW's and clipped ones, tell a gradient from its multiple.
+# SGD, as the steps of AdamW and clipping do not depend on the scale of the gradient.
 PLAIN = {"optim": "sgd", "optim_args": "momentum=0.5", "learning_rate": 0.02, "max_grad_norm": 0.0}
 ADAM = {"learning_rate": 1e-3}
 # name -> (fields of `AdapterArguments`, training arguments)
@@ -45,7 +45,7 @@ def train(people: str, output: Path, *, form: str, identities_per_batch: int, re
     world = load_reid_dataset("market1501", data_dir=people, captions_file=f"{people}/reid_raw.json")
     size = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids}
     backbone = output.parents[1] / "backbone"
-    # In the command's order: the arguments first, which start the processes.
+    # In the order of the command: the arguments first, as they start the processes.
     args = ReIDTrainingArguments(
         output_dir=str(output),
         identities_per_batch=identities_per_batch,
@@ -123,7 +123,7 @@ def one_of_two(rank: int, engine: str, people: str, output: str, port: int) -> N
 
 
 def pretend_accelerator(engine: str, output: str) -> None:
-    """Makes Accelerate take two gloo processes for what `accelerate launch` with our configuration starts on GPUs."""
+    """Makes Accelerate run two gloo processes as `accelerate launch` does on GPUs with our configuration."""
     PartialState._prepare_backend = lambda *args: ("gloo", DistributedType.MULTI_GPU)
     transformers.training_args.is_torch_bf16_gpu_available = lambda: True
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
@@ -137,7 +137,7 @@ def pretend_accelerator(engine: str, output: str) -> None:
         os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "false"
         config = json.loads((CONFIGS / f"deepspeed/{engine}.json").read_text())
         if engine == "zero3":
-            # Small weights stay whole, and here all of them are small.
+            # Small weights are not sharded, and here all are small.
             config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
         file = Path(output) / f"{engine}-{os.environ['RANK']}.json"
         file.write_text(json.dumps(config))
@@ -174,12 +174,12 @@ def test_sharded_training_has_the_losses_of_one_process_and_whole_checkpoints(ru
     assert {rank["engine"] for rank in ranks} == {engine}
     assert {dtype for rank in ranks for dtype in rank["head"].values()} == {torch.float32}
     mean = (ranks[0]["losses"] + ranks[1]["losses"]) / 2
-    # In bfloat16 roundings part the weights, as they part bfloat16's of one process from float32's.
+    # In bfloat16 the weights differ by rounding, as those of one process differ from float32.
     for steps, tolerance in [(2, 1e-3), (STEPS, 1e-2)] if form == "bf16" else [(STEPS, 1e-5)]:
         torch.testing.assert_close(mean[:steps], one[form]["losses"][:steps], rtol=tolerance, atol=0)
     assert ranks[0]["evaluations"] == ranks[1]["evaluations"] and len(ranks[0]["evaluations"]) == 2
     assert ranks[0]["evaluations"] == pytest.approx(one[form]["evaluations"], abs=0.02 if form == "bf16" else 1e-3)
-    # Resumed: the second half again.
+    # A resumed run repeats the second half.
     for rank, whole in zip(two, ranks, strict=True):
         again = rank[f"{form}-resumed"]
         torch.testing.assert_close(again["losses"], whole["losses"][HALF:], rtol=1e-6, atol=0)
@@ -194,7 +194,7 @@ def test_sharded_training_has_the_losses_of_one_process_and_whole_checkpoints(ru
                 torch.testing.assert_close(rows, expected[name], rtol=0, atol=1e-4, msg=f"{saved} {name}")
     metadata = json.loads((folder / form / f"checkpoint-{STEPS}" / "run_facts.json").read_text())
     assert metadata["settings"]["sharding"] == sharding
-    # The same files as one process writes, our code among them, and the same settings.
+    # The same files as one process writes, with the code of the model, and the same settings.
     names, settings = zip(*(published(root / form) for root in (folder, folder.with_name("one"))), strict=True)
     assert names[0] == names[1] and "modeling_mllmreid.py" in names[0] and settings[0] == settings[1]
     export.main(["--model", str(folder / form), "--to", "vision", "--output", str(tmp_path / "vision")])

@@ -31,19 +31,19 @@ SETTINGS = {
 
 
 def uneven(batch, bare=()):
-    """The batch in float64 with unequal people, targets of unequal length, and images that have no caption."""
+    """Returns the batch in float64 with unequal people, targets of unequal length, and images without a caption."""
     batch = {name: rows.clone() for name, rows in batch.items()}
     batch["pixel_values"] = batch["pixel_values"].double()
     batch["person_ids"] = torch.tensor([0, 0, 0, 1, 1, 2, 2, 3])
     for name in ("labels", "text_labels"):
         for row in bare:
             batch[name][row] = -100
-        # One target is two tokens shorter, so that a mean of the rows' means would be another number.
+        # One target is two tokens shorter, so that a mean of means would differ.
         kept = (batch[name][4] != -100).nonzero().flatten()
         batch[name][4, kept[-2:]] = -100
     for row in bare:
         batch["text_caption_mask"][row] = False
-    # A token that is masked out is read by no other one.
+    # No other token reads a masked token.
     batch["attention_mask"][2, -12] = batch["text_attention_mask"][2, -12] = 0
     return batch
 
@@ -52,14 +52,14 @@ def uneven(batch, bare=()):
 
 
 def hidden_states(model, embeddings, mask):
-    """Per layer of the language model, (B, T, D); the last one after the final norm."""
+    """Returns the hidden states (B, T, D) of each layer, the last one after the final norm."""
     return model.mllm.model.language_model(
         inputs_embeds=embeddings, attention_mask=mask, output_hidden_states=True
     ).hidden_states
 
 
 def target_logits(model, hidden, labels):
-    """(logits, target) of every target token, row by row: a token is written by the position before it."""
+    """Returns (logits, target) of every target token. The position before a token predicts it."""
     pairs = []
     for row in range(len(labels)):
         for place in range(1, labels.shape[1]):
@@ -110,7 +110,7 @@ def by_hand(model, batch):
     states = llava.vision_tower(
         batch["pixel_values"], interpolate_pos_encoding=True, output_hidden_states=True
     ).hidden_states
-    # The class token is dropped in both features.
+    # Both features drop the class token.
     patches = llava.multi_modal_projector(states[config.mllm_config.vision_feature_layer][:, 1:])
     vision_layer = config.vision_layer if config.vision_layer is not None else config.mllm_config.vision_feature_layer
     features = {"vision": states[vision_layer][:, 1:].mean(1)}
@@ -171,7 +171,7 @@ def assert_same_gradients(model, expected):
             continue
         want = torch.zeros_like(other) if other.grad is None else other.grad
         got = torch.zeros_like(one) if one.grad is None else one.grad
-        # Llama's norm rounds to float32 whatever its input, and a key projection's bias has no gradient but rounding.
+        # Llama's norm always rounds to float32, and the gradient of a key bias is a rounding error.
         assert float((got - want).abs().max()) <= 1e-6 * float(want.abs().max()) + 1e-10, name
         compared += 1
     assert compared > 10
@@ -183,7 +183,7 @@ def assert_same_gradients(model, expected):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_forward_is_the_step_by_hand(make_model, make_batch, name):
     model = make_model(**SETTINGS[name]).double().train()
-    # The classifier starts so near zero that wrong logits would hardly show.
+    # The initial classifier is close to zero, where wrong logits would hardly show.
     for head in model.reid_head.values():
         torch.nn.init.normal_(head.classifier.weight, generator=torch.Generator().manual_seed(1))
         if model.config.bnneck:
@@ -218,16 +218,16 @@ def test_forward_is_the_step_by_hand(make_model, make_batch, name):
 @pytest.mark.parametrize("chunk", [0, 3])
 @pytest.mark.parametrize(("name", "scale"), [(list(SETTINGS)[0], 1), (list(SETTINGS)[1], 64)])
 def test_an_accumulated_step_of_the_trainer_is_the_step_by_hand(train, make_model, make_batch, name, scale, chunk):
-    """Two micro-batches of unequal targets, plain and with cached gradients: what is logged and every gradient."""
+    """Compares logs and gradients of two micro-batches with unequal targets, plain and with cached gradients."""
     trainer = train(model={"loss_lambda": 0.5}, max_steps=1, grad_cache_chunk=chunk, diagnostics_steps=0).trainer
     model = make_model(**SETTINGS[name]).double()
     freeze_unused_parameters(model)
     hand = copy.deepcopy(model)
     trainer.model = trainer.model_wrapped = model
-    # A scaler as with float16; what it multiplies losses by must not reach the features' gradient twice.
+    # A scaler as with float16. Its factor must not reach the gradient of the features twice.
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale) if scale > 1 else None
     batches = [uneven(make_batch(8, seed=1), bare=(1, 6)), uneven(make_batch(8, seed=2), bare=(0, 3, 4))]
-    # In eval mode, as a loaded model comes and as an evaluation might leave it.
+    # In eval mode, like a loaded model or one after an evaluation.
     model.eval()
     samples, count = trainer.get_batch_samples(iter(batches), 2, trainer.args.device)
     trainer.current_gradient_accumulation_steps = 2
@@ -236,7 +236,7 @@ def test_an_accumulated_step_of_the_trainer_is_the_step_by_hand(train, make_mode
     steps = [by_hand(hand, batch) for batch in batches]
     window = {branch: steps[0][1][branch] + steps[1][1][branch] for branch in steps[0][1]}
     assert steps[0][1] != steps[1][1]
-    # The language loss is that of all targets of the step, the ReID loss the mean over its micro-batches.
+    # The language loss is over all targets of the step, the ReID loss the mean over its micro-batches.
     expected = [total(hand.config, sums, window, reid / 2) for sums, _, reid, _, _ in steps]
     (scale * sum(expected)).backward()
     for got, want in zip(losses, expected, strict=True):
@@ -249,5 +249,5 @@ def test_an_accumulated_step_of_the_trainer_is_the_step_by_hand(train, make_mode
     assert logged.keys() == logs[0].keys()
     for part, value in logged.items():
         assert value == pytest.approx((logs[0][part].item() + logs[1][part].item()) / 2, abs=6e-5), part
-    # The model came in eval mode, where the heads' batch norm would have stood still.
+    # In eval mode the batch norm of the heads would not change.
     assert model.training and (not model.config.bnneck or model.reid_head["llm"].bottleneck.num_batches_tracked == 2)

@@ -1,4 +1,4 @@
-"""Settings of the Trainer: what has no effect here, or another one, is refused; the rest is right before the work."""
+"""Stock settings of the Trainer: those without effect here are refused, and all others are checked first."""
 
 import logging
 import re
@@ -14,7 +14,7 @@ from modeling_mllmreid.training.stock_settings import LOGGERS, RANGES, REFUSED
 from modeling_mllmreid.utils import processes
 from modeling_mllmreid.utils.errors import UserError
 
-# What the stock Trainer does with these is what is meant here too.
+# Settings with the same effect as in the stock Trainer.
 AS_IN_THE_TRAINER = """
 activation_checkpointing activation_checkpointing_kwargs auto_find_batch_size bf16 dataloader_multiprocessing_context
 dataloader_persistent_workers dataloader_pin_memory ddp_backend ddp_broadcast_buffers ddp_find_unused_parameters
@@ -33,12 +33,12 @@ def arguments(tmp_path, **given):
     return ReIDTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **given)
 
 
-def test_every_setting_of_the_installed_transformers_was_looked_at():
+def test_every_setting_of_the_installed_transformers_is_covered():
     looked_at = {*AS_IN_THE_TRAINER.split(), *REFUSED, *RANGES}
     assert TrainingArguments.__dataclass_fields__.keys() - looked_at == set()
 
 
-def test_what_has_no_effect_or_another_one_is_refused(tmp_path):
+def test_settings_without_effect_are_refused(tmp_path):
     default = arguments(tmp_path, eval_strategy="no")
     for name in REFUSED:
         field = ReIDTrainingArguments.__dataclass_fields__[name]
@@ -53,10 +53,10 @@ def test_what_has_no_effect_or_another_one_is_refused(tmp_path):
     assert arguments(tmp_path, per_device_train_batch_size=64).per_device_train_batch_size == 64
     assert (
         TrainingArguments(str(tmp_path), use_cpu=True).per_device_train_batch_size == 8
-    )  # the stock class is as it was
+    )  # the stock class is unchanged
 
 
-def test_help_lists_what_is_taken_alone(capsys):
+def test_help_hides_refused_settings(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
     text = capsys.readouterr().out
@@ -77,7 +77,7 @@ def test_numbers_out_of_range_are_refused(tmp_path):
 
 @pytest.fixture
 def begin(tmp_path, disk_model, monkeypatch):
-    """begin(flags): `train` up to where data are loaded; True where it comes so far."""
+    """begin(flags): runs `train` until it loads the data; returns whether it gets there."""
 
     def reached(*_, **__):
         raise InterruptedError
@@ -104,7 +104,7 @@ def disk_model(tmp_path_factory):
     return str(folder)
 
 
-def test_what_would_crash_later_is_said_before_the_data_are_loaded(begin, tmp_path):
+def test_wrong_settings_fail_before_the_data_are_loaded(begin, tmp_path):
     (tmp_path / "file").write_text("no folder")
     (tmp_path / "model").mkdir()
     mistakes = {
@@ -139,8 +139,8 @@ def test_what_would_crash_later_is_said_before_the_data_are_loaded(begin, tmp_pa
         "lora_targets (": "lora_targets: '\\(' is not a regular expression",
         "test_share 1": "test_share 1.0: give a share above 0 and below 1",
     }
-    for flags, said in mistakes.items():
-        with pytest.raises(UserError, match=said) as stop:
+    for flags, message in mistakes.items():
+        with pytest.raises(UserError, match=message) as stop:
             begin(*f"--{flags}".split(" "))
         assert "\n" not in str(stop.value), flags
     assert not (tmp_path / "run").exists()
@@ -160,7 +160,7 @@ def test_a_logger_that_is_not_installed_is_refused_before_the_model_is_loaded(be
     assert begin("--report_to", "none")
 
 
-def test_what_is_right_is_not_refused(begin):
+def test_valid_settings_are_accepted(begin):
     assert begin("--optim", "paged_adamw_8bit") if _bitsandbytes() else True
     assert begin("--optim", "sgd", "--optim_args", "momentum=0.9", "--warmup_steps", "0.1")
     assert begin("--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-6}')
@@ -173,7 +173,7 @@ def _bitsandbytes() -> bool:
     return is_bitsandbytes_available()
 
 
-def test_one_process_has_one_gpu_and_says_so_once(monkeypatch, caplog, tmp_path):
+def test_one_process_uses_one_gpu_and_warns_once(monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     state = SimpleNamespace(num_processes=1, device=torch.device("cuda:0"))
     processes._warn_once.cache_clear()
@@ -183,16 +183,16 @@ def test_one_process_has_one_gpu_and_says_so_once(monkeypatch, caplog, tmp_path)
         processes.warn_idle_gpus(SimpleNamespace(num_processes=4, device=torch.device("cuda:1")))
         processes.warn_idle_gpus(SimpleNamespace(num_processes=1, device=torch.device("cpu")))
     processes._warn_once.cache_clear()
-    said = [record.getMessage() for record in caplog.records]
-    assert said == [
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
         "4 GPUs, and this process uses one of them, cuda:0: to use all, start accelerate launch --multi_gpu "
         "--num_processes 4 run_reid.py ...; CUDA_VISIBLE_DEVICES chooses one"
     ]
     asked = []
     monkeypatch.setattr(processes, "warn_idle_gpus", asked.append)
-    processes.this_process()  # as embed and evaluate ask
+    processes.this_process()  # as in embed and evaluate
     assert len(asked) == 1
     args = arguments(tmp_path)
-    args._n_gpu = 4  # as the stock class sets it
+    args._n_gpu = 4  # like the stock class
     assert TrainingArguments.n_gpu.fget(args) == 4 and args.n_gpu == 1 and args.train_batch_size == 64
     assert args.parallel_mode.value == "not_parallel"

@@ -1,4 +1,4 @@
-"""ReIDTrainer by real tiny runs: exact scaling, logs, evaluation, what is saved, and resuming to the last bit."""
+"""ReIDTrainer in real tiny runs: exact scaling, logs, evaluation, saved files, and exact resuming."""
 
 import json
 
@@ -22,7 +22,7 @@ def weights(trained):
 
 
 def gradients(trainer: ReIDTrainer, micro_batches: list[dict]) -> dict[str, torch.Tensor]:
-    """The gradients of one optimiser step by the trainer's own loop: counting, loss, scaling, backward."""
+    """Returns the gradients of one optimiser step of the trainer: counting, loss, scaling, backward."""
     model = trainer.model
     model.zero_grad()
     samples, count = trainer.get_batch_samples(iter(micro_batches), len(micro_batches), trainer.args.device)
@@ -33,10 +33,10 @@ def gradients(trainer: ReIDTrainer, micro_batches: list[dict]) -> dict[str, torc
 
 
 def test_accumulated_language_gradients_equal_those_of_one_batch(train):
-    # Lambda 0: the ReID losses mine inside a batch and do not add up over its parts.
+    # Lambda 0, as the ReID losses mine within a batch and do not add up over its halves.
     trainer = train(model={"loss_lambda": 0.0, "distillation_weight": 0.5}, max_steps=1).trainer
     batch = next(iter(trainer.get_train_dataloader()))
-    # Unequal label counts, so that a mean of means would be another number.
+    # Unequal label counts, so that a mean of means would differ.
     for name in ("labels", "text_labels"):
         batch[name][4:] = torch.where(torch.rand(batch[name][4:].shape) < 0.5, -100, batch[name][4:])
     batch["text_labels"][:, :] = -100
@@ -44,15 +44,15 @@ def test_accumulated_language_gradients_equal_those_of_one_batch(train):
         kept = batch["labels"][row][batch["labels"][row] != -100]
         start = int(batch["text_attention_mask"][row].sum()) - len(kept)
         batch["text_labels"][row, start : start + len(kept)] = kept
-    halves = [{name: value[part] for name, value in batch.items()} for part in (slice(0, 4), slice(4, 8))]
+    halves = [{name: value[half] for name, value in batch.items()} for half in (slice(0, 4), slice(4, 8))]
     assert label_counts(halves[0])[0] != label_counts(halves[1])[0]
-    whole, parts = gradients(trainer, [batch]), gradients(trainer, halves)
-    assert whole.keys() == parts.keys() and len(whole) > 20
+    whole, accumulated = gradients(trainer, [batch]), gradients(trainer, halves)
+    assert whole.keys() == accumulated.keys() and len(whole) > 20
     for name, gradient in whole.items():
-        assert torch.allclose(parts[name], gradient, atol=1e-6, rtol=1e-4), name
+        assert torch.allclose(accumulated[name], gradient, atol=1e-6, rtol=1e-4), name
 
 
-def test_the_reid_part_is_the_mean_over_micro_batches(train):
+def test_the_reid_loss_is_the_mean_over_micro_batches(train):
     trainer = train(model={"loss_lambda": 1.0}, max_steps=1).trainer
     loader = iter(trainer.get_train_dataloader())
     first, second = next(loader), next(loader)
@@ -87,7 +87,7 @@ def test_captions_in_the_reid_losses_alone_train_no_text(train):
         "text_attention_mask",
         "text_caption_mask",
     }
-    # The row ends with its caption, as in `encode_text`.
+    # The sequence ends with its caption, as in `encode_text`.
     ends = batch["text_caption_mask"].cumsum(1).argmax(1) + 1
     assert torch.equal(batch["text_attention_mask"].sum(1), ends)
 
@@ -109,7 +109,7 @@ def test_evaluation_selects_and_keeps_the_best_and_nothing_secret_is_saved(train
     assert {"config.json", "model.safetensors", "training_args.json", "modeling_mllmreid.py"} <= top
     assert not [name for name in top if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
     assert json.loads((tmp_path / "run" / "training_args.json").read_text())["identities_per_batch"] == 4
-    # Nobody is both trained on and selected by.
+    # Train and val share no person.
     trained_on = set(trained.trainer.train_dataset.person_ids)
     assert trained_on.isdisjoint(trained.val.query["person_id"][:]) and len(trained_on) == 8
     assert MllmReIDModel.from_pretrained(tmp_path / "run").config.trained_on == ["market1501"]
@@ -142,12 +142,12 @@ def test_thresholds_are_chosen_on_val_and_kept_with_the_checkpoint(train, tmp_pa
             and (others <= threshold.distance - 1e-6).sum() == 1
         )
     train(max_steps=2, batch={"val_identities": 0})
-    assert load_thresholds(str(tmp_path / "run")) == {}  # the old ones were of other weights
+    assert load_thresholds(str(tmp_path / "run")) == {}  # the older thresholds belong to other weights
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_run_ends_with_the_same_bits(train, tmp_path, workers):
-    # Six batches an epoch: step 8 is in the middle of the second.
+    # Six batches in an epoch, so step 8 is in the middle of the second.
     settings = {"max_steps": 12, "save_strategy": "steps", "save_steps": 8, "dataloader_num_workers": workers}
     whole = train("whole", **settings)
     checkpoint = tmp_path / "whole" / "checkpoint-8"
@@ -193,19 +193,19 @@ def test_a_checkpoint_trained_on_others_gets_a_new_classifier(train):
         ),
         ({"batch": {"target": "continuation"}}, "has no continuation: run the continuations command"),
         ({"resume_from_checkpoint": "true"}, "no checkpoint in .*: leave it out to start anew"),
-        ({"remove_unused_columns": True}, "remove_unused_columns True: the batches are made of those"),
+        ({"remove_unused_columns": True}, "remove_unused_columns True: the batches need those"),
         (
             {"batch": {"text_branch": False}, "model": {"distillation_weight": 0.5}},
             "distillation_weight needs the text branch as its teacher: set text_branch true",
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_before_the_first_step(train, change, message):
+def test_settings_that_do_not_fit_are_refused_before_the_first_step(train, change, message):
     with pytest.raises(UserError, match=message):
         train(max_steps=1, **change)
 
 
-def test_a_data_set_without_training_part_is_refused(train, world):
+def test_a_data_set_without_a_train_split_is_refused(train, world):
     only = DatasetDict({"query": world["query"], "gallery": world["gallery"]})
     with pytest.raises(UserError, match="has query, gallery: training needs a train split"):
         train(max_steps=1, dataset=only)

@@ -1,4 +1,4 @@
-"""Means of a trainer: logs over the steps since the last one, also over a resume, and gradients over processes."""
+"""Means in a trainer: logs since the last entry, also across a resume, and gradients over processes."""
 
 import json
 
@@ -10,7 +10,7 @@ from modeling_mllmreid.training.grad_cache import average_gradients
 
 
 def test_entries_after_a_resume_are_means_over_the_steps_before_it_too(train, tmp_path):
-    # Micro-batches of eight of 48 images, two a step: three steps an epoch. Logged at 5, resumed within the window.
+    # 48 images in micro-batches of 8, two in a step: three steps in an epoch. Logs at 5, resumes within the window.
     settings = {"max_steps": 5, "logging_steps": 5, "save_strategy": "steps", "save_steps": 4}
     settings |= {"gradient_accumulation_steps": 2, "model": {"reid_text": True}, "diagnostics_steps": 0}
     whole = train("whole", **settings).trainer.state.log_history
@@ -23,7 +23,7 @@ def test_entries_after_a_resume_are_means_over_the_steps_before_it_too(train, tm
     assert window["step"] == 0 and window["parts"]["counts"]["id_llm"] == 8
 
 
-def test_the_logged_loss_and_its_parts_are_means_over_the_steps_since_the_last_log(train):
+def test_the_logged_losses_are_means_over_the_steps_since_the_last_log(train):
     settings = {"max_steps": 4, "gradient_accumulation_steps": 2, "diagnostics_steps": 0, "model": {"loss_lambda": 0.3}}
     single = train("single", logging_steps=1, **settings).trainer.state.log_history[:4]
     double = train("double", logging_steps=2, **settings).trainer.state.log_history[:2]
@@ -32,13 +32,13 @@ def test_the_logged_loss_and_its_parts_are_means_over_the_steps_since_the_last_l
             assert entry[name] == pytest.approx((pair[0][name] + pair[1][name]) / 2, abs=1.1e-4), name
     for entry in single:
         reid = sum(entry[f"{part}_{head}"] for part in ("id", "triplet") for head in ("llm", "vision")) / 2
-        # Unequal target counts of micro-batches hardly move the language loss.
+        # Unequal target counts of micro-batches hardly change the language loss.
         language = (entry["lm_image"] + entry["lm_text"]) / 2
         assert entry["loss"] == pytest.approx(0.7 * language + 0.3 * reid, rel=2e-2)
 
 
 def test_the_mean_of_gradients_over_processes(monkeypatch):
-    """Two processes, of which this one has no gradient where the other has one, and the other way round."""
+    """Simulates two processes, each without a gradient that the other has."""
     model = torch.nn.ParameterDict({name: torch.nn.Parameter(torch.zeros(2)) for name in ("both", "theirs", "ours")})
     model["frozen"] = torch.nn.Parameter(torch.zeros(2), requires_grad=False)
     model["both"].grad, model["ours"].grad = torch.tensor([1.0, 2.0]), torch.tensor([6.0, 0.0])

@@ -1,4 +1,4 @@
-"""What the trainer hands on: settings to sampler, optimiser and evaluation; how often it evaluates; what it is fed."""
+"""The trainer passes its settings to sampler, optimiser and evaluation, and evaluates at the right steps."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from modeling_mllmreid.training import trainer as trainer_module
 
 @pytest.fixture
 def evaluations(monkeypatch):
-    """The settings of every evaluation."""
+    """Returns the settings of every evaluation."""
     calls, evaluate = [], trainer_module.evaluate_model
 
     def watched(*args, **settings):
@@ -22,7 +22,7 @@ def evaluations(monkeypatch):
 
 
 def test_settings_reach_the_sampler_the_optimiser_and_the_evaluation(train, world, evaluations):
-    # Sets of unequal size: person 0 to 3 against the rest.
+    # Two sets of unequal size: persons 0 to 3, and all others.
     rows = world["train"]
     people = sorted(set(rows["person_id"][:]))
     rows = rows.map(lambda row: {"source": "one" if row["person_id"] in people[:4] else "other"})
@@ -77,7 +77,7 @@ def test_settings_reach_the_sampler_the_optimiser_and_the_evaluation(train, worl
 
 @pytest.mark.parametrize("steps", [4, 6])
 def test_a_finished_run_is_not_evaluated_again(train, evaluations, steps):
-    """Of six steps an epoch: one that ended within an epoch, and one at its end."""
+    """Six steps in an epoch: one run ended within an epoch, one at its end."""
     settings = {"max_steps": steps, "eval_strategy": "epoch", "save_strategy": "epoch"}
     first = train(**settings).trainer.state.log_history
     count = len(evaluations)
@@ -87,7 +87,7 @@ def test_a_finished_run_is_not_evaluated_again(train, evaluations, steps):
     assert [entry for entry in again.log_history if "train_runtime" not in entry] == kept
 
 
-def test_a_run_resumed_at_an_epochs_end_goes_on_without_evaluating_it_twice(train, tmp_path, evaluations):
+def test_a_run_resumed_at_the_end_of_an_epoch_does_not_evaluate_it_twice(train, tmp_path, evaluations):
     settings = {"max_steps": 12, "eval_strategy": "epoch", "save_strategy": "epoch", "gradient_accumulation_steps": 4}
     # Six micro-batches an epoch are two steps, the second one of two.
     settings |= {"max_steps": 4}

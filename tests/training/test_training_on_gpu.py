@@ -1,4 +1,4 @@
-"""Training on a GPU: the CPU's steps, number formats, cached gradients, QLoRA, and a run that goes on."""
+"""Training on a GPU: the steps of the CPU, precision, cached gradients, QLoRA, and resuming."""
 
 import copy
 
@@ -11,7 +11,7 @@ from modeling_mllmreid.training.parameters import freeze_unused_parameters
 
 pytestmark = pytest.mark.gpu
 
-# Plain SGD: what adaptive optimisers make of a gradient of nearly zero hangs on its last digit.
+# Plain SGD, as the steps of adaptive optimisers depend on the last digit of tiny gradients.
 SGD = {"use_cpu": False, "optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant"}
 
 
@@ -19,7 +19,7 @@ def losses(trained):
     return [entry["loss"] for entry in trained.trainer.state.log_history if "loss" in entry]
 
 
-def test_steps_are_the_cpus(train):
+def test_steps_equal_those_of_the_cpu(train):
     settings = {**SGD, "max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": False}
     expected = losses(train("cpu", **{**settings, "use_cpu": True}))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -38,7 +38,7 @@ def gradients(model) -> torch.Tensor:
 
 @pytest.mark.parametrize(("half", "error"), [(False, 1e-4), (True, 0.03)])
 def test_cached_gradients_are_those_of_the_plain_step(make_model, make_batch, device, half, error):
-    """In one chunk the dropout is the same too, whose random numbers a GPU draws."""
+    """In one chunk the dropout is the same too, with random numbers of the GPU."""
     fields = {"reid_text": True, "distillation_weight": 0.5}
     for chunk, dropout in ((3, 0.0), (100, 0.5)):
         plain, batch = make_model(**fields).to(device).train(), make_batch(8)
@@ -87,7 +87,7 @@ def test_qlora_with_a_paged_8bit_optimiser(train, make_batch, tmp_path, quantize
 
 
 @pytest.mark.parametrize("adapters", [None, {"language_model": "lora", "lora_rank": 4, "lora_dropout": 0.3}])
-def test_a_run_goes_on_from_its_checkpoint(train, tmp_path, adapters):
+def test_a_run_resumes_from_its_checkpoint(train, tmp_path, adapters):
     """As one run, to float32's digits: CUDA does not fix the order of the sums in every backward pass.
 
     The bits are the same on the CPU alone. The dropout shows that the GPU's random state goes on, too.
