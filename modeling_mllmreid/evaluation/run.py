@@ -37,33 +37,38 @@ from .verification import OpenSetMetrics, VerificationMetrics, open_set_from_blo
 
 @dataclass
 class EvaluateArguments:
-    """What is computed besides each feature's metrics, and where everything is written."""
+    """Options of an evaluation, and the folder for its results."""
 
     output_dir: str = field(default="runs/evaluate", metadata={"help": "Folder for metrics.json and the pictures."})
-    histogram: bool = field(default=False, metadata={"help": "Add the row of the colour histogram, the baseline."})
+    histogram: bool = field(default=False, metadata={"help": "Add the colour histogram, a baseline, to the table."})
     exclude: list[str] = field(
         default_factory=lambda: ["camera_id"],
-        metadata={"help": "Drops gallery images of the query's person that share one of these: camera_id, clothes_id."},
+        metadata={
+            "help": "Drop gallery images of the query's person that have the same camera_id, clothes_id, or either."
+        },
     )
     pool_tracks: bool = field(
-        default=False, metadata={"help": "Average the images of a track, column track_id, to one query or gallery row."}
+        default=False,
+        metadata={"help": "Average the images of a track (column track_id) into one query or gallery feature."},
     )
     splits: Count = field(
-        default=1, metadata={"help": "viper, prid, grid, ilids: average over so many of the ten (or a file's) splits."}
+        default=1,
+        metadata={"help": "viper, prid, grid, ilids: number of the ten (or a file's) random splits to average over."},
     )
     rerank: bool = field(
-        default=False, metadata={"help": "Add the row of k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)."}
+        default=False, metadata={"help": "Add k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3) to the table."}
     )
-    expand: bool = field(default=False, metadata={"help": "Add the row of alpha query expansion (k 10, alpha 3)."})
+    expand: bool = field(default=False, metadata={"help": "Add alpha query expansion (k 10, alpha 3) to the table."})
     single_shot: bool = field(
         default=False,
-        metadata={"help": "CMC with one gallery image of each person drawn at random, the classic CUHK03 protocol."},
+        metadata={"help": "Compute the CMC with one random gallery image of each person, the classic CUHK03 protocol."},
     )
     text_queries: bool = field(
-        default=False, metadata={"help": "Add rows of captions as queries, alone and with their images."}
+        default=False, metadata={"help": "Add captions as queries, alone and together with their images, to the table."}
     )
     verification: bool = field(
-        default=False, metadata={"help": "Verification over all pairs (ROC, EER, TPR at FPR) and open-set search."}
+        default=False,
+        metadata={"help": "Compute verification over all pairs (ROC, EER, TPR at FPR) and open-set search."},
     )
     plots: bool = field(
         default=False, metadata={"help": "Draw the curves and the worst queries; needs the extra `plots`."}
@@ -77,7 +82,7 @@ class EvaluateArguments:
             raise ValueError(f"splits {self.splits}: give 1 or more")
 
     def protocol(self) -> dict[str, Any]:
-        """What `protocol_features` takes of these."""
+        """Returns the options for `protocol_features`."""
         return {"exclude": self.exclude, "pool_tracks": self.pool_tracks}
 
 
@@ -91,10 +96,21 @@ def evaluate_and_report(
     others: Mapping[str, RetrievalMetrics] | None = None,
     **options: Any,
 ) -> None:
-    """Evaluates on `query` and `gallery`: tables on the screen, metrics.json and pictures in `args.output_dir`.
+    """Evaluates a model on a data set; prints tables, writes metrics.json and pictures to `args.output_dir`.
 
-    metadata: what metrics.json says of the run. others: the results of the models to compare with, on the same queries.
-    options: those of `embed_images`. Processes share the images and captions; process 0 does all else.
+    Processes share the images and captions; process 0 does everything else.
+
+    Args:
+        model (`ImageEncoder`): the model, in its full or vision form.
+        processor (`ImageEncoderProcessor`): its processor.
+        dataset (`DatasetDict`): a data set with the splits `query` and `gallery`.
+        args (`EvaluateArguments`): what to compute, and where to write it.
+        metadata (`Mapping[str, str]`): entries of metrics.json that describe the run; `model` names the checkpoint.
+        others (`Mapping[str, RetrievalMetrics]`, *optional*): results of other models on the same queries, by name.
+        options: options of `embed_images`.
+
+    Raises:
+        UserError: if the data set does not fit the options, or an image cannot be opened.
     """
     features = protocol_features(model, processor, dataset, **args.protocol(), **options)
     texts = caption_features(model, processor, features.query_split) if args.text_queries else None
@@ -111,36 +127,89 @@ def report_metrics(
     metadata: Mapping[str, Any],
     others: Mapping[str, RetrievalMetrics],
 ) -> None:
-    """What `evaluate_and_report` prints, writes and draws of these features. texts: (C, D) of the queries' captions."""
-    query, gallery, rule = features.query_split, features.gallery_split, features.rule
-    persons, people = query["person_id"][:], {}
-    feature = model.config.test_feature
-    rows = metrics_by_feature(features.query, features.gallery, rule)
-    ours = (features.query[feature], features.gallery[feature])
+    """Computes, prints, writes and draws the results of these features, on process 0.
+
+    Args:
+        model (`ImageEncoder`): the model that computed the features.
+        processor (`ImageEncoderProcessor`): its processor.
+        features (`ProtocolFeatures`): features and splits of the queries and the gallery.
+        texts (`np.ndarray`, *optional*): (C, D) features of the queries' captions.
+        args (`EvaluateArguments`): what to compute, and where to write it.
+        metadata (`Mapping[str, Any]`): entries of metrics.json that describe the run.
+        others (`Mapping[str, RetrievalMetrics]`): results of other models on the same queries, by name.
+    """
+    feature, folder = model.config.test_feature, Path(args.output_dir)
+    results, caption_people = _all_metrics(model, features, texts, args)
+    persons = features.query_split["person_id"][:]
+    intervals = {name: people_intervals(result, caption_people.get(name, persons)) for name, result in results.items()}
+    camera_names = names_by_camera(features.query_split)
+    cameras = by_camera(results[feature], features.query_split["camera_id"][:])
+    report = {
+        **_run_settings(model, processor, features, args, metadata),
+        "metrics": {name: result.to_dict() for name, result in results.items()},
+        "intervals": {name: {key: i.to_dict() for key, i in values.items()} for name, values in intervals.items()},
+        "by_query_camera": {camera_names[camera] or str(camera): r.to_dict() for camera, r in cameras.items()},
+    }
+    for text in report["overlap"]:
+        print(f"warning: {text}: this result is not that of unseen people")
+    print(format_table(list(results.items()), intervals))
+    if len(cameras) > 1:
+        lines = [(display_name(camera_names[camera]) or "unknown", result) for camera, result in cameras.items()]
+        print(f"\nby query camera, {feature}:\n{format_table(lines)}")
+    verification = _further_protocols(report, features, feature, args)
+    for name, other in others.items():
+        differences = compare(results[feature], other, persons)
+        report.setdefault("compare", {})[name] = {key: d.to_dict() for key, d in differences.items()}
+        print(f"\n{metadata['model']} less {name}, same queries:\n{difference_lines(differences)}")
+    write_json(folder / "metrics.json", report)
+    # The data sets' own names: a reader's name is only that of a layout.
+    tested_on = " + ".join(report["tested_on"])
+    pictures = _draw_pictures(folder, features, feature, results, args, tested_on, metadata["model"], verification)
+    print(f"metrics: {folder / 'metrics.json'}\npictures: {', '.join(str(folder / name) for name in pictures)}")
+
+
+def _all_metrics(
+    model: ImageEncoder, features: ProtocolFeatures, texts: np.ndarray | None, args: EvaluateArguments
+) -> tuple[dict[str, RetrievalMetrics], dict[str, np.ndarray]]:
+    """Computes all results by name, and the person of each query for those whose queries are captions."""
+    feature, rule = model.config.test_feature, features.rule
+    query, gallery = features.query[feature], features.gallery[feature]
+    results, caption_people = metrics_by_feature(features.query, features.gallery, rule), {}
     if args.rerank:
-        rows[f"{feature}, re-ranked"] = metrics_from_blocks(rerank_blocks(*ours), rule)
+        results[f"{feature}, re-ranked"] = metrics_from_blocks(rerank_blocks(query, gallery), rule)
     if args.expand:
-        expanded = expand_queries(*ours)
-        rows[f"{feature}, expanded"] = metrics_from_blocks(distance_blocks(expanded, ours[1]), rule)
+        expanded = expand_queries(query, gallery)
+        results[f"{feature}, expanded"] = metrics_from_blocks(distance_blocks(expanded, gallery), rule)
     if texts is not None:
         if not model.config.reid_text:
-            lies_apart = "this model was trained without reid_text: captions and images lie apart, expect chance"
-            print(f"text queries: {lies_apart}")
-        found, caption_people = caption_metrics(texts, features)
-        rows |= found
-        people = dict.fromkeys(found, caption_people)
+            print(
+                "text queries: this model was trained without reid_text, so captions and images share no space: "
+                "expect results at chance"
+            )
+        caption_results, people = caption_metrics(texts, features)
+        results |= caption_results
+        caption_people = dict.fromkeys(caption_results, people)
     if args.histogram:
-        rows["histogram"] = histogram_metrics(query, gallery, rule)
-    intervals = {name: people_intervals(row, people.get(name, persons)) for name, row in rows.items()}
-    cameras = by_camera(rows[feature], query["camera_id"][:])
-    called = names_by_camera(query)
-    report: dict[str, Any] = {
+        results["histogram"] = histogram_metrics(features.query_split, features.gallery_split, rule)
+    return results, caption_people
+
+
+def _run_settings(
+    model: ImageEncoder,
+    processor: ImageEncoderProcessor,
+    features: ProtocolFeatures,
+    args: EvaluateArguments,
+    metadata: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Returns the entries of metrics.json that describe the model, the data and the settings."""
+    query, gallery, trained_on = features.query_split, features.gallery_split, model.config.trained_on or []
+    return {
         **metadata,
         "weights": weights_digest(metadata["model"]),
-        "trained_on": model.config.trained_on or [],
+        "trained_on": trained_on,
         "tested_on": sorted(set(query["source"][:])),
         "published_counts": published_counts({"query": query, "gallery": gallery}),
-        "overlap": overlaps(model.config.trained_on or [], query["source"]),
+        "overlap": overlaps(trained_on, query["source"]),
         "query_images": len(query),
         "gallery_images": len(gallery),
         "height": processor.height,
@@ -149,80 +218,101 @@ def report_metrics(
         "quantize": quantized_as(model),
         "exclude": args.exclude,
         "pool_tracks": args.pool_tracks,
-        "test_feature": feature,
-        "metrics": {name: row.to_dict() for name, row in rows.items()},
-        "intervals": {name: {key: i.to_dict() for key, i in row.items()} for name, row in intervals.items()},
-        "by_query_camera": {called[camera] or str(camera): row.to_dict() for camera, row in cameras.items()},
+        "test_feature": model.config.test_feature,
     }
-    folder = Path(args.output_dir)
-    for overlap in report["overlap"]:
-        print(f"warning: {overlap}: this result is not that of unseen people")
-    print(format_table(list(rows.items()), intervals))
-    if len(cameras) > 1:
-        by_name = [(display_name(called[camera]) or "unknown", row) for camera, row in cameras.items()]
-        print(f"\nby query camera, {feature}:\n{format_table(by_name)}")
-    if args.single_shot:
-        drawn = single_shot_cmc(distance_blocks(*ours), rule)
-        report["single_shot_cmc"] = {f"rank{rank}": share for rank, share in drawn.items()}
-        shares = ", ".join(f"Rank-{rank} {100 * share:.1f}" for rank, share in drawn.items())
-        print(f"\nsingle gallery shot, 10 draws for each query, {feature}: {shares}")
-    if args.verification:
-        pairs = verification_from_blocks(distance_blocks(*ours), rule)
-        searches = open_set_from_blocks(distance_blocks(*ours), rule)
-        report |= {"verification": pairs.to_dict(), "open_set": searches.to_dict()}
-        print(f"\n{verification_lines(pairs, searches)}")
-    for name, other in others.items():
-        differences = compare(rows[feature], other, persons)
-        report.setdefault("compare", {})[name] = {key: d.to_dict() for key, d in differences.items()}
-        print(f"\n{metadata['model']} less {name}, same queries:\n{difference_lines(differences)}")
 
-    write_json(folder / "metrics.json", report)
-    ranking = rank_gallery(*ours, 10, same_person=rule)
-    # The sets' own names: a reader's name is only that of a layout.
-    tested_on = " + ".join(report["tested_on"])
+
+def _print_tables(
+    overlap: Sequence[str],
+    results: Mapping[str, RetrievalMetrics],
+    intervals: Mapping[str, Mapping[str, Interval]],
+    cameras: Mapping[str, RetrievalMetrics],
+    feature: str,
+) -> None:
+    """Prints the warnings, the table of all results, and the table of the query cameras if there are several."""
+    for text in overlap:
+        print(f"warning: {text}: this result is not that of unseen people")
+    print(format_table(list(results.items()), intervals))
+    if len(cameras) > 1:
+        lines = [(display_name(name) or "unknown", result) for name, result in cameras.items()]
+        print(f"\nby query camera, {feature}:\n{format_table(lines)}")
+
+
+def _further_protocols(
+    report: dict[str, Any], features: ProtocolFeatures, feature: str, args: EvaluateArguments
+) -> VerificationMetrics | None:
+    """Adds single-shot CMC, verification and open-set search to the report, prints them, returns the verification."""
+    query, gallery, rule = features.query[feature], features.gallery[feature], features.rule
+    if args.single_shot:
+        cmc = single_shot_cmc(distance_blocks(query, gallery), rule)
+        report["single_shot_cmc"] = {f"rank{rank}": share for rank, share in cmc.items()}
+        shares = ", ".join(f"Rank-{rank} {100 * share:.1f}" for rank, share in cmc.items())
+        print(f"\nsingle gallery shot, 10 draws for each query, {feature}: {shares}")
+    if not args.verification:
+        return None
+    pairs = verification_from_blocks(distance_blocks(query, gallery), rule)
+    searches = open_set_from_blocks(distance_blocks(query, gallery), rule)
+    report |= {"verification": pairs.to_dict(), "open_set": searches.to_dict()}
+    print(f"\n{verification_lines(pairs, searches)}")
+    return pairs
+
+
+def _draw_pictures(
+    folder: Path,
+    features: ProtocolFeatures,
+    feature: str,
+    results: Mapping[str, RetrievalMetrics],
+    args: EvaluateArguments,
+    tested_on: str,
+    model_name: str,
+    verification: VerificationMetrics | None,
+) -> list[str]:
+    """Draws the ranked sheet and, if plots are on, the curves and the worst queries. Returns the files' names."""
+    query, gallery = features.query_split, features.gallery_split
+    ranking = rank_gallery(features.query[feature], features.gallery[feature], 10, same_person=features.rule)
     title = f"{tested_on}: nearest gallery images by the feature {feature!r}"
     draw_queries(folder / "sheet.png", ranking, evenly_spaced(len(query)), query, gallery, title=title)
     pictures = ["sheet.png"]
     if args.plots:
-        draw_curves(folder / "curves.png", rows, title=f"{tested_on}: {metadata['model']}")
-        draw_worst(folder / "worst.png", rows[feature], ranking, query, gallery, f"Worst queries by {feature!r}")
+        draw_curves(folder / "curves.png", results, title=f"{tested_on}: {model_name}")
+        draw_worst(folder / "worst.png", results[feature], ranking, query, gallery, f"Worst queries by {feature!r}")
         pictures += ["curves.png", "worst.png"]
-    if args.plots and args.verification:
-        title = f"{tested_on}, feature {feature!r}"
-        draw_roc(folder / "roc.png", {f"EER {pairs.eer:.1%}": pairs.roc}, title=title)
+    if args.plots and verification is not None:
+        curves = {f"EER {verification.eer:.1%}": verification.roc}
+        draw_roc(folder / "roc.png", curves, title=f"{tested_on}, feature {feature!r}")
         pictures.append("roc.png")
-    print(f"metrics: {folder / 'metrics.json'}\npictures: {', '.join(str(folder / name) for name in pictures)}")
+    return pictures
 
 
 def people_intervals(metrics: RetrievalMetrics, persons: Sequence[int] | np.ndarray) -> dict[str, Interval]:
-    """The intervals of a result; none where all queries with a match are of one person."""
+    """Returns the confidence intervals of a result; none if all queries with a match show one person."""
     valid = np.asarray(persons)[~np.isnan(metrics.average_precision)]
     return confidence_intervals(metrics, persons) if len(np.unique(valid)) > 1 else {}
 
 
 def caption_features(model: ImageEncoder, processor: ImageEncoderProcessor, query: Dataset) -> np.ndarray:
-    """The latents of every caption of a query part, (C, D), on process 0. Raises UserError where there are none."""
+    """Returns the features of a query split's captions, (C, D), on process 0. Raises UserError without captions."""
     captions, _ = caption_queries(query)
     if not captions:
-        raise UserError("text_queries: the query part has no captions: give captions_file, or leave text_queries out")
+        raise UserError("text_queries: the query split has no captions: give captions_file, or leave text_queries out")
     if not isinstance(model, MllmReIDModel) or not isinstance(processor, MllmReIDProcessor):
         raise UserError("text_queries: a vision form reads no text: give the checkpoint it was exported from")
     return embed_captions(model, processor, captions)
 
 
 def caption_metrics(texts: np.ndarray, features: ProtocolFeatures) -> tuple[dict[str, RetrievalMetrics], np.ndarray]:
-    """The rows of captions (C, D) as queries, alone and with their images, and the person of each caption (C,)."""
-    _, of_row = caption_queries(features.query_split)
-    parts = (features.gallery[TEXT_FEATURE], features.query_split, features.gallery_split)
-    rows = {
-        "text": text_to_image(texts, of_row, *parts),
-        "image and text": image_and_text(texts, of_row, features.query[TEXT_FEATURE], *parts),
+    """Returns the results of captions (C, D) as queries, alone and with images, and each caption's person (C,)."""
+    _, query_indices = caption_queries(features.query_split)
+    gallery = (features.gallery[TEXT_FEATURE], features.query_split, features.gallery_split)
+    results = {
+        "text": text_to_image(texts, query_indices, *gallery),
+        "image and text": image_and_text(texts, query_indices, features.query[TEXT_FEATURE], *gallery),
     }
-    return rows, np.asarray(features.query_split["person_id"][:])[of_row]
+    return results, np.asarray(features.query_split["person_id"][:])[query_indices]
 
 
 def verification_lines(pairs: VerificationMetrics, searches: OpenSetMetrics) -> str:
-    """Verification and open-set search in two lines; "-" for a rate that so few pairs or searches cannot measure."""
+    """Formats verification and open-set search in two lines; "-" if there are too few pairs to measure a rate."""
     percent = {True: "-", False: "{:.1%}"}
     tpr = ", ".join(f"TPR {percent[np.isnan(t)].format(t)} at FPR {fpr:g}" for fpr, t in pairs.tpr.items())
     tpir = ", ".join(f"TPIR {percent[np.isnan(t)].format(t)} at FPIR {rate:g}" for rate, t in searches.tpir.items())
@@ -235,14 +325,14 @@ def verification_lines(pairs: VerificationMetrics, searches: OpenSetMetrics) -> 
 def draw_worst(
     path: Path, metrics: RetrievalMetrics, ranking: Ranking, query: Dataset, gallery: Dataset, title: str
 ) -> None:
-    """The queries of lowest average precision, with it and the number of their matches as captions."""
+    """Draws the queries of lowest average precision, with their number of matches."""
     worst = worst_queries(metrics, 8)
-    titles = [f"AP {metrics.average_precision[row]:.0%}, {len(metrics.match_ranks[row])} matches" for row in worst]
+    titles = [f"AP {metrics.average_precision[i]:.0%}, {len(metrics.match_ranks[i])} matches" for i in worst]
     draw_queries(path, ranking, worst, query, gallery, titles=titles, title=title)
 
 
 def difference_lines(differences: Mapping[str, PairedDifference]) -> str:
-    """The difference of each metric in percentage points, with its interval and p-value."""
+    """Formats the difference of each metric in percentage points, with its interval and p-value."""
     return "\n".join(
         f"  {name:7} {100 * d.difference:+6.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]  "
         + (f"p = {d.p_value:.4f}" if d.p_value >= 1e-4 else "p < 0.0001")
@@ -250,23 +340,35 @@ def difference_lines(differences: Mapping[str, PairedDifference]) -> str:
     )
 
 
-def report_splits(of_splits: Sequence[dict[str, dict[str, Any]]], args: EvaluateArguments, metadata: dict) -> None:
-    """The table and the JSON of the metrics of each split, by feature. metadata: what metrics.json says of the run."""
+def report_splits(
+    split_metrics: Sequence[dict[str, dict[str, Any]]], args: EvaluateArguments, metadata: dict[str, Any]
+) -> None:
+    """Prints and writes the mean and deviation of the metrics over random splits.
+
+    Args:
+        split_metrics (`Sequence[dict]`): for each split the metrics by feature, as `RetrievalMetrics.to_dict`.
+        args (`EvaluateArguments`): the options of the evaluation.
+        metadata (`dict[str, Any]`): entries of metrics.json that describe the run.
+    """
     means = {
-        name: {key: _mean_and_deviation([split[name][key] for split in of_splits]) for key in of_splits[0][name]}
-        for name in of_splits[0]
+        name: {
+            key: _mean_and_deviation([split[name][key] for split in split_metrics]) for key in split_metrics[0][name]
+        }
+        for name in split_metrics[0]
     }
-    shown = ("mAP", "rank1", "rank5", "rank10", "mINP")
-    lines = [["", *shown]]
-    for name, row in means.items():
-        lines.append([name, *(f"{100 * row[key][0]:.1f} +- {100 * row[key][1]:.1f}" for key in shown)])
+    columns = ("mAP", "rank1", "rank5", "rank10", "mINP")
+    lines = [["", *columns]]
+    for name, values in means.items():
+        lines.append([name, *(f"{100 * values[key][0]:.1f} +- {100 * values[key][1]:.1f}" for key in columns)])
     print(f"{align(lines)}\nIn percent, mean and standard deviation over {args.splits} random splits.")
     path = Path(args.output_dir) / "metrics.json"
-    report = {name: {key: {"mean": m, "deviation": d} for key, (m, d) in row.items()} for name, row in means.items()}
-    write_json(path, {**metadata, "metrics_over_splits": report, "metrics_of_splits": of_splits})
+    report = {
+        name: {key: {"mean": m, "deviation": d} for key, (m, d) in values.items()} for name, values in means.items()
+    }
+    write_json(path, {**metadata, "metrics_over_splits": report, "metrics_of_splits": split_metrics})
     print(f"metrics: {path}")
 
 
 def _mean_and_deviation(values: list[float]) -> tuple[float, float]:
-    """The mean and the sample standard deviation."""
+    """Returns the mean and the sample standard deviation."""
     return float(np.mean(values)), float(np.std(values, ddof=1))

@@ -57,7 +57,7 @@ def open_set_distances(blocks: Blocks, same_person: SamePerson) -> OpenSetDistan
     mate, other = (np.full(len(same_person.query_persons), value, dtype=np.float32) for value in (np.nan, np.inf))
     other_person = np.full(len(mate), -1, dtype=np.int64)
     for number, row in query_distances(blocks, same_person):
-        same, dropped = same_person.of(number)
+        same, dropped = same_person.gallery_images(number)
         others = row.copy()
         others[same] = np.inf
         if len(others) > len(same):
@@ -160,11 +160,11 @@ def verification_from_blocks(
     Source: ISO/IEC 19795-1 (FPR and TPR as false and true match rates); Jain et al. 2008.
     """
     queries, size = len(same_person.query_persons), len(same_person.gallery_persons)
-    num_impostor = queries * size - sum(len(same_person.of(number)[0]) for number in range(queries))
+    num_impostor = queries * size - sum(len(same_person.gallery_images(number)[0]) for number in range(queries))
     impostors = _Impostors(kept=max((share_of(fpr, num_impostor) for fpr in fprs), default=0) + 1)
     genuine_rows = []
     for number, row in query_distances(blocks, same_person):
-        same, dropped = same_person.of(number)
+        same, dropped = same_person.gallery_images(number)
         genuine_rows.append(row[same[~dropped]])
         impostors.add(np.delete(row, same))
     genuine = np.sort(np.concatenate(genuine_rows)) if genuine_rows else np.empty(0, dtype=np.float32)

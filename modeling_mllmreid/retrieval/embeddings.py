@@ -1,4 +1,4 @@
-"""Embeddings on disk: a folder with `embeddings.safetensors` and `embeddings.json` that belong together."""
+"""Embeddings on disk: a folder with `embeddings.safetensors` (features) and `embeddings.json` (names, metadata)."""
 
 import hashlib
 import json
@@ -20,14 +20,21 @@ from ..utils.json_files import parse_json, read_file
 from ..utils.outputs import atomic_file, check_output, new_parents, only_writer
 
 FEATURES_FILE, METADATA_FILE = "embeddings.safetensors", "embeddings.json"
+DIGEST_KEY = "facts_sha256"  # part of the file format
 REMEDY = "embed the images again"
-# How Python holds the bytes of a file name that are not UTF-8, and what would not print as one line.
+# Python stores bytes of a file name that are not UTF-8 as surrogates. Control characters do not print as one line.
 SURROGATES, CONTROLS = re.compile("[\ud800-\udfff]"), re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """features: (N, D) float32, row i of file_names[i]; metadata: what made them (model, image backend...)."""
+    """Features of N images, with the images' file names.
+
+    Args:
+        features (`np.ndarray`): (N, D) float32; row i is the feature of file_names[i].
+        file_names (`list[str]`): N file names, relative to the embedded folder.
+        metadata (`dict[str, Any]`): how the features were computed: model, image backend, image size and so on.
+    """
 
     features: np.ndarray
     file_names: list[str]
@@ -35,10 +42,15 @@ class Embeddings:
 
 
 def check_embeddings_output(folder: str | os.PathLike[str], *, inputs: Sequence[str | os.PathLike[str]] = ()) -> None:
-    """Makes sure, before long work, that embeddings can be written into a folder, which may hold those of another run.
+    """Checks, before long work, that embeddings can be written into a folder. Those of another run are replaced.
 
-    inputs: files and folders that are read. Raises UserError for a symbolic link, a file, a folder that is read or lies
-    in one, for files of these names that this program did not write, and for what cannot be written.
+    Args:
+        folder (`str` or `os.PathLike`): the folder for the embeddings.
+        inputs (`Sequence[str | os.PathLike]`): files and folders that the run reads.
+
+    Raises:
+        UserError: if the folder is a link, a file, an input or inside one, contains files of these names that another
+            program wrote, or cannot be written.
     """
     folder = Path(folder)
     if os.path.islink(folder):
@@ -55,11 +67,33 @@ def check_embeddings_output(folder: str | os.PathLike[str], *, inputs: Sequence[
 def save_embeddings(
     folder: str | os.PathLike[str], features: np.ndarray, file_names: Sequence[str], metadata: dict[str, Any]
 ) -> None:
-    """Writes features (N, D), as float32, with their N file names and JSON-able metadata; replaces what is there.
+    """Writes embeddings into a folder, and replaces those that are already there.
 
-    Both files are written aside and renamed, one writer at a time, and the features carry the digest of the JSON: a
-    crash between the renames is found at load. Raises UserError where the counts differ, for a name that no index may
-    hold (`load_embeddings`), and where another writer or the disk is in the way.
+    Both files are written under temporary names and renamed, by one writer at a time. The features file stores the
+    digest of the JSON file, so `load_embeddings` detects a crash between the two renames.
+
+    Args:
+        folder (`str` or `os.PathLike`): the folder to write; it is created if it is missing.
+        features (`np.ndarray`): (N, D) features; they are stored as float32.
+        file_names (`Sequence[str]`): N file names, relative to the embedded folder.
+        metadata (`dict[str, Any]`): how the features were computed; anything that JSON can store.
+
+    Returns:
+        Nothing.
+
+    Raises:
+        UserError: if the counts differ, a file name is not allowed (see `load_embeddings`), another process writes the
+            folder, or the disk is full or read-only.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from modeling_mllmreid import load_embeddings, save_embeddings
+        >>> features = np.eye(2, 4, dtype=np.float32)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_embeddings(folder, features, ["a.jpg", "b.jpg"], metadata={"model": "my-model"})
+        ...     load_embeddings(folder).file_names
+        ['a.jpg', 'b.jpg']
     """
     features = np.ascontiguousarray(features, dtype=np.float32)
     if features.ndim != 2 or len(features) != len(file_names):
@@ -70,25 +104,42 @@ def save_embeddings(
     text = json.dumps({"metadata": metadata, "file_names": list(file_names)}, ensure_ascii=False, indent=1)
     folder = Path(folder)
     with new_parents(folder / METADATA_FILE), only_writer(folder, work="embed"):
-        for name in (FEATURES_FILE, METADATA_FILE):  # of killed writers, as there is no other one now
-            for left in folder.glob(f".{name}.*.part"):
-                left.unlink()
-        with atomic_file(folder / FEATURES_FILE) as features_file, atomic_file(folder / METADATA_FILE) as facts_file:
+        for name in (FEATURES_FILE, METADATA_FILE):  # left by killed writers: this process is the only writer now
+            for leftover in folder.glob(f".{name}.*.part"):
+                leftover.unlink()
+        with atomic_file(folder / FEATURES_FILE) as features_file, atomic_file(folder / METADATA_FILE) as metadata_file:
             content = text.encode()
-            save_file({"features": features}, features_file, metadata={"facts_sha256": _digest(content)})
-            facts_file.write_bytes(content)
+            save_file({"features": features}, features_file, metadata={DIGEST_KEY: _digest(content)})
+            metadata_file.write_bytes(content)
 
 
 def load_embeddings(folder: str | os.PathLike[str]) -> Embeddings:
-    """Reads a folder of `save_embeddings`.
+    """Reads embeddings from a folder that `save_embeddings` wrote.
 
-    Raises UserError where it is missing or foreign, its files do not agree or cannot be read, features are not finite,
-    and for a file name that comes twice, leads out of the embedded folder, or cannot be printed in one line.
+    Args:
+        folder (`str` or `os.PathLike`): the folder of `embeddings.safetensors` and `embeddings.json`.
+
+    Returns:
+        `Embeddings`: `features` (N, D) float32, `file_names` (N) and `metadata`.
+
+    Raises:
+        UserError: if a file is missing, unreadable or from another program, the two files do not belong together,
+            features are not finite, or a file name comes twice, leaves the embedded folder or has control characters.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from modeling_mllmreid import load_embeddings, save_embeddings
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_embeddings(folder, np.eye(2, 4), ["a.jpg", "b.jpg"], metadata={"model": "my-model"})
+        ...     embeddings = load_embeddings(folder)
+        >>> embeddings.features.shape, embeddings.metadata
+        ((2, 4), {'model': 'my-model'})
     """
     folder = Path(folder)
     for name in (FEATURES_FILE, METADATA_FILE):
         if not os.path.isfile(folder / name):
-            raise UserError(f"{folder}: holds no {name}: give a folder written by the embed command")
+            raise UserError(f"{folder}: holds no {name}: give a folder that the embed command wrote")
     digest, features = _read_features(folder / FEATURES_FILE)
     text = read_file(folder / METADATA_FILE, remedy=REMEDY)
     if digest != _digest(text):
@@ -103,7 +154,7 @@ def load_embeddings(folder: str | os.PathLike[str]) -> Embeddings:
 
 
 def fault_of_name(name: str) -> str | None:
-    """What is wrong with a file name that an index cannot hold, in a few words; None for a good one."""
+    """Returns what is wrong with a file name, in a few words; None if embeddings can store it."""
     if SURROGATES.search(name):
         return "a name that is not UTF-8"
     if CONTROLS.search(name):
@@ -114,12 +165,12 @@ def fault_of_name(name: str) -> str | None:
 
 
 def printable(name: str) -> str:
-    """A file name as one line that any terminal prints: as it is, or escaped."""
+    """Returns a file name as one printable line, escaped if necessary."""
     return name if not (SURROGATES.search(name) or CONTROLS.search(name)) else ascii(name)
 
 
 def _check_names(names: Sequence[str], where: str) -> None:
-    """Raises UserError for a name that no index may hold, and for one that comes twice."""
+    """Raises UserError for a name that embeddings cannot store, and for one that comes twice."""
     for name in names:
         if fault := fault_of_name(name):
             raise UserError(f"{where}: file_names: {printable(name)}: {fault}: rename the file and {REMEDY}")
@@ -129,18 +180,18 @@ def _check_names(names: Sequence[str], where: str) -> None:
 
 
 def _read_features(path: Path) -> tuple[str, np.ndarray]:
-    """The digest of the JSON that belongs to a features file, and the features. Raises UserError for any other file."""
+    """Reads the digest of the JSON file and the features. Raises UserError for a file that is no features file."""
     try:
         with safe_open(path, framework="numpy") as file:
-            digest = (file.metadata() or {}).get("facts_sha256")
+            digest = (file.metadata() or {}).get(DIGEST_KEY)
             features = file.get_tensor("features") if digest is not None and "features" in file.keys() else None  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, TypeError, ValueError) as error:  # TypeError: numbers that NumPy does not have
+    except (SafetensorError, OSError, TypeError, ValueError) as error:  # TypeError: a type that NumPy does not have
         raise UserError(f"{path}: not readable ({' '.join(str(error).split())}): write the folder again") from error
     if digest is None or features is None:
         raise UserError(f"{path}: not written by the embed command: embed the images with it")
     if features.ndim != 2 or features.dtype != np.float32:
         raise UserError(f"{path}: features are {features.dtype} of shape {features.shape}, not float32 rows: {REMEDY}")
-    sums = features.sum(1, dtype=np.float64)  # which is finite where all numbers are, in float64
+    sums = features.sum(1, dtype=np.float64)  # finite if all numbers are
     if not np.isfinite(sums).all():
         row = int(np.flatnonzero(~np.isfinite(sums))[0])
         raise UserError(f"{path}: row {row} holds NaN or infinity: a diverged model, or a damaged file: {REMEDY}")
@@ -148,12 +199,12 @@ def _read_features(path: Path) -> tuple[str, np.ndarray]:
 
 
 def _is_features(path: Path) -> bool:
-    """Whether a file holds features that `save_embeddings` wrote; an empty file is nobody's."""
+    """Returns whether `save_embeddings` may replace a file: it wrote the file, or the file is empty."""
     if path.stat().st_size == 0:
         return True
     try:
         with safe_open(path, framework="numpy") as file:
-            return "facts_sha256" in (file.metadata() or {})
+            return DIGEST_KEY in (file.metadata() or {})
     except (SafetensorError, OSError):
         return False
 

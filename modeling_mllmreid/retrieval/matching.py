@@ -1,4 +1,4 @@
-"""The rule that says which gallery images show a query's person, and which of them the query may not see."""
+"""The matching rule: which gallery images show a query's person, and which of them are dropped for that query."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,44 @@ UNKNOWN_NAMES = ("-1", "")
 
 
 class SamePerson:
-    """The gallery images of each query's person, and which of them are dropped for the query's camera or clothes.
+    """Matches gallery images to queries by person, and drops those of the query's camera or clothes.
 
-    Ids are integers or strings, (Q,) and (G,), of one kind on both sides. Camera -1 (as a string "-1" or "") is unknown
-    and equals no camera, itself included; without cameras nothing is dropped for them. The same holds for clothes: with
-    their ids, images of the query's person in the query's clothes are dropped, which is the rule of the
-    clothes-changing data sets.
-    query_persons: (Q,) and gallery_persons: (G,) int64, the persons of both sides numbered in sorted order.
-    excluded: (query, gallery) int64 ids of each column that drops images.
-    Raises UserError for ids of another kind or of two kinds, and for cameras or clothes of one side alone.
+    A gallery image of the query's person is dropped if it also has the query's camera (the rule of Market-1501), or the
+    query's clothes (the rule of clothes-changing data sets). Ids are integers or strings, of the same kind in queries
+    and gallery. -1 (as a string `"-1"` or `""`) is an unknown camera or unknown clothes and equals nothing.
+
+    Args:
+        query_person_ids (`Sequence[int | str]`, `np.ndarray` or `Tensor`): (Q,) person ids.
+        gallery_person_ids (`Sequence[int | str]`, `np.ndarray` or `Tensor`): (G,) person ids.
+        query_camera_ids (`Sequence[int | str]`, `np.ndarray` or `Tensor`, *optional*): (Q,) camera ids. Without them
+            no image is dropped for its camera.
+        gallery_camera_ids (`Sequence[int | str]`, `np.ndarray` or `Tensor`, *optional*): (G,) camera ids.
+        query_clothes_ids (`Sequence[int | str]`, `np.ndarray` or `Tensor`, *optional*): (Q,) clothes ids. Without them
+            no image is dropped for its clothes.
+        gallery_clothes_ids (`Sequence[int | str]`, `np.ndarray` or `Tensor`, *optional*): (G,) clothes ids.
+
+    Attributes:
+        query_persons (`np.ndarray`): (Q,) int64 person numbers; string ids are numbered in sorted order.
+        gallery_persons (`np.ndarray`): (G,) int64 person numbers.
+        excluded (`list[tuple[np.ndarray, np.ndarray]]`): int64 query and gallery ids of each column that drops images.
+
+    Raises:
+        UserError: if ids are no lists of integers or strings, are of different kinds, do not fit the images, or if only
+            one of query and gallery has cameras or clothes.
+
+    Example:
+        >>> from modeling_mllmreid import SamePerson
+        >>> rule = SamePerson(
+        ...     query_person_ids=[7],
+        ...     gallery_person_ids=[7, 3, 7],
+        ...     query_camera_ids=[0],
+        ...     gallery_camera_ids=[0, 0, 1],
+        ... )
+        >>> same, dropped = rule.gallery_images(0)
+        >>> same.tolist(), dropped.tolist()
+        ([0, 2], [True, False])
+
+    Source: Zheng et al. 2015 (cameras); Yang et al. 2021 (clothes).
     """
 
     def __init__(
@@ -47,41 +76,46 @@ class SamePerson:
             elif query_ids is not None or gallery_ids is not None:
                 missing, kind = f"{'query' if query_ids is None else 'gallery'}_{name}", name.removesuffix("_ids")
                 raise UserError(
-                    f"{missing}: missing while the other side has them: give both, or neither for no {kind} filter"
+                    f"{missing}: missing while the other split has them: give both, or neither for no {kind} filter"
                 )
         self._by_person = np.argsort(self.gallery_persons, kind="stable")
         grouped = self.gallery_persons[self._by_person]
         self._first = np.searchsorted(grouped, self.query_persons, side="left")
         self._end = np.searchsorted(grouped, self.query_persons, side="right")
 
-    def of(self, query: int) -> tuple[np.ndarray, np.ndarray]:
-        """For one query row: gallery indices of its person (n,), ascending, and which of them are dropped (n,) bool."""
+    def gallery_images(self, query: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the gallery images of one query's person.
+
+        Args:
+            query (`int`): index of the query.
+
+        Returns:
+            `tuple[np.ndarray, np.ndarray]`: gallery indices (n,), ascending, and which of them are dropped, (n,) bool.
+        """
         same = self._by_person[self._first[query] : self._end[query]]
         dropped = np.zeros(len(same), dtype=bool)
-        for of_query, of_gallery in self.excluded:
-            if of_query[query] != UNKNOWN:
-                dropped |= of_gallery[same] == of_query[query]
+        for query_ids, gallery_ids in self.excluded:
+            if query_ids[query] != UNKNOWN:
+                dropped |= gallery_ids[same] == query_ids[query]
         return same, dropped
 
 
 def _numbered(
     query_ids: Ids, gallery_ids: Ids, name: str, unknown: Sequence[str] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides' ids as int64: integers as they are, strings by their place in sorted order, unknown ones -1."""
+    """Converts ids to int64: integers stay, strings become their place in sorted order, unknown ones -1."""
     query, gallery = _checked_ids(query_ids, f"query_{name}"), _checked_ids(gallery_ids, f"gallery_{name}")
     if query.dtype.kind == gallery.dtype.kind == "i":
         return query, gallery
     if query.size and gallery.size and query.dtype.kind != gallery.dtype.kind:
-        raise UserError(
-            f"{name}: {query.dtype} in the queries, {gallery.dtype} in the gallery: give one kind on both sides"
-        )
+        raise UserError(f"{name}: {query.dtype} in the queries, {gallery.dtype} in the gallery: use one kind for both")
     names, numbers = np.unique(np.concatenate([query.astype(str), gallery.astype(str)]), return_inverse=True)
     numbers[np.isin(names, unknown)[numbers]] = UNKNOWN
     return numbers[: len(query)], numbers[len(query) :]
 
 
 def _checked_ids(ids: Ids, name: str, count: int | None = None) -> np.ndarray:
-    """The ids as (N,) int64 or strings, N checked against the count where one is given."""
+    """Converts ids to an array (N,) of int64 or strings, and checks N against the count if there is one."""
     array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
     if array.dtype.kind == "O" and all(isinstance(value, str) for value in array.flat):
         array = array.astype(str)

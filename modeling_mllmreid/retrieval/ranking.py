@@ -14,45 +14,55 @@ Blocks = Iterable[tuple[slice, np.ndarray | Tensor]]
 
 
 def query_distances(blocks: Blocks, same_person: SamePerson) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (query number, its distances to the gallery (G,) float32) for every query, as the blocks come.
+    """Yields the distances of one query after the other, in the order of the blocks.
 
-    blocks: (rows, distances (rows, G)) with each query row once, in any order; smaller is nearer, read as float32. A
-    whole matrix is one block: `[(slice(0, len(matrix)), matrix)]`. The rows may be views of the block: do not change
-    them.
-    Raises UserError for NaN distances, a block of the wrong shape, and rows that come twice or never.
+    Args:
+        blocks (`Iterable[tuple[slice, np.ndarray | Tensor]]`): a slice of the queries and their distances (queries, G);
+            smaller is nearer. Each query comes once, in any order. A whole matrix is one block:
+            `[(slice(0, len(matrix)), matrix)]`.
+        same_person (`SamePerson`): the matching rule of these queries and this gallery.
+
+    Yields:
+        `tuple[int, np.ndarray]`: the query's index and its distances (G,) float32. They may be a view of the block: do
+        not change them.
+
+    Raises:
+        UserError: if distances are NaN, a block has the wrong shape, or a query is missing or comes twice.
     """
     seen = np.zeros(len(same_person.query_persons), dtype=np.int64)
-    for rows, block in blocks:
+    for queries, block in blocks:
         distances = np.asarray(block.detach().float().cpu() if isinstance(block, Tensor) else block, dtype=np.float32)
-        numbers = range(len(seen))[rows]
-        expected = (len(numbers), len(same_person.gallery_persons))
+        indices = range(len(seen))[queries]
+        expected = (len(indices), len(same_person.gallery_persons))
         if distances.shape != expected:
             raise UserError(
-                f"distances of query rows {rows.start} to {rows.stop}: shape {distances.shape}, expected {expected}: "
-                "give one row per query, one column per gallery image"
+                f"distances of queries {queries.start} to {queries.stop}: shape {distances.shape}, not {expected}: "
+                "give one row per query and one column per gallery image"
             )
-        # The maximum is NaN where any element is, without a second matrix of flags.
+        # The maximum is NaN if any element is; this needs no second matrix.
         if distances.size and np.isnan(distances.max()):
-            raise UserError(f"distances of query rows {rows.start} to {rows.stop} hold NaN: mend what computed them")
-        seen[rows] += 1
-        yield from zip(numbers, distances, strict=True)
-        del block, distances  # before the next block is made
+            raise UserError(
+                f"distances of queries {queries.start} to {queries.stop} are NaN: fix the code that computes them"
+            )
+        seen[queries] += 1
+        yield from zip(indices, distances, strict=True)
+        del block, distances  # frees the memory before the next block is computed
     if (seen != 1).any():
-        row = int(np.flatnonzero(seen != 1)[0])
-        raise UserError(f"distances: query row {row} came {seen[row]} times: give each row once")
+        query = int(np.flatnonzero(seen != 1)[0])
+        raise UserError(f"distances: query {query} comes {seen[query]} times: give each query once")
 
 
 def no_match_error(same_person: SamePerson) -> UserError:
-    """What to raise where no query has a match: how many of what there are, why, and the mend."""
+    """Returns the error for queries without any match: the counts, the reason and the fix."""
     queries, persons = same_person.query_persons, same_person.gallery_persons
     counts = f"{len(queries):,} queries and {len(persons):,} gallery images"
     if not (len(queries) and len(persons)):
-        return UserError(f"no query has a match: {counts}: give at least one image on both sides")
+        return UserError(f"no query has a match: {counts}: give at least one query and one gallery image")
     shared = int(np.isin(persons, queries).sum())
     if not shared or not same_person.excluded:
         return UserError(
             f"no query has a match: {counts}, but none of the {len(np.unique(queries)):,} persons of the queries is "
-            f"among the {len(np.unique(persons)):,} of the gallery: number the persons of both sides alike"
+            f"among the {len(np.unique(persons)):,} of the gallery: use the same person numbers in queries and gallery"
         )
     cameras = len(np.unique(same_person.excluded[0][1]))
     return UserError(
@@ -66,7 +76,9 @@ def no_match_error(same_person: SamePerson) -> UserError:
 class Ranking:
     """The k nearest gallery images of each query, nearest first.
 
-    indices: (Q, k) int64 into the gallery, -1 where a row is short; distances: (Q, k) float32, infinity there.
+    Args:
+        indices (`np.ndarray`): (Q, k) int64 gallery indices; -1 after the last image of a query that has fewer than k.
+        distances (`np.ndarray`): (Q, k) float32 distances of these images; infinity for index -1.
     """
 
     indices: np.ndarray
@@ -82,11 +94,32 @@ def rank_gallery(
     metric: str = "cosine",
     block_size: int | None = None,
 ) -> Ranking:
-    """The k nearest gallery images of each query; of equal distances the lower gallery index comes first.
+    """Finds the k nearest gallery images of each query. Among equal distances the lower gallery index comes first.
 
-    query: (Q, D), gallery: (G, D), as in `distance_blocks`. same_person: its dropped images are left out, as in the
-    metrics; a search needs none.
-    Raises UserError for k below 1, for bad features, and for a rule of other queries.
+    Args:
+        query (`np.ndarray` or `Tensor`): (Q, D) features of any float type, on CPU or GPU.
+        gallery (`np.ndarray` or `Tensor`): (G, D) features.
+        k (`int`): number of gallery images per query.
+        same_person (`SamePerson`, *optional*): leaves out the gallery images that the matching rule drops, as the
+            metrics do. A search needs no rule.
+        metric (`str`, defaults to `"cosine"`): `"cosine"` or `"euclidean"`.
+        block_size (`int`, *optional*): queries per block of distances. By default a block takes about 48 MiB.
+
+    Returns:
+        `Ranking`: `indices` (Q, k) int64 and `distances` (Q, k) float32.
+
+    Raises:
+        UserError: if k is below 1, features are not finite or do not fit each other, or the rule has other queries.
+
+    Example:
+        >>> import numpy as np
+        >>> from modeling_mllmreid import rank_gallery
+        >>> gallery = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], dtype=np.float32)
+        >>> ranking = rank_gallery(np.array([[2.0, 0.1]], dtype=np.float32), gallery, k=2)
+        >>> ranking.indices.tolist()
+        [[1, 2]]
+        >>> [f"{distance:.3f}" for distance in ranking.distances[0]]
+        ['0.001', '0.258']
     """
     blocks = distance_blocks(query, gallery, metric=metric, block_size=block_size)
     return rank_blocks(blocks, len(query), k, same_person=same_person)
@@ -95,31 +128,44 @@ def rank_gallery(
 def rank_blocks(
     blocks: Iterable[tuple[slice, np.ndarray | Tensor]], queries: int, k: int, *, same_person: SamePerson | None = None
 ) -> Ranking:
-    """The ranking of `rank_gallery` from blocks of distances, whoever makes them, such as `rerank_blocks`.
+    """Ranks the gallery as `rank_gallery` does, from blocks of distances such as those of `rerank_blocks`.
 
-    blocks: (rows, distances (rows, G)); they are not changed. queries: how many rows there are in all.
+    Args:
+        blocks (`Iterable[tuple[slice, np.ndarray | Tensor]]`): a slice of the queries and their distances (queries, G);
+            the blocks are not changed.
+        queries (`int`): number of queries, Q.
+        k (`int`): number of gallery images per query.
+        same_person (`SamePerson`, *optional*): leaves out the gallery images that the matching rule drops.
+
+    Returns:
+        `Ranking`: `indices` (Q, k) int64 and `distances` (Q, k) float32.
+
+    Raises:
+        UserError: if k is below 1, or the rule has other queries.
     """
     if k < 1:
         raise UserError(f"k: {k} is not a number of images: use 1 or more")
     if same_person is not None and len(same_person.query_persons) != queries:
-        raise UserError(f"same_person: of {len(same_person.query_persons)} queries, not {queries}: give one per query")
+        raise UserError(
+            f"same_person: has {len(same_person.query_persons)} queries, not {queries}: give an id for each query"
+        )
     indices = np.full((queries, k), -1, dtype=np.int64)
     distances = np.full((queries, k), np.inf, dtype=np.float32)
     for rows, block in blocks:
-        of_block = block.cpu().numpy() if isinstance(block, Tensor) else block
-        for number, row in enumerate(of_block, start=rows.start):
+        array = block.cpu().numpy() if isinstance(block, Tensor) else block
+        for query, row in enumerate(array, start=rows.start):
             if same_person is not None:
-                same, dropped = same_person.of(number)
+                same, dropped = same_person.gallery_images(query)
                 row = row.copy()
                 row[same[dropped]] = np.inf
             nearest = nearest_in_row(row, k)
-            indices[number, : len(nearest)] = nearest
-            distances[number, : len(nearest)] = row[nearest]
+            indices[query, : len(nearest)] = nearest
+            distances[query, : len(nearest)] = row[nearest]
     return Ranking(indices, distances)
 
 
 def nearest_in_row(row: np.ndarray, k: int) -> np.ndarray:
-    """Indices (at most k,) of the smallest distances of a row (G,), ascending, ties by index, without infinite ones."""
+    """Returns the indices (at most k,) of the smallest finite distances of a row (G,), ascending, ties by index."""
     candidates = np.flatnonzero(row <= np.partition(row, k - 1)[k - 1]) if k < len(row) else np.arange(len(row))
     candidates = candidates[row[candidates] < np.inf]
     return candidates[np.argsort(row[candidates], kind="stable")[:k]]

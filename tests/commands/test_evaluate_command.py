@@ -94,7 +94,7 @@ def test_matrix_of_earlier_reports(disk, flags, tmp_path, capsys):
     [
         ([], "evaluate: model is not given: add --model, or --compare with two checkpoints"),
         (["--compare", "/absent/model", "/other"], "model /absent/model: not loadable"),
-        (["--model", "OURS", "--text_queries", "true"], "text_queries: the query part has no captions"),
+        (["--model", "OURS", "--text_queries", "true"], "text_queries: the query split has no captions"),
         (["--model", "OURS", "--exclude", "caption"], "exclude: unknown column 'caption': use camera_id, clothes_id"),
         (["--model", "OURS", "--compare", "/absent/model"], "model /absent/model: not loadable"),
     ],

@@ -65,13 +65,13 @@ def count_of(path, color):
 
 @pytest.mark.parametrize("threshold, within", [(0.05, 0), (0.15, 1), (0.2, 2), (0.9, 3)])
 def test_images_beyond_the_threshold_are_grey_behind_a_line(tmp_path, monkeypatch, threshold, within):
-    said = []
-    monkeypatch.setattr(sheet, "_draw_header", lambda *args: said.extend(args[5:7]))
+    header = []
+    monkeypatch.setattr(sheet, "_draw_header", lambda *args: header.extend(args[3:5]))
     red = Image.new("RGB", (32, 64), "red")
     ranking = Ranking(np.array([[0, 1, 2, -1]]), np.array([[0.1, 0.2, 0.3, np.inf]], dtype=np.float32))
     threshold = float(np.float32(threshold))
     ranked_sheet(tmp_path / "s.png", [red], [red] * 3, ranking, threshold=threshold, title="Nearest of 3")
-    verdict, notes = said
+    verdict, notes = header
     assert verdict == (f"{within} of 3" if within else "nobody") + f" within the threshold {threshold:.4f}"
     assert notes == "Nearest of 3; cosine distance"
     assert [saturation(tmp_path / "s.png", column) > 200 for column in (1, 2, 3)] == [n < within for n in range(3)]
@@ -79,13 +79,13 @@ def test_images_beyond_the_threshold_are_grey_behind_a_line(tmp_path, monkeypatc
     assert count_of(tmp_path / "s.png", sheet.LIMIT) == (line if within < 3 else 0)
 
 
-def test_a_sheet_is_of_a_size_that_can_be_shown_and_says_so(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(sheet, "_draw_header", lambda *args: said.extend(args[5:7]))
+def test_a_sheet_is_of_a_size_that_can_be_shown_and_reports_it(tmp_path, monkeypatch):
+    header = []
+    monkeypatch.setattr(sheet, "_draw_header", lambda *args: header.extend(args[3:5]))
     many = Ranking(np.zeros((40, 3000), dtype=int), np.zeros((40, 3000), dtype=np.float32))
     one = Image.new("RGB", (8, 16))
     ranked_sheet(tmp_path / "s.png", [one] * 40, [one], many, columns=3000, threshold=0.1, title="Nearest")
-    assert said == [
+    assert header == [
         "40 of 40 queries find somebody within the threshold 0.1000",
         "Nearest; cosine distance; the first 20 of 3,000 columns; the first 30 of 40 rows",
     ]

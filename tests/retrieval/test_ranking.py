@@ -64,12 +64,12 @@ def test_same_person_drops_by_camera_and_by_clothes():
     ids = [1], [1, 1, 1, 2, 1]
     cameras = {"query_camera_ids": [5], "gallery_camera_ids": [5, 6, 6, 5, 6]}
     clothes = {"query_clothes_ids": [0], "gallery_clothes_ids": [1, 0, 1, 0, -1]}
-    assert SamePerson(*ids).of(0)[1].tolist() == [False] * 4
+    assert SamePerson(*ids).gallery_images(0)[1].tolist() == [False] * 4
     for columns, dropped in ((cameras, [0]), (clothes, [1]), ({**cameras, **clothes}, [0, 1])):
-        same, out = SamePerson(*ids, **columns).of(0)
+        same, out = SamePerson(*ids, **columns).gallery_images(0)
         assert same.tolist() == [0, 1, 2, 4] and same[out].tolist() == dropped
     unknown = SamePerson(*ids, query_clothes_ids=[-1], gallery_clothes_ids=[-1] * 5)
-    assert not unknown.of(0)[1].any()
+    assert not unknown.gallery_images(0)[1].any()
 
 
 def test_integers_stay_as_they_are_and_images_in_their_order():
@@ -79,17 +79,17 @@ def test_integers_stay_as_they_are_and_images_in_their_order():
         assert rule.query_persons.tolist() == [300, 9, 10] and rule.query_persons.dtype == np.int64
         assert rule.gallery_persons.dtype == np.int64 and (rule.gallery_persons == gallery).all()
         for row, person in enumerate((300, 9, 10)):
-            assert rule.of(row)[0].tolist() == np.flatnonzero(gallery == person).tolist()
+            assert rule.gallery_images(row)[0].tolist() == np.flatnonzero(gallery == person).tolist()
     assert SamePerson(["b", "c"], ["a", "c", "b"]).query_persons.tolist() == [1, 2]
 
 
 def test_cameras_by_name_and_unknown_ones():
     ids = ["anna"], ["anna"] * 4
     cameras = SamePerson(*ids, ["door"], ["door", "yard", "-1", ""])
-    assert cameras.of(0)[1].tolist() == [True, False, False, False]
+    assert cameras.gallery_images(0)[1].tolist() == [True, False, False, False]
     for unknown in ("-1", ""):
-        assert not SamePerson(*ids, [unknown], ["door", "yard", "-1", ""]).of(0)[1].any()
-    assert SamePerson(["-1"], ["-1", "7"]).of(0)[0].tolist() == [0]  # a person may be called so
+        assert not SamePerson(*ids, [unknown], ["door", "yard", "-1", ""]).gallery_images(0)[1].any()
+    assert SamePerson(["-1"], ["-1", "7"]).gallery_images(0)[0].tolist() == [0]  # a person may be called so
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_cameras_by_name_and_unknown_ones():
     [
         (lambda: rank_gallery(np.eye(2), np.eye(2), 0), "k: 0"),
         (lambda: rank_gallery(np.eye(2), np.eye(2), 1, block_size=0), "block_size: 0"),
-        (lambda: rank_gallery(np.eye(2), np.eye(2), 1, same_person=SamePerson([1], [1, 2])), "of 1 queries, not 2"),
+        (lambda: rank_gallery(np.eye(2), np.eye(2), 1, same_person=SamePerson([1], [1, 2])), "has 1 queries, not 2"),
         (lambda: SamePerson([1, 2.5], [1, 2]), "query_person_ids: float64 .* no list of ids"),
         (lambda: SamePerson([1], [1], [1]), "gallery_camera_ids: missing .* no camera filter"),
         (lambda: SamePerson([1], [1], gallery_clothes_ids=[1]), "query_clothes_ids: missing .* no clothes filter"),

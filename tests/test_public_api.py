@@ -1,0 +1,115 @@
+"""The public API: it is lazy, it agrees with itself, and each name is documented with an example that runs."""
+
+import ast
+import contextlib
+import doctest
+import importlib
+import inspect
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import modeling_mllmreid
+
+NAMES = modeling_mllmreid.__all__
+# Names whose docstring is not complete yet.
+UNDOCUMENTED = {
+    "BatchArguments",
+    "MllmReIDConfig",
+    "MllmReIDModel",
+    "MllmReIDOutput",
+    "MllmReIDProcessor",
+    "MllmReIDVisionModel",
+    "ReIDTrainer",
+    "ReIDTrainingArguments",
+    "TrainCollator",
+    "TrainDataset",
+    "load_reid_dataset",
+    "train_reid",
+}
+HAS_MODELS = """
+from transformers import AutoConfig, AutoModel, AutoProcessor
+from modeling_mllmreid import MllmReIDConfig, MllmReIDModel, MllmReIDVisionModel
+assert type(AutoConfig.for_model("mllmreid")) is MllmReIDConfig
+assert AutoModel._model_mapping[MllmReIDConfig] is MllmReIDModel
+assert AutoModel._model_mapping[MllmReIDVisionModel.config_class] is MllmReIDVisionModel
+"""
+
+
+def run_fresh(code: str) -> None:
+    """Runs code in a new process, which must succeed."""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def sections(name: str) -> set[str]:
+    """The sections of a public object's own docstring."""
+    return set(re.findall(r"^(\w+):", inspect.cleandoc(getattr(modeling_mllmreid, name).__doc__ or ""), re.MULTILINE))
+
+
+def test_the_import_loads_neither_torch_nor_transformers():
+    run_fresh(
+        "import sys, modeling_mllmreid\n"
+        "loaded = {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+        "assert 'evaluate_retrieval' in dir(modeling_mllmreid)"
+    )
+
+
+@pytest.mark.parametrize(
+    "first, second", (("transformers", "modeling_mllmreid"), ("modeling_mllmreid", "transformers"))
+)
+def test_the_auto_classes_know_the_models(first, second):
+    run_fresh(f"import {first}\nimport {second}\n{HAS_MODELS}")
+
+
+def test_the_lists_of_names_agree():
+    tree = ast.parse(Path(str(modeling_mllmreid.__file__)).read_text(encoding="utf-8"))
+    blocks = [node for node in tree.body if isinstance(node, ast.If)]
+    imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
+    typed = {alias.name: node.module for node in imports for alias in node.names}
+    assert typed == modeling_mllmreid._MODULES
+    assert sorted(NAMES) == NAMES == list(modeling_mllmreid._MODULES)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="modeling_mllmreid.* has no attribute 'evaluate_retreival'"):
+        _ = modeling_mllmreid.evaluate_retreival
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in UNDOCUMENTED])
+def test_the_docstring_has_its_sections(name):
+    value = getattr(modeling_mllmreid, name)
+    expected = {"Args", "Example"}
+    if inspect.isfunction(value):
+        expected |= {"Returns"}
+        if "raise " in inspect.getsource(value):
+            expected |= {"Raises"}
+        documented = re.findall(r"^    (\w+) \(", inspect.cleandoc(value.__doc__ or ""), re.MULTILINE)
+        assert documented == list(inspect.signature(value).parameters)
+    assert expected <= sections(name), name
+
+
+def test_undocumented_names_are_those_without_an_example():
+    assert {name for name in NAMES if "Example" not in sections(name)} <= UNDOCUMENTED <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_examples_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    value = getattr(modeling_mllmreid, name)
+    module = importlib.import_module(value.__module__)
+    tests = doctest.DocTestFinder(recurse=False).find(value, name, module=module)
+    examples = [example for test in tests for example in test.examples]
+    assert name in UNDOCUMENTED or examples
+    assert not any(doctest.SKIP in example.options for example in examples)
+    output = io.StringIO()
+    runner = doctest.DocTestRunner(verbose=False)
+    for test in tests:
+        with contextlib.redirect_stderr(io.StringIO()):
+            runner.run(test, out=output.write, clear_globs=False)
+    assert runner.failures == 0, output.getvalue()
