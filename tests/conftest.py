@@ -80,12 +80,12 @@ def make_batch(tiny_processor):
         captions = [tiny_processor.caption_ids(CAPTIONS[i % 4]) for i in range(n)]
         targets = [tiny_processor.target_ids(TARGETS[(i // 2) % 4]) for i in range(n)]
         prompts = [tiny_processor.text_prompt_ids(CAPTIONS[i % 4]) for i in range(n)]
-        text = tiny_processor.rows(prompts, targets)
+        text = tiny_processor.build_inputs(prompts, targets)
         text["caption_mask"] = tiny_processor.caption_mask(captions, text["input_ids"].shape[1])
         return {
             "pixel_values": tiny_processor(images=images)["pixel_values"],
             "person_ids": torch.arange(n) // 2 % 4,
-            **tiny_processor.rows([tiny_processor.image_prompt_ids()] * n, targets),
+            **tiny_processor.build_inputs([tiny_processor.image_prompt_ids()] * n, targets),
             **{f"text_{name}": value for name, value in text.items()},
         }
 

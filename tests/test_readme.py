@@ -26,7 +26,7 @@ ON_A_CHECKPOINT = ("runs/quick", "runs/demo", "you/pedestrians-reid")
 PROGRAMS = ("run_reid.py", "mllmreid", "modeling_mllmreid")
 # Flags of accelerate, torchrun, pip and mutmut.
 OF_OTHERS = {"--config_file", "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip"}
-OF_OTHERS |= {"--nproc_per_node", "--help", "--version"}
+OF_OTHERS |= {"--nproc_per_node", "--help", "--help_all", "--version"}
 
 
 class Parsed(Exception):
@@ -91,7 +91,7 @@ def test_command_lines_parse(page, monkeypatch):
         if command == ["train"]:
             # A GPU is not needed to read a recipe for one.
             argv = [word.replace("RECIPE.yaml", "llava_1_5_7b_qlora_16gb") for word in argv] + ["--use_cpu", "true"]
-        if "--help" not in argv and command != ["configs"]:
+        if not {"--help", "--help_all"} & set(argv) and command != ["configs"]:
             parse_only(command[0], argv, monkeypatch)
 
 

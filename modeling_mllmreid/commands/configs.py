@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     """Prints every name with the first comment of its file, or the path of the one that is named."""
     if {"-h", "--help"} & set(argv):
         print(HELP.format(program=program_name()))
-        return
+        raise SystemExit(0)
     if len(argv) > 1:
         raise UserError(f"configs: {argv[1]!r} stands alone: give one name")
     shipped = shipped_configs()

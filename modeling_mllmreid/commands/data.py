@@ -76,6 +76,8 @@ def load_with_verdict(data_args: DataArguments, notes: list[str]) -> tuple[Datas
     try:
         dataset = load_reid_dataset(data_args.dataset, **{**options, "strict": True})
     except CountMismatch as mismatch:
+        if data_args.strict:
+            raise
         return load_reid_dataset(data_args.dataset, **{**options, "strict": None}), str(mismatch).removesuffix(
             ", or leave `strict` out"
         )

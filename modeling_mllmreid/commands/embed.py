@@ -37,8 +37,8 @@ class FoundImages(NamedTuple):
 
 def main(argv: list[str]) -> None:
     """Writes the configured feature of every image under a folder, ordered by name; processes share the images."""
-    groups = (ModelArguments, MethodArguments, EmbeddingArguments, EmbedArguments)
-    model_args, method_args, embedding_args, args = parse(groups, argv, "embed")
+    groups = (ModelArguments, EmbedArguments, EmbeddingArguments, MethodArguments)
+    model_args, args, embedding_args, method_args = parse(groups, argv, "embed")
     folder, model_name = Path(args.images), model_args.model
     found = on_main(find_images, folder, args.on_error)
     on_main(check_embeddings_output, args.output, inputs=[folder])

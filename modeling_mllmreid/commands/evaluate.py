@@ -23,7 +23,7 @@ from ..evaluation.report import (
 )
 from ..evaluation.run import EvaluateArguments, evaluate_and_report, report_splits
 from ..options.arguments import DataArguments, EmbeddingArguments, MethodArguments, ModelArguments
-from ..options.parser import parse
+from ..options.parser import HELP, parse
 from ..training.loading import load_encoder, to_device
 from ..utils.errors import UserError
 from ..utils.outputs import check_output
@@ -62,10 +62,10 @@ def main(argv: list[str]) -> None:
 
     The processes share the images; process 0 does everything else.
     """
-    if "--matrix" in argv and not {"-h", "--help"} & set(argv):
+    if "--matrix" in argv and not HELP & set(argv):
         return on_main(print_matrix, *parse((EvaluateArguments, MatrixArguments), argv, "evaluate"))
-    groups = (EvaluatedModel, MethodArguments, DataArguments, EmbeddingArguments, EvaluateArguments, MatrixArguments)
-    model_args, method_args, data_args, embedding_args, args, _ = parse(groups, argv, "evaluate")
+    groups = (EvaluatedModel, DataArguments, EvaluateArguments, EmbeddingArguments, MethodArguments, MatrixArguments)
+    model_args, data_args, args, embedding_args, method_args, _ = parse(groups, argv, "evaluate")
     if args.plots:
         figure_class()
     on_main(check_outputs, args, inputs=[*filter(None, (model_args.model, data_args.data_dir))])

@@ -36,7 +36,7 @@ class ExportArguments:
 
 def main(argv: list[str]) -> None:
     """Writes the export. The folder appears once it is complete."""
-    model_args, licence_args, args = parse((ModelArguments, LicenceArguments, ExportArguments), argv, "export")
+    model_args, args, licence_args = parse((ModelArguments, ExportArguments, LicenceArguments), argv, "export")
     output, source = Path(args.output), Path(model_args.model)
     check_output_folder(output, inputs=[source] if source.is_dir() else [])
     if source.is_dir():

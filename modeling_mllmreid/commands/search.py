@@ -35,14 +35,17 @@ class SearchArguments:
     query: list[str] = field(metadata={"help": "Image of the person to find; may be given several times."})
     embeddings: str = field(metadata={"help": "Folder written by the embed command."})
     output: str = field(default="sheet.png", metadata={"help": "PNG file for the ranked sheet."})
-    top_k: int = field(default=10, metadata={"help": "Number of images to list; the sheet shows at most 20."})
+    top_k: int = field(
+        default=10, metadata={"metavar": "N>=1", "help": "Number of images to list; the sheet shows at most 20."}
+    )
     model: str | None = field(
         default=None, metadata={"help": "Folder or name of the model, if it moved since it computed the embeddings."}
     )
     threshold: float | None = field(
         default=None,
         metadata={
-            "help": "Largest cosine distance of a match. Default: the threshold of the checkpoint, chosen on val."
+            "metavar": "N>=0",
+            "help": "Largest cosine distance of a match. Default: the threshold of the checkpoint, chosen on val.",
         },
     )
 

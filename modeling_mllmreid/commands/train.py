@@ -55,7 +55,9 @@ def main(argv: list[str]) -> None:
     """Trains and saves into `output_dir`; evaluates the saved model if the data set has query and gallery splits."""
     find_deepspeed_file()
     groups = (RunArguments, ModelArguments, MethodArguments, DataArguments, BatchArguments, LeakArguments)
-    given = read_options((*groups, LicenceArguments, AdapterArguments, ReIDTrainingArguments), argv, "train")
+    # In the order of `--help`.
+    shown = (ModelArguments, DataArguments, MethodArguments, BatchArguments, AdapterArguments, ReIDTrainingArguments)
+    given = read_options((*shown, RunArguments, LeakArguments, LicenceArguments), argv, "train")
     run_args, model_args, method_args, data_args, batch_args, leak_args = build_options(groups, given, "train")
     (licence_args,) = build_options((LicenceArguments,), given, "train")
     if run_args.dry_run and not torch.cuda.is_available():

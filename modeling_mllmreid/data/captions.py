@@ -1,4 +1,4 @@
-"""The sidecar `texts.jsonl`: continuations written for captions, kept with their provenance and joined at load."""
+"""Sidecar files of generated captions and continuations with their provenance, joined to the data at load."""
 
 import json
 import os
@@ -15,13 +15,20 @@ from ..utils.formats import CaptionRecordLine, TextRecordLine
 from ..utils.json_files import parse_json, read_file
 from .contract import FEATURES
 
-# How every line begins, and more bytes than any has.
-BEGINNING, MAX_LINE = b'{"source": ', 2**20
+# The beginning of every line, and an upper limit of its length in bytes.
+LINE_START, MAX_LINE = b'{"source": ', 2**20
 
 
 class TextKey(NamedTuple):
-    """What a continuation belongs to. caption_index: the caption's place among all captions that the split has of that
-    file, over all its rows (a split with a row for each caption has several rows of one file)."""
+    """The key of a caption.
+
+    Args:
+        source (`str`): the data set.
+        split (`str`): the split.
+        file_name (`str`): the image.
+        caption_index (`int`): the position among all captions of the image in the split. A split with one row per
+            caption has several rows of one image.
+    """
 
     source: str
     split: str
@@ -31,7 +38,7 @@ class TextKey(NamedTuple):
 
 @dataclass(frozen=True)
 class CaptionOfImage:
-    """What both kinds of records begin with: an image, the caption's place among its captions, and the caption."""
+    """The fields that both kinds of records share: the key of a caption, and its text."""
 
     source: str
     split: str
@@ -41,13 +48,18 @@ class CaptionOfImage:
 
     @property
     def key(self) -> TextKey:
-        """The key that joins the record to its caption."""
+        """Returns the key that joins the record to its caption."""
         return TextKey(self.source, self.split, self.file_name, self.caption_index)
 
 
 @dataclass(frozen=True)
 class TextRecord(CaptionOfImage):
-    """One line of the sidecar: a caption, its continuation and provenance (model, revision, instruction, settings)."""
+    """One line of a texts sidecar: a caption, its continuation and their provenance.
+
+    Args:
+        continuation (`str`): the text that the language model wrote after the caption.
+        provenance (`dict[str, Any]`): the model, its revision and licence, the instruction and the settings.
+    """
 
     continuation: str
     provenance: dict[str, Any]
@@ -55,7 +67,11 @@ class TextRecord(CaptionOfImage):
 
 @dataclass(frozen=True)
 class CaptionRecord(CaptionOfImage):
-    """One line of a captions sidecar: a caption that a model wrote for an image, and its provenance."""
+    """One line of a captions sidecar: a caption that a model wrote for an image, and its provenance.
+
+    Args:
+        provenance (`dict[str, Any]`): the model, its revision and licence, the instruction and the settings.
+    """
 
     provenance: dict[str, Any]
 
@@ -64,74 +80,107 @@ Record = TypeVar("Record", TextRecord, CaptionRecord)
 
 
 def is_sidecar(path: Path, kind: type[Record]) -> bool:
-    """Whether an existing file holds records of this kind and nothing else, a torn last line included."""
+    """Returns whether a file contains only records of one kind.
+
+    Args:
+        path (`Path`): an existing file. Its last line may be incomplete.
+        kind (`type`): `TextRecord` or `CaptionRecord`.
+
+    Returns:
+        `bool`: whether all complete lines are records of this kind.
+    """
     content = path.read_bytes()
     try:
-        _parsed(content, kind, where=str(path))
+        _parse_records(content, kind, where=str(path))
     except UserError:
         return False
-    return _torn(content) is not None
+    return _incomplete_bytes(content) is not None
 
 
 def append_records(path: str | os.PathLike[str], records: Iterable[TextRecord | CaptionRecord]) -> None:
-    """Appends whole lines and waits until they are on disk; what a killed run left of a last line is cut off first.
+    """Appends records and waits until they are on disk. It first removes an incomplete last line of a killed run.
 
-    A new file is its owner's alone. Raises UserError, and changes nothing, where the file ends in anything else.
+    Only the owner can read a new file.
+
+    Args:
+        path (`str` or `os.PathLike`): the sidecar.
+        records (`Iterable[TextRecord | CaptionRecord]`): the records to append.
+
+    Raises:
+        UserError: the file ends in a line that is not a record. The file is not changed.
     """
     lines = "".join(json.dumps(asdict(record)) + "\n" for record in records).encode()
     with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "rb+") as file:
         end = file.seek(0, os.SEEK_END)
-        # A record is shorter than this by far, and a sidecar may be long.
+        # The end of a long sidecar is enough, because every record is much shorter than this limit.
         file.seek(max(end - MAX_LINE, 0))
-        torn = _torn(file.read())
-        if torn is None:
-            raise UserError(f"{path}: ends in a line that is no record: give another file, or remove the line")
-        file.truncate(end - torn)
+        incomplete = _incomplete_bytes(file.read())
+        if incomplete is None:
+            raise UserError(f"{path}: ends in a line that is not a record: give another file, or remove the line")
+        file.truncate(end - incomplete)
         file.write(lines)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _torn(content: bytes) -> int | None:
-    """The length of a last line that a kill cut off, 0 for whole lines; None where it is no beginning of a record."""
+def _incomplete_bytes(content: bytes) -> int | None:
+    """Returns the length of an incomplete last line, or 0; None if this line is not the start of a record."""
     last = content.rpartition(b"\n")[2]
-    return len(last) if last.startswith(BEGINNING[: len(last)]) else None
+    return len(last) if last.startswith(LINE_START[: len(last)]) else None
 
 
 def read_records(
     path: str | os.PathLike[str],
     kind: type[Record] = TextRecord,  # type: ignore[assignment]
 ) -> list[Record]:
-    """The sidecar's records, of this kind, in file order.
+    """Reads the records of a sidecar. It ignores an incomplete last line of a killed run.
 
-    A last line without its line end was torn by a kill and does not count.
-    Raises UserError naming the file, and the line (from 1) that is no record or gives a caption another continuation.
+    Args:
+        path (`str` or `os.PathLike`): the sidecar.
+        kind (`type`, defaults to `TextRecord`): `TextRecord` or `CaptionRecord`.
+
+    Returns:
+        `list[TextRecord]` or `list[CaptionRecord]`: the records in the order of the file.
+
+    Raises:
+        UserError: the file cannot be read, a line is not a record of this kind, or two records of one caption differ.
+            The message gives the line, counted from 1.
     """
     content = read_file(path, remedy="give the texts file's path")
-    return _parsed(content, kind, where=str(path))
+    return _parse_records(content, kind, where=str(path))
 
 
-def _parsed(content: bytes, kind: type[Record], *, where: str) -> list[Record]:
-    """The records of whole lines."""
+def _parse_records(content: bytes, kind: type[Record], *, where: str) -> list[Record]:
+    """Parses the complete lines. Raises UserError for a line that is not a record of this kind."""
     records: dict[TextKey, Record] = {}
     names = [field.name for field in fields(kind)]
-    of_line = TextRecordLine if kind is TextRecord else CaptionRecordLine
+    line_format = TextRecordLine if kind is TextRecord else CaptionRecordLine
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        values = parse_json(line, of_line, where=f"{where}: line {number} is no record", remedy="remove the line")
+        values = parse_json(
+            line, line_format, where=f"{where}: line {number} is not a record", remedy="remove the line"
+        )
         if kind is CaptionRecord and "continuation" in (values.model_extra or {}):
             raise UserError(
-                f"{where}: line {number} is a continuation, not a caption: give the file that caption wrote"
+                f"{where}: line {number} is a continuation, not a caption: give the file of the command caption"
             )
         record = kind(**{name: getattr(values, name) for name in names})
         if records.setdefault(record.key, record) != record:
             raise UserError(
-                f"{where}: line {number} repeats {_named(record.key)} otherwise: remove one of the two lines"
+                f"{where}: line {number} repeats {_display_key(record.key)} with another text: remove one of the lines"
             )
     return list(records.values())
 
 
 def caption_keys(dataset: Dataset, split: str) -> Iterator[list[tuple[TextKey, str]]]:
-    """Sample by row, the row's captions with their keys. split: the name of the split that `dataset` is."""
+    """Yields the captions of each row with their keys.
+
+    Args:
+        dataset (`Dataset`): a split of the data contract.
+        split (`str`): the name of the split.
+
+    Returns:
+        `Iterator[list[tuple[TextKey, str]]]`: for each row, (key, caption) pairs.
+    """
     seen: Counter[tuple[str, str]] = Counter()
     columns = (dataset[name][:] for name in ("source", "file_name", "caption"))
     for source, file_name, captions in zip(*columns, strict=True):
@@ -141,28 +190,46 @@ def caption_keys(dataset: Dataset, split: str) -> Iterator[list[tuple[TextKey, s
 
 
 def join_captions(dataset: Dataset, split: str, records: Iterable[CaptionRecord]) -> Dataset:
-    """The split with the captions that were written for its images, in their order, where it has none of its own.
+    """Fills the column `caption` of a split with generated captions.
 
-    Raises UserError for an image that has captions already.
+    Args:
+        dataset (`Dataset`): a split of the data contract.
+        split (`str`): the name of the split.
+        records (`Iterable[CaptionRecord]`): captions of this and of other splits.
+
+    Returns:
+        `Dataset`: the split. The captions of an image are in the order of `caption_index`.
+
+    Raises:
+        UserError: an image has captions of its own.
     """
-    written: dict[tuple[str, str], list[CaptionRecord]] = defaultdict(list)
+    generated: dict[tuple[str, str], list[CaptionRecord]] = defaultdict(list)
     for record in records:
         if record.split == split:
-            written[record.source, record.file_name].append(record)
+            generated[record.source, record.file_name].append(record)
     joined = []
     for source, file_name, captions in zip(*(dataset[n][:] for n in ("source", "file_name", "caption")), strict=True):
-        of_image = sorted(written.get((source, file_name), []), key=lambda record: record.caption_index)
-        if captions and of_image:
-            raise UserError(f"{file_name} ({source}, {split}) has captions already: leave the written ones out")
-        joined.append(captions or [record.caption for record in of_image])
+        image_records = sorted(generated.get((source, file_name), []), key=lambda record: record.caption_index)
+        if captions and image_records:
+            raise UserError(f"{file_name} ({source}, {split}) has captions already: leave the generated ones out")
+        joined.append(captions or [record.caption for record in image_records])
     filled = dataset.remove_columns("caption").add_column("caption", joined, feature=FEATURES["caption"])
     return filled.select_columns(dataset.column_names)
 
 
 def missing_captions(dataset: Dataset, split: str, records: Iterable[TextRecord]) -> list[tuple[TextKey, str]]:
-    """The captions that have no record yet, in the data set's order: what a resumed run has left to write.
+    """Returns the captions without a record, which a resumed run still has to write.
 
-    Raises UserError where a record was written for another caption text than the data set has now.
+    Args:
+        dataset (`Dataset`): a split of the data contract.
+        split (`str`): the name of the split.
+        records (`Iterable[TextRecord]`): the records that exist.
+
+    Returns:
+        `list[tuple[TextKey, str]]`: (key, caption) pairs in the order of the data set.
+
+    Raises:
+        UserError: the caption of a record differs from the caption in the data set.
     """
     by_key = {record.key: record for record in records}
     pairs = [pair for row in caption_keys(dataset, split) for pair in row]
@@ -170,47 +237,66 @@ def missing_captions(dataset: Dataset, split: str, records: Iterable[TextRecord]
 
 
 def join_continuations(dataset: Dataset, split: str, records: Iterable[TextRecord]) -> Dataset:
-    """The data set with `continuation` filled, each beside its caption; unchanged where the split has no record at all.
+    """Fills the column `continuation` of a split, one continuation per caption.
 
-    Raises UserError where a caption's text changed since its record was written, and where only some have a record.
+    Args:
+        dataset (`Dataset`): a split of the data contract.
+        split (`str`): the name of the split.
+        records (`Iterable[TextRecord]`): continuations of this and of other splits.
+
+    Returns:
+        `Dataset`: the split; the same object if it has no record.
+
+    Raises:
+        UserError: the caption of a record differs from the caption in the data set, or some captions have no record.
     """
     by_key = {record.key: record for record in records if record.split == split}
     keyed = list(caption_keys(dataset, split))
     joined = [[_continuation(by_key, key, caption) for key, caption in row] for row in keyed]
-    found = sum(text is not None for row in joined for text in row)
-    if not found:
+    num_joined = sum(text is not None for row in joined for text in row)
+    if not num_joined:
         return dataset
     missing = [key for row in keyed for key, _ in row if key not in by_key]
     if missing:
         raise UserError(
-            f"{len(missing)} of {found + len(missing)} captions have no continuation, first {_named(missing[0])}: "
-            "run the continuations command again, it writes the rest"
+            f"{len(missing)} of {num_joined + len(missing)} captions have no continuation, first "
+            f"{_display_key(missing[0])}: run the continuations command again, it writes the rest"
         )
     filled = dataset.remove_columns("continuation").add_column("continuation", joined, feature=FEATURES["continuation"])
     return filled.select_columns(dataset.column_names)
 
 
 def _continuation(by_key: dict[TextKey, TextRecord], key: TextKey, caption: str) -> str | None:
+    """Returns the continuation of a caption, or None. Raises UserError if its record has another caption."""
     record = by_key.get(key)
     if record is None:
         return None
     if record.caption != caption:
         raise UserError(
-            f"the text of {_named(key)} is stale, its caption was {record.caption[:60]!r} and is {caption[:60]!r} now: "
-            "write the continuations anew"
+            f"the text of {_display_key(key)} is outdated, its caption was {record.caption[:60]!r} and is "
+            f"{caption[:60]!r} now: write the continuations again"
         )
     return record.continuation
 
 
-def _named(key: TextKey) -> str:
+def _display_key(key: TextKey) -> str:
+    """Returns a key for a message."""
     return f"caption {key.caption_index} of {key.file_name} ({key.source}, {key.split})"
 
 
 def provenances_of_texts(captions_file: str | None, texts: str | None) -> list[dict[str, Any]]:
-    """How generated captions and continuations were written; nothing where they are not generated, or not there."""
-    found: list[dict[str, Any]] = []
+    """Returns the provenances of generated captions and continuations.
+
+    Args:
+        captions_file (`str`, *optional*): the file of captions. Only a `.jsonl` file has generated ones.
+        texts (`str`, *optional*): the file of continuations.
+
+    Returns:
+        `list[dict[str, Any]]`: one provenance per record.
+    """
+    provenances: list[dict[str, Any]] = []
     if captions_file and captions_file.endswith(".jsonl"):
-        found += [record.provenance for record in read_records(captions_file, CaptionRecord)]
+        provenances += [record.provenance for record in read_records(captions_file, CaptionRecord)]
     if texts:
-        found += [record.provenance for record in read_records(texts)]
-    return found
+        provenances += [record.provenance for record in read_records(texts)]
+    return provenances

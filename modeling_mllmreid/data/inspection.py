@@ -1,4 +1,4 @@
-"""What a data set holds: counts, captions, broken images, copies across splits, and a contact sheet."""
+"""Inspection of a data set: counts, captions, broken images, copies across splits, and a contact sheet."""
 
 import hashlib
 import os
@@ -22,27 +22,34 @@ WORD = re.compile(r"[^\W_]+")
 
 
 def describe(split: Dataset) -> dict[str, Any]:
-    """Counts of a split: images, persons, cameras, images of a person, captions and their words; JSON-able."""
+    """Counts the images, persons, cameras, captions and words of a split.
+
+    Args:
+        split (`Dataset`): a split of the data contract.
+
+    Returns:
+        `dict[str, Any]`: the counts, which can be written as JSON.
+    """
     persons, cameras = Counter(split["person_id"][:]), Counter(split["camera_id"][:])
-    called = names_by_camera(split)
+    camera_name = names_by_camera(split)
     captions = [caption for captions in split["caption"][:] for caption in captions]
     words = [WORD.findall(caption.lower()) for caption in captions]
     unknown = cameras.pop(UNKNOWN_CAMERA, 0)
     return {
         "images": len(split),
         "persons": len(persons),
-        "cameras": {called[camera]: cameras[camera] for camera in sorted(cameras)},
+        "cameras": {camera_name[camera]: cameras[camera] for camera in sorted(cameras)},
         "images_of_unknown_camera": unknown,
-        "images_of_a_person": _spread(list(persons.values())),
+        "images_of_a_person": _summary(list(persons.values())),
         "persons_by_their_images": {str(n): count for n, count in sorted(Counter(persons.values()).items())},
         "captions": len(captions),
-        "words_of_a_caption": _spread([len(of_caption) for of_caption in words]),
-        "vocabulary": len({word for of_caption in words for word in of_caption}),
+        "words_of_a_caption": _summary([len(caption_words) for caption_words in words]),
+        "vocabulary": len({word for caption_words in words for word in caption_words}),
     }
 
 
-def _spread(values: list[int]) -> dict[str, float] | None:
-    """Smallest, median, mean and largest; None without values."""
+def _summary(values: list[int]) -> dict[str, float] | None:
+    """Returns the minimum, median, mean and maximum; None without values."""
     if not values:
         return None
     array = np.asarray(values)
@@ -55,29 +62,41 @@ def _spread(values: list[int]) -> dict[str, float] | None:
 
 
 def examine_images(dataset: DatasetDict, *, threads: int = 8) -> tuple[list[str], list[list[str]]]:
-    """(what is wrong with each broken image, groups of "split/file_name" of the same bytes in more than one split).
+    """Finds the broken images, and the copies of one image in several splits.
 
-    An image that stands in several splits under one file name, as caption queries and their gallery do, is no copy.
+    An image with the same file name in several splits is not a copy: caption queries are also in the gallery.
+
+    Args:
+        dataset (`DatasetDict`): splits of the data contract.
+        threads (`int`, defaults to 8): the number of threads.
+
+    Returns:
+        `tuple[list[str], list[list[str]]]`: the error message of each broken image, and for each copied image the
+        "split/file_name" of its copies.
     """
     broken: list[str] = []
-    names: dict[str, dict[str, str]] = defaultdict(dict)
-    for split, part in dataset.items():
-        sources = image_sources(part)
+    names_by_digest: dict[str, dict[str, str]] = defaultdict(dict)
+    for split_name, split in dataset.items():
+        sources = image_sources(split)
         with ThreadPoolExecutor(threads) as pool:
             results = tqdm(
-                pool.map(_examined, sources), total=len(sources), desc=f"reading {split}", unit="image", disable=None
+                pool.map(_digest_and_problem, sources),
+                total=len(sources),
+                desc=f"reading {split_name}",
+                unit="image",
+                disable=None,
             )
-            for file_name, (digest, problem) in zip(part["file_name"][:], results, strict=True):
+            for file_name, (digest, problem) in zip(split["file_name"][:], results, strict=True):
                 if problem is not None:
                     broken.append(problem)
                 if digest is not None:
-                    names[digest].setdefault(file_name, split)
-    copies = [of_digest for of_digest in names.values() if len(set(of_digest.values())) > 1]
+                    names_by_digest[digest].setdefault(file_name, split_name)
+    copies = [split_by_name for split_by_name in names_by_digest.values() if len(set(split_by_name.values())) > 1]
     return sorted(set(broken)), [sorted(f"{split}/{name}" for name, split in group.items()) for group in copies]
 
 
-def _examined(source: ImageSource) -> tuple[str | None, str | None]:
-    """(digest of the bytes, None where there are none; what is wrong with the image, None where nothing is)."""
+def _digest_and_problem(source: ImageSource) -> tuple[str | None, str | None]:
+    """Returns the digest of the bytes (None if they cannot be read) and the error message (None if the image opens)."""
     try:
         open_image(source)
         problem = None
@@ -91,89 +110,115 @@ def _examined(source: ImageSource) -> tuple[str | None, str | None]:
 
 
 def shared_persons(dataset: Mapping[str, Dataset]) -> dict[str, int]:
-    """How many person numbers two parts share, for the pairs that should share none: "train and query" -> count.
+    """Counts the person ids that two splits share, for the pairs of splits that should share none.
 
-    In MSMT17 the numbers of training and test people overlap and are other people: no leak by itself.
+    A shared number is not always a leak: MSMT17 uses the same numbers for different training and test people.
+
+    Args:
+        dataset (`Mapping[str, Dataset]`): splits of the data contract by name.
+
+    Returns:
+        `dict[str, int]`: "train and query" -> the number of shared ids.
     """
-    persons = {split: set(part["person_id"][:]) for split, part in dataset.items()}
+    persons = {name: set(split["person_id"][:]) for name, split in dataset.items()}
     pairs = (("train", "val"), ("train", "query"), ("train", "gallery"), ("val", "query"), ("val", "gallery"))
     return {f"{a} and {b}": len(persons[a] & persons[b]) for a, b in pairs if a in persons and b in persons}
 
 
-CROP, GAP, CAPTION, HEAD = (72, 144), 6, 16, 26
-PAPER, INK, FAINT, BAR = "#ffffff", "#1c2733", "#6b7785", "#3b6ea5"
-HISTOGRAM, BARS = 96, 24
+# Sizes in pixels.
+CROP, GAP, CAPTION, TITLE, HISTOGRAM = (72, 144), 6, 16, 26, 96
+BACKGROUND, TEXT, SMALL_TEXT, BAR = "#ffffff", "#1c2733", "#6b7785", "#3b6ea5"
+NUM_BARS = 24
 LONGEST_TEXT = 500
 
 
 def contact_sheet(
     path_png: str | os.PathLike[str], dataset: DatasetDict, *, people: int = 4, images: int = 8, seed: int = 0
 ) -> None:
-    """Draws for each split how many images people have, and some people's first images by file name.
+    """Draws the distribution of images per person for each split, and the first images of some people.
 
-    The people are drawn by the seed; images are captioned by camera.
-    Raises UserError for a broken image.
+    Args:
+        path_png (`str` or `os.PathLike`): the PNG file to write.
+        dataset (`DatasetDict`): splits of the data contract.
+        people (`int`, defaults to 4): the number of people of each split.
+        images (`int`, defaults to 8): the number of images of each person.
+        seed (`int`, defaults to 0): the seed that selects the people.
+
+    Raises:
+        UserError: an image is broken, or the file cannot be written.
     """
-    dataset = DatasetDict({split: part for split, part in dataset.items() if len(part)})
-    rows = [
-        (split, row) for split, part in dataset.items() for row in _rows(part["person_id"][:], people, images, seed)
+    dataset = DatasetDict({name: split for name, split in dataset.items() if len(split)})
+    selected = [
+        (name, indices)
+        for name, split in dataset.items()
+        for indices in _sample_people(split["person_id"][:], people, images, seed)
     ]
     width = 2 * GAP + images * (CROP[0] + GAP)
-    height = 2 * GAP + HISTOGRAM + sum(CROP[1] + CAPTION + HEAD + GAP for _ in rows)
-    sheet = Image.new("RGB", (width, height), PAPER)
+    height = 2 * GAP + HISTOGRAM + sum(CROP[1] + CAPTION + TITLE + GAP for _ in selected)
+    sheet = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    sources = {split: image_sources(part) for split, part in dataset.items()}
     panel = (width - 2 * GAP) // max(len(dataset), 1)
-    for place, (split, part) in enumerate(dataset.items()):
-        _histogram(draw, split, part["person_id"][:], left=GAP + place * panel, width=panel - 3 * GAP)
+    for number, (name, split) in enumerate(dataset.items()):
+        _histogram(draw, name, split["person_id"][:], left=GAP + number * panel, width=panel - 3 * GAP)
+    sources = {name: image_sources(split) for name, split in dataset.items()}
     top = 2 * GAP + HISTOGRAM
-    for split, indices in rows:
-        part = dataset[split]
-        captions = part[indices[0]]["caption"]
-        who = display_label("person", person_names(part.select(indices[:1]))[0])
-        cameras = camera_names(part.select(indices))
-        title = f"{split}, {who}" + (f": {captions[0]}" if captions else "")
-        draw.text((GAP, top + 4), _fitted(title, width - 2 * GAP), fill=INK, font=ImageFont.load_default(13))
-        top += HEAD
-        for column, index in enumerate(indices):
-            left = GAP + column * (CROP[0] + GAP)
-            crop = ImageOps.pad(open_image(sources[split][index]), CROP, color="#eceff3")
-            sheet.paste(crop, (left, top))
-            text = _fitted(display_label("cam", cameras[column]), CROP[0])
-            draw.text((left, top + CROP[1] + 2), text, fill=FAINT, font=ImageFont.load_default(11))
-        top += CROP[1] + CAPTION + GAP
-    with atomic_file(path_png) as aside:
-        sheet.save(aside, format="PNG", optimize=True, pnginfo=png_info())
+    for name, indices in selected:
+        _draw_person(sheet, draw, name, dataset[name], indices, [sources[name][index] for index in indices], top)
+        top += TITLE + CROP[1] + CAPTION + GAP
+    with atomic_file(path_png) as temporary:
+        sheet.save(temporary, format="PNG", optimize=True, pnginfo=png_info())
+
+
+def _draw_person(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    split_name: str,
+    split: Dataset,
+    indices: list[int],
+    sources: list[ImageSource],
+    top: int,
+) -> None:
+    """Draws a title, and the images of one person with their cameras."""
+    captions = split[indices[0]]["caption"]
+    person = display_label("person", person_names(split.select(indices[:1]))[0])
+    title = f"{split_name}, {person}" + (f": {captions[0]}" if captions else "")
+    draw.text((GAP, top + 4), _shortened(title, sheet.width - 2 * GAP), fill=TEXT, font=ImageFont.load_default(13))
+    top += TITLE
+    for column, (source, camera) in enumerate(zip(sources, camera_names(split.select(indices)), strict=True)):
+        left = GAP + column * (CROP[0] + GAP)
+        sheet.paste(ImageOps.pad(open_image(source), CROP, color="#eceff3"), (left, top))
+        text = _shortened(display_label("cam", camera), CROP[0])
+        draw.text((left, top + CROP[1] + 2), text, fill=SMALL_TEXT, font=ImageFont.load_default(11))
 
 
 def _histogram(draw: ImageDraw.ImageDraw, split: str, person_ids: list[int], *, left: int, width: int) -> None:
-    """How many people have how many images; the last bar holds those with more than there are bars."""
-    counts = Counter(min(count, BARS) for count in Counter(person_ids).values())
+    """Draws how many people have how many images. The last bar has all people with at least `NUM_BARS` images."""
+    counts = Counter(min(count, NUM_BARS) for count in Counter(person_ids).values())
     last = max(counts)
     bottom, tallest, bar = GAP + HISTOGRAM - CAPTION, max(counts.values()), width / last
     small = ImageFont.load_default(11)
-    draw.text((left, GAP), f"{split}: images of a person", fill=INK, font=ImageFont.load_default(13))
+    draw.text((left, GAP), f"{split}: images of a person", fill=TEXT, font=ImageFont.load_default(13))
     for number, people in counts.items():
-        height = max(round((HISTOGRAM - CAPTION - HEAD) * people / tallest), 1)
+        height = max(round((HISTOGRAM - CAPTION - TITLE) * people / tallest), 1)
         x = left + (number - 1) * bar
         draw.rectangle((x, bottom - height, x + max(bar - 2, 1), bottom), fill=BAR)
-    draw.text((left, bottom + 2), "1", fill=FAINT, font=small)
-    most = f"{last}{' or more' if last == BARS else ''}, highest bar {tallest:,} people"
-    draw.text((left + width, bottom + 2), most, fill=FAINT, font=small, anchor="ra")
+    draw.text((left, bottom + 2), "1", fill=SMALL_TEXT, font=small)
+    label = f"{last}{' or more' if last == NUM_BARS else ''}, highest bar {tallest:,} people"
+    draw.text((left + width, bottom + 2), label, fill=SMALL_TEXT, font=small, anchor="ra")
 
 
-def _rows(person_ids: list[int], people: int, images: int, seed: int) -> list[list[int]]:
-    """Rows of the split, a list for each of the drawn people."""
+def _sample_people(person_ids: list[int], people: int, images: int, seed: int) -> list[list[int]]:
+    """Returns the indices of the first images of some people, one list per person."""
     ids = np.asarray(person_ids)
     distinct = np.unique(ids)
     drawn = np.sort(np.random.default_rng(seed).permutation(distinct)[:people])
     return [[int(row) for row in np.flatnonzero(ids == person)[:images]] for person in drawn]
 
 
-def _fitted(text: str, width: int) -> str:
-    """The text, cut with dots where it is wider than so many pixels."""
+def _shortened(text: str, width: int) -> str:
+    """Returns the text, shortened with dots if it is wider than `width` pixels."""
     font = ImageFont.load_default(13)
-    # Text of several lines has no length.
+    # PIL measures a single line only.
     text = " ".join(text[:LONGEST_TEXT].split())
     if font.getlength(text) <= width:
         return text

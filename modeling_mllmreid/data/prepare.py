@@ -16,7 +16,7 @@ from ..utils.outputs import AnyPath, atomic_folder, check_output_folder
 from .contract import image_sources, with_contract_columns
 from .images import EmbeddedImage, ImageSource
 from .inspection import describe
-from .local_files import file_names, one_line, read_shards, refuse_outside_paths, whole_splits
+from .local_files import complete_splits, error_summary, file_names, read_shards, refuse_outside_paths
 
 ROWS_PER_SHARD = 20_000
 ROWS_PER_WRITE = 256
@@ -86,13 +86,13 @@ def read_prepared(name: AnyPath, *, revision: str | None = None) -> DatasetDict:
         return with_contract_columns(read_shards(Path(name) / "data"), str(name))
     try:
         builder = load_dataset_builder(str(name), revision=revision)
-        whole_splits(file_names(builder), f"data set {name}")
+        complete_splits(file_names(builder), f"data set {name}")
         builder.download_and_prepare()
         loaded = builder.as_dataset()
     except UserError:
         raise
     except Exception as error:  # errors of the builder, the network and the files have no common type
-        raise UserError(f"data set {name}: cannot be loaded ({one_line(error)})") from error
+        raise UserError(f"data set {name}: cannot be loaded ({error_summary(error)})") from error
     dataset = with_contract_columns(DatasetDict({str(key): split for key, split in loaded.items()}), str(name))
     for split in dataset.values():
         refuse_outside_paths(split, f"data set {name}")

@@ -1,4 +1,4 @@
-"""Splits: validation people, training labels, and train and test people of data that has no splits."""
+"""Splits: training labels, validation people, queries and gallery, and the splits of data that has none."""
 
 import json
 import os
@@ -17,59 +17,84 @@ from ..utils.outputs import atomic_file, check_output, new_parents, only_writer
 from .contract import SPLITS, UNKNOWN_CAMERA, Problems, join_names, person_names
 from .leakage import refuse_shared_people
 
-# The triplet loss needs a second person.
+# The triplet loss needs two people.
 MIN_TRAIN_IDENTITIES = 2
 
 
 def label_mapping(person_ids: Iterable[int]) -> dict[int, int]:
-    """Labels 0..n-1 of the person ids, in sorted order."""
+    """Maps person ids to training labels.
+
+    Args:
+        person_ids (`Iterable[int]`): the person of each image.
+
+    Returns:
+        `dict[int, int]`: person id -> label from 0 to n - 1, in the sorted order of the ids.
+    """
     return {person_id: label for label, person_id in enumerate(sorted(set(person_ids)))}
 
 
 def split_validation(train: Dataset, *, val_identities: int, seed: int) -> tuple[Dataset, Dataset]:
-    """(train, val) without a person in common: `val_identities` people drawn by the seed, whatever the rows' order.
+    """Moves random people from the training split to a validation split. The order of the rows has no influence.
 
-    Raises UserError for an empty split, and for a number of people below 1 or that leaves fewer than two to train on.
+    Args:
+        train (`Dataset`): the training split.
+        val_identities (`int`): the number of people to move.
+        seed (`int`): the seed of the draw.
+
+    Returns:
+        `tuple[Dataset, Dataset]`: train and val, without a person in common.
+
+    Raises:
+        UserError: the split is empty, `val_identities` is below 1, or fewer than two people remain to train on.
     """
     if not len(train):
         raise UserError("the training split is empty: give a data set with training images")
     person_ids = np.asarray(train["person_id"][:], dtype=np.int64)
     identities = np.unique(person_ids)
-    most = len(identities) - MIN_TRAIN_IDENTITIES
-    if not 1 <= val_identities <= most:
-        mend = f"give 1 to {most}" if most >= 1 else "give a training split with more people"
-        raise UserError(f"val_identities is {val_identities} of {len(identities)} people in the training split: {mend}")
+    limit = len(identities) - MIN_TRAIN_IDENTITIES
+    if not 1 <= val_identities <= limit:
+        fix = f"give 1 to {limit}" if limit >= 1 else "give a training split with more people"
+        raise UserError(f"val_identities is {val_identities} of {len(identities)} people in the training split: {fix}")
     chosen = np.random.default_rng(seed).permutation(identities)[:val_identities]
     in_val = np.isin(person_ids, chosen)
     return train.select(np.flatnonzero(~in_val)), train.select(np.flatnonzero(in_val))
 
 
 def split_query_gallery(val: Dataset, *, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """(query, gallery) of a validation split: one image per person and camera asks, the rest is the gallery.
+    """Divides a split into queries, one random image per person and camera, and a gallery of the other images.
 
-    An image becomes a query only where that leaves every query of the person a gallery image from another camera; an
-    unknown camera (-1) is another camera to all, itself included. Drawn by the seed, whatever the rows' order.
-    Raises UserError where no image can be a query.
+    An image becomes a query only if every query of the person keeps a gallery image of another camera. The unknown
+    camera (-1) differs from every camera, itself included. The order of the rows has no influence.
+
+    Args:
+        val (`Dataset`): a split of the data contract.
+        seed (`int`, defaults to 0): the seed of the draw.
+
+    Returns:
+        `tuple[Dataset, Dataset]`: query and gallery.
+
+    Raises:
+        UserError: no image can be a query.
     """
     columns = (val["person_id"][:], val["camera_id"][:], val["file_name"][:])
     rows = sorted(range(len(val)), key=lambda row: tuple(column[row] for column in columns))
     person_ids, camera_ids, _ = columns
-    of_person: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    rows_by_person: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        of_person[person_ids[row]][camera_ids[row]].append(row)
+        rows_by_person[person_ids[row]][camera_ids[row]].append(row)
     rng = np.random.default_rng(seed)
     queries: set[int] = set()
-    for of_camera in of_person.values():
-        left = Counter({camera: len(images) for camera, images in of_camera.items()})
-        asking: list[int] = []
-        # Cameras with many images first: they can spare one.
-        for camera in sorted(of_camera, key=lambda camera: (-len(of_camera[camera]), camera)):
-            left[camera] -= 1
-            if all(_has_match(other, left) for other in [*asking, camera]):
-                asking.append(camera)
-                queries.add(of_camera[camera][rng.integers(len(of_camera[camera]))])
+    for rows_by_camera in rows_by_person.values():
+        gallery = Counter({camera: len(images) for camera, images in rows_by_camera.items()})
+        query_cameras: list[int] = []
+        # Cameras with many images come first, because they lose least.
+        for camera in sorted(rows_by_camera, key=lambda camera: (-len(rows_by_camera[camera]), camera)):
+            gallery[camera] -= 1
+            if all(_has_match(other, gallery) for other in [*query_cameras, camera]):
+                query_cameras.append(camera)
+                queries.add(rows_by_camera[camera][rng.integers(len(rows_by_camera[camera]))])
             else:
-                left[camera] += 1
+                gallery[camera] += 1
     if not queries:
         raise UserError(
             "the validation split has no person with images of two cameras: take more validation people, or give "
@@ -79,6 +104,7 @@ def split_query_gallery(val: Dataset, *, seed: int = 0) -> tuple[Dataset, Datase
 
 
 def _has_match(camera: int, gallery: Counter[int]) -> bool:
+    """Returns whether the gallery has an image of another camera. gallery: camera -> number of images."""
     return any(n > 0 and (other != camera or camera == UNKNOWN_CAMERA) for other, n in gallery.items())
 
 
@@ -86,121 +112,137 @@ TEST_SHARE, SEED = 0.5, 0
 
 
 def make_splits(
-    whole: Dataset,
+    unsplit: Dataset,
     splits_file: str | os.PathLike[str],
     *,
     test_share: float | None = None,
     seed: int | None = None,
     problems: Problems | None = None,
 ) -> DatasetDict:
-    """`train`, `query` and `gallery` of one unsplit part, without a person in both training and test.
+    """Makes the splits `train`, `query` and `gallery` of data that has none.
 
-    The share of the people (None: half) is drawn by the seed (None: 0), whatever the rows' order; one image per person
-    and camera asks. The file names of each part, the share and the seed are written to `splits_file`; where it exists,
-    it decides and nothing is drawn: a share or seed that is given must then be the file's own. A file that it names and
-    that is not in the data is a problem; images that it does not name are in no part, which a note says.
-    Raises UserError for a share outside 0 to 1, too few people, and a file that does not fit the data.
+    No person is in both training and test. The first run draws the test people, and one query per person and camera,
+    and writes the file names of each split, the share and the seed to `splits_file`. Later runs read this file and draw
+    nothing. The order of the rows has no influence.
+
+    Args:
+        unsplit (`Dataset`): all images.
+        splits_file (`str` or `os.PathLike`): the JSON file that records the splits.
+        test_share (`float`, *optional*): the share of the people to test on (0.5). It must equal that of the file.
+        seed (`int`, *optional*): the seed of the draw (0). It must equal that of the file.
+        problems (`Problems`, *optional*): collects the files of `splits_file` that the data does not have, and notes
+            about the images that are in no split.
+
+    Returns:
+        `DatasetDict`: the splits.
+
+    Raises:
+        UserError: the share is not between 0 and 1, there are too few people, or the file does not fit the data.
     """
     path, problems = Path(splits_file), problems or Problems()
-    of_drawing = {"test_share": test_share, "split_seed": seed}
-    given = {name: value for name, value in of_drawing.items() if value is not None}
+    settings = {"test_share": test_share, "split_seed": seed}
+    given_settings = {name: value for name, value in settings.items() if value is not None}
     if os.path.lexists(path):
-        made = _as_written(whole, path, given, problems)
+        dataset = _read_splits(unsplit, path, given_settings, problems)
     else:
-        with _only_drawer(path):
-            if os.path.lexists(path):  # another run drew meanwhile
-                made = _as_written(whole, path, given, problems)
+        with _split_lock(path):
+            if os.path.lexists(path):  # another run wrote it meanwhile
+                dataset = _read_splits(unsplit, path, given_settings, problems)
             else:
                 share, seed = TEST_SHARE if test_share is None else test_share, SEED if seed is None else seed
-                made = _drawn(whole, path, share, seed)
-    note_test_people(made, person_names(whole), path.name, problems)
-    _note_what_is_left(whole, made, path, problems)
-    return made
+                dataset = _draw_splits(unsplit, path, share, seed)
+    note_test_people(dataset, person_names(unsplit), path.name, problems)
+    _note_unused_images(unsplit, dataset, path, problems)
+    return dataset
 
 
 @contextmanager
-def _only_drawer(path: Path) -> Iterator[None]:
-    """Within the block no other run draws splits into the file's folder: each would go on with parts of its own."""
+def _split_lock(path: Path) -> Iterator[None]:
+    """Prevents other runs from drawing splits into this folder, so that all runs use the same ones."""
     try:
         check_output(path)
     except UserError as error:
         raise UserError(f"splits_file: {error}") from error
-    with new_parents(path), only_writer(path.parent, what="drawing of splits"):
+    with new_parents(path), only_writer(path.parent, work="drawing of splits"):
         yield
 
 
-def _drawn(whole: Dataset, path: Path, test_share: float, seed: int) -> DatasetDict:
-    """Parts that are drawn now and written down."""
+def _draw_splits(unsplit: Dataset, path: Path, test_share: float, seed: int) -> DatasetDict:
+    """Draws the splits and writes them to the file."""
     if not 0 < test_share < 1:
-        raise UserError(f"test_share: {test_share} is no share: use a number between 0 and 1, such as 0.5")
+        raise UserError(f"test_share: {test_share} is not a share: use a number between 0 and 1, such as 0.5")
     if seed < 0:
-        raise UserError(f"split_seed: {seed} is no seed: use a whole number from 0")
-    persons = np.asarray(whole["person_id"][:])
+        raise UserError(f"split_seed: {seed} is not a seed: use a whole number from 0")
+    persons = np.asarray(unsplit["person_id"][:])
     people = np.unique(persons)
-    test = round(test_share * len(people))
-    if test < 1 or len(people) - test < 2:
+    num_test = round(test_share * len(people))
+    if num_test < 1 or len(people) - num_test < 2:
         raise UserError(
             f"{len(people)} people, test_share {test_share}: too few for two to train on and one to test on"
         )
-    chosen = np.random.default_rng(seed).permutation(people)[:test]
+    chosen = np.random.default_rng(seed).permutation(people)[:num_test]
     in_test = np.isin(persons, chosen)
-    query, gallery = split_query_gallery(whole.select(np.flatnonzero(in_test)), seed=seed)
-    made = DatasetDict(train=whole.select(np.flatnonzero(~in_test)), query=query, gallery=gallery)
-    names = {name: split["file_name"][:] for name, split in made.items()}
+    query, gallery = split_query_gallery(unsplit.select(np.flatnonzero(in_test)), seed=seed)
+    dataset = DatasetDict(train=unsplit.select(np.flatnonzero(~in_test)), query=query, gallery=gallery)
+    names = {name: split["file_name"][:] for name, split in dataset.items()}
     text = json.dumps({"test_share": test_share, "split_seed": seed, **names}, indent=1, ensure_ascii=False) + "\n"
     try:
-        with atomic_file(path) as aside:
-            aside.write_text(text, encoding="utf-8")
+        with atomic_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except UserError as error:
         raise UserError(f"splits_file: {error}") from error
-    return made
+    return dataset
 
 
-def _as_written(whole: Dataset, path: Path, given: Mapping[str, float], problems: Problems) -> DatasetDict:
-    """The parts that the file names. given: the share and the seed where the user gives them."""
-    redraw = "remove the file to draw anew, or give another splits_file"
+def _read_splits(unsplit: Dataset, path: Path, given_settings: Mapping[str, float], problems: Problems) -> DatasetDict:
+    """Returns the splits of the file. given_settings: the share and the seed, if the user gives them."""
+    redraw = "remove the file to draw the splits again, or give another splits_file"
     content = read_json(path, SplitsFile, remedy=redraw)
     unknown = sorted(content.model_extra or {})
     if unknown:
-        raise UserError(f"{path}: part {unknown[0]!r:.60} is unknown: name the parts {', '.join(SPLITS)}")
-    for option, value in given.items():
+        raise UserError(f"{path}: split {unknown[0]!r:.60} is unknown: name the splits {', '.join(SPLITS)}")
+    for option, value in given_settings.items():
         recorded = getattr(content, option)
         if recorded is None:
             raise UserError(
-                f"{path}: does not say its {option}, so that {value} cannot be checked: leave it out, or {redraw}"
+                f"{path}: does not record its {option}, so that {value} cannot be checked: leave it out, or {redraw}"
             )
         if recorded != value:
             raise UserError(f"{path}: was drawn with {option} {recorded}, not {value}: leave it out, or {redraw}")
     names = {split: getattr(content, split) for split in SPLITS if getattr(content, split)}
-    twice = [
-        name for name, count in Counter(name for of_split in names.values() for name in of_split).items() if count > 1
-    ]
-    if twice:
-        raise UserError(f"{path}: names {twice[0]!r} more than once: {redraw}")
-    rows = {name: row for row, name in enumerate(whole["file_name"][:])}
-    for name in (name for of_split in names.values() for name in of_split if name not in rows):
-        problems.report(UserError(f"{path}: names {name!r}, which is not in the data: remove the file to draw anew"))
-    made = DatasetDict(
-        {split: whole.select([rows[name] for name in of_split if name in rows]) for split, of_split in names.items()}
+    all_names = [name for split_names in names.values() for name in split_names]
+    repeated = [name for name, count in Counter(all_names).items() if count > 1]
+    if repeated:
+        raise UserError(f"{path}: names {repeated[0]!r} more than once: {redraw}")
+    rows = {name: row for row, name in enumerate(unsplit["file_name"][:])}
+    for name in (name for name in all_names if name not in rows):
+        problems.report(
+            UserError(f"{path}: names {name!r}, which is not in the data: remove the file to draw the splits again")
+        )
+    dataset = DatasetDict(
+        {
+            split: unsplit.select([rows[name] for name in split_names if name in rows])
+            for split, split_names in names.items()
+        }
     )
-    refuse_shared_people(made, remedy=redraw, where=f"{path}: ")
-    return made
+    refuse_shared_people(dataset, remedy=redraw, where=f"{path}: ")
+    return dataset
 
 
-def note_test_people(made: Mapping[str, Dataset], people: Iterable[str], where: str, problems: Problems) -> None:
-    """Notes how many of the people are tested on, and where the parts come from."""
-    tested = {name for split in ("query", "gallery") if split in made for name in person_names(made[split])}
-    if tested:
-        problems.notes.append(f"tested on {len(tested):,} of {len(set(people)):,} people, parts in {where}")
+def note_test_people(dataset: Mapping[str, Dataset], people: Iterable[str], origin: str, problems: Problems) -> None:
+    """Adds a note: how many of the people are in the test splits, and where the splits come from."""
+    names = {name for split in ("query", "gallery") if split in dataset for name in person_names(dataset[split])}
+    if names:
+        problems.notes.append(f"tested on {len(names):,} of {len(set(people)):,} people, splits in {origin}")
 
 
-def _note_what_is_left(whole: Dataset, made: DatasetDict, path: Path, problems: Problems) -> None:
-    """Warns of images that are in no part."""
-    placed = {name for split in made.values() for name in split["file_name"][:]}
-    left = [row for row, name in enumerate(whole["file_name"][:]) if name not in placed]
-    if left:
-        people = person_names(whole.select(left))
+def _note_unused_images(unsplit: Dataset, dataset: DatasetDict, path: Path, problems: Problems) -> None:
+    """Warns about images that are in no split."""
+    used = {name for split in dataset.values() for name in split["file_name"][:]}
+    unused = [row for row, name in enumerate(unsplit["file_name"][:]) if name not in used]
+    if unused:
+        people = person_names(unsplit.select(unused))
         problems.warn(
-            f"{path}: {len(left):,} files of {len(set(people)):,} people are in no part and not used "
-            f"({join_names(people)}): remove the file to draw the parts anew, or give another splits_file"
+            f"{path}: {len(unused):,} files of {len(set(people)):,} people are in no split and not used "
+            f"({join_names(people)}): remove the file to draw the splits again, or give another splits_file"
         )

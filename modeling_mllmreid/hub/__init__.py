@@ -1,1 +1,1 @@
-"""What is published: exports of a model, their ONNX file and card, and the way to the Hub."""
+"""Publishing a model: export, ONNX file, model card and push to the Hub."""

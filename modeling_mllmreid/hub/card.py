@@ -1,4 +1,4 @@
-"""The model card: what a run measured and was told, rendered by model_cards/card.md.jinja; no number from elsewhere."""
+"""Renders the model card by card.md.jinja, from the reports in a checkpoint's folder alone."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -37,21 +37,35 @@ with torch.inference_mode():
     embeddings = model.encode_images(processor(images=images)["pixel_values"])  # (2, D), float32, L2-normalised
 print(embeddings @ embeddings.T)  # cosine similarities
 """
-SHOWN = {"mAP": "mAP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mINP": "mINP"}
-# Of these the Hub's index holds the test feature's.
-INDEXED = {"mAP": "mAP", "rank1": "rank-1", "mINP": "mINP"}
+METRIC_TITLES = {"mAP": "mAP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mINP": "mINP"}
+# Metrics of the test feature that the Hub's model index holds, and their types there.
+INDEX_TYPES = {"mAP": "mAP", "rank1": "rank-1", "mINP": "mINP"}
 NAME_ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-# What the terms of the data do not keep from being the weights' licence, where all data were rendered here.
+# Licences that the weights may have if all data are rendered by this package.
 OPEN_LICENCES = ("apache-2.0", "mit")
 
 
 @dataclass
 class CardData:
-    """What the card says, and nothing else.
+    """The content of a model card.
 
-    form: "full", "thin" or "vision". name: the repository's or the folder's. config: as in config.json. metrics, run,
-    training_args: those files' contents, None where they are absent or of other weights. log_history: of
-    trainer_state.json, empty without a loss. weights_sha: digest of the folder's own weights.
+    Args:
+        form (`str`):
+            "full", "thin" or "vision".
+        name (`str`):
+            Name of the repository or the folder.
+        config (`dict`):
+            Content of config.json.
+        metrics, run, training_args (`dict`, *optional*):
+            Content of these files; `None` if they are missing or belong to other weights.
+        log_history (`list[dict]`):
+            Log of trainer_state.json; empty without a loss.
+        parameters (`int`):
+            Number of parameters; 0 is not shown.
+        weights_sha (`str`):
+            Digest of the folder's weights.
+        has_loss_picture (`bool`):
+            Whether the folder has loss.png.
     """
 
     form: str
@@ -69,17 +83,33 @@ class CardData:
 def read_card_data(
     folder: str | Path, form: str, name: str, *, parameters: int = 0, measured_on: str | None = None
 ) -> CardData:
-    """The card that lie in a checkpoint's or an export's folder.
+    """Reads the content of a card from the folder of a checkpoint or an export.
 
-    measured_on: digest of the checkpoint that an export was made from; its reports speak of that one. Reports of other
-    weights, or of weights that they do not name, are left out. Raises UserError where there is no config.json, and for
-    a file that is not what its name says.
+    Reports that belong to other weights, or that name no weights, are left out.
+
+    Args:
+        folder (`str` or `Path`):
+            The folder.
+        form (`str`):
+            "full", "thin" or "vision".
+        name (`str`):
+            Name of the model on the card.
+        parameters (`int`, *optional*, defaults to 0):
+            Number of parameters.
+        measured_on (`str`, *optional*):
+            Digest of the checkpoint that an export comes from, which its reports belong to.
+
+    Returns:
+        [`CardData`]
+
+    Raises:
+        UserError: without a config.json, and for an invalid file.
     """
     folder = Path(folder)
     config = read_json(folder / "config.json", ExportConfigFile).model_dump(exclude_unset=True)
     own = weights_digest(folder)
-    wanted = own if measured_on is None else measured_on
-    metrics, run = (_of_weights(_read(folder / report), wanted) for report in ("metrics.json", "run.json"))
+    measured = own if measured_on is None else measured_on
+    metrics, run = (_if_measured_on(_read(folder / report), measured) for report in ("metrics.json", "run.json"))
     history = (_read(folder / "trainer_state.json") or {}).get("log_history", [])
     return CardData(
         form=form,
@@ -96,54 +126,26 @@ def read_card_data(
 
 
 def write_card(folder: str | Path, card: CardData) -> None:
-    """Writes README.md."""
-    with atomic_file(Path(folder) / "README.md") as aside:
-        aside.write_text(render_card(card), encoding="utf-8")
+    """Writes a card to README.md of a folder."""
+    with atomic_file(Path(folder) / "README.md") as temporary:
+        temporary.write_text(render_card(card), encoding="utf-8")
 
 
 def render_card(card: CardData) -> str:
-    """The card as Markdown, its metadata in front; every text in the card is shown as it reads, and does nothing.
+    """Renders a card. Text from reports is escaped: it is shown as it is and has no effect as Markdown or HTML.
 
-    Raises UserError where the Hub would read other metadata.
+    Args:
+        card ([`CardData`]):
+            The content.
+
+    Returns:
+        `str`: Markdown with YAML metadata at the start.
+
+    Raises:
+        UserError: if the Hub would read other metadata.
     """
     metadata = card_metadata(card)
-    rows, run = result_rows(card), card.run or {}
-    trained_on = card.config.get("trained_on") or []
-    tested_on = (card.metrics or {}).get("tested_on") or []
-    sources = {name.partition(":")[0] for name in trained_on}
-    licences = {name: data_licence(name, trained_on_published(card, name)) for name in sorted(sources)}
-    licences |= {name: data_licence(name, tested_on_published(card, name)) for name in sorted({*tested_on} - sources)}
-    text = (
-        _environment()
-        .get_template(TEMPLATE)
-        .render(
-            card=card,
-            config=card.config,
-            feature=card.config.get("test_feature") or "not recorded",
-            metrics=card.metrics if rows else None,
-            run=run,
-            metadata=Markdown(metadata.to_yaml()),
-            snippet=Markdown(SNIPPET.format(name=in_python_string(card.name))),
-            base=base_model(card),
-            licence=licence_in_config(card.config),
-            columns=list(SHOWN.values()),
-            rows=rows,
-            protocol=protocol(card.metrics) if card.metrics and rows else "",
-            confidence=_confidence(card.metrics or {}),
-            trained_on=trained_on,
-            trained_as=[_trained_as(card, name) for name in trained_on],
-            tested_as=_tested_as(card),
-            matched=bool(tested_on) and all(tested_on_published(card, source) for source in tested_on),
-            data_licences=licences,
-            rendered=bool(sources) and sources <= set(RENDERED),
-            overlap=card.config.get("overlap") or [],
-            settings=settings(card.config, card.training_args, run, card.log_history),
-            duration=duration(run["seconds"]) if run.get("seconds") is not None else None,
-            losses=loss_table(card.log_history),
-            llama2=licence_in_config(card.config) == LLAMA2,
-            clip=_vision_type(card.config).startswith("clip"),
-        )
-    )
+    text = _environment().get_template(TEMPLATE).render(_template_variables(card, metadata))
     try:
         survives = ModelCard(text).data.to_dict() == metadata.to_dict()
     except ValueError:
@@ -153,9 +155,51 @@ def render_card(card: CardData) -> str:
     return text
 
 
+def _template_variables(card: CardData, metadata: ModelCardData) -> dict[str, Any]:
+    """Returns the variables of card.md.jinja."""
+    results, run, metrics = result_lines(card), card.run or {}, card.metrics or {}
+    trained_on, tested_on = card.config.get("trained_on") or [], metrics.get("tested_on") or []
+    sources = {name.partition(":")[0] for name in trained_on}
+    licence = licence_in_config(card.config)
+    return {
+        "card": card,
+        "config": card.config,
+        "feature": card.config.get("test_feature") or "not recorded",
+        "metrics": card.metrics if results else None,
+        "run": run,
+        "metadata": Markdown(metadata.to_yaml()),
+        "snippet": Markdown(SNIPPET.format(name=in_python_string(card.name))),
+        "base": base_model(card),
+        "licence": licence,
+        "columns": list(METRIC_TITLES.values()),
+        "results": results,
+        "protocol": protocol(metrics) if results else "",
+        "confidence": _confidence(metrics),
+        "trained_on": trained_on,
+        "trained_as": [_trained_as(card, name) for name in trained_on],
+        "tested_as": _tested_as(card),
+        "matched": bool(tested_on) and all(tested_on_published(card, source) for source in tested_on),
+        "data_licences": _data_licences(card, sources, tested_on),
+        "rendered": bool(sources) and sources <= set(RENDERED),
+        "overlap": card.config.get("overlap") or [],
+        "settings": settings(card.config, card.training_args, run, card.log_history),
+        "duration": duration(run["seconds"]) if run.get("seconds") is not None else None,
+        "losses": loss_table(card.log_history),
+        "llama2": licence == LLAMA2,
+        "clip": _vision_type(card.config).startswith("clip"),
+    }
+
+
+def _data_licences(card: CardData, sources: set[str], tested_on: list[str]) -> dict[str, str]:
+    """Returns the licences of the training sets, then of the other test sets, by name."""
+    licences = {name: data_licence(name, trained_on_published(card, name)) for name in sorted(sources)}
+    others = sorted({*tested_on} - sources)
+    return licences | {name: data_licence(name, tested_on_published(card, name)) for name in others}
+
+
 @cache
 def _environment() -> Environment:
-    """Where whatever the template shows goes through `escape`: only what is marked as Markdown stays as it is."""
+    """Returns the template environment, which escapes every value except those marked as Markdown."""
     environment = Environment(
         loader=FileSystemLoader(MODEL_CARDS),
         undefined=StrictUndefined,
@@ -174,105 +218,105 @@ def _joined(separator: str, values: Iterable[Any]) -> Markdown:
 
 
 def card_metadata(card: CardData) -> ModelCardData:
-    """The card's front matter; results only of people that were not knowingly trained on, in percent."""
+    """Returns the card's YAML metadata. Results of people that were trained on by choice are left out."""
     names = sorted({name.partition(":")[0] for name in card.config.get("trained_on") or []})
     results, licence = indexed_results(card), licence_in_config(card.config)
-    # The visual encoder alone is no part of a Llama.
-    named = licence == LLAMA2 and card.form != "vision"
-    named |= licence in OPEN_LICENCES and bool(names) and {*names} <= {*RENDERED}
-    # A published set's name is given to what was trained on it, not to what lies in its layout.
-    shown = [name for name in names if name not in PUBLISHED or trained_on_published(card, name)]
+    # The visual encoder alone contains no Llama.
+    has_licence = licence == LLAMA2 and card.form != "vision"
+    has_licence |= licence in OPEN_LICENCES and bool(names) and {*names} <= {*RENDERED}
+    # Own data in a published data set's layout does not get its name.
+    datasets = [name for name in names if name not in PUBLISHED or trained_on_published(card, name)]
     return ModelCardData(
-        license=licence if named else "other",
-        license_name=None if named else "see-licences-that-carry-over",
-        license_link=None if named else "README.md",
+        license=licence if has_licence else "other",
+        license_name=None if has_licence else "see-licences-that-carry-over",
+        license_link=None if has_licence else "README.md",
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         tags=["person-re-identification", "mllmreid"],
         base_model=base_model(card),
-        datasets=[name for name in shown if re.fullmatch(r"[\w.-]+", name, re.ASCII)] or None,
+        datasets=[name for name in datasets if re.fullmatch(r"[\w.-]+", name, re.ASCII)] or None,
         model_name=plain(card.name) if results else None,
         eval_results=results or None,
     )
 
 
 def trained_on_published(card: CardData, source: str) -> bool | None:
-    """Whether a set that was trained on was the published one by its counts; None where that was not recorded."""
+    """Returns whether a training set had the published counts of images and people; None if not recorded."""
     run = card.run or {}
     known = run.get("published_counts")
     if known is None and run.get("sources") == [source] and source in PUBLISHED:
-        parts = (run.get("data") or {}).items()
-        counts = {part: {"samples": of["images"], "identities": of["persons"]} for part, of in parts}
+        splits = (run.get("data") or {}).items()
+        counts = {split: {"samples": count["images"], "identities": count["persons"]} for split, count in splits}
         return has_published_counts(source, counts)
     return (known or {}).get(source)
 
 
 def _trained_as(card: CardData, name: str) -> str:
-    """What was trained on: with a doubt where its counts do not say that it is the set of that name."""
+    """Returns a training set's name, with a note if its counts are not those of the published set."""
     source = name.partition(":")[0]
     if source not in PUBLISHED or trained_on_published(card, source):
         return name
-    known = trained_on_published(card, source) is False
-    return f"{name} ({'its layout, not' if known else 'not known to be'} the published set)"
+    differs = trained_on_published(card, source) is False
+    return f"{name} ({'its layout, not' if differs else 'not known to be'} the published set)"
 
 
 def tested_on_published(card: CardData, source: str) -> bool | None:
-    """Whether a set that was tested on was the published one by its counts; None where that was not recorded."""
+    """Returns whether a test set had the published counts of images; None if not recorded."""
     metrics = card.metrics or {}
     known = metrics.get("published_counts")
     if known is None and metrics.get("tested_on") == [source] and source in PUBLISHED:
-        counts = {part: {"samples": metrics[f"{part}_images"]} for part in ("query", "gallery")}
+        counts = {split: {"samples": metrics[f"{split}_images"]} for split in ("query", "gallery")}
         return has_published_counts(source, counts)
     return (known or {}).get(source)
 
 
 def _tested_as(card: CardData) -> str:
-    """What was tested on: a published set's name only where its counts say so."""
-    named = []
+    """Returns the names of the test sets; a published set's name only if the counts are its own."""
+    names = []
     for source in (card.metrics or {}).get("tested_on") or ["unknown"]:
         published = tested_on_published(card, source)
         if source not in PUBLISHED or published:
-            named.append(source)
+            names.append(source)
         else:
-            named.append(f"images in the layout of {source}, not known to be the published set")
-    return " + ".join(named)
+            names.append(f"images in the layout of {source}, not known to be the published set")
+    return " + ".join(names)
 
 
 def indexed_results(card: CardData) -> list[EvalResult]:
-    """The test feature's metrics for the Hub's model index; none where tested people were trained on."""
+    """Returns the test feature's metrics for the Hub's model index, or none if test people were trained on."""
     metrics, feature = card.metrics, card.config.get("test_feature")
-    row = next((row for name, row in _shown_metrics(card).items() if name == feature), None)
-    if metrics is None or row is None or metrics.get("overlap"):
+    results = _form_metrics(card).get(str(feature))
+    if metrics is None or results is None or metrics.get("overlap"):
         return []
     return [
         EvalResult(
             task_type="image-retrieval",
             task_name="Person re-identification",
-            # Not the set's name alone: the reader gives it to whatever lies in that layout.
+            # Not the set's name: the reader accepts any images in its layout.
             dataset_type="person-crops",
             dataset_name=plain(
                 f"{_tested_as(card)}, {metrics['query_images']} query and {metrics['gallery_images']} gallery images"
             ),
-            metric_type=kind,
-            metric_name=f"{SHOWN[key]}, percent",
-            metric_value=round(100 * row[key], 2),
+            metric_type=metric_type,
+            metric_name=f"{METRIC_TITLES[key]}, percent",
+            metric_value=round(100 * results[key], 2),
         )
-        for key, kind in INDEXED.items()
-        if row.get(key) is not None
+        for key, metric_type in INDEX_TYPES.items()
+        if results.get(key) is not None
     ]
 
 
-def result_rows(card: CardData) -> list[list[str]]:
-    """Cells for each result: its name, then each metric in percent with its interval; "-" where there is none."""
+def result_lines(card: CardData) -> list[list[str]]:
+    """Returns the result table's lines: a name, then each metric in percent with its interval, or "-"."""
     intervals = (card.metrics or {}).get("intervals") or {}
     return [
-        [name, *(_cell(row.get(key), intervals.get(name, {}).get(key)) for key in SHOWN)]
-        for name, row in _shown_metrics(card).items()
+        [name, *(_cell(metrics.get(key), intervals.get(name, {}).get(key)) for key in METRIC_TITLES)]
+        for name, metrics in _form_metrics(card).items()
     ]
 
 
 def protocol(metrics: Mapping[str, Any]) -> Markdown:
-    """How the results were measured, in words."""
+    """Describes in words how the results of a metrics.json were measured."""
     excluded = [escape(column.removesuffix("_id")) for column in metrics.get("exclude") or []]
     rule = (
         f"Gallery images that show the query's person with the query's {' or '.join(excluded)} are dropped."
@@ -280,10 +324,10 @@ def protocol(metrics: Mapping[str, Any]) -> Markdown:
         else "No gallery image is dropped."
     )
     words = ["Each query image ranks all gallery images by cosine distance.", rule]
-    words += ["Of equal distances the wrong image counts as nearer."]
+    words += ["At equal distances the wrong image counts as nearer."]
     if metrics.get("quantize"):
         bits = escape(metrics["quantize"].removesuffix("bit"))
-        words.append(f"The language model was held in {bits} bits; loaded in another form it gives other results.")
+        words.append(f"The language model had {bits}-bit weights; with other weights the results differ.")
     if metrics.get("flip_test"):
         words.append("Each feature is the mean of the image's and its mirror image's.")
     if metrics.get("pool_tracks"):
@@ -292,37 +336,38 @@ def protocol(metrics: Mapping[str, Any]) -> Markdown:
 
 
 def licence_notice(config: Mapping[str, Any] | PreTrainedConfig) -> str | None:
-    """The text of the NOTICE file that a full export of a base under Llama 2's licence must carry; None for others."""
+    """Returns the NOTICE that a full export of a base under Llama 2's licence must have; None for other exports."""
     fields = config.to_dict() if isinstance(config, PreTrainedConfig) else config
     full = fields.get("model_type") == MllmReIDConfig.model_type and not fields.get("backbone")
     return LLAMA2_NOTICE if full and licence_in_config(fields) == LLAMA2 else None
 
 
 def base_model(card: CardData) -> str | None:
-    """The base's name on the Hub, where one is known: a thin checkpoint's backbone, or what its training began with."""
+    """Returns the name on the Hub of a thin checkpoint's backbone or of the LLaVA that training started from."""
     name = card.config.get("backbone") or (card.run or {}).get("base_model") or ""
     return name if NAME_ON_THE_HUB.fullmatch(name) and not is_local(name) else None
 
 
-def _shown_metrics(card: CardData) -> dict[str, dict[str, Any]]:
-    """The rows of metrics.json that this form can give: a vision form has one feature, whatever was measured beside."""
-    rows = (card.metrics or {}).get("metrics") or {}
+def _form_metrics(card: CardData) -> dict[str, dict[str, Any]]:
+    """Returns the metrics of the features that this form has; a vision form has only the "vision" feature."""
+    metrics = (card.metrics or {}).get("metrics") or {}
     if card.form != "vision":
-        return rows
-    return {name: row for name, row in rows.items() if name.partition(",")[0] in ("vision", "histogram")}
+        return metrics
+    return {name: values for name, values in metrics.items() if name.partition(",")[0] in ("vision", "histogram")}
 
 
 def _confidence(metrics: Mapping[str, Any]) -> float | None:
-    """The share that the intervals were made for, in percent."""
-    shares = [i["confidence"] for row in (metrics.get("intervals") or {}).values() for i in row.values()]
-    return 100 * shares[0] if shares else None
+    """Returns the confidence level of the intervals, in percent."""
+    features = (metrics.get("intervals") or {}).values()
+    levels = [interval["confidence"] for intervals in features for interval in intervals.values()]
+    return 100 * levels[0] if levels else None
 
 
 def _cell(share: float | None, interval: Mapping[str, float] | None) -> Markdown:
     if share is None:
         return Markdown("-")
-    of = f" [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]" if interval else ""
-    return Markdown(f"{100 * share:.1f}{of}")
+    bounds = f" [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]" if interval else ""
+    return Markdown(f"{100 * share:.1f}{bounds}")
 
 
 def _vision_type(config: Mapping[str, Any]) -> str:
@@ -330,7 +375,7 @@ def _vision_type(config: Mapping[str, Any]) -> str:
     return str(nested.get("model_type", ""))
 
 
-def _of_weights(report: dict[str, Any] | None, digest: str) -> dict[str, Any] | None:
+def _if_measured_on(report: dict[str, Any] | None, digest: str) -> dict[str, Any] | None:
     return report if report and digest and report.get("weights") == digest else None
 
 

@@ -1,4 +1,4 @@
-"""A model as it is published: full, thin or the vision form, without ID classifier, with card, notices and code."""
+"""Exports a model for publication: full, thin or vision form, without ID classifier, with card, notices and code."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,7 +20,7 @@ Form = Literal["full", "thin", "vision"]
 
 
 def form_of(model: ImageEncoder) -> Form:
-    """Which form a model is of."""
+    """Returns the form of a model."""
     if isinstance(model, MllmReIDVisionModel):
         return "vision"
     return "full" if model.config.backbone is None else "thin"
@@ -36,53 +36,71 @@ def write_export(
     source: Path | None = None,
     onnx: bool = False,
 ) -> PreTrainedModel:
-    """Writes the form `to` of a model with its processor and card; returns the model in that form.
+    """Writes a form of a model with its processor, reports and card. No file holds a path of this machine.
 
-    A thin model becomes full or vision by merging, which changes it. name: what the card calls it. source: the
-    checkpoint's folder, with thresholds and reports; the card shows only those of its weights. onnx: `model.onnx`
-    beside a vision form. The folder appears when it is whole.
-    Nothing in it shows a path of this machine. Two exports to one folder never mix.
-    Raises UserError for a form that the model cannot take, a report that is none, a folder that is not empty, and where
-    the disk refuses; nothing is left of it then.
+    The folder appears when it is complete, so two exports to one folder never mix.
+
+    Args:
+        model ([`MllmReIDModel`] or [`MllmReIDVisionModel`]):
+            The model. Merging changes a thin model that becomes full or vision.
+        processor ([`MllmReIDProcessor`] or [`MllmReIDVisionProcessor`]):
+            Its processor.
+        folder (`Path`):
+            The new folder.
+        to (`"full"`, `"thin"` or `"vision"`):
+            The form.
+        name (`str`):
+            Name of the model on the card.
+        source (`Path`, *optional*):
+            The checkpoint's folder, with thresholds and reports. The card shows only reports of its weights.
+        onnx (`bool`, *optional*, defaults to `False`):
+            Whether to write `model.onnx` of a vision form too.
+
+    Returns:
+        `PreTrainedModel`: the model in that form.
+
+    Raises:
+        UserError: for a form that the model cannot take, an invalid report, a folder that is not empty, and an error
+            of the disk. No folder is left.
     """
-    with atomic_folder(folder) as aside:
-        # Before the hours of a large model: what is wrong with a report stops it.
+    with atomic_folder(folder) as temporary:
+        # First, so that an invalid report stops the export before a large model takes hours.
         reports = {} if source is None else published_reports(source, to)
-        form, of_form = converted(model, processor, to)
+        form, form_processor = converted(model, processor, to)
         with form.without_classifier() if isinstance(form, MllmReIDModel) else nullcontext():
-            form.save_pretrained(aside)
+            form.save_pretrained(temporary)
             parameters = sum(parameter.numel() for parameter in form.parameters())
-        of_form.save_pretrained(aside)
+        form_processor.save_pretrained(temporary)
         if onnx:
             from .onnx import export_onnx
 
             assert isinstance(form, MllmReIDVisionModel)  # the caller asked for this form
-            export_onnx(form, aside / "model.onnx")
+            export_onnx(form, temporary / "model.onnx")
         for report, content in reports.items():
-            write_json(aside / report, content)
-        for written in form_files(aside):
+            write_json(temporary / report, content)
+        for written in form_files(temporary):
             if written.endswith(".json") and written not in (*VERBATIM, *REPORTS):
-                path = aside / written
+                path = temporary / written
                 path.write_bytes(published_json(written, path.read_bytes(), where=str(path)) or b"")
         notice = licence_notice(form.config) if to == "full" else None
         if notice:
-            (aside / "NOTICE").write_text(notice, encoding="utf-8")
+            (temporary / "NOTICE").write_text(notice, encoding="utf-8")
         measured_on = reports["run.json"]["measured_on"] if reports else None
-        metadata = read_card_data(aside, to, name, parameters=parameters, measured_on=measured_on)
+        metadata = read_card_data(temporary, to, name, parameters=parameters, measured_on=measured_on)
         if metadata.log_history:
             try:
-                draw_loss_curves(aside / LOSS_PICTURE, metadata.log_history)
+                draw_loss_curves(temporary / LOSS_PICTURE, metadata.log_history)
                 metadata.has_loss_picture = True
             except UserError:
-                pass  # matplotlib is not installed: the card has the losses as a table
-        write_card(aside, metadata)
+                pass  # without matplotlib the card shows the losses as a table only
+        write_card(temporary, metadata)
     return form
 
 
 def converted(
     model: ImageEncoder, processor: ImageEncoderProcessor, to: Form
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model and its processor in another form. Raises UserError where that is not possible."""
+    """Returns the model and its processor in another form. Raises UserError if that is not possible."""
     if form_of(model) == to:
         return model, processor
     if not isinstance(model, MllmReIDModel):
@@ -102,19 +120,24 @@ def converted(
 
 
 def published_reports(source: Path, to: Form) -> dict[str, Any]:
-    """Thresholds and reports of a checkpoint by file name, as an export of it holds them.
+    """Returns a checkpoint's thresholds and reports by file name, with the content that an export publishes.
 
-    run.json says whose they are: an export's reports are of the checkpoint that it was made from, and so are those of
-    an export of it. Raises UserError for a report that is not what its name says.
+    `measured_on` of run.json is the digest of the weights that the reports belong to. An export of an export keeps the
+    digest of the first checkpoint.
+
+    Raises:
+        UserError: for an invalid report.
     """
-    found = {}
+    reports = {}
     for report in REPORTS:
         path = source / report
         content = published_report(report, path.read_bytes(), where=str(path)) if path.is_file() else None
         if content is not None:
-            found[report] = content
-    thresholds = found.get(THRESHOLD_FILE, {})
-    found[THRESHOLD_FILE] = {name: row for name, row in thresholds.items() if to != "vision" or name == "vision"}
-    run = found.get("run.json", {})
-    found["run.json"] = {**run, "measured_on": run.get("measured_on") or weights_digest(source)}
-    return found
+            reports[report] = content
+    thresholds = reports.get(THRESHOLD_FILE, {})
+    reports[THRESHOLD_FILE] = {
+        feature: values for feature, values in thresholds.items() if to != "vision" or feature == "vision"
+    }
+    run = reports.get("run.json", {})
+    reports["run.json"] = {**run, "measured_on": run.get("measured_on") or weights_digest(source)}
+    return reports

@@ -1,4 +1,4 @@
-"""What of a folder is published: the files of its form, and reports without names or local paths."""
+"""Chooses what an export publishes: the files of its form, and reports without names or local paths."""
 
 import json
 import math
@@ -38,7 +38,7 @@ RUN_FIELDS = (
     "weights", "measured_on", "base_model", "data", "sources", "published_counts", "texts", "adapters", "batches",
     "hardware", "environment", "seconds",
 )
-# Of a text's provenance.
+# Fields of a generated text's provenance.
 TEXT_FIELDS = (
     "model", "revision", "licence", "prompts", "instruction", "prompt", "max_new_tokens", "do_sample", "temperature",
     "seed",
@@ -54,12 +54,39 @@ ARGUMENT_FIELDS = (
 )
 # fmt: on
 
+CODE = tuple(sorted(path.name for path in (Path(__file__).parents[1] / "model").glob("[!_]*.py")))
+CONFIGS = ("config.json", "generation_config.json")
+PROCESSOR = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "spiece.model")
+VOCABULARY = ("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt")
+CARD, LOSS_PICTURE = "README.md", "loss.png"
+TEXTS = (CARD, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
+ONNX = ("model.onnx", "model.onnx.data")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+LARGEST = 50 * 10**9  # the Hub's limit for one file, in bytes
+
+CLASSIFIER = re.compile(r"(^|\.)classifier(\.|$)")
+
 
 def published_report(name: str, content: bytes, *, where: str) -> Any:
-    """A report (one of `REPORTS`) as it is published: numbers and settings, no names of people or files, no paths.
+    """Returns the published content of a report: numbers and settings, without names of people or files and paths.
 
-    What is not finite, such as the gradient's norm in a step that was skipped, is null: JSON has no word for it. Raises
-    UserError for a report that is not what its name says.
+    Numbers that are not finite become None, since JSON cannot hold them. An example is the gradient norm of a step
+    that was skipped.
+
+    Args:
+        name (`str`):
+            File name, one of `REPORTS`.
+        content (`bytes`):
+            The file's content.
+        where (`str`):
+            The file's path, for errors.
+
+    Returns:
+        The content, or None for a metrics.json that no card shows.
+
+    Raises:
+        UserError: for an invalid report.
     """
     return _finite(_published(name, content, where))
 
@@ -77,18 +104,18 @@ def _published(name: str, content: bytes, where: str) -> Any:
     if name == "run.json":
         run = _chosen(parse_json(content, RunFile, where=where).model_dump(exclude_unset=True), RUN_FIELDS)
         texts = [_chosen(text, TEXT_FIELDS) for text in run.get("texts") or []]
-        for part in (run, *texts):
+        for origin in (run, *texts):
             for key in ("base_model", "model"):
-                if is_local(str(part.get(key) or "")):
-                    part[key] = last_name(str(part[key]))
+                if is_local(str(origin.get(key) or "")):
+                    origin[key] = last_name(str(origin[key]))
         if texts:
             run["texts"] = texts
         if run.get("batches"):
             run["batches"] = {key: value for key, value in run["batches"].items() if key != "texts"}
         return run
-    # Of other commands, or over several splits: nothing that a card shows.
-    loose = parse_json(content, dict[str, Any], where=where)
-    if "weights" not in loose or "metrics" not in loose:
+    # Metrics of other commands and metrics over several splits are not on a card.
+    fields = parse_json(content, dict[str, Any], where=where)
+    if "weights" not in fields or "metrics" not in fields:
         return None
     report = _chosen(parse_json(content, MetricsFile, where=where).model_dump(exclude_unset=True), METRICS_FIELDS)
     report |= {key: _only_numbers(report[key]) for key in ("single_shot_cmc", "verification", "open_set")
@@ -97,7 +124,7 @@ def _published(name: str, content: bytes, where: str) -> Any:
 
 
 def _finite(value: Any) -> Any:
-    """A nested content with None for NaN and infinity."""
+    """Returns nested content with None for NaN and infinity."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -110,30 +137,17 @@ def _chosen(content: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]
 
 
 def _only_numbers(value: Any) -> Any:
-    """Of a nested content the numbers, under their names."""
+    """Returns the numbers of nested content, under their names."""
     if isinstance(value, Mapping):
         return {key: _only_numbers(item) for key, item in value.items() if not isinstance(item, str)}
     return [_only_numbers(item) for item in value if not isinstance(item, str)] if isinstance(value, list) else value
 
 
-CODE = tuple(sorted(path.name for path in (Path(__file__).parents[1] / "model").glob("[!_]*.py")))
-CONFIGS = ("config.json", "generation_config.json")
-PROCESSOR = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json")
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "spiece.model")
-VOCABULARY = ("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt")
-CARD, LOSS_PICTURE = "README.md", "loss.png"
-TEXTS = (CARD, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
-ONNX = ("model.onnx", "model.onnx.data")
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-LARGEST = 50 * 10**9  # what the Hub takes as one file
-
-CLASSIFIER = re.compile(r"(^|\.)classifier(\.|$)")
-
 # ---- the files of a form -------------------------------------------------------------------------------------------
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The names of a checkpoint's weights, without its adapter. Raises UserError for an index that names others."""
+    """Returns the names of a checkpoint's weight files, without its adapter. Raises UserError for an invalid index."""
     if not (folder / INDEX).is_file():
         return [FULL_WEIGHTS] if (folder / FULL_WEIGHTS).is_file() else []
     names = sorted(set(read_json(folder / INDEX, WeightIndexFile).weight_map.values()))
@@ -146,32 +160,39 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def form_files(folder: Path) -> list[str]:
-    """The files of a folder that belong to a published form, sorted; everything else that lies there stays."""
+    """Returns the files of a folder that belong to a published form, sorted. Other files are not published."""
     adapter = (f"{ADAPTER}/{SETTINGS}", f"{ADAPTER}/{WEIGHTS}")
     by_name = (*CONFIGS, *PROCESSOR, *TOKENIZER, *VOCABULARY, *TEXTS, *REPORTS, *ONNX, *CODE, LOSS_PICTURE, *adapter)
     return sorted({*weight_files(folder), *(name for name in by_name if (folder / name).is_file())})
 
 
 def publication(folder: Path) -> dict[str, Path | bytes]:
-    """What is published of a folder: the files of its form, those that would show something of this machine rewritten.
+    """Collects the content to publish; JSON files are cleaned of this machine's paths. The folder does not change.
 
-    Nothing in the folder is changed. Raises UserError for a report or another JSON file that is not what its name says.
+    Args:
+        folder (`Path`):
+            The export's folder.
+
+    Returns:
+        `dict[str, Path | bytes]`: by file name, the file's path or its cleaned content.
+
+    Raises:
+        UserError: for an invalid report or JSON file.
     """
     content: dict[str, Path | bytes] = {}
     for name in form_files(folder):
         path = folder / name
         if name.endswith(".json") and name not in VERBATIM:
-            found = path.read_bytes()
-            shown = published_json(name, found, where=str(path))
-            if shown is not None:
-                content[name] = shown
+            cleaned = published_json(name, path.read_bytes(), where=str(path))
+            if cleaned is not None:
+                content[name] = cleaned
         else:
             content[name] = path
     return content
 
 
 def published_json(name: str, content: bytes, *, where: str) -> bytes | None:
-    """One JSON file of a form as it is published; None where nothing of it is."""
+    """Returns the published content of a JSON file, or None if the file is not published."""
     if name in REPORTS:
         value = published_report(name, content, where=where)
         if value is None:
@@ -187,10 +208,17 @@ def published_json(name: str, content: bytes, *, where: str) -> bytes | None:
 
 
 def check_publishable(folder: Path) -> None:
-    """Raises UserError unless the folder is an export that others can load, and that shows nobody.
+    """Checks that a folder is an export that others can load and that holds no templates of people.
 
-    Config, code, processor, card and weights are there, each a file in the folder with something in it; no pickle, no
-    ID classifier, in the configuration or in the weights; and a backbone that others can get.
+    Configuration, code, processor, card and weights must be files of the folder, and not empty. There must be no pickle
+    and no ID classifier, and others must have access to the backbone.
+
+    Args:
+        folder (`Path`):
+            The export's folder.
+
+    Raises:
+        UserError: for the first problem.
     """
     again = "make it with run_reid.py export"
     if not (folder / "config.json").is_file():
@@ -220,7 +248,7 @@ def check_publishable(folder: Path) -> None:
 
 
 def _check_file(folder: Path, name: str) -> None:
-    """Raises UserError for a file that is not in the folder, is empty, too large, or not what its name says."""
+    """Raises UserError for a file that is outside of the folder, empty, too large or invalid."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"push {folder}: {name} is a link out of the folder: put the file there, or export again")

@@ -1,4 +1,4 @@
-"""To the Hub: what is published is checked first, goes up in one commit, and can be taken up again after a break."""
+"""Pushes an export to the Hub: checked first, in one commit, and without sending files again after a break."""
 
 import re
 from pathlib import Path
@@ -11,34 +11,47 @@ from ..utils.errors import UserError
 from ..utils.markdown import in_python_string
 from .publication import CARD, ONNX, check_publishable, publication
 
-# What another form, or another number of shards, may have left in the repository: it would be loaded in place of this.
-LEFT_WEIGHTS = re.compile(
+# Weights of another form or another number of shards that a repository may hold: they would be loaded instead.
+STALE_WEIGHTS = re.compile(
     rf"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|{ADAPTER}/({re.escape(SETTINGS)}|{re.escape(WEIGHTS)})|"
     + "|".join(map(re.escape, ONNX))
 )
 
 
 def create_repository(name: str, *, private: bool = True, flag: str = "--private", token: str | None = None) -> str:
-    """Makes the repository where there is none; its full name.
+    """Creates a repository if it does not exist.
 
-    Raises UserError where the Hub refuses, and for a public one where `private` is wanted, before anything is uploaded.
-    flag: the option that says `private`.
+    Args:
+        name (`str`):
+            Name of the repository, with or without the owner.
+        private (`bool`, *optional*, defaults to `True`):
+            Whether the repository must be private.
+        flag (`str`, *optional*, defaults to `"--private"`):
+            The command's option for `private`, for errors.
+        token (`str`, *optional*):
+            Token for the Hub; by default the stored one.
+
+    Returns:
+        `str`: the full name, owner/name.
+
+    Raises:
+        UserError: if the Hub refuses, and for a public repository if it must be private, before any upload.
     """
-    repository, there = find_repository(name, private=private, flag=flag, token=token)
-    if there:
+    repository, exists = find_repository(name, private=private, flag=flag, token=token)
+    if exists:
         return repository
     try:
         HfApi(token=token).create_repo(repository, private=private, exist_ok=True)
     except Exception as error:  # the Hub's client raises its own and the network's errors
         raise refusal(name, error) from error
-    # Somebody may have made it meanwhile.
+    # Another process may have created it in the meantime.
     return find_repository(repository, private=private, flag=flag, token=token)[0]
 
 
 def find_repository(
     name: str, *, private: bool = True, flag: str = "--private", token: str | None = None
 ) -> tuple[str, bool]:
-    """The repository's full name, and whether it is there. Writes nothing, raises UserError as `create_repository`."""
+    """Returns the repository's full name and whether it exists. It writes nothing; raises as `create_repository`."""
     if not (token or get_token()):
         raise UserError(f"push {name}: no token: run `hf auth login`, or set HF_TOKEN to one that may write")
     api = HfApi(token=token)
@@ -58,11 +71,28 @@ def find_repository(
 
 
 def upload(folder: Path, name: str, *, message: str, revision: str | None = None, token: str | None = None) -> str:
-    """Uploads the files of an export's form in one commit and returns the commit's address.
+    """Uploads an export in one commit.
 
-    The card loads the model by `name`; nothing in the folder is changed. Weights of another form that lie in the
-    repository are removed by the same commit. Files that arrived before a break are not sent again.
-    Raises UserError for a folder that is no export, and where the Hub refuses it.
+    The same commit removes weights of another form from the repository. Files that arrived before a break are not
+    sent again. The folder does not change.
+
+    Args:
+        folder (`Path`):
+            The export's folder.
+        name (`str`):
+            Full name of the repository, which the uploaded card loads the model by.
+        message (`str`):
+            Message of the commit.
+        revision (`str`, *optional*):
+            Branch; by default the main one.
+        token (`str`, *optional*):
+            Token for the Hub; by default the stored one.
+
+    Returns:
+        `str`: address of the commit.
+
+    Raises:
+        UserError: for a folder that is no export, and if the Hub refuses.
     """
     check_publishable(folder)
     content = publication(folder)
@@ -73,30 +103,30 @@ def upload(folder: Path, name: str, *, message: str, revision: str | None = None
     ]
     api = HfApi(token=token)
     try:
-        there = api.list_repo_files(name, revision=revision)
-        left = [path for path in there if LEFT_WEIGHTS.fullmatch(path) and path not in content]
-        removals = [CommitOperationDelete(path_in_repo=path) for path in left]
-        done = api.create_commit(name, [*additions, *removals], commit_message=message, revision=revision)
+        present = api.list_repo_files(name, revision=revision)
+        stale = [path for path in present if STALE_WEIGHTS.fullmatch(path) and path not in content]
+        removals = [CommitOperationDelete(path_in_repo=path) for path in stale]
+        commit = api.create_commit(name, [*additions, *removals], commit_message=message, revision=revision)
     except Exception as error:  # the Hub's client raises its own and the network's errors
         raise refusal(name, error) from error
-    return str(done.commit_url)
+    return str(commit.commit_url)
 
 
 def card_with_name(card: Path | bytes, name: str) -> bytes:
-    """The card of an export, which was written before it had a name on the Hub, loading the model by that name."""
+    """Returns an export's card with the model's name on the Hub in its code."""
     text = (card if isinstance(card, bytes) else card.read_bytes()).decode("utf-8", "replace")
-    loads = re.compile(r'(from_pretrained\(")(?:[^"\\\n]|\\.)*(", trust_remote_code=True\))')
-    return loads.sub(lambda match: f"{match[1]}{in_python_string(name)}{match[2]}", text).encode()
+    load_calls = re.compile(r'(from_pretrained\(")(?:[^"\\\n]|\\.)*(", trust_remote_code=True\))')
+    return load_calls.sub(lambda match: f"{match[1]}{in_python_string(name)}{match[2]}", text).encode()
 
 
 def refusal(name: str, error: Exception) -> UserError:
-    """One line for what the Hub or the network said, with the fix."""
+    """Returns the error for a refusal by the Hub or the network, in one line with a fix."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    fix = "try again, what arrived is not sent again"
+    fix = "try again, files that arrived are not sent again"
     if status == 401:
         fix = "the token is not valid: run `hf auth login`, or set HF_TOKEN"
     elif status == 403:
         fix = "the token may not write there: give a name of your own, or a token that may write"
     elif isinstance(error, RepositoryNotFoundError):
-        fix = "the repository is not there, or not for this token"
+        fix = "the repository does not exist, or this token may not read it"
     return UserError(f"push {name}: {' '.join(str(error).split())[:200]}: {fix}")

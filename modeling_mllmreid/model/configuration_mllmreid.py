@@ -214,6 +214,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         """
         from .adapters import inject_adapter
         from .backbone_llava import LlavaBackbone
+        from .backbone_loading import load_backbone
         from .checkpoints import ReIDCheckpoints
         from .crops import CropProcessor
         from .heads import ReIDHead
@@ -228,6 +229,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         return (
             inject_adapter,
             LlavaBackbone,
+            load_backbone,
             ReIDCheckpoints,
             CropProcessor,
             gather_with_gradient,

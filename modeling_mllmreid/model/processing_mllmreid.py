@@ -196,7 +196,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         end: int = self.tokenizer.eos_token_id
         return end if pad is None else pad
 
-    def rows(self, prompts: list[list[int]], targets: list[list[int]]) -> dict[str, torch.Tensor]:
+    def build_inputs(self, prompts: list[list[int]], targets: list[list[int]]) -> dict[str, torch.Tensor]:
         """Appends targets to prompts and pads on the right.
 
         Args:

@@ -1,4 +1,4 @@
-"""Reading checkpoints: safetensors alone, inside their folder, each weight of the model and no other, each a number."""
+"""Reads checkpoints safely: safetensors only, within their folder, with exactly the model's weights, all finite."""
 
 import contextlib
 import json
@@ -6,17 +6,22 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file, has_file
 
+# A folder or a name on the Hub, and the arguments of `from_pretrained` that locate its files.
+Source: TypeAlias = str | os.PathLike[str]
+Hub: TypeAlias = dict[str, Any]
+
 CONFIG, FULL_WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-# What of a call says where files are, on the Hub or in a folder.
+# Arguments of `from_pretrained` that locate files, on the Hub or in a folder.
 HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-# Sides of matrices that the parts of a LLaVA have, by their configurations' names.
+# Sides of matrices in the modules of a LLaVA, as fields of their configurations.
 MATRICES = (
     ("hidden_size", "hidden_size"),
     ("hidden_size", "intermediate_size"),
@@ -25,13 +30,13 @@ MATRICES = (
     ("hidden_size", "num_key_value_heads", "head_dim"),
     ("hidden_size", "num_channels", "patch_size", "patch_size"),
 )
-# The name of one file of a sharded checkpoint: no folder, so that it stays in the checkpoint's.
+# A file name of a sharded checkpoint. It has no folder, so the file is in the checkpoint's own.
 SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors", re.ASCII)
 
 
 @contextlib.contextmanager
-def readable(name_or_path, hub: dict, pickles: Iterable[str] = PICKLES) -> Iterator[None]:
-    """Turns what a broken or a pickled file raises into one line that says so. pickles: their names, if there."""
+def readable(name_or_path: Source, hub: Hub, pickles: Iterable[str] = PICKLES) -> Iterator[None]:
+    """Converts the errors of broken files, and of files that exist only as a pickle, to a ValueError in one line."""
     from safetensors import SafetensorError
 
     try:
@@ -42,10 +47,10 @@ def readable(name_or_path, hub: dict, pickles: Iterable[str] = PICKLES) -> Itera
         name, known = os.fspath(name_or_path), ("revision", "token", "cache_dir", "local_files_only")
         options = {key: value for key, value in hub.items() if key in known}
 
-        def held(file: str) -> bool:
+        def exists(file: str) -> bool:
             return os.path.isfile(os.path.join(name, file)) if os.path.isdir(name) else has_file(name, file, **options)
 
-        pickle = next(filter(held, pickles), None)
+        pickle = next(filter(exists, pickles), None)
         if pickle is None:
             raise
         raise ValueError(
@@ -54,11 +59,25 @@ def readable(name_or_path, hub: dict, pickles: Iterable[str] = PICKLES) -> Itera
         ) from error
 
 
-def read_fields(name_or_path, file: str, hub: dict, *, required: bool = False) -> dict | None:
-    """The object in a JSON file of a checkpoint, None where there is no such file.
+def read_fields(name_or_path: Source, file: str, hub: Hub, *, required: bool = False) -> dict[str, Any] | None:
+    """Reads a JSON file of a checkpoint.
 
-    A path of a config.json itself stands for its checkpoint, of which there may be nothing else. Raises ValueError
-    naming a file that holds anything else, OSError for one that is required and missing.
+    Args:
+        name_or_path (`str` or `os.PathLike`):
+            A checkpoint's folder, its name on the Hub, or the path of its config.json, which may be its only file.
+        file (`str`):
+            Name of the JSON file.
+        hub (`dict`):
+            Arguments of `from_pretrained` that locate files (`HUB`).
+        required (`bool`, *optional*, defaults to `False`):
+            Whether a missing file is an error.
+
+    Returns:
+        `dict` or `None`: the object in the file, or None if there is no file.
+
+    Raises:
+        OSError: for a required file that is missing.
+        ValueError: for a file that holds no JSON object.
     """
     if file == CONFIG and os.path.isfile(name_or_path):
         path = name_or_path
@@ -78,27 +97,42 @@ def read_fields(name_or_path, file: str, hub: dict, *, required: bool = False) -
     return fields
 
 
-def read_config(kind: type, name_or_path, hub: dict, **more):
-    """`kind.from_pretrained` of a checkpoint's config.json, a configuration class of ours or `AutoConfig`.
+def read_config(config_class: Any, name_or_path: Source, hub: Hub, **options: Any) -> Any:
+    """Reads and checks a checkpoint's config.json.
 
-    Raises OSError where there is none, ValueError for one that says what no configuration may.
+    Args:
+        config_class (`type`):
+            A configuration class of this package or `AutoConfig`.
+        name_or_path (`str` or `os.PathLike`):
+            As in `read_fields`.
+        hub (`dict`):
+            Arguments of `from_pretrained` that locate files (`HUB`).
+        **options:
+            Further arguments of `config_class.from_pretrained`.
+
+    Returns:
+        `PreTrainedConfig`
+
+    Raises:
+        OSError: if there is no config.json.
+        ValueError: for another model type, and for fields that no configuration may have.
     """
     fields = read_fields(name_or_path, CONFIG, hub, required=True) or {}
-    wanted = getattr(kind, "model_type", None)
-    if wanted and fields.get("model_type", wanted) != wanted:
-        raise ValueError(f"{name_or_path}: {CONFIG}: model_type is {fields['model_type']!r}; it must be {wanted!r}")
+    expected = getattr(config_class, "model_type", None)
+    if expected and fields.get("model_type", expected) != expected:
+        raise ValueError(f"{name_or_path}: {CONFIG}: model_type is {fields['model_type']!r}; it must be {expected!r}")
     check_fields(fields, f"{name_or_path}: {CONFIG}")
     try:
-        return kind.from_pretrained(name_or_path, **hub, **more)
+        return config_class.from_pretrained(name_or_path, **hub, **options)
     except OSError:
         raise
-    except Exception as error:  # transformers sets every field that it finds, of any type, and raises what follows
+    except Exception as error:  # transformers accepts fields of any type and fails later in any way
         raise ValueError(f"{name_or_path}: {CONFIG}: {' '.join(str(error).split())[:300]}") from error
 
 
-def native_config(name_or_path, hub: dict) -> PreTrainedConfig:
-    """The configuration of a native LLaVA; ValueError for that of another kind of model."""
-    config = read_config(AutoConfig, name_or_path, hub, trust_remote_code=False)
+def native_config(name_or_path: Source, hub: Hub) -> PreTrainedConfig:
+    """Reads the configuration of a native LLaVA. Raises ValueError for another model."""
+    config: PreTrainedConfig = read_config(AutoConfig, name_or_path, hub, trust_remote_code=False)
     if config.model_type != "llava":
         raise ValueError(f"{config.model_type!r} is not a LLaVA; give a checkpoint of model_type 'llava'")
     if type(config.image_token_id) is not int or config.image_token_id < 0:
@@ -109,16 +143,16 @@ def native_config(name_or_path, hub: dict) -> PreTrainedConfig:
 
 @contextlib.contextmanager
 def owner_only() -> Iterator[None]:
-    """Within the block new files and folders are their owner's alone: weights hold templates of people."""
-    before = os.umask(0o077)
+    """Makes new files and folders readable only by their owner, since weights can hold templates of people."""
+    previous_mask = os.umask(0o077)
     try:
         yield
     finally:
-        os.umask(before)
+        os.umask(previous_mask)
 
 
-def check_fields(fields: dict, where: str) -> None:
-    """Raises ValueError for a field, at any depth, that would crash transformers or have it fetch foreign code."""
+def check_fields(fields: dict[str, Any], where: str) -> None:
+    """Raises ValueError for a field, at any depth, that crashes transformers or makes it fetch foreign code."""
     for key, value in fields.items():
         if key in ("dtype", "torch_dtype"):
             fits = value is None or isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
@@ -127,31 +161,31 @@ def check_fields(fields: dict, where: str) -> None:
         elif key == "num_labels":
             fits = type(value) is int and 0 <= value < 1_000_000
         elif key.endswith("attn_implementation"):
-            # A name with a slash is a kernel on the Hub.
+            # With a slash it names a kernel on the Hub.
             fits = value is None or isinstance(value, str) and "/" not in value
         else:
             fits = key != "sub_configs" and not callable(getattr(PreTrainedConfig, key, None))
         if not fits:
-            raise ValueError(f"{where}: {key} is {repr(value)[:60]}, which no configuration says: remove it")
+            raise ValueError(f"{where}: {key} is {repr(value)[:60]}, which no configuration may hold: remove it")
         if isinstance(value, dict):
             check_fields(value, f"{where}: {key}")
 
 
-def check_files(name_or_path, hub: dict) -> None:
-    """Refuses a checkpoint whose own files would have others read than its safetensors. Raises ValueError."""
+def check_files(name_or_path: Source, hub: Hub) -> None:
+    """Raises ValueError for a checkpoint whose files make transformers read anything but its safetensors."""
     fields = read_fields(name_or_path, CONFIG, hub) or {}
     if fields.get("transformers_weights") is not None:
         raise ValueError(f"{name_or_path}: transformers_weights in {CONFIG} names a file of weights: remove it")
     if read_fields(name_or_path, "adapter_config.json", hub) is not None:
         raise ValueError(
-            f"{name_or_path}: adapter_config.json says that a LoRA of PEFT belongs to it: merge it into the weights, "
-            "or remove the file"
+            f"{name_or_path}: adapter_config.json makes it a LoRA of PEFT: merge the LoRA into the weights, or remove "
+            "the file"
         )
-    shards_of(name_or_path, hub)
+    shard_files(name_or_path, hub)
 
 
-def shards_of(name_or_path, hub: dict) -> list[str]:
-    """The files that a checkpoint's index names; none where it has no index. Raises ValueError for foreign names."""
+def shard_files(name_or_path: Source, hub: Hub) -> list[str]:
+    """Returns the files in a checkpoint's index, or none without an index. Raises ValueError for files elsewhere."""
     fields = read_fields(name_or_path, INDEX, hub)
     if fields is None:
         return []
@@ -160,110 +194,141 @@ def shards_of(name_or_path, hub: dict) -> list[str]:
         raise ValueError(f"{name_or_path}: weight_map in {INDEX} is not a map from weights to files: get it again")
     for weight, file in files.items():
         if not isinstance(file, str) or not SHARD.fullmatch(file):
-            raise ValueError(f"{name_or_path}: weight_map in {INDEX} has {file!r} for {weight}: not a file beside it")
+            raise ValueError(f"{name_or_path}: weight_map in {INDEX} has {file!r} for {weight}: no file of its folder")
     return sorted(set(files.values()))
 
 
-def read_weights(name_or_path, hub: dict) -> dict[str, Tensor]:
-    """All tensors of `model.safetensors`, or of the files that its index names."""
+def weight_files(name_or_path: Source, hub: Hub) -> list[str]:
+    """Returns the paths of a checkpoint's safetensors. Like transformers, it prefers one whole file to an index."""
+    whole = cached_file(name_or_path, FULL_WEIGHTS, **{**hub, "_raise_exceptions_for_missing_entries": False})
+    names = ([] if whole else shard_files(name_or_path, hub)) or [FULL_WEIGHTS]
+    return [str(cached_file(name_or_path, name, **hub)) for name in names]
+
+
+def read_weights(name_or_path: Source, hub: Hub) -> dict[str, Tensor]:
+    """Reads all weights of a checkpoint. Raises ValueError for broken files, pickles and weights of whole numbers."""
     from safetensors.torch import load_file
 
+    weights: dict[str, Tensor] = {}
     with readable(name_or_path, hub):
-        # As transformers: one file, where there is one, before an index.
-        whole = cached_file(name_or_path, FULL_WEIGHTS, **{**hub, "_raise_exceptions_for_missing_entries": False})
-        weights: dict[str, Tensor] = {}
-        for name in ([] if whole else shards_of(name_or_path, hub)) or [FULL_WEIGHTS]:
-            weights |= load_file(cached_file(name_or_path, name, **hub))
+        for path in weight_files(name_or_path, hub):
+            weights |= load_file(path)
     for name, weight in weights.items():
-        check_kind(name_or_path, name, weight.dim(), weight.is_floating_point())
+        check_is_float(name_or_path, name, weight.dim(), weight.is_floating_point())
     return weights
 
 
-def check_kind(where, name: str, dimensions: int, is_float: bool) -> None:
-    """Raises ValueError for a matrix or vector of whole numbers, which is loaded as weights cut to them.
+def check_is_float(where: Source, name: str, dimensions: int, is_float: bool) -> None:
+    """Raises ValueError for a matrix or vector of whole numbers, to which a save has rounded the weights.
 
-    Counters have no dimension, and older CLIPs store the places of their patches.
+    Counters have no dimension, and older CLIPs store the positions of their patches.
     """
     if dimensions and not is_float and not name.endswith("position_ids"):
         raise ValueError(f"{where}: {name} holds whole numbers, which no weight does: get it again")
 
 
-def check_stored(config: PreTrainedConfig, name_or_path, hub: dict, *, finite: bool) -> None:
-    """`check_kind` of every weight of a checkpoint that is not stored in 4 or 8 bits, and `check_finite` if asked."""
+def check_stored(config: PreTrainedConfig, name_or_path: Source, hub: Hub, *, finite: bool) -> None:
+    """Checks that the stored weights are floats, and finite if asked. Checkpoints in 4 or 8 bits are not checked."""
     from safetensors import safe_open
 
     if getattr(getattr(config, "mllm_config", config), "quantization_config", None) is not None:
         return
-    whole = cached_file(name_or_path, FULL_WEIGHTS, **{**hub, "_raise_exceptions_for_missing_entries": False})
-    for file in ([] if whole else shards_of(name_or_path, hub)) or [FULL_WEIGHTS]:
-        with safe_open(cached_file(name_or_path, file, **hub), "pt") as weights:
+    for path in weight_files(name_or_path, hub):
+        with safe_open(path, "pt") as weights:
             for name in weights.keys():  # noqa: SIM118  (no mapping)
                 weight = weights.get_slice(name)
-                check_kind(name_or_path, name, len(weight.get_shape()), weight.get_dtype().startswith(("F", "BF")))
+                check_is_float(name_or_path, name, len(weight.get_shape()), weight.get_dtype().startswith(("F", "BF")))
                 if finite:
                     check_finite({name: weights.get_tensor(name)}, name_or_path)
 
 
-def check_sizes(config: PreTrainedConfig, name_or_path, hub: dict) -> None:
-    """Raises ValueError where config.json says a model that is larger than the weights in its folder.
+def check_sizes(config: PreTrainedConfig, name_or_path: Source, hub: Hub) -> None:
+    """Raises ValueError if config.json describes a larger model than the weights in its folder.
 
-    transformers takes the memory for it before it finds that they do not fit. Of a checkpoint on the Hub nothing is
-    known before it is downloaded.
+    transformers allocates the model before it finds that the weights do not fit. A checkpoint on the Hub is not
+    checked, since its sizes are unknown before the download.
     """
-    from safetensors import safe_open
-
     if not os.path.isdir(name_or_path):
         return
-    whole = cached_file(name_or_path, FULL_WEIGHTS, **{**hub, "_raise_exceptions_for_missing_entries": False})
-    largest = count = 0
-    for file in ([] if whole else shards_of(name_or_path, hub)) or [FULL_WEIGHTS]:
-        with safe_open(cached_file(name_or_path, file, **hub), "pt") as weights:
-            for name in weights.keys():  # noqa: SIM118  (no mapping)
-                largest = max(largest, math.prod(weights.get_slice(name).get_shape()))
-                count += 1
-    # In 4 bits a number holds two weights.
-    largest *= 2
+    count, largest = _count_and_largest(name_or_path, hub)
 
-    def check(of, fields: tuple[str, ...], most: int, numel: Callable[..., int] = lambda *sides: math.prod(sides)):
-        found = [getattr(of, field, None) for field in fields]
-        values = [value for value in found if isinstance(value, int)]
+    def check(module: Any, fields: tuple[str, ...], limit: int, numel: Callable[..., int] = _product) -> None:
+        values = [value for field in fields if isinstance(value := getattr(module, field, None), int)]
         if len(values) < len(fields):
             return
-        said = ", ".join(f"{field} {value}" for field, value in zip(fields, values, strict=True))
-        # A vision form may be all embedding.
+        sizes = ", ".join(f"{field} {value}" for field, value in zip(fields, values, strict=True))
+        # The tower of a vision form may have no layers.
         least = 0 if fields in (("num_identities",), ("num_hidden_layers",)) else 1
         if min(values) < least:
-            raise ValueError(f"{name_or_path}: {CONFIG} says a model of no size ({said}): get it again")
-        if numel(*values) > most:
-            raise ValueError(f"{name_or_path}: {CONFIG} says a model larger than its weights ({said}): get it again")
+            raise ValueError(f"{name_or_path}: {CONFIG} describes a model without weights ({sizes}): get it again")
+        if numel(*values) > limit:
+            raise ValueError(
+                f"{name_or_path}: {CONFIG} describes a model larger than its weights ({sizes}): get it again"
+            )
 
     check(config, ("num_identities",), largest)
     llava = getattr(config, "mllm_config", config)
-    for part in (getattr(llava, "text_config", None), getattr(llava, "vision_config", None)):
-        check(part, ("num_hidden_layers",), count)
+    for module in (getattr(llava, "text_config", None), getattr(llava, "vision_config", None)):
+        check(module, ("num_hidden_layers",), count)
         for fields in MATRICES:
-            check(part, fields, largest)
+            check(module, fields, largest)
         patches = ("hidden_size", "image_size", "patch_size")
-        check(part, patches, largest, lambda size, image, patch: size * (image // patch) ** 2)
+        check(module, patches, largest, lambda size, image, patch: size * (image // patch) ** 2)
+
+
+def _product(*sides: int) -> int:
+    return math.prod(sides)
+
+
+def _count_and_largest(name_or_path: Source, hub: Hub) -> tuple[int, int]:
+    """Returns the number of weights in the files of a checkpoint, and the size of the largest."""
+    from safetensors import safe_open
+
+    sizes = [0]
+    for path in weight_files(name_or_path, hub):
+        with safe_open(path, "pt") as weights:
+            sizes += [math.prod(weights.get_slice(name).get_shape()) for name in weights.keys()]  # noqa: SIM118
+    # In 4 bits a number holds two weights.
+    return len(sizes) - 1, 2 * max(sizes)
 
 
 def load_whole(
-    load: Callable,
-    name_or_path,
-    hub: dict,
-    options: dict,
+    load: Callable[..., Any],
+    name_or_path: Source,
+    hub: Hub,
+    options: dict[str, Any],
     *,
     stored: PreTrainedConfig,
     new: Iterable[str] = (),
     left: Iterable[str] = (),
-) -> tuple[PreTrainedModel, dict]:
-    """(the model, transformers' loading info) of a `from_pretrained`, with every weight out of the checkpoint.
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Loads a model and checks that every weight comes from the checkpoint.
 
-    hub: where the files are, out of `options`, all that the call is given. stored: its configuration. new, left:
-    starts of the names of weights that may be initialised because the checkpoint has none, and that may be left in it
-    unread.
-    Raises ValueError for pickles and broken files, and naming a weight that is missing, unknown, of another size or
-    not finite: transformers would start such a model with random weights, or read around the rest.
+    transformers initialises missing weights at random and ignores unknown ones, with no more than a warning.
+
+    Args:
+        load (`Callable`):
+            A `from_pretrained`.
+        name_or_path (`str` or `os.PathLike`):
+            A checkpoint's folder or its name on the Hub.
+        hub (`dict`):
+            Those of `options` that locate files (`HUB`).
+        options (`dict`):
+            All arguments of the call.
+        stored (`PreTrainedConfig`):
+            The checkpoint's configuration.
+        new (`Iterable[str]`, *optional*):
+            Prefixes of weights that the checkpoint may lack; they are initialised.
+        left (`Iterable[str]`, *optional*):
+            Prefixes of weights of the checkpoint that the model may lack; they are ignored.
+
+    Returns:
+        `tuple[PreTrainedModel, dict]`: the model, and transformers' loading info.
+
+    Raises:
+        OSError: if files are missing.
+        ValueError: for pickles and broken files, and for a weight that is missing, unknown, of another size or not
+            finite.
     """
     from safetensors import SafetensorError
 
@@ -279,47 +344,47 @@ def load_whole(
             model, info = load(name_or_path, **{"trust_remote_code": False, **options, **strict})
         except (OSError, ValueError, ImportError, SafetensorError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # a model is built of every setting that its files say
+        except Exception as error:  # settings of foreign files fail in any way while the model is built
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{name_or_path}: cannot be loaded ({type(error).__name__}: {reason})") from error
-        # Quantising turns NaN into a number on a GPU.
+        # On a GPU, quantisation turns NaN into a number.
         check_stored(stored, name_or_path, hub, finite=options.get("quantization_config") is not None)
     new, left = tuple(new), tuple(left)
     missing = sorted(name for name in info["missing_keys"] if not name.startswith(new))
     if missing:
         raise ValueError(f"{name_or_path}: {len(missing)} weights are missing, {missing[0]} first: get it again")
-    for name, there, here in sorted(info["mismatched_keys"]):
-        raise another_size(name_or_path, name, there, here)
+    for name, stored_size, model_size in sorted(info["mismatched_keys"]):
+        raise size_error(name_or_path, name, stored_size, model_size)
     unknown = sorted(name for name in info["unexpected_keys"] if not name.startswith(left))
     if unknown:
-        raise unknown_weight(name_or_path, unknown[0])
+        raise unknown_error(name_or_path, unknown[0])
     check_finite(model.state_dict(), name_or_path)
     return model, info
 
 
-def another_size(where, name: str, there: Iterable[int], here: Iterable[int]) -> ValueError:
-    """The error for a weight whose size is not the model's."""
+def size_error(where: Source, name: str, stored_size: Iterable[int], model_size: Iterable[int]) -> ValueError:
+    """Returns the error for a weight of another size than the model's."""
     return ValueError(
-        f"{where}: the weight {name} is {tuple(there)} and the model's {tuple(here)}: it is another model's"
+        f"{where}: the weight {name} is {tuple(stored_size)} and the model's {tuple(model_size)}: it is another model's"
     )
 
 
-def unknown_weight(where, name: str) -> ValueError:
-    """The error for a weight that the configuration does not say."""
+def unknown_error(where: Source, name: str) -> ValueError:
+    """Returns the error for a weight that the model does not have."""
     return ValueError(f"{where}: the weight {name} is not part of this model: it is another model's or not whole")
 
 
 @torch.no_grad()
-def check_finite(weights: Mapping[str, Tensor], where) -> None:
-    """Raises ValueError naming a weight with NaN or infinity, or a running variance below 0.
+def check_finite(weights: Mapping[str, Tensor], where: Source) -> None:
+    """Raises ValueError for a weight with NaN or infinity, and for a running variance below 0.
 
-    What is not in memory (offloaded, partitioned) and what is held in 8 bits or fewer is not looked at.
+    Weights outside of memory (offloaded, partitioned) and weights of 8 bits or fewer are not checked.
     """
     for name, weight in weights.items():
         if not weight.is_floating_point() or weight.element_size() < 2 or not weight.numel() or weight.is_meta:
             continue
-        # Both ends in one pass, without a copy; NaN makes both NaN.
-        low, high = (float(end) for end in torch.aminmax(weight))
+        # Minimum and maximum in one pass, without a copy; a NaN makes both NaN.
+        low, high = (float(value) for value in torch.aminmax(weight))
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
             raise ValueError(f"{where}: the weight {name} is not finite in {weight.dtype}: get it again, or train anew")
         if low < 0 and name.endswith("running_var"):

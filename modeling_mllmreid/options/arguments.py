@@ -1,4 +1,4 @@
-"""Options that several commands share, one dataclass per concern."""
+"""The options that several commands share: a dataclass for each concern."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,54 +14,60 @@ from ..utils.ranges import AtMostMillions, CountOrZero, NotNegative, Pixels, Pro
 
 @dataclass
 class ModelArguments:
-    """Which model, and in which number format."""
+    """The model and its number format."""
 
-    model: str = field(metadata={"help": "A checkpoint of ours, or a native LLaVA: a folder or a name on the Hub."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
+    model: str = field(metadata={"help": "Checkpoint of this package or native LLaVA: a folder or a Hub name."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})
     dtype: Literal["float32", "bfloat16", "float16", "bf16", "fp16"] = field(
         default="float32",
-        metadata={"help": "Number format of the weights, in training of the frozen ones; heads: float32."},
+        metadata={"help": "Format of the weights; in training, of the frozen weights. Heads are float32."},
     )
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The number format, whichever of its names was given."""
+        """The number format as a torch dtype."""
         return getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}.get(self.dtype, self.dtype))
 
 
 @dataclass
 class LicenceArguments:
-    """The terms that come with the base model."""
+    """The licence of the base model."""
 
     licence: str | None = field(
         default=None,
-        metadata={"help": "Licence of the base model, such as apache-2.0; by default as its card says it."},
+        metadata={"help": "Licence of the base model, such as apache-2.0. Default: the licence on its card."},
     )
 
     def __post_init__(self) -> None:
         if self.licence is not None and normal_licence(self.licence) is None:
-            raise ValueError(f"licence {self.licence!r}: no licence's name: give one as the Hub has it, as apache-2.0")
+            raise ValueError(
+                f"licence {self.licence!r}: not a licence: give a name that the Hub uses, such as apache-2.0"
+            )
         self.licence = normal_licence(self.licence)
 
 
 @dataclass
 class MethodArguments:
-    """Fields of the model's configuration. What is not given is the checkpoint's own, or a new model's default."""
+    """Fields of the model configuration. Default: those of the checkpoint, or those of a new model."""
 
-    height: Pixels | None = field(default=None, metadata={"help": "Height in pixels that crops are resized to."})
-    width: Pixels | None = field(default=None, metadata={"help": "Width in pixels that crops are resized to."})
+    height: Pixels | None = field(default=None, metadata={"help": "Height of the resized crops in pixels."})
+    width: Pixels | None = field(default=None, metadata={"help": "Width of the resized crops in pixels."})
     test_feature: Literal["llm", "vision", "concat"] | None = field(
-        default=None, metadata={"help": "The feature that embeddings are made of."}
+        default=None, metadata={"help": "The feature that the embeddings hold."}
     )
     feature_after_bn: bool | None = field(
-        default=None, metadata={"help": "Take the test feature after the batch norm of the head."}
+        default=None, metadata={"help": "Take the test feature after the batch norm of its head."}
     )
     reid_on: Literal["llm", "vision", "both"] | None = field(
         default=None,
-        metadata={"help": "Which feature the ReID losses act on: the LLM's, the visual encoder's, or both."},
+        metadata={"help": "Feature of the ReID losses; llm: of the LLM, vision: of the visual encoder."},
     )
     loss_lambda: float | None = field(
-        default=None, metadata={"help": "The balance: (1 - loss_lambda) * language loss + loss_lambda * ReID loss."}
+        default=None,
+        metadata={
+            "metavar": "0<=X<=1",
+            "help": "Weight of the ReID loss; the language loss has the weight 1 - loss_lambda.",
+        },
     )
     id_weight: NotNegative | None = field(default=None, metadata={"help": "Weight of the ID loss in the ReID loss."})
     triplet_weight: NotNegative | None = field(
@@ -72,105 +78,120 @@ class MethodArguments:
         default=None, metadata={"help": "Margin of the batch-hard triplet loss."}
     )
     triplet_soft_margin: bool | None = field(
-        default=None, metadata={"help": "Soft margin log(1 + exp(d)) in place of the hinge."}
+        default=None, metadata={"help": "Use the soft margin log(1 + exp(d)) instead of the hinge."}
     )
     bnneck: bool | None = field(
-        default=None, metadata={"help": "Triplet loss before a batch norm, ID classifier after it."}
+        default=None, metadata={"help": "BNNeck: the triplet loss before a batch norm, the ID classifier after it."}
     )
     llm_layer: int | None = field(
-        default=None, metadata={"help": "LLM layer whose image positions are pooled; -1 is the last, after its norm."}
+        default=None, metadata={"help": "LLM layer whose image positions are pooled. -1: the last one, after its norm."}
     )
     vision_layer: int | None = field(
-        default=None, metadata={"help": "Tower layer whose patches are pooled; by default the one that the LLM reads."}
+        default=None,
+        metadata={"help": "Vision tower layer whose patches are pooled. Default: the layer that the LLM reads."},
     )
     distillation_weight: NotNegative | None = field(
-        default=None, metadata={"help": "Weight of the distillation of the text branch into the image branch."}
+        default=None, metadata={"help": "Weight of the distillation from the text branch to the image branch."}
     )
     reid_text: bool | None = field(
-        default=None, metadata={"help": "ReID losses on the captions' latents too, for text-to-image search."}
+        default=None, metadata={"help": "Also apply the ReID losses to captions, for text-to-image search."}
     )
 
     def given(self) -> dict[str, Any]:
-        """The fields that were given, by name."""
+        """Returns the fields that the user set, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass
 class DataArguments:
-    """Which data set, and where it lies."""
+    """The data set and its files."""
 
     dataset: str = field(
-        metadata={"help": f"A reader ({', '.join(READERS)}), or a folder saved by save_to_disk with the same columns."}
+        metadata={
+            "help": f"A reader ({', '.join(READERS)}), a folder of save_to_disk or prepare, or a name on the Hub."
+        }
     )
-    data_dir: str | None = field(default=None, metadata={"help": "The reader's folder."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of the data set."})
     data_dirs: dict[str, str] | None = field(
         default=None,
-        metadata={"help": "For several sets (a+b, a>b, P-1, P-2:a, P-3:a): each one's folder, as JSON."},
+        metadata={"help": "Folder of each data set, as JSON, for several sets (a+b, a>b, P-1, P-2:a, P-3:a)."},
     )
     captions_file: str | None = field(
         default=None,
-        metadata={"help": "Captions: a .jsonl that caption wrote; for Market-1501's layout also CUHK-PEDES' JSON."},
+        metadata={"help": "File of captions: .jsonl of the caption command, or JSON as of CUHK-PEDES."},
     )
     train_part: Literal["with_val", "without_val"] | None = field(
-        default=None, metadata={"help": "msmt17: train with list_val (the default, 32,621 images) or without."}
+        default=None,
+        metadata={"help": "msmt17: train on list_train and list_val (default, 32,621 images), or on list_train."},
     )
     split: CountOrZero | None = field(
         default=None,
-        metadata={"help": "viper, prid, grid, ilids: which of the ten (or a file's) splits, from 0."},
+        metadata={"help": "viper, prid, grid, ilids: number of the random split, from 0."},
     )
     boxes: Literal["detected", "labelled"] | None = field(
-        default=None, metadata={"help": "cuhk03: boxes of a detector (the default) or labelled by hand."}
+        default=None, metadata={"help": "cuhk03: boxes of a detector (default) or labelled by hand."}
     )
     distractors: str | None = field(
-        default=None, metadata={"help": "market1501: the folder in data_dir with the 500,000 further distractors."}
+        default=None, metadata={"help": "market1501: folder in data_dir with the 500,000 distractors."}
     )
     columns: dict[str, str] | None = field(
         default=None,
-        metadata={"help": 'Ours: theirs, such as \'{"person_id": "pid"}\': reads any data set of the Hub or on disk.'},
+        metadata={
+            "help": 'Column names as JSON, ours to theirs: \'{"person_id": "pid"}\' reads any data set of the Hub.'
+        },
     )
     splits_file: str | None = field(
-        default=None, metadata={"help": "Parts that were made for own data; by default splits.json in data_dir."}
+        default=None, metadata={"help": "File with the splits of own data. Default: splits.json in data_dir."}
     )
     test_share: float | None = field(
-        default=None, metadata={"help": "Share of the people that made test parts take; by default 0.5."}
+        default=None,
+        metadata={
+            "metavar": "0<X<1",
+            "help": "Share of people in the test splits of own data. Default: 0.5.",
+        },
     )
-    split_seed: Seed | None = field(
-        default=None, metadata={"help": "Of the people drawn into made parts; by default 0."}
-    )
+    split_seed: Seed | None = field(default=None, metadata={"help": "Seed of the splits of own data. Default: 0."})
     on_error: Literal["stop", "skip"] = field(
-        default="stop", metadata={"help": "Stop at the first row that cannot be used, or leave such rows out."}
+        default="stop", metadata={"help": "Stop at the first image or entry that cannot be used, or skip all of them."}
     )
-    skipped_file: str = field(default="skipped.txt", metadata={"help": "Where rows that were left out are listed."})
-    strict: bool = field(default=False, metadata={"help": "Make a mismatch with the published counts an error."})
+    skipped_file: str = field(
+        default="skipped.txt", metadata={"help": "File that lists the skipped images and entries."}
+    )
+    strict: bool = field(
+        default=False, metadata={"help": "Refuse a data set whose counts differ from the published ones."}
+    )
 
     def __post_init__(self) -> None:
         if self.test_share is not None and not 0 < self.test_share < 1:
             raise ValueError(f"test_share {self.test_share}: give a share above 0 and below 1")
 
     def refuse_inside(self, folder: str) -> None:
-        """Raises UserError for a folder of results that the reader `folders` would take for a person the next time."""
+        """Raises UserError for an output folder that the reader `folders` would read as a person the next time."""
         if self.dataset != "folders" or self.data_dir is None or "\0" in f"{folder}{self.data_dir}":
-            return  # what can be no path, the other checks say
+            return  # other checks refuse an impossible path
         if Path(folder).resolve().is_relative_to(Path(self.data_dir).resolve()):
             raise UserError(
-                f"output_dir {folder}: lies inside {self.data_dir}, where each folder is a person: give another folder"
+                f"output_dir {folder}: is inside {self.data_dir}, where each folder is a person: give another folder"
             )
 
     def options(self) -> dict[str, Any]:
-        """What `load_reid_dataset` takes besides the name."""
+        """Returns the keyword arguments of `load_reid_dataset`."""
         options = {name: value for name, value in asdict(self).items() if name != "dataset"}
         return {**options, "strict": self.strict or None}
 
 
 @dataclass
 class EmbeddingArguments:
-    """How images go through the model."""
+    """How images are embedded."""
 
-    batch_size: AtMostMillions = field(default=64, metadata={"help": "Images that go through the model at once."})
+    batch_size: AtMostMillions = field(default=64, metadata={"metavar": "N>=1", "help": "Number of images in a batch."})
     num_workers: Processes = field(
-        default=0, metadata={"help": "Processes that open and resize images; 0: none besides."}
+        default=0,
+        metadata={"metavar": "0<=N<=128", "help": "Number of loading processes. 0: load in the main process."},
     )
-    flip_test: bool = field(default=False, metadata={"help": "Average the features of an image and its mirror image."})
+    flip_test: bool = field(
+        default=False, metadata={"help": "Average the features of each image and its mirror image."}
+    )
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.num_workers < 0:
@@ -181,15 +202,16 @@ class EmbeddingArguments:
 
 @dataclass
 class LeakArguments:
-    """Which sets the model will be tested on, and what must not be trained on."""
+    """Checks of training data: leakage of test people, and licences of texts."""
 
     targets: list[str] = field(
         default_factory=list,
-        metadata={"help": "Sets to be tested on, besides those that are given; what overlaps with them is refused."},
+        metadata={"help": "Further data sets of the test. Training sets that share people with them are refused."},
     )
     allow_overlap: bool = field(
-        default=False, metadata={"help": "Train on test people of a target all the same; the configuration says so."}
+        default=False, metadata={"help": "Train on test people of a target anyway; the configuration records it."}
     )
     allow_licence: bool = field(
-        default=False, metadata={"help": "Train on texts whose writer's licence forbids it for other language models."}
+        default=False,
+        metadata={"help": "Train on generated texts although the licence of their model forbids it for other models."},
     )

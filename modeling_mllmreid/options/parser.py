@@ -18,16 +18,61 @@ from transformers import HfArgumentParser
 from ..utils.errors import UserError, is_our_fault
 from ..utils.ranges import Range
 from ..utils.shipped import recipe_path
-from .help_text import program_name
+from .help_text import help_text, program_name
 from .yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 
 
-USAGE = "%(prog)s [recipe or config.yaml] [--field value ...]"
+# Old name -> new name: the old one is taken for one release, with a warning.
+RENAMED = {
+    "lesson_people": "pretraining_people",
+    "lesson_steps": "pretraining_steps",
+    "lesson_batch_size": "pretraining_batch_size",
+    "lesson_learning_rate": "pretraining_learning_rate",
+    "rows": "variants",
+}
+TRAINED_ALONE = (
+    "reid_on",
+    "loss_lambda",
+    "id_weight",
+    "triplet_weight",
+    "label_smoothing",
+    "triplet_margin",
+    "triplet_soft_margin",
+    "bnneck",
+    "distillation_weight",
+    "reid_text",
+)
+# Fields of a command's dataclasses that do nothing there: not in its help, and for one release ignored with a warning.
+UNUSED: dict[str, tuple[str, ...]] = {
+    "embed": TRAINED_ALONE,
+    "evaluate": TRAINED_ALONE,
+    "push": ("revision",),
+    # It reads no texts but its own, trains on one set, and starts in an empty folder.
+    "demo": ("texts", "balance_sets", "resume_from_checkpoint"),
+    # Every run has the plan's texts and seeds, and neither evaluates nor saves on its way.
+    "ablate": (
+        "texts",
+        "seed",
+        "disable_tqdm",
+        "eval_strategy",
+        "eval_steps",
+        "eval_delay",
+        "eval_on_start",
+        "save_strategy",
+        "save_steps",
+        "save_total_limit",
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "resume_from_checkpoint",
+    ),
+}
 
 # Of fields whose type has no range; beyond it C's integers overflow in one library or another.
 INTEGERS = Range(at_least=-(2**32), at_most=2**32)
+HELP_ALL = {"--help_all", "--help-all"}
+HELP = {"-h", "--help", *HELP_ALL}
 NO_NUMBERS = ("nan", "-nan", "inf", "-inf", "+inf")
 WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]*)", re.ASCII)
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
@@ -37,7 +82,8 @@ def parse(dataclasses: Sequence[Any], argv: Sequence[str], command: str) -> tupl
     """One instance of each dataclass from `[config.yaml] [--field value ...]`; no field name may be in two of them.
 
     A value means the same in either source. On the command line a list that is given several times grows, and of other
-    fields the last value counts, with a warning. `--help` prints every field and exits.
+    fields the last value counts, with a warning. `--help` prints the fields that matter first and `--help_all` every
+    field; both exit.
     Raises UserError naming the file and key, or the flag: for an unknown one with the nearest known, for a value of a
     wrong type or out of the field's range (`ranges.Range`), for a missing one, and for values that a dataclass itself
     refuses.
@@ -48,14 +94,16 @@ def parse(dataclasses: Sequence[Any], argv: Sequence[str], command: str) -> tupl
 def read_options(dataclasses: Sequence[Any], argv: Sequence[str], command: str) -> dict[str, Any]:
     """What the file and the flags give, by field; defaults are not in it. Exits and raises as `parse` does."""
     parser = _Parser(dataclasses, command)
-    if {"-h", "--help"} & set(argv):
-        parser.print_help()
-        raise SystemExit(0)
     given: dict[str, Any] = {}
     flags = list(argv)
     if flags and not flags[0].startswith("-"):
         path = recipe_path(flags.pop(0), command)
         given = parser.from_mapping(read_yaml(path), str(path))
+    if HELP & set(flags):
+        actions = {action.dest: action for action in parser.known_actions()}
+        everything = bool(HELP_ALL & set(flags))
+        print(help_text(dataclasses, command, actions, parser.ranges, recipe=given, everything=everything))
+        raise SystemExit(0)
     return {**given, **parser.from_flags(flags, command)}
 
 
@@ -70,31 +118,55 @@ def build_options(dataclasses: Sequence[Any], given: Mapping[str, Any], command:
 
 
 class _Parser(HfArgumentParser):
-    """The fields of dataclasses as flags: their help as transformers prints it, their values by stricter rules."""
+    """The fields of dataclasses as flags: transformers makes the flags, stricter rules read their values."""
 
     def __init__(self, dataclasses: Sequence[Any], command: str):
-        super().__init__(dataclasses, prog=f"{program_name()} {command}", usage=USAGE)
+        super().__init__(dataclasses, prog=f"{program_name()} {command}")
+        self.unused = UNUSED.get(command, ())
         self.hints = {name: hint for kind in dataclasses for name, hint in _type_hints(kind).items()}
         self.ranges = {
             name: _range(hint) for kind in dataclasses for name, hint in _type_hints(kind, include_extras=True).items()
         }
-        for action in self._actions:
-            if action.help and "%" in action.help:
-                # argparse fills placeholders into the help.
-                action.help = re.sub(r"%(?!\(default\)s)", "%%", action.help)
+
+    def known_actions(self) -> list[Action]:
+        """The flags of the fields that the command uses: one for each, not a second spelling such as `--no_field`."""
+        own = [self._option_string_actions[f"--{name}"] for name in self.hints]
+        return [action for action in own if action.dest not in self.unused]
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}")
+
+    def current_name(self, name: str, where: str) -> str:
+        """A field's name, in place of the old one that it may have been given by; with a warning then."""
+        new = RENAMED.get(name)
+        if new is None or new not in self.hints:
+            return name
+        logger.warning("%s: %s is now called %s: the next release does not know the old name", where, name, new)
+        return new
+
+    def current_flag(self, flag: str, where: str) -> str:
+        """As `current_name`, for a flag in either spelling."""
+        prefix, name = ("--no_", flag[5:]) if flag[:5] in ("--no_", "--no-") else ("--", flag[2:])
+        old = name.replace("-", "_")
+        return f"{prefix}{self.current_name(old, where)}" if old in RENAMED else flag
+
+    def is_unused(self, name: str, where: str) -> bool:
+        """Whether the command has no use for a field; with a warning then."""
+        if name in self.unused:
+            logger.warning("%s: %s has no effect here: leave it out, the next release refuses it", where, name)
+        return name in self.unused
 
     def from_flags(self, flags: Sequence[str], where: str) -> dict[str, Any]:
         """The fields that the flags give, with their values converted."""
         given: dict[str, Any] = {}
         for flag, texts in _split(flags, where):
-            action = self._option_string_actions.get(flag)
+            action = self._option_string_actions.get(self.current_flag(flag, where))
             if action is None or action.dest == "help":
                 # Each field has a second spelling with dashes; one is enough to choose from.
-                raise UserError(_unknown(where, flag, [known.option_strings[0] for known in self._actions[1:]]))
+                raise UserError(_unknown(where, flag, [known.option_strings[0] for known in self.known_actions()]))
             name = action.dest
+            if self.is_unused(name, where):
+                continue
             value = self._of_texts(action, texts, f"{where}: {name}")
             if isinstance(value, list):
                 value = given.get(name, []) + value
@@ -107,8 +179,13 @@ class _Parser(HfArgumentParser):
         """The fields that a mapping gives, with their values converted as those of flags are."""
         given: dict[str, Any] = {}
         for key, value in content.items():
+            key = self.current_name(str(key), where)
             if key not in self.hints:
-                raise UserError(_unknown(where, str(key), self.hints))
+                raise UserError(_unknown(where, key, [known.dest for known in self.known_actions()]))
+            if self.is_unused(key, where):
+                continue
+            if key in given:
+                raise UserError(f"{where}: {key}: is there under its old name too: keep one of them")
             at = f"{where}: {key}"
             kinds = {self.hints[key], *get_args(self.hints[key])}
             origins = kinds | {get_origin(kind) for kind in kinds}
@@ -225,7 +302,7 @@ def _json_object(text: str, kind: Any) -> dict[str, Any]:
     of_values = get_args(kind)[1] if get_args(kind) else object
     for key, item in value.items():
         if not isinstance(item, get_origin(of_values) or of_values):
-            raise ValueError(f"{key!r} has the value {item!r}, not {_NAMES.get(of_values, of_values)}")
+            raise ValueError(f"{key!r} has the value {item!r}, not {_NAMES[get_origin(of_values) or of_values]}")
     return value
 
 

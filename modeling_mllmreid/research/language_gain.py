@@ -1,4 +1,4 @@
-"""Does the image help the language model? The loss of each row's text given its image, another one, or its caption."""
+"""The gain of the image for the language loss: the loss of a text given its image, another image, or its caption."""
 
 from collections.abc import Iterator, Sequence
 
@@ -24,33 +24,48 @@ def image_helps(
     max_target_tokens: int = 32,
     batch_size: int = 64,
 ) -> tuple[float, float]:
-    """(loss given the own image, loss given another person's), both the mean over target tokens in nats.
+    """Computes the loss of each text given its own image and given an image of another person.
 
-    split: N rows of the data contract; texts: N targets, text i of row i. The other image is that of the next row of
-    another person. Raises UserError where all rows are of one person.
+    Args:
+        model (`MllmReIDModel`): The model.
+        processor (`MllmReIDProcessor`): Its processor.
+        split (`Dataset`): N samples of the data contract.
+        texts (`Sequence[str]`): N targets, one for each sample.
+        max_target_tokens (`int`): Length that targets are cut to, in tokens.
+        batch_size (`int`): Samples in a batch.
+
+    Returns:
+        `tuple[float, float]`: Loss given the own image and loss given the other image, means over target tokens in
+        nats. The other image is that of the next sample of another person.
+
+    Raises:
+        UserError: If all samples are of one person.
     """
     sources, others = image_sources(split), images_of_others(split["person_id"][:])
     targets = [processor.target_ids(text, max_target_tokens) for text in texts]
     prompt, count = processor.image_prompt_ids(), max(sum(map(len, targets)), 1)
     own, other = (
-        image_losses(model, processor, [sources[row] for row in order], prompt, targets, batch_size=batch_size)
+        image_losses(model, processor, [sources[sample] for sample in order], prompt, targets, batch_size=batch_size)
         for order in (range(len(sources)), others)
     )
     return float(own.sum()) / count, float(other.sum()) / count
 
 
 def images_of_others(person_ids: Sequence[int]) -> list[int]:
-    """For each row (N,) the next row of another person, from the start again after the last.
+    """For each of N samples the index of the next sample of another person; the first follows the last.
 
-    Raises UserError where all rows are of one person.
+    Raises UserError if all samples are of one person.
     """
     count = len(person_ids)
     if len(set(person_ids)) < 2:
-        raise UserError(f"all {count} rows are of one person: give rows of at least two")
-    following = (range(row + 1, row + count) for row in range(count))
+        raise UserError(f"all {count} samples are of one person: give samples of at least two")
     return [
-        next(at % count for at in rows if person_ids[at % count] != person_ids[row])
-        for row, rows in enumerate(following)
+        next(
+            other % count
+            for other in range(sample + 1, sample + count)
+            if person_ids[other % count] != person_ids[sample]
+        )
+        for sample in range(count)
     ]
 
 
@@ -63,18 +78,26 @@ def image_losses(
     *,
     batch_size: int = 64,
 ) -> np.ndarray:
-    """The loss of each target after an image prompt with its image: (N,) float64, nats summed over its tokens.
+    """Computes the loss of each target after the image prompt with its image. The mode of the model is restored.
 
-    prompt: ids of `processor.image_prompt_ids`; targets: N lists of ids. The model runs in eval mode and is left in the
-    mode it was in.
+    Args:
+        model (`MllmReIDModel`): The model; it runs in eval mode.
+        processor (`MllmReIDProcessor`): Its processor.
+        images (`Sequence[ImageSource]`): N images.
+        prompt (`list[int]`): Ids from `processor.image_prompt_ids`.
+        targets (`Sequence[list[int]]`): N lists of ids.
+        batch_size (`int`): Samples in a batch.
+
+    Returns:
+        `np.ndarray`: (N,) float64, in nats, summed over the tokens of the target.
     """
     losses = []
     with eval_mode(model), torch.inference_mode():
-        for rows in _batches(len(targets), batch_size):
-            inputs = processor.rows([prompt] * len(rows), [targets[row] for row in rows])
-            pixels = read_pixels(processor, [images[row] for row in rows])
+        for batch in _batches(len(targets), batch_size):
+            inputs = processor.build_inputs([prompt] * len(batch), [targets[sample] for sample in batch])
+            pixels = read_pixels(processor, [images[sample] for sample in batch])
             image = model._image_embeddings(model._tower(pixels))
-            losses.append(_row_losses(model, model._embed_with_image(inputs["input_ids"], image), inputs))
+            losses.append(_sample_losses(model, model._embed_with_image(inputs["input_ids"], image), inputs))
     return np.concatenate(losses)
 
 
@@ -86,32 +109,36 @@ def text_losses(
     *,
     batch_size: int = 64,
 ) -> np.ndarray:
-    """The loss of each target after its text prompt, as `image_losses`. prompts: N lists of ids."""
+    """As `image_losses`, after text prompts. prompts: N lists of ids."""
     losses = []
     with eval_mode(model), torch.inference_mode():
-        for rows in _batches(len(targets), batch_size):
-            inputs = processor.rows([prompts[row] for row in rows], [targets[row] for row in rows])
-            losses.append(_row_losses(model, model._embed(inputs["input_ids"]), inputs))
+        for batch in _batches(len(targets), batch_size):
+            inputs = processor.build_inputs(
+                [prompts[sample] for sample in batch], [targets[sample] for sample in batch]
+            )
+            losses.append(_sample_losses(model, model._embed(inputs["input_ids"]), inputs))
     return np.concatenate(losses)
 
 
 def read_pixels(processor: MllmReIDProcessor, images: Sequence[ImageSource]) -> Tensor:
-    """Images as pixel values (B, 3, H, W)."""
-    return processor(images=[open_image(image) for image in images])["pixel_values"]
+    """Reads images as pixel values (B, 3, H, W)."""
+    pixels: Tensor = processor(images=[open_image(image) for image in images])["pixel_values"]
+    return pixels
 
 
 def _batches(count: int, batch_size: int) -> Iterator[range]:
+    """The indices of each batch."""
     for start in range(0, count, batch_size):
         yield range(start, min(start + batch_size, count))
 
 
-def _row_losses(model: MllmReIDModel, embeddings: Tensor, inputs: dict[str, Tensor]) -> np.ndarray:
-    """(B,) float64 nats of each row's labels; embeddings: (B, T, D). The head runs at label positions alone."""
+def _sample_losses(model: MllmReIDModel, embeddings: Tensor, inputs: dict[str, Tensor]) -> np.ndarray:
+    """Nats of each sample's labels, (B,) float64; embeddings: (B, T, D). The head only runs at label positions."""
     hidden, _ = model._language_model(embeddings, inputs["attention_mask"], whole=True)
     targets = inputs["labels"][:, 1:]
     at_labels = targets != -100
     logits = model.get_output_embeddings()(hidden[:, :-1][at_labels.to(hidden.device)])
     nats = torch.zeros(targets.shape, dtype=torch.float64)
-    of_labels = F.cross_entropy(logits.float(), targets[at_labels].to(logits.device), reduction="none")
-    nats[at_labels] = of_labels.cpu().double()
-    return nats.sum(1).numpy()
+    label_nats = F.cross_entropy(logits.float(), targets[at_labels].to(logits.device), reduction="none")
+    nats[at_labels] = label_nats.cpu().double()
+    return np.asarray(nats.sum(1).numpy())

@@ -1,10 +1,8 @@
-"""Pretraining of the tiny LLaVA: continuing captions, then describing images.
+"""Pretraining of the tiny LLaVA: it continues captions, then it describes images.
 
-An untrained language model would teach noise. It learns on captions of people who are used nowhere else.
-
-Without it the image tokens are noise to the language model, and the language loss has next to nothing to tell the
-visual encoder. It learns on people who are used nowhere else, and goes on with the first lesson beside: from images
-alone it soon forgets to continue a caption, and its continuations then say little of the person.
+An untrained language model gives no useful gradient to the visual encoder. Both steps use people who are in no data
+set. The second step repeats the first one in every step: from images alone the model soon forgets to continue a
+caption, and its continuations then keep little of the person.
 """
 
 import math
@@ -34,7 +32,10 @@ def optimize(
     weight_decay: float,
     name: str,
 ) -> float:
-    """AdamW with a linear warm-up and a cosine to zero, in place; returns the mean loss of the last tenth of steps."""
+    """Minimises a loss in place by AdamW, with a linear warm-up and a cosine schedule to zero.
+
+    Returns the mean loss of the last tenth of the steps.
+    """
     parameters = list(parameters)
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -56,9 +57,16 @@ def optimize(
 
 
 class CaptionPretraining:
-    """Pairs of texts: after a caption come other captions of the same person in the same view.
+    """Pairs of a caption, as prompt, and other captions of the same person in the same view, as target.
 
-    The instructions take turns, so that the language model knows them all alike.
+    The pairs cycle through the instructions, so that the language model sees each equally often.
+
+    Args:
+        processor (`MllmReIDProcessor`): The processor, for the ids.
+        instructions (`Sequence[str]`): Texts of the instructions.
+        people (`int`): Number of people, one pair for each.
+        target_tokens (`int`): Length that targets are cut to, in tokens.
+        seed (`int`): Seed of the people and captions.
     """
 
     def __init__(
@@ -71,12 +79,12 @@ class CaptionPretraining:
             self.pairs.append((prompt, processor.target_ids(" ".join(others), target_tokens)))
 
     def loss(self, mllm: LlavaForConditionalGeneration, batch_size: int, rng: np.random.Generator) -> Tensor:
-        """The mean cross-entropy, nats a token, of `batch_size` pairs that `rng` draws."""
+        """The mean cross-entropy of `batch_size` random pairs, in nats per token."""
         chosen = [self.pairs[number] for number in rng.integers(len(self.pairs), size=batch_size)]
-        rows = self.processor.rows(*(list(column) for column in zip(*chosen, strict=True)))
-        targets = rows["labels"][:, 1:]
+        batch = self.processor.build_inputs(*(list(column) for column in zip(*chosen, strict=True)))
+        targets = batch["labels"][:, 1:]
         hidden = mllm.model.language_model(
-            inputs_embeds=mllm.get_input_embeddings()(rows["input_ids"]), attention_mask=rows["attention_mask"]
+            inputs_embeds=mllm.get_input_embeddings()(batch["input_ids"]), attention_mask=batch["attention_mask"]
         ).last_hidden_state
         logits = mllm.lm_head(hidden[:, :-1][targets != -100])
         return torch.nn.functional.cross_entropy(logits, targets[targets != -100])
@@ -91,31 +99,34 @@ def pretrain_language(
     learning_rate: float,
     seed: int,
 ) -> float:
-    """Trains the language model alone, in place; returns the loss of the last tenth of the steps, nats a token."""
+    """Trains only the language model, in place.
+
+    Returns the loss of the last tenth of the steps, in nats per token.
+    """
     rng = np.random.default_rng(seed)
     mllm.train()
-    last = optimize(
+    final_loss = optimize(
         lambda: caption_task.loss(mllm, batch_size, rng),
         [*mllm.model.language_model.parameters(), *mllm.lm_head.parameters()],
         steps=steps,
         warmup=50,
         learning_rate=learning_rate,
         weight_decay=0.01,
-        name="language lesson",
+        name="language pretraining",
     )
     mllm.eval()
-    return last
+    return final_loss
 
 
-IMAGES_EACH = 3
+IMAGES_PER_PERSON = 3
 
 
 def described_images(processor: MllmReIDProcessor, people: int, *, seed: int) -> tuple[Tensor, list[list[str]]]:
-    """(pixel values (N, 3, H, W), four captions of each) of `people`, each before three cameras of the street."""
+    """Renders `people`, each before three cameras: pixel values (N, 3, H, W) and four captions of each image."""
     pixels, captions = [], []
-    for index in tqdm(range(people), desc="images of the lesson", unit="person", disable=None):
+    for index in tqdm(range(people), desc="images of the pretraining", unit="person", disable=None):
         person = make_person(seed, "other", index)
-        for number in range(IMAGES_EACH):
+        for number in range(IMAGES_PER_PERSON):
             shot = plan_shot(random_stream(seed, "other", "shot", index, number), (index + number) % len(CAMERAS))
             pixels.append(processor(images=[render(person, shot, seed=seed)])["pixel_values"][0])
             rng = random_stream(seed, "other", "captions", index, number)
@@ -135,10 +146,23 @@ def align_images(
     target_tokens: int,
     seed: int,
 ) -> float:
-    """Trains the whole LLaVA to write an image's caption, in place; the instructions are drawn at random.
+    """Trains the whole LLaVA to write the caption of an image, in place.
 
-    Every step is one of `caption_task` too, at the same weight. Returns the sum of both losses in the last tenth of the
-    steps, nats a token.
+    Every step adds the loss of `caption_task` at the same weight.
+
+    Args:
+        mllm (`LlavaForConditionalGeneration`): The model.
+        caption_task (`CaptionPretraining`): The first task.
+        instructions (`Sequence[str]`): Texts of the instructions to draw from.
+        people (`int`): Number of people, three images for each.
+        steps (`int`): Number of steps.
+        batch_size (`int`): Images in a step.
+        learning_rate (`float`): Peak learning rate.
+        target_tokens (`int`): Length that targets are cut to, in tokens.
+        seed (`int`): Seed of people and batches.
+
+    Returns:
+        `float`: Sum of both losses in the last tenth of the steps, in nats per token.
     """
     processor = caption_task.processor
     pixels, captions = described_images(processor, people, seed=seed)
@@ -150,22 +174,23 @@ def align_images(
 
     def step_loss() -> Tensor:
         chosen = rng.integers(len(pixels), size=batch_size)
-        of_rows = [targets[row][rng.integers(len(targets[row]))] for row in chosen]
-        rows = processor.rows([prompts[rng.integers(len(prompts))] for _ in chosen], of_rows)
-        batch = pixels[torch.from_numpy(chosen)]
+        chosen_targets = [targets[image][rng.integers(len(targets[image]))] for image in chosen]
+        inputs = processor.build_inputs([prompts[rng.integers(len(prompts))] for _ in chosen], chosen_targets)
+        images = pixels[torch.from_numpy(chosen)]
         mirrored = torch.from_numpy(rng.random(batch_size) < 0.5)[:, None, None, None]
-        total, tokens = model.image_language_loss(torch.where(mirrored, batch.flip(-1), batch), **rows)
-        return total / tokens + caption_task.loss(mllm, batch_size, rng)
+        total, tokens = model.image_language_loss(torch.where(mirrored, images.flip(-1), images), **inputs)
+        loss: Tensor = total / tokens + caption_task.loss(mllm, batch_size, rng)
+        return loss
 
     mllm.train()
-    last = optimize(
+    final_loss = optimize(
         step_loss,
         mllm.parameters(),
         steps=steps,
         warmup=100,
         learning_rate=learning_rate,
         weight_decay=0.05,
-        name="image lesson",
+        name="image pretraining",
     )
     mllm.eval()
-    return last
+    return final_loss

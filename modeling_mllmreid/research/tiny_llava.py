@@ -1,4 +1,4 @@
-"""A tiny LLaVA built from scratch, with a tokenizer of the words that it needs."""
+"""A tiny LLaVA, built from scratch with its own small vocabulary."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
 
 
 def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A lower-case word-level tokenizer whose vocabulary is the words of `texts`, in sorted order."""
+    """Builds a lower-case word-level tokenizer with the words of `texts`, in sorted order."""
     splitter, lower = pre_tokenizers.Whitespace(), normalizers.Lowercase()
     words = {word for text in texts for word, _ in splitter.pre_tokenize_str(lower.normalize_str(text))}
     vocabulary = {word: index for index, word in enumerate(SPECIAL_TOKENS + sorted(words - set(SPECIAL_TOKENS)))}
@@ -36,7 +36,17 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def build_processor(texts: Iterable[str], *, height: int, width: int, patch_size: int) -> MllmReIDProcessor:
-    """The processor of a tiny LLaVA. `texts`: what its vocabulary is made of; the prompt's own words are added."""
+    """Builds the processor of a tiny LLaVA.
+
+    Args:
+        texts (`Iterable[str]`): Texts whose words are the vocabulary; the words of the prompt are added.
+        height (`int`): Height of an image in pixels.
+        width (`int`): Width of an image in pixels.
+        patch_size (`int`): Side of a patch in pixels.
+
+    Returns:
+        `MllmReIDProcessor`: The processor.
+    """
     image_processor = CLIPImageProcessor(size={"height": height, "width": width}, do_center_crop=False)
     template = "user: continue the following text. assistant:"
     return MllmReIDProcessor(image_processor, build_tokenizer([template, *texts]), patch_size=patch_size)
@@ -45,7 +55,18 @@ def build_processor(texts: Iterable[str], *, height: int, width: int, patch_size
 def build_tiny_llava(
     processor: MllmReIDProcessor, *, hidden_size: int, tower_layers: int, lm_layers: int, seed: int
 ) -> LlavaForConditionalGeneration:
-    """A randomly initialised LLaVA with `processor`'s vocabulary and patch size; it reads the tower's last layer."""
+    """Builds a randomly initialised LLaVA that fits a processor and reads the last layer of its tower.
+
+    Args:
+        processor (`MllmReIDProcessor`): The processor; it gives vocabulary, image size and patch size.
+        hidden_size (`int`): Width of the vision tower and of the language model.
+        tower_layers (`int`): Blocks of the vision tower.
+        lm_layers (`int`): Blocks of the language model.
+        seed (`int`): Seed of the weights; the random state of torch is restored.
+
+    Returns:
+        `LlavaForConditionalGeneration`: The model, in float32.
+    """
     tokenizer = processor.tokenizer
     shape: dict[str, Any] = {"hidden_size": hidden_size, "intermediate_size": 2 * hidden_size, "num_attention_heads": 4}
     side = max(processor.height, processor.width)
@@ -72,16 +93,16 @@ def build_tiny_llava(
         return LlavaForConditionalGeneration(config)
 
 
-# What the language model and its vocabulary come from: other seeds than the people who are trained and tested on.
-VOCABULARY_SEED, LESSON_SEED, ALIGNMENT_SEED = 101, 102, 103
+# Vocabulary and pretraining have other seeds than the people of the data sets.
+VOCABULARY_SEED, PRETRAINING_SEED, ALIGNMENT_SEED = 101, 102, 103
 
-# Counted up where the lessons change, so that nobody takes a LLaVA taught by older ones for one of these.
+# Increases when the pretraining changes, so that an older tiny LLaVA is not reused.
 PRETRAINING_VERSION = 2
 
 
 @dataclass
 class TinyArguments:
-    """Sizes of the tiny LLaVA and of its lessons."""
+    """Sizes of the tiny LLaVA and of its pretraining."""
 
     patch_size: Pixels = field(default=16, metadata={"help": "Side in pixels of the vision tower's patches."})
     hidden_size: Count = field(default=64, metadata={"help": "Width of the vision tower and of the language model."})
@@ -94,15 +115,17 @@ class TinyArguments:
     pretraining_batch_size: Count = field(default=32, metadata={"help": "Captions in a step of the pretraining."})
     pretraining_learning_rate: Positive = field(default=3e-3, metadata={"help": "Learning rate of the pretraining."})
     alignment_people: Count = field(
-        default=1000, metadata={"help": "People whose images the whole LLaVA learns to describe after that."}
+        default=1000, metadata={"help": "People whose images the whole LLaVA then learns to describe."}
     )
     alignment_steps: CountOrZero = field(
-        default=0, metadata={"help": "Steps of this second lesson, the first going on beside; 0: none."}
+        default=0, metadata={"help": "Steps of this image pretraining, with the captions in every step; 0: none."}
     )
-    alignment_learning_rate: Positive = field(default=2e-3, metadata={"help": "Learning rate of the second lesson."})
+    alignment_learning_rate: Positive = field(
+        default=2e-3, metadata={"help": "Learning rate of that image pretraining."}
+    )
 
     def __post_init__(self) -> None:
-        # Four attention heads, whose halves are rotated.
+        # Four attention heads of even width: rotary embeddings rotate halves.
         if self.hidden_size % 8:
             raise ValueError(f"hidden_size {self.hidden_size}: give a multiple of 8")
 
@@ -110,7 +133,18 @@ class TinyArguments:
 def build_tiny(
     args: TinyArguments, *, height: int, width: int, seed: int, instructions: Sequence[str] = ()
 ) -> tuple[MllmReIDProcessor, LlavaForConditionalGeneration]:
-    """Processor and untaught LLaVA. The vocabulary is that of captions of other people, and of `instructions`."""
+    """Builds the processor and the untrained LLaVA.
+
+    Args:
+        args (`TinyArguments`): The sizes.
+        height (`int`): Height of an image in pixels.
+        width (`int`): Width of an image in pixels.
+        seed (`int`): Seed of the weights.
+        instructions (`Sequence[str]`): Texts whose words join the vocabulary, with those of the synthetic captions.
+
+    Returns:
+        `tuple[MllmReIDProcessor, LlavaForConditionalGeneration]`: Processor and model.
+    """
     captions = [caption for group in sample_descriptions(2000, seed=VOCABULARY_SEED) for caption in group]
     size = {"height": height, "width": width}
     processor = build_processor([*instructions, *captions], patch_size=args.patch_size, **size)
@@ -126,10 +160,21 @@ def pretrain_tiny(
     target_tokens: int,
     instructions: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """The lessons, in place; returns the last loss of each. instructions: by default the processor's own alone."""
+    """Pretrains the tiny LLaVA in place.
+
+    Args:
+        mllm (`LlavaForConditionalGeneration`): The model.
+        processor (`MllmReIDProcessor`): Its processor.
+        args (`TinyArguments`): Steps, people and learning rates.
+        target_tokens (`int`): Length that targets are cut to, in tokens.
+        instructions (`Sequence[str]`, *optional*): Texts of the instructions; by default that of the processor.
+
+    Returns:
+        `dict[str, float]`: The last loss of "language", and with `alignment_steps` of "both", in nats per token.
+    """
     instructions = instructions or [processor.instruction]
     caption_task = CaptionPretraining(
-        processor, instructions, people=args.pretraining_people, target_tokens=target_tokens, seed=LESSON_SEED
+        processor, instructions, people=args.pretraining_people, target_tokens=target_tokens, seed=PRETRAINING_SEED
     )
     losses = {
         "language": pretrain_language(
@@ -138,7 +183,7 @@ def pretrain_tiny(
             steps=args.pretraining_steps,
             batch_size=args.pretraining_batch_size,
             learning_rate=args.pretraining_learning_rate,
-            seed=LESSON_SEED,
+            seed=PRETRAINING_SEED,
         )
     }
     if args.alignment_steps:

@@ -69,7 +69,7 @@ def save_embeddings(
     _check_names(file_names, str(folder))
     text = json.dumps({"metadata": metadata, "file_names": list(file_names)}, ensure_ascii=False, indent=1)
     folder = Path(folder)
-    with new_parents(folder / METADATA_FILE), only_writer(folder, what="embed"):
+    with new_parents(folder / METADATA_FILE), only_writer(folder, work="embed"):
         for name in (FEATURES_FILE, METADATA_FILE):  # of killed writers, as there is no other one now
             for left in folder.glob(f".{name}.*.part"):
                 left.unlink()

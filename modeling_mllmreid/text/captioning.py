@@ -1,4 +1,4 @@
-"""Captions for images that have none: written by a multimodal LLM, kept in a sidecar with their provenance."""
+"""Captions for images without one: a multimodal LLM writes them to a sidecar file, with their provenance."""
 
 import hashlib
 import os
@@ -40,15 +40,34 @@ def write_captions(
     batch_size: int = 16,
     inputs: Sequence[str | os.PathLike[str]] = (),
 ) -> int:
-    """Writes captions for every image that has none; returns how many were written, over all processes.
+    """Writes captions for every image without one.
 
-    mllm, processor: an image-text-to-text model of the library and its processor with a chat template. prompts: the
-    pool that each caption's prompt is drawn from, by the seed and the image. Crops are padded to squares first: the
-    stock processors would cut off heads and feet. Records are on disk batch by batch, so a killed run is resumed by
-    the same call; under several processes each writes a share. licence: the model's, kept with its name, revision,
-    prompts and settings. inputs: files that are read; none of them may be `out_path`.
-    Raises UserError, before anything is written, for a setting out of range and a file that is not ours or was written
-    otherwise; and for a broken image.
+    Crops are padded to squares first, because the stock processors would cut off heads and feet. Each batch is on disk
+    at once, so the same call resumes a killed run. Under several processes each writes a share.
+
+    Args:
+        mllm (`PreTrainedModel`): An image-text-to-text model.
+        processor (`ProcessorMixin`): Its processor, with a chat template.
+        dataset_splits (`Mapping[str, Dataset]`): Splits of the data contract, by name.
+        out_path (`str` or `os.PathLike`): The sidecar file.
+        prompts (`Sequence[str]`): Prompts to draw from, by the seed and the image.
+        captions_per_image (`int`): Number of captions of an image.
+        model_name (`str`): Name of the model, for the provenance.
+        revision (`str`, *optional*): Commit of the model, for the provenance.
+        licence (`str`, *optional*): Licence of the model, for the provenance.
+        max_new_tokens (`int`): Longest caption, in tokens.
+        do_sample (`bool`): Whether to sample; the default is the likeliest text.
+        temperature (`float`): Temperature of sampling.
+        seed (`int`): Seed of prompts and sampling.
+        batch_size (`int`): Images in a batch.
+        inputs (`Sequence`): Input files; `out_path` must not be one of them.
+
+    Returns:
+        `int`: The number of captions that this call writes, over all processes.
+
+    Raises:
+        UserError: Before the first write for a setting out of range, and for a file that is no sidecar or has other
+            provenance; later for a broken image and an empty caption.
     """
     check_generation_settings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
     if captions_per_image < 1 or not prompts:
@@ -70,17 +89,17 @@ def write_captions(
         queue = [
             (key, source)
             for split, dataset in dataset_splits.items()
-            for key, source in _wanted(dataset, split, captions_per_image)
+            for key, source in _missing(dataset, split, captions_per_image)
             if key not in written
         ]
 
         def write_batch(batch: Sequence[tuple[TextKey, ImageSource]]) -> None:
             images = [_square(open_image(source)) for _, source in batch]
-            chosen = [_prompt(prompts, key, seed) for key, _ in batch]
-            # What is drawn depends on the batch's keys, so that after a kill the same texts come.
+            batch_prompts = [_prompt(prompts, key, seed) for key, _ in batch]
+            # The random state depends on the keys of the batch, so that a resumed run writes the same texts.
             state = int.from_bytes(hashlib.sha256(repr((seed, [key for key, _ in batch])).encode()).digest()[:8], "big")
             texts = describe_images(
-                mllm, processor, images, chosen, max_new_tokens, temperature if do_sample else None, state
+                mllm, processor, images, batch_prompts, max_new_tokens, temperature if do_sample else None, state
             )
             for (key, _), text in zip(batch, texts, strict=True):
                 if not text:
@@ -100,9 +119,24 @@ def describe_images(
     temperature: float | None,
     seed: int,
 ) -> list[str]:
-    """What the model answers to each prompt about its image, on one line. temperature: None for the likeliest text.
+    """Writes the model's answer to each prompt about its image.
 
-    The checkpoint's own generation settings have no part: what a text depends on is in its provenance.
+    The generation settings of the checkpoint are not used: the provenance has every setting that a text depends on.
+
+    Args:
+        mllm (`PreTrainedModel`): An image-text-to-text model.
+        processor (`ProcessorMixin`): Its processor, with a chat template.
+        images (`Sequence[Image.Image]`): N images.
+        prompts (`Sequence[str]`): N prompts.
+        max_new_tokens (`int`): Longest answer, in tokens.
+        temperature (`float`, *optional*): Temperature of sampling; None for the likeliest text.
+        seed (`int`): Seed of sampling.
+
+    Returns:
+        `list[str]`: N answers, each on one line.
+
+    Raises:
+        UserError: For a processor that cannot read an image with a prompt.
     """
     chats = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}] for prompt in prompts]
     tokenizer = processor.tokenizer
@@ -113,15 +147,15 @@ def describe_images(
     except (ValueError, TypeError, AttributeError, KeyError, TemplateError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"model: its processor makes no inputs of an image and a prompt ({reason}): give a model whose files have "
+            f"model: its processor cannot read an image with a prompt ({reason}): give a model whose files have "
             "a chat template and the processor's settings"
         ) from error
     finally:
         tokenizer.padding_side = side
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(mllm.dtype)
-    drawing = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-    # Ordinary tokens alone, until the text may end.
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    # Only ordinary tokens, and the end of the text after the shortest length.
     unnamed = range(len(tokenizer), mllm.config.get_text_config().vocab_size)
     suppressed = [*(token for token in special_tokens(mllm, tokenizer) if token != tokenizer.eos_token_id), *unnamed]
     settings = GenerationConfig(
@@ -130,7 +164,7 @@ def describe_images(
         suppress_tokens=suppressed,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        **drawing,
+        **sampling,
     )
     with ready_to_generate(mllm), torch.inference_mode(), own_random_state(mllm.device, seed):
         written = mllm.generate(**inputs, generation_config=settings)
@@ -138,8 +172,8 @@ def describe_images(
     return [" ".join(answer.split()) for answer in answers]
 
 
-def _wanted(dataset: Dataset, split: str, count: int) -> list[tuple[TextKey, ImageSource]]:
-    """The captions to be written for a split: each image without captions once, whatever its rows."""
+def _missing(dataset: Dataset, split: str, count: int) -> list[tuple[TextKey, ImageSource]]:
+    """The keys of the missing captions of a split; an image with several rows counts once."""
     sources = image_sources(dataset)
     columns = (dataset[name][:] for name in ("source", "file_name", "caption"))
     images: dict[tuple[str, str], ImageSource] = {}
@@ -154,13 +188,13 @@ def _wanted(dataset: Dataset, split: str, count: int) -> list[tuple[TextKey, Ima
 
 
 def _prompt(prompts: Sequence[str], key: TextKey, seed: int) -> str:
-    """The caption's prompt: those of one image are all different as long as the pool lasts."""
-    own = int.from_bytes(hashlib.sha256(repr((seed, key[:3])).encode()).digest()[:8], "big")
-    order = np.random.default_rng(own).permutation(len(prompts))
-    return prompts[order[key.caption_index % len(prompts)]]
+    """The prompt of a caption; the captions of one image have different prompts while there are enough."""
+    image_seed = int.from_bytes(hashlib.sha256(repr((seed, key[:3])).encode()).digest()[:8], "big")
+    order = np.random.default_rng(image_seed).permutation(len(prompts))
+    return str(prompts[order[key.caption_index % len(prompts)]])
 
 
 def _square(image: Image.Image) -> Image.Image:
-    """The crop in the middle of a grey square."""
+    """The crop, centred on a grey square."""
     side = max(image.size)
     return ImageOps.pad(image, (side, side), color="#7a7a7a")

@@ -1,4 +1,4 @@
-"""Continuations of captions: written once by the frozen language model, kept in the sidecar, used as targets."""
+"""Continuations of captions: the frozen language model writes them once, training uses them as targets."""
 
 import difflib
 import math
@@ -34,14 +34,32 @@ def write_continuations(
     batch_size: int = 64,
     inputs: Sequence[str | os.PathLike[str]] = (),
 ) -> int:
-    """Writes a continuation for every caption that the sidecar has none for; returns how many records were appended.
+    """Writes a continuation of every caption that has none in the sidecar file.
 
-    dataset_splits: splits of the data contract by name. instruction: the instruction's text. model_name, revision,
-    licence: of `mllm`, kept as provenance with the prompt and the settings. Records are on disk batch by batch, so
-    a killed run is resumed by the same call. Identical captions are generated once. inputs: files that are read; none
-    of them may be `out_path`.
-    Raises UserError, before anything is written: the file holds anything else than such records, was written otherwise
-    or for other captions, a caption holds an image token, the path cannot be written, a setting is out of range.
+    Each batch is on disk at once, so the same call resumes a killed run. Equal captions are continued once.
+
+    Args:
+        mllm (`LlavaForConditionalGeneration`): The frozen model; its language model writes.
+        processor (`MllmReIDProcessor`): The processor, for the prompts.
+        dataset_splits (`Mapping[str, Dataset]`): Splits of the data contract, by name.
+        out_path (`str` or `os.PathLike`): The sidecar file.
+        instruction (`str`): Text of the instruction.
+        model_name (`str`): Name of the model, for the provenance.
+        revision (`str`, *optional*): Commit of the model, for the provenance.
+        licence (`str`, *optional*): Licence of the model, for the provenance.
+        max_new_tokens (`int`): Length of every continuation, in tokens.
+        do_sample (`bool`): Whether to sample; the default is greedy.
+        temperature (`float`): Temperature of sampling.
+        seed (`int`): Seed of sampling.
+        batch_size (`int`): Captions in a batch.
+        inputs (`Sequence`): Input files; `out_path` must not be one of them.
+
+    Returns:
+        `int`: The number of records that this call appends, over all processes.
+
+    Raises:
+        UserError: Before the first write, for a setting out of range, a caption with an image token, a path that
+            cannot be written, and a file that is no sidecar, has other provenance or belongs to other captions.
     """
     check_generation_settings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
     provenance = {
@@ -55,7 +73,7 @@ def write_continuations(
         "temperature": temperature if do_sample else None,
         "seed": seed if do_sample else None,
     }
-    # Before the file is made: a caption that cannot be read must leave nothing behind.
+    # Before the file exists: a caption that cannot be encoded must leave no file behind.
     for split, dataset in dataset_splits.items():
         for key, caption in missing_captions(dataset, split, []):
             _prompt_ids(processor, key, caption, instruction)
@@ -95,18 +113,33 @@ def write_continuations(
 
         if sidecar.state.is_main_process:
             append(known)
-        # The engine's own order, over all captions: whole batches of like length, and after a resume the same batches.
+        # Longest first, as `generate_texts` sorts: batches of similar length, and the same batches after a resume.
         queue = sorted(prompts, key=lambda caption: len(prompts[caption]), reverse=True)
         sidecar.write(queue, batch_size, write_batch, "continuation")
         return sum(map(len, missing.values()))
 
 
 def target_text(caption: str, continuation: str | None, mode: str) -> tuple[str, str]:
-    """The text branch's prompt caption and the target that both branches share.
+    """Returns the prompt caption of the text branch, and the target that both branches share.
 
-    mode: "continuation", what the language model wrote after the caption; "caption", the caption itself; "split", the
-    caption's second part after its first part, cut at the middle word (the first part gets the odd one).
-    Raises UserError for another mode, for a continuation that is not there, and for a caption too short to split.
+    Args:
+        caption (`str`): The caption.
+        continuation (`str`, *optional*): Its continuation.
+        mode (`str`): The target: "continuation"; "caption", the caption itself; or "split", the second half of the
+            caption after its first half, cut at the middle word (the first half gets the odd one).
+
+    Returns:
+        `tuple[str, str]`: Prompt caption and target.
+
+    Raises:
+        UserError: For another mode, a missing continuation, and a caption that is too short to split.
+
+    Example:
+
+    ```python
+    >>> target_text("a man in a red coat", None, "split")
+    ('a man in', 'a red coat')
+    ```
     """
     if mode == "continuation":
         if continuation is None:
@@ -130,9 +163,15 @@ def target_text(caption: str, continuation: str | None, mode: str) -> tuple[str,
 def kept_attribute_share(
     captions: Sequence[str], continuations: Sequence[str], attribute_words: Callable[[str], set[str]]
 ) -> float:
-    """Mean share of a caption's attribute words that its continuation keeps, 0 to 1.
+    """Computes the mean share of a caption's attribute words that its continuation keeps.
 
-    attribute_words: the attribute words of a text. Captions without any are left out; NaN where all are.
+    Args:
+        captions (`Sequence[str]`): N captions.
+        continuations (`Sequence[str]`): N continuations.
+        attribute_words (`Callable[[str], set[str]]`): Returns the attribute words of a text.
+
+    Returns:
+        `float`: From 0 to 1; captions without attribute words do not count. NaN if no caption counts.
     """
     shares = [
         len(words & attribute_words(continuation)) / len(words)
@@ -143,6 +182,7 @@ def kept_attribute_share(
 
 
 def _prompt_ids(processor: MllmReIDProcessor, key: TextKey, caption: str, instruction: str) -> list[int]:
+    """The ids of a prompt. Raises UserError naming the caption."""
     try:
         return processor.text_prompt_ids(caption, instruction)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The one generation engine: prompt ids in, texts of one length out, in the order of the prompts."""
+"""Text generation: prompt ids in, texts of equal length out, in the order of the prompts."""
 
 import hashlib
 from collections.abc import Collection, Iterator
@@ -21,20 +21,32 @@ def generate_texts(
     seed: int = 0,
     batch_size: int = 64,
 ) -> list[str]:
-    """What the language model writes after each prompt: exactly `max_new_tokens` ordinary tokens, decoded.
+    """Writes exactly `max_new_tokens` ordinary tokens after each prompt.
 
-    prompts: lists of ids, of any lengths; those of like length share a batch, the longest first, so that memory runs
-    out at once or not at all. Greedy, or with `do_sample` from the whole distribution at `temperature`: then a batch's
-    draws depend on `seed` and its prompts alone. The checkpoint's own generation settings have no part. Special
-    tokens, and ids that the tokenizer has no token for, are never written; a special token spelled out of ordinary
-    ones is removed from the text, where it would be read as special. The model's modes, settings and the random state
-    are left as found.
-    Raises UserError for a setting that is out of range.
+    The longest prompts come first, so that a lack of memory shows at once. The generation settings of the checkpoint
+    are not used. Special tokens and ids without a token are never written; a special token spelled with ordinary ones
+    is removed from the text. Modes, settings and the random state are restored afterwards.
+
+    Args:
+        mllm (`LlavaForConditionalGeneration`): The model; its language model writes.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        prompts (`list[list[int]]`): N lists of ids, of any length; prompts of similar length share a batch.
+        max_new_tokens (`int`): Length of every text, in tokens.
+        do_sample (`bool`): Whether to sample from the whole distribution; the default is greedy.
+        temperature (`float`): Temperature of sampling.
+        seed (`int`): Seed of sampling; a batch only depends on it and on its prompts.
+        batch_size (`int`): Prompts in a batch.
+
+    Returns:
+        `list[str]`: N texts, without the prompts.
+
+    Raises:
+        UserError: For a setting out of range.
     """
     check_generation_settings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
     special = special_tokens(mllm, tokenizer)
     unnamed = range(len(tokenizer), mllm.config.get_text_config().vocab_size)
-    # No end-of-text id: nothing can stop a row before its full length.
+    # Without an end-of-text id no text stops before its full length.
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=do_sample,
@@ -53,8 +65,8 @@ def generate_texts(
                 written = mllm.generate(  # type: ignore[misc]
                     input_ids=ids.to(mllm.device), attention_mask=mask.to(mllm.device), generation_config=settings
                 )
-            rows = tokenizer.batch_decode(written[:, ids.shape[1] :], clean_up_tokenization_spaces=False)
-            for index, text in zip(indices, rows, strict=True):
+            decoded = tokenizer.batch_decode(written[:, ids.shape[1] :], clean_up_tokenization_spaces=False)
+            for index, text in zip(indices, decoded, strict=True):
                 texts[index] = _without(special.values(), text)
     return texts
 
@@ -69,37 +81,39 @@ def check_generation_settings(*, max_new_tokens: int, temperature: float, batch_
 
 
 def special_tokens(mllm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Id -> text of every special token, the image token among them."""
+    """The text of every special token by its id, including the image token."""
     tokens = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     tokens.update(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    image = getattr(mllm.config, "image_token_id", None)  # a language model alone has none
+    image = getattr(mllm.config, "image_token_id", None)  # a text model has none
     if image is not None and 0 <= image < len(tokenizer):
         tokens[image] = str(tokenizer.convert_ids_to_tokens(image))
     return tokens
 
 
-def _left_padded(rows: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, each (B, T); padding on the left, so that every row's text goes on from its last id."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([[pad_id] * (longest - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
+def _left_padded(prompts: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask, each (B, T); padded on the left, so that every text continues its prompt's last id."""
+    longest = max(map(len, prompts))
+    padded = torch.tensor([[pad_id] * (longest - len(ids)) + ids for ids in prompts])
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
+    return padded, mask
 
 
 def _batch_seed(seed: int, batch: list[list[int]]) -> int:
+    """A seed from the user's seed and the prompts of a batch."""
     return int.from_bytes(hashlib.sha256(repr((seed, batch)).encode()).digest()[:8], "big")
 
 
 @contextmanager
 def own_random_state(device: torch.device, seed: int) -> Iterator[None]:
-    """Within the block draws depend on `seed` alone; afterwards the random state is as it was."""
+    """Seeds torch within the block; restores the random state afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
 def _without(literals: Collection[str], text: str) -> str:
-    while any(literal in text for literal in literals):  # again, as a removal can join the halves of another one
+    """The text without the literals."""
+    while any(literal in text for literal in literals):  # a removal can join the halves of another literal
         for literal in literals:
             text = text.replace(literal, "")
     return text
@@ -107,11 +121,11 @@ def _without(literals: Collection[str], text: str) -> str:
 
 @contextmanager
 def ready_to_generate(mllm: LlavaForConditionalGeneration) -> Iterator[None]:
-    """Eval mode and blank generation defaults; afterwards every module's own mode and the defaults are put back."""
+    """Sets eval mode and empty generation defaults within the block; restores both afterwards."""
     modes = [(module, module.training) for module in mllm.modules()]
     defaults = mllm.generation_config
     mllm.eval()
-    mllm.generation_config = GenerationConfig()  # `generate` would fill our gaps from a checkpoint's beams or penalties
+    mllm.generation_config = GenerationConfig()  # `generate` would take unset values from the checkpoint
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The instructions of the language branch, as data: the common one, and the standard ones that it is compared with."""
+"""The instructions of the language branches: the common one, and the standard ones to compare it with."""
 
 import difflib
 
@@ -19,7 +19,7 @@ STANDARD_POOL = (
     "Describe this pedestrian: hair, sleeves, trousers or skirt, shoes, bag and hat.",
 )
 
-# What a training draws from for each image; a single one is no draw.
+# Training draws one of the texts for each image.
 INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "common": (COMMON_INSTRUCTION,),
     "standard": (STANDARD_INSTRUCTION,),
@@ -28,7 +28,17 @@ INSTRUCTIONS: dict[str, tuple[str, ...]] = {
 
 
 def instruction_texts(name: str) -> tuple[str, ...]:
-    """The texts of "common", "standard" or "pool". Raises UserError for another name, with the nearest one."""
+    """Returns the texts of an instruction by its name.
+
+    Args:
+        name (`str`): "common", "standard" or "pool".
+
+    Returns:
+        `tuple[str, ...]`: One text, or the ten of the pool.
+
+    Raises:
+        UserError: For another name, with the nearest one.
+    """
     if name not in INSTRUCTIONS:
         nearest = difflib.get_close_matches(name.lower(), INSTRUCTIONS, n=1, cutoff=0)[0]
         raise UserError(

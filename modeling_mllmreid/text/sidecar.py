@@ -1,4 +1,4 @@
-"""What the writers of generated texts share: provenance, parts for several processes, batches that survive a kill."""
+"""The sidecar file of generated texts: provenance, partial files of several processes, batches that survive a kill."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +18,19 @@ Item = TypeVar("Item")
 
 
 class Sidecar:
-    """One file of records that several processes write: each into a part of its own, joined before and after the work.
+    """A file of records that several processes write: each has a partial file; they are joined before and after.
 
-    A context: within it no other run writes to the file. path: the file. kind: the records' class. provenance: what
-    every record must have been written with. inputs: files that are read, none of which may be the file.
-    Raises UserError, before anything is written, where the file was written otherwise, holds anything else than
-    records, is written by another run, or cannot be written.
+    As a context manager it locks the file against other runs.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        kind (`type`): Class of the records.
+        provenance (`Mapping[str, Any]`): The provenance that every record must have.
+        inputs (`Sequence`): Input files; `path` must not be one of them.
+
+    Raises:
+        UserError: On entry, for a file with other provenance or other content, one that another run writes, and one
+            that cannot be written.
     """
 
     def __init__(
@@ -35,78 +42,79 @@ class Sidecar:
     ):
         self.path, self.kind, self.provenance, self.inputs = Path(path), kind, dict(provenance), inputs
         self.state = this_process()
-        self._held = ExitStack()
+        self._resources = ExitStack()
 
     def __enter__(self) -> Self:
-        with self._held as held:
+        with self._resources as resources:
             on_main(self._begin)
             self.records = read_records(self.path, self.kind)
             self._check_provenance()
-            self._held = held.pop_all()
+            self._resources = resources.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._held.__exit__(*error)
+        self._resources.__exit__(*error)
 
     @property
-    def _own(self) -> Path:
-        """Where this process writes: the file itself where it is alone."""
+    def _own_path(self) -> Path:
+        """The file that this process writes: the sidecar itself if there is one process."""
         rank = self.state.process_index
         alone = self.state.num_processes == 1
         return self.path if alone else self.path.with_name(f"{self.path.name}.part-{rank:05d}")
 
     def append(self, records: Sequence[Any]) -> None:
-        """Puts these records on disk."""
-        append_records(self._own, records)
+        """Writes records to disk."""
+        append_records(self._own_path, records)
 
     def write(
-        self, queue: Sequence[Item], batch_size: int, write_batch: Callable[[Sequence[Item]], None], what: str
+        self, queue: Sequence[Item], batch_size: int, write_batch: Callable[[Sequence[Item]], None], unit: str
     ) -> None:
-        """Hands this process's share of the queue to `write_batch`, batch by batch; returns when all have done theirs.
+        """Calls `write_batch` on each batch of this process's share; returns when all processes are finished.
 
-        The order is the queue's, so that after a kill the same batches come again.
+        Batches follow the order of the queue, so that a resumed run has the same batches.
         """
         batches = [queue[start : start + batch_size] for start in range(0, len(queue), batch_size)]
-        mine = batches[self.state.process_index :: self.state.num_processes]
-        with tqdm(total=sum(map(len, mine)), desc=f"{what}s", unit=what, disable=None) as progress:
-            for batch in mine:
+        own_batches = batches[self.state.process_index :: self.state.num_processes]
+        with tqdm(total=sum(map(len, own_batches)), desc=f"{unit}s", unit=unit, disable=None) as progress:
+            for batch in own_batches:
                 write_batch(batch)
                 progress.update(len(batch))
-        # One process may be hours behind another: the default group would give up on it.
+        # One process may be hours behind another: the default group would time out.
         raise_together(None)
-        on_main(self._join_parts)
+        on_main(self._join_partial_files)
 
     def _begin(self) -> None:
-        """A bad path must fail before the hours of generation."""
+        """Checks, locks and joins the file before hours of generation."""
         check_output(self.path, ours=lambda path: is_sidecar(path, self.kind), inputs=self.inputs)
-        self._held.enter_context(new_parents(self.path))
+        self._resources.enter_context(new_parents(self.path))
         with refused_by_disk(self.path):
             append_records(self.path, [])
         lock = try_lock(self.path)
         if lock is None:
             raise UserError(f"{self.path}: another run writes there: wait until it has ended, or give another file")
-        self._held.callback(os.close, lock)
-        self._held.callback(self._remove_empty)
-        self._join_parts()
+        self._resources.callback(os.close, lock)
+        self._resources.callback(self._remove_empty)
+        self._join_partial_files()
 
     def _remove_empty(self) -> None:
-        """Where nothing was written, nothing stays."""
+        """Removes the file if no record is written."""
         if self.path.exists() and not self.path.stat().st_size:
             self.path.unlink()
 
-    def _join_parts(self) -> None:
-        """Appends what the parts hold to the file, each record once, and removes them."""
-        parts = sorted(self.path.parent.glob(f"{self.path.name}.part-*"))
-        if not parts:
+    def _join_partial_files(self) -> None:
+        """Appends the records of the partial files, each once, and removes these files."""
+        partial_files = sorted(self.path.parent.glob(f"{self.path.name}.part-*"))
+        if not partial_files:
             return
         known = {record.key for record in read_records(self.path, self.kind)}
-        for part in parts:
-            records = [record for record in read_records(part, self.kind) if record.key not in known]
+        for partial in partial_files:
+            records = [record for record in read_records(partial, self.kind) if record.key not in known]
             append_records(self.path, records)
             known |= {record.key for record in records}
-            part.unlink()
+            partial.unlink()
 
     def _check_provenance(self) -> None:
+        """Raises UserError for a record with other provenance."""
         for record in self.records:
             if record.provenance != self.provenance:
                 names = sorted(self.provenance.keys() | record.provenance.keys())

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..model import MllmReIDConfig, MllmReIDModel
 from ..model.adapters import ADAPTER, inject_adapter
-from ..model.checkpoints import weights_fingerprint
+from ..model.backbone_loading import weights_fingerprint
 from ..utils.errors import UserError
 from .parameters import check_pattern, matches
 
@@ -43,23 +43,23 @@ class AdapterArguments:
     """
 
     language_model: Literal["full", "lora", "frozen"] = field(
-        default="full", metadata={"help": "Train all weights of the language model, a LoRA on it, or nothing of it."}
+        default="full", metadata={"help": "Train the language model: all weights, a LoRA, or nothing."}
     )
     tower: Literal["full", "lora", "frozen"] = field(
-        default="full", metadata={"help": "Train all weights of the vision tower, a LoRA on it, or nothing of it."}
+        default="full", metadata={"help": "Train the vision tower: all weights, a LoRA, or nothing."}
     )
-    lora_rank: int = field(default=16, metadata={"help": "Rank of the LoRA."})
-    lora_alpha: float = field(default=32, metadata={"help": "The LoRA's product is scaled by lora_alpha / lora_rank."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the LoRA's input."})
+    lora_rank: int = field(default=16, metadata={"metavar": "N>=1", "help": "Rank of the LoRA."})
+    lora_alpha: float = field(
+        default=32, metadata={"metavar": "X>0", "help": "The LoRA's product is scaled by lora_alpha / lora_rank."}
+    )
+    lora_dropout: float = field(default=0.05, metadata={"metavar": "0<=X<1", "help": "Dropout on the LoRA's input."})
     lora_targets: str | None = field(
         default=None,
         metadata={"help": "Regular expression on full module names inside the LLaVA. Unset: all linear layers."},
     )
     quantize: Literal["4bit", "8bit"] | None = field(
         default=None,
-        metadata={
-            "help": "Hold the frozen language model in 4 bits (nf4, double quantisation) or 8 bits with bitsandbytes."
-        },
+        metadata={"help": "Quantise the frozen language model with bitsandbytes; 4bit: nf4, double quantisation."},
     )
 
     def __post_init__(self) -> None:

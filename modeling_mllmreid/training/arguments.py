@@ -54,13 +54,14 @@ class BatchArguments:
     )
     target: Literal["continuation", "caption", "split"] = field(
         default="continuation",
-        metadata={"help": "What the language model learns to write: the continuation, the caption or its second half."},
+        metadata={"help": "Text that the language model learns to write; split: second half of the caption."},
     )
     text_branch: bool = field(
         default=True, metadata={"help": "Compute the language loss on captions too, with the same targets."}
     )
     max_target_tokens: int = field(
-        default=32, metadata={"help": "Maximum number of tokens in a target; longer ones are cut."}
+        default=32,
+        metadata={"metavar": "N>=1", "help": "Maximum number of tokens in a target; longer ones are cut."},
     )
     instruction: Literal["common", "standard", "pool"] = field(
         default="common",
@@ -68,11 +69,16 @@ class BatchArguments:
     )
     val_identities: int = field(
         default=0,
-        metadata={"help": "Number of people moved from train to val, if the data set has no val split."},
+        metadata={
+            "metavar": "N>=0",
+            "help": "People moved from train to val; only for a data set without val.",
+        },
     )
-    flip: float = field(default=0.5, metadata={"help": "Probability of mirroring a crop."})
-    pad: int = field(default=10, metadata={"help": "Largest shift of a crop, in pixels."})
-    erase: float = field(default=0.5, metadata={"help": "Probability of erasing a rectangle of a crop."})
+    flip: float = field(default=0.5, metadata={"metavar": "0<=X<=1", "help": "Probability of mirroring a crop."})
+    pad: int = field(default=10, metadata={"metavar": "N>=0", "help": "Largest shift of a crop, in pixels."})
+    erase: float = field(
+        default=0.5, metadata={"metavar": "0<=X<=1", "help": "Probability of erasing a rectangle of a crop."}
+    )
 
     def __post_init__(self) -> None:
         for name in ("flip", "erase"):

@@ -185,14 +185,14 @@ class TrainCollator:
         targets = [sample["target"] for sample in samples]
         if self.language:
             prompts = [self.image_prompts[sample["instruction"]] for sample in samples]
-            batch |= self.processor.rows(prompts, targets)
+            batch |= self.processor.build_inputs(prompts, targets)
         if self.has_text_branch:
             captions = [sample["caption"] for sample in samples]
             prompts = [self.processor.image_prefix_ids + caption for caption in captions]
             if self.text_targets:
                 suffixes = [self.suffixes[sample["instruction"]] for sample in samples]
                 prompts = [prompt + suffix for prompt, suffix in zip(prompts, suffixes, strict=True)]
-            sequences = self.processor.rows(prompts, targets if self.text_targets else [[] for _ in samples])
+            sequences = self.processor.build_inputs(prompts, targets if self.text_targets else [[] for _ in samples])
             if not self.text_targets:
                 del sequences["labels"]
             sequences["caption_mask"] = self.processor.caption_mask(captions, sequences["input_ids"].shape[1])

@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..data.images import EmbeddedImage, ImageSource
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.adapters import adapter_settings
-from ..model.checkpoints import weights_fingerprint
+from ..model.backbone_loading import weights_fingerprint
 from ..text.instructions import instruction_texts
 from ..utils.errors import UserError
 from ..utils.formats import ResumedStateFile, RunFingerprintFile

@@ -281,7 +281,7 @@ def _train_and_save(trainer: ReIDTrainer, fingerprint: dict[str, Any], val: Quer
     """Trains from the start or a checkpoint, and saves the model, the state and the thresholds."""
     trainer.run_fingerprint = fingerprint
     args, main_process = trainer.args, trainer.args.process_index == 0
-    writer = only_writer(Path(str(args.output_dir)), what="training") if main_process else nullcontext()
+    writer = only_writer(Path(str(args.output_dir)), work="training") if main_process else nullcontext()
     with writer, owner_only():
         checkpoint = on_main(checkpoint_to_resume, args, fingerprint)
         if checkpoint is not None and main_process:

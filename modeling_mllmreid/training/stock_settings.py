@@ -107,11 +107,15 @@ METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
 def without_refused(arguments: Arguments) -> Arguments:
-    """Hides the refused settings from the help of an arguments class; returns the class."""
-    for name in (*REFUSED, "per_device_train_batch_size"):
+    """Hides the refused settings from the help of an arguments class, and shows its ranges; returns the class."""
+    types = {name: str(field.type) for name, field in arguments.__dataclass_fields__.items()}
+    letters = {name: "N" if "int" in types[name] else "X" for name in RANGES}
+    changes = {name: {"metavar": range_in_short(letters[name], *limits)} for name, limits in RANGES.items()}
+    changes |= {name: {"help": SUPPRESS} for name in (*REFUSED, "per_device_train_batch_size")}
+    for name, change in changes.items():
         # A copy, as the stock class shares the field.
         field = copy.copy(arguments.__dataclass_fields__[name])
-        field.metadata = MappingProxyType({**field.metadata, "help": SUPPRESS})
+        field.metadata = MappingProxyType({**field.metadata, **change})
         arguments.__dataclass_fields__[name] = field
     return arguments
 
@@ -156,6 +160,15 @@ def check_number(name: str, value: Any, least: float, most: float) -> None:
         else:
             expected = f"{least} to below 1" if most < 1 else f"{least} to {most}"
         raise UserError(f"{name} {value}: give {expected}")
+
+
+def range_in_short(letter: str, least: float, most: float) -> str:
+    """Returns a range of `RANGES` for `--help`; the letter is N for whole numbers and X for others."""
+    if (least, most) == POSITIVE:
+        return f"{letter}>0"
+    return (
+        f"{letter}>={least}" if most == math.inf else f"{least}<={letter}<{'=' if most > 1 else ''}{max(most, 1):,.0f}"
+    )
 
 
 def check_checkpointing(kwargs: Any) -> None:

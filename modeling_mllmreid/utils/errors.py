@@ -1,4 +1,4 @@
-"""The one exception that means: the user can fix this. Its message is always one bounded line."""
+"""`UserError`: the exception for mistakes that the user can fix. Its message is always one bounded line."""
 
 import re
 import traceback
@@ -10,10 +10,17 @@ LINE_ENDS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+\s*")
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: one line that says what is wrong, where, and how to fix it.
+    """A mistake in the user's input. The message is one line: what is wrong, where, and how to fix it.
 
-    The command line prints the message without a traceback and exits with `exit_code`; nothing half-written is left.
-    message: may quote what was given, file names and other libraries' messages; `one_line` makes it fit for a terminal.
+    The command line prints the message without a traceback and exits with `exit_code`.
+
+    Args:
+        message: May quote input, file names and messages of other libraries; `one_line` makes it safe for a terminal.
+
+    Example:
+        >>> from modeling_mllmreid.utils.errors import UserError
+        >>> str(UserError("top_k 0:\ngive 1 or more"))
+        'top_k 0: give 1 or more'
     """
 
     exit_code = 2
@@ -23,12 +30,12 @@ class UserError(ValueError):
 
 
 def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
-    """The text as one line of at most `most` characters, its middle left out; what is not printable is escaped.
+    """Returns the text as one line of at most `most` characters; the middle is cut, unprintable characters are escaped.
 
-    A file name or a library's message may hold line ends, codes that a terminal obeys, and bytes that are not UTF-8.
+    File names and messages of libraries may contain line ends, terminal codes and bytes that are not UTF-8.
     """
     if len(text) > most:
-        # The beginning says what is wrong and where, the end how to fix it.
+        # The beginning names the mistake and its place, the end names the fix.
         text = f"{text[: most * 2 // 3]} ... {text[-(most // 3 - 5) :]}"
     text = LINE_ENDS.sub(" ", text)
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -36,5 +43,5 @@ def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
 
 
 def is_our_fault(error: Exception) -> bool:
-    """Whether an exception comes from this package's own code, and not from a library that was given foreign values."""
+    """Returns whether this package's own code raised the exception, and not a library that got foreign values."""
     return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE)

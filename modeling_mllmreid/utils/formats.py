@@ -1,6 +1,6 @@
-"""Every JSON file that may come from outside, as one pydantic model each; `json_files` reads them.
+"""The format of every JSON file that may come from outside, as a pydantic model; `json_files` reads them.
 
-What a model does not name is kept as it is (`extra="allow"`), so that newer and older files can be read.
+Fields that a model does not name are kept (`extra="allow"`), so that newer and older files can be read.
 """
 
 import os
@@ -25,7 +25,7 @@ INT64 = 2**63 - 1
 
 
 class Format(BaseModel):
-    """What all kinds share: exact types, no NaN or infinity, unknown fields kept."""
+    """The base of all formats: exact types, no NaN or infinity, unknown fields are kept."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
@@ -38,14 +38,14 @@ Id = Annotated[int, Field(ge=0, le=INT64)]
 
 
 class EmbeddingsFile(Format):
-    """embeddings.json: the images' names, and what made the embeddings."""
+    """embeddings.json: the file names of the images, and the settings of the embeddings."""
 
     metadata: dict[str, Any]
     file_names: list[Text]
 
 
 class EmbedMetadata(Format):
-    """What the embed command writes into embeddings.json, and search reads."""
+    """The metadata in embeddings.json, which the `embed` command writes and `search` reads."""
 
     model: Text
     revision: str | None = None
@@ -61,7 +61,7 @@ class EmbedMetadata(Format):
 
 
 class IntervalValues(Format):
-    """A metric's interval."""
+    """The confidence interval of a metric."""
 
     low: float
     high: float
@@ -71,16 +71,16 @@ class IntervalValues(Format):
 def _shares(metrics: dict[str, float | None]) -> dict[str, float | None]:
     for name, value in metrics.items():
         if value is not None and not name.startswith("num_") and not 0 <= value <= 1:
-            raise ValueError(f"{name} {value:g} is no share, 0 to 1")
+            raise ValueError(f"{name} {value:g} is not a share, 0 to 1")
     return metrics
 
 
-# A feature's averages, which are shares or nothing, and its counts.
+# The metrics of a feature: shares of 1 or null, and counts.
 Metrics = Annotated[dict[str, float | None], AfterValidator(_shares)]
 
 
 class MetricsFile(Format):
-    """metrics.json as the evaluate command writes it for one data set."""
+    """metrics.json of the `evaluate` command for one data set."""
 
     model: str
     dataset: str
@@ -104,7 +104,7 @@ class MetricsFile(Format):
 
 
 class MatrixEntry(Format):
-    """What the matrix of training sets against test sets reads of a metrics.json."""
+    """The fields of metrics.json that `evaluate --matrix` reads."""
 
     test_feature: Text
     trained_on: list[str]
@@ -143,7 +143,7 @@ class InspectionFile(Format):
 
 
 class ThresholdValues(Format):
-    """A distance chosen on val, as `evaluation.threshold.Threshold`."""
+    """A distance threshold chosen on val, see `evaluation.threshold.Threshold`."""
 
     distance: Annotated[float, Field(ge=0)]
     low: Annotated[float, Field(ge=0)]
@@ -165,7 +165,7 @@ class ThresholdValues(Format):
 ThresholdsFile = dict[str, ThresholdValues]
 
 
-class PartCounts(Format):
+class SplitCounts(Format):
     """Images and people of one split."""
 
     images: Count
@@ -173,12 +173,12 @@ class PartCounts(Format):
 
 
 class RunFile(Format):
-    """run.json: what a training was, and on what it ran."""
+    """run.json: the settings of a training, and its hardware."""
 
     weights: str | None = None
     measured_on: str | None = None
     base_model: str | None = None
-    data: dict[str, PartCounts] | None = None
+    data: dict[str, SplitCounts] | None = None
     sources: list[str] | None = None
     published_counts: dict[str, bool] | None = None
     texts: list[dict[str, Any]] | None = None
@@ -189,17 +189,14 @@ class RunFile(Format):
     seconds: Annotated[float, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
-    def _of_weights(self) -> "RunFile":
+    def _names_its_weights(self) -> "RunFile":
         if self.weights is None and self.measured_on is None:
-            raise ValueError("it does not say of which weights it speaks")
+            raise ValueError("it does not name the weights that it describes")
         return self
 
 
 class ExportConfigFile(Format):
-    """config.json of a checkpoint or an export of ours, as far as the card and a push read it.
-
-    What is not there is what a new model has.
-    """
+    """The fields of config.json that the card and a push read. A missing field has the default of a new model."""
 
     model_type: Text
     height: Size = 252
@@ -229,13 +226,13 @@ class ExportConfigFile(Format):
 
 
 class WeightIndexFile(Format):
-    """model.safetensors.index.json: the file of each weight."""
+    """model.safetensors.index.json: the file that holds each weight."""
 
     weight_map: Annotated[dict[str, Text], Field(min_length=1)]
 
 
 class RunFingerprintFile(Format):
-    """run_facts.json of a checkpoint: what two trainings must share for one to go on from the other's."""
+    """run_facts.json of a checkpoint: the settings that a training must share to continue from it."""
 
     settings: dict[str, Any]
     start: Any
@@ -244,14 +241,14 @@ class RunFingerprintFile(Format):
 
 
 class TrainerStateFile(Format):
-    """trainer_state.json, as far as we read it."""
+    """The fields of trainer_state.json that this package reads."""
 
     log_history: list[dict[str, Any]] = []
     global_step: Count = 0
 
 
 class ResumedStateFile(TrainerStateFile):
-    """trainer_state.json of a checkpoint that a training goes on from: what the Trainer takes from it."""
+    """The fields of trainer_state.json that the Trainer reads when a training continues."""
 
     global_step: Count
     epoch: Annotated[float, Field(ge=0)] | None = None
@@ -267,20 +264,20 @@ class ResumedStateFile(TrainerStateFile):
 
 
 class ProofFile(Format):
-    """proof.json of a checkpoint: that the user's own training wrote it."""
+    """proof.json of a checkpoint: the proof that the user's own training wrote it."""
 
     hmac: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class LogSums(Format):
-    """Sums of loss parts, and of how many micro-batches."""
+    """Sums of the loss parts, and the number of micro-batches in each sum."""
 
     sums: dict[str, float]
     counts: dict[str, Count]
 
 
 class TrainingArgsFile(Format):
-    """training_args.json: every field as the Trainer wrote it, those that the card shows by their types."""
+    """The fields of training_args.json that the card shows."""
 
     identities_per_batch: Count | None = None
     images_per_identity: Count | None = None
@@ -317,7 +314,7 @@ class LogWindowFile(Format):
 
 
 class SplitsFile(Format):
-    """splits.json of own data: the file names of each split, and by which share and seed we drew them."""
+    """splits.json of own data: the file names of each split, and the share and the seed of the draw."""
 
     train: list[Text]
     query: list[Text]
@@ -374,10 +371,10 @@ class WorldFile(Format):
     version: int
 
 
-# What `data.readers.matlab_process` prints: variables of a MATLAB file by their names.
+# The output of `data.readers.matlab_process`: variables of a MATLAB file by name.
 MatlabVariables = dict[str, JsonValue]
 
-# The reports by the names under which this program writes them.
+# The reports of this package by file name.
 BY_NAME: Mapping[str, Any] = {
     "metrics.json": MetricsFile | SplitMetricsFile | DemoMetricsFile,
     "matrix.json": MatrixFile,
@@ -392,7 +389,7 @@ BY_NAME: Mapping[str, Any] = {
 
 
 def is_known_json(path: str | os.PathLike[str]) -> bool:
-    """Whether a file has the name of a report that this program writes, and fits it."""
+    """Returns whether a file has the name and the format of a report of this package."""
     kind = BY_NAME.get(Path(path).name)
     try:
         return kind is not None and read_json(path, kind) is not None

@@ -1,4 +1,4 @@
-"""Reading JSON files that may come from outside: bounded, typed, and with one line for each fault."""
+"""Reads JSON files from outside: bounded in size, checked against a type, with one line for an error."""
 
 import os
 import stat
@@ -16,34 +16,36 @@ Kind = TypeVar("Kind")
 
 
 def read_json(path: str | os.PathLike[str], kind: type[Kind], *, remedy: str = "restore the file") -> Kind:
-    """The content of a JSON file as a `kind` of this module (or a list or dictionary of them).
+    """Reads a JSON file as an object of type `kind`: a class of `formats`, or a list or dictionary of them.
 
-    Raises UserError naming the file, the field and what was expected there: where the file cannot be read, is larger
-    than 1 GiB, is not UTF-8, not JSON, or does not fit.
+    Raises UserError with the file, the field and the expected value if the file cannot be read, is larger than 1 GiB,
+    is not UTF-8, is not JSON, or does not have the type.
     """
     return parse_json(read_file(path, remedy=remedy), kind, where=os.fspath(path), remedy=remedy)
 
 
 def read_file(path: str | os.PathLike[str], *, remedy: str = "restore the file") -> bytes:
-    """The bytes of a file that comes from outside. Raises UserError where it cannot be read, and for a pipe or a
-    device, which would never end, and for more than 1 GiB."""
+    """Reads the bytes of a file.
+
+    Raises UserError if the file cannot be read, is larger than 1 GiB, or is a pipe or a device, which may never end.
+    """
     try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             raise UserError(f"{os.fspath(path)}: is a pipe or a device, not a file: {remedy}")
-        if found.st_size > MAX_BYTES:
-            raise UserError(f"{os.fspath(path)}: larger than 1 GiB, which no file of this kind is: {remedy}")
+        if status.st_size > MAX_BYTES:
+            raise UserError(f"{os.fspath(path)}: larger than 1 GiB, the limit for such a file: {remedy}")
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{os.fspath(path)}: cannot be read ({error.strerror}): {remedy}") from error
     except ValueError as error:  # a path with a NUL
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{os.fspath(path)!r}: is no path ({error})") from error
+        raise UserError(f"{os.fspath(path)!r}: is not a path ({error})") from error
 
 
 def refuse_special_files(folder: str | os.PathLike[str]) -> None:
-    """Raises UserError for a pipe or a device in a folder or in its sub-folders: a library that opens one waits."""
+    """Raises UserError for a pipe or a device in a folder or its sub-folders: a library that opens one hangs."""
     for pattern in ("*", "*/*"):
         for path in Path(folder).glob(pattern):
             if path.exists() and not path.is_file() and not path.is_dir():
@@ -51,7 +53,7 @@ def refuse_special_files(folder: str | os.PathLike[str]) -> None:
 
 
 def parse_json(content: bytes | str, kind: type[Kind], *, where: str, remedy: str = "restore the file") -> Kind:
-    """JSON text as a `kind`. where: what the messages begin with. Raises UserError as `read_json` does."""
+    """Parses JSON text as an object of type `kind`. where: the start of messages. Raises UserError like `read_json`."""
     if isinstance(content, bytes):
         try:
             content = content.decode("utf-8-sig")
@@ -64,7 +66,7 @@ def parse_json(content: bytes | str, kind: type[Kind], *, where: str, remedy: st
 
 
 def check_content(value: Any, kind: type[Kind], *, where: str, remedy: str = "restore the file") -> Kind:
-    """A value that was parsed already (of a YAML file, say) as a `kind`. Raises UserError as `read_json` does."""
+    """Checks a parsed value, for example of a YAML file, against type `kind`. Raises UserError like `read_json`."""
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
@@ -72,24 +74,25 @@ def check_content(value: Any, kind: type[Kind], *, where: str, remedy: str = "re
 
 
 def _first_fault(error: ValidationError) -> str:
+    """Describes the first error, and counts the others."""
     faults = error.errors(include_url=False)
     more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
-    return _in_words(faults[0]) + more
+    return _describe(faults[0]) + more
 
 
-def _in_words(fault: ErrorDetails) -> str:
-    """One fault: the field, what is wrong with it, and what was found."""
+def _describe(fault: ErrorDetails) -> str:
+    """Describes one error: the field, the problem, and the value."""
     if fault["type"] == "json_invalid":
         reason = fault.get("ctx", {}).get("error", fault["msg"])
         return f"not JSON ({reason})"
     place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in fault["loc"])
-    named = f"field {_bounded(place.lstrip('.'))}" if place else "the whole content"
-    wrong = fault["msg"][:1].lower() + fault["msg"][1:]
-    found = "" if fault["type"] == "missing" else f", not {_bounded(repr(fault['input']))}"
-    return f"{named}: {_bounded(wrong, 160)}{found}"
+    field = f"field {_bounded(place.lstrip('.'))}" if place else "the whole content"
+    problem = fault["msg"][:1].lower() + fault["msg"][1:]
+    value = "" if fault["type"] == "missing" else f", not {_bounded(repr(fault['input']))}"
+    return f"{field}: {_bounded(problem, 160)}{value}"
 
 
 def _bounded(text: str, most: int = 60) -> str:
-    """The text in one line, cut with dots."""
+    """Returns the text on one line, cut with dots."""
     text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -1,36 +1,36 @@
-"""Foreign text in Markdown: shown as it reads, in one line, never as a link, image, HTML, code, or a table's edge."""
+"""Escapes foreign text for Markdown: one line of plain characters, no link, image, HTML, code or table edge."""
 
 import json
 import re
 import unicodedata
 from typing import Any
 
-# A name of a data set or a setting is shorter; a file that was made to do harm may hold megabytes.
-LONGEST = 300
+# Names of data sets and settings are shorter; a malicious file may contain megabytes.
+MAX_CHARACTERS = 300
 _SPECIAL = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])")
-# What makes a heading, a list or a quotation at the start of a line.
+# Characters that start a heading, a list or a quotation.
 _FIRST = re.compile(r"^(?:[-+#>=]|\d{1,9}(?=[.)](?:\s|$)))")
 _ENTITIES = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("@", "&#64;"), ("://", "&#58;//"), ("www.", "www&#46;"))
 
 
 class Markdown(str):
-    """Text that is Markdown already: made by us, of constants, numbers and escaped parts."""
+    """Text that is Markdown already: constants, numbers and escaped text of this package."""
 
 
 def plain(value: Any) -> str:
-    """The value as text on one line: without control characters, without runs of space, cut after `LONGEST`."""
-    text = " ".join("".join(map(_shown, str(value)[: 10 * LONGEST])).split())
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    """Returns the value as one line of text without control characters, cut after `MAX_CHARACTERS`."""
+    text = " ".join("".join(map(_printable, str(value)[: 10 * MAX_CHARACTERS])).split())
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}..."
 
 
-def _shown(character: str) -> str:
-    """The character; a space for a control character or a line's end, nothing for what turns the writing round."""
+def _printable(character: str) -> str:
+    """Returns the character, a space for control characters and line ends, and nothing for text direction marks."""
     kind = unicodedata.category(character)
     return {"Cc": " ", "Zl": " ", "Zp": " ", "Cf": "", "Cs": "\ufffd"}.get(kind, character)
 
 
 def escape(value: Any) -> Markdown:
-    """The value so that Markdown shows its characters; text that is [`Markdown`] already is left as it is."""
+    """Returns the value escaped, so that Markdown shows its characters. [`Markdown`] text is not changed."""
     if isinstance(value, Markdown):
         return value
     text = plain(value)
@@ -44,11 +44,11 @@ def escape(value: Any) -> Markdown:
 
 
 def code(value: Any) -> Markdown:
-    """The value as a code span, which knows no escapes: backticks in it become quotes, and a table's edge is kept."""
+    """Returns the value as a code span. It has no escapes: backticks become quotes, `|` is escaped for tables."""
     text = plain(value).replace("`", "'").replace("|", "\\|")
     return Markdown(f"`{text or ' '}`")
 
 
 def in_python_string(value: Any) -> str:
-    """The value as the inside of a string in double quotes in Python code, on one line."""
+    """Returns the value as the inside of a double-quoted Python string, on one line."""
     return json.dumps(str(value).encode("utf-8", "replace").decode(), ensure_ascii=False)[1:-1]

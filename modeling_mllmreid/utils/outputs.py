@@ -1,4 +1,4 @@
-"""Writing files: nothing of another program is replaced, no file is half-written, only its owner reads it."""
+"""Safe writing of files: no foreign file is replaced, no file is half-written, only the owner can read it."""
 
 import errno
 import os
@@ -9,19 +9,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import UserError
 from .formats import is_known_json
 
-# Loading processes of a run that was killed hold its lock until they see that it is gone, which takes them 5 seconds.
+if TYPE_CHECKING:
+    from PIL.PngImagePlugin import PngInfo
+
+# The loading processes of a killed run hold its lock until they notice that it ended, which takes 5 seconds.
 PATIENCE = 30.0
 
 
 def try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock of a file or folder until it is closed; None where another process holds it.
+    """Locks a file or folder. Returns a descriptor that holds the lock until it is closed.
 
-    None where there is no such file, too. On a system without `flock` nothing is locked, and nothing counts as held by
-    somebody else. Raises OSError where it cannot be opened.
+    Returns None if another process holds the lock, or if the path does not exist. On a system without `flock` nothing
+    is locked. Raises OSError if the path cannot be opened.
     """
     try:
         number = os.open(path, os.O_RDONLY)
@@ -40,12 +44,11 @@ def try_lock(path: Path) -> int | None:
 
 
 @contextmanager
-def only_writer(path: Path, *, what: str) -> Iterator[None]:
-    """Within the block no other process writes to a file that exists, or into a folder, which is made where missing.
+def only_writer(path: Path, *, work: str) -> Iterator[None]:
+    """Makes this process the only writer of a file or folder within the block; a missing folder is created.
 
-    A launcher that is killed leaves its processes behind, and they go on: with the same command started again two runs
-    would write each other's results. what: names the work in the message. Raises UserError where another process is
-    still there after `PATIENCE` seconds.
+    A killed launcher leaves its processes behind: if the same command starts again, both runs would write to one place.
+    work: names the work in the message. Raises UserError if another process still writes after `PATIENCE` seconds.
     """
     if not path.exists():
         path.mkdir(mode=0o700, parents=True)
@@ -53,7 +56,7 @@ def only_writer(path: Path, *, what: str) -> Iterator[None]:
     while (number := try_lock(path)) is None:
         if time.monotonic() > deadline:
             raise UserError(
-                f"{path}: another {what} writes there: wait until it has ended, end it (a killed launcher leaves its "
+                f"{path}: another {work} writes there: wait until it has ended, end it (a killed launcher leaves its "
                 "processes behind), or give another path"
             )
         time.sleep(0.2)
@@ -64,7 +67,7 @@ def only_writer(path: Path, *, what: str) -> Iterator[None]:
 
 
 AnyPath = str | os.PathLike[str]
-# The text chunk by which a picture is known as ours: `image.save(path, pnginfo=png_info())`.
+# The text chunk that marks a picture of this package: `image.save(path, pnginfo=png_info())`.
 PNG_SOFTWARE = "mllmreid"
 REMEDY = "give another path"
 
@@ -79,12 +82,16 @@ def check_output(
     inputs: Sequence[AnyPath] = (),
     needs_bytes: int = 0,
 ) -> None:
-    """Makes sure, before long work, that a file can be written to `path` without harm.
+    """Checks, before long work, that a file can be written to `path` without replacing anything foreign.
 
-    ours: whether an existing file may be replaced, by default `is_ours`. inputs: files and folders that are read; none
-    of them may be the output, and no folder among them is looked into. needs_bytes: what the disk must have free.
-    Raises UserError for a folder, a device, a symbolic link, an input, a file that is not ours, and for a folder that
-    cannot be written.
+    Args:
+        path: The output file.
+        ours: Returns whether an existing file may be replaced. Defaults to `is_ours`.
+        inputs: Files and folders that are read; the output must not be one of them.
+        needs_bytes: Free space that the disk must have.
+
+    Raises:
+        UserError: `path` is a folder, a device, a symbolic link, an input or a foreign file, or cannot be written.
     """
     path = Path(path)
     _check_kind(path, inputs)
@@ -94,9 +101,9 @@ def check_output(
 
 
 def check_output_folder(folder: AnyPath, *, inputs: Sequence[AnyPath] = (), needs_bytes: int = 0) -> None:
-    """Makes sure, before long work, that a new folder can be written: it is absent or empty.
+    """Checks, before long work, that a new folder can be written: it is missing or empty, and not inside an input.
 
-    The folder may not lie inside a folder that is read (`inputs`). Raises UserError as `check_output` does.
+    Raises UserError like `check_output`.
     """
     folder = Path(folder)
     _check_name(folder)
@@ -108,14 +115,14 @@ def check_output_folder(folder: AnyPath, *, inputs: Sequence[AnyPath] = (), need
         raise UserError(f"output {folder}: exists and is not empty: remove it or {REMEDY}")
     for source in map(Path, inputs):
         if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
-            raise UserError(f"output {folder}: lies inside {source}, which is read: {REMEDY}")
+            raise UserError(f"output {folder}: is inside {source}, an input: {REMEDY}")
     _check_writable(folder, needs_bytes)
 
 
 def is_ours(path: AnyPath) -> bool:
-    """Whether an existing file was written by this program, by what it holds: then it may be replaced.
+    """Returns whether this package wrote an existing file, so that it may be replaced.
 
-    An empty file is nobody's. Pictures carry our name, JSON files fit one of our formats.
+    Empty files may be replaced. Pictures carry the name of this package, JSON files have one of its formats.
     """
     path = Path(path)
     if path.stat().st_size == 0:
@@ -125,8 +132,8 @@ def is_ours(path: AnyPath) -> bool:
     return path.suffix.lower() == ".json" and is_known_json(path)
 
 
-def png_info():
-    """What `PIL.Image.save(..., pnginfo=)` takes so that the picture is known as ours."""
+def png_info() -> "PngInfo":
+    """Returns the `pnginfo` for `PIL.Image.save` that marks a picture of this package."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -139,54 +146,54 @@ def png_info():
 
 @contextmanager
 def atomic_file(path: AnyPath, *, inputs: Sequence[AnyPath] = ()) -> Iterator[Path]:
-    """Gives a new file next to `path` to write to, which replaces `path` after the block; on an error it is removed.
+    """Yields a temporary file next to `path`; after the block it replaces `path`, on an error it is removed.
 
-    The file is its owner's alone. What may be replaced is the caller's question (`check_output`); a folder, a device, a
-    symbolic link and an input never are. Raises UserError for these, and in one line where the disk refuses.
+    Only the owner can read the file. The caller decides whether an existing file may be replaced (`check_output`); a
+    folder, a device, a symbolic link and an input are never replaced. Raises UserError for these and for a disk that
+    cannot be written.
     """
     path = Path(path)
     _check_kind(path, inputs)
     with new_parents(path), refused_by_disk(path):
         number, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
         os.close(number)
-        aside = Path(name)
+        temporary = Path(name)
         try:
-            yield aside
-            os.chmod(aside, stat.S_IRUSR | stat.S_IWUSR)
-            os.replace(aside, path)
+            yield temporary
+            os.chmod(temporary, stat.S_IRUSR | stat.S_IWUSR)
+            os.replace(temporary, path)
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(folder: AnyPath, *, inputs: Sequence[AnyPath] = ()) -> Iterator[Path]:
-    """Gives a new folder next to `folder` to write into, which becomes `folder` after the block.
+    """Yields a temporary folder next to `folder`; after the block it is renamed to `folder`.
 
-    Writers of one output never mix: each has a folder of its own, and the first to finish wins. On an error the new
-    folder is removed; what killed writers of the same output left is removed at the next start. All files are their
-    owner's alone. Raises UserError where `folder` is there and not empty, before the block and after it, and in one
-    line where the disk refuses.
+    Writers of one output never mix: each has its own folder, and the first to finish wins. On an error the temporary
+    folder is removed; folders that killed writers left are removed at the next start. Only the owner can read the
+    files. Raises UserError if `folder` is not empty, before and after the block, and if the disk cannot be written.
     """
     folder = Path(folder)
     check_output_folder(folder, inputs=inputs)
     with new_parents(folder), refused_by_disk(folder), owner_only():
-        aside, lock = _locked_folder(folder)
+        temporary, lock = _locked_folder(folder)
         try:
-            yield aside
+            yield temporary
             try:
-                os.rename(aside, folder)
+                os.rename(temporary, folder)
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    raise UserError(f"output {folder}: another run wrote it meanwhile: {REMEDY}") from error
+                    raise UserError(f"output {folder}: another run has written it in the meantime: {REMEDY}") from error
                 raise
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             os.close(lock)
 
 
 @contextmanager
 def scratch_folder(folder: AnyPath) -> Iterator[Path]:
-    """Gives a new folder next to `folder`, removed after the block; what killed runs left of it is removed first."""
+    """Yields a temporary folder next to `folder` and removes it after the block, and folders of killed runs."""
     folder = Path(folder)
     with new_parents(folder), refused_by_disk(folder), owner_only():
         scratch, lock = _locked_folder(folder)
@@ -199,7 +206,7 @@ def scratch_folder(folder: AnyPath) -> Iterator[Path]:
 
 @contextmanager
 def owner_only() -> Iterator[None]:
-    """Within the block new files and folders are their owner's alone, also those that libraries make."""
+    """Makes new files and folders within the block readable by their owner alone, also those of libraries."""
     before = os.umask(0o077)
     try:
         yield
@@ -209,17 +216,17 @@ def owner_only() -> Iterator[None]:
 
 @contextmanager
 def new_parents(path: Path) -> Iterator[None]:
-    """The folders that `path` lies in, made where they are missing, and removed again where the block fails."""
+    """Creates the missing parent folders of `path`, and removes them again if the block fails."""
     missing = [parent for parent in path.absolute().parents if not parent.exists()]
-    made: list[Path] = []
+    created: list[Path] = []
     try:
         with refused_by_disk(path):
             for parent in reversed(missing):
                 parent.mkdir(mode=0o700, exist_ok=True)
-                made.append(parent)
+                created.append(parent)
         yield
     except BaseException:
-        for parent in reversed(made):
+        for parent in reversed(created):
             try:
                 parent.rmdir()
             except OSError:  # another process has written into it
@@ -229,21 +236,23 @@ def new_parents(path: Path) -> Iterator[None]:
 
 @contextmanager
 def refused_by_disk(path: AnyPath) -> Iterator[None]:
-    """Turns what a full, missing or read-only disk raises within the block into one line that names `path`."""
+    """Turns the errors of a full, missing or read-only disk within the block into a UserError that names `path`."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        # Libraries that write from another language raise errors of their own.
+        # Libraries that write from another language raise their own errors.
         full = "No space left" in str(error)
-        if not (full or isinstance(error, OSError)) or (isinstance(error, OSError) and not _is_of(error, Path(path))):
+        if not (full or isinstance(error, OSError)) or (
+            isinstance(error, OSError) and not _concerns(error, Path(path))
+        ):
             raise
         reason = "no space left on the disk" if full else (getattr(error, "strerror", None) or str(error))
         raise UserError(f"output {path}: cannot be written ({reason}): {REMEDY}, or free space") from error
 
 
-# ---- how -----------------------------------------------------------------------------------------------------------
+# ---- helpers -------------------------------------------------------------------------------------------------------
 
 
 def _exists(path: Path) -> bool:
@@ -251,22 +260,22 @@ def _exists(path: Path) -> bool:
 
 
 def _check_name(path: Path) -> None:
-    """Raises UserError for what no file or folder can be called."""
+    """Raises UserError for an impossible name of a file or folder."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
         raise UserError(f"output {path}: cannot be written ({error.strerror}): {REMEDY}") from error
-    except ValueError as error:  # NUL, or letters that no encoding has
-        raise UserError(f"output {str(path)!r}: is no file name: {REMEDY}") from error
+    except ValueError as error:  # a NUL, or characters that cannot be encoded
+        raise UserError(f"output {str(path)!r}: is not a file name: {REMEDY}") from error
 
 
 def _check_kind(path: Path, inputs: Sequence[AnyPath]) -> None:
-    """Raises UserError for what no file may replace."""
+    """Raises UserError if a file must not replace the path."""
     _check_name(path)
     if not path.name:
-        raise UserError(f"output {str(path)!r}: is no file name: {REMEDY}")
+        raise UserError(f"output {str(path)!r}: is not a file name: {REMEDY}")
     mode = path.lstat().st_mode if _exists(path) else None
     if mode is not None:
         if stat.S_ISLNK(mode):
@@ -277,17 +286,17 @@ def _check_kind(path: Path, inputs: Sequence[AnyPath]) -> None:
             raise UserError(f"output {path}: is a device, not a file: {REMEDY}")
     for source in map(Path, inputs):
         if mode is not None and source.exists() and os.path.samefile(source, path):
-            raise UserError(f"output {path}: is read as well: {REMEDY}")
+            raise UserError(f"output {path}: is also an input: {REMEDY}")
 
 
 def _check_writable(path: Path, needs_bytes: int) -> None:
-    """Raises UserError where no file can be made where `path` is to be, or the disk has too little space."""
-    # A link that leads nowhere is there: no folder can be made in its place.
-    there = next((parent for parent in path.absolute().parents if _exists(parent)), Path("/"))
+    """Raises UserError if no file can be created at `path`, or if the disk has too little space."""
+    # A broken link exists too: no folder can be created in its place.
+    existing = next((parent for parent in path.absolute().parents if _exists(parent)), Path("/"))
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
-        free = shutil.disk_usage(there).free
+        free = shutil.disk_usage(existing).free
     except OSError as error:
         raise UserError(f"output {path}: cannot be written ({error.strerror}): {REMEDY}") from error
     if free < needs_bytes:
@@ -298,28 +307,28 @@ def _check_writable(path: Path, needs_bytes: int) -> None:
 
 
 def _locked_folder(folder: Path) -> tuple[Path, int]:
-    """A new folder next to `folder` and the descriptor that holds its lock; removes those that nobody holds."""
+    """Creates a temporary folder next to `folder`; returns it and its lock. Removes folders that are not locked."""
     prefix, suffix = f".{folder.name[:100]}.", ".part"
-    for left in folder.parent.glob(f"{_literal(prefix)}*{suffix}"):
-        number = try_lock(left)
+    for old in folder.parent.glob(f"{_literal(prefix)}*{suffix}"):
+        number = try_lock(old)
         if number is not None:
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
             os.close(number)
     while True:
-        aside = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=folder.parent))
-        number = try_lock(aside)
-        # Another starting writer may have taken the new folder for one that nobody holds.
-        if number is not None and aside.exists():
-            return aside, number
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=folder.parent))
+        number = try_lock(temporary)
+        # Another writer may have removed the new folder before it was locked.
+        if number is not None and temporary.exists():
+            return temporary, number
 
 
 def _literal(text: str) -> str:
-    """The text for a glob pattern, where it matches itself alone."""
+    """Escapes a text for a glob pattern."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
 
 
-def _is_of(error: OSError, path: Path) -> bool:
-    """Whether the error is of writing to `path`, not of a file that was read meanwhile."""
+def _concerns(error: OSError, path: Path) -> bool:
+    """Returns whether the error comes from writing to `path`, and not from reading another file."""
     if error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG) or error.filename is None:
         return True
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
@@ -327,10 +336,11 @@ def _is_of(error: OSError, path: Path) -> bool:
 
 
 def _png_software(path: Path) -> str | None:
+    """Returns the program that wrote a picture, if the picture names it."""
     from PIL import Image
 
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return image.info.get("Software")
-    except Exception:  # whatever a foreign file makes the decoder raise: it is not ours
+    except Exception:  # the decoder may raise anything for a foreign file
         return None

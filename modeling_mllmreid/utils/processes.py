@@ -1,4 +1,4 @@
-"""The processes that a launcher started, of which this is one, and what they tell each other besides gradients."""
+"""The processes of a launch: this process among them, and the exchange of objects and errors."""
 
 import hashlib
 import logging
@@ -18,19 +18,19 @@ logger = logging.getLogger(__name__)
 
 
 Value = TypeVar("Value")
-Given = ParamSpec("Given")
+Arguments = ParamSpec("Arguments")
 
-# What a launcher tells each of its processes: torchrun, Open MPI, Intel MPI and Slurm's PMI, MVAPICH2.
+# The number of processes in the environment: torchrun, Open MPI, Intel MPI and Slurm's PMI, MVAPICH2.
 WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-# The others wait while process 0 works alone, on pictures or a re-ranking: a GPU's own group gives up in ten minutes.
+# The other processes wait while process 0 works alone, for example on a re-ranking; NCCL gives up after ten minutes.
 PATIENCE = timedelta(days=1)
 
 
 def this_process() -> PartialState:
-    """This process's place among all, with the device that is its own; alone where nothing was launched.
+    """Returns the rank and the device of this process; without a launcher it is the only one.
 
-    Without a GPU the backend must be asked for: several processes would each take themselves for the only one. Raises
-    UserError as `refuse_lost_processes`.
+    Without a GPU the CPU backend must be requested, or each of several processes would act as the only one. Raises
+    UserError like `refuse_lost_processes`.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     refuse_lost_processes(state, os.environ)
@@ -39,11 +39,11 @@ def this_process() -> PartialState:
 
 
 def warn_idle_gpus(state: PartialState) -> None:
-    """Says once that a process that was not launched with others uses one of several GPUs, and how to use all."""
+    """Warns once if a single process uses one of several GPUs, with the command that uses all of them."""
     gpus = torch.cuda.device_count()
     if state.num_processes == 1 and state.device.type == "cuda" and gpus > 1:
         _warn_once(
-            f"{gpus} GPUs, and this process uses one of them, {state.device}: for all of them start accelerate launch "
+            f"{gpus} GPUs, and this process uses one of them, {state.device}: to use all, start accelerate launch "
             f"--multi_gpu --num_processes {gpus} run_reid.py ...; CUDA_VISIBLE_DEVICES chooses one"
         )
 
@@ -54,56 +54,57 @@ def _warn_once(text: str) -> None:
 
 
 def refuse_lost_processes(state: PartialState, environ: Mapping[str, str]) -> None:
-    """Raises UserError where a launch was meant for several processes, or for FSDP, and is not that.
+    """Raises UserError if a launch for several processes, or for FSDP, did not become one.
 
-    Each of several such processes would take itself for the only one, train on everything and write over the others.
-    environ: what the launcher left. `accelerate launch` with `--cpu`, or with neither `--multi_gpu` nor a configuration
-    that says so, starts one process whatever `--num_processes` is, and leaves a MASTER_ADDR alone.
+    Each of several such processes would act as the only one, train on all data and overwrite the others' files.
+    environ: the environment that the launcher left. `accelerate launch` with `--cpu`, or without `--multi_gpu` and
+    without a configuration for several processes, starts one process whatever `--num_processes` is, and leaves only
+    MASTER_ADDR.
     """
-    mend = (
+    remedy = (
         "start them with accelerate launch --multi_gpu --num_processes {0} run_reid.py ..., without GPUs with torchrun "
         "--nproc_per_node {0} run_reid.py ... (train: --use_cpu true)"
     )
-    asked = max(WORLD_SIZES, key=lambda name: _count(environ, name))
-    count = _count(environ, asked)
+    variable = max(WORLD_SIZES, key=lambda name: _count(environ, name))
+    count = _count(environ, variable)
     if state.num_processes == 1 and count > 1:
-        raise UserError(f"{asked} is {count}, but this process is alone: {mend.format(count)}")
+        raise UserError(f"{variable} is {count}, but this process is alone: {remedy.format(count)}")
     # Only accelerate's launcher of a single process leaves the first of the two.
     if state.num_processes == 1 and count == 0 and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= environ.keys():
         raise UserError(
-            "accelerate launch was told several processes and started one: "
-            f"{mend.format('N')}; where one is meant, unset MASTER_ADDR"
+            "accelerate launch was asked for several processes and started one: "
+            f"{remedy.format('N')}; to run one process, unset MASTER_ADDR"
         )
     if environ.get("ACCELERATE_USE_FSDP") == "true" and state.distributed_type == DistributedType.MULTI_CPU:
         raise UserError(
-            "FSDP was asked for, and without GPUs accelerate makes plain DDP of it: leave the FSDP configuration out"
+            "FSDP needs GPUs, and accelerate replaces it with DDP on CPUs: leave the FSDP configuration out"
         )
 
 
 def _count(environ: Mapping[str, str], name: str) -> int:
-    """A number of processes in the environment; 0 where none is told."""
+    """Returns a number of processes from the environment; 0 if there is none."""
     value = environ.get(name, "")
     return int(value) if value.isdecimal() else 0
 
 
 def raise_together(value: Value | UserError) -> Value:
-    """The value, where every process has one; else the lowest process's UserError is raised on every one of them.
+    """Returns the value if every process has one; otherwise raises the UserError of the lowest rank on all of them.
 
-    All processes call it at the same place: one that ended alone would leave the others waiting for it.
+    All processes call it at the same place: if one process ended alone, the others would wait for it.
     """
     if this_process().num_processes > 1:
         errors: list[UserError | None] = [None] * this_process().num_processes
-        dist.all_gather_object(errors, value if isinstance(value, UserError) else None, group=_objects())
+        dist.all_gather_object(errors, value if isinstance(value, UserError) else None, group=_cpu_group())
         value = next((error for error in errors if error is not None), value)
     if isinstance(value, UserError):
         raise value
     return value
 
 
-def on_main(function: Callable[Given, Value], *args: Given.args, **kwargs: Given.kwargs) -> Value:
-    """What the function returns on process 0, which alone calls it, on every process; all of them call `on_main`.
+def on_main(function: Callable[Arguments, Value], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Value:
+    """Calls the function on process 0 and returns its result on every process; all processes call `on_main`.
 
-    A UserError that it raises is raised on every process.
+    A UserError of the function is raised on every process.
     """
     state = this_process()
     if state.num_processes == 1:
@@ -114,17 +115,17 @@ def on_main(function: Callable[Given, Value], *args: Given.args, **kwargs: Given
             result = [function(*args, **kwargs)]
         except UserError as error:
             result = [error]
-    dist.broadcast_object_list(result, src=0, group=_objects())
+    dist.broadcast_object_list(result, src=0, group=_cpu_group())
     if isinstance(result[0], UserError):
         raise result[0]
     return result[0]  # type: ignore[return-value]
 
 
 def claim_message(message: str) -> bool:
-    """Whether no other process of this launch has said this: all of them make the mistakes of one command line.
+    """Returns whether this process is the first of its launch to report a message: all of them share one command line.
 
-    Several count in the store of torchrun or `accelerate launch`, which is there before they know each other. Of other
-    launchers every process is the first.
+    The processes count in the store of torchrun or `accelerate launch`, which exists before they are connected. With
+    other launchers every process is the first.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or _count(os.environ, "WORLD_SIZE") < 2:
         return True
@@ -132,7 +133,7 @@ def claim_message(message: str) -> bool:
         store = dist.TCPStore(
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=5)
         )
-        # A restart of the same launch says it again.
+        # A restart of the same launch reports the message again.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         key = f"mllmreid/{attempt}/{hashlib.sha256(message.encode(errors='backslashreplace')).hexdigest()}"
         return store.add(key, 1) == 1
@@ -141,22 +142,22 @@ def claim_message(message: str) -> bool:
 
 
 def wait_for_all() -> None:
-    """Waits until every process is here, over main memory: accelerate would ask for a GPU of each on the CPU, too."""
+    """Waits for all processes, over main memory: accelerate would need a GPU for each process even on the CPU."""
     if this_process().num_processes > 1:
-        dist.barrier(group=_objects())
+        dist.barrier(group=_cpu_group())
 
 
 def gather_on_main(value: Value) -> list[Value]:
-    """The values of all processes, in their order, on process 0; an empty list on the others. All of them call it."""
+    """Returns the values of all processes in order on process 0, an empty list on the others. All processes call it."""
     state = this_process()
     if state.num_processes == 1:
         return [value]
     values: list[Value] | None = [value] * state.num_processes if state.is_main_process else None
-    dist.gather_object(value, values, group=_objects())
+    dist.gather_object(value, values, group=_cpu_group())
     return values or []
 
 
 @cache
-def _objects() -> dist.ProcessGroup:
-    """All processes, over main memory, where these objects are; the default group of GPUs would copy them there."""
+def _cpu_group() -> dist.ProcessGroup:
+    """Returns a group of all processes over main memory; the default group of GPUs would copy objects to them."""
     return dist.new_group(backend="gloo", timeout=PATIENCE)

@@ -76,7 +76,7 @@ def test_evaluate_needs_no_training_part_and_takes_other_sizes(disk, tmp_path, k
     ("flags", "message"),
     [
         (["--model", "/absent/model"], "model /absent/model: not loadable"),
-        (["--loss_lambda", "1.5"], "loss_lambda is 1.5; give a number from 0 to 1"),
+        (["--llm_layer", "99"], "llm_layer"),
         (["--height", "50"], "must be multiples of the tower's patch size 16"),
         (["--batch_size", "0"], "batch_size 0, num_workers 0: give at least 1"),
         (["--dataset", "market"], "did you mean 'market1501'?"),
@@ -161,9 +161,9 @@ def test_search_says_nobody_beyond_the_threshold(disk, embedded, capsys):
     (embedded / "model/threshold.json").write_text('{"vision": {"distance": 1}}')
     with pytest.raises(UserError, match=r"threshold.json: holds no thresholds \(field vision.low: field required"):
         lines()
-    with pytest.raises(UserError, match="threshold nan: is no distance"):
+    with pytest.raises(UserError, match="threshold nan: is not a distance"):
         lines("--threshold", "nan")
-    with pytest.raises(UserError, match="threshold -1.0: is no distance"):
+    with pytest.raises(UserError, match="threshold -1.0: is not a distance"):
         lines("--threshold", "-1")
 
 
@@ -425,3 +425,11 @@ def test_prepared_data_trains_and_evaluates_like_its_origin(disk, tmp_path, caps
         prepare.main([*MARKET, str(disk.people), "--output", str(tmp_path / "prepared")])
     with pytest.raises(UserError, match="push_to needs the images in the tables: leave embed true"):
         prepare.main([*MARKET, "x", "--output", str(tmp_path / "p"), "--embed", "false", "--push_to", "a/b"])
+
+
+def test_data_makes_other_counts_than_the_published_ones_an_error_where_it_is_strict(disk, tmp_path, capsys):
+    flags = [*MARKET, str(disk.people), "--images", "false", "--output_dir", str(tmp_path / "data")]
+    data.main(flags)
+    assert "published" in capsys.readouterr().out
+    with pytest.raises(UserError, match="published"):
+        data.main([*flags, "--strict", "true"])

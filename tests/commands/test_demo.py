@@ -1,4 +1,4 @@
-"""The demo at a size of seconds: every step of the road, what it writes and what it refuses."""
+"""The demo at a size of seconds: its steps, its files, and the sizes that it refuses."""
 
 import json
 
@@ -6,10 +6,11 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from modeling_mllmreid.commands import demo, evaluate, export
+from modeling_mllmreid.commands import evaluate, export
 from modeling_mllmreid.commands.demo import main
 from modeling_mllmreid.evaluation.report import weights_digest
 from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.research import demo
 from modeling_mllmreid.research.tiny_llava import pretrain_tiny
 from modeling_mllmreid.utils.errors import UserError
 
@@ -41,16 +42,16 @@ def flags(folder) -> list[str]:
     return [f"--{name}={value}" for name, value in {**SMALL, "output_dir": folder}.items()]
 
 
-def test_the_demo_walks_the_whole_road(tmp_path, capsys, monkeypatch):
-    def teach(mllm, *given, **options):
-        # A language model that saw what it is to write would learn nothing from its lesson.
+def test_the_demo_runs_every_step(tmp_path, capsys, monkeypatch):
+    def check_and_pretrain(mllm, *args, **options):
+        # A language model that sees the next token would learn nothing in its pretraining.
         ids = torch.arange(6)[None]
         changed = torch.cat([ids[:, :-1], ids[:, :1]], dim=1)
-        states = [mllm.model.language_model(input_ids=rows).last_hidden_state[:, :-1] for rows in (ids, changed)]
+        states = [mllm.model.language_model(input_ids=batch).last_hidden_state[:, :-1] for batch in (ids, changed)]
         torch.testing.assert_close(*states, rtol=0, atol=1e-6)
-        return pretrain_tiny(mllm, *given, **options)
+        return pretrain_tiny(mllm, *args, **options)
 
-    monkeypatch.setattr(demo, "pretrain_tiny", teach)
+    monkeypatch.setattr(demo, "pretrain_tiny", check_and_pretrain)
     threads = torch.get_num_threads()
     main(flags(tmp_path / "demo"))
     torch.set_num_threads(threads)
@@ -66,7 +67,7 @@ def test_the_demo_walks_the_whole_road(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert str(tmp_path / "demo" / "sheet.png") in printed and (tmp_path / "demo" / "sheet.png").is_file()
 
-    # What it publishes says whose people and whose weights these are, and on what it ran.
+    # The card names the people, the weights, the licence and the machine.
     record = json.loads((tmp_path / "demo" / "run.json").read_text())
     assert record["weights"] == weights_digest(tmp_path / "demo") and record["sources"] == ["rendered_pedestrians"]
     assert record["texts"][0]["licence"] == "apache-2.0" and record["seconds"] > 0
@@ -87,7 +88,7 @@ def test_the_demo_walks_the_whole_road(tmp_path, capsys, monkeypatch):
     assert "CPU cores" in card and "continuations by `the demo's own language model`, licence apache-2.0" in card
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+def test_a_folder_that_is_not_empty_stays_as_it_is(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(UserError, match="exists and is not empty: remove it or give another"):
         main(flags(tmp_path))
@@ -105,7 +106,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
         (["--output_dir", "/dev/null"], "output /dev/null: is a file, not a folder"),
     ],
 )
-def test_sizes_that_would_end_the_demo_half_way_end_it_before_it_begins(tmp_path, more, message):
+def test_sizes_that_do_not_fit_are_refused_before_the_first_step(tmp_path, more, message):
     with pytest.raises(UserError, match=message):
         main([*flags(tmp_path / "demo"), *more])
     assert not (tmp_path / "demo").exists()

@@ -55,7 +55,7 @@ def test_evaluate_says_who(own, disk, tmp_path, capsys, drawn):
     flags = [*own([*TESTED, *TRAINED, ("anna", "door", "train")]), "--output_dir", str(tmp_path / "out")]
     evaluate.main(["--model", str(disk.ours), *flags])
     printed = capsys.readouterr().out
-    assert "tested on 4 of 7 people, parts in the column split" in printed
+    assert "tested on 4 of 7 people, splits in the column split" in printed
     assert "warning: anna is in train and query: a model that was trained on this train split has seen them" in printed
     table = printed[printed.index("by query camera") :]
     assert "\ndoor " in table and "\nyard " in table and "\nunknown " in table
@@ -83,8 +83,8 @@ def test_evaluate_on_folders_says_how_many(disk, tmp_path, capsys):
         capsys.readouterr()
         command()
         printed = capsys.readouterr().out
-        assert "2 of 5 people, parts in splits.json" in printed
-        assert "1 files of 1 people are in no part and not used (eve): remove the file to draw" in printed
+        assert "2 of 5 people, splits in splits.json" in printed
+        assert "1 files of 1 people are in no split and not used (eve): remove the file to draw" in printed
 
 
 def test_evaluate_on_prepared_people_says_how_many(own, disk, tmp_path, capsys):
@@ -92,7 +92,7 @@ def test_evaluate_on_prepared_people_says_how_many(own, disk, tmp_path, capsys):
     prepare.main([*own([*TESTED, *TRAINED]), "--output", prepared])
     capsys.readouterr()
     evaluate.main(["--model", str(disk.ours), "--dataset", prepared, "--output_dir", str(tmp_path / "out")])
-    assert f"tested on 4 of 7 people, parts in {prepared}\n" in capsys.readouterr().out
+    assert f"tested on 4 of 7 people, splits in {prepared}\n" in capsys.readouterr().out
 
 
 def test_prepare_says_who_is_in_two_parts(own, tmp_path, capsys):
@@ -113,7 +113,7 @@ def test_results_do_not_become_people(disk, tmp_path, monkeypatch):
         lambda: evaluate.main(["--model", str(disk.ours), *flags, "--output_dir", str(tmp_path / "anna")]),
         lambda: train.main(["--model", str(disk.ours), *flags, *TRAIN, "--output_dir", "run"]),
     ):
-        with pytest.raises(UserError, match=r"output_dir .*: lies inside \., where each folder is a person"):
+        with pytest.raises(UserError, match=r"output_dir .*: is inside \., where each folder is a person"):
             command()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["anna", "ben", "cleo", "dan"]
 

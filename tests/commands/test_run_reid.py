@@ -79,7 +79,7 @@ def test_every_command_of_the_table_has_its_main_and_prints_its_fields(capsys):
         with pytest.raises(SystemExit) as end:
             importlib.import_module(f"modeling_mllmreid.commands.{name}").main(["--help"])
         assert end.value.code == 0
-        assert capsys.readouterr().out.startswith(f"usage: {program_name()} {name} [recipe or config.yaml]")
+        assert capsys.readouterr().out.startswith(f"usage: {program_name()} {name} [")
 
 
 def test_unknown_command_names_the_nearest(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Augmentation: exact size, flip, shift, erasing in its ranges, and the same result for the same sample."""
+"""Augmentation: the size, flip, shift and erased area, and one result for one sample."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def noise(width, height):
 
 
 @pytest.mark.parametrize("size", [(126, 252), (1, 1), (300, 40)])
-def test_output_has_the_size_whatever_the_input(size):
+def test_output_size_is_fixed(size):
     augmentation = PersonAugmentation(252, 126)
     for position in range(5):
         image = augmentation.transform_image(noise(*size), rng_for(0, 0, position, 0))
@@ -22,7 +22,7 @@ def test_output_has_the_size_whatever_the_input(size):
     assert augmentation.transform_image(Image.new("L", size), rng_for(0, 0, 0, 0)).mode == "RGB"
 
 
-def test_resize_and_flip_alone():
+def test_resize_and_flip():
     image = noise(50, 100)
     plain = image.resize((32, 64), Image.Resampling.BICUBIC)
     for flip, expected in ((0.0, plain), (1.0, ImageOps.mirror(plain))):
@@ -76,7 +76,7 @@ def test_erasing_sets_one_rectangle_in_its_ranges_to_zero(kind):
     assert not np.asarray(PersonAugmentation(120, 60, erase=0).erase(pixels, rng_for(0, 0, 0, 0)) == 0).any()
 
 
-def test_one_sample_has_one_generator():
+def test_generator_depends_on_the_sample_only():
     draws = {key: rng_for(*key).random() for key in np.ndindex(2, 2, 2, 2)}
     assert len(set(draws.values())) == 16
     assert rng_for(1, 0, 1, 1).random() == draws[1, 0, 1, 1]
@@ -100,7 +100,7 @@ def test_wrong_settings(options, message):
         PersonAugmentation(252, 126, **options)
 
 
-def test_areas_are_even_and_ratios_are_even_in_their_logarithm():
+def test_areas_are_uniform_and_ratios_log_uniform():
     # None of these boxes is too large for its image, which would turn the draws to others.
     augmentation = PersonAugmentation(200, 200, erase=1, erase_area=(0.05, 0.2))
     areas, ratios = [], []
@@ -115,7 +115,7 @@ def test_areas_are_even_and_ratios_are_even_in_their_logarithm():
 
 
 @pytest.mark.parametrize("share", [0.2, 0.8])
-def test_flips_and_erasures_are_as_frequent_as_they_were_asked_for(share):
+def test_frequency_of_flips_and_erasures(share):
     augmentation = PersonAugmentation(8, 4, flip=share, pad=0, erase=share)
     image = noise(4, 8)
     flipped = erased = both = 0
@@ -143,7 +143,7 @@ class Least:
         return 0 if size is None else np.full(size, 0)
 
 
-def test_a_probability_of_nothing_is_nothing():
+def test_probability_zero_changes_nothing():
     none = PersonAugmentation(64, 32, flip=0, pad=0, erase=0)
     image = noise(32, 64)
     assert np.array_equal(none.transform_image(image, Least()), image)
@@ -151,7 +151,7 @@ def test_a_probability_of_nothing_is_nothing():
     assert (PersonAugmentation(64, 32, erase=0.1).erase(np.ones((3, 64, 32)), Least()) == 0).any()
 
 
-def test_boxes_lie_anywhere_inside_and_leave_something():
+def test_erased_boxes_cover_all_positions_but_not_the_whole_image():
     def boxes(tall, wide, height=12, width=6):
         """(top, left, tall, wide) of the boxes of one size; None where nothing was erased."""
         area, ratio = tall * wide / (height * width), tall / wide
@@ -175,7 +175,7 @@ def test_boxes_lie_anywhere_inside_and_leave_something():
         assert all((small.erase(np.ones((3, *size)), rng_for(0, 0, i, 0)) == 0).any() for i in range(300))
 
 
-def test_each_place_of_each_epoch_has_another_augmentation():
+def test_augmentation_differs_by_position_and_epoch():
     augmentation, image = PersonAugmentation(64, 32), noise(32, 64)
 
     def crop(**place):

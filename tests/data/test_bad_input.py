@@ -1,4 +1,4 @@
-"""Every reader against the same mistakes: what is wrong is named in one line, what is not ours is left alone."""
+"""Wrong input to every reader: one line names the problem, and foreign files are not changed."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def refused(name, root, match):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_folder_that_is_missing_or_renamed(small, name):
+def test_missing_or_renamed_folder(small, name):
     root = small(name)
     where = root / "imgs" if (root / "imgs").is_dir() else root
     folders = sorted({where / path.relative_to(where).parts[0] for path in set_images(root) if path.parent != where})
@@ -65,7 +65,7 @@ def test_a_folder_that_is_missing_or_renamed(small, name):
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_stray_image_and_a_name_that_does_not_parse(small, load, tmp_path, name):
+def test_stray_image_and_wrong_file_name(small, load, tmp_path, name):
     root = small(name)
     before = size(load(name, root))
     image = last_image(root)
@@ -79,7 +79,7 @@ def test_a_stray_image_and_a_name_that_does_not_parse(small, load, tmp_path, nam
 
 
 @pytest.mark.parametrize("name", LISTED)
-def test_a_listed_image_that_is_missing_and_one_that_is_not_listed(small, load, tmp_path, name):
+def test_missing_listed_image_and_unlisted_image(small, load, tmp_path, name):
     root = small(name)
     before = sum(size(load(name, root)).values())
     image = last_image(root)
@@ -92,7 +92,7 @@ def test_a_listed_image_that_is_missing_and_one_that_is_not_listed(small, load, 
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_broken_image_and_a_bomb(small, load, tmp_path, name, monkeypatch):
+def test_broken_image_and_decompression_bomb(small, load, tmp_path, name, monkeypatch):
     root = small(name)
     before = load(name, root)
     used = {source for part in before.values() for source in image_sources(part)}
@@ -130,7 +130,7 @@ def test_wrong_entries_of_captions_files(small, load, tmp_path, name):
         mistake("field id: input should be", id=wrong)
     for wrong in (7, ["a.jpg"], {}):
         mistake(f"field '{key}': is of type", **{key: wrong})
-    mistake("field 'captions': not all are texts", captions=["a man", ""])
+    mistake("field 'captions': one is an empty text", captions=["a man", ""])
     mistake("one has 5,000 characters", captions=["x" * 5_000])
     mistake("is not inside the data folder", **{key: f"../imgs/{entries[0][key]}"})
     mistake("is not inside the data folder", **{key: str(root / "imgs" / entries[0][key])})
@@ -141,7 +141,7 @@ def test_wrong_entries_of_captions_files(small, load, tmp_path, name):
     refused(name, root, r"not UTF-8 text \(byte [0-9]+\): save it as UTF-8")
 
 
-def test_cuhk03_indexes_that_name_no_image(small):
+def test_cuhk03_wrong_indexes(small):
     from scipy.io import loadmat, savemat
 
     root = small("cuhk03")
@@ -149,10 +149,10 @@ def test_cuhk03_indexes_that_name_no_image(small):
     config = {key: value for key, value in loadmat(path).items() if not key.startswith("__")}
     for wrong in ([[999]], [[0]], [[1], [1]]):
         savemat(path, {**config, "query_idx": wrong})
-        refused("cuhk03", root, "config_detected.mat: query_idx repeats an image or names none")
+        refused("cuhk03", root, "config_detected.mat: query_idx repeats an image or has a wrong index")
 
 
-def test_what_is_left_out_of_several_sets_is_listed_together(tmp_path):
+def test_skipped_samples_of_several_sets_are_in_one_list(tmp_path):
     dirs = {}
     for name in ("market1501", "cuhk_sysu"):
         dirs[name] = str(write_tree(tmp_path / name, name, SMALL[name]))

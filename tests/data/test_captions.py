@@ -1,4 +1,4 @@
-"""The sidecar of continuations: torn lines, resuming, joining, stale captions."""
+"""The sidecar files: incomplete lines, resuming, joining, outdated captions."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def train(tmp_path):
 RECORDS = [record("c.jpg", 0, "grün\u2028\n"), record("a.jpg", 1, "blue"), record("a.jpg", 0, "red")]
 
 
-def test_records_come_back_and_a_torn_last_line_is_repaired(tmp_path):
+def test_round_trip_and_incomplete_last_line(tmp_path):
     path = tmp_path / "texts.jsonl"
     append_records(path, RECORDS[:1])
     append_records(path, RECORDS[1:])
@@ -50,7 +50,7 @@ def test_records_come_back_and_a_torn_last_line_is_repaired(tmp_path):
     assert path.read_bytes() == whole
 
 
-def test_wrong_lines_are_named(tmp_path):
+def test_wrong_lines(tmp_path):
     path = tmp_path / "texts.jsonl"
     with pytest.raises(UserError, match="texts.jsonl: cannot be read"):
         read_records(path)
@@ -63,23 +63,23 @@ def test_wrong_lines_are_named(tmp_path):
         whole.splitlines()[0].replace(": 0,", ': "0",') + "\n",
     ):
         path.write_text(whole + wrong + whole)
-        with pytest.raises(UserError, match="texts.jsonl: line 4 is no record: .*: remove the line"):
+        with pytest.raises(UserError, match="texts.jsonl: line 4 is not a record: .*: remove the line"):
             read_records(path)
     path.write_text(whole + whole)
     assert read_records(path) == RECORDS
     append_records(path, [record("a.jpg", 0, "red", "another")])
-    with pytest.raises(UserError, match=r"line 7 repeats caption 0 of a.jpg \(set, train\) otherwise"):
+    with pytest.raises(UserError, match=r"line 7 repeats caption 0 of a.jpg \(set, train\) with another text"):
         read_records(path)
 
 
-def test_join_puts_each_continuation_beside_its_caption(train):
+def test_join_matches_continuations_to_captions(train):
     joined = join_continuations(train, "train", RECORDS)
     assert joined["continuation"][:] == [["more of red", "more of blue"], [], ["more of grün\u2028\n"]]
     assert joined.features == train.features and joined.column_names == train.column_names
     assert join_continuations(train, "query", RECORDS) is train
 
 
-def test_missing_captions_are_what_resuming_has_left(train):
+def test_missing_captions_are_the_rest_of_a_resumed_run(train):
     left = missing_captions(train, "train", RECORDS[1:2])
     assert left == [(TextKey("set", "train", "a.jpg", 0), "red"), (TextKey("set", "train", "c.jpg", 0), "grün\u2028\n")]
     assert missing_captions(train, "train", RECORDS) == []
@@ -89,14 +89,14 @@ def test_missing_captions_are_what_resuming_has_left(train):
 
 
 @pytest.mark.parametrize("use", [join_continuations, missing_captions])
-def test_a_changed_caption_is_stale(train, use):
+def test_changed_caption_is_outdated(train, use):
     with pytest.raises(
-        UserError, match=r"caption 1 of a.jpg \(set, train\) is stale, its caption was 'green'.* 'blue'"
+        UserError, match=r"caption 1 of a.jpg \(set, train\) is outdated, its caption was 'green'.* 'blue'"
     ):
         use(train, "train", [RECORDS[0], record("a.jpg", 1, "green"), RECORDS[2]])
 
 
-def test_rows_of_one_file_count_their_captions_on(tmp_path):
+def test_caption_index_continues_over_rows_of_one_image(tmp_path):
     rows = [
         Sample("a.jpg", 1, captions=("red",)),
         Sample("b.jpg", 1, captions=("tall",)),
@@ -107,7 +107,7 @@ def test_rows_of_one_file_count_their_captions_on(tmp_path):
     assert keys == [("a.jpg", 0), ("b.jpg", 0), ("a.jpg", 1)]
 
 
-def test_written_captions_are_joined_in_their_order_where_there_are_none(tmp_path):
+def test_generated_captions_are_joined_in_order(tmp_path):
     rows = [Sample("a.jpg", 1), Sample("b.jpg", 1, captions=("tall",)), Sample("c.jpg", 1)]
     train = make_split(rows, root=tmp_path, source="set")
 
@@ -124,5 +124,5 @@ def test_written_captions_are_joined_in_their_order_where_there_are_none(tmp_pat
     assert joined.features == train.features and joined.column_names == train.column_names
     assert joined["file_name"][:] == train["file_name"][:]
     assert join_captions(train, "query", records)["caption"][2] == ["of another split"]
-    with pytest.raises(UserError, match=r"b.jpg \(set, train\) has captions already: leave the written ones out"):
+    with pytest.raises(UserError, match=r"b.jpg \(set, train\) has captions already: leave the generated ones out"):
         join_captions(train, "train", [written("b.jpg", 0, "short")])

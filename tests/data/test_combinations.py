@@ -1,4 +1,4 @@
-"""Several sets as one: keys, cameras, the protocols by name, and mistakes."""
+"""Combinations of data sets: keys, cameras, protocols by name, and errors."""
 
 import pytest
 from datasets import DatasetDict
@@ -16,7 +16,7 @@ def made(source, **parts):
     )
 
 
-def test_persons_and_cameras_of_sets_and_parts_are_apart():
+def test_persons_and_cameras_of_sets_and_splits_are_distinct():
     a = made("a", train=[("1.jpg", 5, 1), ("2.jpg", 5, 2)], query=[("3.jpg", 5, 1)], gallery=[("4.jpg", 5, 1)])
     b = made("b", train=[("1.jpg", 5, 1), ("2.jpg", 0, -1)])
     train = combine({"b": b, "a": a})
@@ -73,7 +73,7 @@ def market(root, person):
     return str(root)
 
 
-def test_loading_several(tmp_path):
+def test_loading_several_data_sets(tmp_path):
     personx = tmp_path / "personx"
     for folder in ("bounding_box_train", "query", "bounding_box_test"):
         (personx / folder).mkdir(parents=True)
@@ -94,7 +94,7 @@ def test_loading_several(tmp_path):
         load_reid_dataset("market1501", data_dirs=dirs)
 
 
-def test_names_of_people_and_cameras_stay_and_sets_without_have_none():
+def test_combined_data_keeps_names():
     a = made("a", train=[("1.jpg", 7, 3), ("2.jpg", 4, -1)])
     b = made("b", train=[("1.jpg", 7, 3)])
     a["train"] = a["train"].add_column("person_name", ["anna", "ben"], feature=OPTIONAL_FEATURES["person_name"])

@@ -1,4 +1,4 @@
-"""Persons and cameras of the published sets: two spellings of one number and numbers too large never merge people."""
+"""Persons and cameras of the published data sets: spellings and large numbers never merge people."""
 
 import json
 import re
@@ -42,14 +42,14 @@ def test_two_spellings_of_one_number(tmp_path, name, what):
     image = set_images(root)[-1]
     pattern = r"^(\D*)([0-9]+)" if what == "person" else CAMERA.get(name, r"(_c)([0-9]+)")
     copy = copy_as(image, pattern, lambda digits: f"00{digits}")
-    left = check_refused(name, root, tmp_path, f"{what} 0", "spelled otherwise", copy.name)
+    left = check_refused(name, root, tmp_path, f"{what} 0", "is another spelling of", copy.name)
     # Whichever comes first stays.
     spellings = {re.search(pattern, row[0].split("/")[-1])[2] for part in left.values() for row in part}
     assert len({int(spelling) for spelling in spellings}) == len(spellings)
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_numbers_that_are_none(tmp_path, name):
+def test_wrong_numbers(tmp_path, name):
     root = write_tree(tmp_path, name, SMALL[name])
     before = load_reid_dataset(name, data_dir=root)
     for digits, word in (
@@ -63,10 +63,10 @@ def test_numbers_that_are_none(tmp_path, name):
         copy.unlink()
 
 
-def test_a_pair_of_cuhk02_has_no_person_of_another(tmp_path):
+def test_pairs_of_cuhk02_share_no_person(tmp_path):
     root = write_tree(tmp_path, "cuhk02", SMALL["cuhk02"])
     copy = copy_as(root / "P1/cam1/001_1.png", r"^()([0-9]+)", lambda _: "10001")  # would be person 1 of pair 2
-    check_refused("cuhk02", root, tmp_path, copy.name, "person 10001 would be one of another pair's")
+    check_refused("cuhk02", root, tmp_path, copy.name, "person 10001 would be in another pair")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_pair_of_cuhk02_has_no_person_of_another(tmp_path):
     [
         (
             lambda line: re.sub("([0-9]+)$", r"0\1", line),
-            ("line 2", "person 00 is the number of person 0 in", "line 1"),
+            ("line 2", "person 00 is another spelling of person 0 in", "line 1"),
         ),
         (lambda line: re.sub("[0-9]+$", "9" * 25, line), ("line 2", "has more than 18 digits")),
         (lambda line: re.sub("[0-9]+$", "²", line), ("line 2", "is not like")),
@@ -82,7 +82,7 @@ def test_a_pair_of_cuhk02_has_no_person_of_another(tmp_path):
         (lambda line: re.sub("[0-9]+$", "1E2", line), ("line 2", "is not like")),
     ],
 )
-def test_persons_of_msmt17s_lists(tmp_path, change, words):
+def test_person_numbers_in_msmt17_lists(tmp_path, change, words):
     root = write_tree(tmp_path, "msmt17", {**SMALL["msmt17"], "query": (4, 1)})
     path = root / "list_query.txt"
     lines = path.read_text().splitlines()
@@ -90,7 +90,7 @@ def test_persons_of_msmt17s_lists(tmp_path, change, words):
     assert len(check_refused("msmt17", root, tmp_path, *words)["query"]) == 3
 
 
-def test_a_line_that_names_another_person_than_its_folder_is_said(tmp_path, caplog):
+def test_line_with_another_person_than_its_folder_is_a_warning(tmp_path, caplog):
     root = write_tree(tmp_path, "msmt17", SMALL["msmt17"])
     load_reid_dataset("msmt17", data_dir=root)
     assert "another person" not in caplog.text
@@ -100,7 +100,7 @@ def test_a_line_that_names_another_person_than_its_folder_is_said(tmp_path, capl
     assert "list_gallery.txt: 1 lines, first line 2, name another person than the folder" in caplog.text
 
 
-def test_lists_as_other_systems_write_them(tmp_path):
+def test_lists_of_other_operating_systems(tmp_path):
     """Windows line ends and backslashes, a byte-order mark, several blanks."""
     root = write_tree(tmp_path, "msmt17", SMALL["msmt17"])
     before = load_reid_dataset("msmt17", data_dir=root)
@@ -114,7 +114,7 @@ def test_lists_as_other_systems_write_them(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cuhk_pedes", "rstpreid"])
-def test_captions_of_any_number_and_paths_with_backslashes(tmp_path, name):
+def test_any_number_of_captions_and_backslashes(tmp_path, name):
     root = write_tree(tmp_path, name, SMALL[name])
     path = next(root.glob("*.json"))
     key = "img_path" if name == "rstpreid" else "file_path"
@@ -129,7 +129,7 @@ def test_captions_of_any_number_and_paths_with_backslashes(tmp_path, name):
     assert not any("\\" in file for file in train["file_name"]) and max(train["person_id"]) > 2**53
 
 
-def test_a_camera_of_rstpreid_is_spelled_one_way(tmp_path):
+def test_two_spellings_of_a_camera_of_rstpreid(tmp_path):
     root = write_tree(tmp_path, "rstpreid", SMALL["rstpreid"])
     image = set_images(root)[0]
     other = image.with_name(re.sub("_c([0-9]+)", r"_c0\1", image.name))
@@ -138,4 +138,4 @@ def test_a_camera_of_rstpreid_is_spelled_one_way(tmp_path):
     path = root / "data_captions.json"
     path.write_text(json.dumps([*json.loads(path.read_text().replace(f'"{image.name}"', f'"{other.name}"')), entry]))
     other.with_name(image.name).write_bytes(other.read_bytes())
-    check_refused("rstpreid", root, tmp_path, "camera", "spelled otherwise", "entry 8", "entry 0")
+    check_refused("rstpreid", root, tmp_path, "camera", "is another spelling of", "entry 8", "entry 0")

@@ -1,4 +1,4 @@
-"""Opening images: every way a file can be wrong has its message, and no path leaves the data folder."""
+"""Opening images: every broken file has its message, and no path leaves the data folder."""
 
 import os
 import re
@@ -60,7 +60,7 @@ def test_wide_pixels_of_unknown_range_are_refused(tmp_path, pixels):
         open_image(tmp_path / "wide.tif")
 
 
-def test_one_list_of_formats_and_nothing_hidden(tmp_path):
+def test_image_formats_and_hidden_files(tmp_path):
     suffixes = ("jpg", "JPEG", "png", "bmp", "webp", "tif", "Tiff", "gif", "avif")
     for suffix in suffixes:
         # The same picture under every suffix: what it is, its bytes tell.
@@ -87,7 +87,7 @@ def test_one_list_of_formats_and_nothing_hidden(tmp_path):
         list_images(tmp_path / "nowhere")
 
 
-def test_a_pillow_without_avif_reads_the_rest_without_a_warning(tmp_path, monkeypatch):
+def test_pillow_without_avif_reads_other_formats(tmp_path, monkeypatch):
     monkeypatch.delitem(features.modules, "avif")
     (tmp_path / "1.jpg").write_text("no image")
     with warnings.catch_warnings():
@@ -97,7 +97,7 @@ def test_a_pillow_without_avif_reads_the_rest_without_a_warning(tmp_path, monkey
             open_image(tmp_path / "1.jpg")
 
 
-def test_what_is_no_regular_file_is_never_an_image(tmp_path):
+def test_special_files_are_not_images(tmp_path):
     """Opening a pipe or a device would never end."""
     people = tmp_path / "people"
     write_jpeg(people / "sub/1.jpg")
@@ -116,7 +116,7 @@ def test_what_is_no_regular_file_is_never_an_image(tmp_path):
     assert list_image_tree(people) == (["link.jpg", "sub/1.jpg"], left_out, 0)
 
 
-def test_what_is_left_out_is_counted_and_named(tmp_path, caplog):
+def test_files_that_are_not_images_are_counted_and_named(tmp_path, caplog):
     for number in range(7):
         (tmp_path / f"{number}.heic").touch()
     list_images(tmp_path).warn(tmp_path)
@@ -173,7 +173,7 @@ def test_all_broken_images_are_reported_together(tmp_path):
     assert "text.jpg" not in text and "\n" not in text
 
 
-def test_no_path_leaves_the_data_folder(tmp_path):
+def test_paths_cannot_leave_the_data_folder(tmp_path):
     root = tmp_path / "data"
     write_jpeg(root / "a" / "b.jpg")
     outside = write_jpeg(tmp_path / "outside" / "c.jpg")

@@ -1,4 +1,4 @@
-"""Nobody is tested on who was trained on: sets made of others' images, and people that two splits share."""
+"""The leakage check: data sets with shared images, and people that two splits share."""
 
 import pytest
 from datasets import Value
@@ -47,12 +47,12 @@ MADE_OF = [
 
 
 @pytest.mark.parametrize(("made", "of"), MADE_OF)
-def test_a_set_made_of_another_leaks_in_both_directions(made, of):
+def test_sets_with_shared_images_leak_in_both_directions(made, of):
     assert overlaps([made], [of]) == [f"{made} and {of} share images of {of}"]
     assert overlaps([f"{of}:all"], [made]) == [f"{of} and {made} share images of {of}"]
 
 
-def test_sets_that_no_paper_connects_share_nothing(monkeypatch):
+def test_unrelated_sets_share_nothing(monkeypatch):
     apart = ["market1501", "msmt17", "cuhk01", "cuhk02", "cuhk03", "cuhk_sysu", "dukemtmc", "viper", "prid", "grid"]
     assert overlaps(apart, apart) == []
     assert overlaps(["market1501:all", "market1501"], ["market1501"]) == ["market1501's own test people are trained on"]
@@ -68,7 +68,7 @@ def split(people, source="own", named=True):
     return part.add_column("person_name", names, feature=Value("string")) if named else part
 
 
-def test_people_that_train_shares():
+def test_people_shared_with_train():
     train = split([(0, "anna"), (1, "ben"), (2, "cleo"), (3, "dan")])
     numbered_anew = split([(7, "dan"), (8, "cleo"), (9, "anna")])
     dataset = {"train": train, "val": split([(3, "eve")]), "query": numbered_anew, "gallery": split([(0, "anna")])}
@@ -94,7 +94,7 @@ APART += ["viper", "prid", "grid", "ilids"]
 
 
 @pytest.mark.parametrize("source", [*APART, "market1501", "dukemtmc", "occluded_duke", "own"])
-def test_equal_numbers_are_equal_people_where_a_set_numbers_all_its_people_once(source):
+def test_equal_numbers_mean_one_person_if_numbers_are_global(source):
     train, query = (split([(n, None) for n in numbers], source, named=False) for numbers in ((3, 5, 40), (40, 5, 6)))
     assert shared_people({"train": train, "val": query}) == ({} if source in APART else {"train and val": ["5", "40"]})
 

@@ -1,4 +1,4 @@
-"""A licence is read: of a card, of a name that was published under it, of our own configuration; never guessed."""
+"""Licences from a card, from a published name and from a configuration, but never from an architecture."""
 
 import json
 
@@ -48,11 +48,11 @@ def no_hub(monkeypatch):
         ("- a list", None),
     ],
 )
-def test_the_cards_own_word(base, front, licence):
+def test_licence_of_the_card(base, front, licence):
     assert licence_of(base(f"---\n{front}\n---\n# A model\n")) == licence
 
 
-def test_an_architecture_says_nothing(base, tmp_path):
+def test_architecture_has_no_licence(base, tmp_path):
     """SmolLM2 is Apache-2.0 and has Llama's architecture; so does a model of random weights."""
     assert licence_of(base()) is None
     assert licence_of(base("# No front matter, and the words license: llama2\n")) is None
@@ -76,11 +76,11 @@ def test_an_architecture_says_nothing(base, tmp_path):
         ("meta-llama/Llama-3.2-1B", None),
     ],
 )
-def test_published_names_are_known_without_a_network(name, licence):
+def test_published_names_need_no_network(name, licence):
     assert licence_of(name) == licence
 
 
-def test_a_local_copy_names_the_language_model_inside(base):
+def test_local_copy_has_the_licence_of_its_language_model(base):
     folder = base(text_config={"model_type": "llama", "_name_or_path": "lmsys/vicuna-7b-v1.5"})
     assert licence_of(folder) == "llama2"
     # Its own card says more.
@@ -88,7 +88,7 @@ def test_a_local_copy_names_the_language_model_inside(base):
     assert licence_of(folder) == "mit"
 
 
-def test_a_checkpoint_of_ours_keeps_its_bases_and_its_card_is_not_asked(base, tmp_path_factory):
+def test_own_checkpoint_keeps_the_licence_of_its_base(base, tmp_path_factory):
     card = "---\nlicense: other\nlicense_name: see-licences-that-carry-over\n---\n"
     assert licence_of(base(card, model_type="mllmreid", base_licence="apache-2.0")) == "apache-2.0"
     assert licence_of(base(card, model_type="mllmreid")) is None
@@ -102,7 +102,7 @@ def test_a_checkpoint_of_ours_keeps_its_bases_and_its_card_is_not_asked(base, tm
     assert licence_of(base(card, model_type="mllmreid", backbone=str(folder))) is None  # it names itself
 
 
-def test_names_in_the_hubs_way():
+def test_normalised_licence_names():
     said = ("llama2", "LLAMA2", "Llama 2", "llama-2", "Llama 2 Community License", " Apache-2.0 ")
     assert [normal_licence(name) for name in said] == [*["llama2"] * 5, "apache-2.0"]
     assert [normal_licence(name) for name in ("", "a\nb", "x" * 200, None, 3, "<b>", "`x`")] == [None] * 7

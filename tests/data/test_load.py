@@ -41,11 +41,11 @@ def test_reader_by_name_and_texts_joined(root):
     with pytest.raises(UserError, match="other.jsonl: no record belongs to this data set"):
         read(root, texts=root / "other.jsonl")
     append_records(root / "stale.jsonl", [TextRecord("market1501", "train", TRAIN, 0, "a man", "x", {})])
-    with pytest.raises(UserError, match="stale.jsonl: the text of caption 0 of bounding_box_train/0001.* is stale"):
+    with pytest.raises(UserError, match="stale.jsonl: the text of caption 0 of bounding_box_train/0001.* is outdated"):
         read(root, texts=root / "stale.jsonl")
 
 
-def test_saved_folder_works_the_same_and_its_embedded_images_open(root):
+def test_saved_folder_with_embedded_images(root):
     dataset = read(root)
     dataset.save_to_disk(root / "saved")
     (root / TRAIN).unlink()
@@ -70,13 +70,13 @@ def test_saved_folder_works_the_same_and_its_embedded_images_open(root):
         (".", {"data_dir": "x", "strict": True}, "saved data set, data_dir, strict does not apply"),
     ],
 )
-def test_mistakes(root, monkeypatch, name, options, message):
+def test_errors(root, monkeypatch, name, options, message):
     monkeypatch.chdir(root)
     with pytest.raises(UserError, match=message):
         load_reid_dataset(name, **options)
 
 
-def test_saved_folder_must_keep_the_contract(root):
+def test_saved_folder_without_contract_columns(root):
     dataset = read(root)
 
     def save(name, changed):

@@ -1,4 +1,4 @@
-"""splits.json: what it records, what it leaves out, what contradicts it; and people that two splits share."""
+"""splits.json: its content, contradictions with the data, and people that two splits share."""
 
 import json
 import time
@@ -41,18 +41,18 @@ def rewrite(root, **fields):
     (root / "splits.json").write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
 
 
-def test_what_was_added_later_is_said(root, caplog):
+def test_images_added_later_are_noted(root, caplog):
     first, notes = load(root)
-    assert notes == ["tested on 5 of 10 people, parts in splits.json"] and not caplog.text
+    assert notes == ["tested on 5 of 10 people, splits in splits.json"] and not caplog.text
     add(root, "kim", "lea", images=3)
     Image.new("RGB", (4, 8)).save(root / "anna/9.png")
     again, notes = load(root)
     assert {split: part["file_name"][:] for split, part in again.items()} == {
         split: part["file_name"][:] for split, part in first.items()
     }
-    assert notes[0] == "tested on 5 of 12 people, parts in splits.json"
+    assert notes[0] == "tested on 5 of 12 people, splits in splits.json"
     left = (
-        "splits.json: 7 files of 3 people are in no part and not used (anna, kim and 1 more): remove the file to draw"
+        "splits.json: 7 files of 3 people are in no split and not used (anna, kim and 1 more): remove the file to draw"
     )
     assert left in notes[1] and left in caplog.text and "or give another splits_file" in notes[1]
     (root / "splits.json").unlink()
@@ -60,7 +60,7 @@ def test_what_was_added_later_is_said(root, caplog):
     assert sum(map(len, whole.values())) == 27 and len(notes) == 1
 
 
-def test_two_runs_that_draw_at_once_do_not_both_go_on(root, monkeypatch):
+def test_two_concurrent_runs_use_the_same_splits(root, monkeypatch):
     draw = splits.split_query_gallery
 
     def slowly(*arguments, **options):
@@ -82,7 +82,7 @@ def test_two_runs_that_draw_at_once_do_not_both_go_on(root, monkeypatch):
     assert sum("splits.json: was drawn with split_seed" in str(result) for result in results) == 1
 
 
-def test_nothing_is_left_where_splits_cannot_be_drawn(root, tmp_path):
+def test_failed_draw_leaves_no_file(root, tmp_path):
     with pytest.raises(UserError, match="too few for two to train on"):
         load(root, splits_file=tmp_path / "new" / "below" / "splits.json", test_share=0.99)
     assert not (tmp_path / "new").exists()
@@ -105,11 +105,11 @@ def test_options_that_contradict_the_file(root):
     for option in ({"test_share": 0.3}, {"split_seed": 4}):
         (name,) = option
         with pytest.raises(
-            UserError, match=f"splits.json: does not say its {name}, so that .* cannot be checked: leave it out"
+            UserError, match=f"splits.json: does not record its {name}, so that .* cannot be checked: leave it out"
         ):
             load(root, **option)
     assert load(root, splits_file=root.parent / "other.json", test_share=0.2)[1] == [
-        "tested on 2 of 10 people, parts in other.json"
+        "tested on 2 of 10 people, splits in other.json"
     ]
 
 
@@ -117,7 +117,7 @@ def test_options_that_do_not_apply_are_refused(root, tmp_path):
     add(tmp_path / "parts/train", "a", "b")
     add(tmp_path / "parts/query", "c")
     add(tmp_path / "parts/gallery", "c")
-    assert load(tmp_path / "parts")[1] == ["tested on 1 of 3 people, parts in the folders"]
+    assert load(tmp_path / "parts")[1] == ["tested on 1 of 3 people, splits in the folders"]
     for option in ({"test_share": 0.5}, {"split_seed": 0}, {"splits_file": "x.json"}):
         (name,) = option
         with pytest.raises(UserError, match=f"has splits of its own, {name} does not apply: leave it out"):
@@ -135,22 +135,22 @@ def test_options_that_do_not_apply_are_refused(root, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"test": ["anna/0.png"]}, "part 'test' is unknown: name the parts train, val, query, gallery"),
+        ({"test": ["anna/0.png"]}, "split 'test' is unknown: name the splits train, val, query, gallery"),
         ({"query": ["anna/0.png"], "gallery": ["anna/0.png"]}, "names 'anna/0.png' more than once"),
         ({"query": ["anna/0.png", "anna/0.png"]}, "names 'anna/0.png' more than once"),
         (
             {"train": ["anna/0.png", "ben/0.png"], "query": ["anna/1.png"], "gallery": ["ben/1.png"], "val": []},
-            "anna is in train and query; ben is in train and gallery: remove the file to draw anew",
+            "anna is in train and query; ben is in train and gallery: remove the file to draw the splits again",
         ),
         ({"train": ["anna/0.png"], "val": ["anna/1.png"], "query": [], "gallery": []}, "anna is in train and val"),
         ({"train": None}, "field train: field required"),
         ({"train": "anna/0.png"}, "field train: "),
         ({"train": [5]}, r"field train\[0\]: "),
         ({"test_share": "half"}, "field test_share: "),
-        ({"query": ["nobody/0.png"]}, "names 'nobody/0.png', which is not in the data: remove the file to draw anew"),
+        ({"query": ["nobody/0.png"]}, "names 'nobody/0.png', which is not in the data: remove the file to draw"),
     ],
 )
-def test_a_file_that_does_not_fit(root, change, message):
+def test_file_that_contradicts_the_data(root, change, message):
     load(root)
     rewrite(root, **change)
     before = (root / "splits.json").read_bytes()
@@ -160,14 +160,14 @@ def test_a_file_that_does_not_fit(root, change, message):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[" * 100_000, b"[]", b'{"train": NaN}', b'{"train": ["a"'])
-def test_garbage_is_named_and_left_alone(root, content):
+def test_invalid_file_is_not_replaced(root, content):
     (root / "splits.json").write_bytes(content)
     with pytest.raises(UserError, match="splits.json: ") as caught:
         load(root)
     assert "\n" not in str(caught.value) and (root / "splits.json").read_bytes() == content
 
 
-def test_the_list_of_what_was_skipped_replaces_no_other_file(root, tmp_path):
+def test_skipped_file_replaces_no_other_file(root, tmp_path):
     (root / "anna/broken.png").write_bytes(b"x")
     other = tmp_path / "notes.txt"
     other.write_text("my notes\n")
@@ -202,22 +202,22 @@ def test_the_seed_draws_the_people_and_the_queries(tmp_path):
         assert sorted(split_query_gallery(whole, seed=seed)[0]["file_name"]) == part["query"]
 
 
-def test_the_share_is_of_the_people(tmp_path):
+def test_share_counts_people(tmp_path):
     for share, tested in ((0.125, 1), (0.5, 4), (0.75, 6)):
         parts = drawn(images(), tmp_path / f"{share}.json", test_share=share)
         assert len({name[0] for name in parts["gallery"]}) == len(parts["query"]) == tested
         assert len({name[0] for name in parts["train"]}) == 8 - tested
     for share in (0, 1, 1.5, -0.5, float("nan")):
-        with pytest.raises(UserError, match=f"test_share: {share} is no share: use a number between 0 and 1"):
+        with pytest.raises(UserError, match=f"test_share: {share} is not a share: use a number between 0 and 1"):
             make_splits(images(), tmp_path / "s.json", test_share=share)
     for people, share in ((2, 0.5), (8, 0.05), (8, 0.9)):
         with pytest.raises(UserError, match=f"{people} people, test_share {share}: too few for two to train on"):
             make_splits(images(people), tmp_path / "s.json", test_share=share)
-    with pytest.raises(UserError, match="split_seed: -1 is no seed: use a whole number from 0"):
+    with pytest.raises(UserError, match="split_seed: -1 is not a seed: use a whole number from 0"):
         make_splits(images(), tmp_path / "s.json", seed=-1)
 
 
-def test_the_file_can_be_read_by_people(tmp_path):
+def test_file_is_readable_json(tmp_path):
     rows = [Sample(f"zoë/{person}.{i}.jpg", person, -1) for person in range(4) for i in range(2)]
     parts = drawn(make_split(rows, root="/x", source="own"), tmp_path / "s.json", seed=2)
     text = (tmp_path / "s.json").read_bytes().decode("utf-8")
@@ -226,7 +226,7 @@ def test_the_file_can_be_read_by_people(tmp_path):
     assert {name: sorted(content[name]) for name in parts} == parts
 
 
-def test_what_another_run_drew_meanwhile_is_taken(tmp_path, monkeypatch):
+def test_splits_of_a_concurrent_run_are_used(tmp_path, monkeypatch):
     path = tmp_path / "s.json"
 
     @contextmanager
@@ -235,31 +235,31 @@ def test_what_another_run_drew_meanwhile_is_taken(tmp_path, monkeypatch):
         where.write_text(json.dumps({"test_share": 0.5, "split_seed": 9, **written}))
         yield
 
-    monkeypatch.setattr(splits, "_only_drawer", overtaken)
+    monkeypatch.setattr(splits, "_split_lock", overtaken)
     problems = Problems(on_error="skip")
     parts = drawn(images(), path, problems=problems)
     assert parts == {"train": ["0/0.jpg", "1/0.jpg"], "query": ["2/0.jpg"], "gallery": ["2/1.jpg"]}
-    assert "tested on 1 of 8 people, parts in s.json" in problems.notes
+    assert "tested on 1 of 8 people, splits in s.json" in problems.notes
     path.unlink()
     with pytest.raises(UserError, match="was drawn with split_seed 9, not 3: leave it out"):
         make_splits(images(), path, seed=3)
 
 
 @pytest.mark.parametrize("split", ["query", "gallery"])
-def test_people_of_either_part_are_tested_on(tmp_path, split):
+def test_test_people_of_query_and_gallery_are_counted(tmp_path, split):
     (tmp_path / "s.json").write_text(
         json.dumps({"train": ["0/0.jpg"], "query": [], "gallery": [], split: ["1/0.jpg", "2/0.jpg"]})
     )
     problems = Problems()
     make_splits(images(), tmp_path / "s.json", problems=problems)
-    assert problems.notes[0] == "tested on 2 of 8 people, parts in s.json"
+    assert problems.notes[0] == "tested on 2 of 8 people, splits in s.json"
 
 
-def test_a_broken_file_says_what_to_do(tmp_path):
+def test_broken_file(tmp_path):
     path = tmp_path / "s.json"
     path.write_text("{")
-    with pytest.raises(UserError, match="s.json.*: remove the file to draw anew, or give another splits_file"):
+    with pytest.raises(UserError, match="s.json.*: remove the file to draw .* or give another splits_file"):
         make_splits(images(), path)
     path.write_text(json.dumps({"train": ["0/0.jpg", "1/0.jpg"], "query": ["2/0.jpg", "0/0.jpg"], "gallery": []}))
-    with pytest.raises(UserError, match="names '0/0.jpg' more than once: remove the file to draw anew, or give"):
+    with pytest.raises(UserError, match="names '0/0.jpg' more than once: remove the file to draw the splits again"):
         make_splits(images(), path)

@@ -1,4 +1,4 @@
-"""Prepared data: there and back, with the images inside or by path, its card, and a folder that is in use."""
+"""Prepared data: the round trip with images inside or by path, the card, and existing folders."""
 
 import gc
 import tempfile
@@ -37,7 +37,7 @@ def dataset(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("embed", [True, False])
-def test_there_and_back(dataset, tmp_path, embed, monkeypatch):
+def test_round_trip(dataset, tmp_path, embed, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     write_prepared(tmp_path / "out", dataset, name="t", embed=embed, metadata={"data set": "t", "captions": None})
     assert sorted(path.name for path in (tmp_path / "out/data").glob("train*")) == [
@@ -65,7 +65,7 @@ def test_there_and_back(dataset, tmp_path, embed, monkeypatch):
     assert "Responsible use" in text and ("in the tables" in text) == embed
 
 
-def test_a_folder_in_use_is_left_alone(dataset, tmp_path):
+def test_existing_folder_is_not_replaced(dataset, tmp_path):
     (tmp_path / "out/data").mkdir(parents=True)
     with pytest.raises(UserError, match="out: exists and is not empty: remove it or give another"):
         write_prepared(tmp_path / "out", dataset, name="t", metadata={})
@@ -87,7 +87,7 @@ def one_person(tmp_path, number):
     return DatasetDict(train=make_split([Sample(image.name, number, 1)], root=tmp_path, source="t"))
 
 
-def test_folders_of_one_name_and_a_folder_made_anew_are_not_mixed_up(tmp_path, monkeypatch):
+def test_folders_with_the_same_name_are_not_mixed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number, place in enumerate(("x/people", "y/people")):
         write_prepared(tmp_path / place, one_person(tmp_path, number), name="t", metadata={})
@@ -105,7 +105,7 @@ def test_folders_of_one_name_and_a_folder_made_anew_are_not_mixed_up(tmp_path, m
     assert load_reid_dataset("x/people")["train"]["person_id"][:] == [7]
 
 
-def test_reading_leaves_nothing_in_a_cache(tmp_path, monkeypatch):
+def test_reading_writes_no_cache(tmp_path, monkeypatch):
     write_prepared(tmp_path / "out", one_person(tmp_path, 1), name="t", metadata={})
     for person in ("anna", "ben"):
         (tmp_path / "pictures/train" / person).mkdir(parents=True)
@@ -128,11 +128,11 @@ def test_images_in_archives_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "set/train.zip", "w") as archive:
         archive.write(image, "1.png")
         archive.writestr("metadata.jsonl", '{"file_name": "1.png", "pid": "anna"}')
-    with pytest.raises(UserError, match="set.*: its images (lie in archives|are no files .*): unpack"):
+    with pytest.raises(UserError, match="set.*: its images (are in archives|are not files .*): unpack"):
         load_reid_dataset(tmp_path / "set", columns={"person_id": "pid"})
 
 
-def test_a_folder_that_is_not_whole_is_refused_by_name(dataset, tmp_path):
+def test_incomplete_folder(dataset, tmp_path):
     write_prepared(tmp_path / "out", dataset, name="t", metadata={})
     data = tmp_path / "out/data"
     first, second = (data / f"train-0000{number}-of-00002.parquet" for number in (0, 1))
@@ -144,7 +144,7 @@ def test_a_folder_that_is_not_whole_is_refused_by_name(dataset, tmp_path):
         assert "\n" not in str(caught.value)
 
     second.unlink()
-    refused("train-00001-of-00002.parquet is missing: restore it or prepare the data anew")
+    refused("train-00001-of-00002.parquet is missing: restore it or prepare the data again")
     second.write_bytes(content[:-9])
     refused("train-00001-of-00002.parquet: not readable")
     second.write_bytes(b"")
@@ -152,10 +152,10 @@ def test_a_folder_that_is_not_whole_is_refused_by_name(dataset, tmp_path):
     second.write_bytes(content)
     for name in ("train-00000-of-00001.parquet", "train-00001-of-00003.parquet"):
         (data / name).write_bytes(content)
-        refused("are of two runs: prepare the data anew")
+        refused("are of two runs: prepare the data again")
         (data / name).unlink()
     (data / "people.parquet").write_bytes(content)
-    refused("people.parquet: is no file like train-00000-of-00001.parquet: move it away")
+    refused("people.parquet: is not a file like train-00000-of-00001.parquet: move it away")
     (data / "people.parquet").unlink()
     pa.parquet.write_table(pa.table({"a": [1]}), second)
     refused("train-00001-of-00002.parquet: has other columns than train-00000-of-00002.parquet")
@@ -170,7 +170,7 @@ def test_a_folder_that_is_not_whole_is_refused_by_name(dataset, tmp_path):
     refused("not readable|no column")
 
 
-def test_two_writers_do_not_mix_and_nothing_of_a_killed_one_is_taken(tmp_path, monkeypatch):
+def test_concurrent_and_killed_writers(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ROWS_PER_SHARD", 1)
     for number in range(4):
         Image.new("RGB", (2, 2)).save(tmp_path / f"{number}.png")
@@ -204,20 +204,20 @@ def test_two_writers_do_not_mix_and_nothing_of_a_killed_one_is_taken(tmp_path, m
     for thread in runs:
         thread.join()
     assert sorted(end == "written" for end in ends) == [False, True]
-    assert "another run wrote it meanwhile" in "".join(ends)
+    assert "another run has written it in the meantime" in "".join(ends)
     people = load_reid_dataset(tmp_path / "out")["train"]["person_id"][:]
     assert people in ([1, 1], [2, 2, 2]) and len(shards(tmp_path / "out")) == len(people)
     assert not list(tmp_path.glob(".out.*.part"))
 
 
-def test_the_output_lies_in_no_input(dataset, tmp_path):
+def test_output_must_not_be_in_an_input(dataset, tmp_path):
     for inside in ("images/prepared", "images/anna/prepared", "images"):
-        with pytest.raises(UserError, match="which is read: give another path|exists and is not empty"):
+        with pytest.raises(UserError, match="an input: give another path|exists and is not empty"):
             write_prepared(tmp_path / inside, dataset, name="t", metadata={}, inputs=[tmp_path / "images"])
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [f"{number}.png" for number in range(5)]
 
 
-def test_foreign_text_in_the_card_stays_text(dataset, tmp_path):
+def test_metadata_in_the_card_is_escaped(dataset, tmp_path):
     metadata = {"data set": "a\n---\n# Free\nlicense: mit", "captions": "<script>[x](http://y)", "x\n## y": 1}
     write_prepared(tmp_path / "out", dataset, name="x\nlicense: mit\n---\n# Title", metadata=metadata)
     lines = (tmp_path / "out/README.md").read_text().splitlines()
@@ -227,7 +227,7 @@ def test_foreign_text_in_the_card_stays_text(dataset, tmp_path):
     assert [line for line in lines if line.startswith("## ")] == ["## Origin", "## Responsible use"]
 
 
-def test_reading_holds_the_images_once(tmp_path):
+def test_reading_needs_the_memory_of_one_copy(tmp_path):
     noise = Image.effect_noise((300, 300), 90)
     names = []
     for number in range(40):

@@ -106,7 +106,7 @@ def walk(folder: Path) -> dict:
     return found
 
 
-def test_there_and_back(said):
+def test_round_trip(said):
     assert said["private"] and set(said["pushed"]) == {"README.md", *TABLES}
     rows = {split: part["rows"] for split, part in said["loaded"].items()}
     assert rows == {"train": 8, "query": 4, "gallery": 10}
@@ -115,8 +115,8 @@ def test_there_and_back(said):
     assert said["loaded"]["query"]["size"] == [1, 1]
 
 
-def test_an_upload_that_is_not_whole_is_refused(said):
-    assert "are of two runs: prepare the data anew" in said["of two runs"]
+def test_incomplete_upload_is_refused(said):
+    assert "are of two runs: prepare the data again" in said["of two runs"]
     assert "train-00001-of-00002.parquet is missing" in said["missing"]
 
 
@@ -128,7 +128,7 @@ def test_an_upload_that_is_not_whole_is_refused(said):
         ("public", "is public and would publish pictures of people: make it private or give another name"),
     ],
 )
-def test_what_is_refused_pushes_nothing_and_keeps_what_was_prepared(said, case, message):
+def test_refused_push_uploads_nothing_and_keeps_the_folder(said, case, message):
     assert message in said[case]["message"] and said[case]["prepared"] and said[case]["files"] == []
     assert said["repositories"] == 0 and said["changed"] == [] and said[case]["left"] == []
 

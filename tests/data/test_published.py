@@ -1,4 +1,4 @@
-"""Whether images are a published set is said by their counts, and rendered people are known by their mark."""
+"""The check against published counts, and the source of rendered people."""
 
 import json
 
@@ -11,7 +11,7 @@ from modeling_mllmreid.synthetic.worlds import rendered_source
 from modeling_mllmreid.synthetic.write import write_pedestrians
 
 
-def test_counts_of_each_published_set_and_of_one_image_less():
+def test_published_counts_and_one_image_less():
     for source, known in PUBLISHED.items():
         for counts in known:
             assert has_published_counts(source, counts), source
@@ -23,13 +23,13 @@ def test_counts_of_each_published_set_and_of_one_image_less():
     assert not has_published_counts("shop", {"train": {"samples": 1}})
 
 
-def test_a_small_set_in_the_layout_is_not_the_published_one(tmp_path):
+def test_small_set_is_not_the_published_one(tmp_path):
     dataset = load_reid_dataset("market1501", data_dir=write_tree(tmp_path, "market1501", SMALL["market1501"]))
     assert published_counts(dataset) == {"market1501": False}
     assert published_counts({}) == {}
 
 
-def test_rendered_people_keep_their_name_by_whatever_reader(tmp_path):
+def test_rendered_people_keep_their_source_in_every_reader(tmp_path):
     sizes = {"train_identities": 2, "test_identities": 2, "images_per_camera": 2, "cameras": 2}
     write_pedestrians(tmp_path / "people", named="pedestrians", **sizes)
     for reader in ("market1501", "cuhk_pedes"):
@@ -42,7 +42,7 @@ def test_rendered_people_keep_their_name_by_whatever_reader(tmp_path):
     "content",
     ["", "[]", '{"world": "earth", "version": 1}', '{"world": 3}', '{"world": "../x", "version": 1}', "[" * 9999],
 )
-def test_another_programs_world_file_names_nothing(tmp_path, content):
+def test_foreign_world_file_is_ignored(tmp_path, content):
     (tmp_path / "world.json").write_text(content)
     assert rendered_source(tmp_path) is None
     (tmp_path / "world.json").write_text(json.dumps({"world": "summer", "version": 1}))

@@ -1,4 +1,4 @@
-"""The P x K sampler: exact length, distinct people within a step, cameras, replacement, order by seed and epoch."""
+"""The P x K sampler: length, distinct people in a step, cameras, replacement, order by seed and epoch."""
 
 import logging
 from collections import Counter
@@ -22,7 +22,7 @@ def sampler(persons=PERSONS, cameras=None, p=3, k=4, **options):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_runs_have_p_people_with_k_images_and_steps_have_distinct_people(world_size):
+def test_batches_have_p_people_with_k_images(world_size):
     made = sampler(world_size=world_size)
     step = 12 * world_size
     for epoch in range(30):  # long enough to cross many borders of passes
@@ -36,7 +36,7 @@ def test_runs_have_p_people_with_k_images_and_steps_have_distinct_people(world_s
         assert all(len(set(of_step)) == 3 * world_size for of_step in people[:, :, 0])
 
 
-def test_people_come_in_whole_passes_over_the_borders_of_steps():
+def test_passes_over_all_people_continue_across_steps():
     made = sampler([person for person in range(7) for _ in range(60)], p=3, k=2)
     drawn = [int(index) // 60 for index, _, _ in list(made)[::2]]
     for done in range(len(drawn)):
@@ -47,7 +47,7 @@ def test_people_come_in_whole_passes_over_the_borders_of_steps():
     assert drawn[:7] != sorted(drawn[:7])
 
 
-def test_images_are_used_up_before_one_returns_and_runs_repeat_only_below_k():
+def test_images_repeat_only_after_all_are_used():
     made = sampler([1] * 10 + [2] * 3, p=2, k=4)
     made.steps = 25
     runs = np.array([index for index, _, _ in made]).reshape(-1, 4)
@@ -79,7 +79,7 @@ def test_order_is_a_pure_function_of_seed_and_epoch():
     assert len(set(images.values())) == 4
 
 
-def test_people_with_few_images_are_told_once(caplog):
+def test_people_with_few_images_are_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
         made = sampler([1, 2, 2, 3, 3, 3, 3, 4], p=2, k=4)
         list(made)
@@ -119,7 +119,7 @@ class Echo(Dataset):
         return key
 
 
-def test_data_loader_gives_one_order_with_and_without_workers():
+def test_order_does_not_depend_on_workers():
     made = sampler(PERSONS, CAMERAS)
     made.set_epoch(1)
 
@@ -131,7 +131,7 @@ def test_data_loader_gives_one_order_with_and_without_workers():
     assert keys(0) == keys(2) == list(made)
 
 
-def test_sets_take_turns():
+def test_sources_take_turns():
     """A set of 40 people beside one of 6: half of every batch is of each, and all of the large one come in time."""
     persons = [person for person in range(46) for _ in range(2)]
     sources = ["large" if person < 40 else "small" for person in persons]
@@ -151,7 +151,7 @@ def test_sets_take_turns():
         PKSampler(persons, [0] * 92, identities_per_batch=13, images_per_identity=2, sources=sources)
 
 
-def test_two_images_of_a_person_of_one_alone_are_said(caplog):
+def test_single_images_are_a_warning(caplog):
     for k, said in ((1, 0), (2, 1)):
         caplog.clear()
         sampler([1, 2, 2], p=2, k=k)
@@ -163,7 +163,7 @@ def test_as_many_cameras_as_images():
         sampler([1, 1, 2, 2], cameras=[1, 1, 2], p=2, k=2)
 
 
-def test_the_order_stays_what_it_is_from_version_to_version():
+def test_order_is_stable_across_versions():
     """A run goes on after an upgrade with the images that it has not seen yet."""
     made = sampler([0, 0, 1, 1, 1, 2, 2, 3], cameras=[1, 2, 1, 1, 2, 1, 2, 1], p=2, k=2)
     assert made.seed == 0 and {epoch for _, epoch, _ in made} == {0}
@@ -176,7 +176,7 @@ def test_the_order_stays_what_it_is_from_version_to_version():
     assert [index for index, _, _ in people] != list(np.random.default_rng([0, 0]).permutation(6))
 
 
-def test_sets_take_turns_by_their_first_image_and_every_one_counts():
+def test_sources_in_sorted_order():
     persons, sources = [0, 1, 2, 3], ["a", "b", "a", "b"]
     made = PKSampler(persons, [0] * 4, identities_per_batch=2, images_per_identity=1, sources=sources)
     assert made.identities_by_source == [[0, 2], [1, 3]] and made.steps == 2

@@ -1,4 +1,4 @@
-"""The validation split by identity, its query and gallery parts, and training labels."""
+"""The validation split by identity, its query and gallery splits, and training labels."""
 
 import random
 
@@ -24,7 +24,7 @@ def names(split):
     return sorted(split["file_name"])
 
 
-def test_validation_people_are_drawn_by_the_seed_whatever_the_order():
+def test_validation_people_depend_on_the_seed_only():
     train, val = split_validation(split_of(PAIRS), val_identities=3, seed=1)
     assert set(train["person_id"]) | set(val["person_id"]) == {10 * i for i in range(8)}
     assert not set(train["person_id"]) & set(val["person_id"]) and len(set(val["person_id"])) == 3
@@ -41,7 +41,7 @@ def test_validation_people_out_of_range(number):
         split_validation(split_of(PAIRS), val_identities=number, seed=0)
 
 
-def test_validation_of_too_small_a_split():
+def test_validation_of_a_small_split():
     with pytest.raises(UserError, match="training split is empty"):
         split_validation(split_of([]), val_identities=1, seed=0)
     with pytest.raises(UserError, match="val_identities is 1 of 2 people .*: give a training split with more people"):
@@ -69,7 +69,7 @@ def test_one_query_per_person_and_camera_and_every_query_has_a_match():
         assert (names(again[0]), names(again[1])) == (names(query), names(gallery))
 
 
-def test_which_images_can_ask():
+def test_images_that_can_be_queries():
     def asked(*cameras):
         return sorted(split_query_gallery(split_of([(1, camera) for camera in cameras]))[0]["camera_id"])
 
@@ -105,7 +105,7 @@ def test_the_seed_draws_the_validation_people_and_the_queries():
 
 
 @pytest.mark.parametrize(("people", "number"), [(3, 1), (8, 1), (8, 6)])
-def test_the_least_and_the_most_validation_people(people, number):
+def test_limits_of_validation_people(people, number):
     train, val = split_validation(split_of(PAIRS[: 6 * people]), val_identities=number, seed=0)
     assert len(set(val["person_id"])) == number and len(set(train["person_id"])) == people - number
     with pytest.raises(UserError, match="val_identities is 2 of 3 people in the training split: give 1 to 1"):

@@ -25,7 +25,7 @@ LOG = [
 SUMMARY = {"step": 253, "epoch": 5.06, "train_loss": 2.1, "train_runtime": 9.0}
 
 
-def row(first: float) -> dict:
+def metric_values(first: float) -> dict:
     values = {key: first + number / 100 for number, key in enumerate(KEYS)}
     return {**values, "num_queries": 40, "num_valid": 40}
 
@@ -36,8 +36,13 @@ def interval(value: float) -> dict:
 
 @pytest.fixture
 def metrics():
-    rows = {"llm": row(0.712), "vision": row(0.533), "concat": row(0.694), "llm, re-ranked": row(0.801)}
-    rows["llm, re-ranked"]["rank10"] = None
+    metrics = {
+        "llm": metric_values(0.712),
+        "vision": metric_values(0.533),
+        "concat": metric_values(0.694),
+        "llm, re-ranked": metric_values(0.801),
+    }
+    metrics["llm, re-ranked"]["rank10"] = None
     return {
         "model": "runs/x",
         "dataset": "market1501",
@@ -54,8 +59,8 @@ def metrics():
         "exclude": ["camera_id"],
         "pool_tracks": False,
         "test_feature": "llm",
-        "metrics": rows,
-        "intervals": {n: {k: interval(rows[n][k]) for k in KEYS} for n in ("llm", "vision", "concat")},
+        "metrics": metrics,
+        "intervals": {n: {k: interval(metrics[n][k]) for k in KEYS} for n in ("llm", "vision", "concat")},
     }
 
 
@@ -94,7 +99,7 @@ def training_args():
 
 @pytest.fixture
 def metadata(make_model, metrics, run, training_args):
-    """Builds the facts of a form, with everything recorded unless given otherwise."""
+    """Builds the content of a form's card, with every report unless the arguments replace it."""
 
     def make(form="full", config=(), **fields):
         model = make_model(num_identities=0, trained_on=["market1501"], base_licence="llama2")
@@ -111,18 +116,18 @@ def section(card: str, title: str) -> str:
     return card.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-def test_the_metadata_is_what_the_hub_reads(metadata, metrics):
+def test_the_hub_reads_the_metadata(metadata, metrics):
     data = ModelCard(render_card(metadata())).data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "image-feature-extraction")
     assert data.license == "llama2"
     assert data.tags == ["person-re-identification", "mllmreid"] and data.datasets == ["market1501"]
     assert data.model_name == "owner/person"
-    found = {result.metric_type: result for result in data.eval_results}
+    results = {result.metric_type: result for result in data.eval_results}
     assert all(result.dataset_type == "person-crops" for result in data.eval_results)
     assert all(result.dataset_name.startswith("market1501, ") for result in data.eval_results)
     for kind, key in {"mAP": "mAP", "rank-1": "rank1", "mINP": "mINP"}.items():
-        assert found.pop(kind).metric_value == pytest.approx(100 * metrics["metrics"]["llm"][key])
-    assert not found
+        assert results.pop(kind).metric_value == pytest.approx(100 * metrics["metrics"]["llm"][key])
+    assert not results
 
 
 def test_every_number_of_the_results_table_was_measured(metadata, metrics):
@@ -140,11 +145,11 @@ def test_every_number_of_the_results_table_was_measured(metadata, metrics):
     assert "| llm (test feature) |" in results and "95 % interval over people" in results
     assert "3,368 query and 15,913 gallery images" in results and "252 x 126, bfloat16" in results
     assert "the query's camera are dropped" in results and "mirror image" in results
-    assert "held in 4 bits; loaded in another form it gives other results" in results
+    assert "The language model had 4-bit weights; with other weights the results differ" in results
     assert f"Measured on these weights, SHA-256 `{'cafe' * 16}`" in results
 
 
-def test_nothing_measured_is_no_number(metadata):
+def test_a_card_without_measurements_has_no_numbers(metadata):
     bare = metadata(metrics=None, training_args=None, log_history=[], run=None, parameters=0, weights_sha="")
     card = render_card(bare)
     assert ModelCard(card).data.eval_results is None and "model-index" not in card
@@ -155,7 +160,7 @@ def test_nothing_measured_is_no_number(metadata):
     assert "Its quality is not measured" in card
 
 
-def test_what_was_trained_and_how(metadata):
+def test_the_training_section(metadata):
     training = section(render_card(metadata(has_loss_picture=True)), "Training")
     for line in (
         "| train | 12,936 | 751 |",
@@ -197,7 +202,7 @@ def test_the_loss_picture(tmp_path):
 def test_forms(metadata):
     full, vision = render_card(metadata()), render_card(metadata("vision", weights_sha="beef"))
     thin = render_card(metadata("thin", {"backbone": "llava-hf/llava-1.5-7b-hf", "backbone_revision": "abc123"}))
-    assert "the notice that it asks for is in `NOTICE`" in full and "NOTICE" not in thin
+    assert "the notice that it requires is in `NOTICE`" in full and "NOTICE" not in thin
     assert ModelCard(thin).data.base_model == "llava-hf/llava-1.5-7b-hf" and "commit abc123" in thin
     assert ModelCard(full).data.base_model is None
     assert "without the language model" in vision and "search by text" not in vision and "search by text" in full
@@ -219,7 +224,7 @@ def test_overlaps_are_shown_and_kept_out_of_the_index(metadata, metrics, run):
     run["published_counts"] = {"cuhk_pedes": True, "market1501": True}
     card = render_card(metadata(config={"overlap": [said], "trained_on": ["cuhk_pedes", "market1501:all"]}))
     assert card.count("[!WARNING]") == 2 and card.count(f"> - {said}") == 2
-    assert "knowingly trained on" in card and "not of unseen people" in section(card, "Results")
+    assert "knowingly trained on" in card and "not results on unseen people" in section(card, "Results")
     assert ModelCard(card).data.eval_results is None
     assert ModelCard(card).data.datasets == ["cuhk_pedes", "market1501"]
     assert "[!WARNING]" not in render_card(metadata(config={"trained_on": None, "overlap": None}, metrics=None))
@@ -230,16 +235,16 @@ def test_a_published_set_is_named_where_its_counts_say_so(metadata, metrics, run
     published = render_card(metadata())
     assert "Data: market1501 (published counts: matched)." in section(published, "Results")
     assert "- **Trained on**: market1501\n" in published
-    for told in ({}, {"published_counts": {"market1501": False}}):
-        own = {**metrics, "query_images": 4, "gallery_images": 8, **told}
-        few = {**run, "data": {"train": {"images": 8, "persons": 2}}, **told}
+    for counts in ({}, {"published_counts": {"market1501": False}}):
+        own = {**metrics, "query_images": 4, "gallery_images": 8, **counts}
+        few = {**run, "data": {"train": {"images": 8, "persons": 2}}, **counts}
         card = render_card(metadata(metrics=own, run=few))
         data, results = ModelCard(card).data, section(card, "Results")
         assert data.datasets is None and "published counts: matched" not in card
         said = "images in the layout of market1501, not known to be the published set"
         assert f"Data: {said}." in results and data.eval_results[0].dataset_name.startswith(f"{said}, 4 query")
         assert "- **Trained on**: market1501 (its layout, not the published set)" in card
-        assert "not the published set by their counts" in section(card, "Data and licences")
+        assert "not with its published counts" in section(card, "Data and licences")
     # The counts of a part of several sets were not recorded by older versions.
     unknown = render_card(metadata(run={**run, "sources": ["market1501", "msmt17"]}))
     assert "- **Trained on**: market1501 (not known to be the published set)" in unknown
@@ -263,7 +268,7 @@ def test_data_licences_and_texts(metadata, run):
     assert "- captions by `llava-hf/llava-1.5-7b-hf`, licence llama2" in said
 
 
-def test_rendered_people_are_nobodys_benchmark(metadata, metrics, run):
+def test_rendered_people_are_no_benchmark(metadata, metrics, run):
     """What the demo publishes: its own people, its own weights, under its own licence."""
     metrics |= {"tested_on": ["rendered_pedestrians"], "query_images": 4, "gallery_images": 8}
     run |= {"sources": ["rendered_pedestrians"], "published_counts": {}, "base_model": "the demo's own language model"}
@@ -278,7 +283,7 @@ def test_rendered_people_are_nobodys_benchmark(metadata, metrics, run):
     assert "under the licence `apache-2.0`" in card and "published counts" not in card
 
 
-def test_the_llama_notice_is_for_a_base_that_says_so(make_model):
+def test_the_llama_notice_is_for_a_base_under_llamas_licence(make_model):
     """Never by the architecture: SmolLM2 has Llama's, under Apache-2.0, and so has a tiny model made here."""
     line = (
         "Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. "
@@ -309,7 +314,7 @@ def test_the_cards_of_other_licences(metadata):
         assert ModelCard(card).data.license == "other" and "Llama 2 Community" not in card
         assert (f"is under the licence `{licence}`" if licence else "licence of the base model is not recorded") in card
     vision = render_card(metadata("vision"))
-    assert "whose language model is under the Llama 2 Community License; none of that is in this form" in vision
+    assert "language model is under the Llama 2 Community License; the language model is not in this form" in vision
     assert ModelCard(vision).data.license == "other"
 
 
@@ -356,7 +361,7 @@ def test_the_digest_is_of_names_and_contents(tmp_path):
     digests.append(weights_digest(tmp_path))
     assert len(set(digests)) == 4 and {len(digest) for digest in digests} == {64}
     (tmp_path / "config.json").write_text("{}")
-    save_file({"features": torch.zeros(2)}, tmp_path / "embeddings.safetensors")  # which somebody keeps there
+    save_file({"features": torch.zeros(2)}, tmp_path / "embeddings.safetensors")  # a user's own file
     assert weights_digest(tmp_path) == digests[-1]
     (tmp_path / "model.safetensors").symlink_to(tmp_path / "absent")
     with pytest.raises(UserError, match=r"model.safetensors: cannot be read \(No such file"):

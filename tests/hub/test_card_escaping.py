@@ -1,4 +1,4 @@
-"""Text out of foreign files in a card: it is shown, and changes neither the page nor its metadata."""
+"""Text of foreign files on a card is shown, and changes neither the page nor its metadata."""
 
 import copy
 import re
@@ -143,7 +143,7 @@ def test_a_licence_that_is_none(text):
     assert ModelCard(card).data.license == "other" and licence_notice(spoiled_facts.config) is None
 
 
-def test_the_escapes_themselves():
+def test_escape_functions():
     for text in HOSTILE:
         assert "\n" not in escape(text) and "\n" not in code(text)
         assert escape(escape(text)) == escape(text)

@@ -1,4 +1,4 @@
-"""The ONNX file of the vision form: the form's embeddings in any batch, in one file."""
+"""The ONNX file of the vision form gives the model's embeddings for batches of any size."""
 
 import numpy as np
 import pytest
@@ -34,10 +34,10 @@ def test_embeddings_in_any_batch_from_one_file(form, tmp_path, capfd):
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert b".py" not in (tmp_path / "model.onnx").read_bytes()  # no path of this machine
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    (given,), (made,) = session.get_inputs(), session.get_outputs()
-    assert (given.name, given.type, given.shape[1:]) == ("pixel_values", "tensor(float)", [3, 64, 32])
-    assert (made.name, made.type, made.shape[1:]) == ("embedding", "tensor(float)", [32])
-    assert isinstance(given.shape[0], str) and given.shape[0] == made.shape[0]
+    (pixels,), (embedding,) = session.get_inputs(), session.get_outputs()
+    assert (pixels.name, pixels.type, pixels.shape[1:]) == ("pixel_values", "tensor(float)", [3, 64, 32])
+    assert (embedding.name, embedding.type, embedding.shape[1:]) == ("embedding", "tensor(float)", [32])
+    assert isinstance(pixels.shape[0], str) and pixels.shape[0] == embedding.shape[0]
     form.eval()
     for count in (1, 2, 5):
         crops = torch.rand(count, 3, 64, 32)
@@ -59,7 +59,7 @@ def test_position_embeddings_that_fit_the_crops(tmp_path):
     assert (tmp_path / "model.onnx").is_file()
 
 
-def test_half_precision_becomes_float32_and_much_lies_beside_the_file(form, tmp_path, monkeypatch):
+def test_half_precision_becomes_float32_and_large_weights_get_a_second_file(form, tmp_path, monkeypatch):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     monkeypatch.setattr(hub_onnx, "SINGLE_FILE", 0)
@@ -76,7 +76,7 @@ def test_half_precision_becomes_float32_and_much_lies_beside_the_file(form, tmp_
     np.testing.assert_allclose(session.run(None, {"pixel_values": crops.numpy()})[0], expected, atol=1e-5, rtol=0)
 
 
-def test_nothing_stays_where_it_fails(form, tmp_path, monkeypatch):
+def test_a_failed_export_leaves_no_file(form, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
 
@@ -93,7 +93,7 @@ def test_nothing_stays_where_it_fails(form, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_package_is_told_with_the_mend(form, tmp_path, monkeypatch):
+def test_a_missing_package_is_reported_with_the_fix(form, tmp_path, monkeypatch):
     monkeypatch.setattr(hub_onnx, "find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(UserError, match=r"^onnx: onnxscript not installed: pip install '\.\[onnx\]'$"):
         export_onnx(form, tmp_path / "model.onnx")

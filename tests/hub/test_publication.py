@@ -1,4 +1,4 @@
-"""What is published: the files of the form and nothing else, without a path, a name or a template of anybody."""
+"""The published files: those of the form only, without paths, names or templates of people."""
 
 import getpass
 import json
@@ -40,7 +40,7 @@ def saved(tmp_path_factory, tiny_processor):
 
 @pytest.fixture
 def trained(saved, tmp_path):
-    """A training's folder, with everything in it that a run and its user leave there."""
+    """Builds a training's folder, with the files that a run and its user leave in it."""
     folder = tmp_path / "secret-project" / "run"
     shutil.copytree(saved, folder)
     local = str(folder.parent / "base")
@@ -84,7 +84,7 @@ def exported(trained, tmp_path, *flags):
 
 
 @pytest.mark.parametrize("flags", [(), ("--to", "vision")])
-def test_no_byte_of_an_export_tells_of_this_machine(trained, tmp_path, flags):
+def test_no_byte_of_an_export_names_this_machine(trained, tmp_path, flags):
     target = exported(trained, tmp_path, *flags)
     files = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
     secrets = [str(tmp_path), "secret", "anna", str(Path.home()) + "/", "pytest-of"]
@@ -100,7 +100,7 @@ def test_no_byte_of_an_export_tells_of_this_machine(trained, tmp_path, flags):
         assert path.stat().st_mode & 0o077 == 0, path  # its owner's alone
     with safe_open(target / "model.safetensors", "numpy") as file:
         assert file.metadata() == {"format": "pt"}
-    # The next export of it says the same, and loads.
+    # An export of the export has the same content and loads.
     again = tmp_path / "again"
     export.main(["--model", str(target), "--output", str(again)])
     assert {path.name for path in again.iterdir()} == {path.name for path in target.iterdir()}
@@ -113,8 +113,8 @@ def test_no_byte_of_an_export_tells_of_this_machine(trained, tmp_path, flags):
     assert (target / "NOTICE").is_file() == (again / "NOTICE").is_file() == (not flags)
 
 
-def test_a_folder_that_was_no_export_is_published_without_what_is_local(trained):
-    """A push goes through the same door, whatever lies in the folder."""
+def test_a_training_folder_is_published_without_local_files_and_paths(trained):
+    """A push publishes only the files of the form, whatever else is in the folder."""
     shown = publication(trained)
     assert "embeddings.safetensors" not in shown
     for name, content in shown.items():
@@ -188,7 +188,7 @@ def point_index_at(folder, name):
         (lambda f: (f / "config.json").write_text("[" * 10_000), "config.json: "),
     ],
 )
-def test_what_shows_somebody_or_is_not_whole_is_not_pushed(trained, tmp_path, spoil, message):
+def test_templates_of_people_and_incomplete_folders_are_not_pushed(trained, tmp_path, spoil, message):
     target = exported(trained, tmp_path)
     check_publishable(target)
     spoil(target)
@@ -202,7 +202,7 @@ WRONG += [b'{"weights": 1, "metrics": 2, "log_history": 3, "seed": [], "x": 4}']
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_a_report_that_is_none_is_one_line_and_leaves_nothing(tmp_path, name, monkeypatch):
+def test_an_invalid_report_is_one_line_and_leaves_nothing(tmp_path, name, monkeypatch):
     monkeypatch.setattr(hub_export, "converted", lambda *_: pytest.fail("the model was converted before the check"))
     source = tmp_path / "run"
     source.mkdir()
@@ -234,7 +234,7 @@ def test_metrics_of_other_commands_are_left_out(trained):
 
 
 def test_two_exports_to_one_folder_never_mix(trained, tmp_path, monkeypatch):
-    """Both run at once: one of them is there, whole; the other is told so, and nothing else is left."""
+    """Two exports run at once: one is complete, the other gets an error, and no other file is left."""
     ready = threading.Barrier(2)
     save = MllmReIDModel.save_pretrained
 
@@ -258,13 +258,13 @@ def test_two_exports_to_one_folder_never_mix(trained, tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert sorted(map(bool, ends)) == [False, True]
-    assert "another run wrote it meanwhile" in next(filter(None, ends))
+    assert "another run has written it in the meantime" in next(filter(None, ends))
     check_publishable(tmp_path / "one")
     MllmReIDModel.from_pretrained(tmp_path / "one")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "secret-project"]
 
 
-def test_what_a_killed_export_left_is_not_taken_over(trained, tmp_path):
+def test_files_of_a_killed_export_are_not_used(trained, tmp_path):
     for name in (".one.part", ".one.abc.part"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "embeddings.json").write_text("left")
@@ -273,16 +273,16 @@ def test_what_a_killed_export_left_is_not_taken_over(trained, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
-def test_an_output_that_cannot_be_written_is_said_first(trained, tmp_path, monkeypatch):
+def test_an_output_that_cannot_be_written_is_reported_first(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "load_encoder", lambda *_: pytest.fail("loaded before the check"))
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(UserError, match="cannot be written"):
         export.main(["--model", str(trained), "--output", str(tmp_path / "closed" / "x")])
 
 
-def test_an_output_that_is_there_is_said_first(trained, tmp_path, monkeypatch):
+def test_an_output_that_exists_is_reported_first(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "load_encoder", lambda *_: pytest.fail("loaded before the check"))
-    for output, message in ((trained, "exists and is not empty"), (trained / "x", "lies inside .*, which is read")):
+    for output, message in ((trained, "exists and is not empty"), (trained / "x", "is inside .*, an input")):
         with pytest.raises(UserError, match=message):
             export.main(["--model", str(trained), "--output", str(output)])
 
@@ -302,7 +302,7 @@ def test_an_output_that_is_there_is_said_first(trained, tmp_path, monkeypatch):
         (b'{"model_type": "mllmreid", "loss_lambda": NaN}', "field loss_lambda"),
     ],
 )
-def test_a_configuration_that_is_none_is_one_line(tmp_path, content, field, monkeypatch):
+def test_an_invalid_configuration_is_one_line(tmp_path, content, field, monkeypatch):
     source = tmp_path / "run"
     source.mkdir()
     (source / "config.json").write_bytes(content)
@@ -314,7 +314,7 @@ def test_a_configuration_that_is_none_is_one_line(tmp_path, content, field, monk
     assert [path.name for path in tmp_path.iterdir()] == ["run"] and len(list(source.iterdir())) == 1
 
 
-def test_the_licence_that_is_given_is_kept(trained, tmp_path):
+def test_the_users_licence_is_kept(trained, tmp_path):
     target = exported(trained, tmp_path, "--licence", "Apache-2.0")
     assert json.loads((target / "config.json").read_text())["base_licence"] == "apache-2.0"
     assert not (target / "NOTICE").exists() and "under the licence `apache-2.0`" in (target / "README.md").read_text()

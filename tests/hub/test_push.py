@@ -1,4 +1,4 @@
-"""Publishing over a loopback Hub: every form there and back in a clean process, and everything that can go wrong."""
+"""Publishing over a loopback Hub: every form, pushed and loaded in a clean process, and every refusal."""
 
 import json
 import os
@@ -30,7 +30,7 @@ import json, sys
 sys.modules["modeling_mllmreid"] = None
 import torch
 from transformers import AutoModel, AutoProcessor, pipeline
-rows = []
+embeddings = []
 for name, revision, image in json.loads(sys.argv[1]):
     at = {"trust_remote_code": True, "revision": revision}
     processor, model = AutoProcessor.from_pretrained(name, **at), AutoModel.from_pretrained(name, **at).eval()
@@ -39,8 +39,8 @@ for name, revision, image in json.loads(sys.argv[1]):
         embedding = model.encode_images(processor(images=[image])["pixel_values"])
     piped = pipeline("person-reid", model=name, **at)(image)
     torch.testing.assert_close(torch.from_numpy(piped), embedding[0], atol=1e-6, rtol=0)
-    rows.append(embedding.tolist())
-print(json.dumps(rows))
+    embeddings.append(embedding.tolist())
+print(json.dumps(embeddings))
 """
 
 
@@ -74,19 +74,19 @@ def call(hub, home):
         yield lambda name, *arguments, token=TOKEN: process(name, *arguments, token=token)
 
 
-def loaded_elsewhere(hub, home, *rows, cache="clean"):
+def loaded_elsewhere(hub, home, *models, cache="clean"):
     """The embeddings of (name, revision, image) by a process without the package and with an empty cache."""
-    command = [sys.executable, "-I", "-c", CLEAN_PROCESS, json.dumps([list(map(str, row)) for row in rows])]
+    command = [sys.executable, "-I", "-c", CLEAN_PROCESS, json.dumps([list(map(str, model)) for model in models])]
     done = subprocess.run(command, env=environment(hub, home, cache), capture_output=True, text=True, cwd=home)
     assert done.returncode == 0, done.stderr
-    return [torch.tensor(row) for row in json.loads(done.stdout.splitlines()[-1])]
+    return [torch.tensor(embedding) for embedding in json.loads(done.stdout.splitlines()[-1])]
 
 
 @pytest.fixture(scope="module")
 def trained(call, home):
     """A LoRA training that pushes on the way: its folder, and the repository `tester/reid`.
 
-    The backbone, a tiny native LLaVA, lies on the Hub and nowhere else.
+    The backbone, a tiny native LLaVA, is on the Hub and nowhere else.
     """
     sizes = {"train_identities": 4, "test_identities": 3, "images_per_camera": 2, "cameras": 2}
     write_pedestrians(home / "people", named="pedestrians", **sizes)
@@ -133,7 +133,7 @@ def test_every_pushed_revision_is_whole_loadable_and_without_secrets(hub, home, 
     card = pushed[-1][1]["README.md"].decode()
     metrics = json.loads((trained / "metrics.json").read_text())["metrics"]["llm"]
     assert f"{100 * metrics['mAP']:.1f}" in card and "tester/llava" in card
-    # The licence as the base's card on the Hub says it; the people as those who were rendered.
+    # The licence is that of the base's card on the Hub; the people are rendered.
     data = ModelCard(card).data
     assert (data.license, data.base_model, data.datasets) == ("llama2", "tester/llava", ["rendered_pedestrians"])
     assert config["base_licence"] == "llama2" and "market1501" not in card and "Hardware**: not recorded" not in card
@@ -147,7 +147,7 @@ def test_export_push_delete_load_by_name_in_a_clean_process(hub, home, call, tra
         code, _, err = call("cli", "export", "--model", trained, "--to", form, "--output", home / form)
         assert code == 0, err
         expected.append(torch.tensor(call("embed", home / form, image)[0]))
-        # What else lies in the folder stays at home, and the folder as it was.
+        # Other files of the folder are not pushed, and the folder does not change.
         for name in STAYS:
             (home / form / name).parent.mkdir(exist_ok=True)
             (home / form / name).write_bytes(b"names of people")
@@ -163,9 +163,9 @@ def test_export_push_delete_load_by_name_in_a_clean_process(hub, home, call, tra
         assert files["README.md"].decode().count(f'from_pretrained("tester/{form}", trust_remote_code=True)') == 2
     # The merged model is the thin one's equal.
     torch.testing.assert_close(expected[0], torch.tensor(call("embed", trained, image)[0]), atol=1e-5, rtol=0)
-    found = loaded_elsewhere(hub, home, *((f"tester/{form}", "main", image) for form in ("full", "vision")))
-    for got, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)
+    embeddings = loaded_elsewhere(hub, home, *((f"tester/{form}", "main", image) for form in ("full", "vision")))
+    for loaded, reference in zip(embeddings, expected, strict=True):
+        torch.testing.assert_close(loaded, reference, atol=1e-6, rtol=0)
 
 
 @pytest.mark.slow
@@ -202,7 +202,7 @@ def test_a_training_folder_is_pushed_as_its_export_and_stays_as_it_was(hub, call
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
 
 
-def test_a_public_repository_is_refused_unless_that_is_said(hub, call, home, trained):
+def test_a_public_repository_is_refused_unless_the_user_allows_it(hub, call, home, trained):
     export = home / "for-all"
     assert call("cli", "export", "--model", trained, "--output", export)[0] == 0
     for model in (export, trained):
@@ -228,7 +228,7 @@ def test_a_public_repository_is_refused_unless_that_is_said(hub, call, home, tra
     assert not [path for path in home.iterdir() if path.name.startswith(".")]
 
 
-def test_their_own_push_to_hub_refuses_a_public_repository_and_is_private(hub, call, home, trained):
+def test_push_to_hub_of_each_class_refuses_a_public_repository_and_is_private(hub, call, home, trained):
     assert call("cli", "export", "--model", trained, "--to", "vision", "--output", home / "own-push")[0] == 0
     said = "this repository exists and is public, so anyone could load the push: give private=False to push there"
     forms = [(trained, kind) for kind in ("model", "processor", "config", "pipeline")]
@@ -267,7 +267,7 @@ def test_weights_of_another_form_do_not_stay_in_the_repository(hub, call, home, 
     assert not [name for name in files if name.startswith("adapter/") or name.endswith("index.json")]
 
 
-def test_what_goes_wrong_is_one_line_and_can_be_taken_up_again(hub, call, trained):
+def test_errors_are_one_line_and_a_push_can_be_repeated(hub, call, trained):
     def refused(name, token=TOKEN):
         code, _, err = call("cli", "push", "--model", trained, "--to", name, token=token)
         assert code == 2 and err.strip().splitlines()[-1].startswith("error: "), err
@@ -330,7 +330,7 @@ def folder(make_model, tiny_processor, tmp_path):
         (lambda f: configure(f, backbone=str(f)), "is a folder, which others do not have: export it with --backbone"),
     ],
 )
-def test_what_is_not_whole_is_not_pushed(folder, spoil, message):
+def test_incomplete_folders_are_not_pushed(folder, spoil, message):
     spoil(folder)
     with pytest.raises(UserError, match=message):
         check_publishable(folder)

@@ -1,4 +1,4 @@
-"""Images without a caption where captions enter the ReID losses: they take no part in what is made of texts."""
+"""Images without a caption where captions enter the ReID losses: they enter no loss on captions."""
 
 import copy
 
@@ -14,7 +14,7 @@ BARE = torch.tensor([True, False, True, True, False, True, False, True])
 
 def without_captions(batch, bare):
     """The batch of the collator for these images: no caption, no target."""
-    batch = {name: rows.clone() for name, rows in batch.items()}
+    batch = {name: values.clone() for name, values in batch.items()}
     batch["text_caption_mask"][bare] = False
     for name in ("labels", "text_labels"):
         batch[name][bare] = -100
@@ -33,7 +33,7 @@ def triplet(anchors, anchor_ids, others, other_ids, own=False):
     return sum(terms) / len(terms)
 
 
-def test_losses_gradients_and_statistics_are_those_of_the_rows_with_captions(make_model, make_batch):
+def test_losses_gradients_and_statistics_are_those_of_the_images_with_captions(make_model, make_batch):
     model = make_model(**FIELDS).double().train()
     batch = without_captions(make_batch(8), BARE)
     batch["pixel_values"] = batch["pixel_values"].double()
@@ -41,11 +41,15 @@ def test_losses_gradients_and_statistics_are_those_of_the_rows_with_captions(mak
     output = model(**batch)
     output.loss.backward()
 
-    seen = plain(**{name: rows for name, rows in batch.items() if name != "person_ids"})
+    seen = plain(**{name: values for name, values in batch.items() if name != "person_ids"})
     images, captions = seen.features["llm"], seen.text_features[~BARE]
-    rows, ids = torch.cat([images, captions]), torch.cat([people, people[~BARE]])
+    samples, ids = torch.cat([images, captions]), torch.cat([people, people[~BARE]])
     head = plain.reid_head["llm"]
-    normed = (rows - rows.mean(0)) / (rows.var(0, unbiased=False) + head.bottleneck.eps).sqrt() * head.bottleneck.weight
+    normed = (
+        (samples - samples.mean(0))
+        / (samples.var(0, unbiased=False) + head.bottleneck.eps).sqrt()
+        * head.bottleneck.weight
+    )
     expected = {
         "id_llm": F.cross_entropy(normed @ head.classifier.weight.T, ids, label_smoothing=0.2),
         "triplet_llm": triplet(images, people, images, people, own=True),
@@ -64,12 +68,12 @@ def test_losses_gradients_and_statistics_are_those_of_the_rows_with_captions(mak
             torch.testing.assert_close(weighted_reid_losses(model.config, output, people)[name], 0.6 * value)
     for (name, one), other in zip(model.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
-    torch.testing.assert_close(model.reid_head["llm"].bottleneck.running_mean, 0.1 * rows.detach().mean(0))
+    torch.testing.assert_close(model.reid_head["llm"].bottleneck.running_mean, 0.1 * samples.detach().mean(0))
     torch.testing.assert_close(output.captioned, ~BARE)
 
 
 @pytest.mark.parametrize("loss_lambda", [0.6, 1.0])
-def test_a_batch_without_any_caption_is_one_of_images_alone(make_model, make_batch, loss_lambda):
+def test_a_batch_without_captions_equals_a_batch_of_images(make_model, make_batch, loss_lambda):
     fields = {**FIELDS, "loss_lambda": loss_lambda}
     model, plain = make_model(**fields).double().train(), make_model(**{**fields, "reid_text": False}).double().train()
     batch = without_captions(make_batch(8), torch.ones(8, dtype=torch.bool))

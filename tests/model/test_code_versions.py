@@ -16,13 +16,13 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor
 out, *folders = sys.argv[1:]
 image = Image.linear_gradient("L").resize((30, 60))
-rows = []
+embeddings = []
 for folder in folders:
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     with torch.inference_mode():
-        rows.append(model.encode_images(processor(images=image)["pixel_values"]))
-torch.save(rows, out)
+        embeddings.append(model.encode_images(processor(images=image)["pixel_values"]))
+torch.save(embeddings, out)
 """
 
 
@@ -32,7 +32,7 @@ VERSIONS = [
     ("full", None, 1),
     ("full", ("modeling_mllmreid.py", "/ 2**0.5", "/ (2 * 2**0.5)"), 0.5),
     ("full", POOLING, -1),
-    ("full", ("processing_mllmreid.py", 'data["pixel_values"] = ', 'data["pixel_values"] = 0 * '), None),
+    ("full", ("processing_mllmreid.py", 'inputs["pixel_values"] = ', 'inputs["pixel_values"] = 0 * '), None),
     ("full", None, 1),
     ("vision", None, 1),
     ("vision", POOLING, -1),
@@ -56,13 +56,13 @@ def test_each_checkpoint_runs_its_own_code(make_model, tiny_processor, tmp_path)
             assert code.count(old) == 1
             (folder / file).write_text(code.replace(old, new))
         folders.append(str(folder))
-    command = [sys.executable, "-I", "-c", CLEAN_PROCESS, str(tmp_path / "rows.pt"), *folders]
+    command = [sys.executable, "-I", "-c", CLEAN_PROCESS, str(tmp_path / "embeddings.pt"), *folders]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = torch.load(tmp_path / "rows.pt")
-    for (form, _, factor), row in zip(VERSIONS, rows, strict=True):
-        plain = rows[0] if form == "full" else rows[5]
+    embeddings = torch.load(tmp_path / "embeddings.pt")
+    for (form, _, factor), embedding in zip(VERSIONS, embeddings, strict=True):
+        plain = embeddings[0] if form == "full" else embeddings[5]
         if factor is None:
-            assert (row - plain).abs().max() > 0.01
+            assert (embedding - plain).abs().max() > 0.01
         else:
-            torch.testing.assert_close(row, factor * plain)
+            torch.testing.assert_close(embedding, factor * plain)

@@ -1,4 +1,4 @@
-"""The configurations' own checks: types, ranges, layers, and names that come out of foreign files."""
+"""The configurations' checks: types, ranges, layers, and names in foreign files."""
 
 import copy
 
@@ -85,13 +85,13 @@ DEFAULTS = {
 
 
 @pytest.mark.parametrize(("fields", "message"), WRONG, ids=[str(fields)[:40] for fields, _ in WRONG])
-def test_what_no_training_can_have_said_is_refused_in_one_line(fields, message):
+def test_a_field_out_of_its_range_is_refused_in_one_line(fields, message):
     with pytest.raises(ValueError, match=f"^{message}") as error:
         MllmReIDConfig(**fields)
     assert "\n" not in str(error.value)
 
 
-def test_defaults_and_both_ends_of_what_has_ends():
+def test_defaults_and_both_ends_of_each_range_are_accepted():
     config = MllmReIDConfig().to_dict()
     assert {name: config[name] for name in DEFAULTS} == DEFAULTS
     for fields in (
@@ -103,7 +103,7 @@ def test_defaults_and_both_ends_of_what_has_ends():
     assert MllmReIDConfig().reid_heads == ("llm", "vision")
 
 
-def test_what_is_right_stays():
+def test_valid_fields_stay_unchanged():
     config = MllmReIDConfig(
         id_weight=1, llm_layer=-33, vision_layer=24, image_prefix_ids=[1, 31999], backbone="llava-hf/llava-1.5-7b-hf"
     )
@@ -121,13 +121,13 @@ def test_what_is_right_stays():
         ({"vision_config": 3}, "vision_config is 3; give the fields of a configuration"),
     ],
 )
-def test_the_vision_forms_configuration_too(fields, message):
+def test_fields_of_the_vision_forms_configuration_are_checked(fields, message):
     with pytest.raises(ValueError, match=message):
         MllmReIDVisionConfig(**{"height": 256, "width": 128, **fields} if "width" not in fields else fields)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_what_is_given_is_never_changed(make_llava, tiny_processor, attention):
+def test_arguments_of_a_configuration_are_never_changed(make_llava, tiny_processor, attention):
     """A language model whose configuration names no attention sees ahead, without a word."""
 
     def choices(config):

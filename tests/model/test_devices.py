@@ -1,4 +1,4 @@
-"""What takes pixels or ids moves them to the module that takes them, also under a device map; callers need not."""
+"""Every method moves its pixels and ids to the device of the module that takes them, also with a device map."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def entries(model, processor, batch):
     """Name -> what a caller gets, from inputs that are on the CPU."""
     text = processor(text=["a bag .", "short black hair and a yellow hat ."])
     prompts = torch.tensor([processor.image_prompt_ids()] * len(batch["pixel_values"]))
-    rows = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask", "labels")}
+    inputs = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask", "labels")}
 
     def step(**more):
         output = model(**{**batch, **more})
@@ -51,7 +51,7 @@ def entries(model, processor, batch):
         "no texts": lambda: model.encode_text(**processor(text=[])),
         "forward": step,
         "forward of pixels": lambda: model(batch["pixel_values"]).image_embeds,
-        "image_language_loss": lambda: model.image_language_loss(**rows)[0],
+        "image_language_loss": lambda: model.image_language_loss(**inputs)[0],
         "generate": lambda: model.generate(
             prompts, batch["pixel_values"], attention_mask=torch.ones_like(prompts), max_new_tokens=3, do_sample=False
         ),
@@ -70,7 +70,7 @@ def test_every_entry_moves_its_inputs(make_model, make_batch, tiny_processor, pl
             placed(model)
             for name, entry in entries(model, tiny_processor, batch).items():
                 got = entry().cpu()
-                torch.testing.assert_close(got, expected[name], msg=lambda said, name=name: f"{name}: {said}")
+                torch.testing.assert_close(got, expected[name], msg=lambda message, name=name: f"{name}: {message}")
 
 
 def test_the_vision_form_moves_its_pixels(make_model, make_batch):
@@ -83,7 +83,7 @@ def test_the_vision_form_moves_its_pixels(make_model, make_batch):
 
 
 def callers(model, processor, batch, folder):
-    """Name -> what a function that is given a model makes, from what lies on the CPU."""
+    """Returns functions of a model by name; their inputs are on the CPU."""
     paths = []
     for number in range(4):
         paths.append(folder / f"{number}.png")
@@ -115,7 +115,7 @@ def callers(model, processor, batch, folder):
     }
 
 
-def test_what_is_given_a_model_needs_no_device(make_model, make_batch, tiny_processor, tmp_path):
+def test_functions_that_take_a_model_need_no_device(make_model, make_batch, tiny_processor, tmp_path):
     made = [make_model(**TRAINED).eval() for _ in range(2)]
     expected, got = (callers(model, tiny_processor, make_batch(8), tmp_path) for model in made)
     with torch.no_grad():

@@ -18,12 +18,12 @@ from modeling_mllmreid.model.losses import (
 def naive_triplet(anchors, labels, others, other_labels, margin, soft, own):
     terms = []
     for i, (anchor, label) in enumerate(zip(anchors, labels, strict=True)):
-        rows = [
+        pairs = [
             (float((anchor - o).norm()), ol == label)
             for j, (o, ol) in enumerate(zip(others, other_labels, strict=True))
             if not (own and i == j)
         ]
-        positive, negative = [d for d, same in rows if same], [d for d, same in rows if not same]
+        positive, negative = [d for d, same in pairs if same], [d for d, same in pairs if not same]
         if positive and negative:
             gap = max(positive) - min(negative)
             terms.append(math.log1p(math.exp(gap)) if soft else max(0.0, gap + margin))
@@ -32,10 +32,10 @@ def naive_triplet(anchors, labels, others, other_labels, margin, soft, own):
 
 def test_distances_keep_their_digits_under_autocast():
     torch.manual_seed(0)
-    rows = torch.randn(16, 64)
+    features = torch.randn(16, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        distances = euclidean_distances(rows, rows)
-    assert distances.dtype == torch.float32 and torch.allclose(distances, torch.cdist(rows, rows), atol=2e-2)
+        distances = euclidean_distances(features, features)
+    assert distances.dtype == torch.float32 and torch.allclose(distances, torch.cdist(features, features), atol=2e-2)
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -82,7 +82,7 @@ def test_id_loss_smooths_over_all_classes():
     assert float(id_loss(logits, label)) == pytest.approx(float(-(target * logits.log_softmax(1)).sum()), rel=1e-6)
 
 
-def test_language_loss_is_a_sum_and_zero_rows_keep_the_graph():
+def test_language_loss_is_a_sum_and_zero_tokens_keep_the_graph():
     logits = torch.zeros(3, 5, requires_grad=True)
     assert float(language_loss_sum(logits, torch.tensor([0, 1, 2])).detach()) == pytest.approx(
         3 * math.log(5), rel=1e-6

@@ -1,4 +1,4 @@
-"""What transformers reads off the model class, what it makes anew, and embeddings of captions and of pixels alone."""
+"""The model class within transformers: properties, initialisation, and embeddings of captions or of pixels alone."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.model.heads import ReIDHead
 
 
-def test_what_transformers_reads_off_the_class(make_model, tmp_path):
+def test_transformers_finds_the_properties_of_the_class(make_model, tmp_path):
     model = make_model(num_identities=500)
     # N(0, 0.001), at the start and after the people have changed.
     for people in (500, 700):
@@ -49,7 +49,7 @@ def test_without_people_there_is_no_digest_of_them(make_model):
     assert (model.config.num_identities, model.config.identities_digest) == (0, None)
 
 
-def test_what_is_made_anew_is_on_the_models_device(make_model):
+def test_new_weights_are_on_the_models_device(make_model):
     model = make_model().to("meta")
     model.set_num_identities(9)
     assert {head.classifier.weight.device.type for head in model.reid_head.values()} == {"meta"}
@@ -134,8 +134,8 @@ def test_the_language_loss_of_a_single_target_token_and_of_none(make_model):
 
 def test_the_language_loss_of_images_reads_the_last_layer_whichever_is_pooled(make_model, make_batch):
     model, batch = make_model(llm_layer=1).eval(), make_batch()
-    rows = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask", "labels")}
-    total, tokens = model.image_language_loss(**rows)
+    inputs = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask", "labels")}
+    total, tokens = model.image_language_loss(**inputs)
     output = model(**batch)
     torch.testing.assert_close(total, output.language_loss_sums["image"])
     assert tokens == output.label_counts["image"]

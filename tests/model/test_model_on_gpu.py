@@ -1,4 +1,4 @@
-"""A model on a GPU: the CPU's embeddings and texts, and what is saved there loads there."""
+"""A model on a GPU: embeddings and texts equal the CPU's, and its checkpoints load on the CPU."""
 
 import pytest
 import torch
@@ -29,18 +29,20 @@ def test_embeddings_losses_and_texts_are_the_cpus(make_model, make_batch, tiny_p
 
     expected, ids = values(model)
     vision = MllmReIDVisionModel.from_reid_model(model)
-    row = vision.encode_images(batch["pixel_values"])
+    embeddings = vision.encode_images(batch["pixel_values"])
     got, on_gpu = values(model.to(device))
     for one, other in zip(got, expected, strict=True):
         assert one.is_cuda
         torch.testing.assert_close(one.cpu(), other, atol=1e-4, rtol=1e-4)
     assert torch.equal(on_gpu.cpu(), ids)
-    torch.testing.assert_close(vision.to(device).encode_images(batch["pixel_values"]).cpu(), row, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        vision.to(device).encode_images(batch["pixel_values"]).cpu(), embeddings, atol=1e-4, rtol=0
+    )
     half = model.bfloat16().encode_images(batch["pixel_values"]).cpu()
     assert torch.nn.functional.cosine_similarity(half, expected[0]).min() > 0.99
 
 
-def test_the_pipeline_runs_there(make_model, tiny_processor):
+def test_the_pipeline_runs_on_the_device(make_model, tiny_processor):
     model, image = make_model().eval(), Image.linear_gradient("L").convert("RGB").resize((50, 90))
     expected = pipeline("person-reid", model=model, processor=tiny_processor, device="cpu")(image)
     got = pipeline("person-reid", model=model, processor=tiny_processor, device=0)(image)
@@ -48,7 +50,7 @@ def test_the_pipeline_runs_there(make_model, tiny_processor):
 
 
 @torch.no_grad()
-def test_what_is_saved_there_loads_there_with_the_same_bits(make_model, make_batch, tmp_path, device):
+def test_a_checkpoint_of_the_device_loads_there_with_the_same_bits(make_model, make_batch, tmp_path, device):
     model, pixels = make_model(test_feature="concat").eval().to(device), make_batch(8)["pixel_values"]
     expected = model.encode_images(pixels)
     model.save_pretrained(tmp_path)

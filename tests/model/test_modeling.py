@@ -1,4 +1,4 @@
-"""MllmReIDModel: against native LLaVA, what runs and what does not, saving and loading."""
+"""MllmReIDModel: compared with native LLaVA, the modules that run, saving and loading."""
 
 import os
 import subprocess
@@ -24,11 +24,11 @@ def test_the_image_branch_equals_native_llava(make_model, make_batch):
     llava = model.mllm.model
     # Native LLaVA does not pass the interpolation on by itself.
     llava.get_image_features = partial(llava.get_image_features, interpolate_pos_encoding=True)
-    rows = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-    native = model.mllm(**rows, pixel_values=batch["pixel_values"])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    native = model.mllm(**inputs, pixel_values=batch["pixel_values"])
     output = model(**batch)
     assert output.loss_parts["lm_image"] == pytest.approx(native.loss.item(), rel=1e-5)
-    text = {name: batch[f"text_{name}"] for name in rows}
+    text = {name: batch[f"text_{name}"] for name in inputs}
     assert output.loss_parts["lm_text"] == pytest.approx(model.mllm(**text).loss.item(), rel=1e-5)
 
 
@@ -100,7 +100,7 @@ torch.save(embedding, folder + "/got.pt")
 """
 
 
-def test_what_is_saved_is_its_owners_alone(make_model, tmp_path):
+def test_saved_files_are_readable_by_their_owner_only(make_model, tmp_path):
     before = os.umask(0o022)
     try:
         model = make_model()
@@ -161,13 +161,13 @@ def test_losses_on_people_need_neither_labels_nor_texts(make_model, make_batch):
     batch = make_batch()
     images = {"pixel_values": batch["pixel_values"], "person_ids": batch["person_ids"]}
     texts = {name: batch[f"text_{name}"] for name in ("input_ids", "attention_mask", "caption_mask")}
-    texts = {f"text_{name}": rows for name, rows in texts.items()}
+    texts = {f"text_{name}": values for name, values in texts.items()}
     for loss_lambda in (0.4, 1.0):
         plain, model = (make_model(loss_lambda=loss_lambda, reid_text=on).train() for on in (False, True))
         expected = plain(**images)
         assert expected.loss_parts.keys() == {"id_llm", "id_vision", "triplet_llm", "triplet_vision"}
         assert torch.equal(expected.loss, loss_lambda * expected.reid_loss)
-        # Texts count where they are asked for and there.
+        # Texts count only if the configuration uses them and the batch has them.
         for output in (plain(**images, **texts), model(**images)):
             assert output.text_features is None and output.captioned is None and output.language_loss_sums is None
             torch.testing.assert_close(output.loss, expected.loss)
@@ -181,10 +181,10 @@ def test_lambda_zero_computes_no_reid_loss(make_model, make_batch):
 
 
 def test_logits_are_computed_at_label_positions_only(make_model, make_batch):
-    model, batch, rows = make_model(), make_batch(), []
-    model.mllm.lm_head.register_forward_hook(lambda _, args, out: rows.append(out.shape[0]))
+    model, batch, positions = make_model(), make_batch(), []
+    model.mllm.lm_head.register_forward_hook(lambda _, args, out: positions.append(out.shape[0]))
     model(**batch)
-    assert rows == [int((batch[name] != -100).sum()) for name in ("labels", "text_labels")]
+    assert positions == [int((batch[name] != -100).sum()) for name in ("labels", "text_labels")]
 
 
 @pytest.mark.parametrize("layer", [1, 0, -2])
@@ -192,7 +192,7 @@ def test_an_earlier_layer_is_pooled_and_the_rest_is_not_run(make_model, make_bat
     model, batch = make_model(llm_layer=layer, feature_after_bn=False).eval(), make_batch()
     language = model.mllm.model.language_model
     blocks, views = [count_calls(block) for block in language.layers], []
-    # Also for a language model that runs every block that it has, whatever its configuration says.
+    # Also for a language model that runs all of its blocks, whatever its configuration has.
     language.register_forward_pre_hook(lambda module, args: views.append(len(module.layers)))
     short = model.encode_images(batch["pixel_values"])
     index = layer if layer >= 0 else len(language.layers) + 1 + layer
@@ -230,7 +230,7 @@ def test_the_language_model_keeps_no_state_that_nothing_reads(make_model, make_b
         assert (None if states is None else [i for i, state in enumerate(states) if state is not None]) == layers
 
 
-def test_frozen_parts_run_without_a_graph(make_model, make_batch):
+def test_frozen_modules_run_without_a_graph(make_model, make_batch):
     model = make_model()
     model.mllm.requires_grad_(False)
     features = model(**make_batch()).features
@@ -268,11 +268,11 @@ def test_texts_in_two_halves_by_length_give_the_same_losses_and_gradients(make_m
     batch, results, lengths = make_batch(32), [], []
     widths = batch["text_attention_mask"].sum(dim=1)
     longest = (widths == widths.max()).nonzero().flatten()
-    for row in longest[1:].tolist():
+    for index in longest[1:].tolist():
         # Only one text is the longest of all: the others lose their last target.
-        batch["text_attention_mask"][row, -1] = 0
+        batch["text_attention_mask"][index, -1] = 0
         for name in ("labels", "text_labels"):
-            batch[name][row, (batch[name][row] != -100).nonzero()[-1]] = -100
+            batch[name][index, (batch[name][index] != -100).nonzero()[-1]] = -100
     # A token that is masked out is read by no other one.
     batch["text_attention_mask"][int(widths.argmin()), 5] = 0
     for number in (32, 33):

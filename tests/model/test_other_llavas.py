@@ -1,4 +1,4 @@
-"""LLaVAs of another form than the tiny one: unequal sizes, several tower layers, the class token. Against native."""
+"""LLaVAs of other shapes, compared with native LLaVA: unequal sizes, several tower layers, the class token."""
 
 import copy
 
@@ -44,13 +44,13 @@ def test_both_features_and_the_language_loss_are_those_of_the_native_model(make_
     model.eval()
     native, pixels = copy.deepcopy(model.mllm), make_batch(4)["pixel_values"]
     targets = [processor.target_ids(text) for text in ("a bag .", "she has long hair .", "a red skirt", "a bag")]
-    batch = {"pixel_values": pixels, **processor.rows([processor.image_prompt_ids()] * 4, targets)}
+    batch = {"pixel_values": pixels, **processor.build_inputs([processor.image_prompt_ids()] * 4, targets)}
     batch["person_ids"] = torch.tensor([0, 0, 1, 1])
     output = model(**batch)
 
     # Native LLaVA does not pass the interpolation on by itself.
     image_features = native.model.get_image_features
-    native.model.get_image_features = lambda **given: image_features(**given, interpolate_pos_encoding=True)
+    native.model.get_image_features = lambda **kwargs: image_features(**kwargs, interpolate_pos_encoding=True)
     del batch["person_ids"]
     expected = native(**batch, output_hidden_states=True)
     torch.testing.assert_close(output.loss_parts["lm_image"], expected.loss.detach())
@@ -71,16 +71,16 @@ def test_both_features_and_the_language_loss_are_those_of_the_native_model(make_
     state = state if form == "with the class token" else state[:, 1:]
     torch.testing.assert_close(output.features["vision"], state.mean(1))
 
-    rows = [F.normalize(output.features[name].detach(), dim=-1) for name in ("llm", "vision")]
-    concat = torch.cat(rows, dim=1) / 2**0.5
+    features = [F.normalize(output.features[name].detach(), dim=-1) for name in ("llm", "vision")]
+    concat = torch.cat(features, dim=1) / 2**0.5
     torch.testing.assert_close(model.encode_images(pixels), concat)
     torch.testing.assert_close(model(pixels).image_embeds, concat)
     empty = model.image_features(pixels[:0], ("concat",))
-    assert {name: tuple(row.shape) for name, row in empty.items()} == {
+    assert {name: tuple(values.shape) for name, values in empty.items()} == {
         **{"llm": (0, 40), "vision": (0, 24)},
         "concat": (0, 64),
     }
-    assert {name: tuple(row.shape) for name, row in model.image_features(pixels[:0], ("vision",)).items()} == {
+    assert {name: tuple(values.shape) for name, values in model.image_features(pixels[:0], ("vision",)).items()} == {
         "vision": (0, 24)
     }
     assert model.encode_text(**processor(text=[])).shape == (0, 40)
@@ -95,10 +95,10 @@ def test_embeddings_use_the_running_statistics_of_each_head(make_other, make_bat
             torch.nn.init.uniform_(values, 0.5, 2)
     pixels = make_batch(4)["pixel_values"]
     pooled = model(pixels).features
-    rows = []
+    features = []
     for name in ("llm", "vision"):
         norm = model.reid_head[name].bottleneck
-        rows.append(
+        features.append(
             F.normalize((pooled[name] - norm.running_mean) / (norm.running_var + 1e-5).sqrt() * norm.weight, dim=1)
         )
-    torch.testing.assert_close(model.encode_images(pixels), torch.cat(rows, dim=1) / 2**0.5)
+    torch.testing.assert_close(model.encode_images(pixels), torch.cat(features, dim=1) / 2**0.5)

@@ -54,9 +54,9 @@ def test_embeddings_are_the_models_in_any_batch_and_order(saved, images):
 
 
 def test_a_gallery_is_ranked_by_cosine_and_embedded_once(saved, images, count_calls):
-    pipe, rows = pipeline("person-reid", model=saved, device="cpu"), embedded(saved, images)
+    pipe, embeddings = pipeline("person-reid", model=saved, device="cpu"), embedded(saved, images)
     queries, gallery = images[:2], images[1:]
-    cosine = rows[:2] @ rows[1:].T
+    cosine = embeddings[:2] @ embeddings[1:].T
     for size in (1, 4):
         for ranking, scores in zip(pipe(queries, gallery=gallery, batch_size=size), cosine, strict=True):
             assert [entry["index"] for entry in ranking] == np.argsort(-scores).tolist()
@@ -83,7 +83,7 @@ def test_a_gallery_is_ranked_by_cosine_and_embedded_once(saved, images, count_ca
         ({"gallery": ["a.png"], "top_k": 0}, "top_k is 0: give 1 or more"),
     ],
 )
-def test_mistakes_are_told_in_one_line(saved, images, options, message):
+def test_mistakes_are_reported_in_one_line(saved, images, options, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         pipeline("person-reid", model=saved, device="cpu")(images[0], **options)
 
@@ -109,10 +109,10 @@ sys.modules["modeling_mllmreid"] = None
 import numpy as np
 from transformers import pipeline
 folder, *images = sys.argv[1:]
-for task in (["person-reid"], []):  # named, and told by the checkpoint
+for task in (["person-reid"], []):  # named, and from the checkpoint's configuration
     pipe = pipeline(*task, model=folder, trust_remote_code=True, device="cpu")
     assert type(pipe).__name__ == "PersonReIDPipeline" and type(pipe).__module__.startswith("transformers_modules")
-np.save(folder + "/rows.npy", pipe(images, batch_size=2))
+np.save(folder + "/embeddings.npy", pipe(images, batch_size=2))
 np.save(folder + "/ranking.npy", [entry["index"] for entry in pipe(images[0], gallery=images)])
 assert "PersonReIDPipeline" in repr(pipe.model.config)
 pipe.save_pretrained(folder + "/again")
@@ -130,12 +130,12 @@ def test_without_the_package_the_checkpoint_brings_the_pipeline(saved, images, t
     command = [sys.executable, "-I", "-c", CLEAN_PROCESS, saved, *paths]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(np.load(tmp_path / "rows.npy"), embedded(saved, paths), atol=1e-6)
+    np.testing.assert_allclose(np.load(tmp_path / "embeddings.npy"), embedded(saved, paths), atol=1e-6)
     assert np.load(tmp_path / "ranking.npy").tolist() == [0, 1]
     assert (tmp_path / "again" / "pipeline_mllmreid.py").is_file()
 
 
-def test_the_whole_model_ranks_as_well(make_model, tiny_processor, images):
+def test_the_whole_model_ranks_too(make_model, tiny_processor, images):
     model = make_model().eval()
     pipe = pipeline("person-reid", model=model, processor=tiny_processor, device="cpu")
     expected = model.encode_images(tiny_processor(images=images)["pixel_values"]).detach()
@@ -151,15 +151,15 @@ def test_the_stock_pipeline_gives_the_embedding(make_model, tiny_processor, imag
         tiny_processor.save_pretrained(folder)
     expected = embedded(folder, images)
     pipe = pipeline("image-feature-extraction", model=folder, device="cpu")
-    given = [str(image) if isinstance(image, Path) else image for image in images]
+    inputs = [str(image) if isinstance(image, Path) else image for image in images]
     for size in (1, 3):
-        for row, wanted in zip(pipe(given, batch_size=size), expected, strict=True):
-            np.testing.assert_allclose(np.ravel(row), wanted, atol=1e-5)
-    assert np.ravel(pipe(given[0], return_tensors=True)).shape == expected[0].shape
+        for embedding, reference in zip(pipe(inputs, batch_size=size), expected, strict=True):
+            np.testing.assert_allclose(np.ravel(embedding), reference, atol=1e-5)
+    assert np.ravel(pipe(inputs[0], return_tensors=True)).shape == expected[0].shape
 
 
 def test_a_pipeline_in_bfloat16_and_of_arrays(saved, images):
     pipe = pipeline("person-reid", model=saved, device="cpu", dtype=torch.bfloat16)
-    row = pipe(np.asarray(images[0]))
-    assert row.dtype == np.float32 and row @ pipe(images[0]) == pytest.approx(1, abs=1e-6)
-    assert row @ embedded(saved, images[:1])[0] > 0.99
+    embedding = pipe(np.asarray(images[0]))
+    assert embedding.dtype == np.float32 and embedding @ pipe(images[0]) == pytest.approx(1, abs=1e-6)
+    assert embedding @ embedded(saved, images[:1])[0] > 0.99

@@ -1,4 +1,4 @@
-"""Number formats: a double model is exact to float64's digits, half precision goes up to float32."""
+"""Number formats: a double model is exact to float64's digits, half precision is computed in float32."""
 
 import pytest
 import torch
@@ -14,19 +14,19 @@ from modeling_mllmreid.training.adapters import AdapterArguments, prepare_traini
 @pytest.mark.parametrize("format, kept", [(torch.float64, torch.float64), (torch.bfloat16, torch.float32)])
 def test_pooling_heads_and_losses_are_float32_at_least(format, kept):
     torch.manual_seed(0)
-    rows, labels = torch.randn(8, 6, dtype=format), torch.arange(8) // 2
+    features, labels = torch.randn(8, 6, dtype=format), torch.arange(8) // 2
     head = ReIDHead(6, 4).to(kept)
     head.remake_classifier(8)
     parts = [
-        at_least_float32(rows),
-        mean_pool(rows.view(2, 4, 6)),
-        mean_pool(rows.view(2, 4, 6), torch.ones(2, 4, dtype=torch.bool)),
-        *head(rows),
-        id_loss(rows, labels),
-        batch_hard_triplet_loss(rows, labels),
-        batch_hard_triplet_loss(rows, labels, rows + 1, labels),
-        language_loss_sum(rows, labels),
-        distillation_sum(rows, rows + 1),
+        at_least_float32(features),
+        mean_pool(features.view(2, 4, 6)),
+        mean_pool(features.view(2, 4, 6), torch.ones(2, 4, dtype=torch.bool)),
+        *head(features),
+        id_loss(features, labels),
+        batch_hard_triplet_loss(features, labels),
+        batch_hard_triplet_loss(features, labels, features + 1, labels),
+        language_loss_sum(features, labels),
+        distillation_sum(features, features + 1),
     ]
     assert {part.dtype for part in parts} == {kept}
 
@@ -92,16 +92,16 @@ def test_a_model_computes_in_every_format_and_its_heads_keep_their_digits(
     assert numbers == {torch.float64 if changed.dtype == torch.float64 else torch.float32}
     assert all(norm.running_var.min() > 0 for norm in batch_norms(changed))
     with torch.no_grad():
-        rows = changed.encode_images(batch["pixel_values"])
-        assert rows.dtype in numbers
-        cosine = torch.nn.functional.cosine_similarity(rows.double(), expected.encode_images(batch["pixel_values"]))
+        features = changed.encode_images(batch["pixel_values"])
+        assert features.dtype in numbers
+        cosine = torch.nn.functional.cosine_similarity(features.double(), expected.encode_images(batch["pixel_values"]))
         assert cosine.min() > 0.99
-        assert changed.encode_images(batch["pixel_values"][:0]).shape == (0, rows.shape[1])
+        assert changed.encode_images(batch["pixel_values"][:0]).shape == (0, features.shape[1])
         if form == "full":
             text = tiny_processor(text=["a bag .", "a red shirt ."])
             assert changed.encode_text(**text).dtype in numbers
             assert changed.encode_text(**tiny_processor(text=[])).shape == (0, 32)
-            shapes = {name: row.shape for name, row in changed.image_features(batch["pixel_values"][:0]).items()}
+            shapes = {name: values.shape for name, values in changed.image_features(batch["pixel_values"][:0]).items()}
             assert shapes == {"llm": (0, 32), "vision": (0, 32), "concat": (0, 64)}
     if form == "full":
         changed.train()(**batch).loss.backward()
@@ -124,7 +124,7 @@ def batch_norms(model):
         ("full", "frozen", None, torch.bfloat16),
     ],
 )
-def test_trained_float32_parts_meet_frozen_half_ones(
+def test_trained_float32_modules_follow_frozen_half_precision(
     make_llava, make_batch, tiny_processor, tmp_path, dtype, language_model, tower, quantize
 ):
     """Without autocast, as after a training; `mat1 and mat2 must have the same dtype` where a cast is missing."""
@@ -138,17 +138,17 @@ def test_trained_float32_parts_meet_frozen_half_ones(
     prepare_training(model, args, backbone=str(tmp_path / "native"), revision=None, dtype=dtype)
     batch = make_batch(4)
     model(**batch).loss.backward()
-    rows = model.eval().encode_images(batch["pixel_values"])
-    assert rows.isfinite().all() and rows.dtype == torch.float32
+    features = model.eval().encode_images(batch["pixel_values"])
+    assert features.isfinite().all() and features.dtype == torch.float32
     model.encode_text(**tiny_processor(text=["a bag ."]))
     model.generate(torch.tensor([tiny_processor.image_prompt_ids()] * 4), batch["pixel_values"], max_new_tokens=2)
     model.save_pretrained(tmp_path / "saved")
     # Only a backbone of the number format of before gives the digits of before.
     again = MllmReIDModel.from_pretrained(tmp_path / "saved", dtype=dtype, quantization_config=config).eval()
-    assert torch.nn.functional.cosine_similarity(again.encode_images(batch["pixel_values"]), rows).min() > 0.999
+    assert torch.nn.functional.cosine_similarity(again.encode_images(batch["pixel_values"]), features).min() > 0.999
 
 
-def test_pixels_that_no_processor_made_are_refused(make_model, make_batch):
+def test_invalid_pixels_are_refused(make_model, make_batch):
     pixels, model = make_batch(2)["pixel_values"], make_model().eval()
     for encoder in (model, MllmReIDVisionModel.from_reid_model(model)):
         for wrong in (pixels.byte(), pixels.long(), pixels[0], pixels[:, :1]):

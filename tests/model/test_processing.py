@@ -50,9 +50,9 @@ def test_both_branches_share_prefix_suffix_and_target(tiny_processor):
     assert image[len(prefix) : len(prefix) + 8] == [tiny_processor.image_token_id] * 8
     assert text[len(prefix) + len(caption) :] == image[len(prefix) + 8 :]
     target = tiny_processor.target_ids("she has long hair .")
-    rows = tiny_processor.rows([image, text], [target, target])
-    assert all(row[row != -100].tolist() == target for row in rows["labels"])
-    assert rows["attention_mask"].sum(1).tolist() == [len(image) + len(target), len(text) + len(target)]
+    inputs = tiny_processor.build_inputs([image, text], [target, target])
+    assert all(labels[labels != -100].tolist() == target for labels in inputs["labels"])
+    assert inputs["attention_mask"].sum(1).tolist() == [len(image) + len(target), len(text) + len(target)]
 
 
 def test_an_image_token_in_a_caption_is_refused(tiny_processor):
@@ -76,7 +76,7 @@ def test_from_a_native_llava(make_llava, tiny_processor, tmp_path):
     assert processor.image_prefix_ids == tiny_processor.image_prefix_ids
 
 
-def test_nothing_given_is_an_error(tiny_processor):
+def test_a_call_without_images_and_text_is_an_error(tiny_processor):
     with pytest.raises(ValueError, match="give images, text, or both"):
         tiny_processor()
 
@@ -97,8 +97,8 @@ def test_every_kind_of_image_gives_the_same_pixels(processor, image_file):
         "RGBA": np.dstack([PIXELS, np.full(GRAY.shape, 255, np.uint8)]),
     }
     for kind, image in kinds.items():
-        for given, count in ((image, 1), ([image, image], 2), ((image,), 1)):
-            pixels = processor(images=given, return_tensors="pt")["pixel_values"]
+        for images, count in ((image, 1), ([image, image], 2), ((image,), 1)):
+            pixels = processor(images=images, return_tensors="pt")["pixel_values"]
             assert torch.equal(pixels, expected.repeat(count, 1, 1, 1)), kind
     # As Hugging Face's users say that pixels are in 0..1 already.
     assert torch.equal(processor(images=kinds["CHW float"], do_rescale=False)["pixel_values"], expected)
@@ -114,7 +114,7 @@ def test_grayscale_and_sixteen_bits(processor):
     assert torch.equal(processor(images=wide)["pixel_values"], expected)
 
 
-def test_what_hugging_faces_users_type(processor, image_file):
+def test_common_arguments_of_hugging_face_processors_are_accepted(processor, image_file):
     batch = processor(images=[image_file], return_tensors="pt", padding=True, truncation=True, device="cpu")
     assert batch.to(torch.bfloat16)["pixel_values"].dtype == torch.bfloat16
     assert processor(images=image_file, device="meta")["pixel_values"].is_meta
@@ -127,7 +127,7 @@ def test_what_hugging_faces_users_type(processor, image_file):
 
 def test_no_text(tiny_processor):
     batch = tiny_processor(text=[])
-    assert {name: (tuple(rows.shape), rows.dtype) for name, rows in batch.items()} == {
+    assert {name: (tuple(values.shape), values.dtype) for name, values in batch.items()} == {
         "input_ids": ((0, 0), torch.long),
         "attention_mask": ((0, 0), torch.long),
         "caption_mask": ((0, 0), torch.bool),

@@ -1,4 +1,4 @@
-"""The code of a checkpoint says which versions it needs, before anything of it fails under another."""
+"""A checkpoint's code names the versions that it needs, before it fails under others."""
 
 import configparser
 import json
@@ -37,7 +37,7 @@ import json, runpy, sys
 from pathlib import Path
 from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 helper, folder = sys.argv[1:]
-# Only now: those imports make transformers anew.
+# Only now, since those imports reload transformers.
 sys.modules["transformers"].__version__ = "5.17.0"
 print("ends" + json.dumps(runpy.run_path(helper)["read"](Path(folder))))
 """
@@ -49,7 +49,7 @@ def imported(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("versions", "said"),
+    ("versions", "message"),
     [
         ({"transformers": "5.23.0"}, None),
         ({"transformers": "5.100.0.dev0", "torch": "2.6.0+cu124"}, None),
@@ -67,21 +67,21 @@ def imported(name: str) -> set[str]:
         ),
     ],
 )
-def test_what_is_needed_is_one_line(monkeypatch, versions, said):
+def test_the_needed_versions_are_one_line(monkeypatch, versions, message):
     for name, version in versions.items():
         if name == "python":
             monkeypatch.setattr(sys, "version_info", version)
         else:
             monkeypatch.setattr({"torch": torch, "transformers": transformers}[name], "__version__", version)
-    if said is None:
+    if message is None:
         check_versions()
     else:
         with pytest.raises(ImportError) as caught:
             check_versions()
-        assert str(caught.value).startswith(said.format(*versions.values()))
+        assert str(caught.value).startswith(message.format(*versions.values()))
 
 
-def test_every_road_to_a_checkpoint_says_it(tmp_path):
+def test_every_way_to_load_a_checkpoint_reports_the_versions(tmp_path):
     write(tmp_path)
     helper = ROOT / "tests/helpers/travelling_code.py"
     command = [sys.executable, "-I", "-c", CLEAN_PROCESS, str(helper), str(tmp_path)]

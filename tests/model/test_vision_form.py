@@ -1,4 +1,4 @@
-"""The vision form: the same feature as the whole model's, a fraction of its weights, loadable by one line anywhere."""
+"""The vision form: the same feature as the whole model's, a fraction of its weights, and loading with one line."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Full, vision and native checkpoints are loaded whole, finite and from safetensors alone, or refused in one line."""
+"""Full, vision and native checkpoints load completely, finite and from safetensors, or are refused in one line."""
 
 import copy
 import json
@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel
@@ -47,7 +47,7 @@ def rewrite_json(path, **fields) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "name", "said"),
+    ("form", "name", "shown"),
     [
         ("full", "reid_head.llm.bottleneck.running_var", None),
         ("full", "reid_head.vision.bottleneck.num_batches_tracked", None),
@@ -61,20 +61,22 @@ def rewrite_json(path, **fields) -> None:
         ("native", "language_model.model.norm.weight", "model.language_model.norm.weight"),
     ],
 )
-def test_no_weight_is_random_not_finite_or_of_another_size(save, form, name, said):
-    folder, load, said = save(form), LOADERS[form], said or name
+def test_no_weight_is_random_not_finite_or_of_another_size(save, form, name, shown):
+    folder, load, shown = save(form), LOADERS[form], shown or name
     whole = load_file(folder / "model.safetensors")
     rewrite(folder, lambda weights: {key: value for key, value in weights.items() if key != name})
-    with pytest.raises(ValueError, match=f"{form}: 1 weights are missing, {said} first: get it again"):
+    with pytest.raises(ValueError, match=f"{form}: 1 weights are missing, {shown} first: get it again"):
         load(folder)
     rewrite(folder, lambda _: {**whole, name: torch.zeros(7)})
     for options in [{}, {"ignore_mismatched_sizes": True}] if form != "native" else [{}]:
-        with pytest.raises(ValueError, match=rf"the weight {said} is \(7,\) and the model's .*: it is another model's"):
+        with pytest.raises(
+            ValueError, match=rf"the weight {shown} is \(7,\) and the model's .*: it is another model's"
+        ):
             load(folder, **options)
     for number in ("nan", "inf"):
         if whole[name].is_floating_point():
             rewrite(folder, lambda _, number=number: {**whole, name: whole[name].fill_(float(number))})
-            with pytest.raises(ValueError, match=f"{form}: the weight {said} is not finite in torch.float32"):
+            with pytest.raises(ValueError, match=f"{form}: the weight {shown} is not finite in torch.float32"):
                 load(folder)
 
 
@@ -99,7 +101,7 @@ def test_a_running_variance_below_zero_and_numbers_too_large_for_a_format(save):
         MllmReIDVisionModel.from_pretrained(folder)
 
 
-def test_what_is_not_in_memory_is_not_looked_at():
+def test_weights_outside_of_memory_are_not_checked():
     weights = {"offloaded": torch.empty(3, device="meta"), "partitioned": torch.empty(0), "ids": torch.tensor([1])}
     check_finite(weights, "here")
 
@@ -128,7 +130,7 @@ def test_only_what_the_checkpoints_own_configuration_lacks_may_be_new(save):
     assert list(back.reid_head) == ["llm"] and back.reid_head["llm"].classifier is None
     with pytest.raises(ValueError, match=r"classifier.weight is \(5, 32\) and the model's \(6, 32\)"):
         MllmReIDModel.from_pretrained(folder, num_identities=6)
-    # Rows of people whom config.json does not say, and a head whose configuration was edited away.
+    # A classifier that config.json does not have, and a head that was removed from the configuration.
     rewrite_json(folder / "config.json", num_identities=0)
     with pytest.raises(ValueError, match="the weight reid_head.llm.classifier.weight is not part of this model"):
         MllmReIDModel.from_pretrained(folder)
@@ -147,7 +149,7 @@ def test_device_maps_and_shards(save, make_model, tmp_path):
 @pytest.mark.parametrize(
     "place", ["../outside.safetensors", "{root}/outside.safetensors", "a/b.safetensors", "x.bin", 3]
 )
-def test_shards_lie_in_their_folder(make_model, tmp_path, place):
+def test_shards_must_be_in_the_checkpoints_folder(make_model, tmp_path, place):
     folder = tmp_path / "sharded"
     make_model().save_pretrained(folder, max_shard_size="50KB")
     index = folder / "model.safetensors.index.json"
@@ -156,7 +158,7 @@ def test_shards_lie_in_their_folder(make_model, tmp_path, place):
     shutil.copy(folder / first, tmp_path / "outside.safetensors")
     place = place.format(root=tmp_path) if isinstance(place, str) else place
     rewrite_json(index, weight_map={name: place if file == first else file for name, file in files.items()})
-    with pytest.raises(ValueError, match="weight_map in model.safetensors.index.json has .*: not a file beside it"):
+    with pytest.raises(ValueError, match="weight_map in model.safetensors.index.json has .*: no file of its folder"):
         MllmReIDModel.from_pretrained(folder)
 
 
@@ -171,7 +173,7 @@ def test_safetensors_alone(save, form):
         load(folder)
     rewrite_json(folder / "config.json", transformers_weights=None)
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="adapter_config.json says that a LoRA of PEFT belongs to it: merge it"):
+    with pytest.raises(ValueError, match="adapter_config.json makes it a LoRA of PEFT: merge the LoRA into"):
         load(folder)
     (folder / "adapter_config.json").unlink()
     load(folder)
@@ -184,17 +186,17 @@ def test_safetensors_alone(save, form):
 
 
 @pytest.mark.parametrize("form", LOADERS)
-def test_a_config_json_that_no_configuration_says(save, form):
+def test_invalid_fields_of_config_json_are_refused(save, form):
     folder, load = save(form), LOADERS[form]
     good = json.loads((folder / "config.json").read_text())
-    for content, said in [
+    for content, message in [
         ("[1]", "config.json holds a list, not an object"),
         ("{", "config.json is not JSON"),
         ("[" * 100_000, "config.json is not JSON"),
         (b"\xff", "config.json is not JSON"),
     ]:
         (folder / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-        with pytest.raises(ValueError, match=f"^.*{form}: {said}.*: get it again$"):
+        with pytest.raises(ValueError, match=f"^.*{form}: {message}.*: get it again$"):
             load(folder)
     # Each of these was an AttributeError or a TypeError inside transformers, the last code from the Hub.
     for fields in [
@@ -204,8 +206,8 @@ def test_a_config_json_that_no_configuration_says(save, form):
         {"id2label": 3},
         {"num_labels": "x"},
         {"vision_config": 3},
-        {"attn_implementation": "somebody/kernel"},
-        {"vision_config": {"model_type": "clip_vision_model", "_attn_implementation": "somebody/kernel"}},
+        {"attn_implementation": "owner/kernel"},
+        {"vision_config": {"model_type": "clip_vision_model", "_attn_implementation": "owner/kernel"}},
         {"model_type": "bert"},
     ]:
         (folder / "config.json").write_text(json.dumps({**good, **fields}))
@@ -254,13 +256,27 @@ def test_a_configuration_of_more_than_the_weights_takes_no_memory(save, form):
             holder[part] |= fields
             (folder / "config.json").write_text(json.dumps(content))
             with pytest.raises(
-                ValueError, match=rf"config.json says a model larger than its weights \(.*{next(iter(fields))[:6]}"
+                ValueError, match=rf"config.json describes a model larger than its weights \(.*{next(iter(fields))[:6]}"
             ):
                 load(folder)
 
 
-def test_rows_of_more_people_than_the_weights_have(save):
+def test_more_identities_than_the_weights_have_are_refused(save):
     folder = save("full")
     rewrite_json(folder / "config.json", num_identities=10**10)
-    with pytest.raises(ValueError, match="says a model larger than its weights .num_identities 10000000000"):
+    with pytest.raises(ValueError, match="describes a model larger than its weights .num_identities 10000000000"):
         MllmReIDModel.from_pretrained(folder)
+
+
+def test_a_full_checkpoint_that_is_cut_off_or_lacks_a_weight(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path / "full")
+    file = tmp_path / "full/model.safetensors"
+    content = file.read_bytes()
+    whole = load(content)
+    file.write_bytes(content[:-1000])
+    with pytest.raises(ValueError, match="is cut off or broken"):
+        MllmReIDModel.from_pretrained(tmp_path / "full")
+    name = "mllm.model.multi_modal_projector.linear_1.weight"
+    save_file({key: value for key, value in whole.items() if key != name}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"1 weights are missing, {name} first: get it again"):
+        MllmReIDModel.from_pretrained(tmp_path / "full")

@@ -1,4 +1,4 @@
-"""The ablation: its plan, its treatments, and a whole one of seconds that is killed, goes on, and reports."""
+"""The ablation: its plan, its controls, and a small one that is killed, continued, and reported."""
 
 import json
 import shutil
@@ -13,16 +13,18 @@ import pytest
 import torch
 from datasets import Dataset
 
-from modeling_mllmreid.commands.ablate import main, read_configuration
+from modeling_mllmreid.commands.ablate import GROUPS, main
 from modeling_mllmreid.data.contract import FEATURES
+from modeling_mllmreid.options.parser import read_options
 from modeling_mllmreid.research.ablation import runs as sweep
 from modeling_mllmreid.research.ablation.controls import WORDS, attribute_loss, corrupt_captions, permute_captions
 from modeling_mllmreid.research.ablation.plan import AblationArguments, ControlArguments, Cost, Plan, check_plan
+from modeling_mllmreid.research.ablation.settings import AblationSettings, make_settings
 from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.utils.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-ROWS = {
+VARIANTS = {
     "B0": {"reid_on": "vision", "loss_lambda": 1.0},
     "S": {"reid_on": "vision"},
     "S+D": {"reid_on": "both"},
@@ -30,30 +32,40 @@ ROWS = {
 
 
 def arguments(**changed) -> AblationArguments:
-    plan = {"rows": ROWS, "contrasts": {"language": ["S", "B0"]}, "train_sets": ["a"], "test_sets": ["a"], "seeds": [0]}
+    plan = {
+        "variants": VARIANTS,
+        "contrasts": {"language": ["S", "B0"]},
+        "train_sets": ["a"],
+        "test_sets": ["a"],
+        "seeds": [0],
+    }
     return AblationArguments(**{**plan, **changed})
+
+
+def read_settings(argv: list[str]) -> AblationSettings:
+    return make_settings(read_options(GROUPS, argv, "ablate"))
 
 
 def plan(**changed) -> Plan:
     args = arguments(**changed)
-    return Plan(args, {name: {"loss_lambda": 0.7, **row} for name, row in check_plan(args).items()}, 100, "base")
+    return Plan(args, {name: {"loss_lambda": 0.7, **own} for name, own in check_plan(args).items()}, 100, "base")
 
 
 # ---- the plan --------------------------------------------------------------------------------------------------------
 
 
-def test_rows_that_are_told_the_same_are_one_run():
+def test_variants_with_equal_settings_are_one_run():
     made = plan(sweep_of="S+D", sweep_lambdas=[0.3, 0.7], seeds=[0, 1])
     runs = made.runs({})
-    assert [run.row for run in runs[:5]] == ["B0", "S", "S+D", "S+D, lambda 0.3", "S+D, lambda 0.7"]
+    assert [run.variant for run in runs[:5]] == ["B0", "S", "S+D", "S+D, lambda 0.3", "S+D, lambda 0.7"]
     assert runs[2].key == runs[4].key and len({run.key for run in runs}) == 8
     assert {run.key for run in plan(seeds=[1]).runs({})} < {run.key for run in runs}
 
 
 def test_steps_under_equal_flops():
-    made = plan(rows={**ROWS, "two": {"language_first": 0.5}}, budgets=["steps", "flops"], flops_of="S+D")
+    made = plan(variants={**VARIANTS, "two": {"language_first": 0.5}}, budgets=["steps", "flops"], flops_of="S+D")
     costs = {"B0": Cost(0, 10, 50), "S": Cost(0, 49, 50), "S+D": Cost(0, 50, 50), "two": Cost(40, 10, 50)}
-    stages = {(run.row, run.budget): run.stages for run in made.runs(costs)}
+    stages = {(run.variant, run.budget): run.stages for run in made.runs(costs)}
     assert stages["B0", "steps"] == (0, 100) and stages["B0", "flops"] == (0, 500)
     assert stages["S", "flops"] == stages["S+D", "flops"] == (0, 100)  # within the tolerance
     assert stages["two", "steps"] == (50, 50) and stages["two", "flops"] == (100, 100)
@@ -62,39 +74,53 @@ def test_steps_under_equal_flops():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"contrasts": {"x": ["S", "B1"]}}, "contrasts: 'x': there is no row 'B1': did you mean 'B0'?"),
-        ({"contrasts": {"x": ["S"]}}, r"contrasts: 'x' is not \[a, b\]: give two rows, or two lists of rows"),
+        ({"contrasts": {"x": ["S", "B1"]}}, "contrasts: 'x': there is no variant 'B1': did you mean 'B0'?"),
+        ({"contrasts": {"x": ["S"]}}, r"contrasts: 'x' is not \[a, b\]: give two variants, or two lists of variants"),
         ({"contrasts": {"x": ["S", 1]}}, r"contrasts: 'x' is not \[a, b\]"),
         ({"contrasts": {"x": [["S"], [None]]}}, r"contrasts: 'x' is not \[a, b\]"),
-        ({"rows": {"B0": 3}}, "rows: 'B0' is not a mapping of fields"),
-        ({"rows": {}}, "rows: there is none: give at least one"),
-        ({"sweep_lambdas": [0.1]}, "sweep_of: is not given: name one of the rows"),
+        ({"variants": {"B0": 3}}, "variants: 'B0' is not a mapping of fields"),
+        ({"variants": {}}, "variants: there is none: give at least one"),
+        ({"sweep_lambdas": [0.1]}, "sweep_of: is missing: name one of the variants"),
         ({"budgets": ["hours"]}, "budgets: 'hours' is unknown: give steps or flops"),
-        ({"budgets": ["flops"]}, "flops_of: is not given: name one of the rows"),
+        ({"budgets": ["flops"]}, "flops_of: is missing: name one of the variants"),
         ({"seeds": [1, 1]}, r"seeds: \[1, 1\]: give at least one, each once"),
         ({"processes": 0}, "processes 0, threads 1: give at least 1"),
     ],
 )
-def test_a_plan_that_does_not_hold_together_is_refused(changed, message):
+def test_a_plan_that_does_not_fit_together_is_refused(changed, message):
     with pytest.raises(UserError, match=message):
         check_plan(arguments(**changed))
 
 
-def test_treatments_that_exclude_one_another():
-    with pytest.raises(ValueError, match="permute_captions and caption_noise: give one"):
+def test_controls_that_exclude_one_another():
+    with pytest.raises(ValueError, match="permute_captions and caption_noise: give only one"):
         ControlArguments(permute_captions=True, caption_noise=0.2)
     with pytest.raises(ValueError, match="language_first 1: give a share, at least 0 and below 1"):
         ControlArguments(language_first=1)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("ablation_*.yaml")), ids=lambda path: path.stem)
-def test_the_plans_of_configs_hold_together(path):
-    args, _, shared, rows = read_configuration([str(path), "--use_cpu=true"])
-    assert len(rows) >= 3 and args.contrasts and shared["max_steps"] > 0
-    assert len(args.seeds) >= 2
+def test_the_recipes_are_valid_plans(path):
+    settings = read_settings([str(path), "--use_cpu=true"])
+    assert len(settings.variants) >= 3 and settings.args.contrasts and settings.shared["max_steps"] > 0
+    assert len(settings.args.seeds) >= 2
 
 
-# ---- treatments ------------------------------------------------------------------------------------------------------
+def test_the_old_name_of_variants_still_works_with_a_warning(tmp_path, caplog):
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(folder=tmp_path))
+    expected = read_settings([str(config)])
+    assert not caplog.records
+    old = tmp_path / "old.yaml"
+    old.write_text(config.read_text().replace("variants:", "rows:"))
+    assert read_settings([str(old)]) == expected
+    assert "old.yaml: rows is now called variants" in caplog.text
+    caplog.clear()
+    changed = read_settings([str(config), '--rows={"S": {}}', "--contrasts={}", "--flops_of=S"])
+    assert list(changed.variants) == ["S"] and "ablate: rows is now called variants" in caplog.text
+
+
+# ---- controls ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -111,27 +137,27 @@ def captioned() -> Dataset:
 
 def test_the_placebo_gives_every_person_the_texts_of_one_other(captioned):
     permuted = permute_captions(captioned, seed=3)
-    of_person: dict[int, set[str]] = {}
+    by_person: dict[int, set[str]] = {}
     for person, captions, continuations in zip(*(permuted[name][:] for name in permuted.column_names), strict=True):
         assert captions == continuations
-        of_person.setdefault(person, set()).add(captions[0].split()[0])
-    assert all(len(names) == 1 and names != {f"p{person}"} for person, names in of_person.items())
-    assert len(set().union(*of_person.values())) == 4
+        by_person.setdefault(person, set()).add(captions[0].split()[0])
+    assert all(len(names) == 1 and names != {f"p{person}"} for person, names in by_person.items())
+    assert len(set().union(*by_person.values())) == 4
     assert permuted["caption"][:] == permute_captions(captioned, seed=3)["caption"][:]
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5])
-def test_noise_spoils_its_share_with_texts_of_others(captioned, share):
-    spoilt = corrupt_captions(captioned, share, seed=0)
+def test_noise_corrupts_its_share_with_texts_of_others(captioned, share):
+    corrupted = corrupt_captions(captioned, share, seed=0)
     wrong = [
         captions[0]
-        for person, captions in zip(spoilt["person_id"][:], spoilt["caption"][:], strict=True)
+        for person, captions in zip(corrupted["person_id"][:], corrupted["caption"][:], strict=True)
         if not captions[0].startswith(f"p{person} ")
     ]
     assert len(wrong) == round(share * 12)
 
 
-def test_the_attribute_loss_is_per_word_that_is_there():
+def test_the_attribute_loss_is_per_present_word():
     logits, targets = torch.zeros(2, len(WORDS)), torch.zeros(2, len(WORDS))
     targets[0, :3] = 1
     targets[1, 5] = 1
@@ -147,12 +173,12 @@ train_sets: [market1501]
 test_sets: [market1501]
 data_dirs: {{market1501: {folder}/people}}
 captions_files: {{market1501: {folder}/people/reid_raw.json}}
-rows:
+variants:
   B0: {{reid_on: vision, loss_lambda: 1.0}}
   S: {{reid_on: vision, instruction: pool}}
   two-stage: {{reid_on: vision, loss_lambda: 1.0, language_first: 0.5}}
   placebo: {{reid_on: vision, permute_captions: true}}
-  oracle: {{reid_on: vision, loss_lambda: 1.0, target: caption, attribute_weight: 0.43}}
+  attribute baseline: {{reid_on: vision, loss_lambda: 1.0, target: caption, attribute_weight: 0.43}}
 contrasts:
   language: [S, B0]
   texts: [[S], [placebo, two-stage]]
@@ -193,9 +219,9 @@ def runs_of(folder) -> dict[str, dict]:
     return {path.parent.name: json.loads(path.read_text()) for path in (folder / "ablation/runs").glob("*/result.json")}
 
 
-def test_every_run_tells_what_it_was(ablation):
+def test_every_run_reports_its_settings(ablation):
     runs = runs_of(ablation)
-    # Under the cost of B0 the rows with a language model take fewer steps.
+    # Under the cost of B0 the variants with a language model take fewer steps.
     assert len(runs) == 5 * 2 + 3 * 2
     for name, result in runs.items():
         folder = ablation / "ablation" / "runs" / name
@@ -204,38 +230,38 @@ def test_every_run_tells_what_it_was(ablation):
         assert result["versions"]["torch"] and result["settings"]["loss_lambda"] in (0.7, 1.0)
         with np.load(folder / "queries-0.npz") as arrays:
             assert arrays["vision_ap"].mean() == pytest.approx(result["tests"]["market1501"]["vision"]["mAP"])
-    rows = {result["row"]: result for result in runs.values()}
-    assert rows["S"]["agreement"]["market1501"]["image_perplexity"] > 1 and rows["B0"]["agreement"] == {}
+    by_variant = {result["row"]: result for result in runs.values()}
+    assert by_variant["S"]["agreement"]["market1501"]["image_perplexity"] > 1 and by_variant["B0"]["agreement"] == {}
     two_stages = next(result for result in runs.values() if result["stages"] == [2, 2])
     assert two_stages["row"] == "two-stage"
-    # The first stage needs no ID classifier and freezes it: the second trains all that a row of one stage trains.
-    assert two_stages["trained_parameters"] == rows["B0"]["trained_parameters"] > 0
+    # The first stage needs no ID classifier and freezes it: the second trains all that a variant of one stage trains.
+    assert two_stages["trained_parameters"] == by_variant["B0"]["trained_parameters"] > 0
 
 
-def test_the_report_is_of_the_runs(ablation):
+def test_the_report_has_the_numbers_of_the_runs(ablation):
     report = json.loads((ablation / "ablation" / "report.json").read_text())
     view = next(v for v in report["views"] if v["budget"] == "steps" and v["feature"] == "vision")
-    of_row = [r["tests"]["market1501"]["vision"]["mAP"] for r in runs_of(ablation).values() if r["row"] == "B0"]
-    assert view["rows"]["B0"]["mAP"]["estimate"] == pytest.approx(np.mean(of_row))
+    precisions = [r["tests"]["market1501"]["vision"]["mAP"] for r in runs_of(ablation).values() if r["row"] == "B0"]
+    assert view["rows"]["B0"]["mAP"]["estimate"] == pytest.approx(np.mean(precisions))
     difference = view["rows"]["S"]["mAP"]["estimate"] - view["rows"]["B0"]["mAP"]["estimate"]
     assert view["contrasts"]["language"]["mAP"]["difference"] == pytest.approx(difference)
     assert view["contrasts"]["language"]["mAP"]["holm"] >= view["contrasts"]["language"]["mAP"]["p_value"]
     text = (ablation / "ablation" / "report.md").read_text()
     assert "Power: with 2 seeds" in text and "feature concat" in text and "equal FLOPs" in text
     assert "| contrast | vision | llm | concat |" in text
-    assert "| row | mAP vision | mAP llm | mAP concat | Rank-1 vision |" in text
+    assert "| variant | mAP vision | mAP llm | mAP concat | Rank-1 vision |" in text
     for picture in ("rows-steps.png", "contrasts-flops.png", "losses.png", "agreement.png"):
         assert picture in text and (ablation / "ablation" / picture).stat().st_size > 5000
     assert all(name in text for name in runs_of(ablation))
 
 
-def test_texts_of_the_llava_made_here_are_under_nobody_elses_licence(ablation):
+def test_texts_of_the_tiny_llava_have_no_licence_of_others(ablation):
     (sidecar, *_) = (ablation / "ablation" / "base").glob("texts-*/*train*.jsonl")
     assert all(json.loads(line)["provenance"]["licence"] is None for line in sidecar.read_text().splitlines())
 
 
 class InThisProcess(Executor):
-    """Runs what it is given at once: a new process would import for seconds."""
+    """Runs each call at once, in this process: a new one needs seconds for its imports."""
 
     def __init__(self, *_, **__):
         pass
@@ -254,7 +280,7 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr(sweep, "ProcessPoolExecutor", InThisProcess)
 
 
-def test_a_killed_sweep_goes_on_and_finished_runs_are_kept(ablation, in_this_process, capsys):
+def test_a_killed_ablation_continues_and_keeps_finished_runs(ablation, in_this_process, capsys):
     folder = ablation / "ablation"
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*/result.json")}
     lost = next(path.parent for path in before if "placebo" in path.parent.name)
@@ -269,19 +295,19 @@ def test_a_killed_sweep_goes_on_and_finished_runs_are_kept(ablation, in_this_pro
 
 
 def children(pid: int) -> set[int]:
-    """The processes that a process started, and theirs."""
-    of: dict[int, list[int]] = {}
+    """The processes that a process started, and those that these started."""
+    started: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
-            of.setdefault(int(entry.read_text().rpartition(")")[2].split()[1]), []).append(int(entry.parent.name))
+            started.setdefault(int(entry.read_text().rpartition(")")[2].split()[1]), []).append(int(entry.parent.name))
         except OSError:
             continue
-    return {grandchild for child in of.get(pid, []) for grandchild in (child, *children(child))}
+    return {grandchild for child in started.get(pid, []) for grandchild in (child, *children(child))}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the process table from /proc")
-def test_a_sweep_that_is_killed_takes_its_runs_with_it_and_goes_on(ablation, tmp_path):
+def test_a_killed_ablation_ends_its_runs_and_continues(ablation, tmp_path):
     flags = [f"--output_dir={tmp_path / 'other'}", "--max_steps=40", "--budgets", "steps", "--processes=2"]
     command = [str(CONFIGS.parent / "run_reid.py"), "ablate", str(ablation / "config.yaml"), *flags]
     sweep = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -307,7 +333,7 @@ def wait_until(condition, *, seconds: int) -> None:
 def test_a_run_that_fails_is_named_and_leaves_no_result(ablation, in_this_process, tmp_path):
     flags = [f"--output_dir={tmp_path / 'other'}", "--identities_per_batch=50", "--seeds", "0", "--budgets", "steps"]
     with pytest.raises(
-        UserError, match=r"run [\w+-]+-market1501-4-seed0-\w+: .*the same command goes on with what is left"
+        UserError, match=r"run [\w+-]+-market1501-4-seed0-\w+: .*the same command continues with the unfinished runs"
     ):
         main([str(ablation / "config.yaml"), *flags])
     assert not list((tmp_path / "other" / "runs").glob("*/result.json"))
@@ -316,17 +342,18 @@ def test_a_run_that_fails_is_named_and_leaves_no_result(ablation, in_this_proces
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--max_steps=0"], "max_steps is not given: say how many steps each row is trained"),
+        (["--max_steps=0"], "max_steps: is missing: give the number of training steps of each variant"),
         (
-            ['--rows={"B0": {"loss_lamda": 1}}', "--contrasts={}", "--agreement_of=B0"],
-            "rows: 'B0': unknown field 'loss_lamda': did you mean",
+            ['--variants={"B0": {"loss_lamda": 1}}', "--contrasts={}", "--agreement_of=B0"],
+            "variants: 'B0': unknown field 'loss_lamda': did you mean",
         ),
         (["--test_sets", "nowhere"], "data set 'nowhere' is unknown"),
-        (["--rows=B0"], "ablate: rows: 'B0' is not JSON"),
+        (['--variants={"a": 1}'], "variants: 'a' has the value 1, not a mapping"),
+        (["--variants=B0"], "ablate: variants: 'B0' is not JSON"),
         (["--train_sets", "market1501+msmt17"], "data_dirs has no folder of msmt17: add it"),
     ],
 )
-def test_mistakes_are_said_before_the_work(ablation, flags, message):
+def test_mistakes_are_reported_before_the_work(ablation, flags, message):
     with pytest.raises(UserError, match=message):
         main([str(ablation / "config.yaml"), *flags])
 

@@ -1,4 +1,4 @@
-"""The report's numbers from queries made here: rows, contrasts, Holm's correction, verdicts, and their tables."""
+"""The numbers of the report, from synthetic queries: variants, contrasts, Holm's correction, verdicts, tables."""
 
 import json
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ CONTRASTS = {"clear": ["S", "B"], "none": ["B", "C"], "both": [["S", "B"], ["C",
 
 
 @pytest.fixture(scope="module")
-def rows():
+def values():
     rng = np.random.default_rng(0)
     return {
         name: {
@@ -31,34 +31,37 @@ def rows():
 
 
 @pytest.fixture(scope="module")
-def results(rows):
+def results(values):
     def queries(cell, test_set, feature):
         assert (cell[0], cell[2], test_set, feature) == ("steps", "a", "b", "vision")
-        return rows[cell[1]]
+        return values[cell[1]]
 
     return SimpleNamespace(queries=queries)
 
 
-def test_rows_and_contrasts_are_those_of_the_queries(rows, results):
+def test_variants_and_contrasts_are_those_of_the_queries(values, results):
     found = comparison.variant_intervals(results, VIEW, ["S", "C"])
-    assert list(found) == ["S", "C"] and found["C"]["rank1"] == interval_over_seeds(rows["C"]["rank1"], PERSONS)
+    assert list(found) == ["S", "C"] and found["C"]["rank1"] == interval_over_seeds(values["C"]["rank1"], PERSONS)
     assert comparison.intervals_as_json(found)["S"]["mAP"] == found["S"]["mAP"].to_dict()
     args = SimpleNamespace(contrasts=CONTRASTS)
     tested = comparison.tested_contrasts(results, VIEW, args)
     for metric in ("mAP", "rank1"):
-        s, b, c = (rows[name][metric] for name in "SBC")
+        s, b, c = (values[name][metric] for name in "SBC")
         expected = [contrast(s, b, PERSONS), contrast(b, c, PERSONS), contrast((s + b) / 2, c, PERSONS)]
-        of = [tested[name][metric] for name in CONTRASTS]
-        for got, wanted in zip(of, expected, strict=True):
+        actual = [tested[name][metric] for name in CONTRASTS]
+        for got, wanted in zip(actual, expected, strict=True):
             assert vars(got.contrast) == pytest.approx(vars(wanted))
         order = np.argsort([wanted.p_value for wanted in expected])
         raised = np.maximum.accumulate([min(1, (3 - n) * expected[i].p_value) for n, i in enumerate(order)])
-        assert [of[i].adjusted for i in order] == pytest.approx(raised.tolist())
+        assert [actual[i].adjusted for i in order] == pytest.approx(raised.tolist())
     written = json.loads(json.dumps(comparison.contrasts_as_json(tested)))["clear"]["mAP"]
     assert (written["holm"], written["verdict"]) == (tested["clear"]["mAP"].adjusted, "better")
     assert written["low"] > 0 and written["p_value"] < 0.05
-    one = {name: {key: of[key][:1] if key != "person_ids" else PERSONS for key in of} for name, of in rows.items()}
-    single = comparison.tested_contrasts(SimpleNamespace(queries=lambda cell, *_: one[cell[1]]), VIEW, args)
+    one_seed = {
+        name: {key: array[:1] if key != "person_ids" else PERSONS for key, array in arrays.items()}
+        for name, arrays in values.items()
+    }
+    single = comparison.tested_contrasts(SimpleNamespace(queries=lambda cell, *_: one_seed[cell[1]]), VIEW, args)
     written = comparison.contrasts_as_json(single)["clear"]["mAP"]
     assert written["holm"] is None and written["p_value"] is None and written["verdict"] == "one seed: no test"
 
@@ -84,13 +87,13 @@ def test_verdicts(found, word, verdict):
     assert (found.word, found.verdict) == (word, verdict)
 
 
-def test_tables_say_difference_interval_and_both_p_values():
-    of = {"mAP": judged(0.1234, 0.0004, adjusted=0.0012), "rank1": judged(-0.02, 0.0412, adjusted=0.0824)}
-    lines = tables.view_contrasts(VIEW, {VIEW: {"language": of}}).splitlines()
+def test_tables_show_difference_interval_and_both_p_values():
+    by_metric = {"mAP": judged(0.1234, 0.0004, adjusted=0.0012), "rank1": judged(-0.02, 0.0412, adjusted=0.0824)}
+    lines = tables.view_contrasts(VIEW, {VIEW: {"language": by_metric}}).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| language")]
     assert cells == [
         ["language", "mAP", "+12.3 [+11.3, +13.3]", "< 0.001", "0.001", "0.4", "better"],
-        ["language", "Rank-1", "-2.0 [-3.0, -1.0]", "0.041", "0.082", "0.4", of["rank1"].verdict],
+        ["language", "Rank-1", "-2.0 [-3.0, -1.0]", "0.041", "0.082", "0.4", by_metric["rank1"].verdict],
     ]
     plan = SimpleNamespace(args=SimpleNamespace(contrasts={"x": [], "y": []}, seeds=[0, 1, 2]))
     sure, weak = judged(0.1, 0.001), judged(0.01, 0.5, detectable=0.0313)

@@ -66,7 +66,7 @@ def agree(model, processor, split, **options):
 
 def naive_nats(model, processor, prompt, target, image=None) -> list[float]:
     """The target's nats token by token, a row of one, by the LLaVA's own forward."""
-    inputs = processor.rows([prompt], [target])
+    inputs = processor.build_inputs([prompt], [target])
     inputs.pop("labels")
     if image is None:
         logits = model.mllm(**inputs).logits[0]

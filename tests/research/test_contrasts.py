@@ -1,4 +1,4 @@
-"""Intervals and tests over seeds and people: known cases, a case by hand, and the error rates that they promise."""
+"""Intervals and tests over seeds and people: known cases, one by hand, and their error rates."""
 
 import json
 
@@ -13,10 +13,10 @@ from modeling_mllmreid.utils.errors import UserError
 PERSONS = np.repeat(np.arange(20), 3)
 
 
-def crossed(rng, seeds, persons=PERSONS, *, effect=0.0, of_seed=0.0, of_person=0.0, noise=0.0):
+def crossed(rng, seeds, persons=PERSONS, *, effect=0.0, seed_sd=0.0, person_sd=0.0, noise=0.0):
     """Differences (seeds, queries): an effect of each seed, of each person, and of each value."""
-    people = rng.normal(0, of_person, persons.max() + 1)[persons]
-    return effect + rng.normal(0, of_seed, (seeds, 1)) + people + rng.normal(0, noise, (seeds, len(persons)))
+    people = rng.normal(0, person_sd, persons.max() + 1)[persons]
+    return effect + rng.normal(0, seed_sd, (seeds, 1)) + people + rng.normal(0, noise, (seeds, len(persons)))
 
 
 def zero_against(values, persons=PERSONS):
@@ -29,40 +29,42 @@ def test_unequal_people_and_queries_without_a_match_by_hand():
     a = np.array([[0.9, 0.5, 0.3, 0.2, 0.6, 0.4, 0.8, np.nan], [0.7, 0.4, 0.4, 0.3, 0.9, 0.1, 0.6, np.nan]])
     b = np.array([[0.4, 0.5, 0.1, 0.3, 0.2, 0.3, 0.4, np.nan], [0.6, 0.1, 0.3, 0.4, 0.6, 0.2, 0.2, np.nan]])
     d = (a - b)[:, :7]
-    of_seeds, mean = d.mean(1), d.mean()
-    of_people = np.array([d[:, :1].mean(), d[:, 1:3].mean(), d[:, 3:].mean()])
+    seed_means, mean = d.mean(1), d.mean()
+    person_means = np.array([d[:, :1].mean(), d[:, 1:3].mean(), d[:, 3:].mean()])
     weights = np.array([1, 2, 4]) / 7
     maker = np.eye(3) - weights
     covariance = maker @ maker.T
     scaled = weights / np.sqrt(np.diag(covariance))
     matrix = scaled[:, None] * covariance * scaled
-    parts = of_seeds.var(ddof=1) / 2, ((scaled * (of_people - mean)) ** 2).sum()
-    freedom = sum(parts) / (parts[0] / 1 + parts[1] / (np.trace(matrix) ** 2 / (matrix**2).sum()))
-    expected = stats.t(freedom, mean, sum(parts) ** 0.5)
+    variances = seed_means.var(ddof=1) / 2, ((scaled * (person_means - mean)) ** 2).sum()
+    freedom = sum(variances) / (variances[0] / 1 + variances[1] / (np.trace(matrix) ** 2 / (matrix**2).sum()))
+    expected = stats.t(freedom, mean, sum(variances) ** 0.5)
     found = contrast(a, b, persons)
     assert found.difference == pytest.approx(mean)
     assert (found.low, found.high) == pytest.approx(expected.interval(0.95))
-    assert found.p_value == pytest.approx(2 * expected.cdf(0)) and found.seed_sd == pytest.approx(of_seeds.std(ddof=1))
+    assert found.p_value == pytest.approx(2 * expected.cdf(0)) and found.seed_sd == pytest.approx(
+        seed_means.std(ddof=1)
+    )
     quantiles = stats.t.ppf([0.975, 0.8], freedom)
-    assert found.detectable == pytest.approx(quantiles.sum() * sum(parts) ** 0.5)
+    assert found.detectable == pytest.approx(quantiles.sum() * sum(variances) ** 0.5)
     assert json.loads(json.dumps(found.to_dict())) == pytest.approx(vars(found))
-    # The same error gives a row's interval: outside 0 to 1 Student's, else that of a share.
+    # The same error gives the interval of a variant: outside 0 to 1 Student's, else that of a share.
     outside = interval_over_seeds(a - b, persons)
     assert (outside.estimate, outside.low, outside.high) == (found.difference, found.low, found.high)
     above = interval_over_seeds(a - b + 0.7, persons)
     assert (above.low, above.high) == pytest.approx((found.low + 0.7, found.high + 0.7))
-    row = interval_over_seeds(d**2, persons[:7])
-    assert row.estimate == pytest.approx((d**2).mean()) and row.confidence == outside.confidence == 0.95
-    assert 0 < row.low < row.estimate < row.high < 1
+    share = interval_over_seeds(d**2, persons[:7])
+    assert share.estimate == pytest.approx((d**2).mean()) and share.confidence == outside.confidence == 0.95
+    assert 0 < share.low < share.estimate < share.high < 1
 
 
 def test_the_interval_of_shares_has_the_effective_size():
     hits = (np.random.default_rng(0).random((3, 20)) < np.linspace(0.5, 1, 20)).astype(float)[:, PERSONS]
-    found, row = zero_against(hits), interval_over_seeds(hits, PERSONS)
+    found, share = zero_against(hits), interval_over_seeds(hits, PERSONS)
     # Student's half width is t times the standard error: what z and the effective size give.
     variance = ((found.high - found.low) / 2 / stats.norm.ppf(0.975)) ** 2
-    size = row.estimate * (1 - row.estimate) / variance
-    assert size < 40 and (row.low, row.high) == pytest.approx(share_interval(row.estimate, size))
+    size = share.estimate * (1 - share.estimate) / variance
+    assert size < 40 and (share.low, share.high) == pytest.approx(share_interval(share.estimate, size))
     all_right = interval_over_seeds(np.ones((3, 60)), PERSONS)
     assert all_right.high == all_right.estimate == 1 and all_right.low == pytest.approx(0.025 ** (1 / 20))
     assert interval_over_seeds(np.zeros((3, 60)), PERSONS).low == 0
@@ -87,10 +89,10 @@ def test_with_people_alone_the_p_value_is_that_of_the_t_test_over_people():
 
 @pytest.mark.parametrize(
     "seeds, spread",
-    [(3, {"of_seed": 1.0, "of_person": 0.8}), (4, {"of_seed": 0.1, "of_person": 1.0}), (1, {"of_person": 1.0})],
+    [(3, {"seed_sd": 1.0, "person_sd": 0.8}), (4, {"seed_sd": 0.1, "person_sd": 1.0}), (1, {"person_sd": 1.0})],
 )
 def test_coverage_with_few_seeds_and_unequal_people(seeds, spread):
-    """95 % intervals hold the truth; the bootstrap that was here did so in 83 to 92 %."""
+    """95 % intervals cover the true value; a bootstrap covers it in 83 to 92 % of these cases."""
     rng, held = np.random.default_rng(0), []
     for _ in range(1000):
         persons = np.repeat(np.arange(20), 1 + np.floor(20 * rng.random(20) ** 4).astype(int))
@@ -100,9 +102,9 @@ def test_coverage_with_few_seeds_and_unequal_people(seeds, spread):
     assert 0.93 < np.mean(held) < 0.99
 
 
-def test_false_alarms_and_the_promised_power():
+def test_false_positives_and_power():
     rng = np.random.default_rng(4)
-    spread = {"of_seed": 0.2, "of_person": 0.3, "noise": 0.3}
+    spread = {"seed_sd": 0.2, "person_sd": 0.3, "noise": 0.3}
     null = [zero_against(crossed(rng, 5, **spread)) for _ in range(600)]
     assert 0.01 < np.mean([found.p_value < 0.05 for found in null]) < 0.075
     effect = float(np.median([found.detectable for found in null]))
@@ -143,7 +145,7 @@ def test_bad_input():
     with pytest.raises(UserError, match=r"values have the shape \(2, 60\) for 59 ids: give \(seeds, queries\)"):
         interval_over_seeds(values, PERSONS[1:])
     values[0, 3] = np.nan
-    with pytest.raises(UserError, match="a query has a match for some seeds alone"):
+    with pytest.raises(UserError, match="a query has a match for some seeds only"):
         interval_over_seeds(values, PERSONS)
     with pytest.raises(UserError, match=r"values have the shape \(60,\) for 60 ids"):
         interval_over_seeds(values[0], PERSONS)
@@ -153,5 +155,5 @@ def test_bad_input():
 def test_a_query_that_only_one_side_has_is_refused():
     a, b = np.full((2, 3), 0.5), np.full((2, 3), 0.25)
     b[:, 1] = np.nan
-    with pytest.raises(UserError, match="a query has a match in one of a and b alone: evaluate both with the same"):
+    with pytest.raises(UserError, match="a query has a match in only one of a and b: evaluate both with the same"):
         contrast(a, b, [1, 2, 3])

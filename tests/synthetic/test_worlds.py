@@ -124,7 +124,7 @@ def test_a_crowd_without_copies_has_none():
 def test_a_world_is_rendered_once_and_read_with_its_captions(small_worlds, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "data" / "lookalikes"
     dataset = load_reid_dataset("rendered_lookalikes", data_dir=folder)
-    assert f"rendered into {folder}" in capsys.readouterr().out
+    assert f"rendering into {folder}" in capsys.readouterr().out
     assert set(dataset["train"]["source"]) == {"rendered_lookalikes"} and all(dataset["train"]["caption"][:])
     gallery = dataset["gallery"]["person_id"][:]
     assert gallery.count(0) == 2 and 0 not in dataset["query"]["person_id"][:] + dataset["train"]["person_id"][:]
@@ -136,17 +136,15 @@ def test_a_world_is_rendered_once_and_read_with_its_captions(small_worlds, tmp_p
 
 def test_one_world_is_not_read_as_another(small_worlds, tmp_path):
     load_reid_dataset("rendered_summer", data_dir=tmp_path / "summer")
-    with pytest.raises(UserError, match=r"holds the world 'summer', version 1, not 'winter', version 1: give another"):
+    with pytest.raises(UserError, match=r"has the world 'summer', version 1, not 'winter', version 1: give another"):
         load_reid_dataset("rendered_winter", data_dir=tmp_path / "summer")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("x")
-    with pytest.raises(
-        UserError, match=r"mine: no world.json in it that names a world, so not the data set rendered_w"
-    ):
+    with pytest.raises(UserError, match=r"mine: no valid world.json, so the folder is not the data set rendered_w"):
         load_reid_dataset("rendered_winter", data_dir=tmp_path / "mine")
     for text in ("{", "[]", "{}"):
         (tmp_path / "mine" / "world.json").write_text(text)
-        with pytest.raises(UserError, match="no world.json in it that names a world"):
+        with pytest.raises(UserError, match="no valid world.json"):
             load_reid_dataset("rendered_winter", data_dir=tmp_path / "mine")
     stale = tmp_path / "summer" / "world.json"
     stale.write_text(json.dumps({"world": "summer", "version": 0}))
@@ -161,7 +159,7 @@ def test_a_part_of_a_world_is_refused(small_worlds, tmp_path, part):
         shutil.rmtree(tmp_path / part)
     else:
         (tmp_path / part).unlink()
-    with pytest.raises(UserError, match=f"{part} of rendered_summer is missing: remove the folder to render it anew"):
+    with pytest.raises(UserError, match=f"{part} of rendered_summer is missing: remove the folder to render it again"):
         load_reid_dataset("rendered_summer", data_dir=tmp_path)
 
 

@@ -67,7 +67,7 @@ def flags(native, people, output):
     ("lost", "message"),
     [
         ("chat template", "not loadable as an image-text-to-text model"),
-        ("patch size", "its processor makes no inputs of an image and a prompt"),
+        ("patch size", "its processor cannot read an image with a prompt"),
     ],
 )
 def test_a_model_whose_processor_is_not_whole(native, people, tmp_path, lost, message):
@@ -267,7 +267,7 @@ def test_the_licence_is_the_models_own_or_the_given_one(native, people, tmp_path
     # A relative path reads like a name on the Hub.
     monkeypatch.chdir(native.parent)
     caption.main([*flags(native.name, people, given), "--licence", "llama2"])
-    with pytest.raises(UserError, match="licence '<b>': no licence's name: give one as the Hub has it"):
+    with pytest.raises(UserError, match="licence '<b>': not a licence: give a name that the Hub uses"):
         caption.main([*flags(native, people, given), "--licence", "<b>"])
 
 

@@ -188,7 +188,7 @@ def test_a_file_of_anything_else_keeps_every_byte(write, generated, tmp_path, na
         write(name)
     assert (tmp_path / name).read_text() == FOREIGN[name] and not generated
     if not FOREIGN[name].endswith("\n"):
-        with pytest.raises(UserError, match="ends in a line that is no record"):
+        with pytest.raises(UserError, match="ends in a line that is not a record"):
             append_records(tmp_path / name, [])
     assert (tmp_path / name).read_text() == FOREIGN[name]
 
@@ -196,7 +196,7 @@ def test_a_file_of_anything_else_keeps_every_byte(write, generated, tmp_path, na
 def test_an_input_is_never_the_output(write, generated, tmp_path):
     (tmp_path / "texts.jsonl").touch()
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "texts.jsonl")
-    for name, wrong in (("texts.jsonl", "is read as well"), ("link.jsonl", "is a symbolic link")):
+    for name, wrong in (("texts.jsonl", "is also an input"), ("link.jsonl", "is a symbolic link")):
         with pytest.raises(UserError, match=wrong):
             write(name, inputs=[tmp_path / "texts.jsonl"])
     assert not generated

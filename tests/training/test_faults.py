@@ -125,7 +125,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(train, people, 
 def test_two_trainings_in_one_folder_are_refused(train, tmp_path, monkeypatch):
     monkeypatch.setattr(outputs, "PATIENCE", 0.3)
     with (
-        outputs.only_writer(tmp_path / "run", what="training"),
+        outputs.only_writer(tmp_path / "run", work="training"),
         pytest.raises(UserError, match="another training writes there"),
     ):
         train(max_steps=1)

@@ -185,7 +185,7 @@ def test_one_process_uses_one_gpu_and_warns_once(monkeypatch, caplog, tmp_path):
     processes._warn_once.cache_clear()
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [
-        "4 GPUs, and this process uses one of them, cuda:0: for all of them start accelerate launch --multi_gpu "
+        "4 GPUs, and this process uses one of them, cuda:0: to use all, start accelerate launch --multi_gpu "
         "--num_processes 4 run_reid.py ...; CUDA_VISIBLE_DEVICES chooses one"
     ]
     asked = []

@@ -78,7 +78,7 @@ def test_each_fault_is_one_line(content, kind, message):
 
 def test_files_that_cannot_be_read(tmp_path):
     for path in (tmp_path, tmp_path / "none.json", "a\0b.json"):
-        with pytest.raises(UserError, match="cannot be read|is no path"):
+        with pytest.raises(UserError, match="cannot be read|is not a path"):
             read_json(path, SplitsFile)
     # Reading one of these would never end.
     os.mkfifo(tmp_path / "pipe.jsonl")

@@ -124,8 +124,8 @@ def test_unwritable_places(tmp_path):
             check(tmp_path / "dangling" / "x")
     for check in (check_output, check_output_folder, check_embeddings_output):
         for name, words in (
-            ("a\0b", "is no file name"),
-            ("\ud800", "is no file name"),
+            ("a\0b", "is not a file name"),
+            ("\ud800", "is not a file name"),
             ("x" * 300, "cannot be written"),
         ):
             for path in (tmp_path / name, tmp_path / name / "below"):
@@ -142,7 +142,7 @@ def test_a_new_folder_is_absent_or_empty_and_not_in_what_is_read(tmp_path):
         pass
     with pytest.raises(UserError, match="is a symbolic link"), atomic_folder(tmp_path / "link"):
         pass
-    with pytest.raises(UserError, match="lies inside .*full, which is read"):
+    with pytest.raises(UserError, match="is inside .*full, an input"):
         check_output_folder(tmp_path / "full" / "out", inputs=[tmp_path / "full"])
     with atomic_folder(tmp_path / "empty") as aside:
         (aside / "x").write_text("x")
@@ -153,7 +153,7 @@ def test_two_writers_of_a_folder_never_mix(tmp_path):
     with atomic_folder(tmp_path / "set") as first:
         (first / "first").write_text("first")
         with (
-            pytest.raises(UserError, match="another run wrote it meanwhile"),
+            pytest.raises(UserError, match="another run has written it in the meantime"),
             atomic_folder(tmp_path / "set") as second,
         ):
             (second / "second").write_text("second")

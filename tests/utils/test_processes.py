@@ -22,8 +22,8 @@ def state(processes: int, kind: DistributedType = DistributedType.NO) -> SimpleN
         (state(1), {"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but this process is alone: .*--num_processes 2"),
         (state(1), {"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE is 4"),
         (state(1), {"WORLD_SIZE": "1", "PMI_SIZE": "3"}, "PMI_SIZE is 3"),
-        (state(1), {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1"}, "told several processes"),
-        (state(2, DistributedType.MULTI_CPU), {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, "without GPUs"),
+        (state(1), {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1"}, "asked for several processes"),
+        (state(2, DistributedType.MULTI_CPU), {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, "FSDP needs GPUs"),
     ],
 )
 def test_a_launch_that_lost_its_processes_is_refused(place, environ, said):

@@ -1,4 +1,8 @@
-"""The readers by name: each makes a `DatasetDict` of the data contract from a folder as its authors publish it."""
+"""The readers by name.
+
+Each reads the folder of a data set in its published layout, and returns a `DatasetDict` with the columns of the data
+contract. A new reader is one function here with the arguments `data_dir` and `problems`.
+"""
 
 from collections.abc import Callable
 

@@ -1,9 +1,9 @@
-"""CUHK-PEDES, ICFG-PEDES and RSTPReid: text-to-image sets, and the one parser of their captions files.
+"""CUHK-PEDES, ICFG-PEDES and RSTPReid: data sets for text-based person search, and the parser of captions files.
 
     data_dir/reid_raw.json      CUHK-PEDES    split, captions, file_path, id;  images under data_dir/imgs/
     data_dir/ICFG-PEDES.json    ICFG-PEDES    split, captions, file_path, id;  images under data_dir/imgs/
     data_dir/data_captions.json RSTPReid      split, captions, img_path, id;   images under data_dir/imgs/
-The images may lie directly in data_dir as well.
+The images may also be directly in data_dir.
 """
 
 import os
@@ -26,7 +26,16 @@ MAX_CAPTION = 5000
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """What tells one such set from another. path_key: the field of the image's path; camera: its place in the name."""
+    """The layout of one data set.
+
+    Args:
+        source (`str`): the reader's name.
+        title (`str`): the published name.
+        json_name (`str`): the captions file.
+        path_key (`str`): the field of the captions file with the path of the image.
+        camera (`re.Pattern`, *optional*): the pattern of a file name that contains the camera.
+        published (`Counts`): the published counts of each split.
+    """
 
     source: str
     title: str
@@ -73,7 +82,7 @@ RSTPREID = CaptionSet(
 
 
 class CaptionEntry(NamedTuple):
-    """One entry of a captions file, its number counted from 0. file_name: its path with forward slashes."""
+    """One entry of a captions file. number: its position, from 0. file_name: its path with forward slashes."""
 
     number: int
     split: str
@@ -89,11 +98,23 @@ def read_caption_entries(
     path_key: str = "file_path",
     problems: Problems | None = None,
 ) -> list[CaptionEntry]:
-    """The entries of a captions file, in its order; `processed_tokens` is not needed.
+    """Reads the entries of a captions file. The field `processed_tokens` is not needed.
 
-    Every path is held inside the folder of `files`; whether the image exists is the caller's question. An image may
-    have any number of captions, none and equal ones among them. Raises UserError naming the entry (counted from 0, as
-    JSON readers do) and the field that is missing, of another type, empty or repeated.
+    An image may have any number of captions, including none and equal ones. The function does not check that the
+    images exist.
+
+    Args:
+        json_path (`str` or `os.PathLike`): the captions file.
+        files (`DataFolder`): the folder of the images. No path may leave it.
+        path_key (`str`, defaults to `"file_path"`): the field with the path of the image.
+        problems (`Problems`, *optional*): collects the entries that cannot be used.
+
+    Returns:
+        `list[CaptionEntry]`: the entries in the order of the file.
+
+    Raises:
+        UserError: a field is missing, empty or repeated, or has another type. The message gives the entry, counted
+            from 0.
     """
     problems = problems or Problems()
     content = read_json(json_path, list[Any], remedy="give a JSON list of entries of the CUHK-PEDES schema")
@@ -103,7 +124,7 @@ def read_caption_entries(
     numbers: dict[str, int] = {}
     for number, fields in enumerate(content):
         try:
-            entry = _entry(fields, number, f"{json_path}: entry {number}", files, path_key)
+            entry = _parse_entry(fields, number, f"{json_path}: entry {number}", files, path_key)
             first = numbers.setdefault(entry.file_name, number)
             if first != number:
                 raise UserError(
@@ -117,13 +138,14 @@ def read_caption_entries(
     return entries
 
 
-def _entry(fields: Any, number: int, where: str, files: DataFolder, path_key: str) -> CaptionEntry:
+def _parse_entry(fields: Any, number: int, where: str, files: DataFolder, path_key: str) -> CaptionEntry:
+    """Checks and converts one entry. Raises UserError that names the field."""
     entry = check_content(fields, CaptionEntryFields, where=where, remedy="correct the entry")
     listed = fields.get(path_key)
     if not isinstance(listed, str):
-        raise UserError(f"{where}, field {path_key!r}: {_found(listed)}: give the image's path")
+        raise UserError(f"{where}, field {path_key!r}: {_describe_type(listed)}: give the image's path")
     if not all(caption.strip() for caption in entry.captions):
-        raise UserError(f"{where}, field 'captions': not all are texts with words: correct or remove the others")
+        raise UserError(f"{where}, field 'captions': one is an empty text: correct or remove it")
     longest = max(map(len, entry.captions), default=0)
     if longest >= MAX_CAPTION:
         raise UserError(f"{where}, field 'captions': one has {longest:,} characters: give fewer than {MAX_CAPTION:,}")
@@ -134,14 +156,15 @@ def _entry(fields: Any, number: int, where: str, files: DataFolder, path_key: st
     return CaptionEntry(number, entry.split, tuple(entry.captions), file_name, entry.id)
 
 
-def _found(value: Any) -> str:
+def _describe_type(value: Any) -> str:
+    """Returns what is wrong with a value that is not a text."""
     return "is missing" if value is None else f"is of type {type(value).__name__}"
 
 
 def missing_image(
     json_path: str | os.PathLike[str], entry: CaptionEntry, root: Path, path_key: str = "file_path"
 ) -> UserError:
-    """The error of an entry whose image is not there."""
+    """Returns the error of an entry whose image does not exist."""
     where = f"{json_path}: entry {entry.number}, field {path_key!r}"
     image = shown_path(f"{root}/{entry.file_name}")
     return UserError(f"{where}: there is no image {image}: restore it or remove the entry")
@@ -155,20 +178,32 @@ def read_caption_set(
     strict: bool = False,
     problems: Problems | None = None,
 ) -> DatasetDict:
-    """The set as `train`, `val`, and from its test part `gallery` (a row an image) and `query` (a row a caption).
+    """Reads `train`, `val`, and from the entries of the split test `gallery` (per image) and `query` (per caption).
 
-    A query row's image is the one that its caption describes. Cameras are unknown (-1) where the set has none. Splits
-    without entries are left out. The published counts are checked where the folder has the set's name or the published
-    number of training identities, a mismatch being one warning; `strict` checks always and makes it an error. Raises
-    UserError for a wrong layout, a wrong entry, and an image that is missing.
+    The image of a query is the one that its caption describes. The camera is -1 if the data set has no cameras. Splits
+    without entries are left out. The published counts are checked if the folder has the name of the data set or the
+    published number of training identities.
+
+    Args:
+        spec (`CaptionSet`): the layout.
+        data_dir (`str` or `os.PathLike`): the folder of the captions file and the images.
+        json_name (`str`, *optional*): another name of the captions file.
+        strict (`bool`, defaults to `False`): always check the counts, and raise and not warn if they differ.
+        problems (`Problems`, *optional*): collects the entries that cannot be used.
+
+    Returns:
+        `DatasetDict`: the splits.
+
+    Raises:
+        UserError: the layout or an entry is wrong, or an image is missing.
     """
     data_dir, problems = Path(data_dir), problems or Problems()
     json_path = data_dir / (json_name or spec.json_name)
     if not os.path.isfile(json_path):
-        raise UserError(f"{data_dir}: no file {json_path.name}: give data_dir the folder that holds it and imgs/")
+        raise UserError(f"{data_dir}: no file {json_path.name}: give data_dir the folder with this file and imgs/")
     root = data_dir / "imgs" if os.path.isdir(data_dir / "imgs") else data_dir
     files, cameras = DataFolder(root), SpelledNumbers("camera")
-    rows: dict[str, list[Sample]] = {"train": [], "val": [], "query": [], "gallery": []}
+    samples: dict[str, list[Sample]] = {"train": [], "val": [], "query": [], "gallery": []}
     for entry in read_caption_entries(json_path, files, path_key=spec.path_key, problems=problems):
         try:
             if not files.has(entry.file_name):
@@ -177,19 +212,17 @@ def read_caption_set(
         except UserError as problem:
             problems.report(problem)
             continue
-        row = Sample(entry.file_name, entry.person_id, camera_id, captions=entry.captions)
-        rows["gallery" if entry.split == "test" else entry.split].append(row)
+        sample = Sample(entry.file_name, entry.person_id, camera_id, captions=entry.captions)
+        samples["gallery" if entry.split == "test" else entry.split].append(sample)
         if entry.split == "test":
-            rows["query"] += [row._replace(captions=(caption,)) for caption in entry.captions]
-    if not any(rows.values()):
+            samples["query"] += [sample._replace(captions=(caption,)) for caption in entry.captions]
+    if not any(samples.values()):
         raise UserError(f"{json_path}: no entry can be used: correct the file")
     dataset = DatasetDict(
-        {name: make_split(part, root=root, source=spec.source) for name, part in rows.items() if part}
+        {name: make_split(split, root=root, source=spec.source) for name, split in samples.items() if split}
     )
     if "gallery" in dataset and "query" not in dataset:
-        raise UserError(
-            f"{json_path}: no entry of split 'test' has a caption: nothing can be searched for; add captions"
-        )
+        raise UserError(f"{json_path}: no entry of split 'test' has a caption, so there is no query: add captions")
     if strict or _looks_published(spec, data_dir, dataset):
         check_counts(count_splits(dataset), spec.published, name=spec.title, where=data_dir, strict=strict)
     return dataset
@@ -202,7 +235,7 @@ def read_cuhk_pedes(
     strict: bool = False,
     problems: Problems | None = None,
 ) -> DatasetDict:
-    """CUHK-PEDES (Li et al. 2017). Details: `read_caption_set`."""
+    """Reads CUHK-PEDES (Li et al. 2017). Args, Returns and Raises: see `read_caption_set`."""
     return read_caption_set(CUHK_PEDES, data_dir, json_name=json_name, strict=strict, problems=problems)
 
 
@@ -213,7 +246,7 @@ def read_icfg_pedes(
     strict: bool = False,
     problems: Problems | None = None,
 ) -> DatasetDict:
-    """ICFG-PEDES (Ding et al. 2021), one caption an image, of MSMT17's images. Details: `read_caption_set`."""
+    """Reads ICFG-PEDES (Ding et al. 2021): images of MSMT17, one caption each. Arguments: see `read_caption_set`."""
     return read_caption_set(ICFG_PEDES, data_dir, json_name=json_name, strict=strict, problems=problems)
 
 
@@ -224,21 +257,22 @@ def read_rstpreid(
     strict: bool = False,
     problems: Problems | None = None,
 ) -> DatasetDict:
-    """RSTPReid (Zhu et al. 2021), of MSMT17's images, cameras in their names. Details: `read_caption_set`."""
+    """Reads RSTPReid (Zhu et al. 2021): images of MSMT17 with cameras. Arguments: see `read_caption_set`."""
     return read_caption_set(RSTPREID, data_dir, json_name=json_name, strict=strict, problems=problems)
 
 
 def _camera(spec: CaptionSet, entry: CaptionEntry, cameras: SpelledNumbers, where: str) -> int:
-    """The camera in the image's name, where the set has it there."""
+    """Returns the camera in the image's name, or -1 if the data set has none."""
     if spec.camera is None:
         return UNKNOWN_CAMERA
     match = spec.camera.fullmatch(PurePosixPath(entry.file_name).name)
     if match is None:
-        raise UserError(f"{where}: {shown_path(entry.file_name)} names no camera: restore the name")
+        raise UserError(f"{where}: {shown_path(entry.file_name)} contains no camera: restore the name")
     return cameras.read(match["camera"], where)
 
 
 def _looks_published(spec: CaptionSet, data_dir: Path, dataset: DatasetDict) -> bool:
-    named_so = os.path.basename(os.path.abspath(data_dir)).upper() == spec.title.upper()
+    """Returns whether the folder's name or the number of training identities are the published ones."""
+    has_published_name = os.path.basename(os.path.abspath(data_dir)).upper() == spec.title.upper()
     identities = spec.published["train"]["identities"]
-    return named_so or ("train" in dataset and count_split(dataset["train"])["identities"] == identities)
+    return has_published_name or ("train" in dataset and count_split(dataset["train"])["identities"] == identities)

@@ -1,4 +1,4 @@
-"""Images whose file names say who is on them: folders, paths, names, and the numbers that names spell."""
+"""File names that contain the person and the camera: folders, paths, patterns, and the numbers in names."""
 
 import os
 import re
@@ -9,34 +9,35 @@ from ...utils.errors import UserError
 from ..contract import UNKNOWN_CAMERA, Problems, is_utf8
 from ..images import is_image_name, list_images
 
-MAX_DIGITS = 18  # every number of so many digits fits the columns' int64
+MAX_DIGITS = 18  # every number with this many digits fits into int64
 
 
 class SpelledNumbers:
-    """The persons or the cameras of one set, each of which all its names have to spell the same way.
+    """Converts the person or camera numbers of one data set, and refuses two spellings of one number.
 
-    what: "person" or "camera", for the messages.
+    Args:
+        kind (`str`): "person" or "camera", for messages.
     """
 
-    def __init__(self, what: str):
-        self.what = what
+    def __init__(self, kind: str):
+        self.kind = kind
         self._first: dict[int, tuple[str, str]] = {}
 
     def read(self, digits: str, where: str) -> int:
-        """The number. where: the file or the line that spells it.
+        """Converts the digits to a number. where: the file or the line, for messages.
 
-        Raises UserError for a number of too many digits, and for another spelling than before, naming both places.
+        Raises UserError for a number with too many digits, and for another spelling than before.
         """
         if len(digits.lstrip("-")) > MAX_DIGITS:
             raise UserError(
-                f"{where}: {self.what} {digits[:30]} has more than {MAX_DIGITS} digits: give a smaller number"
+                f"{where}: {self.kind} {digits[:30]} has more than {MAX_DIGITS} digits: give a smaller number"
             )
         number = int(digits)
         spelling, first = self._first.setdefault(number, (digits, where))
         if spelling != digits:
             raise UserError(
-                f"{where}: {self.what} {digits} is the number of {self.what} {spelling} in {first}, spelled otherwise: "
-                f"spell one {self.what} one way, and give another {self.what} another number"
+                f"{where}: {self.kind} {digits} is another spelling of {self.kind} {spelling} in {first}: "
+                f"use one spelling for one {self.kind}, and another number for another {self.kind}"
             )
         return number
 
@@ -45,47 +46,51 @@ DRIVE = re.compile(r"[A-Za-z]:")
 
 
 class DataFolder:
-    """The files under a folder, for as many names as a list has.
+    """Checks the paths of a list against the files in a folder.
 
-    The folder itself may be reached by symbolic links; below it nothing that leads out of it is ever opened. Each of
-    its folders is resolved and scanned once, when the first name in it is asked for.
+    The folder itself may be a symbolic link, but no path may leave it. Each sub-folder is scanned once, at its first
+    use.
+
+    Args:
+        root (`str` or `os.PathLike`): the folder.
     """
 
     def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root)
         self._real_root = os.path.realpath(root)
         self._files: dict[str, frozenset[str]] = {}
-        self._leading_out: set[str] = set()
+        self._outside_links: set[str] = set()
 
     def relative(self, listed: str) -> str:
-        """The path of a list, relative to the folder, with forward slashes; whether the file is there is not asked.
+        """Normalises a path of a list to a path relative to the folder, with forward slashes.
 
-        Backslashes separate folders as slashes do. Raises UserError for an empty or absolute path, for "..", for
-        symbolic links that lead out of the folder, and for a folder that cannot be read.
+        Backslashes separate folders too. The file need not exist.
+        Raises UserError for an empty or absolute path, for "..", for a symbolic link that leaves the folder, and for a
+        folder that cannot be read.
         """
-        parts = [part for part in listed.replace("\\", "/").split("/") if part not in ("", ".")]
-        absolute = listed[:1] in ("/", "\\") or (parts and DRIVE.match(parts[0]))
-        if not parts or absolute or ".." in parts or "\0" in listed or not is_utf8(listed):
+        names = [name for name in listed.replace("\\", "/").split("/") if name not in ("", ".")]
+        absolute = listed[:1] in ("/", "\\") or (names and DRIVE.match(names[0]))
+        if not names or absolute or ".." in names or "\0" in listed or not is_utf8(listed):
             raise UserError(
                 f"path {listed!r} is not inside the data folder {self.root}: give a path relative to that folder"
             )
-        name = "/".join(parts)
-        self._scanned("/".join(parts[:-1]))
-        if name in self._leading_out:
-            raise self._leads_out(name)
-        return name
+        path = "/".join(names)
+        self._files_of("/".join(names[:-1]))
+        if path in self._outside_links:
+            raise self._outside_error(path)
+        return path
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of this name, as `relative` gives it."""
+        """Returns whether a file of this name exists. name: a path as `relative` returns it."""
         folder, _, last = name.rpartition("/")
-        # A file system that ignores the letters' case has more names than it lists.
-        return last in self._scanned(folder) or os.path.isfile(os.path.join(self.root, name))
+        # On a case-insensitive file system, a file also has names that the folder does not list.
+        return last in self._files_of(folder) or os.path.isfile(os.path.join(self.root, name))
 
-    def _scanned(self, folder: str) -> frozenset[str]:
-        """The names of the files in one of the folders, none where there is no such folder."""
+    def _files_of(self, folder: str) -> frozenset[str]:
+        """Returns the names of the files in a sub-folder; none if it does not exist."""
         if folder not in self._files:
             if self._is_outside(folder):
-                raise self._leads_out(folder)
+                raise self._outside_error(folder)
             try:
                 self._files[folder] = frozenset(self._scan(folder))
             except (FileNotFoundError, NotADirectoryError):
@@ -96,6 +101,7 @@ class DataFolder:
         return self._files[folder]
 
     def _scan(self, folder: str) -> list[str]:
+        """Lists the files of a sub-folder, and remembers the links that leave the folder."""
         names = []
         with os.scandir(os.path.join(self.root, folder)) as entries:
             for entry in entries:
@@ -104,28 +110,30 @@ class DataFolder:
                 else:
                     name = f"{folder}/{entry.name}" if folder else entry.name
                     if self._is_outside(name):
-                        self._leading_out.add(name)
-                    is_file = os.path.isfile(entry.path)  # no error for links that lead around
+                        self._outside_links.add(name)
+                    is_file = os.path.isfile(entry.path)  # False for a circular link
                 if is_file:
                     names.append(entry.name)
         return names
 
     def _is_outside(self, name: str) -> bool:
+        """Returns whether a path leaves the folder through a symbolic link."""
         real = os.path.realpath(os.path.join(self.root, name))
         return real != self._real_root and not real.startswith(os.path.join(self._real_root, ""))
 
-    def _leads_out(self, name: str) -> UserError:
+    def _outside_error(self, name: str) -> UserError:
+        """Returns the error of a path that leaves the folder."""
         return UserError(
             f"path {name!r} leaves the data folder {self.root} by a symbolic link: put the file itself there"
         )
 
 
 def shown_path(path: str) -> str:
-    """A path as one line of a message."""
+    """Returns a path in one line, for a message."""
     return path if path.isprintable() else repr(path)
 
 
-# Published names end in `.jpg`, some in `.jpg.jpg`, and those of copies in `.JPG`.
+# Published names end in `.jpg` or `.jpg.jpg`, and those of some copies in `.JPG`.
 JPG, PNG, BMP = r"(?i:\.jpe?g)+", r"(?i:\.png)+", r"(?i:\.bmp)+"
 
 
@@ -138,10 +146,12 @@ class NamedImage(NamedTuple):
 
 
 class FileNames:
-    """Parses the names of one set, whose persons and cameras are each spelled one way.
+    """Parses the file names of one data set.
 
-    name: the whole file name, with the group `person` and, where names say it, `camera`. example: one such name.
-    problems: where an image of another name goes.
+    Args:
+        name (`re.Pattern`): the pattern of a file name, with the group `person`, and `camera` if names contain it.
+        example (`str`): a file name for messages.
+        problems (`Problems`): collects the images with another name.
     """
 
     def __init__(self, name: re.Pattern[str], example: str, problems: Problems):
@@ -151,11 +161,10 @@ class FileNames:
         self.persons, self.cameras = SpelledNumbers("person"), SpelledNumbers("camera")
 
     def read(self, root: Path, folder: str) -> list[NamedImage]:
-        """The images directly in a folder of `root`, sorted by name.
+        """Returns the images directly in a folder of `root`, sorted by name; other files are ignored.
 
-        Other files and what systems leave are passed over. Raises UserError for a folder that cannot be read, and,
-        unless problems are skipped, for an image of another name and one whose person or camera another image spells
-        otherwise.
+        Raises UserError for a folder that cannot be read. An image is a problem if its name does not match, or if it
+        spells the number of a person or camera in another way than a previous image.
         """
         images = []
         for name in image_names(root / folder, self.problems):
@@ -168,6 +177,7 @@ class FileNames:
         return images
 
     def _parse(self, name: str, path: str) -> tuple[int, int]:
+        """Returns the person and the camera in a file name."""
         match = self.name.fullmatch(name)
         if match is None:
             raise UserError(f"{shown_path(path)}: not a name like {self.example}: rename the file or move it away")
@@ -177,15 +187,15 @@ class FileNames:
 
 
 def image_names(folder: Path, problems: Problems) -> list[str]:
-    """The images directly in a folder, sorted.
+    """Returns the names of the images directly in a folder, sorted.
 
-    A name that cannot be stored as text is a problem, as is an image's name for what is no file.
+    A name that is not UTF-8 is a problem, and so is the name of an image that is not a file.
     """
     names = []
     images = list_images(folder)
     for name in filter(is_image_name, images.left_out):
         path = shown_path(f"{folder}/{name}")
-        problems.report(UserError(f"{path}: no file, or a broken link: restore the image or remove the name"))
+        problems.report(UserError(f"{path}: not a file, or a broken link: restore the image or remove the name"))
     for name in images.names:
         if is_utf8(name):
             names.append(name)

@@ -1,4 +1,4 @@
-"""Market-1501's layout: DukeMTMC-reID, Occluded-Duke, PersonX and RandPerson share its folders and file names.
+"""The layout of Market-1501, which DukeMTMC-reID, Occluded-Duke, PersonX and RandPerson share.
 
 data_dir/                      or data_dir/Market-1501-v15.09.15/, data_dir/DukeMTMC-reID/, ...
     bounding_box_train/        0002_c1s1_000451_03.jpg   (Market-1501: person, camera, sequence, frame, box)
@@ -29,13 +29,20 @@ DISTRACTOR = 0
 
 
 @dataclass(frozen=True)
-class NamedFiles:
-    """What tells one such set from another.
+class MarketLayout:
+    """The folders and file names of one data set.
 
-    folders: part -> its folder. archive: names of the folder that the archive unpacks to, which holds these. name: the
-    whole file name, with the groups `person` and `camera`; example: one such name. published: the counts to check.
-    junk: persons that are dropped at load. distractors: whether person 0 is nobody and stands in the gallery alone.
-    note: what is said whenever the set is read.
+    Args:
+        source (`str`): the reader's name.
+        title (`str`): the published name.
+        folders (`Mapping[str, str]`): split -> folder.
+        archive (`tuple[str, ...]`): names of the folder that the archive unpacks to, which contains these folders.
+        name (`re.Pattern`): the pattern of a file name, with the groups `person` and `camera`.
+        example (`str`): a file name for messages.
+        published (`Counts`): the published counts of each split.
+        junk (`frozenset[int]`): persons that are left out.
+        distractors (`bool`): whether person 0 marks distractors, which only the gallery may have.
+        note (`str`): a warning to log when the data set is read.
     """
 
     source: str
@@ -50,8 +57,8 @@ class NamedFiles:
     note: str = ""
 
 
-def read_named_files(
-    spec: NamedFiles,
+def read_market_layout(
+    spec: MarketLayout,
     data_dir: str | os.PathLike[str],
     *,
     captions_file: str | os.PathLike[str] | None = None,
@@ -59,28 +66,38 @@ def read_named_files(
     strict: bool = False,
     problems: Problems | None = None,
 ) -> DatasetDict:
-    """The parts that are there as `train`, `query` and `gallery`; query and gallery go together.
+    """Reads the splits that exist as `train`, `query` and `gallery`; query and gallery must both exist or not.
 
-    `data_dir` holds the parts' folders, or the archive's folder that holds them; `file_name` is relative to the folder
-    that holds them. Rows are sorted by file name; other files than images are no rows. captions_file: captions of the
-    CUHK-PEDES schema, joined by `file_path`. extra_gallery: a folder inside, whose images join the gallery as nobody.
-    The published counts are checked where the folder has the archive's name or a part its published number of
-    identities, a mismatch being one warning; `strict` checks always and makes it an error. Raises UserError for a
-    missing folder, another layout, an empty part, and an image whose name does not parse.
+    The images of a split are sorted by file name. The published counts are checked if the folder has the archive's name
+    or a split has its published number of identities.
+
+    Args:
+        spec (`MarketLayout`): the layout.
+        data_dir (`str` or `os.PathLike`): the folder with the folders of the splits, or with the archive's folder.
+        captions_file (`str` or `os.PathLike`, *optional*): captions in the schema of CUHK-PEDES, joined by `file_path`.
+        extra_gallery (`str`, *optional*): a folder in `data_dir` whose images join the gallery as distractors.
+        strict (`bool`, defaults to `False`): always check the counts, and raise and not warn if they differ.
+        problems (`Problems`, *optional*): collects the images that cannot be used.
+
+    Returns:
+        `DatasetDict`: the splits. `file_name` is relative to the folder with the folders of the splits.
+
+    Raises:
+        UserError: a folder is missing, the layout is another one, a split is empty, or a file name does not match.
     """
     problems = problems or Problems()
     root = _root(spec, Path(data_dir))
     names = FileNames(spec.name, spec.example, problems)
-    rows = {
-        split: _read_part(spec, names, root, split)
+    samples = {
+        split: _read_split(spec, names, root, split)
         for split, folder in spec.folders.items()
         if os.path.isdir(root / folder)
     }
     if extra_gallery is not None:
-        rows.setdefault("gallery", []).extend(_extra(spec, names, root, extra_gallery))
+        samples.setdefault("gallery", []).extend(_read_distractors(spec, names, root, extra_gallery))
     if captions_file is not None:
-        rows = _with_captions(rows, root, captions_file, problems)
-    dataset = DatasetDict({split: make_split(part, root=root, source=spec.source) for split, part in rows.items()})
+        samples = _with_captions(samples, root, captions_file, problems)
+    dataset = DatasetDict({name: make_split(split, root=root, source=spec.source) for name, split in samples.items()})
     if spec.published and extra_gallery is None and (strict or _looks_published(spec, root, dataset)):
         check_counts(count_splits(dataset), spec.published, name=spec.title, where=root, strict=strict)
     if spec.note:
@@ -88,41 +105,42 @@ def read_named_files(
     return dataset
 
 
-def _root(spec: NamedFiles, data_dir: Path) -> Path:
-    """The folder that holds the parts."""
+def _root(spec: MarketLayout, data_dir: Path) -> Path:
+    """Returns the folder with the folders of the splits."""
     folders = ", ".join(spec.folders.values())
     if not os.path.isdir(data_dir):
-        raise UserError(f"{data_dir}: no such folder: give data_dir the folder that holds {folders}")
+        raise UserError(f"{data_dir}: no such folder: give data_dir the folder with {folders}")
     for root in (data_dir, *(data_dir / name for name in spec.archive)):
         present = [split for split, folder in spec.folders.items() if os.path.isdir(root / folder)]
         if len({"query", "gallery"} & set(present)) == 1:
             absent = spec.folders["gallery" if "query" in present else "query"]
-            raise UserError(f"{root}: no folder {absent}: query and gallery are evaluated together; add it")
+            raise UserError(f"{root}: no folder {absent}: query and gallery are evaluated together: add it")
         if present:
             return root
-    raise UserError(f"{data_dir}: not in {spec.title} layout: give data_dir the folder that holds {folders}")
+    raise UserError(f"{data_dir}: not in {spec.title} layout: give data_dir the folder with {folders}")
 
 
-def _read_part(spec: NamedFiles, names: FileNames, root: Path, split: str) -> list[Sample]:
+def _read_split(spec: MarketLayout, names: FileNames, root: Path, split: str) -> list[Sample]:
+    """Returns the images of one split, without junk."""
     folder = spec.folders[split]
-    rows = []
+    samples = []
     for image in names.read(root, folder):
         if spec.distractors and image.person_id == DISTRACTOR and split != "gallery":
             names.problems.report(
                 UserError(f"{root / image.file_name}: person 0 is a distractor of the gallery: number persons from 1")
             )
         elif image.person_id not in spec.junk:
-            rows.append(Sample(*image))
-    if not rows:
+            samples.append(Sample(*image))
+    if not samples:
         raise UserError(f"{root / folder}: no person image ({spec.example}) in it: restore the images or remove it")
-    return rows
+    return samples
 
 
-def _extra(spec: NamedFiles, names: FileNames, root: Path, folder: str) -> list[Sample]:
-    """The images of a folder as distractors; their cameras are known where their names say them."""
+def _read_distractors(spec: MarketLayout, names: FileNames, root: Path, folder: str) -> list[Sample]:
+    """Returns the images of a folder as distractors, with the cameras that their names contain."""
     if not os.path.isdir(safe_join(root, folder)):
         raise UserError(f"{root / folder}: no such folder: give the name of the distractors' folder in {root}")
-    rows = []
+    samples = []
     for name in image_names(root / folder, names.problems):
         match, camera_id = spec.name.fullmatch(name), UNKNOWN_CAMERA
         try:
@@ -131,49 +149,52 @@ def _extra(spec: NamedFiles, names: FileNames, root: Path, folder: str) -> list[
         except UserError as problem:
             names.problems.report(problem)
             continue
-        rows.append(Sample(f"{folder}/{name}", DISTRACTOR, camera_id))
-    if not rows:
+        samples.append(Sample(f"{folder}/{name}", DISTRACTOR, camera_id))
+    if not samples:
         raise UserError(f"{root / folder}: no image in it: restore the distractors or leave the option out")
-    return rows
+    return samples
 
 
 def _with_captions(
-    rows: dict[str, list[Sample]], root: Path, captions_file: str | os.PathLike[str], problems: Problems
+    samples: dict[str, list[Sample]], root: Path, captions_file: str | os.PathLike[str], problems: Problems
 ) -> dict[str, list[Sample]]:
+    """Joins the captions of a captions file to the images by file name."""
     files = DataFolder(root)
     entries = read_caption_entries(captions_file, files, problems=problems)
     captions = {entry.file_name: entry.captions for entry in entries}
     joined = {
-        split: [row._replace(captions=captions.get(row.file_name, ())) for row in part] for split, part in rows.items()
+        name: [sample._replace(captions=captions.get(sample.file_name, ())) for sample in split]
+        for name, split in samples.items()
     }
-    images = [row for part in joined.values() for row in part]
-    captioned = sum(row.file_name in captions for row in images)
-    if not captioned:
+    images = [sample for split in joined.values() for sample in split]
+    num_captioned = sum(sample.file_name in captions for sample in images)
+    if not num_captioned:
         raise UserError(
             f"{captions_file}: no entry names an image of {root}: write file_path like {images[0].file_name}"
         )
     for entry in entries:
-        # A folder that was left out as a whole is no mistake: one file may caption more parts than are there.
+        # A missing folder is not a problem: the captions file may cover more splits than the folder has.
         if not files.has(entry.file_name) and os.path.isdir((root / entry.file_name).parent):
             problems.report(missing_image(captions_file, entry, root))
-    if captioned < len(images):
-        logger.warning("%s: %d of %d images have no entry", captions_file, len(images) - captioned, len(images))
+    if num_captioned < len(images):
+        logger.warning("%s: %d of %d images have no entry", captions_file, len(images) - num_captioned, len(images))
     return joined
 
 
-def _looks_published(spec: NamedFiles, root: Path, dataset: DatasetDict) -> bool:
+def _looks_published(spec: MarketLayout, root: Path, dataset: DatasetDict) -> bool:
+    """Returns whether the folder's name or a number of identities is the published one."""
     if os.path.basename(os.path.abspath(root)).startswith((spec.title, *spec.archive)):
         return True
     return any(
-        count_split(part)["identities"] == spec.published[split]["identities"]
-        for split, part in dataset.items()
-        if split in spec.published
+        count_split(split)["identities"] == spec.published[name]["identities"]
+        for name, split in dataset.items()
+        if name in spec.published
     )
 
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
-MARKET1501 = NamedFiles(
+MARKET1501 = MarketLayout(
     source="market1501",
     title="Market-1501",
     folders=FOLDERS,
@@ -189,7 +210,7 @@ MARKET1501 = NamedFiles(
     distractors=True,
 )
 DUKE_NAME = re.compile(rf"(?P<person>[0-9]+)_c(?P<camera>[0-9]+)_f[0-9]+{JPG}")
-DUKEMTMC = NamedFiles(
+DUKEMTMC = MarketLayout(
     source="dukemtmc",
     title="DukeMTMC-reID",
     folders=FOLDERS,
@@ -201,9 +222,9 @@ DUKEMTMC = NamedFiles(
         "query": {"samples": 2_228, "identities": 702},
         "gallery": {"samples": 17_661, "identities": 1_110},
     },
-    note="withdrawn by its authors in 2019, since those pictured had not consented: think of using another set",
+    note="withdrawn by its authors in 2019, because the people in it had not consented: consider another data set",
 )
-OCCLUDED_DUKE = NamedFiles(
+OCCLUDED_DUKE = MarketLayout(
     source="occluded_duke",
     title="Occluded-Duke",
     folders=FOLDERS,
@@ -215,9 +236,9 @@ OCCLUDED_DUKE = NamedFiles(
         "query": {"samples": 2_210, "identities": 519},
         "gallery": {"samples": 17_661, "identities": 1_110},
     },
-    note="made of DukeMTMC-reID, which its authors withdrew in 2019: think of using another set",
+    note="made of DukeMTMC-reID, which its authors withdrew in 2019: consider another data set",
 )
-PERSONX = NamedFiles(
+PERSONX = MarketLayout(
     source="personx",
     title="PersonX",
     folders=FOLDERS,
@@ -225,7 +246,7 @@ PERSONX = NamedFiles(
     name=re.compile(rf"(?P<person>[0-9]+)_c(?P<camera>[0-9]+)s[0-9]+(_[0-9]+)+{JPG}"),
     example="0001_c1s1_01.jpg",
 )
-RANDPERSON = NamedFiles(
+RANDPERSON = MarketLayout(
     source="randperson",
     title="RandPerson",
     folders={"train": "randperson_subset"},
@@ -245,11 +266,12 @@ def read_market1501(
     strict: bool = False,
     problems: Problems | None = None,
 ) -> DatasetDict:
-    """Market-1501 (Zheng et al. 2015). Junk (person -1) is dropped, distractors (person 0) stay in the gallery.
+    """Reads Market-1501 (Zheng et al. 2015), without junk (person -1), with distractors (person 0) in the gallery.
 
-    distractors: the folder inside `data_dir` that holds the 500,000 further distractors. The rest: `read_named_files`.
+    distractors: the folder in `data_dir` with the 500,000 additional distractors. Other arguments: see
+    `read_market_layout`.
     """
-    return read_named_files(
+    return read_market_layout(
         MARKET1501,
         data_dir,
         captions_file=captions_file,
@@ -262,26 +284,26 @@ def read_market1501(
 def read_dukemtmc(
     data_dir: AnyPath, *, captions_file: AnyPath | None = None, strict: bool = False, problems: Problems | None = None
 ) -> DatasetDict:
-    """DukeMTMC-reID (Ristani et al. 2016, Zheng et al. 2017), withdrawn in 2019. Details: `read_named_files`."""
-    return read_named_files(DUKEMTMC, data_dir, captions_file=captions_file, strict=strict, problems=problems)
+    """Reads DukeMTMC-reID (Ristani et al. 2016, Zheng et al. 2017), withdrawn in 2019. See `read_market_layout`."""
+    return read_market_layout(DUKEMTMC, data_dir, captions_file=captions_file, strict=strict, problems=problems)
 
 
 def read_occluded_duke(
     data_dir: AnyPath, *, captions_file: AnyPath | None = None, strict: bool = False, problems: Problems | None = None
 ) -> DatasetDict:
-    """Occluded-Duke (Miao et al. 2019), other parts of the withdrawn DukeMTMC-reID. Details: `read_named_files`."""
-    return read_named_files(OCCLUDED_DUKE, data_dir, captions_file=captions_file, strict=strict, problems=problems)
+    """Reads Occluded-Duke (Miao et al. 2019): other splits of DukeMTMC-reID. See `read_market_layout`."""
+    return read_market_layout(OCCLUDED_DUKE, data_dir, captions_file=captions_file, strict=strict, problems=problems)
 
 
 def read_personx(
     data_dir: AnyPath, *, captions_file: AnyPath | None = None, problems: Problems | None = None
 ) -> DatasetDict:
-    """PersonX (Sun and Zheng 2019), computer-generated people. Details: `read_named_files`."""
-    return read_named_files(PERSONX, data_dir, captions_file=captions_file, problems=problems)
+    """Reads PersonX (Sun and Zheng 2019): computer-generated people. See `read_market_layout`."""
+    return read_market_layout(PERSONX, data_dir, captions_file=captions_file, problems=problems)
 
 
 def read_randperson(
     data_dir: AnyPath, *, captions_file: AnyPath | None = None, problems: Problems | None = None
 ) -> DatasetDict:
-    """RandPerson (Wang et al. 2020), computer-generated people, a training part alone. Details: `read_named_files`."""
-    return read_named_files(RANDPERSON, data_dir, captions_file=captions_file, problems=problems)
+    """Reads RandPerson (Wang et al. 2020): computer-generated people, only `train`. See `read_market_layout`."""
+    return read_market_layout(RANDPERSON, data_dir, captions_file=captions_file, problems=problems)

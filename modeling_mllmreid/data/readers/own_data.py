@@ -1,23 +1,18 @@
-"""Your own data without code: a folder for each person, or images with a metadata table.
+"""A user's own data: one folder per person, or images with a metadata table.
 
-    data_dir/ANNA/1.jpg, data_dir/BEN/1.jpg                     `folders`: one part, split by `data.made_splits`
-    data_dir/{train,val,query,gallery}/ANNA/1.jpg               `folders`: parts as they are
-    data_dir/metadata.csv | .jsonl | .parquet                   `table`: a row an image, with the columns
-        file_name, person_id, and where known camera_id, caption, split, track_id, clothes_id
-Ids may be numbers or names, see `columns.number_names`; the columns `person_name` and `camera_name` keep them as they
-are written. Camera, track or clothes -1 are unknown, and so is an empty cell.
+    data_dir/ANNA/1.jpg, data_dir/BEN/1.jpg           `folders`: no splits; `data.splits.make_splits` makes them
+    data_dir/{train,val,query,gallery}/ANNA/1.jpg     `folders`: with splits
+    data_dir/metadata.csv | .jsonl | .parquet         `table`: one row per image, with the columns file_name, person_id,
+                                                      and optionally camera_id, caption, split, track_id, clothes_id
+Ids may be numbers or names (see `contract.number_names`). The columns `person_name` and `camera_name` keep the original
+ones. A camera, track or clothes id that is -1 or an empty cell is unknown.
 """
 
-import json
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 from datasets import Dataset, DatasetDict
 
 from ...utils.errors import UserError
@@ -33,102 +28,22 @@ from ..contract import (
     known_id_text,
     make_split,
     number_names,
-    refuse_rounded,
 )
 from ..images import is_hidden, list_images, safe_join
 from .caption_sets import MAX_CAPTION
+from .metadata import read_metadata
 
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
-def read_metadata(table: Path, known: Sequence[str], required: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
-    """(the known columns that the table has, by name, as lists; the names of its other columns).
-
-    CSV: all cells are text, so that no id becomes a number. JSON lines: values as they are, whole numbers of any size.
-    Raises UserError for a file that cannot be read, a column that is missing or there twice, and naming the line.
-    """
-    readers = {".csv": _read_csv, ".jsonl": _read_json_lines, ".parquet": _read_parquet}
-    try:
-        names, columns = readers[table.suffix](table, known)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{table}: not readable ({' '.join(str(error).split())[:200]}): fix the file") from error
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise UserError(f"{table}: column {twice[0]!r} is there twice: rename or remove one")
-    missing = [name for name in required if name not in names]
-    if missing:
-        found = ", ".join(names) or "none"
-        raise UserError(f"{table}: no column {', '.join(missing)}, but {found:.300}: rename or add it")
-    return columns, [name for name in names if name not in known]
-
-
-def _read_csv(table: Path, known: Sequence[str]) -> tuple[list[str], dict[str, list[Any]]]:
-    # Types are asked for by name, and a file of wrong bytes has no names to ask for: texts are checked afterwards.
-    convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(known, pa.string()), strings_can_be_null=False)
-    content = pa.csv.read_csv(
-        table, parse_options=pa.csv.ParseOptions(newlines_in_values=True), convert_options=convert
-    )
-    names = content.column_names
-    for separator, called in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
-        if len(names) == 1 and separator in names[0]:
-            raise UserError(f"{table}: its columns are separated by {called}: save it with commas")
-    return names, {name: content[name].to_pylist() for name in known if names.count(name) == 1}
-
-
-def _read_json_lines(table: Path, known: Sequence[str]) -> tuple[list[str], dict[str, list[Any]]]:
-    names: dict[str, None] = {}
-    rows: list[dict[str, Any]] = []
-    # Not splitlines: a caption may hold the line separators of Unicode.
-    for number, line in enumerate(table.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_object)
-            if not isinstance(row, dict):
-                raise ValueError("no object: write {...}")
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{table}: line {number}: not a JSON object ({error}): fix the line") from None
-        names |= dict.fromkeys(row)
-        rows.append({name: row.get(name) for name in known})
-    return list(names), {name: [row[name] for row in rows] for name in known if name in names}
-
-
-def _no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no JSON")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object; of a field that is there twice one value would be lost."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"field {twice!r} is there twice")
-    return content
-
-
-def _read_parquet(table: Path, known: Sequence[str]) -> tuple[list[str], dict[str, list[Any]]]:
-    # Not read_table, which makes columns of folders named like key=value.
-    with pa.parquet.ParquetFile(table) as file:
-        names = file.schema_arrow.names
-        once = [name for name in known if names.count(name) == 1]
-        for name in once:
-            kind = file.schema_arrow.field(name).type
-            plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if name != "caption" and pa.types.is_nested(plain):
-                raise UserError(f"{table}: column {name} is {kind}: save it as one text or number a row")
-        content = file.read(columns=once)
-        for name in once:
-            refuse_rounded(content[name], f"{table}: column {name}")
-        return names, {name: content[name].to_pylist() for name in once}
-
-
+# The name of the only split of data without splits.
 UNSPLIT = "all"
 LONGEST_PATH = 300
 UNKNOWN_PERSON = "-1"
-# Files of ours that may lie in the folder.
-OURS = ("splits.json", "skipped.txt")
+# Files that `load_reid_dataset` may write into the folder.
+OWN_FILES = ("splits.json", "skipped.txt")
 REQUIRED, OPTIONAL = ("file_name", "person_id"), ("camera_id", "caption", "split", "track_id", "clothes_id")
-# How the cells of each column of ids become names.
+# Column of ids -> the function that returns the name in a cell.
 IDS: Mapping[str, Callable[[Any], str | None]] = {
     "person_id": id_text,
     "camera_id": known_id_text,
@@ -136,55 +51,65 @@ IDS: Mapping[str, Callable[[Any], str | None]] = {
     "clothes_id": known_id_text,
 }
 
-Found = tuple[Sample, Mapping[str, Any]]  # a row, and its values of the further columns
+SampleWithColumns = tuple[Sample, Mapping[str, Any]]  # a sample, and its values of the optional columns
 
 
 def read_folders(data_dir: str | os.PathLike[str], *, problems: Problems | None = None) -> DatasetDict:
-    """A folder for each person, cameras unknown (-1), so that no same-camera filter applies.
+    """Reads one folder per person. The cameras are unknown (-1), so the evaluation excludes no image by its camera.
 
-    With sub-folders named like splits these are the parts, otherwise there is the one part "all". Hidden files and
-    folders are no people. A person without images, images outside the persons' folders or too deep in them, and names
-    that are not UTF-8 are problems; other files are left out with a warning. Raises UserError where nobody is found.
+    Sub-folders with the names of splits are the splits. Otherwise, the only split is "all". Hidden files and folders
+    are ignored, and other files that are not images are left out with a warning.
+
+    Args:
+        data_dir (`str` or `os.PathLike`): the folder.
+        problems (`Problems`, *optional*): collects the persons without images, the images outside the persons' folders
+            or in sub-folders of them, and the names that are not UTF-8.
+
+    Returns:
+        `DatasetDict`: the splits.
+
+    Raises:
+        UserError: the folder does not exist, or a split has no person with images.
     """
     root, problems = Path(data_dir), problems or Problems()
     if not os.path.isdir(root):
-        raise UserError(f"{_shown(root)}: no such folder: give data_dir the folder that holds a folder for each person")
-    parts = {split: split for split in SPLITS if os.path.isdir(root / split)} or {UNSPLIT: "."}
-    if UNSPLIT not in parts:
+        raise UserError(f"{_shown(root)}: no such folder: give data_dir the folder with one folder per person")
+    split_folders = {split: split for split in SPLITS if os.path.isdir(root / split)} or {UNSPLIT: "."}
+    if UNSPLIT not in split_folders:
         for name in _folders(root):
-            if name not in parts:
+            if name not in split_folders:
                 problems.report(
                     UserError(
-                        f"{_shown(root / name)}: next to the parts {', '.join(parts)}: move it into one of them, or "
-                        f"give it the name of a part ({', '.join(SPLITS)})"
+                        f"{_shown(root / name)}: next to the splits {', '.join(split_folders)}: move it into one of "
+                        f"them, or give it the name of a split ({', '.join(SPLITS)})"
                     )
                 )
-        _outside(root, "the folders of the parts", problems)
-    found: dict[str, list[tuple[str, str]]] = {}
+        _files_outside(root, "the folders of the splits", problems)
+    images: dict[str, list[tuple[str, str]]] = {}
     left_out: list[str] = []
-    for split, part in parts.items():
-        found[split] = []
-        left_out += _outside(root / part, "the persons' folders", problems)
-        for person in _folders(root / part):
-            names, others = _images_of(root / part / person, problems)
-            found[split] += [(str(PurePosixPath(part, person, name)), person) for name in names]
-            left_out += [str(PurePosixPath(part, person, name)) for name in others]
-        if not found[split]:
-            raise UserError(f"{root / part}: no person's folder with images: give a folder like ANNA/1.jpg")
+    for split, folder in split_folders.items():
+        images[split] = []
+        left_out += _files_outside(root / folder, "the persons' folders", problems)
+        for person in _folders(root / folder):
+            names, others = _person_images(root / folder / person, problems)
+            images[split] += [(str(PurePosixPath(folder, person, name)), person) for name in names]
+            left_out += [str(PurePosixPath(folder, person, name)) for name in others]
+        if not images[split]:
+            raise UserError(f"{root / folder}: no person's folder with images: give a folder like ANNA/1.jpg")
     if left_out:
-        problems.warn(f"{root}: {len(left_out):,} files are no images and left out: {join_names(left_out)}")
-    everybody = [person for rows in found.values() for _, person in rows]
-    _warn_of_unknown(everybody, root, problems)
-    numbers = _numbers(everybody, root)
-    parts_of_rows = {
-        split: [(Sample(file_name, numbers[person]), {"person_name": person}) for file_name, person in rows]
-        for split, rows in found.items()
+        problems.warn(f"{root}: {len(left_out):,} files are not images and left out: {join_names(left_out)}")
+    persons = [person for split_images in images.values() for _, person in split_images]
+    _warn_about_unknown(persons, root, problems)
+    numbers = _numbers(persons, root)
+    splits = {
+        split: [(Sample(file_name, numbers[person]), {"person_name": person}) for file_name, person in split_images]
+        for split, split_images in images.items()
     }
-    return _dataset(parts_of_rows, root, "folders")
+    return _dataset(splits, root, "folders")
 
 
 def _folders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, without hidden ones, sorted."""
+    """Returns the sorted names of the sub-folders, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
@@ -192,16 +117,16 @@ def _folders(folder: Path) -> list[str]:
         raise UserError(f"{_shown(folder)}: cannot be listed ({error.strerror}): give a readable folder") from error
 
 
-def _outside(folder: Path, where: str, problems: Problems) -> list[str]:
-    """The files in a folder that has none of its own; its images are problems."""
+def _files_outside(folder: Path, where: str, problems: Problems) -> list[str]:
+    """Returns the other files next to the folders of persons or splits. Images next to them are problems."""
     images = list_images(folder)
     for name in images.names:
-        problems.report(UserError(f"{_shown(folder / name)}: beside {where}: move it into one of them"))
-    return [name for name in images.left_out if (folder / name).is_file() and name not in OURS]
+        problems.report(UserError(f"{_shown(folder / name)}: next to {where}: move it into one of them"))
+    return [name for name in images.left_out if (folder / name).is_file() and name not in OWN_FILES]
 
 
-def _images_of(folder: Path, problems: Problems) -> tuple[list[str], list[str]]:
-    """(images, other files) of a person's folder. A folder that cannot be used is a problem and has no images."""
+def _person_images(folder: Path, problems: Problems) -> tuple[list[str], list[str]]:
+    """Returns the images and the other files in a person's folder. A folder that cannot be used is a problem."""
     if not is_utf8(folder.name):
         problems.report(UserError(f"{_shown(folder)}: the name is not UTF-8 text: rename the folder"))
         return [], []
@@ -211,12 +136,12 @@ def _images_of(folder: Path, problems: Problems) -> tuple[list[str], list[str]]:
         if not is_utf8(name):
             problems.report(UserError(f"{_shown(folder / name)}: the name is not UTF-8 text: rename the file"))
     for inner in _folders(folder):
-        deep = list_images(folder / inner).names
-        if deep:
+        inner_images = list_images(folder / inner).names
+        if inner_images:
             problems.report(
                 UserError(
-                    f"{_shown(folder / inner)}: {len(deep):,} images in a folder of a person's folder: move them up, "
-                    "or write a metadata table, which can name cameras"
+                    f"{_shown(folder / inner)}: {len(inner_images):,} images in a sub-folder of a person's folder: "
+                    "move them up, or write a metadata table, which can name cameras"
                 )
             )
     if not images.names:
@@ -225,22 +150,23 @@ def _images_of(folder: Path, problems: Problems) -> tuple[list[str], list[str]]:
 
 
 def _shown(path: Path) -> str:
-    """A path for a message, in one line and with bytes that are no text escaped."""
+    """Returns a path for a message: one line, bytes that are not UTF-8 escaped, at most `LONGEST_PATH` characters."""
     text = str(path) if str(path).isprintable() else repr(str(path))
     return text if len(text) <= LONGEST_PATH else f"{text[:LONGEST_PATH]}..."
 
 
-def _warn_of_unknown(people: Sequence[object], where: Path, problems: Problems) -> None:
-    """Warns where people may be marked as unknown, as Market-1501 does, whose readers drop them."""
+def _warn_about_unknown(people: Sequence[object], where: Path, problems: Problems) -> None:
+    """Warns about a person "-1", which marks junk images in Market-1501."""
     count = people.count(UNKNOWN_PERSON)
     if count:
         problems.warn(
-            f"{where}: {count:,} images are of the person {UNKNOWN_PERSON!r}, who is one person here: where that says "
-            "unknown, leave them out, or use them in the gallery alone"
+            f"{where}: {count:,} images are of the person {UNKNOWN_PERSON!r}, which is one person here: if it means "
+            "unknown, leave them out, or use them only in the gallery"
         )
 
 
 def _numbers(names: Sequence[str | None], where: Path) -> dict[str, int]:
+    """Maps names to numbers. Raises UserError that names the folder or the table."""
     try:
         return number_names(names)
     except UserError as error:
@@ -248,74 +174,91 @@ def _numbers(names: Sequence[str | None], where: Path) -> dict[str, int]:
 
 
 def read_table(data_dir: str | os.PathLike[str], *, problems: Problems | None = None) -> DatasetDict:
-    """Images with a metadata table. Rows keep the table's order.
+    """Reads images with a metadata table, in the order of the table.
 
-    Without the column split there is the one part "all"; an image may have several rows only with other captions, which
-    are joined, or as query and gallery. Columns that are not known are left out with a warning.
-    Raises UserError for a table that is missing, unreadable, or has a wrong column, and naming the row.
+    Without the column `split`, the only split is "all". The captions of several rows of one image are joined. An image
+    may also be in query and gallery. Unknown columns are left out with a warning.
+
+    Args:
+        data_dir (`str` or `os.PathLike`): the folder of the table and the images.
+        problems (`Problems`, *optional*): collects the rows that cannot be used.
+
+    Returns:
+        `DatasetDict`: the splits.
+
+    Raises:
+        UserError: the table is missing, cannot be read or has a wrong column, or no row can be used.
     """
     root, problems = Path(data_dir), problems or Problems()
     present = [name for name in TABLES if os.path.isfile(root / name)]
     if len(present) != 1:
-        found = " and ".join(present) or "none"
-        raise UserError(f"{_shown(root)}: {found} of {', '.join(TABLES)}: give data_dir a folder with one of them")
+        tables = " and ".join(present) or "none"
+        raise UserError(f"{_shown(root)}: {tables} of {', '.join(TABLES)}: give data_dir a folder with one of them")
     table = root / present[0]
     columns, unknown = read_metadata(table, (*REQUIRED, *OPTIONAL), REQUIRED)
     if unknown:
         problems.warn(f"{table}: columns that are not used: {join_names(unknown)} (known: {', '.join(columns)})")
     ids = {
-        column: [_tried(IDS[column], column, cell) for cell in columns[column]] for column in IDS if column in columns
+        column: [_name_or_error(IDS[column], column, cell) for cell in columns[column]]
+        for column in IDS
+        if column in columns
     }
     numbers = {
-        column: _numbers([text for text in of_column if isinstance(text, str)], table)
-        for column, of_column in ids.items()
+        column: _numbers([name for name in names if isinstance(name, str)], table) for column, names in ids.items()
     }
-    _warn_of_unknown(ids["person_id"], table, problems)
-    rows: dict[str, dict[str, Found]] = {}
-    person_of: dict[str, str] = {}
+    _warn_about_unknown(ids["person_id"], table, problems)
+    splits: dict[str, dict[str, SampleWithColumns]] = {}
+    persons: dict[str, str] = {}
     for index in range(len(columns["file_name"])):
-        values = {name: column[index] for name, column in columns.items()}
-        texts = {name: of_column[index] for name, of_column in ids.items()}
+        values = {column: cells[index] for column, cells in columns.items()}
+        id_names = {column: names[index] for column, names in ids.items()}
         try:
-            split, row, further = _row(values, texts, root, numbers)
-            if person_of.setdefault(row.file_name, further["person_name"]) != further["person_name"]:
-                both = f"{person_of[row.file_name]!r} and {further['person_name']!r}"
-                raise UserError(f"{row.file_name} shows {both}: give one person_id")
-            part = rows.setdefault(split, {})
-            if row.file_name in part:
-                first, of_first = part[row.file_name]
-                same = first._replace(captions=()) == row._replace(captions=()) and of_first == further
-                if not same or set(row.captions) <= set(first.captions):
-                    raise UserError(f"{row.file_name} has a row already: keep one, or give it another caption")
-                row = row._replace(captions=first.captions + row.captions)
-            part[row.file_name] = (row, further)
+            split, sample, optional = _parse_row(values, id_names, root, numbers)
+            person = optional["person_name"]
+            if persons.setdefault(sample.file_name, person) != person:
+                both = f"{persons[sample.file_name]!r} and {person!r}"
+                raise UserError(f"{sample.file_name} shows {both}: give one person_id")
+            _add_sample(splits.setdefault(split, {}), sample, optional)
         except UserError as problem:
             problems.report(UserError(f"{table}: row {index + 1}: {problem}"))
-    rows = {split: part for split, part in rows.items() if part}
-    if not rows:
+    splits = {split: samples for split, samples in splits.items() if samples}
+    if not splits:
         raise UserError(f"{table}: no row can be used: give rows with {', '.join(REQUIRED)}")
-    return _dataset({split: list(part.values()) for split, part in rows.items()}, root, "table")
+    return _dataset({split: list(samples.values()) for split, samples in splits.items()}, root, "table")
 
 
-def _tried(name_of: Callable[[Any], str | None], column: str, cell: Any) -> str | None | UserError:
-    """The name in a cell, or what is wrong with it."""
+def _add_sample(split: dict[str, SampleWithColumns], sample: Sample, optional: Mapping[str, Any]) -> None:
+    """Adds an image to a split, or its captions to the same image. Raises UserError if two rows of it differ."""
+    if sample.file_name in split:
+        first, first_optional = split[sample.file_name]
+        same = first._replace(captions=()) == sample._replace(captions=()) and first_optional == optional
+        if not same or set(sample.captions) <= set(first.captions):
+            raise UserError(f"{sample.file_name} has a row already: keep one, or give it another caption")
+        sample = sample._replace(captions=first.captions + sample.captions)
+    split[sample.file_name] = (sample, optional)
+
+
+def _name_or_error(to_name: Callable[[Any], str | None], column: str, cell: Any) -> str | None | UserError:
+    """Returns the name in a cell, or the error."""
     try:
-        return name_of(cell)
+        return to_name(cell)
     except UserError as problem:
         return UserError(f"{column} {problem}")
 
 
-def _row(
+def _parse_row(
     values: Mapping[str, Any],
-    texts: Mapping[str, str | None | UserError],
+    id_names: Mapping[str, str | None | UserError],
     root: Path,
     numbers: Mapping[str, Mapping[str, int]],
 ) -> tuple[str, Sample, dict[str, Any]]:
-    """(split, row, further columns) of one line of the table."""
-    for text in texts.values():
-        if isinstance(text, UserError):
-            raise text
-    names: dict[str, str | None] = {name: text for name, text in texts.items() if not isinstance(text, UserError)}
+    """Returns the split, the sample and the optional columns of one row of the table."""
+    for name in id_names.values():
+        if isinstance(name, UserError):
+            raise name
+    names: dict[str, str | None] = {
+        column: name for column, name in id_names.items() if not isinstance(name, UserError)
+    }
     file_name, person = values["file_name"], names["person_id"]
     if not isinstance(file_name, str) or not file_name or person is None:
         raise UserError(f"file_name {file_name!r:.200}, person_id {values['person_id']!r:.60}: give both")
@@ -328,34 +271,35 @@ def _row(
     captions = [] if captions in (None, "") else captions if isinstance(captions, list) else [captions]
     if not all(isinstance(text, str) and is_utf8(text) and 0 < len(text.strip()) < MAX_CAPTION for text in captions):
         raise UserError(f"caption: not a text of 1 to {MAX_CAPTION - 1:,} characters: fix or remove it")
-    further: dict[str, Any] = {"person_name": person}
+    optional: dict[str, Any] = {"person_name": person}
     camera = UNKNOWN_CAMERA
     if "camera_id" in names:
         camera = _number(numbers["camera_id"], names["camera_id"])
-        further["camera_name"] = names["camera_id"]
+        optional["camera_name"] = names["camera_id"]
     for column in ("track_id", "clothes_id"):
         if column in names:
-            further[column] = _number(numbers[column], names[column])
+            optional[column] = _number(numbers[column], names[column])
     file_name = PurePosixPath(file_name).as_posix()
-    return split, Sample(file_name, numbers["person_id"][person], camera, tuple(captions)), further
+    return split, Sample(file_name, numbers["person_id"][person], camera, tuple(captions)), optional
 
 
 def _number(numbers: Mapping[str, int], name: str | None) -> int:
-    """The number of a camera, track or clothes; -1 where it is unknown."""
+    """Returns the number of a camera, track or clothes; -1 if it is unknown."""
     return -1 if name is None else numbers[name]
 
 
 def _is_file(root: Path, name: str) -> bool:
-    """Whether the name is a file in the folder. Raises UserError for a path that leaves it."""
+    """Returns whether the name is a file in the folder. Raises UserError for a path that leaves the folder."""
     return is_utf8(name) and os.path.isfile(safe_join(root, name))
 
 
-def _dataset(parts: Mapping[str, Sequence[Found]], root: Path, source: str) -> DatasetDict:
-    """Splits of the data contract with their further columns."""
-    splits: dict[str, Dataset] = {}
-    for split, rows in parts.items():
-        made = make_split([row for row, _ in rows], root=root, source=source)
-        for column in rows[0][1]:
-            made = made.add_column(column, [further[column] for _, further in rows], feature=OPTIONAL_FEATURES[column])
-        splits[split] = made
-    return DatasetDict(splits)
+def _dataset(splits: Mapping[str, Sequence[SampleWithColumns]], root: Path, source: str) -> DatasetDict:
+    """Builds splits of the data contract with their optional columns."""
+    dataset: dict[str, Dataset] = {}
+    for name, samples in splits.items():
+        split = make_split([sample for sample, _ in samples], root=root, source=source)
+        for column in samples[0][1]:
+            values = [optional[column] for _, optional in samples]
+            split = split.add_column(column, values, feature=OPTIONAL_FEATURES[column])
+        dataset[name] = split
+    return DatasetDict(dataset)

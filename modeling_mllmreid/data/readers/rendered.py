@@ -1,9 +1,9 @@
-"""The rendered worlds: fixed synthetic data sets, rendered into their folder where they are not there yet.
+"""The rendered worlds: fixed synthetic data sets, which the reader renders at first use.
 
-data_dir/                      Market-1501's layout, person 0 a distractor
+data_dir/                      the layout of Market-1501; person 0 is a distractor
     bounding_box_train/ query/ bounding_box_test/
-    reid_raw.json              captions of every image
-    world.json                 which world, and its version
+    reid_raw.json              captions of all images
+    world.json                 the name of the world and its version
 """
 
 import os
@@ -19,39 +19,47 @@ from ...utils.errors import UserError
 from ...utils.formats import WorldFile
 from ...utils.json_files import read_json
 from ..contract import Problems
-from .market1501 import FOLDERS, MARKET1501, NamedFiles, read_named_files
+from .market1501 import FOLDERS, MARKET1501, MarketLayout, read_market_layout
 
 
 def read_rendered(world: str, data_dir: str | os.PathLike[str], *, problems: Problems | None = None) -> DatasetDict:
-    """A world of `WORLDS` with its captions; a folder that is missing or empty is rendered first.
+    """Reads a rendered world with its captions. If the folder is missing or empty, the world is rendered first.
 
-    Raises UserError for a folder that holds something else, another world, another version or a part of it.
+    Args:
+        world (`str`): a name of `WORLDS`.
+        data_dir (`str` or `os.PathLike`): the folder of the world.
+        problems (`Problems`, *optional*): collects the images that cannot be used.
+
+    Returns:
+        `DatasetDict`: `train`, `query` and `gallery`.
+
+    Raises:
+        UserError: the folder has other content, another world, another version, or is not complete.
     """
     root, name = Path(data_dir), f"rendered_{world}"
     if not os.path.lexists(root) or _is_empty(root):
-        print(f"{name}: rendered into {root}", flush=True)
+        print(f"{name}: rendering into {root}", flush=True)
         try:
             write_world(root, world)
         except UserError:
-            # Another process may have rendered the same world meanwhile.
+            # Another process may have rendered the same world at the same time.
             if not os.path.isfile(root / WORLD_FILE):
                 raise
     try:
-        found = read_json(root / WORLD_FILE, WorldFile)
+        existing = read_json(root / WORLD_FILE, WorldFile)
     except UserError as error:
         raise UserError(
-            f"{root}: no {WORLD_FILE} in it that names a world, so not the data set {name}: give a new folder"
+            f"{root}: no valid {WORLD_FILE}, so the folder is not the data set {name}: give a new folder"
         ) from error
-    there, version = found.world, found.version
-    if (there, version) != (world, VERSION):
+    if (existing.world, existing.version) != (world, VERSION):
         raise UserError(
-            f"{root}: holds the world {there!r}, version {version}, not {world!r}, version {VERSION}: give another "
-            "folder, or remove this one to render it anew"
+            f"{root}: has the world {existing.world!r}, version {existing.version}, not {world!r}, version {VERSION}: "
+            "give another folder, or remove this one to render it again"
         )
-    missing = [part for part in (*FOLDERS.values(), CAPTIONS_FILE) if not os.path.lexists(root / part)]
+    missing = [path for path in (*FOLDERS.values(), CAPTIONS_FILE) if not os.path.lexists(root / path)]
     if missing:
-        raise UserError(f"{root}: {', '.join(missing)} of {name} is missing: remove the folder to render it anew")
-    spec = NamedFiles(
+        raise UserError(f"{root}: {', '.join(missing)} of {name} is missing: remove the folder to render it again")
+    spec = MarketLayout(
         source=name,
         title=name,
         folders=FOLDERS,
@@ -60,10 +68,11 @@ def read_rendered(world: str, data_dir: str | os.PathLike[str], *, problems: Pro
         example=MARKET1501.example,
         distractors=True,
     )
-    return read_named_files(spec, root, captions_file=root / CAPTIONS_FILE, problems=problems)
+    return read_market_layout(spec, root, captions_file=root / CAPTIONS_FILE, problems=problems)
 
 
 def _is_empty(root: Path) -> bool:
+    """Returns whether the path is an empty folder. Raises UserError if it cannot be listed."""
     try:
         return os.path.isdir(root) and not os.listdir(root)
     except OSError as error:

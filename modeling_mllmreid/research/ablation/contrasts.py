@@ -1,8 +1,8 @@
-"""Comparing trainings over several seeds: intervals over seeds and people, paired contrasts, Holm's correction.
+"""Comparison of trainings over several seeds: intervals over seeds and people, paired contrasts, Holm's correction.
 
-A new seed gives another model, a new person another question: both are random, and crossed, since every model is
-asked every question. values: (S, Q), a metric's value for each seed and query, the queries the same for all; NaN where
-a query has no match, then for every seed.
+Seeds and people are crossed random factors: every model of a seed answers the queries of every person. Values are
+(S, Q): a metric for each seed and query, with equal queries for all seeds. A query without a match has NaN for every
+seed.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,14 @@ from ...utils.errors import UserError
 class Contrast:
     """A paired difference, fractions of 1, with its 95 % interval and the test's two-sided p-value.
 
-    seed_sd: standard deviation of the difference over seeds. detectable: the smallest true difference that so many
-    seeds and people would show (p < 0.05) with probability 0.8. p_value, seed_sd and detectable are NaN for one seed,
-    whose interval is over people alone.
+    Args:
+        difference (`float`): Mean of a minus mean of b.
+        low (`float`): Lower end of the interval.
+        high (`float`): Upper end of the interval.
+        p_value (`float`): Two-sided p-value; NaN for one seed.
+        seed_sd (`float`): Standard deviation of the difference over seeds; NaN for one seed.
+        detectable (`float`): Smallest true difference that this number of seeds and people shows (p < 0.05) with
+            probability 0.8; NaN for one seed.
     """
 
     difference: float
@@ -37,10 +42,18 @@ class Contrast:
 
 
 def interval_over_seeds(values: np.ndarray, person_ids: Sequence[int] | np.ndarray) -> Interval:
-    """The mean over seeds and queries with its 95 % interval, of `contrast`'s error.
+    """Computes the mean over seeds and queries with its 95 % interval, from the error of `contrast`.
 
-    Shares, values from 0 to 1, get the interval of a share, as in `statistics.confidence_intervals`; others Student's.
-    With one seed it is over people alone.
+    Args:
+        values (`np.ndarray`): (S, Q), a metric for each seed and query.
+        person_ids (`Sequence[int]` or `np.ndarray`): (Q,), the person of each query.
+
+    Returns:
+        `Interval`: For values from 0 to 1 the interval of a share, as in `statistics.confidence_intervals`; for others
+        Student's interval. With one seed the interval only covers people.
+
+    Raises:
+        UserError: For shapes that do not fit, fewer than two people, and a query with a match for some seeds only.
     """
     sums, counts = _by_person(values, person_ids)
     mean = float(sums.sum() / (len(sums) * counts.sum()))
@@ -51,19 +64,30 @@ def interval_over_seeds(values: np.ndarray, person_ids: Sequence[int] | np.ndarr
 
 
 def contrast(a: np.ndarray, b: np.ndarray, person_ids: Sequence[int] | np.ndarray) -> Contrast:
-    """The mean of a less that of b, (S, Q) each, row s of both trained with the same seed.
+    """Computes the mean of a minus the mean of b, with a t-test that has seeds and people as crossed random factors.
 
-    Interval and p-value are those of a t-test with seeds and people as crossed random factors: p is below 0.05 exactly
-    where the interval leaves out 0. The variance is that of the seeds' mean differences by S plus that over people
-    (`people_error`), the degrees of freedom those of `combined`. What is particular to a seed and a person counts in
-    both: where that is the larger part, the interval is up to 1.4 times as wide as need be (it covers 99 %), and so it
-    is where few people make most queries. Two seeds are too few where they differ more than people: it covers 91 %.
-    Raises UserError for shapes and queries that differ. Source: Baayen et al. 2008 (crossed random factors).
+    p is below 0.05 exactly where the interval excludes 0. The variance is that of the seeds' mean differences divided
+    by S, plus that over people (`people_error`); the degrees of freedom are those of `combined`. The interaction of
+    seed and person counts in both: where it dominates, or where few people make most queries, the interval is up to
+    1.4 times too wide (it covers 99 %). Two seeds are too few where seeds differ more than people: it covers 91 %.
+
+    Args:
+        a (`np.ndarray`): (S, Q), a metric for each seed and query.
+        b (`np.ndarray`): (S, Q); row s of a and b has the same seed.
+        person_ids (`Sequence[int]` or `np.ndarray`): (Q,), the person of each query.
+
+    Returns:
+        `Contrast`: The difference with its interval and test.
+
+    Raises:
+        UserError: For shapes or queries that differ between a and b, and as `interval_over_seeds`.
+
+    Source: Baayen et al. 2008, "Mixed-effects modeling with crossed random effects for subjects and items".
     """
     if a.shape != b.shape:
         raise UserError(f"a has the shape {a.shape}, b {b.shape}: give the same seeds and queries")
     if (np.isnan(a) != np.isnan(b)).any():
-        raise UserError("a query has a match in one of a and b alone: evaluate both with the same query and gallery")
+        raise UserError("a query has a match in only one of a and b: evaluate both with the same query and gallery")
     sums, counts = _by_person(a - b, person_ids)
     difference = without_rounding(sums.sum() / (len(sums) * counts.sum()))
     error = _error(sums, counts)
@@ -76,14 +100,20 @@ def contrast(a: np.ndarray, b: np.ndarray, person_ids: Sequence[int] | np.ndarra
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the given order: the family-wise error stays below the level. NaN stays NaN.
+    """Adjusts p-values so that the family-wise error stays below the level.
 
-    Source: Holm 1979.
+    Args:
+        p_values (`Sequence[float]`): The p-values; NaN stays NaN and does not count.
+
+    Returns:
+        `list[float]`: The adjusted p-values, in the order of the input.
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
     adjusted, tested = np.full(len(p_values), np.nan), [i for i, p in enumerate(p_values) if not np.isnan(p)]
     largest = 0.0
-    for place, index in enumerate(sorted(tested, key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(tested) - place) * p_values[index]))
+    for rank, index in enumerate(sorted(tested, key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted.tolist()
 
@@ -95,20 +125,20 @@ def _by_person(values: np.ndarray, person_ids: Sequence[int] | np.ndarray) -> tu
         raise UserError(f"values have the shape {values.shape} for {len(persons)} ids: give (seeds, queries)")
     missing = np.isnan(values)
     if (missing.any(0) != missing.all(0)).any():
-        raise UserError("a query has a match for some seeds alone: evaluate all with the same query and gallery")
+        raise UserError("a query has a match for some seeds only: evaluate all with the same query and gallery")
     valid = ~missing.all(0)
-    people, place, counts = np.unique(persons[valid], return_inverse=True, return_counts=True)
+    people, positions, counts = np.unique(persons[valid], return_inverse=True, return_counts=True)
     if len(people) < 2:
         raise UserError(f"{len(people)} person with a match: give two or more, an interval comes from how they differ")
     sums = np.zeros((len(people), len(values)))
-    np.add.at(sums, place, values[:, valid].T)
+    np.add.at(sums, positions, values[:, valid].T)
     return sums.T, counts
 
 
 def _error(sums: np.ndarray, counts: np.ndarray) -> Error:
-    """The error of the mean over seeds and queries: people's, and with two seeds or more that of the seeds' means."""
-    of_people, seeds = people_error(sums.mean(0), counts), len(sums)
-    return of_people if seeds < 2 else combined([Error(_seed_variance(sums, counts) / seeds, seeds - 1), of_people])
+    """The error of the mean: over people, and with two or more seeds also over the means of the seeds."""
+    over_people, seeds = people_error(sums.mean(0), counts), len(sums)
+    return over_people if seeds < 2 else combined([Error(_seed_variance(sums, counts) / seeds, seeds - 1), over_people])
 
 
 def _seed_variance(sums: np.ndarray, counts: np.ndarray) -> float:

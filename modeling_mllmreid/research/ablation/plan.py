@@ -1,4 +1,4 @@
-"""The plan of an ablation: its arguments, and a run for each row, training set, budget and seed."""
+"""The plan of an ablation: its arguments, and one run for each variant, training set, budget and seed."""
 
 import difflib
 import hashlib
@@ -18,43 +18,48 @@ TINY = "tiny"
 
 @dataclass
 class AblationArguments:
-    """The plan. All other fields of the configuration are what every row shares."""
+    """The plan of an ablation. All variants share the other fields of the configuration."""
 
-    rows: dict[str, dict] = field(
-        metadata={"help": "Name -> the fields in which a row differs from the others, as JSON."}
+    variants: dict[str, dict[str, Any]] = field(
+        metadata={"help": "Name -> the fields in which the variant differs from the shared ones, as JSON."}
     )
-    contrasts: dict[str, list] = field(
-        metadata={"help": "Name -> [a, b] for a less b; a and b: a row, or a list of rows whose mean is meant."}
+    contrasts: dict[str, list[Any]] = field(
+        metadata={"help": "Name -> [a, b] for a minus b, as JSON; a and b: a variant, or a list that is averaged."}
     )
-    train_sets: list[str] = field(metadata={"help": "Sets to train on, each in runs of its own; a+b is one of them."})
-    test_sets: list[str] = field(metadata={"help": "Sets whose query and gallery every run is tested on."})
+    train_sets: list[str] = field(metadata={"help": "Data sets to train on, each in its own runs; a+b combines two."})
+    test_sets: list[str] = field(metadata={"help": "Data sets whose query and gallery test every run."})
     base_model: str = field(
         default=TINY,
-        metadata={"help": "A native LLaVA that every run begins with; tiny: one made and taught here, no download."},
+        metadata={"help": "Native LLaVA that every run starts from; tiny: a small one built here, without download."},
     )
     base_dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "Number format of the base's frozen weights, as train's dtype."}
+        default="float32", metadata={"help": "Number format of the frozen base weights, as dtype of train."}
     )
-    data_dirs: dict[str, str] = field(default_factory=dict, metadata={"help": "Each set's folder, as JSON."})
-    captions_files: dict[str, str] = field(default_factory=dict, metadata={"help": "Each set's captions, as JSON."})
+    data_dirs: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "Folder of each data set by its name, as JSON."}
+    )
+    captions_files: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "Captions file of each data set by its name, as JSON."}
+    )
     seeds: list[Seed] = field(
-        default_factory=lambda: [0, 1, 2], metadata={"help": "Of batches, augmentation and heads."}
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of batches, augmentation and heads."}
     )
     budgets: list[str] = field(
         default_factory=lambda: ["steps"],
-        metadata={"help": "steps: every row takes max_steps. flops: as many as cost what flops_of costs in max_steps."},
+        metadata={"help": "steps: max_steps for every variant. flops: the FLOPs of flops_of in max_steps for each."},
     )
-    flops_of: str | None = field(default=None, metadata={"help": "The row whose cost the others get under flops."})
+    flops_of: str | None = field(default=None, metadata={"help": "Variant that sets the budget under flops."})
     flops_tolerance: NotNegative = field(
-        default=0.05, metadata={"help": "A row whose cost differs by less than this share keeps max_steps under flops."}
+        default=0.05,
+        metadata={"help": "Under flops, a variant keeps max_steps if its cost differs by less than this share."},
     )
-    sweep_of: str | None = field(default=None, metadata={"help": "The row that is repeated over sweep_lambdas."})
+    sweep_of: str | None = field(default=None, metadata={"help": "Variant that is repeated with every sweep_lambdas."})
     sweep_lambdas: list[Share] = field(default_factory=list, metadata={"help": "Values of loss_lambda for sweep_of."})
     agreement_of: str | None = field(
-        default=None, metadata={"help": "The row whose texts are drawn beside their images; by default flops_of."}
+        default=None, metadata={"help": "Variant whose texts are drawn next to their images. Default: flops_of."}
     )
     agreement_images: CountOrZero = field(
-        default=200, metadata={"help": "Images of different people that both branches are compared on; 0: none."}
+        default=200, metadata={"help": "Number of images, of different people, that compare both branches; 0: none."}
     )
     processes: Processes = field(default=1, metadata={"help": "Runs at once; on one GPU as many as its memory holds."})
     threads: AtMostThousand = field(default=1, metadata={"help": "Threads of torch in each run."})
@@ -62,21 +67,21 @@ class AblationArguments:
 
 @dataclass
 class ControlArguments:
-    """What only an ablation does to a row: its texts are spoilt, or its losses come one after the other."""
+    """The controls that only an ablation has: corrupted texts, losses in two stages, the attribute baseline."""
 
     permute_captions: bool = field(
-        default=False, metadata={"help": "The placebo: every person's images get the texts of another person."}
+        default=False, metadata={"help": "Placebo: the images of each person get the texts of another person."}
     )
     caption_noise: float = field(
         default=0.0, metadata={"help": "Share of the images whose texts are those of an image of another person."}
     )
     language_first: float = field(
         default=0.0,
-        metadata={"help": "Share of the steps that train the language loss alone, before the row's own losses."},
+        metadata={"help": "Share of the steps that only train the language loss, before the variant's own losses."},
     )
     attribute_weight: float = field(
         default=0.0,
-        metadata={"help": "The oracle: weight of a loss on the captions' attribute words, by the vision feature."},
+        metadata={"help": "Attribute baseline: weight of a loss on the attribute words of the captions, on vision."},
     )
 
     def __post_init__(self) -> None:
@@ -86,23 +91,30 @@ class ControlArguments:
         if self.attribute_weight < 0:
             raise ValueError(f"attribute_weight {self.attribute_weight}: give 0 or more")
         if self.permute_captions and self.caption_noise:
-            raise ValueError("permute_captions and caption_noise: give one, the placebo has no true caption to spoil")
+            raise ValueError("permute_captions and caption_noise: give only one, permuted captions have no true text")
 
 
 def variant_names(side: Any) -> list[str]:
-    """The rows that one side of a contrast names."""
+    """The variants that one side of a contrast names."""
     return [side] if isinstance(side, str) else list(side)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: what it is told, where it trains and is tested, and the steps of its two stages.
+    """One training with its test. Two variants with equal settings are one run.
 
-    settings: every field that was given, the row's own in place of the shared ones. stages: language alone, then the
-    row's losses. Two rows that are told the same are one run.
+    Args:
+        variant (`str`): Name of the variant.
+        train_set (`str`): Data set that it trains on.
+        budget (`str`): "steps" or "flops".
+        seed (`int`): Seed of batches, augmentation and heads.
+        settings (`Mapping[str, Any]`): Every field with a value, the variant's own in place of the shared ones.
+        test_sets (`tuple[str, ...]`): Data sets that it is tested on.
+        base (`str`): Identity of the base model.
+        stages (`tuple[int, int]`): Steps with the language loss alone, and steps with the variant's losses.
     """
 
-    row: str
+    variant: str
     train_set: str
     budget: str
     seed: int
@@ -113,123 +125,139 @@ class Run:
 
     @property
     def key(self) -> str:
-        """A digest of all that the result depends on, however its row is called."""
-        told = [self.settings, self.train_set, self.seed, self.test_sets, self.base, self.stages]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        """A digest of all that the result depends on; the variant's name has no part in it."""
+        content = [self.settings, self.train_set, self.seed, self.test_sets, self.base, self.stages]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def folder(self) -> str:
         """A readable name that ends with the key."""
-        name = re.sub(r"[^a-z0-9]+", "-", f"{self.row} {self.train_set}".lower()).strip("-")
+        name = re.sub(r"[^a-z0-9]+", "-", f"{self.variant} {self.train_set}".lower()).strip("-")
         return f"{name}-{sum(self.stages)}-seed{self.seed}-{self.key}"
 
 
-# Fields that name where results go or how fast they come, not what they are.
+# Fields that change the speed or the place of results, not the results.
 SPEED = ("dataloader_num_workers", "use_cpu")
 NOT_COMPARED = (*SPEED, "output_dir", "seed", "max_steps")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is decided before the first run. settings: for each row every field that it is told."""
+    """The decisions before the first run.
+
+    Args:
+        args (`AblationArguments`): The plan as the user gives it.
+        settings (`Mapping[str, Mapping[str, Any]]`): All fields of each variant.
+        max_steps (`int`): Steps of a run under the budget "steps".
+        base (`str`): Identity of the base model.
+    """
 
     args: AblationArguments
     settings: Mapping[str, Mapping[str, Any]]
     max_steps: int
     base: str
 
-    def run(self, row: str, train_set: str, budget: str, seed: int, cost: "Cost | None" = None) -> Run:
-        """One run. cost: what the steps of both stages cost, where the budget is in FLOPs."""
-        steps, told = self.max_steps, self.settings[row]
-        first = told.get("language_first", 0.0)
+    def run(self, variant: str, train_set: str, budget: str, seed: int, cost: "Cost | None" = None) -> Run:
+        """One run. cost: the FLOPs of the variant's steps, for the budget "flops"."""
+        steps, settings = self.max_steps, self.settings[variant]
+        language_first = settings.get("language_first", 0.0)
         if cost is not None:
-            ratio = cost.reference / cost.of_steps(first)
+            ratio = cost.reference / cost.mean_per_step(language_first)
             if abs(1 - 1 / ratio) >= self.args.flops_tolerance:
                 steps = max(1, round(self.max_steps * ratio))
-        stages = (round(steps * first), steps - round(steps * first))
-        return Run(row, train_set, budget, seed, told, tuple(self.args.test_sets), self.base, stages)
+        stages = (round(steps * language_first), steps - round(steps * language_first))
+        return Run(variant, train_set, budget, seed, settings, tuple(self.args.test_sets), self.base, stages)
 
-    def first(self, row: str) -> Run:
-        """The row's run with the first set and seed, in steps."""
-        return self.run(row, self.args.train_sets[0], "steps", self.args.seeds[0])
+    def first(self, variant: str) -> Run:
+        """The variant's run with the first data set and seed, under the budget "steps"."""
+        return self.run(variant, self.args.train_sets[0], "steps", self.args.seeds[0])
 
     def runs(self, costs: Mapping[str, "Cost"]) -> list[Run]:
-        """Every run, those of one seed together, so that a sweep that is cut off has whole seeds."""
+        """Every run; those of one seed are adjacent, so that an interrupted ablation has whole seeds."""
         return [
-            self.run(row, train_set, budget, seed, costs[row] if budget == "flops" else None)
+            self.run(variant, train_set, budget, seed, costs[variant] if budget == "flops" else None)
             for budget in self.args.budgets
             for seed in self.args.seeds
             for train_set in self.args.train_sets
-            for row in self.settings
+            for variant in self.settings
         ]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs of a row: of a step of the language stage, of a step of its own losses; and of a step of the reference."""
+    """FLOPs of a variant.
+
+    Args:
+        language (`float`): FLOPs of a step with the language loss alone.
+        own (`float`): FLOPs of a step with the variant's losses.
+        reference (`float`): FLOPs of a step of the variant that sets the budget.
+    """
 
     language: float
     own: float
     reference: float = 0.0
 
-    def of_steps(self, language_first: float) -> float:
+    def mean_per_step(self, language_first: float) -> float:
         """The mean over the steps of both stages."""
         return language_first * self.language + (1 - language_first) * self.own
 
 
 def all_variants(args: AblationArguments) -> dict[str, dict[str, Any]]:
-    """The rows by name, those of the sweep behind the others. Raises UserError for a row that is no mapping."""
-    rows: dict[str, dict[str, Any]] = {}
-    for name, fields in args.rows.items():
+    """The variants by name, those of the sweep last. Raises UserError for a variant that is no mapping."""
+    variants: dict[str, dict[str, Any]] = {}
+    for name, fields in args.variants.items():
         if not isinstance(fields, dict):
-            raise UserError(f"rows: {name!r} is not a mapping of fields: write the fields in which it differs")
-        rows[str(name)] = dict(fields)
+            raise UserError(f"variants: {name!r} is not a mapping of fields: write the fields in which it differs")
+        variants[str(name)] = dict(fields)
     if args.sweep_lambdas:
-        source = _known(args.sweep_of, rows, "sweep_of")
-        rows |= {sweep_name(source, value): {**rows[source], "loss_lambda": value} for value in args.sweep_lambdas}
-    return rows
+        source = _known(args.sweep_of, variants, "sweep_of")
+        variants |= {
+            sweep_name(source, value): {**variants[source], "loss_lambda": value} for value in args.sweep_lambdas
+        }
+    return variants
 
 
-def sweep_name(row: str, loss_lambda: float) -> str:
-    """What a row of the sweep is called."""
-    return f"{row}, lambda {loss_lambda:g}"
+def sweep_name(variant: str, loss_lambda: float) -> str:
+    """The name of a variant of the sweep."""
+    return f"{variant}, lambda {loss_lambda:g}"
 
 
 def check_plan(args: AblationArguments) -> dict[str, dict[str, Any]]:
-    """The rows of a plan that holds together. Raises UserError naming the field that does not."""
-    rows = all_variants(args)
-    if not rows:
-        raise UserError("rows: there is none: give at least one")
+    """The variants of a plan, with the sweep. Raises UserError naming the field that does not fit."""
+    variants = all_variants(args)
+    if not variants:
+        raise UserError("variants: there is none: give at least one")
     for name, sides in args.contrasts.items():
         if not isinstance(sides, list) or len(sides) != 2 or not all(map(_is_side, sides)):
-            raise UserError(f"contrasts: {name!r} is not [a, b]: give two rows, or two lists of rows")
-        for row in (*variant_names(sides[0]), *variant_names(sides[1])):
-            _known(row, rows, f"contrasts: {name!r}")
+            raise UserError(f"contrasts: {name!r} is not [a, b]: give two variants, or two lists of variants")
+        for variant in (*variant_names(sides[0]), *variant_names(sides[1])):
+            _known(variant, variants, f"contrasts: {name!r}")
     for budget in args.budgets:
         if budget not in BUDGETS:
             raise UserError(f"budgets: {budget!r} is unknown: give {' or '.join(BUDGETS)}")
     if "flops" in args.budgets:
-        _known(args.flops_of, rows, "flops_of")
+        _known(args.flops_of, variants, "flops_of")
     if args.agreement_of is not None:
-        _known(args.agreement_of, rows, "agreement_of")
+        _known(args.agreement_of, variants, "agreement_of")
     for name in ("train_sets", "test_sets", "seeds", "budgets"):
         values = getattr(args, name)
         if not values or len(set(values)) != len(values):
             raise UserError(f"{name}: {values}: give at least one, each once")
     if args.processes < 1 or args.threads < 1:
         raise UserError(f"processes {args.processes}, threads {args.threads}: give at least 1")
-    return rows
+    return variants
 
 
 def _is_side(side: Any) -> bool:
-    """Whether it is a row's name or a list of them."""
+    """Whether it is the name of a variant or a list of names."""
     return isinstance(side, str) or (isinstance(side, list) and len(side) > 0 and all(isinstance(n, str) for n in side))
 
 
-def _known(name: str | None, rows: Mapping[str, Any], where: str) -> str:
+def _known(name: str | None, variants: Mapping[str, Any], where: str) -> str:
+    """The name, if there is a variant of that name."""
     if name is None:
-        raise UserError(f"{where}: is not given: name one of the rows")
-    if name not in rows:
-        nearest = difflib.get_close_matches(name, rows, n=1, cutoff=0)[0]
-        raise UserError(f"{where}: there is no row {name!r}: did you mean {nearest!r}?")
+        raise UserError(f"{where}: is missing: name one of the variants")
+    if name not in variants:
+        nearest = difflib.get_close_matches(name, variants, n=1, cutoff=0)[0]
+        raise UserError(f"{where}: there is no variant {name!r}: did you mean {nearest!r}?")
     return name

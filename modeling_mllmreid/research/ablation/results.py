@@ -1,4 +1,4 @@
-"""The numbers of an ablation's report: finished runs by what is compared, intervals and tests."""
+"""The numbers of an ablation's report: finished runs, intervals and tests."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ import numpy as np
 from ...evaluation.statistics import Interval
 from .contrasts import Contrast, contrast, holm, interval_over_seeds
 from .plan import FEATURES, AblationArguments, Run, variant_names
-from .runs import folder_of, read_result
+from .runs import read_result, run_folder
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A run with its folder and what it reported."""
+    """A finished run, with its folder and its result."""
 
     run: Run
     folder: Path
@@ -24,31 +24,35 @@ class Finished:
 
 
 class Results:
-    """All runs, read once. cell: (budget, row, training set), its runs in the order of the seeds."""
+    """All runs of an ablation, read once.
+
+    A cell is (budget, variant, training set); `cells` holds its runs in the order of the seeds.
+    """
 
     def __init__(self, runs: Sequence[Run], folder: Path):
         self.cells: dict[tuple[str, str, str], list[Finished]] = {}
         for run in runs:
-            path = folder_of(run, folder)
-            cell = self.cells.setdefault((run.budget, run.row, run.train_set), [])
+            path = run_folder(run, folder)
+            cell = self.cells.setdefault((run.budget, run.variant, run.train_set), [])
             cell.append(Finished(run, path, read_result(path)))
 
     def queries(self, cell: tuple[str, str, str], test_set: str, feature: str) -> dict[str, np.ndarray]:
-        """ "mAP" and "rank1": (seeds, queries), each query's average precision and whether its first place is right.
+        """The per-query values of a cell.
 
-        "person_ids": (queries,). NaN where a query has no match.
+        Returns "mAP" (S, Q), the average precision; "rank1" (S, Q), 1 where rank 1 is a match; "person_ids" (Q,). S is
+        the number of seeds, Q of queries. A query without a match has NaN.
         """
         precision, hits, people = [], [], np.array([])
         for finished in self.cells[cell]:
             with np.load(finished.folder / finished.result["tests"][test_set]["queries"]) as arrays:
                 precision.append(arrays[f"{feature}_ap"])
-                first = arrays[f"{feature}_first"]
-                hits.append(np.where(np.isnan(first), np.nan, first == 1))
+                first_match = arrays[f"{feature}_first"]
+                hits.append(np.where(np.isnan(first_match), np.nan, first_match == 1))
                 people = arrays["person_ids"]
         return {"mAP": np.stack(precision), "rank1": np.stack(hits), "person_ids": people}
 
-    def mean_of(self, cell: tuple[str, str, str], *path: str) -> float:
-        """The mean over seeds of a number in the runs' results, NaN where one has none."""
+    def mean(self, cell: tuple[str, str, str], *path: str) -> float:
+        """The mean over seeds of a value in the results, by its path of keys; NaN if a result has none."""
         values = []
         for finished in self.cells[cell]:
             value: Any = finished.result
@@ -58,7 +62,7 @@ class Results:
         return float(np.mean(values))
 
     def curve(self, cell: tuple[str, str, str], name: str) -> tuple[list[int], list[float]]:
-        """(steps, the mean over seeds) of a logged number; empty where it was not logged."""
+        """(steps, means over seeds) of a logged value; empty if it is not logged."""
         points: dict[int, list[float]] = {}
         for finished in self.cells[cell]:
             history = json.loads((finished.folder / "curves.json").read_text(encoding="utf-8"))
@@ -69,7 +73,7 @@ class Results:
         return steps, [float(np.mean(points[step])) for step in steps]
 
     def logged(self, cell: tuple[str, str, str]) -> list[str]:
-        """The names of the numbers that a cell's first run logged, sorted."""
+        """The sorted names of the values that the first run of a cell logs."""
         history = json.loads((self.cells[cell][0].folder / "curves.json").read_text(encoding="utf-8"))
         return sorted({name for entry in history for name, value in entry.items() if isinstance(value, (int, float))})
 
@@ -79,7 +83,7 @@ LEVEL = 0.05
 
 
 class View(NamedTuple):
-    """What numbers are compared within: a budget, a training set, a test set and a feature."""
+    """The budget, training set, test set and feature within which variants are compared."""
 
     budget: str
     train_set: str
@@ -100,7 +104,7 @@ class Tested(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What may be said of it, in words."""
+        """The conclusion of the test, in words."""
         if np.isnan(self.adjusted):
             return "one seed: no test"
         if self.contrast.detectable == 0:
@@ -121,18 +125,18 @@ def views(args: AblationArguments) -> list[View]:
     ]
 
 
-def variant_intervals(results: Results, view: View, rows: Sequence[str]) -> dict[str, dict[str, Interval]]:
-    """Row -> metric -> its mean over seeds and queries with the interval."""
-    found = {}
-    for row in rows:
-        values = results.queries((view.budget, row, view.train_set), view.test_set, view.feature)
-        found[row] = {metric: interval_over_seeds(values[metric], values["person_ids"]) for metric in METRICS}
-    return found
+def variant_intervals(results: Results, view: View, variants: Sequence[str]) -> dict[str, dict[str, Interval]]:
+    """The mean over seeds and queries with its interval: variant -> metric -> interval."""
+    intervals = {}
+    for variant in variants:
+        values = results.queries(_cell(view, variant), view.test_set, view.feature)
+        intervals[variant] = {metric: interval_over_seeds(values[metric], values["person_ids"]) for metric in METRICS}
+    return intervals
 
 
 def tested_contrasts(results: Results, view: View, args: AblationArguments) -> dict[str, dict[str, Tested]]:
-    """Contrast -> metric -> the tested difference; Holm's correction is over the contrasts, for each metric alone."""
-    found: dict[str, dict[str, Tested]] = {name: {} for name in args.contrasts}
+    """The tested differences: contrast -> metric -> test. Holm's correction covers the contrasts of one metric."""
+    tested: dict[str, dict[str, Tested]] = {name: {} for name in args.contrasts}
     for metric in METRICS:
         differences = []
         for sides in args.contrasts.values():
@@ -141,17 +145,20 @@ def tested_contrasts(results: Results, view: View, args: AblationArguments) -> d
             differences.append(contrast(a, b, people))
         adjusted = holm([difference.p_value for difference in differences])
         for name, difference, p_value in zip(args.contrasts, differences, adjusted, strict=True):
-            found[name][metric] = Tested(difference, p_value)
-    return found
+            tested[name][metric] = Tested(difference, p_value)
+    return tested
 
 
-def intervals_as_json(rows: dict[str, dict[str, Interval]]) -> dict[str, Any]:
-    """For the report's JSON."""
-    return {row: {metric: interval.to_dict() for metric, interval in of.items()} for row, of in rows.items()}
+def intervals_as_json(intervals: dict[str, dict[str, Interval]]) -> dict[str, Any]:
+    """The intervals of `variant_intervals` for JSON."""
+    return {
+        variant: {metric: interval.to_dict() for metric, interval in by_metric.items()}
+        for variant, by_metric in intervals.items()
+    }
 
 
 def contrasts_as_json(contrasts: dict[str, dict[str, Tested]]) -> dict[str, Any]:
-    """For the report's JSON: None for NaN."""
+    """The tests of `tested_contrasts` for JSON, with None for NaN."""
     return {
         name: {
             metric: {
@@ -159,16 +166,18 @@ def contrasts_as_json(contrasts: dict[str, dict[str, Tested]]) -> dict[str, Any]
                 "holm": None if np.isnan(tested.adjusted) else tested.adjusted,
                 "verdict": tested.verdict,
             }
-            for metric, tested in of.items()
+            for metric, tested in by_metric.items()
         }
-        for name, of in contrasts.items()
+        for name, by_metric in contrasts.items()
     }
 
 
-def _cell(view: View, row: str) -> tuple[str, str, str]:
-    return view.budget, row, view.train_set
+def _cell(view: View, variant: str) -> tuple[str, str, str]:
+    """The cell of a variant in a view."""
+    return view.budget, variant, view.train_set
 
 
-def _side(results: Results, view: View, rows: Sequence[str], metric: str) -> np.ndarray:
-    """The mean over some rows, (seeds, queries)."""
-    return np.mean([results.queries(_cell(view, row), view.test_set, view.feature)[metric] for row in rows], axis=0)
+def _side(results: Results, view: View, variants: Sequence[str], metric: str) -> np.ndarray:
+    """One side of a contrast: the mean over its variants, (seeds, queries)."""
+    values = [results.queries(_cell(view, variant), view.test_set, view.feature)[metric] for variant in variants]
+    return np.asarray(np.mean(values, axis=0))

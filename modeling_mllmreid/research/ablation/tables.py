@@ -1,4 +1,4 @@
-"""The report's sections in Markdown: each takes the numbers and gives text, empty where there is nothing to tell."""
+"""The sections of the report in Markdown: each function turns numbers into text, empty if it has no numbers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,25 +42,25 @@ AGREEMENT = {
 
 
 def head(plan: Plan, results: Results, metadata: Mapping[str, Any], sets: Mapping[str, DatasetDict]) -> str:
-    """What was run, on what, and how to read the rest."""
+    """The runs, their data and machine, and how to read the report."""
     args = plan.args
     runs = {finished.run.key: finished for cell in results.cells.values() for finished in cell}
     seconds = sum(float(finished.result["seconds_in_all"]) for finished in runs.values())
     hardware = sorted({str(finished.result["hardware"]) for finished in runs.values()})
     lines = [
-        f"- {len(plan.settings)} rows, {len(args.contrasts)} contrasts fixed before the runs, "
+        f"- {len(plan.settings)} variants, {len(args.contrasts)} contrasts fixed before the runs, "
         f"{len(args.seeds)} seeds ({', '.join(map(str, args.seeds))}), {plan.max_steps:,} optimiser steps",
         f"- {len(runs)} different runs, {seconds / 3600:.2f} hours of computing on {'; '.join(hardware)}",
-        f"- every run begins with {plan.base}",
+        f"- every run starts from {plan.base}",
         f"- versions: {', '.join(f'{name} {version}' for name, version in metadata['versions'].items())}",
         f"- {metadata['date']}",
     ]
     for name, dataset in sets.items():
-        parts = [
-            f"{part} {len(rows):,} images of {len(set(rows['person_id'][:])):,} people"
-            for part, rows in dataset.items()
+        splits = [
+            f"{split} {len(images):,} images of {len(set(images['person_id'][:])):,} people"
+            for split, images in dataset.items()
         ]
-        lines.append(f"- {name}: {'; '.join(parts)}")
+        lines.append(f"- {name}: {'; '.join(splits)}")
     return "\n".join(
         [
             "# Ablation",
@@ -77,28 +77,28 @@ def head(plan: Plan, results: Results, metadata: Mapping[str, Any], sets: Mappin
 
 
 def verdicts(plan: Plan, contrasts: Contrasts) -> str:
-    """Every contrast on every feature in a word; and whether there were runs enough."""
+    """The verdict of every contrast on every feature, and the power of the tests."""
     if not contrasts:
         return ""
     first = next(iter(contrasts))
-    of_feature = {feature: contrasts[first._replace(feature=feature)] for feature in FEATURES}
+    by_feature = {feature: contrasts[first._replace(feature=feature)] for feature in FEATURES}
     cells = [
-        [name, *(f"{_signed(found[name]['mAP'])} {found[name]['mAP'].word}" for found in of_feature.values())]
+        [name, *(f"{_signed(tests[name]['mAP'])} {tests[name]['mAP'].word}" for tests in by_feature.values())]
         for name in plan.args.contrasts
     ]
     ranges, weak = [], []
-    for feature, found in of_feature.items():
-        detectable = {name: tested["mAP"].contrast.detectable for name, tested in found.items()}
+    for feature, tests in by_feature.items():
+        detectable = {name: tested["mAP"].contrast.detectable for name, tested in tests.items()}
         if np.isnan(list(detectable.values())).any():
             continue
         ranges.append(f"{feature} {100 * min(detectable.values()):.1f} to {100 * max(detectable.values()):.1f}")
-        undecided = [name for name in found if detectable[name] > CLAIM and found[name]["mAP"].word == "unclear"]
+        undecided = [name for name in tests if detectable[name] > CLAIM and tests[name]["mAP"].word == "unclear"]
         weak += [f"- {feature}: {'; '.join(undecided)}"] if undecided else []
     power = ""
     if ranges:
         power = (
-            f"\n\nPower: with {len(plan.args.seeds)} seeds and these people a true difference is shown with "
-            f"probability 0.8 (uncorrected) from this many points of mAP on, by contrast: {'; '.join(ranges)}."
+            f"\n\nPower: with {len(plan.args.seeds)} seeds and these people the tests show a true difference with "
+            f"probability 0.8 (uncorrected) from this many points of mAP, by contrast: {'; '.join(ranges)}."
         )
     if weak:
         power += (
@@ -110,128 +110,141 @@ def verdicts(plan: Plan, contrasts: Contrasts) -> str:
 
 
 def view_tables(plan: Plan, first: View, intervals: Intervals, histograms: Mapping[str, Mapping[str, Any]]) -> str:
-    """Every row with its intervals, on each feature beside the others."""
-    of = [intervals[first._replace(feature=feature)] for feature in FEATURES]
+    """Every variant with its intervals, one column for each metric and feature."""
+    by_feature = [intervals[first._replace(feature=feature)] for feature in FEATURES]
     histogram = histograms[first.test_set]
-    header = ["row", *(f"{label} {feature}" for label in METRIC_LABELS.values() for feature in FEATURES)]
-    cells = [[row, *(_interval(rows[row][metric]) for metric in METRIC_LABELS for rows in of)] for row in plan.settings]
-    cells.append(["colour histogram", *(f"{100 * histogram[metric]:.1f}" for metric in METRIC_LABELS for _ in of)])
-    return f"## Rows: {_named(first, feature=False)}\n\n{table(header, cells)}"
+    header = ["variant", *(f"{label} {feature}" for label in METRIC_LABELS.values() for feature in FEATURES)]
+    cells = [
+        [variant, *(_interval(feature[variant][metric]) for metric in METRIC_LABELS for feature in by_feature)]
+        for variant in plan.settings
+    ]
+    cells.append(
+        ["colour histogram", *(f"{100 * histogram[metric]:.1f}" for metric in METRIC_LABELS for _ in FEATURES)]
+    )
+    return f"## Variants: {_named(first, feature=False)}\n\n{table(header, cells)}"
 
 
 def view_contrasts(view: View, contrasts: Contrasts) -> str:
     """Every contrast of a view with its test."""
     cells = []
-    for name, of in contrasts[view].items():
+    for name, by_metric in contrasts[view].items():
         for metric, label in METRIC_LABELS.items():
-            found = of[metric]
-            p_values = [_p(found.contrast.p_value), _p(found.adjusted)]
-            seeds = "-" if np.isnan(found.contrast.seed_sd) else f"{100 * found.contrast.seed_sd:.1f}"
-            cells.append([name, label, _signed(found), *p_values, seeds, found.verdict])
+            tested = by_metric[metric]
+            p_values = [_p(tested.contrast.p_value), _p(tested.adjusted)]
+            seed_sd = "-" if np.isnan(tested.contrast.seed_sd) else f"{100 * tested.contrast.seed_sd:.1f}"
+            cells.append([name, label, _signed(tested), *p_values, seed_sd, tested.verdict])
     header = ["contrast", "metric", "difference (points)", "p", "p (Holm)", "SD over seeds", "verdict"]
     return f"## Contrasts: {_named(view)}\n\n" + table(header, cells)
 
 
 def matrices(plan: Plan, intervals: Intervals, contrasts: Contrasts) -> str:
-    """Trained on x tested on, where there are several: the mAP of every row, and the differences of the contrasts."""
+    """Training sets x test sets, if there are several: the mAP of every variant and every contrast."""
     args = plan.args
     if len(args.train_sets) == 1 and len(args.test_sets) == 1:
         return ""
-    parts = []
+    sections = []
     for budget in args.budgets:
         for feature in FEATURES:
-            parts.append(f"## Trained on x tested on: feature {feature}, equal {LABELS[budget]}")
+            sections.append(f"## Trained on x tested on: feature {feature}, equal {LABELS[budget]}")
             header = ["trained on", *args.test_sets]
             views = {
                 train: [View(budget, train, test, feature) for test in args.test_sets] for train in args.train_sets
             }
-            for row in plan.settings:
-                cells = [[train, *(_interval(intervals[v][row]["mAP"]) for v in of)] for train, of in views.items()]
-                parts.append(f"mAP, row {row}\n\n" + table(header, cells))
+            for variant in plan.settings:
+                cells = [
+                    [train, *(_interval(intervals[view][variant]["mAP"]) for view in tests)]
+                    for train, tests in views.items()
+                ]
+                sections.append(f"mAP, variant {variant}\n\n" + table(header, cells))
             for name in args.contrasts:
-                cells = [[train, *(_with_p(contrasts[v][name]["mAP"]) for v in of)] for train, of in views.items()]
-                parts.append(f"Contrast {name}, points of mAP, p uncorrected\n\n" + table(header, cells))
-    return "\n\n".join(parts)
+                cells = [
+                    [train, *(_with_p(contrasts[view][name]["mAP"]) for view in tests)]
+                    for train, tests in views.items()
+                ]
+                sections.append(f"Contrast {name}, points of mAP, p uncorrected\n\n" + table(header, cells))
+    return "\n\n".join(sections)
 
 
 def sweep(plan: Plan, intervals: Intervals) -> str:
-    """The curve over lambda as a table."""
+    """The mAP over lambda as a table."""
     args = plan.args
     if not args.sweep_lambdas:
         return ""
     cells = []
     for value in args.sweep_lambdas:
-        row = sweep_name(str(args.sweep_of), value)
+        variant = sweep_name(str(args.sweep_of), value)
         views = [View(args.budgets[0], args.train_sets[0], args.test_sets[0], feature) for feature in FEATURES]
-        cells.append([f"{value:g}", *(_interval(intervals[view][row]["mAP"]) for view in views)])
-    title = f"## Lambda: row {args.sweep_of}, mAP, equal {LABELS[args.budgets[0]]}"
+        cells.append([f"{value:g}", *(_interval(intervals[view][variant]["mAP"]) for view in views)])
+    title = f"## Lambda: variant {args.sweep_of}, mAP, equal {LABELS[args.budgets[0]]}"
     return f"{title}\n\n{table(['lambda', *FEATURES], cells)}"
 
 
 def cost(plan: Plan, costs: Mapping[str, Cost], results: Results) -> str:
-    """Steps, operations and seconds of every row."""
+    """Steps, FLOPs and seconds of every variant."""
     cells = []
-    for row, settings in plan.settings.items():
-        of_row = [row]
+    for variant, settings in plan.settings.items():
+        line = [variant]
         for budget in plan.args.budgets:
-            runs = results.cells[budget, row, plan.args.train_sets[0]]
+            runs = results.cells[budget, variant, plan.args.train_sets[0]]
             seconds = np.mean([float(finished.result["seconds"]) for finished in runs])
-            of_row += [f"{sum(runs[0].run.stages):,}", f"{seconds:.0f}"]
+            line += [f"{sum(runs[0].run.stages):,}", f"{seconds:.0f}"]
         if costs:
-            of_step = costs[row].of_steps(float(settings.get("language_first", 0.0)))
-            of_row += [f"{of_step / 1e9:,.2f}", f"{of_step / costs[row].reference:.2f}"]
-        cells.append(of_row)
-    header = ["row"]
+            flops = costs[variant].mean_per_step(float(settings.get("language_first", 0.0)))
+            line += [f"{flops / 1e9:,.2f}", f"{flops / costs[variant].reference:.2f}"]
+        cells.append(line)
+    header = ["variant"]
     for budget in plan.args.budgets:
         header += [f"steps, equal {LABELS[budget]}", "seconds of training"]
     if costs:
         header += ["GFLOPs a step", f"of {plan.args.flops_of}'s"]
-    note = "Seconds are those of runs beside one another on one machine."
+    note = "Seconds are those of simultaneous runs on one machine."
     if costs:
         share = f"{100 * plan.args.flops_tolerance:g} %"
-        note += f" Under equal FLOPs a row whose step costs within {share} of {plan.args.flops_of}'s keeps its steps."
+        note += (
+            f" Under equal FLOPs a variant keeps its steps if a step costs within {share} of {plan.args.flops_of}'s."
+        )
     return f"## Cost\n\n{note}\n\n{table(header, cells)}"
 
 
 def continuations(analysis: Mapping[str, ContinuationAnalysis]) -> str:
-    """What the teacher's continuations are worth, beside the captions that they continue."""
-    parts = []
+    """The statistics of the teacher's continuations, next to those of the captions that they continue."""
+    sections = []
     for name, found in analysis.items():
-        of = found.to_dict()
-        both = (of["continuations"], of["captions"])
+        statistics = found.to_dict()
+        both = (statistics["continuations"], statistics["captions"])
         cells = [[label, *(_number(side[key]) for side in both)] for key, label in CORPUS.items()]
-        cells.append(["retrieval mAP by the language model's latent", _number(of["retrieval_mAP_llm"]), "-"])
-        cells.append(["share of the caption's attribute words kept", _number(of["kept_attribute_share"]), "-"])
-        parts.append(f"## Continuations of {name}\n\n" + table(["", "continuations", "captions"], cells))
-    return "\n\n".join(parts)
+        cells.append(["retrieval mAP by the language model's latent", _number(statistics["retrieval_mAP_llm"]), "-"])
+        cells.append(["share of the caption's attribute words kept", _number(statistics["kept_attribute_share"]), "-"])
+        sections.append(f"## Continuations of {name}\n\n" + table(["", "continuations", "captions"], cells))
+    return "\n\n".join(sections)
 
 
 def agreement(plan: Plan, results: Results) -> str:
-    """How far the image branch says what the text branch says, on people never seen in training."""
+    """The agreement of the image branch and the text branch, on people outside the training set."""
     args, cells = plan.args, []
     test_set = args.test_sets[0]
-    for row in plan.settings:
-        cell = (args.budgets[0], row, args.train_sets[0])
+    for variant in plan.settings:
+        cell = (args.budgets[0], variant, args.train_sets[0])
         if test_set in results.cells[cell][0].result["agreement"]:
-            values = [results.mean_of(cell, "agreement", test_set, key) for key in AGREEMENT]
-            cells.append([row, *map(_number, values)])
+            values = [results.mean(cell, "agreement", test_set, key) for key in AGREEMENT]
+            cells.append([variant, *map(_number, values)])
     if not cells:
         return ""
     count = args.agreement_images
     return (
-        f"## Image branch and text branch, at most {count} people of {test_set} never seen in training\n\n"
-        "Of each row's own kind of target; means over seeds.\n\n" + table(["row", *AGREEMENT.values()], cells)
+        f"## Image branch and text branch, at most {count} people of {test_set} outside the training set\n\n"
+        "Of each variant's own kind of target; means over seeds.\n\n" + table(["variant", *AGREEMENT.values()], cells)
     )
 
 
 def diagnostics(plan: Plan, results: Results) -> str:
-    """The trainer's failure signatures at their last measurement."""
+    """The diagnostics of the trainer at their last measurement."""
     args = plan.args
-    cells_of = {row: (args.budgets[0], row, args.train_sets[0]) for row in plan.settings}
+    cells_by_variant = {variant: (args.budgets[0], variant, args.train_sets[0]) for variant in plan.settings}
     names = sorted(
         {
             name
-            for cell in cells_of.values()
+            for cell in cells_by_variant.values()
             for name in results.logged(cell)
             if name.startswith("diag_") and name != "diag_step"
         }
@@ -239,10 +252,10 @@ def diagnostics(plan: Plan, results: Results) -> str:
     if not names:
         return ""
     cells = []
-    for row, cell in cells_of.items():
+    for variant, cell in cells_by_variant.items():
         curves = [results.curve(cell, name)[1] for name in names]
-        cells.append([row, *(_number(curve[-1]) if curve else "-" for curve in curves)])
-    header = ["row", *(name.removeprefix("diag_") for name in names)]
+        cells.append([variant, *(_number(curve[-1]) if curve else "-" for curve in curves)])
+    header = ["variant", *(name.removeprefix("diag_") for name in names)]
     return (
         "## Diagnostics at the last measurement, means over seeds\n\n"
         "grad_: norm of the gradient at the visual encoder's output from a loss part, as weighted in the total; "
@@ -252,32 +265,33 @@ def diagnostics(plan: Plan, results: Results) -> str:
 
 
 def pictures(drawn: Mapping[str, str], sheet: str | None) -> str:
-    """The pictures, in order."""
+    """The pictures of the report, in order."""
     images = [f"![{text}]({name})\n\n{text}" for name, text in drawn.items()]
     if sheet is not None:
-        images.append(f"![texts beside their images](agreement.png)\n\n{sheet}")
+        images.append(f"![texts next to their images](agreement.png)\n\n{sheet}")
     return "## Pictures\n\n" + "\n\n".join(images)
 
 
 def runs(results: Results) -> str:
-    """Which run is behind which number."""
+    """The folder of every run."""
     cells = [
-        [row, train_set, budget, str(finished.run.seed), f"runs/{finished.folder.name}"]
-        for (budget, row, train_set), cell in results.cells.items()
+        [variant, train_set, budget, str(finished.run.seed), f"runs/{finished.folder.name}"]
+        for (budget, variant, train_set), cell in results.cells.items()
         for finished in cell
     ]
-    return "## Runs\n\n" + table(["row", "trained on", "equal", "seed", "folder"], cells)
+    return "## Runs\n\n" + table(["variant", "trained on", "equal", "seed", "folder"], cells)
 
 
 def table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first column flush left."""
+    """A Markdown table: the first column is aligned left, the others right."""
     rule = ["---", *("---:" for _ in header[1:])]
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *cells))
 
 
 def _named(view: View, *, feature: bool = True) -> str:
-    of = f"feature {view.feature}, " if feature else ""
-    return f"{of}trained on {view.train_set}, tested on {view.test_set}, equal {LABELS[view.budget]}"
+    """The view in words."""
+    prefix = f"feature {view.feature}, " if feature else ""
+    return f"{prefix}trained on {view.train_set}, tested on {view.test_set}, equal {LABELS[view.budget]}"
 
 
 def _interval(interval: Interval) -> str:
@@ -285,8 +299,8 @@ def _interval(interval: Interval) -> str:
 
 
 def _signed(tested: Tested) -> str:
-    found = tested.contrast
-    return f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    contrast = tested.contrast
+    return f"{100 * contrast.difference:+.1f} [{100 * contrast.low:+.1f}, {100 * contrast.high:+.1f}]"
 
 
 def _with_p(tested: Tested) -> str:

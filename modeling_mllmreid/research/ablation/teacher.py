@@ -1,4 +1,4 @@
-"""What every run begins with: the LLaVA and the frozen teacher's texts, made once and kept by what made them."""
+"""The shared inputs of all runs: the data sets, the base LLaVA and the texts of the frozen teacher."""
 
 import hashlib
 import json
@@ -34,55 +34,55 @@ TEST_SEED = 0
 
 
 def load_set(args: AblationArguments, name: str, texts: Path | None = None) -> DatasetDict:
-    """A data set of the plan by its name, with its captions and, where given, its continuations."""
+    """Loads a data set of the plan by its name, with its captions and, from `texts`, its continuations."""
     several = parse_combination(name) is not None
     folders: dict[str, Any] = {"data_dirs": args.data_dirs} if several else {"data_dir": args.data_dirs.get(name)}
     return load_reid_dataset(name, texts=texts, captions_file=args.captions_files.get(name), **folders)
 
 
 def prepare_base(args: AblationArguments, tiny: TinyArguments, shared: Mapping[str, Any], folder: Path) -> str:
-    """The name of the native LLaVA that all runs begin with; a tiny one is made and taught where it is not there yet.
+    """Returns the name of the native LLaVA that all runs start from; builds and pretrains a missing tiny one.
 
-    All instructions take turns in its lessons, so that none is at a disadvantage for being new.
+    The pretraining cycles through all instructions, so that no instruction is new to the model.
     """
     if args.base_model != TINY:
         return args.base_model
     method, batches = (_build(kind, shared) for kind in (MethodArguments, BatchArguments))
     height, width = method.height or 128, method.width or 64
     size = {"height": height, "width": width, "target_tokens": batches.max_target_tokens}
-    told = {"lessons": PRETRAINING_VERSION, **asdict(tiny), **size}
-    root = folder / f"tiny-{_digest(told)}"
+    settings = {"lessons": PRETRAINING_VERSION, **asdict(tiny), **size}
+    root = folder / f"tiny-{_digest(settings)}"
     if root.is_dir():
         return str(root)
     processor, mllm = build_tiny(tiny, height=height, width=width, seed=TEST_SEED, instructions=INSTRUCTIONS)
     losses = pretrain_tiny(mllm, processor, tiny, target_tokens=batches.max_target_tokens, instructions=INSTRUCTIONS)
     folder.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".tiny-", suffix=".part", dir=folder))
-    for part in (processor.tokenizer, processor.image_processor, mllm):
-        part.save_pretrained(aside)
-    write_json(aside / "lesson.json", {**told, "losses": losses})
-    aside.rename(root)
+    partial = Path(tempfile.mkdtemp(prefix=".tiny-", suffix=".part", dir=folder))
+    for component in (processor.tokenizer, processor.image_processor, mllm):
+        component.save_pretrained(partial)
+    write_json(partial / "lesson.json", {**settings, "losses": losses})
+    partial.rename(root)
     return str(root)
 
 
 def base_identity(args: AblationArguments, base: str) -> str:
-    """What the runs' keys know the base by: the digest in a tiny one's name, else its name and commit."""
+    """The identity of the base model in the keys of runs: the folder name of a tiny one, else name and commit."""
     return Path(base).name if args.base_model == TINY else f"{base}@{model_commit(ModelArguments(base))}"
 
 
 class Teacher:
-    """The base as the frozen writer of continuations, loaded where there is something to write."""
+    """The frozen base model, which writes the continuations. It is loaded at its first use."""
 
     def __init__(self, args: AblationArguments, base: str, folder: Path, max_new_tokens: int):
         self.base, self.folder, self.max_new_tokens = base, folder, max_new_tokens
         self.dtype = args.base_dtype
-        self.made_here = args.base_model == TINY
+        self.is_tiny = args.base_model == TINY
         self._mllm: LlavaForConditionalGeneration | None = None
         self.processor = load_native_processor(ModelArguments(base))
 
     @property
     def mllm(self) -> LlavaForConditionalGeneration:
-        """The language model, on the device."""
+        """The frozen LLaVA, on the device."""
         if self._mllm is None:
             loaded = load_text_model(LlavaForConditionalGeneration, ModelArguments(self.base, dtype=self.dtype))
             self._mllm = loaded.requires_grad_(False).eval()
@@ -90,66 +90,67 @@ class Teacher:
         return self._mllm
 
     def path(self, name: str, split: str) -> Path:
-        """The sidecar of a set's part."""
+        """The sidecar file of a split of a data set."""
         plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         return self.folder / f"{plain}-{split}-{self.max_new_tokens}-tokens.jsonl"
 
     def embed(self, texts: Sequence[str], batch_size: int = 128) -> np.ndarray:
-        """The language model's latent of each text, (N, D): the mean over its tokens, less the mean of all texts."""
+        """The language model's latent of each text, (N, D): the mean over its tokens, minus the mean of all texts."""
         features = []
         language_model = self.mllm.model.language_model
         with torch.inference_mode():
             for start in range(0, len(texts), batch_size):
                 ids = [self.processor.target_ids(text, 512) for text in texts[start : start + batch_size]]
-                rows = self.processor.rows(ids, [[] for _ in ids])
-                inputs = {name: rows[name].to(self.mllm.device) for name in ("input_ids", "attention_mask")}
+                batch = self.processor.build_inputs(ids, [[] for _ in ids])
+                inputs = {name: batch[name].to(self.mllm.device) for name in ("input_ids", "attention_mask")}
                 hidden = language_model(**inputs).last_hidden_state
                 features.append(mean_pool(hidden, inputs["attention_mask"].bool()).float().cpu().numpy())
         stacked = np.concatenate(features)
-        return stacked - stacked.mean(axis=0)
+        return np.asarray(stacked - stacked.mean(axis=0))
 
-    def continue_captions(self, name: str, split: str, rows: Dataset) -> Path:
-        """The sidecar with a continuation for every caption of the rows; a run that was cut off goes on."""
+    def continue_captions(self, name: str, split: str, images: Dataset) -> Path:
+        """Writes a continuation of every caption to the sidecar; returns its path. Continues an interrupted file."""
         path = self.path(name, split)
-        captions = sum(map(len, rows["caption"][:]))
+        captions = sum(map(len, images["caption"][:]))
         if not path.exists() or len(read_records(path)) < captions:
             write_continuations(
                 self.mllm,
                 self.processor,
-                {split: rows},
+                {split: images},
                 path,
                 instruction=COMMON_INSTRUCTION,
                 model_name=self.base,
                 revision=None,
-                licence=None if self.made_here else licence_of(self.base),
+                licence=None if self.is_tiny else licence_of(self.base),
                 max_new_tokens=self.max_new_tokens,
                 batch_size=128,
             )
         return path
 
 
-def one_image_each(query: Dataset, most: int) -> Dataset:
-    """The first image with a caption of each of at most `most` people, for the comparison of the branches."""
+def first_images(query: Dataset, count: int) -> Dataset:
+    """The first image with a caption of each person, for at most `count` people."""
     people, captions = np.asarray(query["person_id"][:]), query["caption"][:]
-    rows = [row for row in range(len(people)) if captions[row]]
-    _, first = np.unique(people[rows], return_index=True)
-    return query.select(np.sort(np.asarray(rows, dtype=int)[first])[:most])
+    captioned = [image for image in range(len(people)) if captions[image]]
+    _, first = np.unique(people[captioned], return_index=True)
+    return query.select(np.sort(np.asarray(captioned, dtype=int)[first])[:count])
 
 
 def teacher_folder(folder: Path, base: str) -> Path:
-    """Where a base's texts lie."""
+    """The folder for the texts of a base model."""
     return folder / f"texts-{hashlib.sha256(base.encode()).hexdigest()[:8]}"
 
 
 def check_captions(name: str, split: Dataset) -> None:
-    """Raises UserError for a training part without a caption, where a row needs texts."""
+    """Raises UserError for a train split without captions."""
     if not any(split["caption"][:]):
-        raise UserError(f"data set {name}: no training image has a caption: give captions_files, or rows of lambda 1")
+        raise UserError(f"data set {name}: no training image has a caption: give captions_files, or lambda 1 alone")
 
 
 def _build(kind: type, shared: Mapping[str, Any]) -> Any:
+    """The dataclass from those of the values that are its fields."""
     return kind(**{name: value for name, value in shared.items() if name in {field.name for field in fields(kind)}})
 
 
-def _digest(told: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+def _digest(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

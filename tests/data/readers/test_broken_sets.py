@@ -40,7 +40,7 @@ def refused(name, root, match, **options):
     return text
 
 
-def test_a_data_folder_is_never_left(tmp_path):
+def test_links_out_of_the_data_folder_are_refused(tmp_path):
     root, outside = tmp_path / "data", tmp_path / "outside"
     for path in (root / "a/b.jpg", root / "a/..c.jpg", outside / "c.jpg"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def test_each_folder_is_scanned_once(small, name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_folder_that_cannot_be_read_and_a_file_for_a_folder(small, name, monkeypatch):
+def test_unreadable_folder_and_file_instead_of_folder(small, name, monkeypatch):
     root = small(name)
 
     def deny(path="."):
@@ -118,7 +118,7 @@ def test_a_folder_that_cannot_be_read_and_a_file_for_a_folder(small, name, monke
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_names_that_are_no_text(small, tmp_path, name):
+def test_names_that_are_not_utf8(small, tmp_path, name):
     """Bytes that are not UTF-8, and a line break: a table and a line of a message hold neither."""
     root = small(name)
     count = sum(map(len, load_reid_dataset(name, data_dir=root).values()))
@@ -134,7 +134,7 @@ def test_names_that_are_no_text(small, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_links_that_lead_nowhere_or_around(small, name):
+def test_broken_and_circular_links(small, name):
     """Next to the images of a set they stop nobody, unless they have the name of an image."""
     root = small(name)
     before = load_reid_dataset(name, data_dir=root)
@@ -145,11 +145,11 @@ def test_links_that_lead_nowhere_or_around(small, name):
     assert list(map(len, load_reid_dataset(name, data_dir=root).values())) == list(map(len, before.values()))
     if name in NAMED:
         (min(folders) / "round.jpg").symlink_to("round.jpg")
-        refused(name, root, "round.jpg: no file, or a broken link: restore the image or remove the name")
+        refused(name, root, "round.jpg: not a file, or a broken link: restore the image or remove the name")
 
 
 @pytest.mark.parametrize("name", ["market1501", "msmt17", "cuhk_pedes"])
-def test_a_data_folder_whose_path_is_no_text(tmp_path, name):
+def test_data_folder_with_a_path_that_is_not_utf8(tmp_path, name):
     root = write_tree(tmp_path, name, SMALL[name])
     foreign = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9")
     os.rename(root, foreign)
@@ -185,7 +185,7 @@ def test_broken_mat_files(small, name, file):
     content, rng = path.read_bytes(), np.random.default_rng(0)
     for text in (b"", content[:-40], b"no archive", b"\x89HDF\r\n\x1a\n" + bytes(600)):
         path.write_bytes(text)
-        refused(name, path.parent, f"{file}: (not readable as a MATLAB file .*: restore the file|holds no )")
+        refused(name, path.parent, f"{file}: (not readable as a MATLAB file .*: restore the file|has no|does not have)")
     for _ in range(6):
         damaged = bytearray(content)
         for place in rng.integers(128, len(content), 4):
@@ -200,7 +200,7 @@ def test_broken_mat_files(small, name, file):
     refused(name, path.parent, f"{file}: no such file")
 
 
-def test_mat_files_that_end_scipys_process(tmp_path):
+def test_mat_files_that_crash_scipy(tmp_path):
     """One byte another: the array's class, the length of a text, the kind of a cell. scipy 1.17 reads outside of its
     memory at each, which ends the process by a signal."""
     cells = np.array([["a.png"], ["b.png"]], dtype=object)
@@ -225,21 +225,21 @@ LIMIT = f"import runpy; runpy.run_path({str(matlab_files.PROGRAM)!r})['limit_res
         ("raise ValueError('of\\nlines')", r"\(lines\): restore"),
         (f"{LIMIT}; bytearray(2**32)", r"\(MemoryError\): restore"),
         (f"{LIMIT}; open(__file__, 'ab', 0).write(b'x')", r"\(OSError: .* File too large\): restore"),
-        ("import time; time.sleep(60)", r"\(no end after 0.5 s\): restore"),
+        ("import time; time.sleep(60)", r"\(not finished after 0.5 s\): restore"),
         ("print('Segmentation fault')", r": not JSON \(.*\): restore"),
         ("print('[1]')", r": the whole content: input should be an object, not \[1\]: restore"),
     ],
 )
-def test_a_reading_process_that_fails(tmp_path, monkeypatch, program, match):
+def test_failed_reading_process(tmp_path, monkeypatch, program, match):
     (tmp_path / "x.mat").touch()
     (tmp_path / "program.py").write_text(program)
     monkeypatch.setattr(matlab_files, "PROGRAM", tmp_path / "program.py")
-    monkeypatch.setattr(matlab_files, "SECONDS", 0.5 if "sleep" in program else 60)
+    monkeypatch.setattr(matlab_files, "TIMEOUT_SECONDS", 0.5 if "sleep" in program else 60)
     with pytest.raises(UserError, match=f"x.mat: not readable as a MATLAB file ?{match} the file$"):
         load_matlab(tmp_path / "x.mat", ["filelist"], remedy="")
 
 
-def test_a_mat_file_of_too_much_content(tmp_path):
+def test_mat_file_with_too_much_content(tmp_path):
     path = tmp_path / "x.mat"
     scipy_io.savemat(path, {"labels": np.zeros((2**12, 2**11), np.uint8)}, do_compression=True)
     with pytest.raises(UserError, match=r"x.mat: not readable .*more than 16 MiB of content\): restore the file"):
@@ -256,14 +256,14 @@ def test_a_mat_file_of_too_much_content(tmp_path):
         ("labels", np.full((20, 1), -1), "labels: not all are whole numbers"),
         ("labels", "text", "labels: not all are whole numbers"),
         ("labels", {"a": "text"}, "labels: not all are whole numbers"),
-        ("labels", [[1]], "train_idx repeats an image or names none"),
+        ("labels", [[1]], "train_idx repeats an image or has a wrong index"),
         ("train_idx", [[1.5]], "train_idx: not all are whole numbers"),
         ("query_idx", np.array(["1"], dtype=object), "query_idx: not all are whole numbers"),
         ("filelist", [[1]], "filelist: not all are texts"),
         ("filelist", np.array([np.array(["a", "b"])] * 20, dtype=object), "not a name like|repeats"),
     ],
 )
-def test_protocols_of_cuhk03_of_another_kind(small, key, value, match):
+def test_wrong_protocols_of_cuhk03(small, key, value, match):
     root = small("cuhk03")
     path = root / "cuhk03_new_protocol_config_detected.mat"
     config = {name: array for name, array in scipy_io.loadmat(path).items() if not name.startswith("__")}
@@ -271,7 +271,7 @@ def test_protocols_of_cuhk03_of_another_kind(small, key, value, match):
     refused("cuhk03", root, f"{path.name}: .*({match})")
 
 
-def test_the_protocol_lies_next_to_the_archives_folder_in_torchreids_layout(small, tmp_path):
+def test_cuhk03_in_the_layout_of_torchreid(small, tmp_path):
     root = small("cuhk03")
     (tmp_path / "torchreid").mkdir()
     root.rename(tmp_path / "torchreid/cuhk03_release")
@@ -291,7 +291,7 @@ def write_archive(path, images=1, pixels=None):
         mat.create_dataset("detected", (1, 1), dtype=h5py.ref_dtype)[0, 0] = cells.ref
 
 
-def test_an_extraction_that_stops_leaves_nothing_and_two_do_not_mix(tmp_path, monkeypatch):
+def test_killed_and_concurrent_extractions(tmp_path, monkeypatch):
     archive, folder = tmp_path / "cuhk-03.mat", tmp_path / "images_detected"
     write_archive(archive, images=3)
     (tmp_path / ".images_detected.part").mkdir()
@@ -345,7 +345,7 @@ ODD = ([], {}, None, 7, -1, 2**70, 1.5, "x", True, [[]], [[[]]], [None], [{}], [
 
 
 @pytest.mark.parametrize("name", ["viper", "ilids", "prid"])
-def test_split_files_of_another_kind(small, name):
+def test_wrong_split_files(small, name):
     """Whatever stands wherever in the file: one line, never a traceback and never another split."""
     root = small(name)
     names = [str(path.relative_to(root)) for path in set_images(root)]
@@ -373,7 +373,7 @@ def test_split_files_of_another_kind(small, name):
 
 
 @pytest.mark.parametrize("name", ["cuhk_pedes", "icfg_pedes", "rstpreid"])
-def test_captions_files_of_another_kind(small, name):
+def test_wrong_captions_files(small, name):
     root = small(name)
     path = next(root.glob("*.json"))
     entries = json.loads(path.read_text())
@@ -391,7 +391,7 @@ def test_captions_files_of_another_kind(small, name):
 # ---- rendered worlds
 
 
-def test_a_world_that_another_process_rendered_meanwhile_is_read(tmp_path, monkeypatch):
+def test_world_rendered_by_a_concurrent_process(tmp_path, monkeypatch):
     folder = tmp_path / "street"
 
     def write(root, name):
@@ -405,7 +405,7 @@ def test_a_world_that_another_process_rendered_meanwhile_is_read(tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["street"]
 
 
-def test_a_half_world_is_never_read(tmp_path, monkeypatch):
+def test_incomplete_world_is_not_read(tmp_path, monkeypatch):
     """What a killed run left next to the folder is not taken over, and goes at the next start."""
     left = tmp_path / ".street.abc.part"
     (left / "query").mkdir(parents=True)

@@ -44,7 +44,7 @@ def test_indexes_views_and_persons(tmp_path, caplog):
         load_reid_dataset("cuhk03", data_dir=tmp_path, boxes="labelled", strict=True)
 
 
-def test_straight_from_the_archive(tmp_path):
+def test_images_from_the_archive(tmp_path):
     """Two pairs, as MATLAB stores them: cells of references, images with their axes turned; an empty cell is none."""
     root = write_protocol(tmp_path)
     rng = np.random.default_rng(0)
@@ -66,14 +66,14 @@ def test_straight_from_the_archive(tmp_path):
     assert len(load_reid_dataset("cuhk03", data_dir=root)["gallery"]) == 2
 
 
-def test_mistakes(tmp_path):
+def test_errors(tmp_path):
     with pytest.raises(UserError, match="no images_detected and no cuhk-03.mat: give data_dir the folder"):
         load_reid_dataset("cuhk03", data_dir=tmp_path)
     write_images(tmp_path)
     with pytest.raises(UserError, match="config_detected.mat: no such file: put the new protocol's file there"):
         load_reid_dataset("cuhk03", data_dir=tmp_path)
     write_protocol(tmp_path, query_idx=None)
-    with pytest.raises(UserError, match="holds no query_idx: give the new protocol's file"):
+    with pytest.raises(UserError, match="has no query_idx: give the new protocol's file"):
         load_reid_dataset("cuhk03", data_dir=tmp_path)
     write_protocol(tmp_path, names=["1_001_3_01.png", *NAMES[1:]])
     with pytest.raises(UserError, match="1_001_3_01.png: not a name like 1_001_1_01.png"):

@@ -29,7 +29,7 @@ def write_set(root, entries, images="imgs"):
 
 
 @pytest.mark.parametrize("images", ["imgs", "."])
-def test_splits_and_rows(tmp_path, images):
+def test_splits_and_samples(tmp_path, images):
     dataset = read_cuhk_pedes(write_set(tmp_path, ENTRIES, images))
     assert {name: len(split) for name, split in dataset.items()} == {"train": 2, "val": 1, "query": 4, "gallery": 2}
     assert dataset["train"]["caption"][:] == [["a", "b"], []]
@@ -61,7 +61,7 @@ def without(number, field):
             changed(1, captions=["a " * 2500]),
             "entry 1, field 'captions': one has 5,000 characters: give fewer",
         ),
-        (changed(1, captions=["a man", " "]), "entry 1, field 'captions': not all are texts with words"),
+        (changed(1, captions=["a man", " "]), "entry 1, field 'captions': one is an empty text: correct or remove it"),
         (changed(3, split="dev"), "entry 3: field split: input should be 'train', 'val' or 'test', not 'dev'"),
         (changed(3, file_path="CUHK01/9.png"), "entry 3, field 'file_path': there is no image .*9.png"),
         (changed(3, file_path="../../9.png"), "entry 3, field 'file_path': .* is not inside the data folder"),
@@ -80,7 +80,7 @@ def test_wrong_entries(tmp_path, entries, message):
 
 
 def test_wrong_folder_and_counts(tmp_path, caplog):
-    with pytest.raises(UserError, match="no file reid_raw.json: give data_dir the folder that holds it and imgs/"):
+    with pytest.raises(UserError, match="no file reid_raw.json: give data_dir the folder with this file and imgs/"):
         read_cuhk_pedes(tmp_path)
     root = write_set(tmp_path / "CUHK-PEDES", ENTRIES)
     read_cuhk_pedes(root)
@@ -113,7 +113,7 @@ def test_other_schemas(tmp_path):
         load_reid_dataset("rstpreid", data_dir=tmp_path / "rstp")
 
 
-def test_text_that_is_not_utf8_and_entries_left_out(tmp_path):
+def test_invalid_utf8_and_skipped_entries(tmp_path):
     root = write_set(tmp_path, changed(3, file_path="CUHK01/9.png"))
     listed = tmp_path / "skipped.txt"
     dataset = load_reid_dataset("cuhk_pedes", data_dir=root, on_error="skip", skipped_file=listed)

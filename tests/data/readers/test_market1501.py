@@ -49,12 +49,12 @@ def test_persons_cameras_junk_distractors_and_order(tmp_path):
     assert set(train["source"]) == {"market1501"} and train["caption"][0] == train["continuation"][0] == []
 
 
-def test_archive_folder_inside_and_keys_do_not_depend_on_it(tmp_path):
+def test_archive_folder_does_not_change_file_names(tmp_path):
     inner = write_set(tmp_path / MARKET1501.archive[0])
     assert read_market1501(tmp_path)["query"]["file_name"][:] == read_market1501(inner)["query"]["file_name"][:]
 
 
-def test_query_and_gallery_alone_or_train_alone_are_enough(tmp_path):
+def test_only_train_or_only_query_and_gallery(tmp_path):
     write_set(tmp_path / "test", {name: NAMES[name] for name in ("query", "bounding_box_test")})
     write_set(tmp_path / "train", {"bounding_box_train": NAMES["bounding_box_train"]})
     assert list(read_market1501(tmp_path / "test")) == ["query", "gallery"]
@@ -64,7 +64,7 @@ def test_query_and_gallery_alone_or_train_alone_are_enough(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (None, "no such folder: give data_dir the folder that holds bounding_box_train, query, bounding_box_test"),
+        (None, "no such folder: give data_dir the folder with bounding_box_train, query, bounding_box_test"),
         ({"images": []}, "not in Market-1501 layout: give data_dir"),
         ({"query": NAMES["query"]}, "no folder bounding_box_test: query and gallery are evaluated together"),
         ({**NAMES, "query": []}, "query: no person image"),

@@ -1,4 +1,4 @@
-"""DukeMTMC-reID, Occluded-Duke, PersonX, RandPerson and Market-1501's distractors."""
+"""DukeMTMC-reID, Occluded-Duke, PersonX, RandPerson and the distractors of Market-1501."""
 
 import pytest
 from trees import SMALL, market_layout, write_tree
@@ -8,13 +8,13 @@ from modeling_mllmreid.utils.errors import UserError
 
 
 @pytest.mark.parametrize("name", ["dukemtmc", "occluded_duke"])
-def test_the_withdrawal_is_said(tmp_path, caplog, name):
+def test_withdrawn_set_is_a_warning(tmp_path, caplog, name):
     dataset = load_reid_dataset(name, data_dir=write_tree(tmp_path, name, SMALL[name]))
     assert set(dataset["gallery"]["camera_id"]) == set(range(1, 9)) and set(dataset["train"]["source"]) == {name}
-    assert "2019" in caplog.text and "think of using another set" in caplog.text
+    assert "2019" in caplog.text and "consider another data set" in caplog.text
 
 
-def test_the_further_distractors_of_market1501_are_nobody(tmp_path, caplog):
+def test_additional_distractors_of_market1501(tmp_path, caplog):
     root = write_tree(tmp_path, "market1501", SMALL["market1501"])
     alone = load_reid_dataset("market1501", data_dir=root)
     assert alone["gallery"]["person_id"][:].count(0) == 2
@@ -27,7 +27,7 @@ def test_the_further_distractors_of_market1501_are_nobody(tmp_path, caplog):
         load_reid_dataset("market1501", data_dir=root, distractors="../x")
 
 
-def test_made_sets_differ_by_letter(tmp_path):
+def test_computer_generated_sets(tmp_path):
     (tmp_path / "randperson_subset").mkdir()
     (tmp_path / "randperson_subset" / "000012_s03_c07_f000228.jpg").touch()
     train = load_reid_dataset("randperson", data_dir=tmp_path)["train"]

@@ -1,4 +1,4 @@
-"""The MSMT17 reader: lists, both versions, the fork of its training part, and wrong lines by their number."""
+"""The MSMT17 reader: lists, both versions, both training splits, and wrong lines by number."""
 
 import pytest
 from PIL import Image
@@ -30,7 +30,7 @@ def write_set(root, folders=("train", "test"), lists=LISTS):
     ("archive", "folders"),
     [("MSMT17_V1", ("train", "test")), ("MSMT17_V2", ("mask_train_v2", "mask_test_v2")), (".", ("train", "test"))],
 )
-def test_parts_cameras_and_the_fork(tmp_path, caplog, archive, folders):
+def test_splits_cameras_and_train_part(tmp_path, caplog, archive, folders):
     write_set(tmp_path / archive, folders)
     dataset = load_reid_dataset("msmt17", data_dir=tmp_path)
     assert {name: len(split) for name, split in dataset.items()} == {"train": 3, "query": 1, "gallery": 2}
@@ -65,7 +65,7 @@ def test_wrong_lines(tmp_path, name, line, message):
 
 
 def test_wrong_folders(tmp_path):
-    with pytest.raises(UserError, match="not in MSMT17 layout: give data_dir the folder that holds train, test and"):
+    with pytest.raises(UserError, match="not in MSMT17 layout: give data_dir the folder with train, test and"):
         load_reid_dataset("msmt17", data_dir=tmp_path)
     write_set(tmp_path)
     (tmp_path / "list_val.txt").write_bytes(b"\xff\xfe")

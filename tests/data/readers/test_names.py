@@ -1,4 +1,4 @@
-"""Who somebody is: ids are text until they are numbered, on every road, and the names stay with the rows."""
+"""Ids and names of people and cameras: ids are text until they are numbered, and the data keeps the names."""
 
 import json
 import os
@@ -22,7 +22,7 @@ FILES = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
 LONG = "12345678901234567890"
 
 
-def test_numbers():
+def test_number_names():
     assert number_names(["7", "0", None, str(2**63 - 1)]) == {"7": 7, "0": 0, str(2**63 - 1): 2**63 - 1}
     assert number_names(["1", "01", "001"]) == {"001": 0, "01": 1, "1": 2}
     assert number_names(["100", "1E2"]) == {"100": 0, "1E2": 1}
@@ -35,7 +35,7 @@ def test_numbers():
         assert ascii(one) in str(caught.value) and ascii(other) in str(caught.value)
 
 
-def test_cells():
+def test_id_text():
     cells = [None, "", " ", float("nan"), 5, 5.0, "05", 2**80, "-1"]
     assert [id_text(cell) for cell in cells] == [None, None, None, None, "5", "5", "05", str(2**80), "-1"]
     for cell in (True, 1.5, 2.0**53, float("inf"), [1], {"a": 1}, b"1"):
@@ -50,7 +50,7 @@ def test_cells():
 
 
 @pytest.mark.parametrize(("kind", "most"), [("float16", 2**11), ("float32", 2**24)])
-def test_ids_in_small_floats_are_refused_where_two_may_be_one(tmp_path, kind, most):
+def test_large_ids_in_small_floats_are_refused(tmp_path, kind, most):
     exact = pa.array(np.array([1, 2, 3, 3], kind))
     assert read(table(tmp_path / "exact", "parquet", exact))[1] == ["1", "2", "3", "3"]
     root = table(tmp_path / "rounded", "parquet", pa.array(np.array([most, most + 1, 3, 3], kind)))
@@ -60,7 +60,7 @@ def test_ids_in_small_floats_are_refused_where_two_may_be_one(tmp_path, kind, mo
 
 
 @pytest.mark.parametrize("unknown", ["-1", " -1", "-1 ", "-1.0", "\t-1"])
-def test_white_space_makes_no_camera_of_the_unknown_one(tmp_path, unknown):
+def test_unknown_camera_with_white_space(tmp_path, unknown):
     assert read(table(tmp_path / "t", "csv", ["a", "b", "c", "c"], [unknown, "x", unknown, "x"]))[2] == [-1, 0, -1, 0]
 
 
@@ -104,7 +104,7 @@ COLUMNS = ("person_id", "person_name", "camera_id")
         (["7", "5", "12", "12"], [7, 5, 12, 12]),
     ],
 )
-def test_ids_of_a_table_are_texts(tmp_path, kind, persons, numbers):
+def test_table_ids_are_text(tmp_path, kind, persons, numbers):
     found = read(table(tmp_path / "t", kind, persons, ["-1", "", "door", "1"]))
     assert found == (numbers, persons, [-1, -1, 1, 0])
 
@@ -128,7 +128,7 @@ def test_numbers_in_json_and_parquet_are_exact(tmp_path):
 
 
 @pytest.mark.parametrize("cell", [1.5, 1e20, True, [1], {"a": 1}])
-def test_what_is_no_id_is_named_by_its_row(tmp_path, cell):
+def test_wrong_ids(tmp_path, cell):
     with pytest.raises(UserError, match=r"metadata.jsonl: row 2: person_id .* is neither text nor a whole number"):
         read(table(tmp_path / "t", "jsonl", [1, cell, 7, 7]))
 
@@ -136,10 +136,10 @@ def test_what_is_no_id_is_named_by_its_row(tmp_path, cell):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"file_name": "a.jpg", "person_id": NaN}', "line 1: not a JSON object .NaN is no JSON"),
-        ('\n{"file_name": "a.jpg", "person_id": 1, "person_id": 2}', "line 2: .*field 'person_id' is there twice"),
+        ('{"file_name": "a.jpg", "person_id": NaN}', "line 1: not a JSON object .NaN is not JSON"),
+        ('\n{"file_name": "a.jpg", "person_id": 1, "person_id": 2}', "line 2: .*field 'person_id' occurs twice"),
         ("[" * 100_000, "line 1: not a JSON object .*recursion"),
-        ("5", "line 1: not a JSON object .no object"),
+        ("5", "line 1: not a JSON object .not an object"),
         ('{"person_id": ' + "9" * 5000 + "}", "line 1: not a JSON object"),
     ],
 )
@@ -162,7 +162,7 @@ HEAD, ROWS = (
         ("", "not readable .*Empty CSV file"),
         (f"{HEAD}\n", "no row can be used"),
         ("\n".join([HEAD, *ROWS]).replace(",", ";"), "its columns are separated by semicolons: save it with commas"),
-        ("file_name,person_id,person_id\na.jpg,1,2", "column 'person_id' is there twice: rename or remove one"),
+        ("file_name,person_id,person_id\na.jpg,1,2", "column 'person_id' occurs twice: rename or remove one"),
         ("\n".join([HEAD, *ROWS, "a.jpg,ben,query"]), "row 5: a.jpg shows 'anna' and 'ben': give one person_id"),
         ("\n".join([HEAD, *ROWS, '"a.jpg'.ljust(60, "x")]), "not readable|row 5"),
     ],
@@ -174,7 +174,7 @@ def test_broken_csv(tmp_path, content, message):
         load_reid_dataset("table", data_dir=tmp_path)
 
 
-def test_bom_line_ends_quotes_and_columns_that_are_not_used(tmp_path, caplog):
+def test_bom_line_ends_quotes_and_unused_columns(tmp_path, caplog):
     root = table(tmp_path, "csv", [1, 2, 3, 3])
     lines = [f"{HEAD},cam", *(f"{row},1" for row in ROWS)]
     lines[1] = 'a.jpg,"smith, ""anna""",train,1'
@@ -184,10 +184,10 @@ def test_bom_line_ends_quotes_and_columns_that_are_not_used(tmp_path, caplog):
     assert "columns that are not used: cam (known: file_name, person_id, split)" in notes[0] in caplog.text
 
 
-def test_a_person_called_unknown_is_said(tmp_path):
+def test_person_named_unknown_is_a_warning(tmp_path):
     notes = []
     assert read(table(tmp_path, "csv", ["5", "-1", "7", "7"]), notes=notes)[0] == [1, 0, 2, 2]
-    assert "1 images are of the person '-1', who is one person here" in notes[0]
+    assert "1 images are of the person '-1', which is one person here" in notes[0]
 
 
 def people(root, *folders, images=2):
@@ -214,7 +214,7 @@ def test_folders(tmp_path):
         load_reid_dataset("folders", data_dir=people(tmp_path / "c", b"\xff", "anna", "ben", "cleo"))
 
 
-def test_what_is_no_person_in_folders(tmp_path):
+def test_folders_without_persons(tmp_path):
     root = people(tmp_path, "anna", "ben", "cleo", "dan", ".ipynb_checkpoints", "@eaDir", "__MACOSX/anna")
     (root / "anna/._0.jpg").write_bytes(b"x")
     (root / "anna/clip.mp4").write_bytes(b"x")
@@ -222,12 +222,12 @@ def test_what_is_no_person_in_folders(tmp_path):
     os.mkfifo(root / "ben/pipe.png")
     notes = []
     assert len(numbers_of(load_reid_dataset("folders", data_dir=root, notes=notes))) == 4
-    assert f"{root}: 3 files are no images and left out: anna/clip.mp4, ben/pipe.png and 1 more" in notes
+    assert f"{root}: 3 files are not images and left out: anna/clip.mp4, ben/pipe.png and 1 more" in notes
     people(root, "anna/cam1")
-    with pytest.raises(UserError, match="anna/cam1: 2 images in a folder of a person's folder: move them up"):
+    with pytest.raises(UserError, match="anna/cam1: 2 images in a sub-folder of a person's folder: move them up"):
         load_reid_dataset("folders", data_dir=root)
     parts = people(tmp_path / "parts", "train/a", "query/b", "gallery/b", "test/c")
-    with pytest.raises(UserError, match="parts/test: next to the parts train, query, gallery: move it into one"):
+    with pytest.raises(UserError, match="parts/test: next to the splits train, query, gallery: move it into one"):
         load_reid_dataset("folders", data_dir=parts)
 
 
@@ -245,7 +245,7 @@ def shards(root, features=None, **parts):
     return root
 
 
-def test_mapped_ids_are_texts_over_all_splits(tmp_path):
+def test_mapped_ids_are_text_over_all_splits(tmp_path):
     root = shards(
         tmp_path / "a",
         train={"pid": ["1", "01", "1", "anna"]},
@@ -268,7 +268,7 @@ def test_mapped_ids_are_texts_over_all_splits(tmp_path):
     assert labelled["train"]["person_name"][:] == ["1", "01", "anna"] and labelled["train"]["person_id"][:] == [1, 0, 2]
 
 
-def test_mapped_csv_keeps_its_digits(tmp_path):
+def test_mapped_csv_keeps_digits(tmp_path):
     for name in FILES[:3]:
         Picture.new("RGB", (4, 8)).save(tmp_path / name)
     (tmp_path / "train.csv").write_text(f"image,pid,cam\na.jpg,01,-1\nb.jpg,1,NA\nc.jpg,{LONG},\n")
@@ -277,14 +277,14 @@ def test_mapped_csv_keeps_its_digits(tmp_path):
     (tmp_path / "train.csv").rename(tmp_path / "metadata.csv")
     content = (tmp_path / "metadata.csv").read_text().replace("image,", "file_name,")
     (tmp_path / "metadata.csv").write_text(content.replace(LONG, "2"))
-    with pytest.raises(UserError, match="ids of a metadata.csv lose leading zeros here: read the folder by the reader"):
+    with pytest.raises(UserError, match="ids of a metadata.csv lose leading zeros here: read the folder with"):
         load_reid_dataset(tmp_path, columns={"person_id": "pid"})
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"pid": [[1], [2]]}, "part train: column person_id is List"),
+        ({"pid": [[1], [2]]}, "split train: column person_id is List"),
         ({"pid": [True, False]}, "row 1: person_id True is neither text nor a whole number"),
         ({"pid": [1.5, 2]}, "row 1: person_id 1.5 is neither"),
         ({"pid": ["a", None]}, "row 2: has no person_id"),
@@ -293,7 +293,7 @@ def test_mapped_csv_keeps_its_digits(tmp_path):
         ({"pid": ["a", "b"], "file_name": [1, 2]}, "column file_name: not all rows have a text"),
     ],
 )
-def test_mapped_columns_that_are_refused(tmp_path, columns, message):
+def test_wrong_mapped_columns(tmp_path, columns, message):
     with pytest.raises(UserError, match=message) as caught:
         load_reid_dataset(shards(tmp_path / "a", train=columns), columns={"person_id": "pid"})
     assert "\n" not in str(caught.value)
@@ -320,7 +320,7 @@ def test_mapped_images(tmp_path):
             load(images)
 
 
-def test_names_are_carried_everywhere(tmp_path):
+def test_names_are_kept(tmp_path):
     dataset = load_reid_dataset(
         "table", data_dir=table(tmp_path / "t", "csv", list("wxyy"), ["door", "-1", "yard", "2"])
     )
@@ -353,7 +353,7 @@ def test_names_are_carried_everywhere(tmp_path):
         load_reid_dataset(tmp_path / "mixed")
 
 
-def test_saved_texts_and_flags_are_no_ids(tmp_path):
+def test_saved_texts_and_booleans_are_not_ids(tmp_path):
     dataset = load_reid_dataset("table", data_dir=table(tmp_path / "t", "csv", list("wxyy")))
     for number, (values, kind) in enumerate(
         ((["1", "01"], "string"), ([True, False], "bool"), ([1.0, 2.0], "float32"))

@@ -1,4 +1,4 @@
-"""Own data: folders, tables and any `datasets` data set, their made parts, and every mistake by its row."""
+"""Own data: folders, tables and data sets of the `datasets` library, their splits, and errors by row."""
 
 import json
 
@@ -29,7 +29,7 @@ def people(tmp_path):
     return tmp_path / "data"
 
 
-def test_a_folder_for_each_person_gets_parts_that_stay(people, tmp_path):
+def test_folders_get_splits_that_stay(people, tmp_path):
     dataset = load_reid_dataset("folders", data_dir=people)
     assert list(dataset) == ["train", "query", "gallery"]
     test_people = set(dataset["query"]["person_name"])
@@ -53,7 +53,7 @@ def test_a_folder_for_each_person_gets_parts_that_stay(people, tmp_path):
         load_reid_dataset("folders", data_dir=people)
 
 
-def test_folders_named_like_parts(tmp_path):
+def test_folders_named_like_splits(tmp_path):
     for path in ("train/7/1.jpg", "train/12/1.PNG", "query/3/1.jpg", "gallery/3/2.jpg"):
         picture(tmp_path / path)
     dataset = load_reid_dataset("folders", data_dir=tmp_path)
@@ -63,7 +63,7 @@ def test_folders_named_like_parts(tmp_path):
 
 def test_wrong_folders(people, tmp_path):
     picture(people / "loose.jpg")
-    with pytest.raises(UserError, match="loose.jpg: beside the persons' folders: move it into one of them"):
+    with pytest.raises(UserError, match="loose.jpg: next to the persons' folders: move it into one of them"):
         load_reid_dataset("folders", data_dir=people)
     (people / "loose.jpg").unlink()
     (people / "NOBODY").mkdir()
@@ -160,7 +160,7 @@ def foreign(tmp_path, monkeypatch):
     return tmp_path / "hub"
 
 
-def test_any_data_set_by_its_columns(foreign):
+def test_mapped_data_set(foreign):
     columns = {"image": "img", "person_id": "pid", "camera_id": "cam", "caption": "text"}
     dataset = load_reid_dataset(foreign, columns=columns)
     assert set(dataset) == {"train", "query", "gallery"} and len(dataset["query"]) + len(dataset["gallery"]) == 4
@@ -169,9 +169,9 @@ def test_any_data_set_by_its_columns(foreign):
     assert dataset["train"]["caption"][:] == [["one"], [], ["one"], []]
     assert dataset["train"]["camera_id"][:] == [0, 1, 0, 1]
     assert open_image(image_sources(dataset["train"])[1]).getpixel((0, 0)) == (20, 0, 0)
-    with pytest.raises(UserError, match="part train: no column 'image' for image, but img, pid, cam, text: name it in"):
+    with pytest.raises(UserError, match="split train: no column 'image' for image, but img, pid, cam, text: name it"):
         load_reid_dataset(foreign, columns={})
-    with pytest.raises(UserError, match="columns: 'pid' is no column of ours: use image, person_id"):
+    with pytest.raises(UserError, match="columns: 'pid' is not a column of the contract: use image, person_id"):
         load_reid_dataset(foreign, columns={"pid": "pid"})
     with pytest.raises(UserError, match="data set /absent/x: cannot be loaded"):
         load_reid_dataset("/absent/x", columns=columns)

@@ -25,7 +25,7 @@ def check_splits(name, root):
     for split in splits:
         asked = set(split["query"]["person_id"])
         assert asked.isdisjoint(split["train"]["person_id"]) and asked <= set(split["gallery"]["person_id"])
-    with pytest.raises(UserError, match="split: 10 is none of the ten: use 0 to 9"):
+    with pytest.raises(UserError, match="split: 10 is not one of the ten splits: use 0 to 9"):
         load_reid_dataset(name, data_dir=root, split=10)
     return splits[0]
 
@@ -50,7 +50,7 @@ def test_grid(tmp_path):
         np.random.default_rng(0).permutation(np.arange(1, 251))[:125].tolist()
     )
     savemat(root / "features_and_partitions.mat", {"other": 1})
-    with pytest.raises(UserError, match="holds no partitions as published"):
+    with pytest.raises(UserError, match="does not have the published partitions"):
         load_reid_dataset("grid", data_dir=root)
     (root / "features_and_partitions.mat").unlink()
     with pytest.raises(UserError, match="features_and_partitions.mat: no such file: restore the published partitions"):
@@ -63,7 +63,7 @@ def test_ilids(tmp_path):
     assert set(dataset["query"]["file_name"]).isdisjoint(dataset["gallery"]["file_name"])
 
 
-def test_split_files_decide_where_they_are(tmp_path):
+def test_split_files(tmp_path):
     """The three ways torchreid names a split's images: paths with numbers, names alone, persons."""
     trees = {name: write_tree(tmp_path / name, name) for name in ("viper", "ilids", "prid")}
     for name, archive in (("viper", "VIPeR"), ("ilids", "i-LIDS_Pedestrian"), ("prid", "prid_2011")):
@@ -91,7 +91,7 @@ def test_split_files_decide_where_they_are(tmp_path):
     of_prid = load("prid", persons, file="splits_single_shot.json")
     assert of_prid["query"] == ["single_shot/cam_a/person_0001.png"] and len(of_prid["gallery"]) == 1 + 549
     for splits, message in (
-        ([there], "splits.json: split 1 is none of its 1: use 0 to 0"),
+        ([there], "splits.json: split 1 is not one of its 1 splits: use 0 to 0"),
         ("[", "splits.json: not JSON "),
         (persons, r"splits.json: field \[0\].train\[0\]\S*: input should be .*: restore the file or move it away"),
         ([{**there, "query": [["x/cam_a/999_0.bmp", 1, 1]]}] * 2, "names 'x/cam_a/999_0.bmp', which is not in the set"),
@@ -105,7 +105,7 @@ def test_cuhk02(tmp_path):
     train = load_reid_dataset("cuhk02", data_dir=root, strict=True)["train"]
     assert set(train["camera_id"]) == set(range(1, 11)) and min(train["person_id"]) == 10_001
     (root / "P5/cam2").rename(root / "P5/x")
-    with pytest.raises(UserError, match="P5/cam2: no such folder: give data_dir the folder that holds P1 to P5"):
+    with pytest.raises(UserError, match="P5/cam2: no such folder: give data_dir the folder with P1 to P5"):
         load_reid_dataset("cuhk02", data_dir=root)
 
 
