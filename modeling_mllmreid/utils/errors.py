@@ -1,4 +1,4 @@
-"""The one exception that means: the user can fix this. Its message is always one bounded line."""
+"""The error of a user's mistake, with a message of one line."""
 
 import re
 import traceback
@@ -10,10 +10,12 @@ LINE_ENDS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+\s*")
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: one line that says what is wrong, where, and how to fix it.
+    """An error in the user's input. The message is one line: what is wrong, where, and how to fix it.
 
-    The command line prints the message without a traceback and exits with `exit_code`; nothing half-written is left.
-    message: may quote what was given, file names and other libraries' messages; `one_line` makes it fit for a terminal.
+    The command line prints the message without a traceback and exits with `exit_code`.
+
+    Args:
+        message (`object`): the message. It may quote file names and other libraries' messages; `one_line` escapes it.
     """
 
     exit_code = 2
@@ -23,12 +25,12 @@ class UserError(ValueError):
 
 
 def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
-    """The text as one line of at most `most` characters, its middle left out; what is not printable is escaped.
+    """Returns the text as one line of at most `most` characters, without its middle, with other characters escaped.
 
-    A file name or a library's message may hold line ends, codes that a terminal obeys, and bytes that are not UTF-8.
+    A file name or a library's message may contain line ends, terminal control codes, and bytes that are not UTF-8.
     """
     if len(text) > most:
-        # The beginning says what is wrong and where, the end how to fix it.
+        # The message starts with what is wrong and where, and ends with how to fix it.
         text = f"{text[: most * 2 // 3]} ... {text[-(most // 3 - 5) :]}"
     text = LINE_ENDS.sub(" ", text)
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -36,5 +38,5 @@ def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
 
 
 def is_our_fault(error: Exception) -> bool:
-    """Whether an exception comes from this package's own code, and not from a library that was given foreign values."""
+    """Returns whether an exception comes from this package's own code, and not from a library."""
     return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE)

@@ -1,4 +1,4 @@
-"""Reading JSON files that may come from outside: bounded, typed, and with one line for each fault."""
+"""Reads JSON files that may come from other programs: limited in size, checked by type, with errors of one line."""
 
 import os
 import stat
@@ -16,17 +16,16 @@ Kind = TypeVar("Kind")
 
 
 def read_json(path: str | os.PathLike[str], kind: type[Kind], *, remedy: str = "restore the file") -> Kind:
-    """The content of a JSON file as a `kind` of this module (or a list or dictionary of them).
+    """Reads a JSON file as a `kind`, a model of `formats` or a list or dictionary of them.
 
-    Raises UserError naming the file, the field and what was expected there: where the file cannot be read, is larger
-    than 1 GiB, is not UTF-8, not JSON, or does not fit.
+    Raises UserError, with the file, the field and the expected value, if the file cannot be read, is larger than 1 GiB,
+    or is not UTF-8, not JSON or of another kind.
     """
     return parse_json(read_file(path, remedy=remedy), kind, where=os.fspath(path), remedy=remedy)
 
 
 def read_file(path: str | os.PathLike[str], *, remedy: str = "restore the file") -> bytes:
-    """The bytes of a file that comes from outside. Raises UserError where it cannot be read, and for a pipe or a
-    device, which would never end, and for more than 1 GiB."""
+    """Reads a file's bytes. Raises UserError if it cannot be read, is a pipe or a device, or is larger than 1 GiB."""
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
@@ -43,7 +42,7 @@ def read_file(path: str | os.PathLike[str], *, remedy: str = "restore the file")
 
 
 def refuse_special_files(folder: str | os.PathLike[str]) -> None:
-    """Raises UserError for a pipe or a device in a folder or in its sub-folders: a library that opens one waits."""
+    """Raises UserError for a pipe or a device in a folder or its sub-folders: a library would wait for its input."""
     for pattern in ("*", "*/*"):
         for path in Path(folder).glob(pattern):
             if path.exists() and not path.is_file() and not path.is_dir():
@@ -51,7 +50,7 @@ def refuse_special_files(folder: str | os.PathLike[str]) -> None:
 
 
 def parse_json(content: bytes | str, kind: type[Kind], *, where: str, remedy: str = "restore the file") -> Kind:
-    """JSON text as a `kind`. where: what the messages begin with. Raises UserError as `read_json` does."""
+    """Parses JSON text as a `kind`. `where` starts the messages. Raises UserError as `read_json`."""
     if isinstance(content, bytes):
         try:
             content = content.decode("utf-8-sig")
@@ -64,7 +63,7 @@ def parse_json(content: bytes | str, kind: type[Kind], *, where: str, remedy: st
 
 
 def check_content(value: Any, kind: type[Kind], *, where: str, remedy: str = "restore the file") -> Kind:
-    """A value that was parsed already (of a YAML file, say) as a `kind`. Raises UserError as `read_json` does."""
+    """Checks a parsed value, such as that of a YAML file, as a `kind`. Raises UserError as `read_json`."""
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
@@ -78,7 +77,7 @@ def _first_fault(error: ValidationError) -> str:
 
 
 def _in_words(fault: ErrorDetails) -> str:
-    """One fault: the field, what is wrong with it, and what was found."""
+    """Formats an error: the field, what is wrong with it, and its value."""
     if fault["type"] == "json_invalid":
         reason = fault.get("ctx", {}).get("error", fault["msg"])
         return f"not JSON ({reason})"
@@ -90,6 +89,6 @@ def _in_words(fault: ErrorDetails) -> str:
 
 
 def _bounded(text: str, most: int = 60) -> str:
-    """The text in one line, cut with dots."""
+    """Returns the text in one line, shortened with dots."""
     text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -9,19 +9,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import UserError
 from .formats import is_known_json
 
-# Loading processes of a run that was killed hold its lock until they see that it is gone, which takes them 5 seconds.
+if TYPE_CHECKING:
+    from PIL.PngImagePlugin import PngInfo
+
+# Loading processes of a killed run hold its lock until they notice that it has ended, which takes 5 seconds.
 PATIENCE = 30.0
 
 
 def try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock of a file or folder until it is closed; None where another process holds it.
+    """Locks a file or folder and returns the descriptor that holds the lock until it is closed.
 
-    None where there is no such file, too. On a system without `flock` nothing is locked, and nothing counts as held by
-    somebody else. Raises OSError where it cannot be opened.
+    Returns None if another process holds the lock, or the file does not exist. Without `flock` nothing is locked.
+    Raises OSError if the file cannot be opened.
     """
     try:
         number = os.open(path, os.O_RDONLY)
@@ -41,11 +45,10 @@ def try_lock(path: Path) -> int | None:
 
 @contextmanager
 def only_writer(path: Path, *, what: str) -> Iterator[None]:
-    """Within the block no other process writes to a file that exists, or into a folder, which is made where missing.
+    """Keeps other processes from writing to an existing file, or to a folder, which is created if it is missing.
 
-    A launcher that is killed leaves its processes behind, and they go on: with the same command started again two runs
-    would write each other's results. what: names the work in the message. Raises UserError where another process is
-    still there after `PATIENCE` seconds.
+    The processes of a killed launcher continue; a second run of the same command would mix its results with theirs.
+    `what` names the work in the message. Raises UserError if another process still writes after `PATIENCE` seconds.
     """
     if not path.exists():
         path.mkdir(mode=0o700, parents=True)
@@ -64,7 +67,7 @@ def only_writer(path: Path, *, what: str) -> Iterator[None]:
 
 
 AnyPath = str | os.PathLike[str]
-# The text chunk by which a picture is known as ours: `image.save(path, pnginfo=png_info())`.
+# The text chunk that identifies our pictures: `image.save(path, pnginfo=png_info())`.
 PNG_SOFTWARE = "mllmreid"
 REMEDY = "give another path"
 
@@ -79,12 +82,16 @@ def check_output(
     inputs: Sequence[AnyPath] = (),
     needs_bytes: int = 0,
 ) -> None:
-    """Makes sure, before long work, that a file can be written to `path` without harm.
+    """Checks, before long work, that a file can be written and that nothing of another program is replaced.
 
-    ours: whether an existing file may be replaced, by default `is_ours`. inputs: files and folders that are read; none
-    of them may be the output, and no folder among them is looked into. needs_bytes: what the disk must have free.
-    Raises UserError for a folder, a device, a symbolic link, an input, a file that is not ours, and for a folder that
-    cannot be written.
+    Args:
+        path (`str` or `os.PathLike`): the output.
+        ours (`Callable`, *optional*): returns whether an existing file may be replaced; by default `is_ours`.
+        inputs (`Sequence[str | os.PathLike]`): files that are read; none of them may be the output.
+        needs_bytes (`int`, defaults to 0): free space that the output needs.
+
+    Raises:
+        UserError: if the output is a folder, a device, a link, an input or a foreign file, or cannot be written.
     """
     path = Path(path)
     _check_kind(path, inputs)
@@ -94,9 +101,9 @@ def check_output(
 
 
 def check_output_folder(folder: AnyPath, *, inputs: Sequence[AnyPath] = (), needs_bytes: int = 0) -> None:
-    """Makes sure, before long work, that a new folder can be written: it is absent or empty.
+    """Checks, before long work, that a new folder can be written: it does not exist or is empty.
 
-    The folder may not lie inside a folder that is read (`inputs`). Raises UserError as `check_output` does.
+    The folder may not be inside a folder that is read (`inputs`). Raises UserError as `check_output`.
     """
     folder = Path(folder)
     _check_name(folder)
@@ -113,9 +120,9 @@ def check_output_folder(folder: AnyPath, *, inputs: Sequence[AnyPath] = (), need
 
 
 def is_ours(path: AnyPath) -> bool:
-    """Whether an existing file was written by this program, by what it holds: then it may be replaced.
+    """Returns whether this program may replace a file, by its content.
 
-    An empty file is nobody's. Pictures carry our name, JSON files fit one of our formats.
+    Our pictures contain our name, and our JSON files fit one of our formats. An empty file may be replaced.
     """
     path = Path(path)
     if path.stat().st_size == 0:
@@ -125,8 +132,8 @@ def is_ours(path: AnyPath) -> bool:
     return path.suffix.lower() == ".json" and is_known_json(path)
 
 
-def png_info():
-    """What `PIL.Image.save(..., pnginfo=)` takes so that the picture is known as ours."""
+def png_info() -> "PngInfo":
+    """Returns the `pnginfo` argument of `PIL.Image.save` that identifies our pictures."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -139,10 +146,10 @@ def png_info():
 
 @contextmanager
 def atomic_file(path: AnyPath, *, inputs: Sequence[AnyPath] = ()) -> Iterator[Path]:
-    """Gives a new file next to `path` to write to, which replaces `path` after the block; on an error it is removed.
+    """Yields a new file next to `path` that replaces `path` after the block; on an error it is removed.
 
-    The file is its owner's alone. What may be replaced is the caller's question (`check_output`); a folder, a device, a
-    symbolic link and an input never are. Raises UserError for these, and in one line where the disk refuses.
+    Only its owner can read the file. `check_output` decides what may be replaced; a folder, a device, a symbolic link
+    and an input never are. Raises UserError for these, and if the disk is full or read-only.
     """
     path = Path(path)
     _check_kind(path, inputs)
@@ -160,12 +167,11 @@ def atomic_file(path: AnyPath, *, inputs: Sequence[AnyPath] = ()) -> Iterator[Pa
 
 @contextmanager
 def atomic_folder(folder: AnyPath, *, inputs: Sequence[AnyPath] = ()) -> Iterator[Path]:
-    """Gives a new folder next to `folder` to write into, which becomes `folder` after the block.
+    """Yields a new folder next to `folder` that becomes `folder` after the block.
 
-    Writers of one output never mix: each has a folder of its own, and the first to finish wins. On an error the new
-    folder is removed; what killed writers of the same output left is removed at the next start. All files are their
-    owner's alone. Raises UserError where `folder` is there and not empty, before the block and after it, and in one
-    line where the disk refuses.
+    Each writer has its own new folder, and the first to finish wins. On an error the new folder is removed; those of
+    killed writers are removed at the next start. Only their owner can read the files. Raises UserError if `folder` is
+    not empty, before or after the block, and if the disk is full or read-only.
     """
     folder = Path(folder)
     check_output_folder(folder, inputs=inputs)
@@ -199,7 +205,7 @@ def scratch_folder(folder: AnyPath) -> Iterator[Path]:
 
 @contextmanager
 def owner_only() -> Iterator[None]:
-    """Within the block new files and folders are their owner's alone, also those that libraries make."""
+    """Makes new files and folders readable only by their owner, including those of libraries."""
     before = os.umask(0o077)
     try:
         yield
@@ -209,7 +215,7 @@ def owner_only() -> Iterator[None]:
 
 @contextmanager
 def new_parents(path: Path) -> Iterator[None]:
-    """The folders that `path` lies in, made where they are missing, and removed again where the block fails."""
+    """Creates the missing parent folders of `path`; removes them again if the block fails."""
     missing = [parent for parent in path.absolute().parents if not parent.exists()]
     made: list[Path] = []
     try:
@@ -229,7 +235,7 @@ def new_parents(path: Path) -> Iterator[None]:
 
 @contextmanager
 def refused_by_disk(path: AnyPath) -> Iterator[None]:
-    """Turns what a full, missing or read-only disk raises within the block into one line that names `path`."""
+    """Converts the errors of a full, missing or read-only disk to a UserError that names `path`."""
     try:
         yield
     except UserError:
@@ -243,7 +249,7 @@ def refused_by_disk(path: AnyPath) -> Iterator[None]:
         raise UserError(f"output {path}: cannot be written ({reason}): {REMEDY}, or free space") from error
 
 
-# ---- how -----------------------------------------------------------------------------------------------------------
+# ---- helpers -------------------------------------------------------------------------------------------------------
 
 
 def _exists(path: Path) -> bool:
@@ -251,7 +257,7 @@ def _exists(path: Path) -> bool:
 
 
 def _check_name(path: Path) -> None:
-    """Raises UserError for what no file or folder can be called."""
+    """Raises UserError for an invalid file name."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -263,7 +269,7 @@ def _check_name(path: Path) -> None:
 
 
 def _check_kind(path: Path, inputs: Sequence[AnyPath]) -> None:
-    """Raises UserError for what no file may replace."""
+    """Raises UserError for an output that a file must not replace."""
     _check_name(path)
     if not path.name:
         raise UserError(f"output {str(path)!r}: is no file name: {REMEDY}")
@@ -281,8 +287,8 @@ def _check_kind(path: Path, inputs: Sequence[AnyPath]) -> None:
 
 
 def _check_writable(path: Path, needs_bytes: int) -> None:
-    """Raises UserError where no file can be made where `path` is to be, or the disk has too little space."""
-    # A link that leads nowhere is there: no folder can be made in its place.
+    """Raises UserError if no file can be created at `path`, or the disk has too little space."""
+    # A broken link counts as existing: no folder can be created in its place.
     there = next((parent for parent in path.absolute().parents if _exists(parent)), Path("/"))
     try:
         with tempfile.TemporaryFile(dir=there):
@@ -298,7 +304,7 @@ def _check_writable(path: Path, needs_bytes: int) -> None:
 
 
 def _locked_folder(folder: Path) -> tuple[Path, int]:
-    """A new folder next to `folder` and the descriptor that holds its lock; removes those that nobody holds."""
+    """Creates a locked folder next to `folder`, returns its descriptor too, and removes those without a lock."""
     prefix, suffix = f".{folder.name[:100]}.", ".part"
     for left in folder.parent.glob(f"{_literal(prefix)}*{suffix}"):
         number = try_lock(left)
@@ -308,18 +314,18 @@ def _locked_folder(folder: Path) -> tuple[Path, int]:
     while True:
         aside = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=folder.parent))
         number = try_lock(aside)
-        # Another starting writer may have taken the new folder for one that nobody holds.
+        # Another writer may have removed the new folder before it was locked.
         if number is not None and aside.exists():
             return aside, number
 
 
 def _literal(text: str) -> str:
-    """The text for a glob pattern, where it matches itself alone."""
+    """Escapes text for a glob pattern."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
 
 
 def _is_of(error: OSError, path: Path) -> bool:
-    """Whether the error is of writing to `path`, not of a file that was read meanwhile."""
+    """Returns whether an error is from writing to `path`, and not from reading another file."""
     if error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG) or error.filename is None:
         return True
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
@@ -332,5 +338,5 @@ def _png_software(path: Path) -> str | None:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return image.info.get("Software")
-    except Exception:  # whatever a foreign file makes the decoder raise: it is not ours
+    except Exception:  # the decoder can raise anything for a damaged file, which is not ours
         return None

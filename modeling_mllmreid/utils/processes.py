@@ -1,4 +1,4 @@
-"""The processes that a launcher started, of which this is one, and what they tell each other besides gradients."""
+"""The processes of a launch: their number, and the objects that they exchange in addition to gradients."""
 
 import hashlib
 import logging
@@ -20,17 +20,17 @@ logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
 Given = ParamSpec("Given")
 
-# What a launcher tells each of its processes: torchrun, Open MPI, Intel MPI and Slurm's PMI, MVAPICH2.
+# Variables that launchers set: torchrun, Open MPI, Intel MPI and Slurm's PMI, MVAPICH2.
 WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 # The others wait while process 0 works alone, on pictures or a re-ranking: a GPU's own group gives up in ten minutes.
 PATIENCE = timedelta(days=1)
 
 
 def this_process() -> PartialState:
-    """This process's place among all, with the device that is its own; alone where nothing was launched.
+    """Returns this process's rank, the number of processes, and its device.
 
-    Without a GPU the backend must be asked for: several processes would each take themselves for the only one. Raises
-    UserError as `refuse_lost_processes`.
+    Without a GPU the CPU must be requested, or each process would run as the only one. Raises UserError as
+    `refuse_lost_processes`.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     refuse_lost_processes(state, os.environ)
@@ -39,7 +39,7 @@ def this_process() -> PartialState:
 
 
 def warn_idle_gpus(state: PartialState) -> None:
-    """Says once that a process that was not launched with others uses one of several GPUs, and how to use all."""
+    """Warns once that a single process uses only one of several GPUs."""
     gpus = torch.cuda.device_count()
     if state.num_processes == 1 and state.device.type == "cuda" and gpus > 1:
         _warn_once(
@@ -54,25 +54,25 @@ def _warn_once(text: str) -> None:
 
 
 def refuse_lost_processes(state: PartialState, environ: Mapping[str, str]) -> None:
-    """Raises UserError where a launch was meant for several processes, or for FSDP, and is not that.
+    """Raises UserError if several processes or FSDP were requested, and each process runs alone.
 
-    Each of several such processes would take itself for the only one, train on everything and write over the others.
-    environ: what the launcher left. `accelerate launch` with `--cpu`, or with neither `--multi_gpu` nor a configuration
-    that says so, starts one process whatever `--num_processes` is, and leaves a MASTER_ADDR alone.
+    Each process would train on all data and overwrite the results of the others. `environ` is the environment that the
+    launcher set. `accelerate launch` without `--multi_gpu`, or with `--cpu`, ignores `--num_processes`, starts one
+    process and sets only MASTER_ADDR.
     """
-    mend = (
+    fix = (
         "start them with accelerate launch --multi_gpu --num_processes {0} run_reid.py ..., without GPUs with torchrun "
         "--nproc_per_node {0} run_reid.py ... (train: --use_cpu true)"
     )
     asked = max(WORLD_SIZES, key=lambda name: _count(environ, name))
     count = _count(environ, asked)
     if state.num_processes == 1 and count > 1:
-        raise UserError(f"{asked} is {count}, but this process is alone: {mend.format(count)}")
+        raise UserError(f"{asked} is {count}, but this process is alone: {fix.format(count)}")
     # Only accelerate's launcher of a single process leaves the first of the two.
     if state.num_processes == 1 and count == 0 and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= environ.keys():
         raise UserError(
             "accelerate launch was told several processes and started one: "
-            f"{mend.format('N')}; where one is meant, unset MASTER_ADDR"
+            f"{fix.format('N')}; for one process, unset MASTER_ADDR"
         )
     if environ.get("ACCELERATE_USE_FSDP") == "true" and state.distributed_type == DistributedType.MULTI_CPU:
         raise UserError(
@@ -81,15 +81,15 @@ def refuse_lost_processes(state: PartialState, environ: Mapping[str, str]) -> No
 
 
 def _count(environ: Mapping[str, str], name: str) -> int:
-    """A number of processes in the environment; 0 where none is told."""
+    """Returns a number of processes from the environment; 0 if it is not set."""
     value = environ.get(name, "")
     return int(value) if value.isdecimal() else 0
 
 
 def raise_together(value: Value | UserError) -> Value:
-    """The value, where every process has one; else the lowest process's UserError is raised on every one of them.
+    """Returns the value if no process has a UserError; otherwise raises the first UserError on every process.
 
-    All processes call it at the same place: one that ended alone would leave the others waiting for it.
+    All processes call it at the same place: the others would wait forever for a process that ends alone.
     """
     if this_process().num_processes > 1:
         errors: list[UserError | None] = [None] * this_process().num_processes
@@ -101,9 +101,9 @@ def raise_together(value: Value | UserError) -> Value:
 
 
 def on_main(function: Callable[Given, Value], *args: Given.args, **kwargs: Given.kwargs) -> Value:
-    """What the function returns on process 0, which alone calls it, on every process; all of them call `on_main`.
+    """Calls a function on process 0 and returns its result, or raises its UserError, on every process.
 
-    A UserError that it raises is raised on every process.
+    All processes call `on_main`.
     """
     state = this_process()
     if state.num_processes == 1:
@@ -121,10 +121,9 @@ def on_main(function: Callable[Given, Value], *args: Given.args, **kwargs: Given
 
 
 def claim_message(message: str) -> bool:
-    """Whether no other process of this launch has said this: all of them make the mistakes of one command line.
+    """Returns whether this process is the first of the launch to print a message; all have the same command line.
 
-    Several count in the store of torchrun or `accelerate launch`, which is there before they know each other. Of other
-    launchers every process is the first.
+    The processes use the store of torchrun or `accelerate launch`. With other launchers every process is the first.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or _count(os.environ, "WORLD_SIZE") < 2:
         return True
@@ -132,7 +131,7 @@ def claim_message(message: str) -> bool:
         store = dist.TCPStore(
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=5)
         )
-        # A restart of the same launch says it again.
+        # A restart of the same launch prints it again.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         key = f"mllmreid/{attempt}/{hashlib.sha256(message.encode(errors='backslashreplace')).hexdigest()}"
         return store.add(key, 1) == 1
@@ -141,13 +140,13 @@ def claim_message(message: str) -> bool:
 
 
 def wait_for_all() -> None:
-    """Waits until every process is here, over main memory: accelerate would ask for a GPU of each on the CPU, too."""
+    """Waits for all processes, over main memory: accelerate would need a GPU for each of them."""
     if this_process().num_processes > 1:
         dist.barrier(group=_objects())
 
 
 def gather_on_main(value: Value) -> list[Value]:
-    """The values of all processes, in their order, on process 0; an empty list on the others. All of them call it."""
+    """Returns the values of all processes, in their order, on process 0; an empty list on others. All call it."""
     state = this_process()
     if state.num_processes == 1:
         return [value]
@@ -158,5 +157,6 @@ def gather_on_main(value: Value) -> list[Value]:
 
 @cache
 def _objects() -> dist.ProcessGroup:
-    """All processes, over main memory, where these objects are; the default group of GPUs would copy them there."""
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+    """Returns the group of all processes over main memory; the default group would copy objects to the GPUs."""
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return group

@@ -1,10 +1,10 @@
-"""What numbers a field takes, said in its type: `Annotated[int, Range(at_least=1)]`; `commands.options` checks it."""
+"""Ranges of numeric options, as types: `Annotated[int, Range(at_least=1)]`. The command line checks them."""
 
 from typing import Annotated, NamedTuple
 
 
 class Range(NamedTuple):
-    """The numbers of a field: at least and at most these, or above and below those."""
+    """The allowed numbers of an option: inclusive limits (at least, at most) and exclusive ones (above, below)."""
 
     at_least: float | None = None
     at_most: float | None = None
@@ -20,26 +20,26 @@ class Range(NamedTuple):
         )
 
     def __str__(self) -> str:
-        """In words, behind "give a number"."""
+        """Returns the range in words, to follow "give a number"."""
         words = {"at least": self.at_least, "at most": self.at_most, "above": self.above, "below": self.below}
         return " and ".join(f"{word} {limit:,}" for word, limit in words.items() if limit is not None)
 
 
-# What allocates or loops ends somewhere: larger numbers are slips of the keyboard.
+# Numbers that allocate memory or loop have a limit: larger ones are typing errors.
 MILLIONS, THOUSAND = 10_000_000, 1024
 Count = Annotated[int, Range(at_least=1, at_most=MILLIONS)]
 Several = Annotated[int, Range(at_least=2, at_most=MILLIONS)]
 CountOrZero = Annotated[int, Range(at_least=0, at_most=MILLIONS)]
 Threads = Annotated[int, Range(at_least=1, at_most=THOUSAND)]
 Pixels = Annotated[int, Range(at_least=1, at_most=4096)]
-# Of fields whose dataclass says the rest.
+# For fields whose dataclass checks the lower limit.
 AtMostMillions = Annotated[int, Range(at_most=MILLIONS)]
 AtMostThousand = Annotated[int, Range(at_most=THOUSAND)]
-# Each is a copy of this process: a slip of the finger would bring the machine down.
+# Each is a copy of this process: a typing error would use up the machine.
 MOST_PROCESSES = 128
 Processes = Annotated[int, Range(at_most=MOST_PROCESSES)]
 Share = Annotated[float, Range(at_least=0, at_most=1)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(at_least=0)]
-# What NumPy and torch both take.
+# The seeds that both NumPy and torch accept.
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
