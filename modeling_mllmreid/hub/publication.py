@@ -220,7 +220,7 @@ def check_publishable(folder: Path) -> None:
     Raises:
         UserError: for the first problem.
     """
-    again = "make it with run_reid.py export"
+    again = "make it with mllmreid export"
     if not (folder / "config.json").is_file():
         raise UserError(f"push {folder}: config.json cannot be read: give the folder of an export")
     config = read_json(folder / "config.json", ExportConfigFile, remedy="give the folder of an export")
@@ -254,11 +254,11 @@ def _check_file(folder: Path, name: str) -> None:
         raise UserError(f"push {folder}: {name} is a link out of the folder: put the file there, or export again")
     size = path.stat().st_size
     if not size:
-        raise UserError(f"push {folder}: {name} is empty: make it with run_reid.py export")
+        raise UserError(f"push {folder}: {name} is empty: make it with mllmreid export")
     if size > LARGEST:
         raise UserError(f"push {folder}: {name} has {size / 1e9:.0f} GB, the Hub takes 50 as one file: export it again")
     if name == LOSS_PICTURE and not is_ours(path):
-        raise UserError(f"push {folder}: {name} was not drawn by run_reid.py export: remove it, or export again")
+        raise UserError(f"push {folder}: {name} was not written by mllmreid export: remove it, or export again")
     if name.endswith(".safetensors"):
         _check_weights(folder, name)
 

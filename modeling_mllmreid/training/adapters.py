@@ -216,7 +216,7 @@ def refuse_other_adapters(options: Mapping[str, Any], stored: Mapping[str, Any],
             has = "has no LoRA" if stored[name] is None and name != "lora_targets" else f"has {stored[name] or 'none'}"
             raise UserError(
                 f"{name} {value}: the thin checkpoint {checkpoint} {has}, and further training keeps that: leave it "
-                "out, or train from a full checkpoint (run_reid.py export --to full)"
+                "out, or train from a full checkpoint (mllmreid export --to full)"
             )
 
 

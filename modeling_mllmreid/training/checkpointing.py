@@ -216,7 +216,7 @@ class PublishingTrainer(Trainer):
         if engine := sharding_of(self):
             raise UserError(
                 f"push_to_hub: under {engine} no process holds the whole model during training: leave it out, and use "
-                "run_reid.py push after training"
+                "`mllmreid push` after training"
             )
         if not self.is_world_process_zero():
             return
@@ -264,7 +264,7 @@ class PublishingTrainer(Trainer):
             return self._publish(Path(str(self.args.output_dir)), commit_message or "End of training", token)
         except UserError as error:
             raise UserError(
-                f"{error} (the model is in {self.args.output_dir}: run_reid.py push --model {self.args.output_dir} "
+                f"{error} (the model is in {self.args.output_dir}: mllmreid push --model {self.args.output_dir} "
                 f"--to {self.hub_model_id})"
             ) from error
 

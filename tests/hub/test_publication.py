@@ -183,7 +183,7 @@ def point_index_at(folder, name):
             lambda f: save_file({"a": torch.zeros(1)}, f / "model.safetensors", metadata={"from": "/home/anna/x"}),
             "the metadata of model.safetensors hold a path of this machine",
         ),
-        (lambda f: (f / "loss.png").write_bytes(b"\x89PNG\r\n\x1a\nsomebody"), "loss.png was not drawn by"),
+        (lambda f: (f / "loss.png").write_bytes(b"\x89PNG\r\n\x1a\nsomebody"), "loss.png was not written by"),
         (lambda f: (f / "config.json").write_text('{"model_type": "mllmreid", "auto_map": 3}'), "field auto_map"),
         (lambda f: (f / "config.json").write_text("[" * 10_000), "config.json: "),
     ],

@@ -301,7 +301,7 @@ def test_a_push_that_fails_during_training_leaves_the_trained_model(hub, call, h
     hub.fail["POST preupload"] = lambda number: 403
     code, _, err = call("cli", "train", "--model", trained, *data, *flags.split(), "--disable_tqdm", "true")
     last = err.strip().splitlines()[-1]
-    assert code == 2 and f"run_reid.py push --model {home / 'alone'} --to tester/alone" in last
+    assert code == 2 and f"mllmreid push --model {home / 'alone'} --to tester/alone" in last
     assert (home / "alone/model.safetensors").is_file() and (home / "alone/metrics.json").is_file()
     hub.fail.clear()
     code, _, err = call("cli", "push", "--model", home / "alone", "--to", "tester/alone")
@@ -322,7 +322,7 @@ def folder(make_model, tiny_processor, tmp_path):
     ("spoil", "message"),
     [
         (lambda f: (f / "config.json").unlink(), "config.json cannot be read"),
-        (lambda f: (f / "README.md").unlink(), "has no README.md: make it with run_reid.py export"),
+        (lambda f: (f / "README.md").unlink(), "has no README.md: make it with mllmreid export"),
         (lambda f: (f / "modeling_mllmreid.py").unlink(), "has no modeling_mllmreid.py: make it with"),
         (lambda f: (f / "model.safetensors").unlink(), r"has no weights \(\*.safetensors\): make it with"),
         (lambda f: (f / "training_args.bin").write_bytes(b"x"), "holds training_args.bin, a pickle, which can run"),
