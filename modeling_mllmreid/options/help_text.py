@@ -99,7 +99,7 @@ def help_text(
 
 def _groups(
     dataclasses: Sequence[Any], actions: Mapping[str, Action], everything: bool
-) -> Iterator[tuple[str, list[Field], list[Field]]]:
+) -> Iterator[tuple[str, list[Field[Any]], list[Field[Any]]]]:
     """(heading, its fields, those of them that are shown) of each concern."""
     for kind in dataclasses:
         taken = [field for field in fields(kind) if field.name in actions and actions[field.name].help != SUPPRESS]

@@ -144,7 +144,7 @@ class _Reader:
         if node.tag == f"{TAG}timestamp":
             raise self.mistake(node, f"YAML reads {node.value!r} as a date: put it in quotes")
         # JSON is YAML, and escapes what is beyond 16 bits as two halves.
-        return node.value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+        return str(node.value).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
     def typed(self, node: yaml.Node) -> Any:
         """A value within a field's value, of JSON's types."""

@@ -164,7 +164,8 @@ class Diagnostics:
     def _sum_over_processes(self, *numbers: Tensor | float) -> list[float]:
         accelerator = self.trainer.accelerator
         stacked = torch.stack([torch.as_tensor(n, dtype=torch.float32, device=accelerator.device) for n in numbers])
-        return accelerator.reduce(stacked, reduction="sum").tolist()
+        total: Tensor = accelerator.reduce(stacked, reduction="sum")
+        return total.tolist()
 
     def _gradient_norms(
         self, state: Tensor, person_ids: Tensor, outputs: Any, language_loss: Tensor | None, config: MllmReIDConfig

@@ -160,4 +160,5 @@ def gather_on_main(value: Value) -> list[Value]:
 @cache
 def _cpu_group() -> dist.ProcessGroup:
     """Returns a group of all processes over main memory; the default group of GPUs would copy objects to them."""
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return group

@@ -276,9 +276,9 @@ def test_search_writes_over_nothing_of_anybody_elses(disk, embedded):
     (embedded / "metrics.json").write_text("{}")
     (embedded / "link.png").symlink_to(embedded / "elsewhere.png")
     outputs = {
-        query: "read as well",
+        query: "is also an input",
         picture: "was not written by this program",
-        embedded / "index/embeddings.json": "read as well",
+        embedded / "index/embeddings.json": "is also an input",
         embedded / "metrics.json": "was not written by this program",
         embedded / "link.png": "is a symbolic link",
         embedded / "index": "is a folder",

@@ -106,7 +106,7 @@ def test_users_mistakes_are_named(load):
     with pytest.raises(TypeError, match="missing .* 'query_features'"):
         metric.compute(gallery_features=g, query_person_ids=qp, gallery_person_ids=gp)
     add_rows(metric, *inputs)
-    with pytest.raises(UserError, match=r"query_features: rows were added before: call compute\(\) on these first"):
+    with pytest.raises(UserError, match=r"query_features: images were added before: call compute\(\) first"):
         metric.compute(**whole)
     metric.add(features=q[0], person_ids=0, camera_ids=0, splits="probe")
     with pytest.raises(UserError, match="splits: unknown 'probe': use query or gallery"):

@@ -286,8 +286,8 @@ def test_users_mistakes_are_named():
     nan = g.copy()
     nan[[5, 9], 2] = np.nan
     for message, arguments, options in (
-        ("query_features: row 0 holds NaN", (q.astype(float) * 1e300, g, qp, gp), {}),
-        (r"gallery_features: row 5 holds NaN or infinity \(2 such rows\)", (q, nan, qp, gp), {}),
+        ("query_features: row 0 contains NaN", (q.astype(float) * 1e300, g, qp, gp), {}),
+        (r"gallery_features: row 5 contains NaN or infinity \(2 such rows\)", (q, nan, qp, gp), {}),
         ("query_person_ids: 39 ids for 40 features", (q, g, qp[1:], gp), {}),
         ("gallery_person_ids: 149 ids for 150 features", (q, g, qp, gp[1:]), {}),
         ("query_camera_ids: 39 ids for 40 images", (q, g, qp, gp, qc[1:], gc), {}),

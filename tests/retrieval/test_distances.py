@@ -161,11 +161,11 @@ def test_a_gpus_products_are_exact(monkeypatch, metric):
 @pytest.mark.parametrize(
     "q, g, options, message",
     [
-        (np.zeros((2, 3), np.int64), np.zeros((2, 3)), {}, "query_features: int64 holds no features"),
-        (torch.zeros(2, 3), [[0.0]], {}, "gallery_features: list holds no features"),
+        (np.zeros((2, 3), np.int64), np.zeros((2, 3)), {}, "query_features: int64 is not a type of features"),
+        (torch.zeros(2, 3), [[0.0]], {}, "gallery_features: list is not a type of features"),
         (np.zeros(3), np.zeros((2, 3)), {}, r"query_features: shape \(3,\) is not"),
         (np.zeros((2, 3)), np.zeros((2, 4)), {}, "width 3, gallery_features 4"),
-        (np.full((2, 3), np.inf), np.zeros((2, 3)), {}, "query_features: row 0 holds NaN or infinity"),
+        (np.full((2, 3), np.inf), np.zeros((2, 3)), {}, "query_features: row 0 contains NaN or infinity"),
         (np.zeros((2, 3)), np.zeros((2, 3)), {"block_size": 0}, "block_size: 0"),
         (np.zeros((2, 3)), np.zeros((2, 3)), {"metric": "l2"}, "metric: unknown 'l2': use one of cosine, euclidean"),
     ],

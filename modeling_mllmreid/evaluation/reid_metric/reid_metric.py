@@ -1,6 +1,6 @@
-"""The `evaluate` library's module of the retrieval metrics: mAP, CMC and mINP, as `evaluate_retrieval` gives them.
+"""The retrieval metrics as a module of the `evaluate` library: mAP, CMC and mINP of `evaluate_retrieval`.
 
-`evaluate` copies this file and reads its imports line by line: absolute ones, one a line.
+`evaluate` copies this file and reads its imports line by line: they are absolute, one on each line.
 """
 
 from itertools import product
@@ -19,9 +19,9 @@ INPUTS = """
     Args:
         query_features, gallery_features: arrays or tensors of floats, (Q, D) and (G, D).
         query_person_ids, gallery_person_ids: (Q,) and (G,) integers or strings.
-        query_camera_ids, gallery_camera_ids: the same, -1 where unknown; left out, no gallery image is dropped.
+        query_camera_ids, gallery_camera_ids: the same, -1 if unknown; without them no gallery image is dropped.
         metric, ranks, ap, block_size: the options of `modeling_mllmreid.evaluate_retrieval`.
-        Or, row by row with `add_batch`: features, person_ids, camera_ids, and splits, "query" or "gallery".
+        Or, batch by batch with `add_batch`: features, person_ids, camera_ids, and splits, "query" or "gallery".
     Returns:
         mAP, rank1, ..., mINP as fractions of 1, num_queries, num_valid.
 """
@@ -40,11 +40,11 @@ CITATION = """@inproceedings{zheng2015scalable,
 }"""
 
 
-class ReidMetric(evaluate.Metric):
-    """mAP, CMC and mINP, from whole arrays at once or from rows added batch by batch."""
+class ReidMetric(evaluate.Metric):  # type: ignore[misc]
+    """mAP, CMC and mINP, from whole arrays or from batches of images."""
 
     def _info(self) -> evaluate.MetricInfo:
-        """The columns of `add_batch`. Strings come first, as any text of digits would pass for an integer."""
+        """Returns the columns of `add_batch`. Strings come first, because text of digits would pass as an integer."""
         info = evaluate.MetricInfo(
             description=DESCRIPTION,
             citation=CITATION,
@@ -61,30 +61,30 @@ class ReidMetric(evaluate.Metric):
                 for person, camera in product(("string", "int64"), repeat=2)
             ],
         )
-        # Not an argument, which would be refused beside a list column; without it features come as Python floats.
+        # Set here, because the argument is refused with a list column; without it features are Python floats.
         info.format = "numpy"
         return info
 
     def compute(self, **inputs: Any) -> dict[str, float | int | None] | None:
-        """The metrics of the query_features against the gallery_features, or else of the rows added before.
+        """Returns the metrics of query_features against gallery_features, or of the images that were added before.
 
-        None for rows in any process but the first, which has those of all.
-
-        Raises UserError for both at once, and as `evaluate_retrieval` does.
+        Of added images, the first process has those of all processes; the others return None. Raises UserError for
+        both kinds of input at once, and like `evaluate_retrieval`.
         """
         if not inputs.keys() & {"query_features", "gallery_features"}:
-            return super().compute(**inputs)
+            results: dict[str, float | int | None] | None = super().compute(**inputs)
+            return results
         if self.writer is not None:
-            raise UserError("query_features: rows were added before: call compute() on these first, or load anew")
+            raise UserError("query_features: images were added before: call compute() first, or load the metric again")
         return evaluate_retrieval(**inputs).to_dict()
 
     def _compute(
         self, features: np.ndarray, person_ids: np.ndarray, camera_ids: np.ndarray, splits: np.ndarray, **options: Any
     ) -> dict[str, float | int | None]:
-        """The metrics of the added rows: features (N, D), person_ids, camera_ids and splits (N,)."""
+        """Returns the metrics of added images: features (N, D), person_ids, camera_ids and splits (N,)."""
         unknown = sorted(set(splits.tolist()) - {"query", "gallery"})
         if unknown:
             raise UserError(f"splits: unknown {unknown[0]!r}: use query or gallery")
-        sides = [np.flatnonzero(splits == name) for name in ("query", "gallery")]
-        columns = [column[side] for column in (features, person_ids, camera_ids) for side in sides]
+        indices = [np.flatnonzero(splits == name) for name in ("query", "gallery")]
+        columns = [column[split] for column in (features, person_ids, camera_ids) for split in indices]
         return evaluate_retrieval(*columns, **options).to_dict()
