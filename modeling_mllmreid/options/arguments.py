@@ -26,7 +26,9 @@ class ModelArguments:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The number format as a torch dtype."""
-        return getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}.get(self.dtype, self.dtype))
+        name = {"bf16": "bfloat16", "fp16": "float16"}.get(self.dtype, self.dtype)
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
 
 
 @dataclass
