@@ -1,4 +1,4 @@
-"""Whatever takes a seed draws by it: equal seeds give equal results, others give others."""
+"""Functions with a seed: equal seeds give equal results, and different seeds give different results."""
 
 import copy
 import hashlib
@@ -36,7 +36,7 @@ def digest(value):
 
 @pytest.fixture
 def draws(tiny_processor, make_llava, tmp_path):
-    """What is drawn by a seed, by the name of what draws it."""
+    """The functions that draw with a seed, by name."""
     llava = build_tiny_llava(tiny_processor, **SIZES, seed=0)
     instructions = ["Go on.", "Describe this person."]
     rows = [Sample(f"{person}/{i}.png", person, -1, (f"text {person}.{i}",)) for person in range(9) for i in range(4)]
@@ -103,7 +103,7 @@ def draws(tiny_processor, make_llava, tmp_path):
     }
 
 
-def test_what_takes_a_seed_draws_by_it(draws):
+def test_equal_seeds_draw_the_same_and_other_seeds_do_not(draws):
     for name, draw in draws.items():
         first = digest(draw(1))
         assert digest(draw(1)) == first, name
