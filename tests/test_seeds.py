@@ -1,4 +1,4 @@
-"""Functions with a seed: equal seeds give equal results, and different seeds give different results."""
+"""Every function with a seed depends on it: equal seeds give equal results, other seeds give others."""
 
 import copy
 import hashlib
@@ -26,7 +26,7 @@ SHORT = {"steps": 2, "batch_size": 2, "learning_rate": 0.01}
 
 
 def digest(value):
-    """A digest of what was drawn: of images, tensors, and anything that has a `repr`."""
+    """A digest of a result: of an image, a tensor, or any value with a `repr`."""
     if isinstance(value, Image.Image):
         value = np.asarray(value)
     if torch.is_tensor(value):
@@ -36,7 +36,7 @@ def digest(value):
 
 @pytest.fixture
 def draws(tiny_processor, make_llava, tmp_path):
-    """The functions that draw with a seed, by name."""
+    """The functions of a seed, by name."""
     llava = build_tiny_llava(tiny_processor, **SIZES, seed=0)
     instructions = ["Go on.", "Describe this person."]
     rows = [Sample(f"{person}/{i}.png", person, -1, (f"text {person}.{i}",)) for person in range(9) for i in range(4)]
@@ -46,7 +46,7 @@ def draws(tiny_processor, make_llava, tmp_path):
     def caption_task(seed):
         return CaptionPretraining(tiny_processor, instructions, people=4, target_tokens=6, seed=seed)
 
-    def taught(seed):
+    def pretrained(seed):
         mllm = copy.deepcopy(llava)
         loss = pretrain_language(mllm, caption_task(0), **SHORT, seed=seed)
         return loss, mllm.lm_head.weight.sum().item()
@@ -71,7 +71,7 @@ def draws(tiny_processor, make_llava, tmp_path):
 
     def splits(seed):
         path = tmp_path / f"{seed}-{len(list(tmp_path.iterdir()))}.json"
-        return {name: part["file_name"][:] for name, part in make_splits(split, path, seed=seed).items()}
+        return {name: images["file_name"][:] for name, images in make_splits(split, path, seed=seed).items()}
 
     def texts(seed):
         prompts = [tiny_processor.text_prompt_ids("a man"), tiny_processor.text_prompt_ids("a woman")]
@@ -82,7 +82,7 @@ def draws(tiny_processor, make_llava, tmp_path):
         "random stream": lambda seed: random_stream(seed, "key").random(),
         "descriptions": lambda seed: sample_descriptions(5, seed=seed),
         "scene": lambda seed: scene(seed, 0, CAMERAS[0]),
-        "noise of the sensor": lambda seed: expose(
+        "sensor noise": lambda seed: expose(
             Image.new("RGB", (64, 128), "grey"), CAMERAS[0], brightness=1.0, noise_seed=seed
         ),
         "crop": lambda seed: render(person, shot, seed=seed),
@@ -92,18 +92,18 @@ def draws(tiny_processor, make_llava, tmp_path):
         "queries": lambda seed: split_query_gallery(split, seed=seed)[0]["file_name"][:],
         "splits": splits,
         "permuted captions": lambda seed: permute_captions(split, seed)["caption"][:],
-        "spoiled captions": lambda seed: corrupt_captions(split, 0.5, seed)["caption"][:],
+        "corrupted captions": lambda seed: corrupt_captions(split, 0.5, seed)["caption"][:],
         "weights": lambda seed: build_tiny_llava(tiny_processor, **SIZES, seed=seed).lm_head.weight,
-        "texts of a lesson": lambda seed: caption_task(seed).pairs,
-        "order of a lesson": taught,
-        "images of a lesson": lambda seed: described_images(tiny_processor, 1, seed=seed)[0],
-        "captions of a lesson": lambda seed: described_images(tiny_processor, 1, seed=seed)[1],
-        "image lesson": aligned,
+        "texts of the pretraining": lambda seed: caption_task(seed).pairs,
+        "order of the pretraining": pretrained,
+        "images of the pretraining": lambda seed: described_images(tiny_processor, 1, seed=seed)[0],
+        "captions of the pretraining": lambda seed: described_images(tiny_processor, 1, seed=seed)[1],
+        "image pretraining": aligned,
         "texts": texts,
     }
 
 
-def test_equal_seeds_draw_the_same_and_other_seeds_do_not(draws):
+def test_every_function_with_a_seed_depends_on_it(draws):
     for name, draw in draws.items():
         first = digest(draw(1))
         assert digest(draw(1)) == first, name

@@ -1,9 +1,9 @@
-"""From image files to features: the embeddings of many images, shared over the processes of a run."""
+"""Embeddings of many images, computed by all processes of a run."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,11 +22,11 @@ Batch = TypeVar("Batch")
 
 
 def own_batches(count: int, batch_size: int) -> list[list[int]]:
-    """The rows of each of this process's batches, of `count` rows in all (1 or more): every W-th batch of W processes.
+    """Returns the sample indices of this process's batches: every W-th batch of W processes.
 
-    They are the batches that one process alone makes, so that the features do not depend on the number of processes.
-    Each process has as many, as the forward passes of sharded parameters wait for one another: where the last round
-    lacks batches, row 0 fills up, alone in its batch.
+    The batches are those of a single process, so the features do not depend on the number of processes. All processes
+    have the same number of batches, as sharded parameters need joint forward passes; batches of sample 0 alone fill the
+    last round.
     """
     state = this_process()
     batches = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
@@ -37,22 +37,29 @@ def own_batches(count: int, batch_size: int) -> list[list[int]]:
 def features_on_main(
     embed: Callable[[Batch], Mapping[str, Tensor]], batches: Iterable[Batch], count: int, *, unit: str, progress: bool
 ) -> dict[str, np.ndarray]:
-    """The named rows of all processes' batches on process 0, each (count, D), in order; none, (0, D), on the others.
+    """Collects the features of all processes' batches on process 0; the other processes get empty arrays.
 
-    embed: a batch's named rows, each (B, D). batches: this process's, from `own_batches`. Each round's rows go to
-    process 0 at once. progress: whether process 0 shows a bar, of `unit`s.
+    Args:
+        embed (`Callable`): maps a batch to its features by name, each (B, D).
+        batches (`Iterable`): the batches of this process, in the order of `own_batches`.
+        count (`int`): number of samples of all processes.
+        unit (`str`): name of a sample, for the progress bar.
+        progress (`bool`): whether process 0 shows a progress bar.
+
+    Returns:
+        `dict[str, np.ndarray]`: features by name, each (count, D), in the order of the samples; (0, D) elsewhere.
     """
     main = this_process().is_main_process
-    parts: dict[str, list[np.ndarray]] = defaultdict(list)
+    collected: dict[str, list[np.ndarray]] = defaultdict(list)
     with tqdm(total=count, desc="embedding", unit=unit, disable=None if progress and main else True) as bar:
         for batch in batches:
-            rows = {name: values.cpu().numpy() for name, values in embed(batch).items()}
-            for of_process in gather_on_main(rows) or [{name: values[:0].copy() for name, values in rows.items()}]:
-                for name, values in of_process.items():
-                    parts[name].append(values)
+            own = {name: values.cpu().numpy() for name, values in embed(batch).items()}
+            for features in gather_on_main(own) or [{name: values[:0].copy() for name, values in own.items()}]:
+                for name, values in features.items():
+                    collected[name].append(values)
                 bar.update(min(len(values), count - bar.n))
-    # What fills up the last round is behind all rows.
-    return {name: np.concatenate(part)[:count] for name, part in parts.items()}
+    # The batches that fill the last round are at the end.
+    return {name: np.concatenate(batches)[:count] for name, batches in collected.items()}
 
 
 def embed_images(
@@ -67,26 +74,40 @@ def embed_images(
     flip_test: bool = False,
     progress: bool = True,
 ) -> dict[str, np.ndarray]:
-    """The test features of all images, by name, each (N, D) float32 and L2-normalised, row i of images[i].
+    """Computes the test features of images.
 
-    names: "llm", "vision" or both, which gives "concat" too; without "llm" the language model does not run. The model
-    goes to `device` where one is given, runs in eval mode, and is left in the mode it was in. flip_test: the feature is
-    the mean of those of the image and of its mirror image, normalised again.
-    Where several processes were launched, all of them call this with the same images and share the batches; process 0
-    gets the features of all, the others arrays without rows, (0, D).
-    Raises UserError where there is no image, and naming the first one that is broken, on every process.
+    The model runs in eval mode and returns to its previous mode. If several processes run, all of them call this with
+    the same images and share the batches.
+
+    Args:
+        model (`ImageEncoder`): the model, in its full or vision form.
+        processor (`ImageEncoderProcessor`): its processor.
+        images (`Sequence`): N paths or PIL images of any size.
+        names (`tuple[str, ...]`, defaults to `("llm", "vision")`): features to compute; both also give "concat".
+            Without "llm" the language model does not run.
+        batch_size (`int`, defaults to 64): images per forward pass.
+        num_workers (`int`, defaults to 0): processes that open images.
+        device (`torch.device` or `str`, *optional*): device that the model moves to.
+        flip_test (`bool`, defaults to `False`): average the features of each image and its mirror image.
+        progress (`bool`, defaults to `True`): whether to show a progress bar.
+
+    Returns:
+        `dict[str, np.ndarray]`: features by name, each (N, D) float32, L2-normalised, on process 0; (0, D) on others.
+
+    Raises:
+        UserError: if there is no image, or an image is broken; on every process, with the name of the first one.
     """
     if not len(images):
         raise UserError("there is no image to embed: give at least one")
     if device is not None:
         nn.Module.to(model, device)
     share = own_batches(len(images), batch_size)
-    # No more processes than there are batches to make.
+    # No more workers than batches.
     workers = min(num_workers, len(share))
     loader = DataLoader(_Images(images), batch_sampler=share, num_workers=workers, collate_fn=_Collate(processor))
 
     def features_of(batch: Tensor | UserError) -> dict[str, Tensor]:
-        # Raised here: what a worker process raises would reach the user as a traceback.
+        # Raised here: an error in a worker process would reach the user as a traceback.
         pixel_values = raise_together(batch)
         features = model.image_features(pixel_values, names)
         if flip_test:
@@ -100,7 +121,7 @@ def embed_images(
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts a model in eval mode for the block and every module back in the mode it was in."""
+    """Puts a model in eval mode for the block; afterwards every module returns to its previous mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -110,8 +131,8 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-class _Images(Dataset):
-    """Opened images, or the UserError of one that cannot be opened."""
+class _Images(Dataset[Image.Image | UserError]):
+    """Opens images; returns the UserError of an image that cannot be opened."""
 
     def __init__(self, sources: Sequence[ImageSource]):
         self.sources = sources
@@ -119,7 +140,7 @@ class _Images(Dataset):
     def __len__(self) -> int:
         return len(self.sources)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> Image.Image | UserError:
         try:
             return open_image(self.sources[index])
         except UserError as error:
@@ -127,25 +148,27 @@ class _Images(Dataset):
 
 
 class _Collate:
-    """Images to pixel values (B, 3, H, W), or the first UserError among them. A class: workers must pickle it."""
+    """Converts images to pixel values (B, 3, H, W), or returns the first UserError. Workers can pickle a class."""
 
     def __init__(self, processor: ImageEncoderProcessor):
         self.processor = processor
 
-    def __call__(self, images: list) -> Tensor | UserError:
+    def __call__(self, images: list[Image.Image | UserError]) -> Tensor | UserError:
         broken = [image for image in images if isinstance(image, UserError)]
         return broken[0] if broken else self.processor(images=images)["pixel_values"]
 
 
-def embed_feature(model: ImageEncoder, processor: ImageEncoderProcessor, images: list, **options) -> np.ndarray:
-    """The model's configured feature alone, (N, D) float32, on process 0. options: those of `embed_images`."""
+def embed_feature(
+    model: ImageEncoder, processor: ImageEncoderProcessor, images: Sequence[ImageSource], **options: Any
+) -> np.ndarray:
+    """Computes the model's configured feature, (N, D) float32, on process 0. `options` are those of `embed_images`."""
     feature = model.config.test_feature
     names = ("llm", "vision") if feature == "concat" else (feature,)
     return embed_images(model, processor, images, names=names, **options)[feature]
 
 
 def model_fingerprint(model: ImageEncoder, processor: ImageEncoderProcessor) -> np.ndarray:
-    """The embedding (D,) of one fixed drawn image: other weights, sizes or image backends give another."""
+    """Returns the embedding (D,) of a fixed synthetic image. It identifies weights, image size and image backend."""
     rows, columns = np.mgrid[0:128, 0:64]
     pixels = np.stack([2 * rows, 4 * columns, (rows * columns) % 256], axis=-1) % 256
     image = Image.fromarray(pixels.astype(np.uint8))

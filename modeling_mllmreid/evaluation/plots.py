@@ -1,4 +1,4 @@
-"""Pictures of results: CMC, precision-recall, average precision, ROC. Needs matplotlib, the extra `plots`."""
+"""Plots of results: CMC, precision-recall, average precision, ROC. Needs matplotlib, the extra `plots`."""
 
 import os
 from collections.abc import Mapping
@@ -10,21 +10,21 @@ from ..utils.errors import UserError
 from ..utils.outputs import PNG_SOFTWARE, atomic_file
 from .metrics import RetrievalMetrics, cmc_curve, precision_recall_curve
 
-# Okabe and Ito's palette, told apart by colour-blind readers too; the styles tell the lines apart in grey.
+# Okabe and Ito's palette: colour-blind readers can distinguish it. The line styles are distinct in grey.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", "-.", ":")
 MAX_RANK, BINS, SMALLEST_FPR = 50, 20, 1e-6
 SHARES = (-0.02, 1.02)  # so that the frame does not cover lines at 0 and 1
 
 
-def draw_curves(path_png: str | os.PathLike[str], rows: Mapping[str, RetrievalMetrics], *, title: str) -> None:
-    """One picture for named results: CMC, precision-recall, and the histogram of the queries' average precision.
+def draw_curves(path_png: str | os.PathLike[str], results: Mapping[str, RetrievalMetrics], *, title: str) -> None:
+    """Draws the CMC, precision-recall, and the histogram of average precision of named results.
 
-    Raises UserError where matplotlib is not installed.
+    Raises UserError if matplotlib is not installed.
     """
     figure, (cmc, recall, histogram) = _figure(3, title)
     edges = np.linspace(0, 1, BINS + 1)
-    for number, (name, metrics) in enumerate(rows.items()):
+    for number, (name, metrics) in enumerate(results.items()):
         look = _look(number)
         cmc.plot(np.arange(1, MAX_RANK + 1), cmc_curve(metrics, MAX_RANK), label=name, **look)
         recall.plot(*precision_recall_curve(metrics), label=name, **look)
@@ -42,16 +42,16 @@ def draw_curves(path_png: str | os.PathLike[str], rows: Mapping[str, RetrievalMe
 def draw_roc(
     path_png: str | os.PathLike[str], curves: Mapping[str, tuple[np.ndarray, np.ndarray]], *, title: str
 ) -> None:
-    """The ROC of verification for named (FPR, TPR) arrays, FPR on a logarithmic axis.
+    """Draws the ROC of verification for named (FPR, TPR) arrays, with FPR on a logarithmic axis.
 
-    The axis begins at the smallest FPR above 0, at 1e-6 at the earliest and at 0.01 at the latest.
-    Raises UserError where matplotlib is not installed.
+    The axis starts at the smallest FPR above 0, limited to 1e-6 to 0.01. Raises UserError if matplotlib is not
+    installed.
     """
     figure, (roc,) = _figure(1, title)
     smallest = 1.0
     for number, (name, (false, true)) in enumerate(curves.items()):
         smallest = min(smallest, false[false > 0].min(initial=1.0))
-        # FPR 0 lies beyond a logarithmic axis. A collapsed model has one point, of which no line can be drawn.
+        # FPR 0 has no place on a logarithmic axis. A collapsed model has a single point, which needs a marker.
         across = np.maximum(false, SMALLEST_FPR / 10)
         roc.plot(across, true, label=name, marker="o" if len(false) == 1 else "", **_look(number))
     _label(roc, "Verification", "false positive rate", "true positive rate")
@@ -60,7 +60,7 @@ def draw_roc(
 
 
 def figure_class() -> Any:
-    """matplotlib's Figure. Raises UserError where it is not installed: ask before long work whose end is a picture."""
+    """Returns matplotlib's Figure. Raises UserError if it is not installed: call this before long work."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -69,14 +69,14 @@ def figure_class() -> Any:
 
 
 def _figure(panels: int, title: str) -> tuple[Any, tuple[Any, ...]]:
-    """A figure with this many panels side by side, without matplotlib's global state."""
+    """Creates a figure with panels side by side, without matplotlib's global state."""
     figure = figure_class()(figsize=(4.6 * panels + 0.4, 4.4), dpi=150, layout="constrained")
     figure.suptitle(title, fontsize=12)
     return figure, tuple(figure.subplots(1, panels, squeeze=False)[0])
 
 
 def _look(number: int) -> dict[str, Any]:
-    """The line of a result, by its place among them."""
+    """Returns the line style of a result by its number."""
     return {"color": COLORS[number % len(COLORS)], "linestyle": STYLES[number % len(STYLES)], "linewidth": 1.8}
 
 
@@ -91,9 +91,9 @@ def _label(axes: Any, title: str, across: str, up: str) -> None:
 
 
 def _save(figure: Any, named: Any, path_png: str | os.PathLike[str]) -> None:
-    """Writes the figure with one legend below it, of the lines of the named axes."""
+    """Writes the figure with one legend below it, with the lines of the named axes."""
     handles, names = named.get_legend_handles_labels()
     columns = len(figure.axes) + 1  # long names fit
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
-    with atomic_file(path_png) as aside:
-        figure.savefig(aside, format="png", metadata={"Software": PNG_SOFTWARE})
+    with atomic_file(path_png) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": PNG_SOFTWARE})

@@ -35,7 +35,8 @@ def color_histogram(image: Image.Image, *, stripes: int = 6, bins: int = 8) -> n
     counts = [np.bincount(stripe.ravel(), minlength=bins**3) for stripe in np.array_split(codes, stripes)]
     roots = [np.sqrt(count / max(count.sum(), 1)) for count in counts]
     feature = np.concatenate(roots)
-    return (feature / np.linalg.norm(feature)).astype(np.float32)
+    normalized: np.ndarray = (feature / np.linalg.norm(feature)).astype(np.float32)
+    return normalized
 
 
 def color_histograms(images: Iterable[Image.Image], *, stripes: int = 6, bins: int = 8) -> np.ndarray:
@@ -48,14 +49,21 @@ NO_TRACK = -1
 
 
 def pool_tracks(
-    features: np.ndarray, track_ids: Sequence[int] | np.ndarray, *ids: Sequence | np.ndarray
+    features: np.ndarray, track_ids: Sequence[int] | np.ndarray, *ids: Sequence[Any] | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(mean features of the tracks (T, D) float32, L2-normalised, the row (T,) of each track's first image).
+    """Averages the features of each track. Tracks are in the order of their first image.
 
-    features: (N, D), L2-normalised; track_ids: (N,) integers, -1 for an image that is of no track and stays alone; ids:
-    any number of (N,) arrays, such as person and camera, each of one value within a track. Tracks come in the order of
-    their first image.
-    Raises UserError for counts that differ, and for a track of two persons or cameras.
+    Args:
+        features (`np.ndarray`): (N, D), L2-normalised.
+        track_ids (`Sequence[int]` or `np.ndarray`): (N,) track ids; an image of track -1 has no track and stays alone.
+        ids (`Sequence` or `np.ndarray`): any number of (N,) ids, such as person and camera, constant within a track.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: features of the tracks (T, D) float32, L2-normalised, and the index of each
+        track's first image (T,).
+
+    Raises:
+        UserError: if the counts differ, or a track has two persons or cameras.
     """
     tracks = np.asarray(track_ids)
     columns = [np.asarray(column) for column in ids]
@@ -86,12 +94,23 @@ Features = Mapping[str, np.ndarray]
 def evaluate_model(
     model: ImageEncoder, processor: ImageEncoderProcessor, query: Dataset, gallery: Dataset, **options: Any
 ) -> dict[str, RetrievalMetrics]:
-    """The metrics of each test feature ("llm", "vision", "concat"), from one pass over the images.
+    """Computes the metrics of each test feature ("llm", "vision", "concat") in one pass over the images.
 
-    query, gallery: splits of the data contract. Gallery images of the query's person and camera are dropped, an unknown
-    camera (-1) being no camera's match. options: those of `embed_images`. Processes share the images, process 0
-    computes the metrics, and every process gets them.
-    Raises UserError for an empty part, a broken image, and for queries that would find themselves.
+    Gallery images of the query's person and camera are dropped. Processes share the images, process 0 computes the
+    metrics, and every process gets them.
+
+    Args:
+        model (`ImageEncoder`): the model, in its full or vision form.
+        processor (`ImageEncoderProcessor`): its processor.
+        query (`Dataset`): the query split.
+        gallery (`Dataset`): the gallery split.
+        options: options of `embed_images`.
+
+    Returns:
+        `dict[str, RetrievalMetrics]`: the metrics by feature.
+
+    Raises:
+        UserError: if a split is empty, an image is broken, or a query of unknown camera is also in the gallery.
     """
     query_features, gallery_features = embed_query_gallery(model, processor, query, gallery, **options)
     return on_main(metrics_by_feature, query_features, gallery_features, same_person(query, gallery))
@@ -100,9 +119,10 @@ def evaluate_model(
 def embed_query_gallery(
     model: ImageEncoder, processor: ImageEncoderProcessor, query: Dataset, gallery: Dataset, **options: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The features of the query and of the gallery images, by name. options: those of `embed_images`.
+    """Computes the features of the query and the gallery images, by name.
 
-    Processes share the images; the features are on process 0, and the others have arrays without rows.
+    Processes share the images. Process 0 gets the features, the others get empty arrays. `options` are those of
+    `embed_images`.
     """
     check_query_gallery(query, gallery)
     features = embed_images(model, processor, [*image_sources(query), *image_sources(gallery)], **options)
@@ -113,9 +133,9 @@ def embed_query_gallery(
 
 
 def same_person(query: Dataset, gallery: Dataset, exclude: Sequence[str] = ("camera_id",)) -> SamePerson:
-    """The rule of the protocol: a match is of the query's person, and dropped where one of these columns is the same.
+    """Returns the matching rule: a match has the query's person, and is dropped if it also has the same excluded id.
 
-    exclude: "camera_id", "clothes_id", both, or none. Raises UserError for a column that a part does not have.
+    `exclude` holds "camera_id", "clothes_id", both or none. Raises UserError if a split lacks such a column.
     """
     for name, part in (("query", query), ("gallery", gallery)):
         for column in exclude:
@@ -132,25 +152,25 @@ def same_person(query: Dataset, gallery: Dataset, exclude: Sequence[str] = ("cam
 def metrics_by_feature(
     query_features: Features, gallery_features: Features, rule: SamePerson
 ) -> dict[str, RetrievalMetrics]:
-    """The metrics of each named feature, (Q, D) against (G, D)."""
+    """Computes the metrics of each named feature, (Q, D) against (G, D)."""
     return {
-        name: metrics_from_blocks(distance_blocks(rows, gallery_features[name]), rule)
-        for name, rows in query_features.items()
+        name: metrics_from_blocks(distance_blocks(features, gallery_features[name]), rule)
+        for name, features in query_features.items()
     }
 
 
 def histogram_metrics(query: Dataset, gallery: Dataset, rule: SamePerson) -> RetrievalMetrics:
-    """The metrics of the colour histogram: what a learned feature has to pass first."""
+    """Computes the metrics of the colour histogram, the baseline that a learned feature must exceed."""
     check_query_gallery(query, gallery)
-    rows = (color_histograms(map(open_image, image_sources(part))) for part in (query, gallery))
-    return metrics_from_blocks(distance_blocks(*rows), rule)
+    features = (color_histograms(map(open_image, image_sources(split))) for split in (query, gallery))
+    return metrics_from_blocks(distance_blocks(*features), rule)
 
 
 def check_query_gallery(query: Dataset, gallery: Dataset) -> None:
-    """Raises UserError for an empty part, and where an image of unknown camera is a query and in the gallery as well.
+    """Raises UserError if a split is empty, or an image of unknown camera is both a query and in the gallery.
 
-    Nothing would drop it there: every such query would find itself first, a perfect score that means nothing. It is so
-    where the queries are captions (CUHK-PEDES).
+    The matching rule cannot drop it, so the query would find itself first and the score would mean nothing. Data sets
+    whose queries are captions (CUHK-PEDES) have such images.
     """
     for name, part in (("query", query), ("gallery", gallery)):
         if not len(part):
@@ -165,35 +185,41 @@ def check_query_gallery(query: Dataset, gallery: Dataset) -> None:
             )
 
 
-def evenly_spaced(count: int, wanted: int = 8) -> np.ndarray:
-    """At most `wanted` of so many rows, at equal steps over all of them, whatever their score."""
-    return np.unique(np.linspace(0, count - 1, num=min(wanted, count)).round().astype(int))
+def evenly_spaced(count: int, most: int = 8) -> np.ndarray:
+    """Returns at most `most` of `count` indices, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, num=min(most, count)).round().astype(int))
 
 
 def draw_queries(
     path_png: str | os.PathLike[str],
     ranking: Ranking,
-    rows: np.ndarray,
+    indices: np.ndarray,
     query: Dataset,
     gallery: Dataset,
     *,
     titles: Sequence[str] | None = None,
     title: str = "Nearest gallery images",
 ) -> None:
-    """A ranked sheet of these rows (n,) of the query part. ranking: of all queries. titles: a caption for each row."""
-    shown = query.select(rows)
+    """Draws a ranked sheet of these queries, indices (n,) of the split, with a title for each.
+
+    `ranking` is that of all queries.
+    """
+    drawn = query.select(indices)
     ids: dict[str, Any] = {"gallery_titles": gallery["file_name"][:]}
-    # Numbers of people say nothing that the frames' colours do not; of two sets, two people may have one name.
-    named = all("person_name" in part.column_names for part in (shown, gallery))
-    people = {pair for part in (shown, gallery) for pair in zip(part["person_id"][:], person_names(part), strict=True)}
+    # The frames' colours already show which numbers agree. In two data sets two people may have the same name.
+    splits = (drawn, gallery)
+    named = all("person_name" in split.column_names for split in splits)
+    people = {pair for split in splits for pair in zip(split["person_id"][:], person_names(split), strict=True)}
     named = named and len(people) == len({name for _, name in people})
-    for side, part in (("query", shown), ("gallery", gallery)):
-        ids[f"{side}_person_ids"] = person_names(part) if named else part["person_id"][:]
-        ids[f"{side}_camera_ids"] = [display_label("cam", name) if name else "" for name in camera_names(part)]
-    images, of_gallery = ([_opener(source) for source in image_sources(part)] for part in (shown, gallery))
-    of_rows = Ranking(ranking.indices[rows], ranking.distances[rows])
+    for prefix, split in (("query", drawn), ("gallery", gallery)):
+        ids[f"{prefix}_person_ids"] = person_names(split) if named else split["person_id"][:]
+        ids[f"{prefix}_camera_ids"] = [display_label("cam", name) if name else "" for name in camera_names(split)]
+    query_images, gallery_images = ([_opener(source) for source in image_sources(split)] for split in splits)
+    drawn_ranking = Ranking(ranking.indices[indices], ranking.distances[indices])
     columns = ranking.indices.shape[1]
-    ranked_sheet(path_png, images, of_gallery, of_rows, query_titles=titles, title=title, columns=columns, **ids)
+    ranked_sheet(
+        path_png, query_images, gallery_images, drawn_ranking, query_titles=titles, title=title, columns=columns, **ids
+    )
 
 
 def _opener(source: ImageSource) -> Callable[[], Image.Image]:
@@ -202,9 +228,9 @@ def _opener(source: ImageSource) -> Callable[[], Image.Image]:
 
 @dataclass
 class ProtocolFeatures:
-    """Named features of the query and of the gallery rows, these rows, and the rule of which gallery rows count.
+    """Features of the query and the gallery by name, their splits, and the matching rule.
 
-    Features are on process 0, without rows on the others; the rest is on every process.
+    Features are on process 0 and empty on the others; the rest is on every process.
     """
 
     query: dict[str, np.ndarray]
@@ -223,13 +249,13 @@ def protocol_features(
     pool_tracks: bool = False,
     **options: Any,
 ) -> ProtocolFeatures:
-    """The features of `query` and `gallery`, of images or where wanted of tracks.
+    """Computes the features of the splits `query` and `gallery`, of images or of tracks.
 
-    exclude: as in `same_person`. options: those of `embed_images`. Raises UserError for a column that is missing, and
-    as `embed_query_gallery` does.
+    `exclude` is that of `same_person`, `options` are those of `embed_images`. Raises UserError if a column is missing,
+    and as `embed_query_gallery`.
     """
     query, gallery = dataset["query"], dataset["gallery"]
-    same_person(query, gallery, exclude)  # a missing column is named before the long work
+    same_person(query, gallery, exclude)  # reports a missing column before the long work
     query_features, gallery_features = embed_query_gallery(model, processor, query, gallery, **options)
     if pool_tracks:
         query_features, query = _by_track(query_features, query, exclude)
@@ -238,13 +264,13 @@ def protocol_features(
 
 
 def _by_track(
-    features: dict[str, np.ndarray], part: Dataset, exclude: Sequence[str]
+    features: dict[str, np.ndarray], split: Dataset, exclude: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], Dataset]:
-    """The features of tracks, and the rows of their first images."""
-    if "track_id" not in part.column_names:
+    """Returns the features of tracks, and the split with only their first images."""
+    if "track_id" not in split.column_names:
         raise UserError("pool_tracks: the data set has no column track_id: add it, or leave pool_tracks out")
-    ids = [part[column][:] for column in ("track_id", "person_id", *exclude)]
+    ids = [split[column][:] for column in ("track_id", "person_id", *exclude)]
     # By the ids alone: only process 0 has features.
-    _, first = pool_tracks(np.empty((len(part), 0)), *ids)
-    pooled = {name: pool_tracks(rows, *ids)[0] if len(rows) else rows for name, rows in features.items()}
-    return pooled, part.select(first)
+    _, first = pool_tracks(np.empty((len(split), 0)), *ids)
+    pooled = {name: pool_tracks(values, *ids)[0] if len(values) else values for name, values in features.items()}
+    return pooled, split.select(first)

@@ -1,4 +1,4 @@
-"""Results as text tables and JSON: by query camera, the worst queries, training sets against test sets."""
+"""Results as text tables and JSON: metrics by query camera, the worst queries, training sets against test sets."""
 
 import hashlib
 import json
@@ -21,16 +21,21 @@ from .statistics import Interval
 
 
 def format_table(
-    rows: Sequence[tuple[str, RetrievalMetrics]], intervals: Mapping[str, Mapping[str, Interval]] | None = None
+    results: Sequence[tuple[str, RetrievalMetrics]], intervals: Mapping[str, Mapping[str, Interval]] | None = None
 ) -> str:
-    """A text table with one line per named result: mAP, Rank-k and mINP in percent with one decimal, and the queries.
+    """Formats results as a text table: mAP, Rank-k and mINP in percent with one decimal, and the number of queries.
 
-    The ranks are those any of the results has; "-" stands where a result has no value. intervals: by the result's name
-    and the metric's key (mAP, rank1, ...), written behind the values of mAP and Rank-1.
+    Args:
+        results (`Sequence[tuple[str, RetrievalMetrics]]`): a name and metrics per line; "-" replaces a missing value.
+        intervals (`Mapping[str, Mapping[str, Interval]]`, *optional*): intervals by result and metric (mAP, rank1);
+            they follow the values of mAP and Rank-1.
+
+    Returns:
+        `str`: the table.
     """
-    ranks = sorted({rank for _, metrics in rows for rank in metrics.cmc})
+    ranks = sorted({rank for _, metrics in results for rank in metrics.cmc})
     lines = [["", "mAP", *(f"Rank-{rank}" for rank in ranks), "mINP", "queries"]]
-    for name, metrics in rows:
+    for name, metrics in results:
         known = (intervals or {}).get(name, {})
         cells = [_cell(metrics.mAP, known.get("mAP"))]
         for rank in ranks:
@@ -47,7 +52,7 @@ def format_table(
 
 
 def align(lines: Sequence[Sequence[str]]) -> str:
-    """Cells as a text table: the first line is the head, with a rule below; the first column is flush left."""
+    """Aligns cells as a text table: the first line is the header, the first column is left-aligned."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
@@ -57,44 +62,48 @@ def align(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(share: float, interval: Interval | None = None) -> str:
-    """A share in percent, with its interval behind it where it has one."""
+    """Formats a share in percent, followed by its interval if there is one."""
     if math.isnan(share):
         return "-"
     return f"{100 * share:.1f}" + (f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval else "")
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
-    """Writes an object as indented JSON, aside and renamed: the file is the old one or the new one, never half of one.
+    """Writes an object as indented JSON, under a temporary name that is renamed: the file is never half-written.
 
-    Raises ValueError for NaN or infinity, which JSON has no word for.
+    Raises ValueError for NaN or infinity, which JSON cannot store.
     """
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with atomic_file(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
-def subset(metrics: RetrievalMetrics, rows: np.ndarray) -> RetrievalMetrics:
-    """The same metrics over these queries alone, rows (n,); NaN averages where none of them has a match."""
-    return averages([metrics.match_ranks[row] for row in rows], metrics.average_precision[rows], ranks=metrics.cmc)
+def subset(metrics: RetrievalMetrics, queries: np.ndarray) -> RetrievalMetrics:
+    """Returns the metrics of these queries, indices (n,); the averages are NaN if none of them has a match."""
+    ranks = [metrics.match_ranks[query] for query in queries]
+    return averages(ranks, metrics.average_precision[queries], ranks=metrics.cmc)
 
 
 def by_camera(metrics: RetrievalMetrics, query_camera_ids: Sequence[int] | np.ndarray) -> dict[int, RetrievalMetrics]:
-    """The metrics of each query camera's queries, by camera in ascending order. query_camera_ids: (Q,)."""
+    """Returns the metrics of the queries of each camera, in ascending order. query_camera_ids is (Q,)."""
     cameras = np.asarray(query_camera_ids)
     return {int(camera): subset(metrics, np.flatnonzero(cameras == camera)) for camera in np.unique(cameras)}
 
 
 def worst_queries(metrics: RetrievalMetrics, count: int) -> np.ndarray:
-    """The rows (at most count,) of the queries of lowest average precision, the first of equal ones."""
+    """Returns the indices (at most count,) of the queries of lowest average precision; ties keep their order."""
     order = np.argsort(metrics.average_precision, kind="stable")  # NaN comes last
     return order[: min(count, metrics.num_valid)]
 
 
 @dataclass(frozen=True)
 class DataSetMatrix:
-    """mAP and Rank-1 of models (rows, by what they were trained on) on test sets (columns), as fractions of 1.
+    """mAP and Rank-1 of models on test sets, as fractions of 1.
 
-    cells: (trained on, tested on) -> {"mAP", "rank1", "feature", "file"}.
+    Args:
+        trained_on (`list[str]`): training sets of the models, one per line of the table.
+        tested_on (`list[str]`): test sets, one per column.
+        cells (`dict[tuple[str, str], dict[str, Any]]`): maps (trained on, tested on) to mAP, rank1, feature and file.
     """
 
     trained_on: list[str]
@@ -102,25 +111,25 @@ class DataSetMatrix:
     cells: dict[tuple[str, str], dict[str, Any]]
 
     def to_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """trained on -> tested on -> the cell, for JSON."""
+        """Returns the cells by training set and test set, for JSON."""
         return {
             row: {column: self.cells[row, column] for column in self.tested_on if (row, column) in self.cells}
             for row in self.trained_on
         }
 
     def format(self) -> str:
-        """A text table, mAP / Rank-1 in percent; "-" where there is no report."""
+        """Formats a text table of mAP / Rank-1 in percent; "-" if there is no report."""
         lines = [["trained on \\ tested on", *self.tested_on]]
         for row in self.trained_on:
-            found = [self.cells.get((row, column)) for column in self.tested_on]
-            lines.append([row, *(f"{_percent(c['mAP'])} / {_percent(c['rank1'])}" if c else "-" for c in found)])
+            cells = [self.cells.get((row, column)) for column in self.tested_on]
+            lines.append([row, *(f"{_percent(c['mAP'])} / {_percent(c['rank1'])}" if c else "-" for c in cells)])
         return f"{align(lines)}\nmAP / Rank-1 in percent."
 
 
 def data_set_matrix(files: Sequence[str | os.PathLike[str]]) -> DataSetMatrix:
-    """The matrix of several `metrics.json` files as the evaluate command writes them, each by its own test feature.
+    """Reads the matrix from `metrics.json` files of the evaluate command, each by its own test feature.
 
-    Raises UserError for a file that is none, and for two files of one cell, naming both.
+    Raises UserError for a file of another kind, and for two files of the same cell.
     """
     cells: dict[tuple[str, str], dict[str, Any]] = {}
     for file in files:
@@ -134,7 +143,7 @@ def data_set_matrix(files: Sequence[str | os.PathLike[str]]) -> DataSetMatrix:
 
 
 def _matrix_cell(file: Path) -> tuple[str, str, dict[str, Any]]:
-    """(trained on, tested on, the cell) of one report."""
+    """Returns (trained on, tested on, the cell) of a report."""
     try:
         report = read_json(file, MatrixEntry, remedy="give its metrics.json")
         metrics = report.metrics[report.test_feature]
@@ -152,13 +161,13 @@ def _percent(share: float | None) -> str:
 
 
 def weights_digest(folder: str | os.PathLike[str]) -> str:
-    """SHA-256 over the names and contents of the `*.safetensors` in a checkpoint and its adapter, "" without any.
+    """Returns the SHA-256 of the names and contents of a checkpoint's `*.safetensors`, or "" if there are none.
 
-    Embeddings that somebody keeps in the folder are no weights. Raises UserError for a file that cannot be read.
+    Embeddings in the folder are no weights. Raises UserError for a file that cannot be read.
     """
     root = Path(folder)
-    found = sorted(path for pattern in ("*.safetensors", "adapter/*.safetensors") for path in root.glob(pattern))
-    files = [path for path in found if path.name != FEATURES_FILE]
+    paths = sorted(path for pattern in ("*.safetensors", "adapter/*.safetensors") for path in root.glob(pattern))
+    files = [path for path in paths if path.name != FEATURES_FILE]
     if not files:
         return ""
     digest = hashlib.sha256()

@@ -1,10 +1,8 @@
-"""Confidence intervals and paired comparisons of retrieval metrics: people are the independent draws.
+"""Confidence intervals and paired comparisons of retrieval metrics, with people as the independent draws.
 
-An interval and a p-value both come from one `Error`, so that an interval leaves out 0 exactly where p is below its
-level.
-
-The queries of one person succeed and fail together, so they are no independent draws: the people are, as in
-`clusters`. Coverage by simulation: `benchmarks/coverage.py`.
+The queries of one person succeed and fail together, so they are not independent; the people are. An interval and a
+p-value come from the same `Error`: the interval excludes 0 exactly if p is below its level. `benchmarks/coverage.py`
+measures the coverage by simulation.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +16,7 @@ from ..retrieval.matching import Ids, SamePerson
 from ..utils.errors import UserError
 from .metrics import RetrievalMetrics
 
-# Fractions of 1: as far apart are numbers that are equal but for the order of their sums.
+# Fractions of 1: sums in another order differ by less.
 ROUNDING = 1e-12
 
 
@@ -30,21 +28,23 @@ class Error:
     freedom: float
 
     def interval(self, mean: float, confidence: float = 0.95) -> tuple[float, float]:
-        """Low and high end of Student's interval around the mean."""
+        """Returns the low and high end of Student's interval around the mean."""
         half = float(stdtrit(self.freedom, (1 + confidence) / 2)) * self.variance**0.5
         return mean - half, mean + half
 
     def p_value(self, mean: float) -> float:
-        """Two-sided, of a true mean of 0; without any variance 1 for a mean of 0, else 0."""
+        """Returns the two-sided p-value of a true mean of 0; without variance 1 for a mean of 0, else 0."""
         if self.variance == 0:
             return float(mean == 0)
         return float(2 * stdtr(self.freedom, -abs(mean) / self.variance**0.5))
 
     def effective_size(self, share: float, counts: np.ndarray, confidence: float = 0.95) -> float:
-        """As many independent draws of 0 or 1 give a mean that is this sure, the degrees of freedom counted in.
+        """Returns the number of independent draws of 0 or 1 whose mean is equally certain.
 
-        counts: (I,) queries of each person. Never more than there are queries; without any variance as many as there
-        are people, the fewer the more unequal their counts. Source: Korn and Graubard 1998.
+        `counts` are the queries of each person, (I,). The result is at most the number of queries. Without variance it
+        is the number of people, or less if their counts are unequal.
+
+        Source: Korn and Graubard 1998.
         """
         if self.variance == 0:
             return float(counts.sum() ** 2 / (counts**2).sum())
@@ -54,12 +54,19 @@ class Error:
 
 
 def people_error(sums: np.ndarray, counts: np.ndarray) -> Error:
-    """The error of the mean sum(sums) / sum(counts), from how far people are from it.
+    """Computes the error of the mean sum(sums) / sum(counts) from the differences between people.
 
-    sums: (I,) each person's sum over its queries, counts: (I,) how many these are; I at least 2. With the weights
-    w = counts / sum(counts), the variance is that of sum(w_i m_i), m_i the persons' means, from residuals that are
-    corrected so that it has no bias where people differ by equal variances; the degrees of freedom are Satterthwaite's
-    under the same variances: I - 1 with equal counts, fewer with unequal ones, as few people then decide.
+    With the weights w = counts / sum(counts), the variance is that of sum(w_i m_i), where m_i are the persons' means.
+    Its residuals are corrected, so it has no bias if the variances of people are equal. The degrees of freedom are
+    Satterthwaite's: I - 1 with equal counts, fewer with unequal counts.
+
+    Args:
+        sums (`np.ndarray`): (I,) sum of each person over its queries; at least two people.
+        counts (`np.ndarray`): (I,) number of queries of each person.
+
+    Returns:
+        `Error`: variance and degrees of freedom.
+
     Source: Bell and McCaffrey 2002 (CR2), Pustejovsky and Tipton 2018.
     """
     weights = counts / counts.sum()
@@ -76,11 +83,11 @@ def people_error(sums: np.ndarray, counts: np.ndarray) -> Error:
 
 
 def combined(errors: Sequence[Error]) -> Error:
-    """The error of a mean whose independent parts have these errors.
+    """Returns the error of a sum of independent terms with these errors.
 
-    Its degrees of freedom are the harmonic mean of theirs, weighted by their variances. Satterthwaite's, weighted by
-    the squares, are more: with a large part of 2 degrees of freedom and a small one of many, 95 % intervals by these
-    cover 92 %, and by the mean 94 to 97 %; with a part of one degree of freedom no less than 91 %.
+    The degrees of freedom are the harmonic mean of theirs, weighted by variance. Satterthwaite's, weighted by the
+    squares, are too many: with a large term of 2 degrees of freedom and a small one of many, 95 % intervals cover 92 %
+    instead of 94 to 97 %. With a term of one degree of freedom the harmonic mean covers at least 91 %.
     """
     variance = sum(error.variance for error in errors)
     if variance == 0:
@@ -89,7 +96,7 @@ def combined(errors: Sequence[Error]) -> Error:
 
 
 def share_interval(share: float, size: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Low and high end around a share of so many independent draws, which may be a fraction, within 0 and 1.
+    """Returns the low and high end around a share of `size` independent draws, from 0 to 1. `size` may be a fraction.
 
     Source: Clopper and Pearson 1934.
     """
@@ -100,7 +107,7 @@ def share_interval(share: float, size: float, confidence: float = 0.95) -> tuple
 
 
 def holds_share(truth: float, share: float, size: float, confidence: float = 0.95) -> bool:
-    """Whether `share_interval` holds this truth, strictly between 0 and 1."""
+    """Returns whether `share_interval` contains this true share, strictly between 0 and 1."""
     hits, tail = share * size, (1 - confidence) / 2
     above = share <= 0 or betainc(hits, size - hits + 1, truth) >= tail
     below = share >= 1 or betainc(hits + 1, size - hits, truth) <= 1 - tail
@@ -109,7 +116,7 @@ def holds_share(truth: float, share: float, size: float, confidence: float = 0.9
 
 @dataclass(frozen=True)
 class Interval:
-    """A metric and its interval, fractions of 1. confidence: the share of intervals that hold the truth."""
+    """A metric and its interval, as fractions of 1. `confidence` is the share of intervals with the true value."""
 
     estimate: float
     low: float
@@ -123,7 +130,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A metric of model a less that of model b, its interval (fractions of 1), and the two-sided p-value."""
+    """A metric of model a minus that of model b, its interval (fractions of 1), and the two-sided p-value."""
 
     difference: float
     low: float
@@ -139,39 +146,60 @@ class PairedDifference:
 def confidence_intervals(
     metrics: RetrievalMetrics, query_person_ids: Ids, *, confidence: float = 0.95
 ) -> dict[str, Interval]:
-    """The interval of each metric under the keys of `RetrievalMetrics.to_dict`: mAP, rank1, ..., mINP.
+    """Computes the interval of each metric.
 
-    query_person_ids: (Q,) integers or strings. A metric is the mean over the queries with a match; its variance comes
-    from how people differ (`people_error`), its interval is that of a share with as many independent queries as would
-    be as sure: it stays within 0 and 1, and is no point where every query succeeds. The gallery stays as it is.
-    With 10 people, or a metric near 0 or 1, it is wider than need be.
-    Raises UserError for ids that do not fit the metrics, and for fewer than two identities.
+    The variance comes from the differences between people (`people_error`). The interval is that of a share of as many
+    independent queries as are equally certain, so it stays between 0 and 1 and has a width even if every query
+    succeeds. The gallery is fixed. With 10 people, or a metric near 0 or 1, the interval is wider than necessary.
+
+    Args:
+        metrics (`RetrievalMetrics`): the result of an evaluation.
+        query_person_ids (`Sequence[int | str]`, `np.ndarray` or `Tensor`): (Q,) person ids.
+        confidence (`float`, defaults to 0.95): share of intervals that contain the true value.
+
+    Returns:
+        `dict[str, Interval]`: intervals under the keys of `RetrievalMetrics.to_dict`: mAP, rank1, ..., mINP.
+
+    Raises:
+        UserError: if ids do not fit the metrics, or there are fewer than two identities.
+
     Source: Korn and Graubard 1998.
     """
     _check_confidence(confidence)
-    values = _values_of_queries(metrics, metrics.cmc)
+    values = _per_query(metrics, metrics.cmc)
     sums, counts = _by_identity(values, query_person_ids)
-    found = {}
-    for key, of_people in zip(values, sums.T, strict=True):
-        estimate = float(of_people.sum() / counts.sum())
-        size = people_error(of_people, counts).effective_size(estimate, counts, confidence)
-        found[key] = Interval(estimate, *share_interval(estimate, size, confidence), confidence)
-    return found
+    intervals = {}
+    for key, person_sums in zip(values, sums.T, strict=True):
+        estimate = float(person_sums.sum() / counts.sum())
+        size = people_error(person_sums, counts).effective_size(estimate, counts, confidence)
+        intervals[key] = Interval(estimate, *share_interval(estimate, size, confidence), confidence)
+    return intervals
 
 
 def compare(
     a: RetrievalMetrics, b: RetrievalMetrics, query_person_ids: Ids, *, confidence: float = 0.95
 ) -> dict[str, PairedDifference]:
-    """Each metric of model a less that of model b on the same queries, under the keys of `confidence_intervals`.
+    """Compares each metric of two models on the same queries.
 
-    The ranks are those of `a`. Interval and p-value are Student's, of the queries' differences, with the variance and
-    the degrees of freedom of `people_error`: p is below 0.05 exactly where the 95 % interval leaves out 0.
-    Raises UserError for metrics of different queries, for ids that do not fit, and for fewer than two identities.
+    Interval and p-value are Student's, of the per-query differences, with the error of `people_error`: p is below 0.05
+    exactly if the 95 % interval excludes 0.
+
+    Args:
+        a (`RetrievalMetrics`): the result of model a; its ranks are compared.
+        b (`RetrievalMetrics`): the result of model b.
+        query_person_ids (`Sequence[int | str]`, `np.ndarray` or `Tensor`): (Q,) person ids.
+        confidence (`float`, defaults to 0.95): share of intervals that contain the true difference.
+
+    Returns:
+        `dict[str, PairedDifference]`: a minus b, under the keys of `confidence_intervals`.
+
+    Raises:
+        UserError: if the queries differ, ids do not fit, or there are fewer than two identities.
     """
     _check_confidence(confidence)
     if a.num_queries != b.num_queries:
         raise UserError(f"{a.num_queries} queries in a, {b.num_queries} in b: compare two models on the same queries")
-    values_a, values_b = _values_of_queries(a, a.cmc), _values_of_queries(b, a.cmc)
+    values_a, values_b = _per_query(a, a.cmc), _per_query(b, a.cmc)
     differing = np.flatnonzero(np.isnan(values_a["mAP"]) != np.isnan(values_b["mAP"]))
     if len(differing):
         raise UserError(
@@ -180,15 +208,15 @@ def compare(
         )
     differences = {key: values_a[key] - values_b[key] for key in values_a}
     sums, counts = _by_identity(differences, query_person_ids)
-    found = {}
-    for key, of_people in zip(differences, sums.T, strict=True):
-        mean, error = without_rounding(of_people.sum() / counts.sum()), people_error(of_people, counts)
-        found[key] = PairedDifference(mean, *error.interval(mean, confidence), confidence, error.p_value(mean))
-    return found
+    paired = {}
+    for key, person_sums in zip(differences, sums.T, strict=True):
+        mean, error = without_rounding(person_sums.sum() / counts.sum()), people_error(person_sums, counts)
+        paired[key] = PairedDifference(mean, *error.interval(mean, confidence), confidence, error.p_value(mean))
+    return paired
 
 
 def without_rounding(difference: float) -> float:
-    """A difference, 0 where it is one of rounding alone."""
+    """Returns the difference, or 0 if it is only a rounding error."""
     return float(difference) if abs(difference) > ROUNDING else 0.0
 
 
@@ -197,15 +225,15 @@ def _check_confidence(confidence: float) -> None:
         raise UserError(f"confidence: {confidence} is not between 0 and 1: use 0.95 for 95%")
 
 
-def _values_of_queries(metrics: RetrievalMetrics, ranks: Iterable[int]) -> dict[str, np.ndarray]:
-    """Metric -> its value for each query (Q,) float64. The metric is their mean where mAP's, the AP, is not NaN."""
+def _per_query(metrics: RetrievalMetrics, ranks: Iterable[int]) -> dict[str, np.ndarray]:
+    """Returns each metric's per-query values (Q,) float64; the metric is their mean over queries with a match."""
     first = metrics.first_match_rank
     hits = {f"rank{rank}": (first <= rank).astype(np.float64) for rank in ranks}
     return {"mAP": metrics.average_precision, **hits, "mINP": metrics.inverse_negative_penalty}
 
 
 def _by_identity(values: dict[str, np.ndarray], query_person_ids: Ids) -> tuple[np.ndarray, np.ndarray]:
-    """Over the queries with a match: each identity's sums (identities, metrics), and its number of queries."""
+    """Sums the values of each identity's queries with a match, (identities, metrics), and counts these queries."""
     table = np.column_stack(list(values.values()))
     persons = SamePerson(query_person_ids, query_person_ids).query_persons
     if len(persons) != len(table):

@@ -1,4 +1,4 @@
-"""The distance beyond which a search says that nobody is found: chosen on val, kept beside the checkpoint."""
+"""The threshold of a search: the largest distance of an accepted image, chosen on val, stored with the checkpoint."""
 
 import os
 from bisect import bisect_left
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from ..retrieval.distances import Features, distance_blocks
 from ..retrieval.matching import SamePerson
@@ -20,7 +20,7 @@ from .verification import OpenSetDistances, open_set_distances, share_of, thresh
 
 THRESHOLD_FILE = "threshold.json"
 FARTHEST = 2.0  # the largest cosine distance
-# A checkpoint without the file, and a Hub out of reach, are no errors.
+# A checkpoint without the file, and a Hub that cannot be reached, are no errors.
 QUIET = {
     "_raise_exceptions_for_missing_entries": False,
     "_raise_exceptions_for_connection_errors": False,
@@ -30,13 +30,20 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Threshold:
-    """A cosine distance up to which a search names somebody, and what it gives on the val part it was chosen on.
+    """The largest accepted cosine distance of a search, and its rates on the val split.
 
-    low, high: the 95 % interval of the distance at which the rate wanted would hold on other people: 0 or 2 at an end
-    that val is too small to say anything about. fpir: the share of searches for somebody who is not in the gallery that
-    name another. tpir: the share of searches for somebody who is there that name the right person. searches, people,
-    gallery: numbers of searches, of people who were searched for, and of images searched through; in a larger gallery
-    the same distance names another more often.
+    In a larger gallery the same distance gives more false positives.
+
+    Args:
+        distance (`float`): the largest accepted distance.
+        low (`float`): low end of the 95 % interval of the distance for other people; 0 if val is too small for one.
+        high (`float`): high end of the interval; 2 if val is too small for one.
+        fpir (`float`): share of searches for a person who is not in the gallery that find another person.
+        tpir (`float`): share of searches for a person in the gallery that find that person.
+        searches (`int`): number of searches.
+        people (`int`): number of people among the queries.
+        gallery (`int`): number of gallery images.
+        metric (`str`): the distance.
     """
 
     distance: float
@@ -53,15 +60,25 @@ class Threshold:
 def choose_threshold(
     query_features: Features, gallery_features: Features, same_person: SamePerson, *, fpir: float = 0.1
 ) -> Threshold | None:
-    """The largest cosine distance at which at most the share fpir of non-mated searches names somebody.
+    """Chooses the largest cosine distance at which at most the share fpir of non-mated searches finds a person.
 
-    query_features: (Q, D), gallery_features: (G, D) of val. Searches are those of `open_set_from_blocks`. None where
-    there are fewer than 1 / fpir searches, no match, only one person, or every search finds another person at 0.
-    Where too many, but not all, do so (copies under two names), it is 0, with the share that this gives.
-    The interval holds the distances at which the share of false positives does not contradict fpir, as independent
-    searches would, with as many of these as are as sure as val's: people are the draws, with all their searches, and
-    two people who look alike find each other. With 12 people, or few who make most searches, it is wide.
-    Raises UserError for an fpir outside 0 to 1.
+    The interval contains the distances whose share of false positives does not contradict fpir, for as many independent
+    searches as are equally certain. The people are the independent draws, with all their searches, and two similar
+    people find each other. The interval is wide with 12 people, or if few people make most searches.
+
+    Args:
+        query_features (`np.ndarray` or `Tensor`): (Q, D) features of the val queries.
+        gallery_features (`np.ndarray` or `Tensor`): (G, D) features of the val gallery.
+        same_person (`SamePerson`): the matching rule.
+        fpir (`float`, defaults to 0.1): false positive identification rate, as in `open_set_from_blocks`.
+
+    Returns:
+        `Threshold`, or `None` if there are fewer than 1 / fpir searches, no match, only one person, or if every search
+        finds another person at distance 0. If many searches do (copies under two names), the threshold is 0, with the
+        rate that it has.
+
+    Raises:
+        UserError: if fpir is not between 0 and 1.
     """
     distances = open_set_distances(distance_blocks(query_features, gallery_features), same_person)
     mated = distances.mate[~np.isnan(distances.mate)]
@@ -81,7 +98,7 @@ def choose_threshold(
 
 
 def _interval(distances: OpenSetDistances, persons: np.ndarray, distance: float, fpir: float) -> tuple[float, float]:
-    """The ends of the 95 % interval of a threshold chosen at this distance."""
+    """Returns the ends of the 95 % interval of a threshold at this distance."""
     positive = distances.other <= distance
     counts = np.unique(persons, return_counts=True)[1]
     if len(counts) < 2:
@@ -92,20 +109,21 @@ def _interval(distances: OpenSetDistances, persons: np.ndarray, distance: float,
     def holds(number: int) -> bool:
         return holds_share(fpir, number / searches, size)
 
-    # All numbers of positives that fpir may give, around the one that it should give.
+    # All numbers of positives that agree with fpir, around the expected one.
     expected = share_of(fpir, searches)
     fewest = bisect_left(range(expected), True, key=holds)
     most = expected + bisect_left(range(expected + 1, searches + 1), True, key=lambda number: not holds(number))
-    # So many there are from the distance of the last of them up to that of the next.
+    # Each number holds from the distance of its last positive to that of the next.
     ends = np.concatenate([[0], np.sort(distances.other), [FARTHEST]])
     return float(ends[fewest]), min(float(ends[most + 1]), FARTHEST)
 
 
 def _error(persons: np.ndarray, found: np.ndarray, positive: np.ndarray) -> Error:
-    """The error of the share of positive searches (Q,) bool.
+    """Returns the error of the share of positive searches (Q,) bool.
 
-    persons, found: (Q,) who is searched for, two people or more, and who is found. A positive search depends on both,
-    so searches count as dependent where they share a person; where that gives less, those for one person alone.
+    persons and found are the people (Q,) that a search is for and that it finds. Searches are dependent if they share
+    either person; if that gives a smaller error, only those for the same person are.
+
     Source: Aronow, Samii and Assenova 2015 (variance of dyads).
     """
     who = np.unique(np.concatenate([persons, found[positive]]), return_inverse=True)[1]
@@ -114,7 +132,7 @@ def _error(persons: np.ndarray, found: np.ndarray, positive: np.ndarray) -> Erro
     searching = counts > 0
     alone = people_error(np.bincount(searcher, positive)[searching], counts[searching])
     of_person = np.bincount(who, np.concatenate([residuals, residuals[positive]]))
-    # Positive searches that share both their people were counted for each.
+    # Positive searches that share both people were counted twice.
     pairs = np.sort(np.stack([searcher[positive], seen]), axis=0)
     twice = np.bincount(np.unique(pairs, axis=1, return_inverse=True)[1], residuals[positive])
     shared = float((of_person**2).sum() - (twice**2).sum()) / len(positive) ** 2
@@ -128,9 +146,9 @@ def save_thresholds(folder: str | os.PathLike[str], thresholds: Mapping[str, Thr
 
 
 def load_thresholds(checkpoint: str, revision: str | None = None) -> dict[str, Threshold]:
-    """The thresholds kept with a checkpoint, a folder or a name on the Hub, by feature; none where it has no file.
+    """Reads the thresholds of a checkpoint, a folder or a name on the Hub, by feature; empty if it has no file.
 
-    Raises UserError for a file that does not hold them: NaN, negative distances, an interval upside down.
+    Raises UserError if the file is not valid: NaN, a negative distance, or an interval whose ends are swapped.
     """
     path = cached_file(checkpoint, THRESHOLD_FILE, revision=revision, **QUIET)
     if path is None:

@@ -13,12 +13,14 @@ from ..utils.errors import UserError
 
 @dataclass(frozen=True)
 class OpenSetDistances:
-    """What each query's searches find.
+    """Distances that decide the searches of each query.
 
-    mate: (Q,) float32, the nearest match where it is the nearest of all, infinity where another person is as near, NaN
-    without a match. other: (Q,) float32, the nearest image of another person, which is what the query finds where its
-    own person is not in the gallery; infinity where there is none. other_person: (Q,) int64, whom that image shows, by
-    the numbers of `SamePerson`, -1 where there is none.
+    Args:
+        mate (`np.ndarray`): (Q,) float32 distance of the nearest match if it is the nearest image; infinity if another
+            person is as near, NaN if the query has no match.
+        other (`np.ndarray`): (Q,) float32 distance of the nearest image of another person, which the query finds if its
+            own person is not in the gallery; infinity if there is no other person.
+        other_person (`np.ndarray`): (Q,) int64 person of that image, numbered as in `SamePerson`; -1 if there is none.
     """
 
     mate: np.ndarray
@@ -28,10 +30,13 @@ class OpenSetDistances:
 
 @dataclass(frozen=True)
 class OpenSetMetrics:
-    """Rates of searches, as fractions of 1.
+    """Open-set rates as fractions of 1; NaN if there are too few searches to measure a rate.
 
-    tpir: FPIR -> share of mated searches that name the right person at that threshold. thresholds: FPIR -> the largest
-    accepted distance. Both are NaN where there are too few searches to measure that FPIR.
+    Args:
+        tpir (`dict[float, float]`): maps an FPIR to the share of mated searches that find the right person.
+        thresholds (`dict[float, float]`): maps an FPIR to the largest accepted distance.
+        num_mated (`int`): searches whose person is in the gallery.
+        num_non_mated (`int`): searches whose person is left out of the gallery.
     """
 
     tpir: dict[float, float]
@@ -40,7 +45,7 @@ class OpenSetMetrics:
     num_non_mated: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers for JSON, which has no NaN: None instead."""
+        """Returns the fields for JSON; None replaces NaN."""
         return {
             "tpir_at_fpir": {f"{rate:g}": None if np.isnan(share) else share for rate, share in self.tpir.items()},
             "threshold_at_fpir": {f"{rate:g}": None if np.isnan(t) else t for rate, t in self.thresholds.items()},
@@ -50,9 +55,9 @@ class OpenSetMetrics:
 
 
 def open_set_distances(blocks: Blocks, same_person: SamePerson) -> OpenSetDistances:
-    """The distances that decide each query's searches, from blocks as in `metrics_from_blocks`.
+    """Computes the distances that decide each query's searches, from blocks as in `metrics_from_blocks`.
 
-    Images of the query's person and camera are left out.
+    Images that the matching rule drops are left out.
     """
     mate, other = (np.full(len(same_person.query_persons), value, dtype=np.float32) for value in (np.nan, np.inf))
     other_person = np.full(len(mate), -1, dtype=np.int64)
@@ -61,8 +66,9 @@ def open_set_distances(blocks: Blocks, same_person: SamePerson) -> OpenSetDistan
         others = row.copy()
         others[same] = np.inf
         if len(others) > len(same):
-            found = others.argmin()
-            other[number], other_person[number] = others[found], same_person.gallery_persons[found]
+            nearest_other = others.argmin()
+            other[number] = others[nearest_other]
+            other_person[number] = same_person.gallery_persons[nearest_other]
         matches = row[same[~dropped]]
         if len(matches):
             nearest = matches.min()
@@ -73,14 +79,24 @@ def open_set_distances(blocks: Blocks, same_person: SamePerson) -> OpenSetDistan
 def open_set_from_blocks(
     blocks: Blocks, same_person: SamePerson, *, fpirs: Sequence[float] = (0.01, 0.1)
 ) -> OpenSetMetrics:
-    """TPIR at FPIR from blocks of distances.
+    """Computes TPIR at FPIR from blocks of distances.
 
-    Mated searches are the queries with a match: right where the nearest image shows the query's person, at a distance
-    of at most the threshold. Non-mated searches are all queries, with the images of their own person left out of the
-    gallery, which changes nothing for a query whose person is not there: a false positive where any image is as near as
-    the threshold. Of equal distances the others are nearer. An FPIR holds for galleries of this size: in a larger one
-    somebody alike is found sooner.
-    Raises UserError for an FPIR outside 0 to 1, and where no query has a match.
+    Mated searches are the queries with a match. A mated search is right if the nearest image shows the query's person
+    within the threshold. Non-mated searches are all queries against the gallery without their own person. A non-mated
+    search is a false positive if any image is within the threshold. Among equal distances other people are nearer. An
+    FPIR is valid for galleries of this size: a larger gallery is more likely to contain a similar person.
+
+    Args:
+        blocks (`Iterable[tuple[slice, np.ndarray | Tensor]]`): distances, as in `metrics_from_blocks`.
+        same_person (`SamePerson`): the matching rule of these queries and this gallery.
+        fpirs (`Sequence[float]`, defaults to `(0.01, 0.1)`): false positive identification rates.
+
+    Returns:
+        `OpenSetMetrics`: rates and thresholds.
+
+    Raises:
+        UserError: if an FPIR is not between 0 and 1, or no query has a match.
+
     Source: Grother and Ngan 2014 (rank 1).
     """
     distances = open_set_distances(blocks, same_person)
@@ -94,7 +110,7 @@ def open_set_from_blocks(
 
 
 def threshold_at(other: np.ndarray, fpir: float) -> float:
-    """The largest threshold at which at most the share fpir of the non-mated searches (Q,) finds somebody.
+    """Returns the largest threshold at which at most the share fpir of the non-mated searches (Q,) finds a person.
 
     Raises UserError for a rate outside 0 to 1.
     """
@@ -104,9 +120,9 @@ def threshold_at(other: np.ndarray, fpir: float) -> float:
 
 
 def share_of(rate: float, count: int) -> int:
-    """How many of so many are at most this share of them. Raises UserError for a rate outside 0 to 1.
+    """Returns the largest number of `count` that is at most the share `rate`; 0 if the rate cannot be measured.
 
-    0 where one of them would be more: such a rate cannot be measured on so few.
+    Raises UserError for a rate outside 0 to 1.
     """
     if not 0 < rate < 1:
         raise UserError(f"rate: {rate} is not between 0 and 1: use a false positive rate such as 0.01")
@@ -121,11 +137,16 @@ BUFFER = 2**22
 
 @dataclass(frozen=True)
 class VerificationMetrics:
-    """Verification over all pairs of a query and a gallery image that the filter keeps.
+    """Verification over all pairs of a query and a gallery image that the matching rule keeps, as fractions of 1.
 
-    eer: equal error rate. tpr: FPR -> share of genuine pairs (one person) accepted where at most that share of impostor
-    pairs is; NaN where there are too few impostor pairs to measure it. thresholds: FPR -> that largest distance.
-    roc: (FPR, TPR) arrays, ascending, at most 256 points up to FPR 1.
+    Args:
+        eer (`float`): equal error rate.
+        tpr (`dict[float, float]`): maps an FPR to the share of genuine pairs (same person) that are accepted; NaN if
+            there are too few impostor pairs to measure it.
+        thresholds (`dict[float, float]`): maps an FPR to the largest accepted distance.
+        roc (`tuple[np.ndarray, np.ndarray]`): FPR and TPR, ascending, at most 256 points.
+        num_genuine (`int`): number of genuine pairs.
+        num_impostor (`int`): number of impostor pairs.
     """
 
     eer: float
@@ -136,7 +157,7 @@ class VerificationMetrics:
     num_impostor: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything for JSON, which has no NaN: None instead."""
+        """Returns the fields for JSON; None replaces NaN."""
         return {
             "eer": self.eer,
             "tpr_at_fpr": {f"{fpr:g}": None if np.isnan(tpr) else tpr for fpr, tpr in self.tpr.items()},
@@ -150,24 +171,34 @@ class VerificationMetrics:
 def verification_from_blocks(
     blocks: Blocks, same_person: SamePerson, *, fprs: Sequence[float] = (1e-3, 1e-4)
 ) -> VerificationMetrics:
-    """Verification metrics from blocks of distances, whoever makes them (as `metrics_from_blocks`).
+    """Computes verification metrics from blocks of distances.
 
-    A pair is accepted where its distance is at most the threshold. Pairs of the query's person and camera are left out.
-    TPR at FPR is exact: the smallest impostor distances are kept, 4 bytes for each that the largest FPR lets through,
-    and so is every point of the curve: FPR and TPR are counted at four million thresholds, about 1e-4 of a distance
-    apart. The EER is interpolated between two of them.
-    Raises UserError for an FPR outside 0 to 1, and where there is no genuine or no impostor pair.
+    A pair is accepted if its distance is at most the threshold. Pairs that the matching rule drops are left out. TPR at
+    FPR is exact: the smallest impostor distances are kept, 4 bytes for each that the largest FPR accepts. The curve is
+    counted at four million thresholds, about 1e-4 of a distance apart, and the EER is interpolated between two of them.
+
+    Args:
+        blocks (`Iterable[tuple[slice, np.ndarray | Tensor]]`): distances, as in `metrics_from_blocks`.
+        same_person (`SamePerson`): the matching rule of these queries and this gallery.
+        fprs (`Sequence[float]`, defaults to `(1e-3, 1e-4)`): false positive rates.
+
+    Returns:
+        `VerificationMetrics`: the rates, thresholds and the curve.
+
+    Raises:
+        UserError: if an FPR is not between 0 and 1, or there is no genuine or no impostor pair.
+
     Source: ISO/IEC 19795-1 (FPR and TPR as false and true match rates); Jain et al. 2008.
     """
     queries, size = len(same_person.query_persons), len(same_person.gallery_persons)
     num_impostor = queries * size - sum(len(same_person.gallery_images(number)[0]) for number in range(queries))
     impostors = _Impostors(kept=max((share_of(fpr, num_impostor) for fpr in fprs), default=0) + 1)
-    genuine_rows = []
+    genuine_distances = []
     for number, row in query_distances(blocks, same_person):
         same, dropped = same_person.gallery_images(number)
-        genuine_rows.append(row[same[~dropped]])
+        genuine_distances.append(row[same[~dropped]])
         impostors.add(np.delete(row, same))
-    genuine = np.sort(np.concatenate(genuine_rows)) if genuine_rows else np.empty(0, dtype=np.float32)
+    genuine = np.sort(np.concatenate(genuine_distances)) if genuine_distances else np.empty(0, dtype=np.float32)
     if not len(genuine):
         raise no_match_error(same_person)
     if not num_impostor:
@@ -177,7 +208,7 @@ def verification_from_blocks(
     tpr, thresholds = {}, {}
     for fpr in fprs:
         allowed = share_of(fpr, num_impostor)
-        # Fewer than one false acceptance in the pairs there are: not measurable.
+        # Less than one false acceptance among all pairs cannot be measured.
         limit = impostors.smallest()[allowed] if allowed else np.nan
         accepted = np.searchsorted(genuine, limit, side="left")
         tpr[fpr] = accepted / len(genuine) if allowed else np.nan
@@ -188,7 +219,7 @@ def verification_from_blocks(
 
 
 class _Impostors:
-    """Impostor distances as they come: how many fall in each bin, and the smallest of them."""
+    """Collects impostor distances: their number in each bin, and the smallest of them."""
 
     def __init__(self, kept: int):
         self._kept = kept
@@ -199,7 +230,7 @@ class _Impostors:
         self._waiting_size = 0
 
     def add(self, distances: np.ndarray) -> None:
-        """Takes some more, counted a few million at a time."""
+        """Adds distances; they are counted a few million at a time."""
         self._waiting.append(distances)
         self._waiting_size += len(distances)
         if self._waiting_size > BUFFER:
@@ -215,25 +246,25 @@ class _Impostors:
             self._limit = self._smallest.max()
 
     def counts(self) -> np.ndarray:
-        """How many fall in each bin (BINS,)."""
+        """Returns the number of distances in each bin, (BINS,)."""
         self._count()
         return self._counts
 
     def smallest(self) -> np.ndarray:
-        """The smallest, ascending, as many as are kept."""
+        """Returns the smallest distances, ascending."""
         self._count()
         return np.sort(self._smallest)
 
 
 def _bins(distances: np.ndarray) -> np.ndarray:
-    """The bin of each distance, ascending with it: the leading bits of its float32 number."""
-    bits = (distances + np.float32(0)).view(np.int32)  # adding 0 makes one zero of two
+    """Returns the bin of each distance: the leading bits of its float32 number, in ascending order."""
+    bits = (distances + np.float32(0)).view(np.int32)  # adding 0 turns -0 into 0
     ordered = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
     return (ordered >> DROPPED_BITS) + BINS // 2
 
 
 def _equal_error(false: np.ndarray, true: np.ndarray) -> float:
-    """Where FPR and 1 - TPR cross, on the line between the two thresholds around the crossing."""
+    """Returns the rate where FPR and 1 - TPR cross, interpolated between the two thresholds around the crossing."""
     after = int(np.argmax(false >= 1 - true))
     before_false, before_missed = (false[after - 1], 1 - true[after - 1]) if after else (0.0, 1.0)
     gap_before, gap_after = before_missed - before_false, false[after] - (1 - true[after])
@@ -242,10 +273,10 @@ def _equal_error(false: np.ndarray, true: np.ndarray) -> float:
 
 
 def _thinned(false: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The curve at FPR 0 where genuine pairs are accepted there, and at FPRs spread evenly over their logarithm."""
+    """Returns the curve at FPR 0, if it accepts genuine pairs, and at FPRs that are evenly spaced by logarithm."""
     smallest = false[np.argmax(false > 0)]
-    wanted = np.append(0, np.geomspace(smallest, 1, ROC_POINTS - 1))
-    # The last threshold at which the FPR is not above the wanted one.
-    places = np.unique(np.searchsorted(false, wanted * (1 + 1e-12), side="right") - 1)
-    places = places[(places >= 0) & (true[places] > 0)]
-    return false[places], true[places]
+    rates = np.append(0, np.geomspace(smallest, 1, ROC_POINTS - 1))
+    # The last threshold at which the FPR is at most each rate.
+    bins = np.unique(np.searchsorted(false, rates * (1 + 1e-12), side="right") - 1)
+    bins = bins[(bins >= 0) & (true[bins] > 0)]
+    return false[bins], true[bins]

@@ -24,12 +24,17 @@ from .language_gain import image_losses, images_of_others, read_pixels, text_los
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """Both branches on N rows with a target text each. Arrays are (N,), in the order of the rows.
+    """Both branches of a model on N samples with a target text each.
 
-    texts: the targets; written: what the model writes greedily given the image. num_tokens: int64, target tokens.
-    image_nats, text_nats, other_image_nats: float64, the target's loss given the row's image, its caption, and another
-    person's image, in nats summed over its tokens. equal_tokens: int64, at how many of the target's positions the
-    written token is the target's.
+    Args:
+        person_ids (`np.ndarray`): (N,), the person of each sample.
+        texts (`tuple[str, ...]`): N targets.
+        written (`tuple[str, ...]`): N texts that the model writes greedily given the image.
+        num_tokens (`np.ndarray`): (N,) int64, tokens of each target.
+        image_nats (`np.ndarray`): (N,) float64, loss of the target given the image, in nats summed over its tokens.
+        text_nats (`np.ndarray`): (N,) float64, the same given the caption.
+        other_image_nats (`np.ndarray`): (N,) float64, the same given an image of another person.
+        equal_tokens (`np.ndarray`): (N,) int64, positions at which the written token equals that of the target.
     """
 
     person_ids: np.ndarray
@@ -53,41 +58,46 @@ class Agreement:
 
     @property
     def exact(self) -> np.ndarray:
-        """Where the written tokens are the target's at all of its positions, (N,) bool."""
-        return self.equal_tokens == self.num_tokens
+        """Whether all written tokens equal those of the target, (N,) bool."""
+        return np.asarray(self.equal_tokens == self.num_tokens)
 
     @property
     def equal_share(self) -> np.ndarray:
-        """The share of the target's positions where the written token is the target's, (N,) float64."""
-        return self.equal_tokens / self.num_tokens
+        """The share of positions at which the written token equals that of the target, (N,) float64."""
+        return np.asarray(self.equal_tokens / self.num_tokens)
 
-    def means(self, rows: np.ndarray | slice = slice(None)) -> dict[str, float | int]:
-        """The means over some rows, all by default: losses in nats per token and their perplexities, over all tokens.
+    def means(self, samples: np.ndarray | slice = slice(None)) -> dict[str, float | int]:
+        """Computes means over samples.
 
-        exact_match is the share of rows, equal_tokens the share of tokens.
+        Args:
+            samples (`np.ndarray` or `slice`): A mask or indices of samples; by default all.
+
+        Returns:
+            `dict[str, float | int]`: Losses in nats per token and perplexities, over all tokens; the share of samples
+            with `exact_match`, the share of `equal_tokens`, and the number of samples as "rows".
         """
-        tokens = int(self.num_tokens[rows].sum())
+        tokens = int(self.num_tokens[samples].sum())
         image, text, other = (
-            float(nats[rows].sum()) / tokens for nats in (self.image_nats, self.text_nats, self.other_image_nats)
+            float(nats[samples].sum()) / tokens for nats in (self.image_nats, self.text_nats, self.other_image_nats)
         )
         return {
-            "rows": len(self.num_tokens[rows]),
+            "rows": len(self.num_tokens[samples]),
             "image_loss": image,
             "text_loss": text,
             "other_image_loss": other,
             "image_perplexity": float(_perplexity(np.float64(image), 1)),
             "text_perplexity": float(_perplexity(np.float64(text), 1)),
             "other_image_perplexity": float(_perplexity(np.float64(other), 1)),
-            "exact_match": float(self.exact[rows].mean()),
-            "equal_tokens": int(self.equal_tokens[rows].sum()) / tokens,
+            "exact_match": float(self.exact[samples].mean()),
+            "equal_tokens": int(self.equal_tokens[samples].sum()) / tokens,
         }
 
     def by_person(self) -> dict[int, dict[str, float | int]]:
-        """The means over each person's rows, by person id in ascending order."""
+        """The means over the samples of each person, by person id in ascending order."""
         return {int(person): self.means(self.person_ids == person) for person in np.unique(self.person_ids)}
 
     def to_dict(self) -> dict[str, Any]:
-        """The means over all rows, over each person's, and every row, for JSON: None for what is not finite."""
+        """The means over all samples and over each person's, and every sample, for JSON; None for infinite values."""
         columns = zip(
             *(self.person_ids.tolist(), self.texts, self.written, self.num_tokens.tolist()),
             *(self.image_perplexity.tolist(), self.text_perplexity.tolist()),
@@ -98,7 +108,7 @@ class Agreement:
         return {
             "overall": _for_json(self.means()),
             "by_person": {str(person): _for_json(means) for person, means in self.by_person().items()},
-            "rows": [_for_json(dict(zip((*names, "equal_tokens"), row, strict=True))) for row in columns],
+            "rows": [_for_json(dict(zip((*names, "equal_tokens"), sample, strict=True))) for sample in columns],
         }
 
 
@@ -112,34 +122,47 @@ def branch_agreement(
     max_target_tokens: int = 32,
     batch_size: int = 64,
 ) -> Agreement:
-    """Both branches of a model on N rows of the data contract, text i the target of row i.
+    """Compares both branches of a model on samples of the data contract. The mode of the model is restored.
 
-    texts: what the frozen language model wrote after the row's first caption, which the text branch is given; cut to
-    `max_target_tokens`. instruction: the text of it, in both branches' prompts. The image branch writes as many tokens,
-    ordinary ones as the targets' are. The other image is that of the next row of another person. The model runs in eval
-    mode and is left in the mode it was in.
-    Raises UserError for texts that differ in number from the rows, an empty text, a row without a caption, rows of one
-    person, a setting that is out of range.
+    The other image of a sample is that of the next sample of another person.
+
+    Args:
+        model (`MllmReIDModel`): The model; it runs in eval mode.
+        processor (`MllmReIDProcessor`): Its processor.
+        split (`Dataset`): N samples; the first caption is the prompt of the text branch.
+        texts (`Sequence[str]`): N targets, usually continuations by the frozen language model.
+        instruction (`str`): Text of the instruction, in the prompts of both branches.
+        max_target_tokens (`int`): Length that targets are cut to, and of the texts that the image branch writes.
+        batch_size (`int`): Samples in a batch.
+
+    Returns:
+        `Agreement`: Losses and texts of each sample.
+
+    Raises:
+        UserError: For another number of texts than samples, an empty text, a sample without a caption, samples of one
+            person only, and a setting out of range.
     """
     check_generation_settings(max_new_tokens=max_target_tokens, temperature=1.0, batch_size=batch_size)
     if len(texts) != len(split):
-        raise UserError(f"texts: {len(texts)} for {len(split)} rows: give one for each")
+        raise UserError(f"texts: {len(texts)} for {len(split)} samples: give one for each")
     captions, names, people = (split[name][:] for name in ("caption", "file_name", "person_id"))
     others = images_of_others(people)
     targets, prompts = [], []
-    for text, of_row, name in zip(texts, captions, names, strict=True):
-        if not of_row:
-            raise UserError(f"{name}: has no caption for the text branch: leave out rows without one")
+    for text, sample_captions, name in zip(texts, captions, names, strict=True):
+        if not sample_captions:
+            raise UserError(f"{name}: has no caption for the text branch: leave out samples without one")
         try:
             targets.append(processor.target_ids(text, max_target_tokens))
-            prompts.append(processor.text_prompt_ids(of_row[0], instruction))
+            prompts.append(processor.text_prompt_ids(sample_captions[0], instruction))
         except ValueError as error:
             raise UserError(f"{name}: {error}") from error
         if not targets[-1]:
-            raise UserError(f"{name}: its text is empty: leave out rows without a target")
+            raise UserError(f"{name}: its text is empty: leave out samples without a target")
     images, image_prompt = image_sources(split), processor.image_prompt_ids(instruction)
     own, other = (
-        image_losses(model, processor, [images[row] for row in order], image_prompt, targets, batch_size=batch_size)
+        image_losses(
+            model, processor, [images[sample] for sample in order], image_prompt, targets, batch_size=batch_size
+        )
         for order in (range(len(images)), others)
     )
     written = write_from_images(model, processor, images, image_prompt, max_target_tokens, batch_size=batch_size)
@@ -169,9 +192,18 @@ def write_from_images(
     *,
     batch_size: int = 64,
 ) -> list[list[int]]:
-    """What the model writes greedily after an image prompt with each image: N lists of `max_new_tokens` ordinary ids.
+    """Writes greedily after an image prompt, as `generate_texts` does without an image. Modes are restored.
 
-    The counterpart of `generate_texts`, which has no image. Modes and generation settings are left as found.
+    Args:
+        model (`MllmReIDModel`): The model.
+        processor (`MllmReIDProcessor`): Its processor.
+        images (`Sequence[ImageSource]`): N images.
+        prompt (`list[int]`): Ids from `processor.image_prompt_ids`.
+        max_new_tokens (`int`): Length of every text, in tokens.
+        batch_size (`int`): Images in a batch.
+
+    Returns:
+        `list[list[int]]`: N lists of `max_new_tokens` ordinary ids.
     """
     tokenizer, mllm = processor.tokenizer, model.mllm
     unnamed = range(len(tokenizer), mllm.config.get_text_config().vocab_size)
@@ -186,18 +218,20 @@ def write_from_images(
         for start in range(0, len(images), batch_size):
             pixels = read_pixels(processor, images[start : start + batch_size])
             ids = torch.tensor([prompt] * len(pixels))
-            # Equal prompts need no padding, so that every position is attended to.
+            # Equal prompts need no padding: every position is attended to.
             mask = torch.ones_like(ids)
             written += model.generate(ids, pixels, attention_mask=mask, generation_config=settings).tolist()
     return written
 
 
 def _perplexity(nats: np.ndarray | np.float64, tokens: np.ndarray | int) -> np.ndarray:
-    with np.errstate(over="ignore"):  # infinity says what there is to say
-        return np.exp(nats / tokens)
+    """exp of the mean nats per token."""
+    with np.errstate(over="ignore"):  # infinity is the right value
+        return np.asarray(np.exp(nats / tokens))
 
 
 def _for_json(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, with None for infinite ones."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }
@@ -219,27 +253,39 @@ def draw_agreement(
     *,
     examples: int = 4,
 ) -> None:
-    """Draws at the left the rows whose target is the likeliest given the image, at the right the least likely ones.
+    """Draws the samples with the best agreement on the left, and those with the worst on the right.
 
-    split, agreement, captions: N rows, in one order. For each example: the crop, the perplexity of the target, the
-    caption, the target, and what the model wrote given the image, all in full. With fewer than 2 `examples` rows both
-    columns get half of them; a single row stands in both.
-    Raises UserError where split or captions do not fit the agreement, for no example, and for a broken image.
+    An example has its crop, the perplexity of the target given the image, the caption, the target and the text that the
+    model writes. With fewer than 2 `examples` samples each column gets half of them; a single sample is in both.
+
+    Args:
+        path_png (`str` or `os.PathLike`): The picture.
+        split (`Dataset`): N samples of the data contract.
+        agreement (`Agreement`): The agreement of these samples.
+        captions (`Sequence[str]`): N captions.
+        examples (`int`): Number of examples in a column.
+
+    Raises:
+        UserError: If split or captions do not fit the agreement, for less than one example, and for a broken image.
     """
     count = len(agreement.texts)
     for name, number in (("split", len(split)), ("captions", len(captions))):
         if number != count:
-            raise UserError(f"{name}: {number} for {count} rows of the agreement: give one for each")
+            raise UserError(f"{name}: {number} for {count} samples of the agreement: give one for each")
     if examples < 1:
         raise UserError(f"examples is {examples}: give 1 or more")
     shown = min(examples, max(count // 2, 1))
-    # Stable: of equal rows the first ones are shown, in either column.
+    # A stable sort: the first of equal samples are shown, in either column.
     best = np.argsort(agreement.image_perplexity, kind="stable")[:shown]
     worst = np.argsort(-agreement.image_perplexity, kind="stable")[:shown]
     people = [display_label("person", name) for name in person_names(split)]
-    blocks = {int(row): _blocks(agreement, int(row), captions[int(row)], people[row]) for row in (*best, *worst)}
+    blocks = {
+        int(sample): _blocks(agreement, int(sample), captions[int(sample)], people[sample])
+        for sample in (*best, *worst)
+    }
     heights = [
-        max(CROP[1] + 2 * FRAME, *(_height(blocks[int(row)]) for row in pair)) for pair in zip(best, worst, strict=True)
+        max(CROP[1] + 2 * FRAME, *(_height(blocks[int(sample)]) for sample in pair))
+        for pair in zip(best, worst, strict=True)
     ]
     width = 2 * MARGIN + 2 * COLUMN + COLUMN_GAP
     sheet = Image.new("RGB", (width, HEADER + 34 + sum(heights) + ROW_GAP * (shown - 1) + MARGIN), PAPER)
@@ -247,7 +293,7 @@ def draw_agreement(
     means = agreement.means()
     _draw_title(draw, width, count, means["image_perplexity"], means["text_perplexity"])
     sources = image_sources(split)
-    for number, (rows, color, heading) in enumerate(
+    for number, (samples, color, heading) in enumerate(
         (
             (best, HIT, "Agree best: least perplexity given the image"),
             (worst, MISS, "Agree worst: most perplexity given the image"),
@@ -255,29 +301,31 @@ def draw_agreement(
     ):
         left, top = MARGIN + number * (COLUMN + COLUMN_GAP), HEADER + 34
         draw.text((left, HEADER + 10), heading, fill=color, font=_font(16), anchor="lm")
-        for row, height in zip(rows, heights, strict=True):
+        for sample, height in zip(samples, heights, strict=True):
             frame = (left, top, left + CROP[0] + 2 * FRAME - 1, top + CROP[1] + 2 * FRAME - 1)
             draw.rectangle(frame, fill=color)
-            crop = ImageOps.pad(open_image(sources[int(row)]), CROP, method=Image.Resampling.BICUBIC, color="#eceff3")
+            crop = ImageOps.pad(
+                open_image(sources[int(sample)]), CROP, method=Image.Resampling.BICUBIC, color="#eceff3"
+            )
             sheet.paste(crop, (left + FRAME, top + FRAME))
-            _draw_blocks(draw, (left + COLUMN - TEXT_WIDTH, top), blocks[int(row)])
+            _draw_blocks(draw, (left + COLUMN - TEXT_WIDTH, top), blocks[int(sample)])
             top += height + ROW_GAP
-    with atomic_file(path_png) as aside:
-        sheet.save(aside, format="PNG", optimize=True, pnginfo=png_info())
+    with atomic_file(path_png) as partial:
+        sheet.save(partial, format="PNG", optimize=True, pnginfo=png_info())
 
 
-def _blocks(agreement: Agreement, row: int, caption: str, person: str) -> list[Block]:
-    """What is written beside a row's crop."""
-    image, text = agreement.image_perplexity[row], agreement.text_perplexity[row]
-    equal = f"{agreement.equal_tokens[row]} of {agreement.num_tokens[row]} tokens as in the target"
+def _blocks(agreement: Agreement, sample: int, caption: str, person: str) -> list[Block]:
+    """The text next to the crop of a sample."""
+    image, text = agreement.image_perplexity[sample], agreement.text_perplexity[sample]
+    equal = f"{agreement.equal_tokens[sample]} of {agreement.num_tokens[sample]} tokens as in the target"
     return [
         (
             f"Perplexity of the target, {person}",
             wrapped(f"{image:.3g} given the image, {text:.3g} given the caption"),
         ),
         ("Caption", wrapped(caption)),
-        ("Target", wrapped(agreement.texts[row])),
-        (f"Written given the image, {equal}", wrapped(agreement.written[row])),
+        ("Target", wrapped(agreement.texts[sample])),
+        (f"Written given the image, {equal}", wrapped(agreement.written[sample])),
     ]
 
 
@@ -295,14 +343,14 @@ def _draw_blocks(draw: ImageDraw.ImageDraw, place: tuple[int, int], blocks: Sequ
 
 
 def _draw_title(draw: ImageDraw.ImageDraw, width: int, count: int, image: float, text: float) -> None:
-    title = "Continuations: the image branch beside the text branch"
+    title = "Continuations: the image branch and the text branch"
     draw.text((MARGIN, 22), title, fill=INK, font=_font(18), anchor="lm")
-    metadata = f"{count:,} rows, mean perplexity {image:.3g} given the image, {text:.3g} given the caption"
+    metadata = f"{count:,} samples, mean perplexity {image:.3g} given the image, {text:.3g} given the caption"
     draw.text((MARGIN, 46), metadata, fill=FAINT, font=_font(13), anchor="lm")
 
 
 def wrapped(text: str, width: int = TEXT_WIDTH) -> list[str]:
-    """The whole text in lines no wider than so many pixels, between words where it can be, and inside long ones."""
+    """The text in lines of at most `width` pixels, broken between words and inside long words."""
     font, lines = _font(TEXT), [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".lstrip()

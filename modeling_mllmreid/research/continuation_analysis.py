@@ -1,4 +1,4 @@
-"""What continuations are worth as targets: how varied they are, what they keep of a caption, whom they tell apart."""
+"""Statistics of continuations as targets: variety, attribute words that they keep, and persons that they separate."""
 
 import math
 import re
@@ -21,15 +21,23 @@ SELF_BLEU_TEXTS = 200
 
 @dataclass(frozen=True)
 class CorpusStatistics:
-    """Statistics of N texts, each of one person. All shares are fractions of 1; NaN where nothing can be counted.
+    """Statistics of N texts, each of one person. Shares are from 0 to 1; NaN if nothing can be counted.
 
-    distinct_1, distinct_2, distinct_3: different n-grams over all n-grams, of the whole corpus (Li et al. 2016): small
-    where texts repeat one another. type_token_ratio: the mean over texts of different words over words, in each text
-    alone: small where a text repeats itself; unlike distinct_1 it does not fall as the corpus grows.
-    self_bleu: the mean BLEU-4 of a text against all others (Texygen, Zhu et al. 2018), 1 where all texts are equal.
-    same_for_two_people: the probability that two texts drawn from two different people are equal, over all such pairs
-    of texts. unique_to_one_person: the share of the N texts that no other person has.
-    retrieval_mAP: how well a text alone finds the person's other texts, by bags of words (`text_retrieval`).
+    Args:
+        num_texts (`int`): Number of texts.
+        num_different (`int`): Number of different texts.
+        words_mean (`float`): Mean number of words of a text.
+        words_min (`int`): Words of the shortest text.
+        words_max (`int`): Words of the longest text.
+        distinct_1 (`float`): Different words over all words of the corpus (`distinct`); small if texts repeat others.
+        distinct_2 (`float`): The same with 2-grams.
+        distinct_3 (`float`): The same with 3-grams.
+        type_token_ratio (`float`): Different words over words in each text, mean over texts; small if a text repeats
+            itself. Unlike distinct_1 it does not fall as the corpus grows.
+        self_bleu (`float`): Mean BLEU-4 of a text against all others (`self_bleu`); 1 if all texts are equal.
+        same_for_two_people (`float`): Probability that two texts of two different people are equal.
+        unique_to_one_person (`float`): Share of the texts that no other person has.
+        retrieval_mAP (`float`): mAP of a text that retrieves the person's other texts by bags of words.
     """
 
     num_texts: int
@@ -47,16 +55,20 @@ class CorpusStatistics:
     retrieval_mAP: float  # noqa: N815 - the field's name for it
 
     def to_dict(self) -> dict[str, float | int | None]:
-        """The fields for JSON, which has no NaN: None instead."""
+        """The fields for JSON, with None for NaN."""
         return {name: _for_json(value) for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class ContinuationAnalysis:
-    """The continuations' statistics, and those of the captions that they continue, to compare with.
+    """The statistics of continuations and of the captions that they continue.
 
-    kept_attribute_share: the mean share of a caption's attribute words that its continuation keeps. retrieval_mAP_llm:
-    as the continuations' `retrieval_mAP`, by the given features of them; NaN where none were given.
+    Args:
+        continuations (`CorpusStatistics`): Statistics of the continuations.
+        captions (`CorpusStatistics`): Statistics of the captions.
+        kept_attribute_share (`float`): Mean share of a caption's attribute words that its continuation keeps.
+        retrieval_mAP_llm (`float`): As `retrieval_mAP` of the continuations, by features of a language model; NaN
+            without features.
     """
 
     continuations: CorpusStatistics
@@ -65,7 +77,7 @@ class ContinuationAnalysis:
     retrieval_mAP_llm: float  # noqa: N815
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields for JSON, which has no NaN: None instead."""
+        """The fields for JSON, with None for NaN."""
         return {
             "continuations": self.continuations.to_dict(),
             "captions": self.captions.to_dict(),
@@ -83,12 +95,24 @@ def analyse_continuations(
     text_features: np.ndarray | None = None,
     seed: int = 0,
 ) -> ContinuationAnalysis:
-    """The statistics of N continuations, text i of caption i and of person i.
+    """Computes the statistics of continuations and their captions.
 
-    attribute_words: the attribute words of a text; those of the rendered pedestrians by default. text_features: (N, D)
-    floats of the continuations, such as a language model's. seed: draws the texts of the self-BLEU. The bags of words
-    take 4 bytes for each text and each different word of the corpus.
-    Raises UserError for texts, ids or features that differ in number, for none, and without sacrebleu.
+    The bags of words need 4 bytes for each text and each different word of the corpus.
+
+    Args:
+        captions (`Sequence[str]`): N captions.
+        continuations (`Sequence[str]`): N continuations.
+        person_ids (`Sequence[int]`): N person ids.
+        attribute_words (`Callable[[str], set[str]]`): Returns the attribute words of a text; by default those of the
+            rendered pedestrians.
+        text_features (`np.ndarray`, *optional*): (N, D), features of the continuations, such as latents.
+        seed (`int`): Seed that draws the texts of self-BLEU.
+
+    Returns:
+        `ContinuationAnalysis`: The statistics.
+
+    Raises:
+        UserError: For numbers of texts, ids or features that differ, for no text, and without sacrebleu.
     """
     for name, values in (("captions", captions), ("person_ids", person_ids), ("text_features", text_features)):
         if values is not None and len(values) != len(continuations):
@@ -102,11 +126,11 @@ def analyse_continuations(
 
 
 def corpus_statistics(texts: Sequence[str], person_ids: Sequence[int], *, seed: int = 0) -> CorpusStatistics:
-    """The statistics of N texts, text i of person i. Raises UserError where there is no text, and without sacrebleu."""
+    """The statistics of N texts, text i of person i. Raises UserError for no text, and without sacrebleu."""
     if not len(texts):
         raise UserError("there is no text to analyse: give a data set with continuations")
     words = [split_words(text) for text in texts]
-    counts = [len(own) for own in words]
+    counts = [len(text_words) for text_words in words]
     return CorpusStatistics(
         num_texts=len(texts),
         num_different=len(set(texts)),
@@ -116,7 +140,7 @@ def corpus_statistics(texts: Sequence[str], person_ids: Sequence[int], *, seed: 
         distinct_1=distinct(words, 1),
         distinct_2=distinct(words, 2),
         distinct_3=distinct(words, 3),
-        type_token_ratio=_mean([len(set(own)) / len(own) for own in words if own]),
+        type_token_ratio=_mean([len(set(text_words)) / len(text_words) for text_words in words if text_words]),
         self_bleu=self_bleu(words, seed=seed),
         same_for_two_people=same_for_two_people(texts, person_ids),
         unique_to_one_person=unique_to_one_person(texts, person_ids),
@@ -125,12 +149,12 @@ def corpus_statistics(texts: Sequence[str], person_ids: Sequence[int], *, seed: 
 
 
 def split_words(text: str) -> list[str]:
-    """The lower-case words of a text, of letters, digits and inner hyphens and apostrophes; punctuation is dropped."""
+    """The lower-case words of a text: letters, digits, inner hyphens and apostrophes, without punctuation."""
     return re.findall(r"\w+(?:[-'’]\w+)*", text.lower())
 
 
 def distinct(texts: Sequence[Sequence[str]], n: int) -> float:
-    """Different n-grams over all n-grams of the texts' words, 0 to 1; NaN where every text is shorter than n words.
+    """Different n-grams over all n-grams of the texts' words, 0 to 1; NaN if every text has less than n words.
 
     Source: Li et al. 2016, "A Diversity-Promoting Objective Function for Neural Conversation Models", section 5.
     """
@@ -141,10 +165,10 @@ def distinct(texts: Sequence[Sequence[str]], n: int) -> float:
 def self_bleu(texts: Sequence[Sequence[str]], *, seed: int = 0) -> float:
     """The mean sentence BLEU-4 of each text's words against all others as references, 0 to 1; NaN for a single text.
 
-    At most 200 texts, drawn by the seed, as references are counted anew for each. An order without a match counts 0.1
-    matches, as in the source's code; a text of less than four words is judged by the orders that it has.
-    Raises UserError where sacrebleu is not installed.
-    Source: Zhu et al. 2018, "Texygen".
+    At most 200 texts count, drawn by the seed, because the cost is quadratic. An order without a match counts as 0.1
+    matches, as in the code of the source; a text of less than four words has fewer orders.
+    Raises UserError without sacrebleu.
+    Source: Zhu et al. 2018, "Texygen: A Benchmarking Platform for Text Generation Models".
     """
     bleu = _bleu_class()(tokenize="none", smooth_method="floor", smooth_value=0.1, effective_order=True)
     drawn = np.arange(len(texts))
@@ -158,21 +182,21 @@ def self_bleu(texts: Sequence[Sequence[str]], *, seed: int = 0) -> float:
 
 
 def same_for_two_people(texts: Sequence[str], person_ids: Sequence[int]) -> float:
-    """Of all pairs of texts of two different people, the share that are equal; NaN where all are of one person."""
-    # Pairs of equal things, less those that are of one person, too: no pair is ever visited.
+    """The share of equal texts among all pairs of texts of two different people; NaN for one person."""
+    # Pairs are counted, not visited: the equal pairs, minus those of one person.
     people, owned = Counter(person_ids), Counter(zip(texts, person_ids, strict=True))
     pairs = math.comb(len(texts), 2) - _pairs(people)
     return (_pairs(Counter(texts)) - _pairs(owned)) / pairs if pairs else math.nan
 
 
 def unique_to_one_person(texts: Sequence[str], person_ids: Sequence[int]) -> float:
-    """The share of the texts, equal ones counted each, that no other person has."""
+    """The share of the texts that no other person has; equal texts of one person count each."""
     owners = Counter(text for text, _ in set(zip(texts, person_ids, strict=True)))
     return _mean([owners[text] == 1 for text in texts])
 
 
 def bags_of_words(texts: Sequence[Sequence[str]]) -> np.ndarray:
-    """The texts' words as tf-idf rows (N, different words) float32, not normalised; order has no part.
+    """The tf-idf vectors of texts, (N, different words) float32, not normalised.
 
     A word's count times ln((1 + N) / (1 + texts with it)) + 1: a word that all texts have still counts.
     """
@@ -187,23 +211,31 @@ def bags_of_words(texts: Sequence[Sequence[str]]) -> np.ndarray:
 
 
 def text_retrieval(features: np.ndarray, person_ids: Sequence[int]) -> float:
-    """The mAP of each text as a query against all others by cosine, relevant where of the same person.
+    """Computes the mAP of each text as a query against all others, by cosine distance.
 
-    features: (N, D) floats. Texts whose person has no other are no queries; NaN where no person has two. Of equal
-    distances those of other people count as nearer: a text that two people share finds neither.
-    Raises UserError for features that are not finite or not (N, D).
+    Among equal distances those of other people are nearer: a text that two people share retrieves neither.
+
+    Args:
+        features (`np.ndarray`): (N, D), features of the texts.
+        person_ids (`Sequence[int]`): N person ids. A text whose person has no other text is no query.
+
+    Returns:
+        `float`: The mAP, from 0 to 1; NaN if no person has two texts.
+
+    Raises:
+        UserError: For features that are not finite or not (N, D).
     """
     if max(Counter(person_ids).values()) < 2:
         return math.nan
-    # Each text as its own camera: the protocol's camera rule then drops the query itself and nothing else.
-    own = np.arange(len(person_ids))
-    rule = SamePerson(person_ids, person_ids, own, own)
+    # Each text has its own camera: the camera rule of the protocol then only drops the query itself.
+    camera_ids = np.arange(len(person_ids))
+    rule = SamePerson(person_ids, person_ids, camera_ids, camera_ids)
     return metrics_from_blocks(distance_blocks(features, features), rule).mAP
 
 
 def _bleu_class() -> Any:
     try:
-        from sacrebleu.metrics import BLEU
+        from sacrebleu.metrics.bleu import BLEU
     except ImportError as error:
         raise UserError(
             "self-BLEU needs sacrebleu, which is not installed: pip install 'mllmreid[ablation]'"
@@ -211,8 +243,8 @@ def _bleu_class() -> Any:
     return BLEU
 
 
-def _pairs(counts: Counter) -> int:
-    """Pairs of two equal things, from how often each comes."""
+def _pairs(counts: Counter[Any]) -> int:
+    """The number of pairs of equal items, from the count of each."""
     return sum(math.comb(count, 2) for count in counts.values())
 
 

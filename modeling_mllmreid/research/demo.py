@@ -194,7 +194,7 @@ def build_student(
     """Builds the ReID model from a copy of the pretrained LLaVA, as a real run starts from LLaVA."""
     size = {"height": processor.height, "width": processor.width}
     fields = {**options.method.given(), **size, "base_licence": OWN_LICENCE}
-    model = MllmReIDModel.from_mllm(copy.deepcopy(teacher).requires_grad_(True), **fields)
+    model: MllmReIDModel = MllmReIDModel.from_mllm(copy.deepcopy(teacher).requires_grad_(True), **fields)
     model.config.image_prefix_ids = processor.image_prefix_ids
     return model
 

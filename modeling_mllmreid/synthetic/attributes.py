@@ -1,4 +1,4 @@
-"""Who a synthetic pedestrian is: one frozen record of attributes, drawn from a named stream of random numbers."""
+"""The attributes of a synthetic pedestrian, drawn from a named stream of random numbers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -47,7 +47,7 @@ HATS = ("cap", "beanie")
 BAGS = ("backpack", "shoulder bag", "handbag")
 SIDES = ("left", "right")
 
-# What the camera shows and no caption ever tells.
+# Attributes that images show and captions never name.
 NOT_IN_CAPTIONS = (
     "skin",
     "height",
@@ -65,7 +65,7 @@ LOOKALIKE_EVERY = 5
 
 @dataclass(frozen=True)
 class Crowd:
-    """How many look-alikes there are: the last `copies` of every `size` people are copies of the one before them."""
+    """The number of look-alikes: of every `size` people the last `copies` are near copies of the person before them."""
 
     size: int = LOOKALIKE_EVERY
     copies: int = 1
@@ -73,10 +73,10 @@ class Crowd:
 
 @dataclass(frozen=True)
 class Person:
-    """The appearance of one identity: what captions may tell (first block) and what they never do (`NOT_IN_CAPTIONS`).
+    """The appearance of one identity: attributes that captions may name, then those of `NOT_IN_CAPTIONS`.
 
-    Colours are names of `COLORS` (hair: of `HAIR_COLORS`); None means that the thing is not worn. `height` and `girth`
-    are factors on the average build, `skin` an index into `SKINS`, `bag_side` the wearer's own side.
+    Colours are names of `COLORS` (hair: of `HAIR_COLORS`); None means that the person does not wear the item. `height`
+    and `girth` are factors on the average build, `skin` is an index into `SKINS`, `bag_side` the wearer's own side.
     """
 
     gender: str
@@ -108,13 +108,13 @@ class Person:
 
 
 def shade(color: RGB, factor: float) -> RGB:
-    """`color` with its three channels multiplied by `factor`, cut at 255."""
+    """The color with its channels multiplied by `factor`, at most 255."""
     return (min(255, int(color[0] * factor)), min(255, int(color[1] * factor)), min(255, int(color[2] * factor)))
 
 
 def random_stream(seed: int, *key: object) -> Random:
-    """The random numbers that belong to `key` under `seed`: equal on every machine, unlike those of any other key."""
-    return Random(":".join(str(part) for part in (seed, *key)))
+    """The random numbers of a key under a seed: equal on every machine, different for every key."""
+    return Random(":".join(str(value) for value in (seed, *key)))
 
 
 def make_person(
@@ -124,18 +124,26 @@ def make_person(
     crowd: Crowd = Crowd(),
     dress: Callable[[Random, "Person"], "Person"] | None = None,
 ) -> Person:
-    """Identity number `index` (from 0) of `group` ("train", "test", "other"); a pure function of its arguments.
+    """Draws an identity; a pure function of its arguments.
 
-    Look-alikes (`look_alike`) are as many as the crowd says. dress: what the world's people wear.
+    Args:
+        seed (`int`): Seed of the world.
+        group (`str`): "train", "test", "other" or "distractor".
+        index (`int`): Number of the identity in its group, from 0.
+        crowd (`Crowd`): The number of look-alikes.
+        dress (`Callable`, *optional*): Draws the clothes of the world's people.
+
+    Returns:
+        `Person`: The attributes.
     """
     rng = random_stream(seed, group, "person", index)
     original = crowd.size - crowd.copies - 1
-    place = index % crowd.size
-    if place > original:
-        first = index - place + original
+    position = index % crowd.size
+    if position > original:
+        first = index - position + original
         copied, *others = (make_person(seed, group, number, crowd, dress) for number in range(first, index))
         person = look_alike(rng, copied)
-        # Copies of one person may come out alike, and nobody could tell these apart.
+        # Two copies of one person may look equal in every image: draw again.
         while _shown(person) in map(_shown, others):
             person = look_alike(rng, copied)
         return person
@@ -144,7 +152,7 @@ def make_person(
 
 
 def random_person(rng: Random) -> Person:
-    """A person of independently drawn attributes; contrasts that the eye needs (pattern, hem...) are kept apart."""
+    """Draws a person with independent attributes; a pattern or hem always differs in color from its background."""
     gender = rng.choice(("man", "woman"))
     upper = rng.choice(tuple(SLEEVES))
     upper_color, pattern_color, lower_color = rng.sample(tuple(COLORS), 3)
@@ -182,7 +190,7 @@ def random_person(rng: Random) -> Person:
 
 
 def look_alike(rng: Random, person: Person) -> Person:
-    """A near copy of `person`: one garment's colour or two smaller things differ, and one that captions never tell."""
+    """A near copy: the colour of a garment or two smaller attributes differ, and one that captions never name."""
     garments: list[Callable[[], dict[str, Any]]] = [
         lambda: {"upper_color": _color(rng, person.upper_color, person.pattern_color, person.lower_color)},
         lambda: {"lower_color": _color(rng, person.lower_color, person.upper_color, person.pattern_color)},
@@ -197,18 +205,18 @@ def look_alike(rng: Random, person: Person) -> Person:
         lambda: {"shoes_color": _color(rng, person.shoes_color)},
         lambda: {"hair_color": _other(rng, HAIR_COLORS, person.hair_color)},
     ]
-    untold: list[dict[str, Any]] = [
+    unnamed: list[dict[str, Any]] = [
         {"hem_color": _color(rng, person.hem_color, person.upper_color, person.lower_color)},
         {"seam_color": _color(rng, person.seam_color, person.lower_color)},
         {"bag_side": _other(rng, SIDES, person.bag_side)},
     ]
     for change in rng.sample(garments, 1) if rng.random() < 0.5 else rng.sample(smaller, 2):
         person = replace(person, **change())
-    return replace(person, **rng.choice(untold))
+    return replace(person, **rng.choice(unnamed))
 
 
 def _shown(person: Person) -> Person:
-    """The person without what a look-alike may have and no image shows."""
+    """The person without attributes that no image of them shows."""
     bare, no_side = person.lower in ("shorts", "skirt"), person.bag in (None, "backpack")
     return replace(
         person,
@@ -218,8 +226,10 @@ def _shown(person: Person) -> Person:
 
 
 def _color(rng: Random, *avoid: str | None) -> str:
+    """A random color other than those of `avoid`."""
     return rng.choice([color for color in COLORS if color not in avoid])
 
 
 def _other(rng: Random, values: dict[str, RGB] | tuple[str, ...], avoid: str) -> str:
+    """A random value other than `avoid`."""
     return rng.choice([value for value in values if value != avoid])

@@ -1,4 +1,4 @@
-"""The cameras: where each one stands (scene, usual views, scale) and how it changes colours, sharpness and noise."""
+"""The cameras: the scene, views and scale of each, and its colours, sharpness and noise."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from .attributes import RGB, random_stream, shade
 
 CROP = (64, 128)  # width x height of a person crop
-SCENE = (420, 148)  # wider than a crop: every image shows another piece of it
+SCENE = (420, 148)  # wider than a crop: every image shows a different section
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Camera:
     `views`: weights of `sketch.VIEWS`; `length`: crown to sole in crop heights; `tilt`: as in `sketch.Stance`;
     `gain`: white balance per channel, applied after `gamma`; `saturation`: 0 is grey; `lift`: added light (haze);
     `blur`: Gaussian sigma in pixels; `noise`: standard deviation, 1 being full scale; `light`: side shading, -1 to 1;
-    `wall`, `ground`, `clutter`: the scene's colours; `foliage`: the scene's clutter is round instead of upright.
-    `detail`: resolution that it records at, as a share of the crop's.
+    `wall`, `ground`, `clutter`: the scene's colours; `foliage`: the clutter is round instead of upright. `detail`: the
+    recorded resolution, as a share of the crop's.
     """
 
     views: tuple[float, float, float, float]
@@ -137,10 +137,7 @@ CAMERAS = (
 
 @lru_cache(maxsize=16)
 def scene(seed: int, number: int, camera: Camera) -> Image.Image:
-    """The still background of a camera, `number` (from 0) of its network: a wall, things before it, and the ground.
-
-    RGB of `SCENE`.
-    """
+    """Draws the background of camera `number` (from 0): a wall, clutter before it, and the ground; RGB of `SCENE`."""
     rng = random_stream(seed, "scene", number)
     width, height = SCENE
     horizon = rng.randint(62, 78)
@@ -170,9 +167,16 @@ def scene(seed: int, number: int, camera: Camera) -> Image.Image:
 
 
 def expose(image: Image.Image, camera: Camera, *, brightness: float, noise_seed: int) -> Image.Image:
-    """The scene's true colours as `camera` records them: gamma, white balance, saturation, haze, blur and noise.
+    """Applies a camera's gamma, white balance, saturation, haze, blur and noise to an image.
 
-    image: RGB, twice a crop; returns RGB of `CROP`. `brightness`: the image's own exposure, 1 being the camera's usual.
+    Args:
+        image (`Image.Image`): RGB, twice as high and wide as a crop.
+        camera (`Camera`): The camera.
+        brightness (`float`): Exposure of this image; 1 is the usual one.
+        noise_seed (`int`): Seed of the sensor noise.
+
+    Returns:
+        `Image.Image`: RGB of `CROP`.
     """
     pixels = np.asarray(image.reduce(2), dtype=np.float32) / 255
     pixels = pixels**camera.gamma * np.float32(brightness) * np.array(camera.gain, dtype=np.float32)
@@ -187,4 +191,5 @@ def expose(image: Image.Image, camera: Camera, *, brightness: float, noise_seed:
 
 
 def _bytes(pixels: np.ndarray) -> np.ndarray:
-    return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
+    """Pixels from 0 to 1 as bytes."""
+    return np.asarray((np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8))

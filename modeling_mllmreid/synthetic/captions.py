@@ -43,25 +43,25 @@ def attribute_words(text: str) -> set[str]:
     return set(tokenize(text)) & ATTRIBUTE_WORDS
 
 
-def hidden_parts(person: Person, shot: Shot) -> frozenset[str]:
-    """What this image does not show of what the person wears, among "shoes", "logo", "ponytail" and "bag"."""
-    behind = {
+def hidden_items(person: Person, shot: Shot) -> frozenset[str]:
+    """The items that an image does not show, of "shoes", "logo", "ponytail" and "bag"."""
+    invisible = {
         "shoes": shot.occluder in ("railing", "bin"),
         "logo": shot.view != "front",
         "ponytail": shot.view == "front",
         "bag": person.bag != "backpack" and (bag_side_in_image(person, shot.view) == 0 or shot.occluder == "passer-by"),
     }
-    return frozenset(part for part, hidden in behind.items() if hidden)
+    return frozenset(item for item, hidden in invisible.items() if hidden)
 
 
 def write_captions(person: Person, shot: Shot, count: int, rng: Random) -> list[str]:
-    """`count` captions of one image, each from another template until all have been used; 15 to 30 words each."""
+    """Writes `count` captions of one image, of 15 to 30 words; templates repeat after all are used."""
     order = rng.sample(TEMPLATES, len(TEMPLATES))
     return [_caption(person, shot, order[number % len(order)], rng) for number in range(count)]
 
 
 def sample_descriptions(num: int, *, seed: int, captions: int = 3) -> list[list[str]]:
-    """For each of `num` persons who are in no written data set, `captions` different captions of one random view."""
+    """Writes `captions` different captions of one random view, for each of `num` people who are in no data set."""
     described = []
     for index in range(num):
         rng = random_stream(seed, "other", "description", index)
@@ -71,10 +71,10 @@ def sample_descriptions(num: int, *, seed: int, captions: int = 3) -> list[list[
 
 
 def _caption(person: Person, shot: Shot, template: Callable[[Phrases], str], rng: Random) -> str:
-    """Fills a template; too long a sentence loses what matters least, too short a one gains where it was taken."""
+    """Fills a template; a long caption loses its least important phrases, a short one gains a sentence."""
     phrases = _phrases(person, shot, rng)
-    for part in ("", "view", "shoes", "head"):
-        phrases.pop(part, None)
+    for name in ("", "view", "shoes", "head"):
+        phrases.pop(name, None)
         text = _tidy(template(phrases))
         if len(tokenize(text)) in LENGTHS or len(tokenize(text)) < LENGTHS.start:
             break
@@ -84,8 +84,8 @@ def _caption(person: Person, shot: Shot, template: Callable[[Phrases], str], rng
 
 
 def _phrases(person: Person, shot: Shot, rng: Random) -> Phrases:
-    """The sayable facts of one image; "shoes", "head", "bag" and "view" are there only where they can be said."""
-    hidden = hidden_parts(person, shot)
+    """The phrases about one image; "shoes", "head", "bag" and "view" may be missing."""
+    hidden = hidden_items(person, shot)
     phrases = {
         "who": rng.choice((person.gender, person.gender, "person", "pedestrian")),
         "upper": _upper(person, "logo" in hidden, rng),
@@ -136,14 +136,15 @@ def _article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def _listed(*parts: str | None) -> str:
-    """The parts that are there, joined by commas and a last "and"."""
-    there = [part for part in parts if part]
-    return there[0] if len(there) == 1 else f"{', '.join(there[:-1])} and {there[-1]}"
+def _listed(*phrases: str | None) -> str:
+    """The phrases, without None, joined by commas and a last "and"."""
+    present = [phrase for phrase in phrases if phrase]
+    return present[0] if len(present) == 1 else f"{', '.join(present[:-1])} and {present[-1]}"
 
 
-def _if(phrases: Phrases, part: str, wording: str) -> str:
-    return wording.format(phrases[part]) if part in phrases else ""
+def _if(phrases: Phrases, name: str, wording: str) -> str:
+    """The wording with the phrase of a name; empty without this phrase."""
+    return wording.format(phrases[name]) if name in phrases else ""
 
 
 def _tidy(text: str) -> str:
@@ -162,7 +163,7 @@ def _bottom_up(p: Phrases) -> str:
 
 
 def _two_sentences(p: Phrases) -> str:
-    extras = [p[part] for part in ("head", "bag", "shoes") if part in p]
+    extras = [p[name] for name in ("head", "bag", "shoes") if name in p]
     has = f"this {p['who']} also has {_listed(*extras)}." if extras else ""
     return f"{_if(p, 'view', 'seen {},')} a {p['who']} is dressed in {p['upper']} and {p['lower']}. {has}"
 
@@ -180,8 +181,8 @@ def _head_first(p: Phrases) -> str:
 
 
 def _inventory(p: Phrases) -> str:
-    things = _listed(p["upper"], p["lower"], p.get("shoes"), p.get("head"), p.get("bag"))
-    return f"this picture {_if(p, 'view', 'taken {}')} shows a {p['who']}. one can see {things}."
+    items = _listed(p["upper"], p["lower"], p.get("shoes"), p.get("head"), p.get("bag"))
+    return f"this picture {_if(p, 'view', 'taken {}')} shows a {p['who']}. one can see {items}."
 
 
 TEMPLATES = (_plain_report, _bottom_up, _two_sentences, _bag_first, _head_first, _inventory)

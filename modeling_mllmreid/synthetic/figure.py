@@ -1,4 +1,4 @@
-"""Draws a pedestrian part by part on a small drawing board in body coordinates."""
+"""Drawing of a pedestrian in body coordinates, one garment or body part after the other."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Stance:
-    """How a figure stands in the frame. `view`: one of `VIEWS`; left and right: where the walker heads.
+    """The position of a figure in the frame. `view`: one of `VIEWS`; left and right are the walking direction.
 
     `center`: x of the body's axis, `top`: y of the crown, `length`: crown to sole at average height, all in pixels of
     the drawing; `tilt` below 1 shortens the legs as a high camera does; `phase`: the step's angle in radians.
@@ -35,7 +35,7 @@ class Stance:
 class Sketch:
     """A drawing of one figure: colours and a coverage mask, in body coordinates (x from the axis, y from the crown).
 
-    Both are in units of the body's length; x points where a walker seen from the side heads, else right.
+    The unit is the length of the body; x points in the walking direction in a side view, else to the right.
     """
 
     def __init__(self, stance: Stance, person: Person) -> None:
@@ -48,21 +48,24 @@ class Sketch:
         self._mirror = -1 if stance.view == "left" else 1
 
     def at(self, x: float, y: float) -> Point:
-        """Body coordinates to pixels; the feet stay on the ground whatever the person's height."""
+        """Converts body coordinates to pixels; the feet are on the ground for every height."""
         ground = self._stance.top + self._stance.length
         tilted = math.copysign(abs(y) ** self._stance.tilt, y)
         return self._stance.center + self._mirror * x * self._girth * self._unit, ground - (1 - tilted) * self._unit
 
     def polygon(self, points: list[Point], fill: Fill) -> None:
+        """A filled polygon."""
         corners = [self.at(*point) for point in points]
         self._put(lambda draw, ink: draw.polygon(corners, fill=ink), fill)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, fill: Fill, radius: float = 0) -> None:
+        """A filled box with rounded corners."""
         (left, top), (right, bottom) = self.at(x0, y0), self.at(x1, y1)
         corners = (min(left, right), min(top, bottom), max(left, right), max(top, bottom))
         self._put(lambda draw, ink: draw.rounded_rectangle(corners, radius * self._unit, fill=ink), fill)
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, fill: Fill) -> None:
+        """A filled ellipse around (x, y)."""
         (left, top), (right, bottom) = self.at(x - rx, y - ry), self.at(x + rx, y + ry)
         corners = (min(left, right), min(top, bottom), max(left, right), max(top, bottom))
         self._put(lambda draw, ink: draw.ellipse(corners, fill=ink), fill)
@@ -94,7 +97,7 @@ HEMS = {"coat": 0.70, "top": 0.49, "tee": 0.52, "shirt": 0.53, "sweater": 0.52, 
 
 
 def draw_figure(person: Person, stance: Stance) -> tuple[Image.Image, Image.Image]:
-    """The person drawn on black (RGB) and the mask of what is covered (L, 0 or 255), both of `SIZE`."""
+    """Draws a person on black (RGB), with the mask of covered pixels (L, 0 or 255), both of `SIZE`."""
     sketch = Sketch(stance, person)
     profile = stance.view in ("left", "right")
     cloth, sleeve = _cloth(sketch, person, 1.0), _cloth(sketch, person, 0.82)
@@ -123,7 +126,7 @@ def draw_figure(person: Person, stance: Stance) -> tuple[Image.Image, Image.Imag
 
 
 def bag_side_in_image(person: Person, view: str) -> int:
-    """Where a bag worn on one side is: -1 or 1 (left or right in the image), 0 where the body hides it."""
+    """The side of a bag in the image: -1 left, 1 right, 0 if the body hides it."""
     side = 1 if person.bag_side == "left" else -1
     if view in ("front", "back"):
         return side if view == "front" else -side
@@ -131,7 +134,7 @@ def bag_side_in_image(person: Person, view: str) -> int:
 
 
 def _cloth(sketch: Sketch, person: Person, light: float) -> Fill:
-    """The upper garment's fill: a colour, or for a pattern an image of it that is fixed to the body."""
+    """The fill of the upper garment: a colour, or an image of the pattern that is fixed to the body."""
     first, second = shade(COLORS[person.upper_color], light), shade(COLORS[person.pattern_color], light)
     if person.pattern in ("plain", "logo"):
         return first
@@ -256,7 +259,7 @@ def _backpack(sketch: Sketch, person: Person, view: str) -> None:
 
 
 def _side_bag(sketch: Sketch, person: Person, side: int, profile: bool) -> None:
-    """A shoulder bag with its strap, or a handbag; `side` as `bag_side_in_image` tells."""
+    """A shoulder bag with its strap, or a handbag; `side` as in `bag_side_in_image`."""
     if side == 0 or person.bag not in ("shoulder bag", "handbag"):
         return
     color = COLORS[person.bag_color]

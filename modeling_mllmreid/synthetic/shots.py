@@ -16,7 +16,7 @@ STYLES = ("flat", "outlined", "woven", "soft")
 
 @dataclass(frozen=True)
 class Palette:
-    """What becomes of every named colour: `saturation` 0 is grey, `gain` multiplies the channels."""
+    """A change of every colour: `saturation` 0 is grey, `gain` multiplies the channels."""
 
     saturation: float = 1.0
     gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -24,7 +24,14 @@ class Palette:
 
 @dataclass(frozen=True)
 class Look:
-    """cameras: in their order; occluded: share of images with something before the person; style: of `STYLES`."""
+    """The look of a world.
+
+    Args:
+        cameras (`tuple[Camera, ...]`): Its cameras, in order.
+        occluded (`float`): Share of images with an object before the person.
+        palette (`Palette`): Change of the colours of people.
+        style (`str`): Painting style, one of `STYLES`.
+    """
 
     cameras: tuple[Camera, ...] = CAMERAS
     occluded: float = 0.2
@@ -36,14 +43,14 @@ STREET = Look()
 
 
 def paint(figure: Image.Image, mask: Image.Image, look: Look) -> Image.Image:
-    """A drawn figure (RGB on black, with its mask) in the palette and style of a look."""
+    """Applies the palette and style of a look to a drawn figure (RGB on black, with its mask)."""
     if look.palette != Palette():
         pixels = np.asarray(figure, dtype=np.float32)
         grey = pixels.mean(axis=2, keepdims=True)
         pixels = (grey + look.palette.saturation * (pixels - grey)) * np.array(look.palette.gain, dtype=np.float32)
         figure = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     if look.style == "outlined":
-        # Edges between parts, and the figure's own, as dark lines.
+        # Dark lines at the edges of garments and of the figure.
         edges = ImageChops.lighter(
             figure.convert("L").filter(ImageFilter.FIND_EDGES), mask.filter(ImageFilter.FIND_EDGES)
         )
@@ -63,11 +70,11 @@ OCCLUDERS = ("post", "railing", "bin", "passer-by")
 
 @dataclass(frozen=True)
 class Shot:
-    """What differs between two images of one person. `occluder`: one of `OCCLUDERS` or None.
+    """The differences between two images of one person. `occluder`: one of `OCCLUDERS` or None.
 
-    `occluder_x`: its place beside the body's axis, -1 to 1; `phase`: the step's angle in radians; `shift`: the crop's
-    offset (x, y) in pixels of the drawing; `zoom`, `brightness`: factors; `place`: where in the scene, 0 to 1;
-    `stranger`: the passer-by's looks; `noise_seed`: the sensor noise.
+    `occluder_x`: its offset from the body's axis, -1 to 1; `phase`: the step's angle in radians; `shift`: the crop's
+    offset (x, y) in pixels of the drawing; `zoom`, `brightness`: factors; `place`: position in the scene, 0 to 1;
+    `stranger`: seed of the passer-by; `noise_seed`: seed of the sensor noise.
     """
 
     camera: int
@@ -84,7 +91,7 @@ class Shot:
 
 
 def plan_shot(rng: Random, camera: int, look: Look = STREET) -> Shot:
-    """A random image plan for camera number `camera` (from 0) of a world's look."""
+    """Draws the shot of an image for camera number `camera` (from 0) of a look."""
     occluder = rng.choice(OCCLUDERS) if rng.random() < look.occluded else None
     return Shot(
         camera=camera,
@@ -102,7 +109,17 @@ def plan_shot(rng: Random, camera: int, look: Look = STREET) -> Shot:
 
 
 def render(person: Person, shot: Shot, *, seed: int, look: Look = STREET) -> Image.Image:
-    """The person crop (RGB of `cameras.CROP`) of a plan; `seed` is that of the cameras' scenes."""
+    """Renders the crop of a person, RGB of `cameras.CROP`.
+
+    Args:
+        person (`Person`): The attributes.
+        shot (`Shot`): The shot.
+        seed (`int`): Seed of the scenes.
+        look (`Look`): The look of the world.
+
+    Returns:
+        `Image.Image`: The crop.
+    """
     camera = look.cameras[shot.camera]
     canvas = _background(shot, seed, camera)
     stance = _stance(shot, camera)
@@ -139,7 +156,7 @@ def _cast_shadow(canvas: Image.Image, stance: Stance) -> None:
 
 
 def _place(canvas: Image.Image, person: Person, stance: Stance, camera: Camera, look: Look) -> None:
-    """Draws a person into the scene, darker towards the edges and away from the light."""
+    """Draws a person into the scene, darker at the edges and away from the light."""
     figure, mask = draw_figure(person, stance)
     figure = paint(figure, mask, look)
     across = np.clip((np.arange(SIZE[0]) - stance.center) / 40, -1, 1)
@@ -149,7 +166,7 @@ def _place(canvas: Image.Image, person: Person, stance: Stance, camera: Camera, 
 
 
 def _occlude(canvas: Image.Image, shot: Shot, stance: Stance, camera: Camera, look: Look) -> None:
-    """Draws what stands before the person: nothing, a post, a railing or a bin at the feet, or a passer-by."""
+    """Draws the object before the person: none, a post, a railing or a bin at the feet, or a passer-by."""
     draw, sole = ImageDraw.Draw(canvas), stance.top + stance.length
     dark = tuple(channel // 2 for channel in camera.ground)
     if shot.occluder == "post":

@@ -1,4 +1,4 @@
-"""The fixed worlds by name: their people, clothes, cameras and painting style."""
+"""The rendered worlds by name: people, clothes, cameras and style of each."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def winter(rng: Random, person: Person) -> Person:
 
 
 def uniform(rng: Random, person: Person) -> Person:
-    """The dress of one of `FIRMS`: hair, build, hat, bag and small things alone tell its people apart."""
+    """The uniform of one of `FIRMS`: only hair, build, hat, bag and small details separate its people."""
     upper, upper_color, pattern, pattern_color, lower, lower_color, shoes, shoes_color = rng.choice(FIRMS)
     plain = pattern == "plain"
     return replace(
@@ -88,7 +88,18 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class World:
-    """A data set that is always the same. distractors: gallery images of people who are in no query."""
+    """A rendered data set with fixed content.
+
+    Args:
+        look (`Look`): Cameras, palette and style.
+        seed (`int`): Seed of people and scenes.
+        crowd (`Crowd`): The number of look-alikes.
+        dress (`Callable`, *optional*): Draws the clothes of a person.
+        train_identities (`int`): People of the train split.
+        test_identities (`int`): People of query and gallery.
+        images_per_camera (`int`): Images of each person from each camera.
+        distractors (`int`): Gallery images of people who are in no query.
+    """
 
     look: Look
     seed: int
@@ -101,7 +112,7 @@ class World:
 
 
 def _stronger(camera: Camera, power: float) -> Camera:
-    """The camera with its white balance pushed further from neutral, as old and badly set ones are."""
+    """The camera with a stronger color cast and more noise."""
     red, green, blue = (gain**power for gain in camera.gain)
     return replace(camera, gain=(red, green, blue), noise=camera.noise + 0.01)
 
@@ -152,7 +163,7 @@ WORLDS: dict[str, World] = {
     "summer": World(Look(BEACH[:4], 0.1, Palette(1.1, (1.05, 1.02, 0.95)), "outlined"), seed=11, dress=summer),
     "winter": World(Look(SNOW, 0.25, Palette(0.75, (0.92, 0.95, 1.05)), "soft"), seed=12, dress=winter),
     "uniforms": World(Look(HALLS, 0.2, Palette(0.9), "woven"), seed=13, crowd=Crowd(copies=0), dress=uniform),
-    # The hard one: four of five people are near copies of another, and the cameras disagree about every colour.
+    # The hard world: four of five people are near copies of another, and every camera has another color cast.
     "lookalikes": World(
         Look(tuple(_stronger(camera, 2.5) for camera in CAMERAS), occluded=0.35),
         seed=14,
@@ -166,20 +177,20 @@ WORLDS: dict[str, World] = {
 
 
 WORLD_FILE = "world.json"
-# The demo's people, of which there are as many as its user wants.
+# The people of the demo, in any number.
 PEDESTRIANS = "pedestrians"
 
 
 def mark_rendered(root: Path, world: str) -> None:
-    """Writes the mark into a folder of rendered people."""
+    """Writes `world.json`, which identifies a folder of rendered people."""
     (root / WORLD_FILE).write_text(json.dumps({"world": world, "version": VERSION}) + "\n", encoding="utf-8")
 
 
 def rendered_source(root: str | os.PathLike[str]) -> str | None:
-    """The name of the rendered set in a folder, `rendered_WORLD`, or None for any other data."""
+    """The name `rendered_WORLD` of the rendered data set in a folder; None for other data."""
     path = Path(root) / WORLD_FILE
     try:
         world = read_json(path, WorldFile).world if path.is_file() else None
-    except (UserError, OSError):  # another program's file of that name
+    except (UserError, OSError):  # a file of that name from another program
         return None
     return f"rendered_{world}" if world in (PEDESTRIANS, *WORLDS) else None

@@ -1,4 +1,4 @@
-"""Writes the synthetic pedestrians as Market-1501 folders with CUHK-PEDES captions beside them."""
+"""Writing of synthetic pedestrians as Market-1501 folders, with captions in the schema of CUHK-PEDES."""
 
 import json
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ STREET = WORLDS["street"]
 
 @dataclass(frozen=True)
 class WrittenPedestrians:
-    """What `write_pedestrians` wrote: the folder, and the number of images of each part and of captions."""
+    """The result of `write_pedestrians`: the folder, the number of images of each split, and of captions."""
 
     root: Path
     train_images: int
@@ -42,44 +42,56 @@ def write_pedestrians(
     world: World = STREET,
     named: str | None = None,
 ) -> WrittenPedestrians:
-    """Renders people of a world into `root`: 64 x 128 JPEG crops in Market-1501 layout and `reid_raw.json`.
+    """Renders people of a world: 64 x 128 JPEG crops in Market-1501 layout, and their captions in `reid_raw.json`.
 
-    Person ids count from 1, test identities follow the training ones; cameras count from 1. The first image
-    of every test identity and camera is the query, the others are the gallery. Every image has `captions_per_image`
-    captions in `reid_raw.json` (CUHK-PEDES schema, `file_path` relative to `root`, `split` "train" or "test").
-    The files are a pure function of the arguments; a person and its images do not depend on how many others there are.
-    world: its look, crowd, dress and distractors (person 0, in the gallery). named: its name in
-    `world.json`, by which every reader knows the rendered people; None: no such mark.
-    Written beside `root` and renamed at the end. Raises UserError for a `root` that is not empty, and for counts
-    outside their range.
+    Person ids count from 1, test identities after the training ones; cameras count from 1. The first image of every
+    test identity and camera is a query, the others are in the gallery. The files are a pure function of the arguments;
+    a person does not depend on the number of others. The folder appears once it is complete.
+
+    Args:
+        root (`Path`): The new folder.
+        train_identities (`int`): People of the train split.
+        test_identities (`int`): People of query and gallery.
+        images_per_camera (`int`): Images of each person from each camera.
+        cameras (`int`): Number of cameras.
+        seed (`int`): Seed of people and scenes.
+        captions_per_image (`int`): Captions of each image.
+        world (`World`): Look, crowd, dress and distractors (person 0, in the gallery).
+        named (`str`, *optional*): Name of the world in `world.json`, which identifies the folder for readers.
+
+    Returns:
+        `WrittenPedestrians`: The folder and its numbers of images and captions.
+
+    Raises:
+        UserError: For a `root` that is not empty, and for a number out of range.
     """
     root = Path(root)
     _check(root, train_identities, test_identities, images_per_camera, cameras, captions_per_image, world)
     people = [("train", index, index + 1) for index in range(train_identities)]
     people += [("test", index, train_identities + index + 1) for index in range(test_identities)]
     distractors = [(index, index % cameras) for index in range(world.distractors)]
-    with atomic_folder(root) as aside:
+    with atomic_folder(root) as partial:
         for folder in FOLDERS:
-            (aside / folder).mkdir()
+            (partial / folder).mkdir()
         records: list[dict[str, Any]] = []
         for group, index, person_id in tqdm(people, desc="pedestrians", unit="person", disable=None):
             for camera in range(cameras):
                 for shot in range(images_per_camera):
                     image = (person_id, group, index, camera, shot)
-                    records.append(_write_image(aside, *image, seed, captions_per_image, world))
+                    records.append(_write_image(partial, *image, seed, captions_per_image, world))
         for index, camera in distractors:
             records.append(
-                _write_image(aside, 0, "distractor", index, camera, index + 1, seed, captions_per_image, world)
+                _write_image(partial, 0, "distractor", index, camera, index + 1, seed, captions_per_image, world)
             )
-        (aside / CAPTIONS_FILE).write_text(json.dumps(records), encoding="utf-8")
+        (partial / CAPTIONS_FILE).write_text(json.dumps(records), encoding="utf-8")
         if named:
-            mark_rendered(aside, named)
+            mark_rendered(partial, named)
     train, query, gallery = (sum(r["file_path"].startswith(f"{folder}/") for r in records) for folder in FOLDERS)
     return WrittenPedestrians(root, train, query, gallery, len(records) * captions_per_image)
 
 
 def write_world(root: Path, name: str) -> WrittenPedestrians:
-    """Renders the world of a name, always the same, in its own numbers of people, cameras and images."""
+    """Renders the world of a name into a new folder, with its fixed numbers of people, cameras and images."""
     world = WORLDS[name]
     return write_pedestrians(
         root,

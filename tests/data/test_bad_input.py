@@ -38,7 +38,7 @@ def load(tmp_path):
 
 
 def size(dataset):
-    return {split: len(part) for split, part in dataset.items()}
+    return {name: len(split) for name, split in dataset.items()}
 
 
 def last_image(root):
@@ -95,7 +95,7 @@ def test_missing_listed_image_and_unlisted_image(small, load, tmp_path, name):
 def test_broken_image_and_decompression_bomb(small, load, tmp_path, name, monkeypatch):
     root = small(name)
     before = load(name, root)
-    used = {source for part in before.values() for source in image_sources(part)}
+    used = {source for split in before.values() for source in image_sources(split)}
     broken, bomb = sorted(used)[-1], sorted(used)[0]
     for path in (broken, bomb):
         Path(path).unlink()  # they are links to one file
@@ -107,7 +107,7 @@ def test_broken_image_and_decompression_bomb(small, load, tmp_path, name, monkey
         check_images(sorted(used))
     assert broken in str(caught.value) and "too large an image" in str(caught.value)
     left = load(name, root, skip=True)
-    assert not {broken, bomb} & {source for part in left.values() for source in image_sources(part)}
+    assert not {broken, bomb} & {source for split in left.values() for source in image_sources(split)}
     assert {broken, bomb} <= {line.split(": ")[0] for line in (tmp_path / "skipped.txt").read_text().splitlines()}
 
 

@@ -9,10 +9,10 @@ from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.utils.errors import UserError
 
 
-def made(source, **parts):
+def made(source, **splits):
     """Parts of rows (file name, person, camera)."""
     return DatasetDict(
-        {split: make_split([Sample(*row) for row in rows], root="/x", source=source) for split, rows in parts.items()}
+        {split: make_split([Sample(*row) for row in rows], root="/x", source=source) for split, rows in splits.items()}
     )
 
 

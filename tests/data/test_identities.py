@@ -33,7 +33,7 @@ def check_refused(name, root, tmp_path, *words):
     listed = tmp_path / "skipped.txt"
     dataset = load_reid_dataset(name, data_dir=root, on_error="skip", skipped_file=listed)
     assert any(word in listed.read_text() for word in words)
-    return {split: sorted(zip(part["file_name"], part["person_id"], strict=True)) for split, part in dataset.items()}
+    return {name: sorted(zip(split["file_name"], split["person_id"], strict=True)) for name, split in dataset.items()}
 
 
 @pytest.mark.parametrize(("name", "what"), [*((n, "person") for n in NAMED), *((n, "camera") for n in WITH_CAMERAS)])
@@ -44,7 +44,7 @@ def test_two_spellings_of_one_number(tmp_path, name, what):
     copy = copy_as(image, pattern, lambda digits: f"00{digits}")
     left = check_refused(name, root, tmp_path, f"{what} 0", "is another spelling of", copy.name)
     # Whichever comes first stays.
-    spellings = {re.search(pattern, row[0].split("/")[-1])[2] for part in left.values() for row in part}
+    spellings = {re.search(pattern, row[0].split("/")[-1])[2] for split in left.values() for row in split}
     assert len({int(spelling) for spelling in spellings}) == len(spellings)
 
 
@@ -108,8 +108,8 @@ def test_lists_of_other_operating_systems(tmp_path):
         text = path.read_text().replace("/", "\\").replace(" ", " \t ").replace("\n", "\r\n")
         path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     after = load_reid_dataset("msmt17", data_dir=root)
-    assert {split: part.to_dict() for split, part in after.items()} == {
-        split: part.to_dict() for split, part in before.items()
+    assert {name: split.to_dict() for name, split in after.items()} == {
+        name: split.to_dict() for name, split in before.items()
     }
 
 

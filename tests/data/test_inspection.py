@@ -17,12 +17,12 @@ def dataset(tmp_path):
     for name in ("a", "b", "c", "d", "e"):
         Image.fromarray(rng.integers(0, 256, (16, 8, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
     (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
-    parts = {
+    samples = {
         "train": [Sample("a.png", 1, 2, ("A man, a RED hat.", "tall")), Sample("b.png", 1, 2), Sample("c.png", 2, -1)],
         "query": [Sample("d.png", 1, 1), Sample("e.png", 9, 1)],
         "gallery": [Sample("copy.png", 9, 2), Sample("d.png", 1, 2)],
     }
-    return DatasetDict({split: make_split(rows, root=tmp_path, source="t") for split, rows in parts.items()})
+    return DatasetDict({split: make_split(rows, root=tmp_path, source="t") for split, rows in samples.items()})
 
 
 def test_counts(dataset):
@@ -42,7 +42,7 @@ def test_counts(dataset):
 
 
 def test_copies_and_broken_images(dataset, tmp_path):
-    assert examine_images(dataset) == ([], [["gallery/copy.png", "train/a.png"]])  # d.png is one file of two parts
+    assert examine_images(dataset) == ([], [["gallery/copy.png", "train/a.png"]])  # d.png is one file of two splits
     path = tmp_path / "b.png"
     path.write_bytes(path.read_bytes()[:60])
     (tmp_path / "c.png").unlink()

@@ -63,9 +63,9 @@ def test_unrelated_sets_share_nothing(monkeypatch):
 
 def split(people, source="own", named=True):
     rows = [Sample(f"{number}.jpg", number, 1) for number, _ in people]
-    part = make_split(rows, root="/x", source=source)
+    split = make_split(rows, root="/x", source=source)
     names = [name for _, name in people]
-    return part.add_column("person_name", names, feature=Value("string")) if named else part
+    return split.add_column("person_name", names, feature=Value("string")) if named else split
 
 
 def test_people_shared_with_train():

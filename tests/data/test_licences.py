@@ -103,8 +103,8 @@ def test_own_checkpoint_keeps_the_licence_of_its_base(base, tmp_path_factory):
 
 
 def test_normalised_licence_names():
-    said = ("llama2", "LLAMA2", "Llama 2", "llama-2", "Llama 2 Community License", " Apache-2.0 ")
-    assert [normal_licence(name) for name in said] == [*["llama2"] * 5, "apache-2.0"]
+    names = ("llama2", "LLAMA2", "Llama 2", "llama-2", "Llama 2 Community License", " Apache-2.0 ")
+    assert [normal_licence(name) for name in names] == [*["llama2"] * 5, "apache-2.0"]
     assert [normal_licence(name) for name in ("", "a\nb", "x" * 200, None, 3, "<b>", "`x`")] == [None] * 7
 
 

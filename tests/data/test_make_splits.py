@@ -47,8 +47,8 @@ def test_images_added_later_are_noted(root, caplog):
     add(root, "kim", "lea", images=3)
     Image.new("RGB", (4, 8)).save(root / "anna/9.png")
     again, notes = load(root)
-    assert {split: part["file_name"][:] for split, part in again.items()} == {
-        split: part["file_name"][:] for split, part in first.items()
+    assert {name: split["file_name"][:] for name, split in again.items()} == {
+        name: split["file_name"][:] for name, split in first.items()
     }
     assert notes[0] == "tested on 5 of 12 people, splits in splits.json"
     left = (
@@ -114,14 +114,14 @@ def test_options_that_contradict_the_file(root):
 
 
 def test_options_that_do_not_apply_are_refused(root, tmp_path):
-    add(tmp_path / "parts/train", "a", "b")
-    add(tmp_path / "parts/query", "c")
-    add(tmp_path / "parts/gallery", "c")
-    assert load(tmp_path / "parts")[1] == ["tested on 1 of 3 people, splits in the folders"]
+    add(tmp_path / "splits/train", "a", "b")
+    add(tmp_path / "splits/query", "c")
+    add(tmp_path / "splits/gallery", "c")
+    assert load(tmp_path / "splits")[1] == ["tested on 1 of 3 people, splits in the folders"]
     for option in ({"test_share": 0.5}, {"split_seed": 0}, {"splits_file": "x.json"}):
         (name,) = option
         with pytest.raises(UserError, match=f"has splits of its own, {name} does not apply: leave it out"):
-            load(tmp_path / "parts", **option)
+            load(tmp_path / "splits", **option)
         with pytest.raises(UserError, match=f"saved data set, {name} does not apply"):
             load_reid_dataset(root, **option)
         with pytest.raises(UserError, match=f"is read by its columns, {name} does not apply"):
@@ -186,27 +186,27 @@ def images(people=8, number=5, turned=False):
 
 
 def drawn(whole, path, **options):
-    return {name: sorted(part["file_name"][:]) for name, part in make_splits(whole, path, **options).items()}
+    return {name: sorted(split["file_name"][:]) for name, split in make_splits(whole, path, **options).items()}
 
 
 def test_the_seed_draws_the_people_and_the_queries(tmp_path):
-    parts = {seed: drawn(images(), tmp_path / f"{seed}.json", seed=seed) for seed in range(5)}
-    assert drawn(images(), tmp_path / "none.json") == parts[0] == drawn(images(turned=True), tmp_path / "turned.json")
-    assert drawn(images(), tmp_path / "again.json", seed=3, test_share=0.5) == parts[3]
-    assert len({tuple(part["train"]) for part in parts.values()}) > 3
-    assert len({tuple(name[2:] for name in part["query"]) for part in parts.values()}) == 5
-    for seed, part in parts.items():
-        tested = {int(name[0]) for name in part["gallery"]}
+    splits = {seed: drawn(images(), tmp_path / f"{seed}.json", seed=seed) for seed in range(5)}
+    assert drawn(images(), tmp_path / "none.json") == splits[0] == drawn(images(turned=True), tmp_path / "turned.json")
+    assert drawn(images(), tmp_path / "again.json", seed=3, test_share=0.5) == splits[3]
+    assert len({tuple(split["train"]) for split in splits.values()}) > 3
+    assert len({tuple(name[2:] for name in split["query"]) for split in splits.values()}) == 5
+    for seed, split in splits.items():
+        tested = {int(name[0]) for name in split["gallery"]}
         whole = images()
         whole = whole.select([row for row, person in enumerate(whole["person_id"]) if person in tested])
-        assert sorted(split_query_gallery(whole, seed=seed)[0]["file_name"]) == part["query"]
+        assert sorted(split_query_gallery(whole, seed=seed)[0]["file_name"]) == split["query"]
 
 
 def test_share_counts_people(tmp_path):
     for share, tested in ((0.125, 1), (0.5, 4), (0.75, 6)):
-        parts = drawn(images(), tmp_path / f"{share}.json", test_share=share)
-        assert len({name[0] for name in parts["gallery"]}) == len(parts["query"]) == tested
-        assert len({name[0] for name in parts["train"]}) == 8 - tested
+        splits = drawn(images(), tmp_path / f"{share}.json", test_share=share)
+        assert len({name[0] for name in splits["gallery"]}) == len(splits["query"]) == tested
+        assert len({name[0] for name in splits["train"]}) == 8 - tested
     for share in (0, 1, 1.5, -0.5, float("nan")):
         with pytest.raises(UserError, match=f"test_share: {share} is not a share: use a number between 0 and 1"):
             make_splits(images(), tmp_path / "s.json", test_share=share)
@@ -219,11 +219,11 @@ def test_share_counts_people(tmp_path):
 
 def test_file_is_readable_json(tmp_path):
     rows = [Sample(f"zoë/{person}.{i}.jpg", person, -1) for person in range(4) for i in range(2)]
-    parts = drawn(make_split(rows, root="/x", source="own"), tmp_path / "s.json", seed=2)
+    splits = drawn(make_split(rows, root="/x", source="own"), tmp_path / "s.json", seed=2)
     text = (tmp_path / "s.json").read_bytes().decode("utf-8")
     assert text.startswith('{\n "test_share": 0.5,\n "split_seed": 2,\n "train": [\n  "zoë/') and text.endswith("\n}\n")
     content = json.loads(text)
-    assert {name: sorted(content[name]) for name in parts} == parts
+    assert {name: sorted(content[name]) for name in splits} == splits
 
 
 def test_splits_of_a_concurrent_run_are_used(tmp_path, monkeypatch):
@@ -237,8 +237,11 @@ def test_splits_of_a_concurrent_run_are_used(tmp_path, monkeypatch):
 
     monkeypatch.setattr(splits, "_split_lock", overtaken)
     problems = Problems(on_error="skip")
-    parts = drawn(images(), path, problems=problems)
-    assert parts == {"train": ["0/0.jpg", "1/0.jpg"], "query": ["2/0.jpg"], "gallery": ["2/1.jpg"]}
+    assert drawn(images(), path, problems=problems) == {
+        "train": ["0/0.jpg", "1/0.jpg"],
+        "query": ["2/0.jpg"],
+        "gallery": ["2/1.jpg"],
+    }
     assert "tested on 1 of 8 people, splits in s.json" in problems.notes
     path.unlink()
     with pytest.raises(UserError, match="was drawn with split_seed 9, not 3: leave it out"):

@@ -26,12 +26,12 @@ def dataset(tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
     for number in range(5):
         Image.new("RGB", (6, 12), (50 * number, 9, 9)).save(tmp_path / "images" / f"{number}.png")
-    parts = {
+    samples = {
         "train": [Sample(f"{number}.png", number, 1 + number % 2, (f"person {number}",)) for number in range(3)],
         "query": [Sample("3.png", 8, 1)],
         "gallery": [Sample("4.png", 8, 2)],
     }
-    splits = {split: make_split(rows, root=tmp_path / "images", source="t") for split, rows in parts.items()}
+    splits = {split: make_split(rows, root=tmp_path / "images", source="t") for split, rows in samples.items()}
     splits["train"] = splits["train"].add_column("track_id", [4, 4, -1])
     return DatasetDict(splits)
 
@@ -50,11 +50,11 @@ def test_round_trip(dataset, tmp_path, embed, monkeypatch):
             path.unlink()
     back = load_reid_dataset(tmp_path / "out")
     assert list(back) == list(dataset) and back["train"]["track_id"][:] == [4, 4, -1]
-    for split, part in dataset.items():
-        assert all(back[split].features[name] == kind for name, kind in FEATURES.items())
+    for name, split in dataset.items():
+        assert all(back[name].features[column] == kind for column, kind in FEATURES.items())
         for column in FEATURES:
             if column != "image":
-                assert back[split][column][:] == part[column][:]
+                assert back[name][column][:] == split[column][:]
     pixels = [open_image(source).getpixel((0, 0)) for source in image_sources(back["train"])]
     assert pixels == [(0, 9, 9), (50, 9, 9), (100, 9, 9)]
     if embed:
@@ -115,9 +115,9 @@ def test_reading_writes_no_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     for path, columns in (("out", None), ("out", {}), ("pictures", {"person_id": "label"})):
-        part = load_reid_dataset(tmp_path / path, columns=columns)["train"]
-        write_prepared(tmp_path / f"again {path} {columns is None}", DatasetDict(train=part), name="t", metadata={})
-        assert open_image(image_sources(part.select([0]))[0]).size == (2, 2)
+        split = load_reid_dataset(tmp_path / path, columns=columns)["train"]
+        write_prepared(tmp_path / f"again {path} {columns is None}", DatasetDict(train=split), name="t", metadata={})
+        assert open_image(image_sources(split.select([0]))[0]).size == (2, 2)
     assert not list((tmp_path / "cache").rglob("*")) and not list((tmp_path / "temporary").rglob("*.*"))
 
 

@@ -13,8 +13,8 @@ TABLES = {f"data/{split}-00000-of-00001.parquet" for split in ("gallery", "query
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory) -> dict:
-    """What `walk` found. The Hub's address is read at import: one new process for everything."""
+def results(tmp_path_factory) -> dict:
+    """The results of `walk`. The Hub's address is read at import: one new process for everything."""
     command = [sys.executable, __file__, str(tmp_path_factory.mktemp("push"))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -57,15 +57,15 @@ def walk(folder: Path) -> dict:
 
         token = os.environ["HF_TOKEN"]
         os.environ["HF_TOKEN"] = "hf_wrong"
-        found: dict = {"wrong token": refused(1), "repositories": len(hub.repos)}
+        results: dict = {"wrong token": refused(1), "repositories": len(hub.repos)}
         os.environ["HF_TOKEN"] = token
         hub.fail["POST commit"] = lambda number: 500
-        found["failing server"] = refused(2)
+        results["failing server"] = refused(2)
         hub.fail.clear()
         hub.repos["datasets", "tester/people"].private = False
         asked = hub.seen.copy()
-        found["public"] = refused(3)
-        found["changed"] = [route for route in hub.seen - asked if not route.startswith(("GET", "HEAD"))]
+        results["public"] = refused(3)
+        results["changed"] = [route for route in hub.seen - asked if not route.startswith(("GET", "HEAD"))]
         hub.repos["datasets", "tester/people"].private = True
         repo = hub.repos["datasets", "tester/people"]
         repo.commit({**hub.files("datasets", "tester/people"), "data/train-00001-of-00002.parquet": b"of another run"})
@@ -80,17 +80,17 @@ def walk(folder: Path) -> dict:
 
         prepare.write_prepared = with_notes
         main([*source, "--output", str(folder / "out4")])
-        found |= {"pushed": files(), "private": hub.repos["datasets", "tester/people"].private}
+        results |= {"pushed": files(), "private": hub.repos["datasets", "tester/people"].private}
         shutil.rmtree(root)
         ours, theirs = load_reid_dataset("tester/people"), load_dataset("tester/people")
-        found["loaded"] = {
-            split: {
-                "rows": len(part),
-                "by the library": len(theirs[split]),
-                "first": part["file_name"][0],
-                "size": open_image(image_sources(part)[0]).size,
+        results["loaded"] = {
+            name: {
+                "samples": len(split),
+                "by the library": len(theirs[name]),
+                "first": split["file_name"][0],
+                "size": open_image(image_sources(split)[0]).size,
             }
-            for split, part in ours.items()
+            for name, split in ours.items()
         }
         pushed = hub.files("datasets", "tester/people")
         shard = pushed["data/train-00000-of-00001.parquet"]
@@ -102,22 +102,22 @@ def walk(folder: Path) -> dict:
             try:
                 load_reid_dataset("tester/people")
             except UserError as error:
-                found[name] = str(error)
-    return found
+                results[name] = str(error)
+    return results
 
 
-def test_round_trip(said):
-    assert said["private"] and set(said["pushed"]) == {"README.md", *TABLES}
-    rows = {split: part["rows"] for split, part in said["loaded"].items()}
-    assert rows == {"train": 8, "query": 4, "gallery": 10}
-    assert all(part["rows"] == part["by the library"] for part in said["loaded"].values())
-    assert said["loaded"]["train"]["first"] == "bounding_box_train/0002_c1s1_000000_01.jpg"
-    assert said["loaded"]["query"]["size"] == [1, 1]
+def test_round_trip(results):
+    assert results["private"] and set(results["pushed"]) == {"README.md", *TABLES}
+    samples = {name: split["samples"] for name, split in results["loaded"].items()}
+    assert samples == {"train": 8, "query": 4, "gallery": 10}
+    assert all(split["samples"] == split["by the library"] for split in results["loaded"].values())
+    assert results["loaded"]["train"]["first"] == "bounding_box_train/0002_c1s1_000000_01.jpg"
+    assert results["loaded"]["query"]["size"] == [1, 1]
 
 
-def test_incomplete_upload_is_refused(said):
-    assert "are of two runs: prepare the data again" in said["of two runs"]
-    assert "train-00001-of-00002.parquet is missing" in said["missing"]
+def test_incomplete_upload_is_refused(results):
+    assert "are of two runs: prepare the data again" in results["of two runs"]
+    assert "train-00001-of-00002.parquet is missing" in results["missing"]
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,9 @@ def test_incomplete_upload_is_refused(said):
         ("public", "is public and would publish pictures of people: make it private or give another name"),
     ],
 )
-def test_refused_push_uploads_nothing_and_keeps_the_folder(said, case, message):
-    assert message in said[case]["message"] and said[case]["prepared"] and said[case]["files"] == []
-    assert said["repositories"] == 0 and said["changed"] == [] and said[case]["left"] == []
+def test_refused_push_uploads_nothing_and_keeps_the_folder(results, case, message):
+    assert message in results[case]["message"] and results[case]["prepared"] and results[case]["files"] == []
+    assert results["repositories"] == 0 and results["changed"] == [] and results[case]["left"] == []
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def test_rendered_people_keep_their_source_in_every_reader(tmp_path):
     write_pedestrians(tmp_path / "people", named="pedestrians", **sizes)
     for reader in ("market1501", "cuhk_pedes"):
         dataset = load_reid_dataset(reader, data_dir=tmp_path / "people")
-        assert {source for part in dataset.values() for source in part["source"]} == {"rendered_pedestrians"}
+        assert {source for split in dataset.values() for source in split["source"]} == {"rendered_pedestrians"}
         assert published_counts(dataset) == {}
 
 

@@ -52,7 +52,7 @@ SMALL_PARTS = {
 
 
 def size(dataset):
-    return {split: len(part) for split, part in dataset.items()}
+    return {name: len(split) for name, split in dataset.items()}
 
 
 def end_names(root, ending):
@@ -75,7 +75,7 @@ def test_small_trees(tmp_path, name, ending):
     dataset = load_reid_dataset(name, data_dir=root)
     assert size(dataset) == SMALL_PARTS[name]
     assert not [
-        name for part in dataset.values() for name in part["file_name"] if "copies" in name or "holiday" in name
+        name for split in dataset.values() for name in split["file_name"] if "copies" in name or "holiday" in name
     ]
 
 
@@ -84,7 +84,7 @@ def test_full_size(tmp_path, name, caplog):
     root = write_tree(tmp_path, name)
     dataset = load_reid_dataset(name, data_dir=root, strict=True)
     assert size(dataset) == PARTS[name]
-    doubled = {split: sum(name.endswith(".jpg.jpg") for name in part["file_name"]) for split, part in dataset.items()}
+    doubled = {name: sum(file.endswith(".jpg.jpg") for file in split["file_name"]) for name, split in dataset.items()}
     assert doubled == dict.fromkeys(dataset, 0) | ({"query": 6, "gallery": 16} if name == "market1501" else {})
     assert not [record for record in caplog.records if "not the published" in record.getMessage()]
     first = max(dataset, key=lambda split: len(dataset[split]))

@@ -152,10 +152,10 @@ def test_sources_take_turns():
 
 
 def test_single_images_are_a_warning(caplog):
-    for k, said in ((1, 0), (2, 1)):
+    for k, num_warnings in ((1, 0), (2, 1)):
         caplog.clear()
         sampler([1, 2, 2], p=2, k=k)
-        assert len(caplog.records) == said
+        assert len(caplog.records) == num_warnings
 
 
 def test_as_many_cameras_as_images():

@@ -101,7 +101,7 @@ def test_users_mistakes_are_named(load):
     metric, inputs = load(REID_METRIC), problem()
     q, g, qp, gp, qc, gc = inputs
     whole = dict(zip(NAMES + CAMERAS, inputs, strict=True))
-    with pytest.raises(UserError, match="query_person_ids: 19 ids for 20 rows"):
+    with pytest.raises(UserError, match="query_person_ids: 19 ids for 20 features"):
         metric.compute(**{**whole, "query_person_ids": qp[1:]})
     with pytest.raises(TypeError, match="missing .* 'query_features'"):
         metric.compute(gallery_features=g, query_person_ids=qp, gallery_person_ids=gp)

@@ -1,4 +1,4 @@
-"""Agreement of the branches: against a loop over rows, whatever the batches; and the sheet of the best and worst."""
+"""Agreement of both branches: equal to a loop over samples, for every batch size; the sheet of best and worst."""
 
 import json
 import math
@@ -46,8 +46,8 @@ def split(tmp_path):
     rng = np.random.default_rng(0)
     for number in range(5):
         Image.fromarray(rng.integers(0, 256, (70, 30, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
-    rows = [Sample(f"{number}.png", PEOPLE[number], captions=(CAPTIONS[number], "x")) for number in range(5)]
-    return make_split(rows, root=tmp_path, source="own")
+    samples = [Sample(f"{number}.png", PEOPLE[number], captions=(CAPTIONS[number], "x")) for number in range(5)]
+    return make_split(samples, root=tmp_path, source="own")
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def naive_text(model, processor, prompt, count, image, forbidden) -> list[int]:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 @torch.inference_mode()
-def test_against_a_loop_over_rows(model, tiny_processor, split, batch_size):
+def test_against_a_loop_over_samples(model, tiny_processor, split, batch_size):
     got = agree(model, tiny_processor, split, max_target_tokens=6, batch_size=batch_size)
     model.eval()
     images, prompt = image_sources(split), tiny_processor.image_prompt_ids(INSTRUCTION)
@@ -178,17 +178,19 @@ def test_means_weigh_tokens(tmp_path):
 
 
 def test_bad_input(model, tiny_processor, split, tmp_path):
-    def refused(message, rows=split, texts=TEXTS, **options):
+    def refused(message, samples=split, texts=TEXTS, **options):
         with pytest.raises(UserError, match=message):
-            branch_agreement(model, tiny_processor, rows, texts, instruction=INSTRUCTION, **options)
+            branch_agreement(model, tiny_processor, samples, texts, instruction=INSTRUCTION, **options)
 
-    refused("texts: 2 for 5 rows: give one for each", texts=TEXTS[:2])
+    refused("texts: 2 for 5 samples: give one for each", texts=TEXTS[:2])
     refused("2.png: its text is empty: leave out", texts=[*TEXTS[:2], " ", *TEXTS[3:]])
     refused("0.png: the caption .* holds the image token", texts=["<image>", *TEXTS[1:]])
-    refused("all 2 rows are of one person: give rows of at least two", rows=split.select([0, 1]), texts=TEXTS[:2])
+    refused(
+        "all 2 samples are of one person: give samples of at least two", samples=split.select([0, 1]), texts=TEXTS[:2]
+    )
     refused("max_new_tokens is 0: give 1 or more", max_target_tokens=0)
     bare = make_split([Sample("0.png", 1, captions=("a bag",)), Sample("1.png", 2)], root=tmp_path, source="own")
-    refused("1.png: has no caption for the text branch", rows=bare, texts=TEXTS[:2])
+    refused("1.png: has no caption for the text branch", samples=bare, texts=TEXTS[:2])
 
 
 def test_the_other_row_is_the_next_of_another_person():
@@ -222,7 +224,7 @@ def test_sheet_cuts_nothing_off(split, tmp_path):
 
 
 def test_sheet_bad_input(split, tmp_path):
-    with pytest.raises(UserError, match="captions: 1 for 5 rows of the agreement"):
+    with pytest.raises(UserError, match="captions: 1 for 5 samples of the agreement"):
         draw_agreement(tmp_path / "sheet.png", split, made([1] * 5, [1] * 5), CAPTIONS[:1])
     with pytest.raises(UserError, match="examples is 0: give 1 or more"):
         draw_agreement(tmp_path / "sheet.png", split, made([1] * 5, [1] * 5), CAPTIONS, examples=0)

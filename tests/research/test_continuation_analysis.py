@@ -79,11 +79,13 @@ def test_retrieval_against_a_loop():
     texts = [caption for captions in sample_descriptions(12, seed=3) for caption in captions]
     people = [number // 3 for number in range(36)]
     bags = continuation_analysis.bags_of_words([continuation_analysis.split_words(text) for text in texts])
-    rows = bags.astype(np.float64) / np.linalg.norm(bags.astype(np.float64), axis=1, keepdims=True)
+    vectors = bags.astype(np.float64) / np.linalg.norm(bags.astype(np.float64), axis=1, keepdims=True)
     precisions = []
     for query in range(36):
         others = [row for row in range(36) if row != query]
-        order = sorted(others, key=lambda row: (-round(rows[query] @ rows[row], 6), people[row] == people[query]))
+        order = sorted(
+            others, key=lambda other: (-round(vectors[query] @ vectors[other], 6), people[other] == people[query])
+        )
         hits = [rank for rank, row in enumerate(order, start=1) if people[row] == people[query]]
         precisions.append(np.mean([found / rank for found, rank in enumerate(hits, start=1)]))
     assert text_retrieval(bags, people) == pytest.approx(np.mean(precisions), abs=1e-6)
@@ -144,6 +146,6 @@ def test_bad_input(monkeypatch):
         analyse_continuations([], [], [])
     with pytest.raises(UserError, match="row 1 holds NaN"):
         analyse_continuations(["a", "b"], ["a", "b"], [1, 1], text_features=np.array([[1.0], [np.nan]]))
-    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics.bleu", None)
     with pytest.raises(UserError, match=r"pip install 'mllmreid\[ablation\]'"):
         corpus_statistics(["a", "b"], [1, 2])

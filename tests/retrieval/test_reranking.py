@@ -59,13 +59,13 @@ def test_equals_the_textbook(seed):
     np.testing.assert_allclose(whole(q, g, **options), textbook(*sides, k1, k2, share), rtol=0, atol=1e-5)
 
 
-def test_any_number_of_rows_at_once_gives_the_same(monkeypatch):
+def test_any_number_of_images_at_once_gives_the_same(monkeypatch):
     """As of a gallery of many thousands: blocks of all images by all, of rows, and of pairs."""
     rng = np.random.default_rng(7)
     q, g = rng.normal(size=(9, 8)), rng.normal(size=(50, 8))
     reference = whole(q, g, k1=6, k2=3)
     monkeypatch.setattr(distances, "BLOCK_BYTES", 1)
-    monkeypatch.setattr(reranking, "ROWS", 16)
+    monkeypatch.setattr(reranking, "IMAGES", 16)
     monkeypatch.setattr(reranking, "PAIRS", 7)
     np.testing.assert_array_equal(whole(q, g, k1=6, k2=3), reference)
     np.testing.assert_allclose(reference, textbook(unit(q), unit(g), 6, 3, 0.3), rtol=0, atol=1e-5)

@@ -21,7 +21,7 @@ from modeling_mllmreid.synthetic.attributes import (
 from modeling_mllmreid.synthetic.cameras import CAMERAS
 from modeling_mllmreid.synthetic.captions import (
     attribute_words,
-    hidden_parts,
+    hidden_items,
     sample_descriptions,
     tokenize,
     write_captions,
@@ -122,7 +122,7 @@ def test_a_stopped_run_leaves_nothing(tmp_path, monkeypatch):
 def test_captions_tell_only_what_the_image_shows():
     seen = set()
     for person, plan in people():
-        hidden = hidden_parts(person, plan)
+        hidden = hidden_items(person, plan)
         seen |= hidden
         upper = {person.upper_color, person.upper, person.sleeves, "sleeves", *WORDS_OF.get(person.sleeves, ())}
         if person.pattern != "plain" and not (person.pattern == "logo" and "logo" in hidden):
@@ -150,7 +150,7 @@ def test_captions_tell_only_what_the_image_shows():
 def test_hidden_in_the_image_is_hidden_for_captions(part, one, other, hidden_by, shown_by):
     base = dressed(pattern="logo", bag="handbag", bag_side="left", hair_style="ponytail", shoes="boots", hat=None)
     first, second = replace(base, **one), replace(base, **other)
-    assert part in hidden_parts(base, shot(**hidden_by)) and part not in hidden_parts(base, shot(**shown_by))
+    assert part in hidden_items(base, shot(**hidden_by)) and part not in hidden_items(base, shot(**shown_by))
     assert same_pixels(first, second, shot(**hidden_by))
     assert not same_pixels(first, second, shot(**shown_by))
 

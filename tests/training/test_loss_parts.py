@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from modeling_mllmreid.training.trainer import LossParts
+from modeling_mllmreid.training.loss_parts import LossParts
 
 
 def test_means_are_over_the_micro_batches_that_have_the_loss():
@@ -25,7 +25,7 @@ def test_means_are_over_the_micro_batches_that_have_the_loss():
 
 def test_processes_may_have_different_losses(monkeypatch):
     """Gathers and sums like two processes, of which the other has the loss "b" alone."""
-    monkeypatch.setattr("modeling_mllmreid.training.trainer.gather_object", lambda names: [*names, "b"])
+    monkeypatch.setattr("modeling_mllmreid.training.loss_parts.gather_object", lambda names: [*names, "b"])
     parts = LossParts(torch.device("cpu"))
     parts.add({"a": torch.tensor(1.0)})
     parts.end_step(counted=True)

@@ -238,7 +238,8 @@ def agree(
     for entry, name in zip(report["rows"], joined["file_name"][:], strict=True):
         entry["file_name"] = name
     write_json(path.with_suffix(".json"), report)
-    return report["overall"]
+    overall: dict[str, Any] = report["overall"]
+    return overall
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def write_images(root, folder="images_detected"):
 def test_indexes_views_and_persons(tmp_path, caplog):
     write_images(write_protocol(tmp_path))
     dataset = load_reid_dataset("cuhk03", data_dir=tmp_path)
-    assert {split: part["file_name"][:] for split, part in dataset.items()} == {
+    assert {name: split["file_name"][:] for name, split in dataset.items()} == {
         "train": [f"images_detected/{name}" for name in NAMES[:2]],
         "query": [f"images_detected/{NAMES[4]}"],
         "gallery": [f"images_detected/{name}" for name in NAMES[2:4]],

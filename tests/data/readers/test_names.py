@@ -86,8 +86,8 @@ def table(root, kind, persons, cameras=None, **more):
 def read(root, **options):
     """(person numbers, person names, camera numbers) of all rows, in the table's order."""
     dataset = load_reid_dataset("table", data_dir=root, **options)
-    parts = [dataset[split] for split in ("train", "query", "gallery")]
-    return tuple([value for part in parts for value in part[column][:]] for column in COLUMNS)
+    splits = [dataset[split] for split in ("train", "query", "gallery")]
+    return tuple([value for split in splits for value in split[column][:]] for column in COLUMNS)
 
 
 COLUMNS = ("person_id", "person_name", "camera_id")
@@ -200,7 +200,7 @@ def people(root, *folders, images=2):
 
 
 def numbers_of(dataset):
-    rows = [(n, i) for part in dataset.values() for n, i in zip(part["person_name"], part["person_id"], strict=True)]
+    rows = [(n, i) for split in dataset.values() for n, i in zip(split["person_name"], split["person_id"], strict=True)]
     return dict(rows)
 
 
@@ -226,22 +226,22 @@ def test_folders_without_persons(tmp_path):
     people(root, "anna/cam1")
     with pytest.raises(UserError, match="anna/cam1: 2 images in a sub-folder of a person's folder: move them up"):
         load_reid_dataset("folders", data_dir=root)
-    parts = people(tmp_path / "parts", "train/a", "query/b", "gallery/b", "test/c")
-    with pytest.raises(UserError, match="parts/test: next to the splits train, query, gallery: move it into one"):
-        load_reid_dataset("folders", data_dir=parts)
+    splits = people(tmp_path / "splits", "train/a", "query/b", "gallery/b", "test/c")
+    with pytest.raises(UserError, match="splits/test: next to the splits train, query, gallery: move it into one"):
+        load_reid_dataset("folders", data_dir=splits)
 
 
-def shards(root, features=None, **parts):
+def shards(root, features=None, **splits):
     """A folder of Parquet files with these columns, by split."""
     (root / "data").mkdir(parents=True)
     Picture.new("RGB", (4, 8)).save(root / "pixel.jpg")
     content = (root / "pixel.jpg").read_bytes()
-    for split, columns in parts.items():
+    for name, columns in splits.items():
         count = len(next(iter(columns.values())))
         kinds = Features({"image": Image(), **{name: (features or {})[name] for name in columns}}) if features else None
         images = [{"bytes": content, "path": None}] * count
-        part = Dataset.from_dict({"image": images, **columns}, features=kinds)
-        part.to_parquet(root / f"data/{split}-00000-of-00001.parquet")
+        split = Dataset.from_dict({"image": images, **columns}, features=kinds)
+        split.to_parquet(root / f"data/{name}-00000-of-00001.parquet")
     return root
 
 
@@ -255,7 +255,7 @@ def test_mapped_ids_are_text_over_all_splits(tmp_path):
     dataset = load_reid_dataset(root, columns={"person_id": "pid"})
     assert numbers_of(dataset) == {"01": 0, "1": 1, "100": 2, "1E2": 3, "anna": 4}
     assert "camera_name" not in dataset["train"].column_names
-    for split in ("query", "gallery"):  # the train part has no cameras
+    for split in ("query", "gallery"):  # the train split has no cameras
         path = root / f"data/{split}-00000-of-00001.parquet"
         renamed = pa.parquet.read_table(path)
         names = ["camera_id" if name == "cam" else name for name in renamed.column_names]
@@ -305,8 +305,8 @@ def test_mapped_images(tmp_path):
 
     def load(images, **options):
         (tmp_path / "data").mkdir(exist_ok=True)
-        part = Dataset.from_dict({"image": images, "person_id": list(range(len(images)))})
-        part.to_parquet(tmp_path / "data/train-00000-of-00001.parquet")
+        split = Dataset.from_dict({"image": images, "person_id": list(range(len(images)))})
+        split.to_parquet(tmp_path / "data/train-00000-of-00001.parquet")
         return load_reid_dataset(tmp_path, columns={})["train"]
 
     assert [image.size for image in load([content, content])["image"]] == [(4, 8)] * 2
@@ -326,8 +326,8 @@ def test_names_are_kept(tmp_path):
     )
     write_prepared(tmp_path / "out", dataset, name="t", metadata={})
     back = read_prepared(tmp_path / "out")
-    for split, part in dataset.items():
-        assert person_names(back[split]) == person_names(part) and camera_names(back[split]) == camera_names(part)
+    for name, split in dataset.items():
+        assert person_names(back[name]) == person_names(split) and camera_names(back[name]) == camera_names(split)
     assert camera_names(back["train"]) == ["door", ""] and describe(back["query"])["cameras"] == {"yard": 1}
     assert "`person_name`, `camera_name`" in (tmp_path / "out/README.md").read_text()
     unnamed = DatasetDict(train=dataset["train"].remove_columns(["person_name", "camera_name"]))
@@ -358,7 +358,7 @@ def test_saved_texts_and_booleans_are_not_ids(tmp_path):
     for number, (values, kind) in enumerate(
         ((["1", "01"], "string"), ([True, False], "bool"), ([1.0, 2.0], "float32"))
     ):
-        part = dataset["train"].remove_columns("person_id").add_column("person_id", values, feature=Value(kind))
-        DatasetDict(train=part).save_to_disk(tmp_path / f"s{number}")
+        split = dataset["train"].remove_columns("person_id").add_column("person_id", values, feature=Value(kind))
+        DatasetDict(train=split).save_to_disk(tmp_path / f"s{number}")
         with pytest.raises(UserError, match="column 'person_id' of split 'train' is Value.*: save it as Value"):
             load_reid_dataset(tmp_path / f"s{number}")

@@ -41,9 +41,9 @@ def test_folders_get_splits_that_stay(people, tmp_path):
     written = json.loads((people / "splits.json").read_text())
     assert (written.pop("test_share"), written.pop("split_seed")) == (0.5, 0)
     assert {split: set(rows) for split, rows in written.items()} == {
-        split: set(part["file_name"]) for split, part in dataset.items()
+        name: set(split["file_name"]) for name, split in dataset.items()
     }
-    again = load_reid_dataset("folders", data_dir=people)  # the written parts decide
+    again = load_reid_dataset("folders", data_dir=people)  # the written splits decide
     assert again["train"]["file_name"][:] == dataset["train"]["file_name"][:]
     other = load_reid_dataset("folders", data_dir=people, split_seed=5, splits_file=tmp_path / "s.json", test_share=0.2)
     assert len(set(other["query"]["person_id"])) == 1
@@ -148,15 +148,15 @@ def test_wrong_tables(tmp_path):
 
 @pytest.fixture
 def foreign(tmp_path, monkeypatch):
-    """A data set as others publish it, as Parquet, its parts train and test."""
+    """A data set as others publish it, as Parquet, its splits train and test."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     paths = [str(picture(tmp_path / f"{number}.png", (20 * number, 0, 0))) for number in range(8)]
     features = Features({"img": Image(), "pid": Value("string"), "cam": Value("int32"), "text": Value("string")})
     rows = {"img": paths, "pid": list("bbccaadd"), "cam": [0, 1] * 4, "text": ["one", ""] * 4}
     whole = Dataset.from_dict(rows, features=features)
     (tmp_path / "hub/data").mkdir(parents=True)
-    for split, part in DatasetDict(train=whole.select(range(4)), test=whole.select(range(4, 8))).items():
-        part.to_parquet(tmp_path / f"hub/data/{split}-00000-of-00001.parquet")
+    for name, split in DatasetDict(train=whole.select(range(4)), test=whole.select(range(4, 8))).items():
+        split.to_parquet(tmp_path / f"hub/data/{name}-00000-of-00001.parquet")
     return tmp_path / "hub"
 
 

@@ -13,7 +13,7 @@ savemat = pytest.importorskip("scipy.io").savemat
 
 
 def metadata(dataset):
-    return {split: (len(part), len(set(part["person_id"]))) for split, part in dataset.items()}
+    return {name: (len(split), len(set(split["person_id"]))) for name, split in dataset.items()}
 
 
 def check_splits(name, root):
@@ -72,7 +72,7 @@ def test_split_files(tmp_path):
     def load(name, splits, split=0, file="splits.json"):
         (tmp_path / name / file).write_text(splits if isinstance(splits, str) else json.dumps(splits))
         dataset = load_reid_dataset(name, data_dir=tmp_path / name, split=split)
-        return {part: rows["file_name"][:] for part, rows in dataset.items()}
+        return {split: rows["file_name"][:] for split, rows in dataset.items()}
 
     a, b = "/reid/viper/VIPeR/cam_a/004_0.bmp", "/reid/viper/VIPeR/cam_b/004_90.bmp"
     train = [["C:\\viper\\VIPeR\\cam_a\\002_0.bmp", 0, 0], ["C:\\viper\\VIPeR\\cam_b\\002_90.bmp", 0, 1]]
