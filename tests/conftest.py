@@ -1,4 +1,4 @@
-"""Tiny parts that many tests share: a processor, a LLaVA and a batch of both branches."""
+"""Fixtures that many tests share: a tiny processor, LLaVA, model, batch, and data set on disk."""
 
 import os
 from pathlib import Path
@@ -29,12 +29,12 @@ TARGETS = [
 
 
 def pytest_configure(config):
-    """One thread a process, here and in those that tests start: tiny models lose time to more."""
+    """Uses one thread in this process and its children: tiny models are slower with more."""
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` are skipped where there is none."""
+    """Skips tests marked `gpu` on a machine without one."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """The GPU where there is one, else the CPU. What is about the CPU says "cpu" or `use_cpu` instead."""
+    """The GPU if there is one, or the CPU. Tests about the CPU use "cpu" or `use_cpu` instead."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -60,7 +60,7 @@ def make_llava(tiny_processor):
 
 @pytest.fixture
 def make_model(make_llava, tiny_processor):
-    """A new MllmReIDModel of 64 x 32 crops with four identities; fields of the configuration may be given."""
+    """A new MllmReIDModel for 64 x 32 crops and four identities; takes further configuration fields."""
 
     def make(**fields):
         size = {"height": 64, "width": 32, "image_prefix_ids": tiny_processor.image_prefix_ids}
@@ -72,7 +72,7 @@ def make_model(make_llava, tiny_processor):
 
 @pytest.fixture
 def make_batch(tiny_processor):
-    """A batch of `n` image rows and text rows, two images of an identity."""
+    """A batch of `n` samples for both branches, two images of each identity."""
 
     def make(n: int = 8, seed: int = 0) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng(seed)
@@ -94,7 +94,7 @@ def make_batch(tiny_processor):
 
 @pytest.fixture
 def count_calls():
-    """count_calls(module) -> an object whose `.calls` is how often the module ran."""
+    """count_calls(module) returns an object whose `calls` counts the forward passes of the module."""
 
     def count(module: torch.nn.Module) -> SimpleNamespace:
         seen = SimpleNamespace(calls=0)
@@ -123,7 +123,7 @@ def disk(tmp_path_factory) -> SimpleNamespace:
 
 @pytest.fixture
 def broken_people(tmp_path) -> Path:
-    """A query and a gallery image, the second one cut off."""
+    """A query image and a truncated gallery image."""
     for folder, name in (("query", "0001_c1s1_000001_00.jpg"), ("bounding_box_test", "0001_c2s1_000001_00.jpg")):
         (tmp_path / "broken" / folder).mkdir(parents=True)
         Image.effect_noise((32, 64), 90).convert("RGB").save(tmp_path / "broken" / folder / name)

@@ -1,4 +1,4 @@
-"""Files that version 0.1.0 wrote under other names are still read."""
+"""Files of version 0.1.0 with old field names are still read."""
 
 import json
 
@@ -23,7 +23,7 @@ METADATA = {
 }
 
 
-def test_a_thin_checkpoint_that_calls_its_fingerprint_a_probe(make_model, tmp_path):
+def test_a_thin_checkpoint_with_the_old_fingerprint_name_loads(make_model, tmp_path):
     config = make_model(backbone="owner/llava", backbone_revision="main", own_modules=[]).config
     config.backbone_fingerprint = [0.5, 1.5]
     stored = config.to_dict()
@@ -35,6 +35,6 @@ def test_a_thin_checkpoint_that_calls_its_fingerprint_a_probe(make_model, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["fingerprint", "probe"])
-def test_an_index_that_calls_its_fingerprint_a_probe(name, tmp_path):
+def test_an_index_with_the_old_fingerprint_name_loads(name, tmp_path):
     save_embeddings(tmp_path, torch.eye(2).numpy(), ["a.jpg", "b.jpg"], {**METADATA, name: [0.0, 1.0]})
     assert check_content(load_embeddings(tmp_path).metadata, EmbedMetadata, where="x").fingerprint == [0.0, 1.0]

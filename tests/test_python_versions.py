@@ -1,4 +1,4 @@
-"""Code that runs on one Python and not on the next."""
+"""Code that runs on one version of Python but not on the next."""
 
 import ast
 from collections.abc import Iterator
@@ -79,7 +79,7 @@ def _bound(function: ast.AST) -> set[str]:
         "f = lambda: ([len for len in x], [len(v) for v in x])",
     ],
 )
-def test_the_check_finds(code):
+def test_the_check_reports(code):
     assert [name for _, name in hiding_variables(ast.parse(code))] == ["len" if "len" in code else "own"]
 
 
@@ -92,11 +92,11 @@ def test_the_check_finds(code):
         "def f():\n for own in x: print(own, [own for own in x])",
     ],
 )
-def test_the_check_lets_through(code):
+def test_the_check_accepts(code):
     assert not list(hiding_variables(ast.parse(code)))
 
 
-def test_no_comprehension_hides_what_its_function_reads():
+def test_no_comprehension_shadows_a_name_that_its_function_reads():
     files = [ROOT / "run_reid.py"]
     for folder in ("modeling_mllmreid", "tests", "benchmarks"):
         files += (ROOT / folder).rglob("*.py")

@@ -30,7 +30,7 @@ OF_OTHERS |= {"--nproc_per_node", "--help", "--help_all", "--version"}
 
 
 class Parsed(Exception):
-    """A command has read its options; carries their dataclasses."""
+    """Raised after a command has read its options; holds their dataclasses."""
 
 
 def test_readme_is_short_and_holds_the_two_set_up_commands():

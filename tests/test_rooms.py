@@ -63,7 +63,7 @@ def test_a_room_imports_the_rooms_before_it(room):
         assert {room_of(other) for other in imported_files(name)} <= allowed, name
 
 
-def test_nothing_but_two_commands_imports_research():
+def test_only_two_commands_import_research():
     importing = {name for name in FILES if "research" in {room_of(other) for other in imported_files(name)}}
     assert {name for name in importing if room_of(name) != "research"} == RESEARCH_COMMANDS
 
@@ -82,8 +82,8 @@ def test_no_circles():
         pytest.fail(f"these files import each other: {error.args[1]}")
 
 
-def test_the_model_imports_torch_and_transformers_alone():
-    """What travels to the Hub runs where this package is absent; other libraries are imported where they are used."""
+def test_the_model_imports_only_torch_and_transformers():
+    """The model code runs from the Hub without this package; other libraries are imported where they are used."""
     allowed = {
         *sys.stdlib_module_names,
         "torch",
@@ -104,7 +104,7 @@ def test_the_model_imports_torch_and_transformers_alone():
 
 
 def test_no_file_imports_from_its_own_package():
-    """An `__init__` is a face for others: what is behind it does not look back at it."""
+    """An `__init__` serves other packages; the files of its own package do not import it."""
     for name in FILES:
         package = name.rpartition(".")[0]
         assert f"{package}.__init__" not in imported_files(name) and "__init__" not in imported_files(name), name

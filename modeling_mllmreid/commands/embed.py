@@ -1,4 +1,4 @@
-"""`embed`: the embeddings of a folder of person crops, for search."""
+"""`embed`: computes the embeddings of a folder of person crops, for search."""
 
 import os
 from dataclasses import asdict, dataclass, field
@@ -18,7 +18,7 @@ from ..utils.processes import on_main, this_process
 
 @dataclass
 class EmbedArguments:
-    """What is embedded, and where to."""
+    """The images to embed, and the output folder."""
 
     images: str = field(metadata={"help": f"Folder of person crops ({', '.join(SUFFIXES)}), with its sub-folders."})
     output: str = field(metadata={"help": "Folder for the embeddings and their file names."})
@@ -27,8 +27,8 @@ class EmbedArguments:
     )
 
 
-class FoundImages(NamedTuple):
-    """The images to embed, the others with what is wrong with each, and files that are no images."""
+class ImageList(NamedTuple):
+    """The images to embed, the faults of the unusable ones, and the files that are not images."""
 
     names: list[str]
     left_out: dict[str, str]
@@ -36,23 +36,23 @@ class FoundImages(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    """Writes the configured feature of every image under a folder, ordered by name; processes share the images."""
+    """Writes the test feature of every image under a folder, ordered by name; the processes share the images."""
     groups = (ModelArguments, EmbedArguments, EmbeddingArguments, MethodArguments)
     model_args, args, embedding_args, method_args = parse(groups, argv, "embed")
     folder, model_name = Path(args.images), model_args.model
-    found = on_main(find_images, folder, args.on_error)
+    images = on_main(find_images, folder, args.on_error)
     on_main(check_embeddings_output, args.output, inputs=[folder])
     if args.on_error == "skip":
-        found = on_main(without_broken, folder, found)
+        images = on_main(without_broken, folder, images)
     if os.path.exists(model_name):
-        # The index must stay usable from another working folder.
+        # An absolute path, so that search works from another working directory.
         model_name = str(Path(model_name).resolve())
     for path in (str(folder.resolve()), model_name):
         if fault := fault_of_name(path.lstrip("/")):
             raise UserError(f"{printable(path)}: {fault}: rename the folder")
     model, processor = load_encoder(model_args, method_args.given())
     to_device(model)
-    features = embed_feature(model, processor, [folder / name for name in found.names], **asdict(embedding_args))
+    features = embed_feature(model, processor, [folder / name for name in images.names], **asdict(embedding_args))
     metadata = {
         **asdict(model_args),
         "model": model_name,
@@ -64,27 +64,29 @@ def main(argv: list[str]) -> None:
         "width": processor.width,
         "flip_test": embedding_args.flip_test,
         "fingerprint": model_fingerprint(model, processor).tolist(),
-        "left_out": {printable(name): fault for name, fault in sorted(found.left_out.items())},
+        "left_out": {printable(name): fault for name, fault in sorted(images.left_out.items())},
     }
-    on_main(save_embeddings, args.output, features, found.names, metadata)
+    on_main(save_embeddings, args.output, features, images.names, metadata)
     if this_process().is_main_process:
         width, feature = features.shape[1], metadata["test_feature"]
         print(f"{len(features):,} embeddings of {width} numbers ({feature}): {printable(args.output)}")
-        for what, names in (
-            ("images that cannot be used", list(found.left_out)),
-            ("files and links that are no images", found.others),
-        ):
-            if names:
-                more = ", ..." if len(names) > NAMED_FILES else ""
-                print(f"left out: {len(names):,} {what}: {', '.join(map(printable, names[:NAMED_FILES]))}{more}")
+        print_left_out("images that cannot be used", list(images.left_out))
+        print_left_out("files and links that are no images", images.others)
 
 
-def find_images(folder: Path, on_error: str = "stop") -> FoundImages:
-    """The images under a folder by their names relative to it, sorted; hidden files and folders are passed over.
+def print_left_out(kind: str, names: list[str]) -> None:
+    """Prints the number of left out files of a kind, and the names of the first ones."""
+    if names:
+        more = ", ..." if len(names) > NAMED_FILES else ""
+        print(f"left out: {len(names):,} {kind}: {', '.join(map(printable, names[:NAMED_FILES]))}{more}")
 
-    Raises UserError where there is no image, and, unless on_error is "skip", naming one that no index may hold.
+
+def find_images(folder: Path, on_error: str = "stop") -> ImageList:
+    """Lists the images under a folder by relative name, sorted; ignores hidden files and folders.
+
+    Raises UserError if there is no image, or, unless on_error is "skip", if an image cannot be embedded.
     """
-    if not os.path.isdir(folder):  # unlike Path's, False for what can be no path
+    if not os.path.isdir(folder):  # Path.is_dir raises for an impossible path
         raise UserError(f"images {folder}: no such folder: give the folder that holds the crops")
     listed = list_image_tree(folder)
     faults = {name: fault for name in listed.names if (fault := _fault(folder, name))}
@@ -96,31 +98,31 @@ def find_images(folder: Path, on_error: str = "stop") -> FoundImages:
         )
     names = [name for name in listed.names if name not in faults]
     others = sorted([*listed.left_out, *_linked_folders(folder)])
-    return _some(folder, FoundImages(names, faults, others))
+    return _not_empty(folder, ImageList(names, faults, others))
 
 
-def without_broken(folder: Path, found: FoundImages) -> FoundImages:
-    """Opens every image, and moves those that cannot be opened to what is left out. Raises UserError where all are."""
-    paths = [folder / name for name in found.names]
+def without_broken(folder: Path, images: ImageList) -> ImageList:
+    """Opens every image, and leaves out those that cannot be opened. Raises UserError if none can."""
+    paths = [folder / name for name in images.names]
     broken = {
-        found.names[place]: text.removeprefix(f"{paths[place]}: ") for place, text in broken_images(paths).items()
+        images.names[place]: text.removeprefix(f"{paths[place]}: ") for place, text in broken_images(paths).items()
     }
-    names = [name for name in found.names if name not in broken]
-    return _some(folder, FoundImages(names, {**found.left_out, **broken}, found.others))
+    names = [name for name in images.names if name not in broken]
+    return _not_empty(folder, ImageList(names, {**images.left_out, **broken}, images.others))
 
 
-def _some(folder: Path, found: FoundImages) -> FoundImages:
-    """What was found, where there is an image in it."""
-    if not found.names:
-        faults = next((f"; {printable(name)}: {fault}" for name, fault in found.left_out.items()), "")
+def _not_empty(folder: Path, images: ImageList) -> ImageList:
+    """Returns the list. Raises UserError if it has no image."""
+    if not images.names:
+        faults = next((f"; {printable(name)}: {fault}" for name, fault in images.left_out.items()), "")
         raise UserError(
             f"images {folder}: no image ({', '.join(SUFFIXES)}) in it{faults}: give a folder that holds crops"
         )
-    return found
+    return images
 
 
 def _linked_folders(folder: Path) -> list[str]:
-    """Folders behind symbolic links, which are not entered."""
+    """Returns the symbolic links to folders, which are not followed."""
     linked = []
     for root, folders, _ in os.walk(folder):
         folders[:] = [name for name in folders if not is_hidden(name)]
@@ -129,7 +131,7 @@ def _linked_folders(folder: Path) -> list[str]:
 
 
 def _fault(folder: Path, name: str) -> str | None:
-    """Why a file that is called an image cannot stand in an index, without opening it."""
+    """Returns why an image cannot be embedded, without opening it, or None."""
     if fault := fault_of_name(name):
         return fault
     if os.path.islink(folder / name):

@@ -26,7 +26,8 @@ class ModelArguments:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The number format as a torch dtype."""
-        dtype: torch.dtype = getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}.get(self.dtype, self.dtype))
+        name = {"bf16": "bfloat16", "fp16": "float16"}.get(self.dtype, self.dtype)
+        dtype: torch.dtype = getattr(torch, name)
         return dtype
 
 

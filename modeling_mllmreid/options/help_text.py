@@ -1,4 +1,4 @@
-"""What `--help` prints: the fields of a command by concern, those that matter first, the others on `--help_all`."""
+"""Writes the help of a command: its fields by concern, the most important on `--help`, all on `--help_all`."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from typing import Any
 
 from ..utils.ranges import Range
 
-# What `--help` shows of a large class, in this order; of a class that is not here it shows every field.
+# Fields of a large class that `--help` shows, in this order. It shows every field of the other classes.
 SHOWN_FIRST = {
     "ModelArguments": ("model", "dtype"),
     "DataArguments": ("dataset", "data_dir", "captions_file"),
@@ -37,17 +37,17 @@ SHOWN_FIRST = {
         "seed",
     ),
 }
-# Fields with an empty default that a command refuses.
+# Fields whose empty default a command refuses.
 REQUIRED = {"train": ("output_dir",)}
-STOCK_CLASS, STOCK_HEADING = "ReIDTrainingArguments", "Training, as in transformers' TrainingArguments"
+STOCK_CLASS, STOCK_HEADING = "ReIDTrainingArguments", "Further arguments of transformers' TrainingArguments"
 VALUES = {int: "N", float: "X", bool: "true|false", dict: "JSON"}
 MOST_COLUMNS, LEAST_COLUMNS, VALUE_WIDTH = 120, 60, 20
-# A list of names in brackets, which the first screen leaves out.
+# A long list of names in brackets: `--help` leaves it out.
 LONG_BRACKETS = re.compile(r" \([^()]{60,}\)")
 
 
 def program_name() -> str:
-    """The program as it was called: the command `mllmreid`, the script `run_reid.py`, or the module by `python -m`."""
+    """Returns the name the program was called by: `mllmreid`, `run_reid.py` or `python -m modeling_mllmreid`."""
     name = Path(sys.argv[0]).name
     return "python -m modeling_mllmreid" if name == "__main__.py" else name
 
@@ -61,14 +61,24 @@ def help_text(
     recipe: Mapping[str, Any],
     everything: bool = False,
 ) -> str:
-    """The usage, and a group of fields for each dataclass.
+    """Writes the usage line, and a group of fields for each dataclass.
 
     Args:
-        dataclasses: The classes of the command, in the order of the groups.
-        command: Name of the command.
-        actions, ranges: The flag and the range of each field that the command uses, by name.
-        recipe: The values of a recipe, which are the defaults then.
-        everything: Show all fields with their whole help, not only those of `SHOWN_FIRST` with the first sentence.
+        dataclasses (`Sequence`):
+            Dataclasses of the command, in the order of the groups.
+        command (`str`):
+            Name of the command.
+        actions (`Mapping[str, Action]`):
+            Flag of each field that the command uses, by name of the field.
+        ranges (`Mapping[str, Range | None]`):
+            Range of each field, by name of the field.
+        recipe (`Mapping[str, Any]`):
+            Values that a recipe sets; the help shows them as the defaults.
+        everything (`bool`, *optional*, defaults to `False`):
+            Whether to show all fields with their whole help, or only those of `SHOWN_FIRST` with the first sentence.
+
+    Returns:
+        `str`: The help, wrapped to the width of the terminal.
     """
     lines = [f"usage: {program_name()} {command} [recipe or config.yaml] [--field value ...]"]
     method = [kind for kind in dataclasses if kind.__name__ == "MethodArguments"]
@@ -100,28 +110,27 @@ def help_text(
 def _groups(
     dataclasses: Sequence[Any], actions: Mapping[str, Action], everything: bool
 ) -> Iterator[tuple[str, list[Field[Any]], list[Field[Any]]]]:
-    """(heading, its fields, those of them that are shown) of each concern."""
+    """Yields each concern as (heading, its fields, the fields to show)."""
     for kind in dataclasses:
-        taken = [field for field in fields(kind) if field.name in actions and actions[field.name].help != SUPPRESS]
-        name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__.removesuffix("Arguments").removeprefix("ReID"))
-        heading = f"{name.capitalize()}: {_first_sentence(str(kind.__doc__))}".replace("`", "")
+        used = [field for field in fields(kind) if field.name in actions and actions[field.name].help != SUPPRESS]
+        heading = _first_sentence(str(kind.__doc__)).replace("`", "")
         if not everything:
-            by_name = {field.name: field for field in taken}
+            by_name = {field.name: field for field in used}
             first: Collection[str] = SHOWN_FIRST.get(kind.__name__, by_name)
-            yield heading, taken, [by_name[name] for name in first if name in by_name]
+            yield heading, used, [by_name[name] for name in first if name in by_name]
         elif kind.__name__ == STOCK_CLASS:
-            own = [field for field in taken if field.name in kind.__annotations__]
+            own = [field for field in used if field.name in kind.__annotations__]
             yield heading, own, own
-            stock = [field for field in taken if field.name not in kind.__annotations__]
+            stock = [field for field in used if field.name not in kind.__annotations__]
             yield STOCK_HEADING, stock, stock
         else:
-            yield heading, taken, taken
+            yield heading, used, used
 
 
 def _lines(
     name: str, action: Action, within: Range | None, default: Any, *, required: bool, everything: bool
 ) -> list[str]:
-    """A field with its value, help, choices, default and range, wrapped to the terminal."""
+    """Returns the lines of a field: its flag, value, help, choices, default and range, wrapped to the terminal."""
     text = " ".join(str(action.help or "").split())
     if not everything:
         text = _first_sentence(LONG_BRACKETS.sub("", text)).partition("; ")[0]
@@ -133,7 +142,7 @@ def _lines(
         notes.append(", ".join(choices))
     value = str(action.metavar or (within.in_short(value) if within else value))
     if default not in (None, "", [], {}) and not required:
-        notes.append(f"default: {_as_written(default)}")
+        notes.append(f"default: {_as_flag_value(default)}")
     flag = f"  --{name} {value}{' ...' if action.nargs == '+' else ''}"
     described = f"{'Required. ' if required else ''}{text}" + (f" [{'; '.join(notes)}]" if notes else "")
     columns = max(LEAST_COLUMNS, min(shutil.get_terminal_size((MOST_COLUMNS, 40)).columns, MOST_COLUMNS))
@@ -145,25 +154,26 @@ def _lines(
 
 
 def _defaults_of_new_models(names: Sequence[str]) -> dict[str, str]:
-    """The defaults of the model's configuration, which fields of the method have where the checkpoint has none."""
+    """Returns the defaults of a new model's configuration, which apply if a checkpoint does not set the field."""
     from ..model import MllmReIDConfig
 
     defaults = {name: MllmReIDConfig.__dataclass_fields__[name].default for name in names}
-    return {name: f"checkpoint's, or {_as_written(value)}" for name, value in defaults.items() if value is not None}
+    return {name: f"checkpoint's, or {_as_flag_value(value)}" for name, value in defaults.items() if value is not None}
 
 
 def _kind(action: Action) -> Any:
-    """The type of a field's values, `dict[str, str]` being a dict."""
+    """Returns the type of a field's values; `dict` for `dict[str, str]`."""
     name = getattr(action.type, "__name__", "")
     return bool if name == "string_to_bool" else getattr(action.type, "__origin__", action.type)
 
 
 def _plain(value: Any) -> Any:
+    """Returns the value of an enum member, and any other value unchanged."""
     return value.value if isinstance(value, Enum) else value
 
 
-def _as_written(value: Any) -> str:
-    """A default as it would be given."""
+def _as_flag_value(value: Any) -> str:
+    """Returns a default in the form that a flag takes."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
@@ -172,5 +182,5 @@ def _as_written(value: Any) -> str:
 
 
 def _first_sentence(text: str) -> str:
-    """The text up to the first full stop that a sentence follows, without it."""
+    """Returns the first sentence of a text without its full stop."""
     return re.split(r"\.(?:\s|$)", " ".join(text.split()), maxsplit=1)[0]

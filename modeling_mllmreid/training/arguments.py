@@ -92,7 +92,7 @@ class BatchArguments:
 @without_refused
 @dataclass
 class ReIDTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with P x K batches, learning rates by module, and defaults for re-identification.
+    """The training: P x K batches, learning rates by module, and the fields of `TrainingArguments`.
 
     A batch on a device has `identities_per_batch` people (P) with `images_per_identity` images each (K). A process uses
     one device.

@@ -1,4 +1,4 @@
-"""The folders `configs/` and `model_cards/`: at the top of a checkout, inside the package once it is installed."""
+"""Finds the shipped files: `configs/` and `model_cards/` are at the top of a checkout, or in the installed package."""
 
 import difflib
 import os
@@ -13,15 +13,16 @@ DEEPSPEED_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 
 
 def shipped_configs() -> dict[str, dict[str, Path]]:
-    """Every shipped file by its name without the suffix: recipes, files of Accelerate, files of DeepSpeed."""
+    """Returns the recipes, Accelerate files and DeepSpeed files; each kind by name without suffix."""
     patterns = {"recipes": "*.yaml", "accelerate": "accelerate/*.yaml", "deepspeed": "deepspeed/*.json"}
-    return {kind: {path.stem: path for path in sorted(CONFIGS.glob(p))} for kind, p in patterns.items()}
+    return {kind: {path.stem: path for path in sorted(CONFIGS.glob(pattern))} for kind, pattern in patterns.items()}
 
 
 def recipe_path(text: str, command: str) -> Path:
-    """The YAML file that a command's first argument names: a path, or a shipped recipe where no such file is here.
+    """Returns the YAML file that the first argument of a command names: a path, or the name of a shipped recipe.
 
-    Raises UserError with the nearest names for a name that is neither.
+    A file in the working directory takes precedence over a recipe. Raises UserError with the most similar recipes if
+    the text names neither.
     """
     if not text or os.sep in text or os.path.isfile(text):
         return Path(text)
@@ -31,14 +32,15 @@ def recipe_path(text: str, command: str) -> Path:
         return recipes[name]
     if os.path.exists(text):
         return Path(text)
-    near = ", ".join(difflib.get_close_matches(name[:80], recipes, 3, cutoff=0.0))
-    raise UserError(f"{command}: {text[:80]}: no such file and no such recipe: did you mean one of {near}?")
+    nearest = ", ".join(difflib.get_close_matches(name[:80], recipes, 3, cutoff=0.0))
+    raise UserError(f"{command}: {text[:80]}: no such file and no such recipe: did you mean one of {nearest}?")
 
 
 def find_deepspeed_file() -> None:
-    """Makes the DeepSpeed file that a shipped Accelerate file names relative to `configs/` a path from the root.
+    """Makes the path of a shipped DeepSpeed file absolute in the environment.
 
-    DeepSpeed itself looks in the working directory, which is any folder once the package is installed.
+    A shipped Accelerate file names it relative to the folder above `configs/`; DeepSpeed looks for it in the working
+    directory.
     """
     name = os.environ.get(DEEPSPEED_FILE)
     if name and not os.path.exists(name) and (ROOT / name).is_file():

@@ -1,4 +1,4 @@
-"""The commands end to end on a tiny model: what they print, what they write, what they refuse."""
+"""The commands end to end on a tiny model: their output, files and errors."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def one_line(error) -> str:
     return text
 
 
-def test_evaluate_prints_and_writes_a_row_for_each_feature(disk, tmp_path, capsys):
+def test_evaluate_reports_the_metrics_of_each_feature(disk, tmp_path, capsys):
     output = tmp_path / "out"
     flags = ["--model", str(disk.ours), *MARKET, str(disk.people), "--output_dir", str(output), "--histogram", "true"]
     evaluate.main(flags)
@@ -42,7 +42,7 @@ def test_evaluate_prints_and_writes_a_row_for_each_feature(disk, tmp_path, capsy
     assert (report["query_images"], report["gallery_images"], report["test_feature"]) == (6, 6, "llm")
     assert Image.open(output / "sheet.png").height > 6 * 192
 
-    # Once more by hand: image by image, the public pieces alone.
+    # Recompute with the public functions, one image at a time.
     model, processor = load_model(ModelArguments(str(disk.ours)))
     model.eval()
     parts = [load_reid_dataset("market1501", data_dir=disk.people)[name] for name in ("query", "gallery")]
@@ -57,7 +57,7 @@ def test_evaluate_prints_and_writes_a_row_for_each_feature(disk, tmp_path, capsy
 
 
 @pytest.mark.parametrize("kind", ["native", "ours"])
-def test_evaluate_needs_no_training_part_and_takes_other_sizes(disk, tmp_path, kind):
+def test_evaluate_works_without_a_train_split_and_with_other_sizes(disk, tmp_path, kind):
     shutil.copytree(disk.people, tmp_path / "people", ignore=shutil.ignore_patterns("bounding_box_train", "*.json"))
     flags = [
         "--model",
@@ -99,7 +99,7 @@ def test_evaluate_names_a_broken_image_and_writes_nothing(disk, broken_people, t
 
 @pytest.fixture
 def embedded(disk, tmp_path):
-    """A folder with an `index` of the people's images and the `model` that made it."""
+    """A folder with an `index` of the images of `people`, and the `model` that embedded them."""
     shutil.copytree(disk.ours, tmp_path / "model")
     flags = ["--images", str(disk.people), "--output", str(tmp_path / "index")]
     embed.main(["--model", str(tmp_path / "model"), "--test_feature", "vision", *flags])
@@ -129,8 +129,8 @@ def test_embed_takes_every_image_in_order_and_search_finds_the_query_itself(disk
     assert lines[-1] == f"ranked sheet: {sheet}" and Image.open(sheet).width > 4 * 96
 
 
-def test_search_says_nobody_beyond_the_threshold(disk, embedded, capsys):
-    """The checkpoint's threshold by default, a given one before it, and none where the features are others."""
+def test_search_reports_that_no_image_is_within_the_threshold(disk, embedded, capsys):
+    """--threshold takes precedence over the threshold of the checkpoint, which is not used for other features."""
 
     def lines(*flags, query=disk.people / "query/0003_c1s1_000001_01.jpg") -> list[str]:
         paths = ["--embeddings", str(embedded / "index"), "--output", str(embedded / "sheet.png"), "--top_k", "3"]
@@ -143,8 +143,12 @@ def test_search_says_nobody_beyond_the_threshold(disk, embedded, capsys):
     middle = (distances[1] + distances[2]) / 2 if distances[1] < distances[2] else distances[1]
     threshold = Threshold(middle, middle / 2, middle + 0.1, fpir=0.1, tpir=0.8, searches=20, people=9, gallery=40)
     save_thresholds(embedded / "model", {"vision": threshold})
-    said, *rest = lines()
-    assert f"threshold: {middle:.4f}" in said and "10% of searches for an absent person" in said and "80% for" in said
+    message, *rest = lines()
+    assert (
+        f"threshold: {middle:.4f}" in message
+        and "10% of searches for an absent person" in message
+        and "80% for" in message
+    )
     beyond = ["beyond the threshold" in line for line in rest]
     assert beyond == [distance > middle for distance in distances]
     stranger = embedded / "stranger.png"
@@ -156,8 +160,8 @@ def test_search_says_nobody_beyond_the_threshold(disk, embedded, capsys):
     flags = ["--images", str(disk.people), "--output", str(embedded / "index"), "--flip_test", "true"]
     embed.main(["--model", str(embedded / "model"), "--test_feature", "vision", *flags])
     capsys.readouterr()
-    said, first, *_ = lines()
-    assert "chosen with other settings and is not used" in said and first.split()[1] == "0.0000"
+    message, first, *_ = lines()
+    assert "chosen with other settings and is not used" in message and first.split()[1] == "0.0000"
     (embedded / "model/threshold.json").write_text('{"vision": {"distance": 1}}')
     with pytest.raises(UserError, match=r"threshold.json: holds no thresholds \(field vision.low: field required"):
         lines()
@@ -167,8 +171,8 @@ def test_search_says_nobody_beyond_the_threshold(disk, embedded, capsys):
         lines("--threshold", "-1")
 
 
-def test_embed_leaves_out_and_names_what_cannot_stand_in_an_index(disk, tmp_path, capsys):
-    """Links that lead out, names that break lines, pipes, broken files, files of other kinds, hidden files."""
+def test_embed_skips_and_lists_the_files_that_it_cannot_embed(disk, tmp_path, capsys):
+    """Links out of the folder, names with line breaks, pipes, broken files, other files, hidden files."""
     crops = tmp_path / "crops"
     shutil.copytree(disk.people / "query", crops)
     good = sorted(path.name for path in crops.glob("*.jpg"))
@@ -212,7 +216,7 @@ def test_embed_leaves_out_and_names_what_cannot_stand_in_an_index(disk, tmp_path
     assert "left out: 3 files and links that are no images: notes.txt, outside, pipe.jpg" in printed
 
 
-def test_embed_writes_over_nothing_of_anybody_elses(disk, tmp_path):
+def test_embed_does_not_overwrite_the_files_of_others(disk, tmp_path):
     crops = tmp_path / "crops"
     shutil.copytree(disk.people / "query", crops)
 
@@ -241,7 +245,7 @@ def test_short_names_of_number_formats_are_searched_too(disk, tmp_path, capsys):
     search_flags = ["--query", str(query), "--embeddings", str(tmp_path / "index"), "--output", str(tmp_path / "s.png")]
     search.main(search_flags)
     assert f"0.0000  {query.name}" in capsys.readouterr().out
-    # As it was once written.
+    # The form that earlier versions wrote.
     stored = load_embeddings(tmp_path / "index")
     save_embeddings(tmp_path / "index", stored.features, stored.file_names, {**stored.metadata, "dtype": "bf16"})
     search.main(search_flags)
@@ -268,7 +272,7 @@ def test_search_takes_several_queries_and_prints_before_it_draws(disk, embedded,
     assert len(capsys.readouterr().out.splitlines()) == 20
 
 
-def test_search_writes_over_nothing_of_anybody_elses(disk, embedded):
+def test_search_does_not_overwrite_the_files_of_others(disk, embedded):
     query = embedded / "query.png"
     Image.new("RGB", (32, 64), "red").save(query)
     picture = embedded / "holiday.png"
@@ -317,7 +321,7 @@ def test_search_writes_over_nothing_of_anybody_elses(disk, embedded):
         ({"fingerprint": [float("nan")] * 32}, "metadata: field fingerprint"),
     ],
 )
-def test_search_refuses_embeddings_that_do_not_say_how_they_were_made(disk, indexed, tmp_path, changes, message):
+def test_search_refuses_embeddings_with_incomplete_metadata(disk, indexed, tmp_path, changes, message):
     stored = load_embeddings(indexed)
     save_embeddings(tmp_path / "index", stored.features, stored.file_names, {**stored.metadata, **changes})
     query = str(disk.people / stored.file_names[0])
@@ -351,7 +355,7 @@ def test_search_refuses_another_model(embedded):
     assert not (embedded / "sheet.png").exists()
 
 
-def test_the_fingerprint_is_the_same_for_the_same_model_and_leaves_its_mode(disk):
+def test_the_fingerprint_is_deterministic_and_keeps_the_training_mode(disk):
     model, processor = load_model(ModelArguments(str(disk.ours)))
     model.train()
     again = load_model(ModelArguments(str(disk.ours)))
@@ -365,7 +369,7 @@ def test_embed_refuses_a_folder_without_images(disk, tmp_path):
         assert message in one_line(error)
 
 
-def test_continuations_are_written_for_training_captions_alone_and_join(disk, tmp_path, capsys):
+def test_continuations_are_written_for_training_captions_only_and_joined(disk, tmp_path, capsys):
     texts = tmp_path / "texts.jsonl"
     data = [*MARKET, str(disk.people), "--captions_file", str(disk.people / "reid_raw.json")]
     flags = ["--model", str(disk.native), *data, "--output", str(texts), "--max_new_tokens", "4"]
@@ -380,7 +384,7 @@ def test_continuations_are_written_for_training_captions_alone_and_join(disk, tm
     assert all(len(row["continuation"]) == len(row["caption"]) == 2 for row in train)
 
 
-def test_continuations_refuse_a_fine_tuned_teacher_and_data_without_captions(disk, tmp_path):
+def test_continuations_refuse_a_fine_tuned_model_and_data_without_captions(disk, tmp_path):
     data = [*MARKET, str(disk.people)]
     captions = ["--captions_file", str(disk.people / "reid_raw.json")]
     for flags, message in (
@@ -392,7 +396,7 @@ def test_continuations_refuse_a_fine_tuned_teacher_and_data_without_captions(dis
     assert not (tmp_path / "texts.jsonl").exists()
 
 
-def test_data_tells_in_one_screen_what_is_there(disk, tmp_path, capsys):
+def test_data_summarises_a_data_set_on_one_screen(disk, tmp_path, capsys):
     captions = ["--captions_file", str(disk.people / "reid_raw.json")]
     data.main([*MARKET, str(disk.people), *captions, "--output_dir", str(tmp_path / "out")])
     printed = capsys.readouterr().out
@@ -412,7 +416,7 @@ def test_data_lists_broken_images(broken_people, tmp_path, capsys):
     assert "0001_c2s1_000001_00.jpg: broken image" in broken
 
 
-def test_prepared_data_trains_and_evaluates_like_its_origin(disk, tmp_path, capsys, monkeypatch):
+def test_prepared_data_trains_and_evaluates_like_the_original(disk, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     prepare.main([*MARKET, str(disk.people), "--output", str(tmp_path / "prepared")])
     assert "20 images in train, query, gallery" in capsys.readouterr().out
@@ -427,7 +431,7 @@ def test_prepared_data_trains_and_evaluates_like_its_origin(disk, tmp_path, caps
         prepare.main([*MARKET, "x", "--output", str(tmp_path / "p"), "--embed", "false", "--push_to", "a/b"])
 
 
-def test_data_makes_other_counts_than_the_published_ones_an_error_where_it_is_strict(disk, tmp_path, capsys):
+def test_strict_data_refuses_counts_other_than_the_published_ones(disk, tmp_path, capsys):
     flags = [*MARKET, str(disk.people), "--images", "false", "--output_dir", str(tmp_path / "data")]
     data.main(flags)
     assert "published" in capsys.readouterr().out

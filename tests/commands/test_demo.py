@@ -1,4 +1,4 @@
-"""The demo at a size of seconds: its steps, its files, and the sizes that it refuses."""
+"""A demo of a few seconds: its steps, its files, and the sizes that it refuses."""
 
 import json
 
@@ -88,7 +88,7 @@ def test_the_demo_runs_every_step(tmp_path, capsys, monkeypatch):
     assert "CPU cores" in card and "continuations by `the demo's own language model`, licence apache-2.0" in card
 
 
-def test_a_folder_that_is_not_empty_stays_as_it_is(tmp_path):
+def test_the_demo_refuses_a_folder_that_is_not_empty(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(UserError, match="exists and is not empty: remove it or give another"):
         main(flags(tmp_path))

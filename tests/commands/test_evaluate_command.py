@@ -1,4 +1,4 @@
-"""`evaluate` with everything on, two models compared, the matrix, and what it refuses."""
+"""`evaluate` with all options, the comparison of two models, the matrix, and its errors."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ def flags(disk):
     return ["--dataset", "market1501", "--data_dir", str(disk.people)]
 
 
-def test_everything_at_once(disk, flags, tmp_path, capsys):
+def test_all_options_at_once(disk, flags, tmp_path, capsys):
     output = tmp_path / "out"
     wanted = ("rerank", "expand", "single_shot", "text_queries", "verification", "plots", "flip_test")
     options = [word for name in wanted for word in (f"--{name}", "true")]
@@ -29,9 +29,9 @@ def test_everything_at_once(disk, flags, tmp_path, capsys):
     evaluate.main(["--model", str(disk.ours), *flags, *captions, *options, "--output_dir", str(output)])
     printed = capsys.readouterr().out
     report = json.loads((output / "metrics.json").read_text())
-    rows = ["llm", "vision", "concat", "llm, re-ranked", "llm, expanded", "text", "image and text"]
-    assert list(report["metrics"]) == list(report["intervals"]) == rows
-    assert all(f"\n{name} " in printed for name in rows)
+    names = ["llm", "vision", "concat", "llm, re-ranked", "llm, expanded", "text", "image and text"]
+    assert list(report["metrics"]) == list(report["intervals"]) == names
+    assert all(f"\n{name} " in printed for name in names)
     captions_of_queries = report["metrics"]["text"]["num_queries"]
     assert captions_of_queries == report["metrics"]["image and text"]["num_queries"] == 12  # two for each of 6 queries
     for name, row in report["intervals"].items():
@@ -46,7 +46,7 @@ def test_everything_at_once(disk, flags, tmp_path, capsys):
     assert (
         list(report["single_shot_cmc"]) == ["rank1", "rank5", "rank10"] and "single gallery shot, 10 draws" in printed
     )
-    # One gallery image of each person is kept: the draw has no choice.
+    # One gallery image of each person remains, so the random selection has one result.
     assert report["single_shot_cmc"]["rank5"] == 1 and report["single_shot_cmc"]["rank1"] <= 1
     assert report["flip_test"] and report["trained_on"] == [] and report["tested_on"] == ["market1501"]
     for name in ("sheet", "curves", "worst", "roc"):
@@ -75,8 +75,8 @@ def test_compare_another_model(disk, flags, tmp_path, capsys):
     evaluate.main(["--compare", str(disk.ours), str(tmp_path / "other"), *flags, "--output_dir", str(tmp_path / "out")])
     report = json.loads((tmp_path / "out/metrics.json").read_text())
     (difference,) = report["compare"].values()
-    rows = report["metrics"]
-    assert difference["mAP"]["difference"] == pytest.approx(rows["llm"]["mAP"] - rows["vision"]["mAP"], abs=1e-9)
+    metrics = report["metrics"]
+    assert difference["mAP"]["difference"] == pytest.approx(metrics["llm"]["mAP"] - metrics["vision"]["mAP"], abs=1e-9)
 
 
 def test_matrix_of_earlier_reports(disk, flags, tmp_path, capsys):
@@ -99,7 +99,7 @@ def test_matrix_of_earlier_reports(disk, flags, tmp_path, capsys):
         (["--model", "OURS", "--compare", "/absent/model"], "model /absent/model: not loadable"),
     ],
 )
-def test_mistakes_write_nothing(disk, flags, tmp_path, more, message):
+def test_a_mistake_writes_no_file(disk, flags, tmp_path, more, message):
     more = [str(disk.ours) if word == "OURS" else word for word in more]
     with pytest.raises(UserError) as error:
         evaluate.main([*more, *flags, "--output_dir", str(tmp_path / "out")])
@@ -108,7 +108,7 @@ def test_mistakes_write_nothing(disk, flags, tmp_path, more, message):
 
 
 def test_tracks_and_clothes(disk, tmp_path):
-    """A saved data set with these columns: tracks become one row, and images in the same clothes are dropped."""
+    """A saved data set with these columns: a track is one gallery entry, and images in the same clothes are dropped."""
     dataset = load_reid_dataset("market1501", data_dir=disk.people)
     gallery = dataset["gallery"]
     persons = gallery["person_id"][:]
@@ -120,7 +120,7 @@ def test_tracks_and_clothes(disk, tmp_path):
     report = json.loads((tmp_path / "out/metrics.json").read_text())
     assert report["gallery_images"] == 3 < len(gallery) and report["query_images"] == 6
     assert report["exclude"] == ["clothes_id"] and report["pool_tracks"]
-    # Of the person who wears in the gallery what all wear in the queries, every image is dropped.
+    # Every gallery image of the person in the same clothes as in the queries is dropped.
     asking = query["person_id"][:].count(persons[0])
     assert report["metrics"]["llm"]["num_valid"] == 6 - asking < 6
     plain = ["--dataset", "market1501", "--data_dir", str(disk.people)]
@@ -138,7 +138,7 @@ def test_pictures_without_matplotlib_are_refused_before_the_work(disk, flags, tm
 
 
 def test_ten_splits_are_averaged(disk, tmp_path, capsys):
-    """VIPeR's layout with noise for people: the mean is that of the splits evaluated one by one."""
+    """Noise images in VIPeR's layout: the mean equals that of the splits evaluated one by one."""
     rng = np.random.default_rng(0)
     for camera, angle in (("cam_a", 0), ("cam_b", 90)):
         folder = tmp_path / "viper" / camera
@@ -160,7 +160,7 @@ def test_ten_splits_are_averaged(disk, tmp_path, capsys):
         evaluate.main([*flags, "--splits", "3", "--split", "0"])
 
 
-def test_results_never_replace_what_is_not_ours(disk, tmp_path, monkeypatch):
+def test_results_do_not_replace_the_files_of_others(disk, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "load_reid_dataset", lambda *_, **__: pytest.fail("the work began"))
     settings = ["--model", str(disk.ours), "--dataset", "market1501", "--data_dir", str(disk.people)]
     for name in ("metrics.json", "sheet.png"):

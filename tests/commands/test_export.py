@@ -1,4 +1,4 @@
-"""The command `export`: both forms, what they keep and leave out, and what every other command makes of them."""
+"""`export`: the content of both forms, and their use by the other commands."""
 
 import json
 
@@ -31,7 +31,7 @@ def embedded(model, disk, output, *flags):
     return load_embeddings(output).features
 
 
-def test_the_vision_form_embeds_evaluates_and_searches_alike(disk, trained, tmp_path, capsys):
+def test_the_vision_form_embeds_evaluates_and_searches_like_the_full_form(disk, trained, tmp_path, capsys):
     form = tmp_path / "vision"
     export.main(["--model", str(trained), "--to", "vision", "--output", str(form)])
     assert (

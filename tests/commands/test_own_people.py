@@ -1,4 +1,4 @@
-"""Own people on every command: names in tables, pictures and reports, what is tested on, and who is trained on too."""
+"""Own data on every command: names of people in tables, pictures and reports, and people shared by splits."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ TRAIN += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_a
 
 @pytest.fixture
 def own(disk, tmp_path):
-    """own(rows) -> flags of a folder with a table of these rows (person, camera, split), with an image for each."""
+    """own(samples) returns the flags of a folder with a table of (person, camera, split) and an image of each."""
     images = sorted((disk.people / "bounding_box_test").glob("*.jpg"))
 
     def make(rows):
@@ -51,7 +51,7 @@ def drawn(monkeypatch):
     return texts
 
 
-def test_evaluate_says_who(own, disk, tmp_path, capsys, drawn):
+def test_evaluate_names_people(own, disk, tmp_path, capsys, drawn):
     flags = [*own([*TESTED, *TRAINED, ("anna", "door", "train")]), "--output_dir", str(tmp_path / "out")]
     evaluate.main(["--model", str(disk.ours), *flags])
     printed = capsys.readouterr().out
@@ -65,7 +65,7 @@ def test_evaluate_says_who(own, disk, tmp_path, capsys, drawn):
     assert Image.open(tmp_path / "out/sheet.png").info["Software"] == "mllmreid"
 
 
-def test_evaluate_on_folders_says_how_many(disk, tmp_path, capsys):
+def test_evaluate_on_folders_counts_people(disk, tmp_path, capsys):
     images = sorted((disk.people / "bounding_box_test").glob("*.jpg"))
     for number, person in enumerate(("anna", "ben", "cleo", "dan")):
         (tmp_path / "own" / person).mkdir(parents=True)
@@ -87,7 +87,7 @@ def test_evaluate_on_folders_says_how_many(disk, tmp_path, capsys):
         assert "1 files of 1 people are in no split and not used (eve): remove the file to draw" in printed
 
 
-def test_evaluate_on_prepared_people_says_how_many(own, disk, tmp_path, capsys):
+def test_evaluate_on_prepared_data_counts_people(own, disk, tmp_path, capsys):
     prepared = str(tmp_path / "prepared")
     prepare.main([*own([*TESTED, *TRAINED]), "--output", prepared])
     capsys.readouterr()
@@ -95,7 +95,7 @@ def test_evaluate_on_prepared_people_says_how_many(own, disk, tmp_path, capsys):
     assert f"tested on 4 of 7 people, splits in {prepared}\n" in capsys.readouterr().out
 
 
-def test_prepare_says_who_is_in_two_parts(own, tmp_path, capsys):
+def test_prepare_names_the_people_in_two_splits(own, tmp_path, capsys):
     prepare.main([*own([*TESTED, *TRAINED, ("anna", "door", "train")]), "--output", str(tmp_path / "out")])
     assert "leak: anna is in train and query\n" in capsys.readouterr().out
 
@@ -118,7 +118,7 @@ def test_results_do_not_become_people(disk, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["anna", "ben", "cleo", "dan"]
 
 
-def test_data_says_who(own, tmp_path, capsys, drawn):
+def test_data_names_people(own, tmp_path, capsys, drawn):
     flags = own([*TESTED, *TRAINED, ("anna", "door", "train"), ("ben", "door", "train")])
     data.main([*flags, "--output_dir", str(tmp_path / "out")])
     printed = capsys.readouterr().out
@@ -130,7 +130,7 @@ def test_data_says_who(own, tmp_path, capsys, drawn):
     assert "gallery, anna" in texts and "door" in drawn and "person 0" not in texts and "cam 0" not in texts
 
 
-def test_train_refuses_people_that_are_tested_on(own, disk, tmp_path):
+def test_train_refuses_people_of_the_test_splits(own, disk, tmp_path):
     rows = [
         *TESTED,
         *TRAINED,

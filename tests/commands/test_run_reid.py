@@ -31,7 +31,7 @@ def run(monkeypatch, *argv):
     return end.value.code
 
 
-# The same program by its script, as a module, and as the function of the installed command.
+# The script, the module, and the function of the installed command.
 COMMAND = "from modeling_mllmreid.commands.main import main; sys.exit(main())"
 WAYS = {
     "run_reid.py": f"import runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')",
@@ -97,8 +97,8 @@ def test_another_version_of_a_library_is_one_line_and_exit_code_2(tmp_path):
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     command = [sys.executable, str(SCRIPT), "search", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    said = "transformers>=5.23,<6; installed: transformers 5.17.0: pip install 'transformers>=5.23,<6'"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: MLLMReID needs {said}\n")
+    message = "transformers>=5.23,<6; installed: transformers 5.17.0: pip install 'transformers>=5.23,<6'"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: MLLMReID needs {message}\n")
 
 
 def test_interrupt_gives_130(monkeypatch, capsys):
@@ -123,7 +123,7 @@ def test_interrupt_gives_130(monkeypatch, capsys):
         (ExceptionGroup("several", [KeyError("a")]), "ExceptionGroup: several (1 sub-exception)"),
     ],
 )
-def test_what_escapes_is_one_line_a_file_and_exit_code_70(monkeypatch, capsys, tmp_path, error, line):
+def test_an_unexpected_error_is_one_line_a_traceback_file_and_exit_code_70(monkeypatch, capsys, tmp_path, error, line):
     monkeypatch.setattr("modeling_mllmreid.commands.embed.main", raiser(error))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert run(monkeypatch, "embed") == 70
@@ -134,7 +134,7 @@ def test_what_escapes_is_one_line_a_file_and_exit_code_70(monkeypatch, capsys, t
     assert f"{type(error).__name__}" in path.read_text() and "raiser" in path.read_text()
 
 
-def test_without_a_temporary_folder_the_line_says_so(monkeypatch, capsys, tmp_path):
+def test_the_line_reports_a_traceback_that_cannot_be_written(monkeypatch, capsys, tmp_path):
     class Unprintable(Exception):
         def __str__(self):
             raise ValueError
@@ -146,7 +146,7 @@ def test_without_a_temporary_folder_the_line_says_so(monkeypatch, capsys, tmp_pa
     assert capsys.readouterr().err == f"{line}please report this line)\n"
 
 
-def test_a_full_disk_is_no_fault_of_ours(monkeypatch, capsys):
+def test_a_full_disk_is_not_a_fault_of_the_package(monkeypatch, capsys):
     error = OSError(28, "No space left on device", "runs/a")
     monkeypatch.setattr("modeling_mllmreid.commands.embed.main", raiser(error))
     assert run(monkeypatch, "embed") == 2
@@ -157,22 +157,22 @@ def test_a_message_of_many_lines_is_one_bounded_line(monkeypatch, capsys):
     error = UserError("a\n  b\r\n\x1b[2J \udce9 \u202e " + "x" * 100_000 + " the fix")
     monkeypatch.setattr("modeling_mllmreid.commands.embed.main", raiser(error))
     assert run(monkeypatch, "embed") == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: a b \\x1b[2J \\udce9 \\u202e xxx") and said.endswith("xxx the fix\n")
-    assert len(said) < 1020 and said[:-1].isprintable()
+    message = capsys.readouterr().err
+    assert message.startswith("error: a b \\x1b[2J \\udce9 \\u202e xxx") and message.endswith("xxx the fix\n")
+    assert len(message) < 1020 and message[:-1].isprintable()
 
 
-def test_a_reader_that_goes_away_and_a_full_output_end_without_a_traceback():
+def test_a_closed_pipe_and_a_full_output_end_without_a_traceback():
     reader, closed = os.pipe()
     os.close(reader)
     full = os.open("/dev/full", os.O_WRONLY)
-    for output, code, said in ((closed, 141, ""), (full, 2, "error: the disk is full: ")):
+    for output, code, message in ((closed, 141, ""), (full, 2, "error: the disk is full: ")):
         done = subprocess.run([sys.executable, str(SCRIPT), "--help"], stdout=output, stderr=subprocess.PIPE, text=True)
         os.close(output)
-        assert done.returncode == code and done.stderr.startswith(said) and done.stderr.count("\n") <= 1, done.stderr
+        assert done.returncode == code and done.stderr.startswith(message) and done.stderr.count("\n") <= 1, done.stderr
 
 
-def test_an_output_that_is_ascii_takes_every_name():
+def test_an_ascii_output_accepts_every_file_name():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LANG": "C"}
     command = [sys.executable, str(SCRIPT), b"\xe9\xff\xd7\x90"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -180,7 +180,7 @@ def test_an_output_that_is_ascii_takes_every_name():
 
 
 @pytest.mark.parametrize(("terminal", "switched_off"), [(True, None), (False, "1")])
-def test_bars_of_libraries_are_for_a_terminal(monkeypatch, terminal, switched_off):
+def test_libraries_show_progress_bars_on_a_terminal_only(monkeypatch, terminal, switched_off):
     stream = io.StringIO()
     stream.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", stream)
@@ -197,7 +197,7 @@ def raiser(error):
     return raiser
 
 
-def test_what_commands_write_is_their_owners_alone(monkeypatch, capsys, tmp_path):
+def test_only_the_owner_can_read_what_commands_write(monkeypatch, capsys, tmp_path):
     people = tmp_path / "people"
     for number, person in enumerate(("anna", "ben", "cleo", "dora")):
         (people / person).mkdir(parents=True)

@@ -13,7 +13,7 @@ from modeling_mllmreid.training.loading import load_model
 from modeling_mllmreid.utils.errors import UserError
 
 
-def test_train_saves_a_checkpoint_that_scores_what_was_reported(disk, tmp_path, capsys):
+def test_train_saves_a_checkpoint_with_the_reported_metrics(disk, tmp_path, capsys):
     data = ["--dataset", "market1501", "--data_dir", str(disk.people)]
     data += ["--captions_file", str(disk.people / "reid_raw.json")]
     texts, output = tmp_path / "texts.jsonl", tmp_path / "run"
@@ -32,9 +32,9 @@ def test_train_saves_a_checkpoint_that_scores_what_was_reported(disk, tmp_path, 
     model, processor = load_model(ModelArguments(str(output)))
     assert (model.config.loss_lambda, model.config.height, processor.width) == (0.5, 64, 32)
     assert model.config.num_identities == 2
-    # The processor alone was used, by one process, on whatever machine this is; nothing was quantised.
-    said = json.loads((output / "run.json").read_text())["hardware"]
-    assert re.fullmatch(r"\d+ CPU cores \(\S+\), \d+ threads", said) and report["quantize"] is None
+    # One process used the CPU only, on any machine; nothing was quantised.
+    hardware = json.loads((output / "run.json").read_text())["hardware"]
+    assert re.fullmatch(r"\d+ CPU cores \(\S+\), \d+ threads", hardware) and report["quantize"] is None
 
 
 def test_train_names_the_text_that_is_missing(disk, tmp_path):
@@ -44,14 +44,14 @@ def test_train_names_the_text_that_is_missing(disk, tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "other"), [("float16", "bf16"), ("fp16", "bf16"), ("bf16", "fp16")])
-def test_two_16_bit_formats_are_not_mixed(dtype, other):
+def test_weights_and_training_in_different_16_bit_formats_are_refused(dtype, other):
     settings = SimpleNamespace(bf16=other == "bf16", fp16=other == "fp16")
     with pytest.raises(UserError, match=f"^{other}: the weights are in {dtype}: set dtype to"):
         train.refuse_mixed_formats(ModelArguments("any", dtype=dtype), settings)
     train.refuse_mixed_formats(ModelArguments("any"), settings)
 
 
-def test_training_on_test_people_of_a_target_is_refused_or_said(disk, tmp_path, capsys):
+def test_training_on_test_people_of_a_target_is_refused_or_recorded(disk, tmp_path, capsys):
     data = ["--dataset", "market1501", "--data_dir", str(disk.people), "--targets", "cuhk_pedes"]
     flags = ["--model", str(disk.ours), *data, "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
     with pytest.raises(UserError, match="leak: market1501 and cuhk_pedes share images of market1501: leave out"):
@@ -72,7 +72,7 @@ def test_training_on_test_people_of_a_target_is_refused_or_said(disk, tmp_path, 
     assert json.loads((tmp_path / "out/metrics.json").read_text())["overlap"]
 
 
-def test_a_thin_checkpoint_by_the_commands_loads_from_anywhere(disk, tmp_path, monkeypatch, capsys):
+def test_a_thin_checkpoint_of_the_commands_loads_from_any_folder(disk, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(disk.native.parent)
     data = ["--dataset", "market1501", "--data_dir", str(disk.people), "--output_dir", str(tmp_path / "run")]
     sizes = (
@@ -92,7 +92,7 @@ def test_a_thin_checkpoint_by_the_commands_loads_from_anywhere(disk, tmp_path, m
     assert record["data"]["train"] == {"images": 8, "persons": 2}
 
 
-def test_a_training_never_writes_over_another_model_or_what_it_reads(disk, tmp_path, monkeypatch):
+def test_training_does_not_overwrite_another_model_or_its_inputs(disk, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "load_reid_dataset", lambda *_, **__: pytest.fail("the work began"))
     settings = ["--model", str(disk.native), "--dataset", "market1501", "--data_dir", str(disk.people)]
     other = tmp_path / "other"
@@ -118,14 +118,14 @@ def test_a_training_never_writes_over_another_model_or_what_it_reads(disk, tmp_p
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_an_earlier_run_inside_the_data_goes_on_and_the_data_may_lie_inside_the_run(disk, tmp_path):
+def test_an_earlier_run_inside_the_data_continues_and_the_run_may_contain_the_data(disk, tmp_path):
     data, run = tmp_path / "all", tmp_path / "all" / "run"
     shutil.copytree(disk.people, data / "people")
     with pytest.raises(UserError, match="is inside"):
         train.check_output_dir(run, "a/b", [str(data)])
     shutil.copytree(disk.ours, run)
     train.check_output_dir(run, "a/b", [str(data)])
-    # As the demo has it.
+    # As in the demo.
     train.check_output_dir(tmp_path / "new", "a/b", [str(tmp_path / "new" / "pedestrians")])
     shutil.copytree(disk.ours, tmp_path / "ours")
     train.check_output_dir(tmp_path / "ours", "a/b", [str(tmp_path / "ours" / "pedestrians")])

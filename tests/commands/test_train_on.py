@@ -1,4 +1,4 @@
-"""`train` on a checkpoint of ours: what is given is applied or refused, and run.json says what is true."""
+"""`train` on a checkpoint of this package: settings are applied or refused, and run.json records them."""
 
 import json
 
@@ -37,7 +37,7 @@ def adapters(folder):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (
             "--language_model full",
@@ -54,14 +54,14 @@ def adapters(folder):
         ("--bnneck false", "bnneck is False: a thin checkpoint keeps its heads"),
     ],
 )
-def test_what_a_thin_checkpoint_cannot_become_is_refused(run, thin, flags, said):
-    with pytest.raises(UserError, match=said) as stop:
+def test_changes_that_a_thin_checkpoint_cannot_take_are_refused(run, thin, flags, message):
+    with pytest.raises(UserError, match=message) as stop:
         run(thin, "refused", flags)
     assert "\n" not in str(stop.value) and not thin.with_name("refused").exists()
 
 
 @pytest.mark.parametrize("flags", ["", "--language_model lora --lora_rank 2 --tower frozen"])
-def test_a_thin_checkpoint_goes_on_with_what_it_was_made_with(run, thin, flags):
+def test_a_thin_checkpoint_continues_with_its_own_settings(run, thin, flags):
     expected = {"language_model": "lora", "tower": "frozen", "lora_rank": 2, "lora_alpha": 32, "lora_dropout": 0.25}
     assert adapters(run(thin, "on", flags)) == {**expected, "lora_targets": None, "quantize": None}
     with pytest.MonkeyPatch.context() as patch:
@@ -75,7 +75,7 @@ class _Nothing:
     format = staticmethod(str)
 
 
-def test_quantize_holds_the_backbone_of_a_thin_checkpoint_in_4_bits(run, thin, monkeypatch):
+def test_quantize_loads_the_backbone_of_a_thin_checkpoint_in_4_bits(run, thin, monkeypatch):
     pytest.importorskip("bitsandbytes")
     models, real = [], train.train_reid
     monkeypatch.setattr(train, "train_reid", lambda model, *rest: models.append(model) or real(model, *rest))
@@ -85,8 +85,8 @@ def test_quantize_holds_the_backbone_of_a_thin_checkpoint_in_4_bits(run, thin, m
 
 
 @pytest.mark.parametrize("quantize", ["4bit", "8bit"])
-def test_quantised_weights_are_made_where_they_are_trained(disk, run, thin, monkeypatch, quantize):
-    """transformers puts them on a GPU if it is not told, and 8-bit ones that are moved to the CPU crash there."""
+def test_quantised_weights_are_created_on_the_training_device(disk, run, thin, monkeypatch, quantize):
+    """transformers puts them on a GPU by default, and 8-bit weights that are moved to the CPU crash there."""
     pytest.importorskip("bitsandbytes")
     places, update = [], auto.AUTO_QUANTIZER_MAPPING[f"bitsandbytes_{quantize}"].update_device_map
     monkeypatch.setattr(
@@ -108,7 +108,7 @@ def test_a_full_checkpoint_becomes_thin_and_a_frozen_one_records_no_lora(disk, r
     assert adapters(run(folder, "on_frozen")) == adapters(folder)
 
 
-def test_heads_that_become_new_are_said(disk, run, caplog):
+def test_new_heads_are_reported(disk, run, caplog):
     run(disk.ours, "other_heads", "--bnneck false --reid_on llm")
     assert "reid_on is llm and bnneck is False, unlike in the checkpoint: ReID heads: llm new, vision dropped" in (
         caplog.text
@@ -116,7 +116,7 @@ def test_heads_that_become_new_are_said(disk, run, caplog):
 
 
 @pytest.mark.parametrize(
-    ("targets", "said"),
+    ("targets", "message"),
     [
         (".*vision_tower.*q_proj", "matches no layer of the language_model, and language_model is lora"),
         (".*(q_proj|lm_head)", "matches layers of the vision_tower, and tower is frozen"),
@@ -127,6 +127,6 @@ def test_heads_that_become_new_are_said(disk, run, caplog):
         ("(", "not a regular expression"),
     ],
 )
-def test_lora_targets_are_of_the_parts_that_are_trained_by_it(disk, run, targets, said):
-    with pytest.raises(UserError, match=said):
+def test_lora_targets_belong_to_the_modules_with_lora(disk, run, targets, message):
+    with pytest.raises(UserError, match=message):
         run(disk.ours, "refused", f"--language_model lora --tower frozen --lora_targets {targets}")

@@ -1,4 +1,4 @@
-"""The commands' own dataclasses, as their mains parse them, and values that many of their fields take."""
+"""The dataclasses that each command parses, and values that many fields accept."""
 
 import importlib
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ COMMANDS = [
 
 
 class Captured(Exception):
-    """Carries the dataclasses of a command out of its main."""
+    """Returns the dataclasses of a command from within its main."""
 
 
 def groups_of(command: str) -> tuple[type, ...]:

@@ -1,6 +1,6 @@
-"""The fuzz's rules: what may come of a hostile input, and the one loop that runs examples and keeps count.
+"""The rules of the fuzz tests: the allowed outcomes of a hostile input, and the loop that runs and counts examples.
 
-An example succeeds, and then its oracle holds; or it is refused by an error in one line, and then every file is as it
+An example succeeds, and then its check holds; or it is refused by an error in one line, and then every file is as it
 was before. All else is a violation: another exception, a file left behind or changed, 30 seconds, 2 GiB, the network.
 """
 
@@ -60,7 +60,7 @@ class Area:
 
 @dataclass
 class Outcomes:
-    """What came of an area's examples. violations: what happened -> how often, and the shortest example of it."""
+    """The outcomes of the examples of an area. violations: description -> count and shortest example."""
 
     area: str
     examples: int = 0
@@ -115,7 +115,7 @@ def fuzz(area: Area, size: int) -> Outcomes:
     if size != SHORT:
         run = hypothesis.seed(SEED)(run)
     started = time.monotonic()
-    # Hypothesis takes constants out of whatever modules are loaded, which another order of the tests changes.
+    # Hypothesis draws constants from the loaded modules, which depend on the order of the tests.
     none = mock.patch.object(providers, "_get_local_constants", providers.Constants)
     with no_network(), none:
         providers.CONSTANTS_CACHE.cache.clear()
@@ -162,7 +162,7 @@ def watch(area: Area, value: Any, outcomes: Outcomes) -> str | None:
 
 
 def wrong_message(error: Exception) -> str | None:
-    """What is wrong with a refusal's text. A UserError's own class keeps it to one line."""
+    """Returns what is wrong with the text of an error. UserError itself keeps it to one line."""
     text = str(error)
     if isinstance(error, UserError) and (not text.strip() or "\n" in text or len(text) > MOST_CHARACTERS):
         return f"message is empty, of several lines or too long: {text[:200]!r}"
@@ -174,13 +174,13 @@ def described(error: BaseException) -> str:
     ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "modeling_mllmreid" in frame.filename]
     last = ours[-1] if ours else traceback.extract_tb(error.__traceback__)[-1]
     place = f"{last.filename.rpartition('modeling_mllmreid/')[2]}:{last.lineno}"
-    # The values stand in the example; of an assertion the message tells the oracles apart.
+    # The values stand in the example; of an assertion the message tells the checks apart.
     message = re.sub(r"\d+|'[^']*'", "_", str(error).split("\n")[0])[:120]
     return f"{type(error).__name__} at {place}: {message!a}"
 
 
 def snapshot(root: Path) -> dict[str, str]:
-    """Every path below a folder, and what it is: a digest of a file's content, a link's target."""
+    """Returns the paths below a folder with the digest of each file and the target of each link."""
     found = {}
     for folder, folders, files in os.walk(os.fsencode(root)):
         for name in folders + files:
@@ -197,7 +197,7 @@ def snapshot(root: Path) -> dict[str, str]:
 
 
 def changed(before: dict[str, str], after: dict[str, str], allowed: tuple[str, ...], refused: bool) -> str | None:
-    """The first path that is not as it was."""
+    """Returns the first path that has changed."""
     what = "after a refusal" if refused else "unasked"
     for path in sorted(before.keys() | after.keys()):
         if path not in before and NEW in allowed:
@@ -231,7 +231,7 @@ def limits() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_network() -> Iterator[None]:
-    """Within the block whoever asks for an address or a connection gets an error that no code expects."""
+    """Within the block, a network address or connection raises an error that no code expects."""
 
     def refuse(*arguments: Any, **_: Any) -> None:
         raise NetworkUsed(f"asks for {arguments[:2]}")
@@ -252,11 +252,11 @@ def no_network() -> Iterator[None]:
 
 
 class NetworkUsed(BaseException):
-    """Not an Exception, so that no library takes it for a Hub out of reach."""
+    """Not an Exception, so that no library handles it as an unreachable Hub."""
 
 
 def remove(root: Path) -> None:
-    """The whole folder, also what is in folders that nobody may read."""
+    """Removes a folder, including sub-folders without read permission."""
     for folder, _, _ in os.walk(os.fsencode(root)):
         os.chmod(folder, 0o700)
     shutil.rmtree(os.fsencode(root), ignore_errors=True)

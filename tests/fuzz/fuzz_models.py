@@ -114,18 +114,18 @@ def write_sidecars(root: Path) -> None:
 
 @cache
 def embedding(form: str) -> np.ndarray:
-    """What the unchanged checkpoint makes of `probe_image`."""
+    """The embedding by the unchanged checkpoint of `fuzz_image`."""
     return embedding_of(disk().root / form)
 
 
 def embedding_of(folder: Path) -> np.ndarray:
-    """The feature of `probe_image` by a checkpoint, as the embed command loads it."""
+    """The feature of `fuzz_image` by a checkpoint, as the embed command loads it."""
     model, processor = load_encoder(ModelArguments(str(folder)))
     with torch.inference_mode():
-        return model.eval().encode_images(processor(images=[probe_image()])["pixel_values"]).float().numpy()
+        return model.eval().encode_images(processor(images=[fuzz_image()])["pixel_values"]).float().numpy()
 
 
-def probe_image() -> Image.Image:
+def fuzz_image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 32, 3), dtype=np.uint8))
 
 

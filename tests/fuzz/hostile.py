@@ -1,4 +1,4 @@
-"""Strategies: what users, other programs and attackers put where text, a number, JSON, an image or a file stands."""
+"""Strategies for hostile texts, numbers, JSON, images and files, by mistake or by attack."""
 
 import io
 import json
@@ -105,7 +105,7 @@ scalars = st.one_of(st.none(), st.booleans(), numbers, texts)
 json_values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=5
 )
-# By name, as examples are printed.
+# Names, because examples are printed.
 NO_JSON = {
     **{text: text.encode() for text in ("", "null", "[]", "{}", "{", "NaN")},
     "deep list": b"[" * 100_000,

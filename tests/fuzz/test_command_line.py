@@ -1,4 +1,4 @@
-"""Fuzz: options. Whatever stands in a YAML file or behind a flag is a value of its field's type, or one line."""
+"""Fuzz: options. A YAML value or a flag gives a value of the type of its field, or an error in one line."""
 
 import dataclasses
 import json

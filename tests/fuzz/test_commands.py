@@ -63,7 +63,7 @@ PATHS = [
     "precious.txt/x",
     "",
 ]
-# What starts hours of work, or processes, and is right to do so.
+# Values that rightly start hours of work, or processes.
 LONG = {"num_workers", "height", "width", "push_to", "onnx"}
 values = st.one_of(
     st.sampled_from(PLAIN),

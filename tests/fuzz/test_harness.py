@@ -1,4 +1,4 @@
-"""The fuzz's own rules: what it takes for a violation, and that a refusal and a success are none."""
+"""The rules of the fuzz tests: violations are found; an error in one line and a success are not violations."""
 
 import contextlib
 import os
@@ -79,7 +79,7 @@ def exit_early(value: Any, root: Path) -> None:
         (exit_early, "SystemExit"),
     ],
 )
-def test_what_is_a_violation(act, violation):
+def test_violations_are_found(act, violation):
     area = Area("a", 1, st.none(), lambda value, root: (root / "in").write_text("input") and None, act)
     most = -0.8 if act is wait else fuzz_harness.MOST_SECONDS
     with no_network(), mock.patch.object(fuzz_harness, "MOST_SECONDS", most):
@@ -87,7 +87,7 @@ def test_what_is_a_violation(act, violation):
     assert (found is None) if violation is None else found.startswith(violation) or violation in found
 
 
-def test_what_an_area_writes_is_no_violation_and_counts_add_up():
+def test_the_output_of_an_area_is_no_violation_and_counts_add_up():
     def act(value: int, root: Path) -> None:
         if value < 3:
             raise UserError("too few")

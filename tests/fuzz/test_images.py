@@ -1,4 +1,4 @@
-"""Fuzz: image files. What opens has its pixels in range and in order; all else is refused, and quickly."""
+"""Fuzz: image files. An image that opens has correct pixels; any other file is refused quickly."""
 
 from pathlib import Path
 from typing import Any

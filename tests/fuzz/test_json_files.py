@@ -1,4 +1,4 @@
-"""Fuzz: JSON that comes from outside. It is what its format says, or one line names the file and the field."""
+"""Fuzz: JSON from outside. It follows its format, or an error names the file and the field in one line."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""One process with the package that serves many calls: each new one would import for seconds."""
+"""One process that serves many calls of the package, because each new process imports for seconds."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""README and docs as tests read them: pages, code blocks, inline code, command lines."""
+"""Reads README and docs: pages, code blocks, inline code, command lines."""
 
 import re
 import shlex

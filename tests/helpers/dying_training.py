@@ -1,4 +1,4 @@
-"""Trainings for `exit_code_of_child` that are killed at a chosen moment, or have no disk left."""
+"""Training runs for `exit_code_of_child` that are killed at a chosen moment, or run out of disk."""
 
 import os
 import resource

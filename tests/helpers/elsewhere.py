@@ -1,4 +1,4 @@
-"""Devices that this machine does not have: tensors on the CPU that say they are elsewhere.
+"""Simulates devices that this machine does not have, with CPU tensors that report another device.
 
 As between a CPU and GPUs, a function of tensors on two devices raises RuntimeError, and nothing moves without `.to`.
 """
@@ -16,7 +16,7 @@ MOVES = {"to", "cpu", "cuda", "copy_", "type"}
 
 
 class Elsewhere(torch.Tensor):
-    """A tensor that is on the CPU and says that it is at `place`."""
+    """A tensor on the CPU that reports the device `place`."""
 
     place = CPU
 
@@ -78,12 +78,12 @@ def _plain(of):
 
 
 def place_of(tensor: Tensor) -> torch.device:
-    """Where a tensor says that it is."""
+    """Returns the device that a tensor reports."""
     return tensor.place if isinstance(tensor, Elsewhere) else CPU
 
 
 def at(values: Tensor, place: str | torch.device) -> Tensor:
-    """The values, which share their memory, at a place."""
+    """Returns a view of a tensor that reports another device."""
     with torch._C.DisableTorchFunctionSubclass():
         made = values.as_subclass(Elsewhere)
     made.place = torch.device(place)
@@ -91,14 +91,14 @@ def at(values: Tensor, place: str | torch.device) -> Tensor:
 
 
 def put(module: nn.Module, place: str) -> None:
-    """Puts a module's weights and buffers at a place."""
+    """Makes the weights and buffers of a module report another device."""
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             tensors.update({name: at(_plain(of), place) for name, of in tensors.items() if of is not None})
 
 
 def put_with_hook(module: nn.Module, place: str) -> None:
-    """`put`, and what the module gets is moved there, as accelerate does with the parts of a device map."""
+    """Like `put`, and moves the inputs of the module there, as accelerate does for a device map."""
     put(module, place)
 
     def moved(_, args, kwargs):
@@ -109,6 +109,6 @@ def put_with_hook(module: nn.Module, place: str) -> None:
 
 @contextmanager
 def devices_elsewhere() -> Iterator[None]:
-    """Within the block tensors can be made at places that are not there, and moved to them."""
+    """Within the block, tensors can be created on simulated devices and moved to them."""
     with _Mode():
         yield

@@ -1,4 +1,4 @@
-"""A Hub on the loopback: enough of its HTTP for models and data sets to go there and back, and ways to fail.
+"""A local Hub server: uploads and downloads of models and data sets over HTTP, and injected failures.
 
 with HubServer() as hub:
     subprocess.run([...], env={**os.environ, **hub.environment(tmp_path)})

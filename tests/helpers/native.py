@@ -1,4 +1,4 @@
-"""A tiny LLaVA as a native checkpoint on disk, as `--model` of the commands takes it."""
+"""Writes a tiny LLaVA to disk as a native checkpoint, for `--model` of the commands."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The real training on a small rendered world, in this process or in a child that may die of it."""
+"""Runs the real training on a small rendered data set, in this process or in a child that may be killed."""
 
 import copy
 import multiprocessing
@@ -20,7 +20,7 @@ from modeling_mllmreid.training.run import train_reid
 
 
 @cache
-def tiny_parts():
+def tiny_processor_and_llava():
     """A processor and a LLaVA of one block each, for crops of 64 x 32."""
     texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
     processor = build_processor(texts, height=64, width=32, patch_size=16)
@@ -44,13 +44,13 @@ def train_tiny(
     start=None,
     **arguments,
 ):
-    """What `train_reid` returns of a new tiny model, in `folder / output`.
+    """Trains a new tiny model in `folder / output`; returns the result of `train_reid`.
 
     start: the folder of a checkpoint to train on from, in place of a new model.
     adapters: fields of `AdapterArguments`; the backbone is then the tiny LLaVA on disk, whole or quantised.
     On the CPU unless `use_cpu` is False: there the same commands give the same bits.
     """
-    processor, llava = tiny_parts()
+    processor, llava = tiny_processor_and_llava()
     torch.manual_seed(0)
     fields = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids, **(model or {})}
     if start is not None:

@@ -1,4 +1,4 @@
-"""Checkpoints of every form, and what becomes of them by their own code alone, without this package.
+"""Loads checkpoints of every form with their own code only, without this package.
 
 python tests/helpers/travelling_code.py write FOLDER       # with the package
 python -I tests/helpers/travelling_code.py read FOLDER     # in any environment
@@ -49,7 +49,7 @@ def write(folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, str]:
-    """What each road to each form ends in: "same", "different", or the name and message of an exception."""
+    """Loads each form in each way; returns "same", "different", or the name and message of an exception."""
     sys.modules["modeling_mllmreid"] = None
     import torch
     from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline

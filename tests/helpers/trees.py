@@ -1,4 +1,4 @@
-"""Trees of every set's genuine names, at any size, of one-pixel images: what the readers are run against.
+"""Trees of one-pixel images with the original file names of each data set, at any size, to test the readers.
 
 They hold what the published archives hold and what systems leave: doubled suffixes, `Thumbs.db`, `readme.txt`, `.mat`
 files and folders that are no part of the set.
@@ -86,7 +86,7 @@ def write_tree(root: Path, name: str, counts: Counts | None = None) -> Path:
 
 
 def write_litter(root: Path, name: str) -> None:
-    """In every folder what systems and archives leave there, and a folder of images that are not of the set."""
+    """Adds system and archive files to every folder, and a folder of images that are not in the data set."""
     for path in FURTHER.get(name, ()):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(b"\0\1")

@@ -18,7 +18,7 @@ from modeling_mllmreid.utils.ranges import Count, NotNegative, Share
 
 @dataclass
 class SizeArguments:
-    """How much there is of it. More is said here."""
+    """How much there is of it. A second sentence."""
 
     people: Count = field(metadata={"help": "How many (counted over all cameras and over all days of the whole year)."})
     share: Share = field(default=0.5, metadata={"help": "Above 95 % of it. And more."})
@@ -30,7 +30,7 @@ class SizeArguments:
 
 FIRST = """\
 usage: mllmreid x [recipe or config.yaml] [--field value ...]
-Size: How much there is of it:
+How much there is of it:
   --people 1<=N<=10,000,000           Required. How many
   --share 0<=X<=1                     Above 95 % of it [default: 0.5]
   --weight X>=0                       Its weight
@@ -42,7 +42,7 @@ Size: How much there is of it:
 
 @pytest.fixture
 def printed(monkeypatch, capsys):
-    """What a function that exits prints on a terminal of so many columns."""
+    """Returns the output of a function that exits, on a terminal of the given width."""
 
     def printed(function, columns=120):
         monkeypatch.setattr(sys, "argv", ["/usr/bin/mllmreid"])
@@ -59,7 +59,7 @@ def help_of(command: str, flag: str = "--help"):
     return lambda: importlib.import_module(f"modeling_mllmreid.commands.{command}").main([flag])
 
 
-def test_a_group_has_a_heading_and_a_field_its_values_default_and_range(printed):
+def test_a_group_has_a_heading_and_each_field_shows_its_values_default_and_range(printed):
     assert printed(lambda: parse((SizeArguments,), ["--help"], "x")) == FIRST
     everything = printed(lambda: parse((SizeArguments,), ["--help_all"], "x"))
     assert "Required. How many (counted over" in everything and "of it. And more. [default: 0.5]" in everything
@@ -76,7 +76,7 @@ def test_a_narrow_terminal_wraps(printed):
     assert max(map(len, text.splitlines()[1:])) <= 60
 
 
-def test_train_shows_one_screen_first_and_stock_arguments_on_request(printed):
+def test_train_help_is_one_screen_and_help_all_adds_the_stock_arguments(printed):
     first = printed(help_of("train"))
     assert len(first.splitlines()) <= 42
     for text in ("--model TEXT", "--dataset TEXT", "--output_dir TEXT"):
@@ -84,9 +84,9 @@ def test_train_shows_one_screen_first_and_stock_arguments_on_request(printed):
     assert "--learning_rate X>=0" in first and "[default: checkpoint's, or 0.7]" in " ".join(first.split())
     assert "--adam_beta1" not in first and first.endswith("more fields: mllmreid train --help_all\n")
     everything = printed(help_of("train", "--help_all"))
-    stock = everything.partition("as in transformers' TrainingArguments:")[2]
-    assert "--adam_beta1 0<=X<1" in stock and "--identities_per_batch" not in stock.partition("\nRun: ")[0]
-    # What is refused is not offered.
+    stock = everything.partition("Further arguments of transformers' TrainingArguments:")[2]
+    assert "--adam_beta1 0<=X<1" in stock and "--identities_per_batch" not in stock.partition("\nA dry run:")[0]
+    # The help omits arguments that are refused.
     assert "--torch_compile" not in everything and "--per_device_train_batch_size" not in everything
 
 
@@ -107,7 +107,7 @@ def test_every_name_of_the_tables_is_a_field(printed):
         assert set(shown) <= kind.__dataclass_fields__.keys(), name
 
 
-def test_the_stock_parser_takes_our_arguments_too(tmp_path):
+def test_the_parser_of_transformers_accepts_our_arguments(tmp_path):
     (args,) = HfArgumentParser(ReIDTrainingArguments).parse_args_into_dataclasses(
         ["--output_dir", str(tmp_path), "--use_cpu", "true"]
     )

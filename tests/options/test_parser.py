@@ -1,4 +1,4 @@
-"""The options parser: YAML and command line together, and one line for each mistake."""
+"""The options parser: YAML and command line together, and an error in one line for each mistake."""
 
 import importlib
 import os
@@ -20,7 +20,7 @@ from modeling_mllmreid.utils.ranges import Count, Seed, Share
 
 @dataclass
 class Ranges:
-    """Stand-in with a range in the type of each field."""
+    """Options with a range in the type of each field."""
 
     share: Share = field(default=0.5, metadata={"help": "Above 95 % of what there is."})
     seed: Seed | None = field(default=None, metadata={"help": "Of the draws."})
@@ -32,7 +32,7 @@ class Ranges:
 
 @dataclass
 class Sizes:
-    """Stand-in for a command's own options."""
+    """Options of a command."""
 
     people: int = field(metadata={"help": "How many."})
     rates: list[float] = field(default_factory=list, metadata={"help": "One each."})
@@ -59,7 +59,7 @@ def test_command_line_wins_over_yaml_and_yaml_over_defaults(tmp_path):
     assert (sizes.people, sizes.rates, sizes.name, sizes.fast, sizes.colour) == (4, [1.0, 2.5], None, False, "red")
 
 
-def test_yaml_takes_everything_that_training_arguments_take(tmp_path):
+def test_yaml_accepts_every_training_argument(tmp_path):
     text = f"output_dir: {tmp_path}\nlearning_rate: 2e-3\nlr_scheduler_kwargs:\n  num_cycles: 2\nlogging_steps: 7\n"
     (arguments,) = parse((TrainingArguments,), [write(tmp_path, text), "--logging_steps=8", "--use_cpu"], "train")
     assert (arguments.learning_rate, arguments.lr_scheduler_kwargs) == (2e-3, {"num_cycles": 2})
@@ -180,7 +180,7 @@ def test_hostile_yaml_is_one_line_that_names_the_file(tmp_path, text, message):
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfep\x00:\x00 \x001\x00", b"people: \xe9", b"people: 1\x1b[2J"])
-def test_a_file_that_is_no_utf8_or_holds_control_codes_is_refused(tmp_path, content):
+def test_a_file_with_control_codes_or_without_utf8_is_refused(tmp_path, content):
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
     with pytest.raises(UserError, match="not a YAML file") as error:
@@ -188,14 +188,14 @@ def test_a_file_that_is_no_utf8_or_holds_control_codes_is_refused(tmp_path, cont
     assert str(error.value).isprintable()
 
 
-def test_a_folder_a_device_and_a_pipe_are_no_configuration(tmp_path):
+def test_a_folder_a_device_and_a_pipe_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (str(tmp_path), "/dev/zero", str(tmp_path / "pipe"), ""):
         with pytest.raises(UserError, match="is no regular file"):
             parse((Sizes,), [path], "x")
 
 
-def test_yaml_means_what_the_command_line_means(tmp_path):
+def test_a_value_means_the_same_in_yaml_and_on_the_command_line(tmp_path):
     text = "\ufeffpeople: 3\nname: 0012345\nrates: [1e-4, 1.50]\nfast: off\n"
     (from_file,) = parse((Sizes,), [write(tmp_path, text)], "x")
     flags = ["--people=3", "--name", "0012345", "--rates", "1e-4", "1.50", "--fast", "false"]
@@ -205,14 +205,14 @@ def test_yaml_means_what_the_command_line_means(tmp_path):
     assert from_file.name == "\U0001f600"
 
 
-def test_anchors_and_merge_keys_and_numbers_within_mappings(tmp_path):
+def test_anchors_merge_keys_and_nested_numbers(tmp_path):
     text = "rows:\n  a: &a {lambda: 1e-3, text: no, n: 2}\n  b:\n    <<: *a\n    n: 3\ncounts: []\n"
     (ranges,) = parse((Ranges,), [write(tmp_path, text)], "x")
     assert ranges.rows == {"a": {"lambda": 1e-3, "text": False, "n": 2}, "b": {"lambda": 1e-3, "text": False, "n": 3}}
     assert ranges.counts == []
 
 
-def test_lists_grow_and_of_two_single_values_the_last_counts_with_a_warning(caplog):
+def test_repeated_list_flags_add_up_and_a_repeated_value_warns(caplog):
     (sizes,) = parse((Sizes,), ["--people", "1", "--rates", "1", "-2", "--rates=3", "--people=1", "--name=--x"], "x")
     assert (sizes.rates, sizes.name, caplog.text) == ([1, -2, 3], "--x", "")
     for flags in (["--name", "a", "--name", "b"], ["--fast", "true", "--fast", "false"]):
@@ -242,13 +242,13 @@ def test_lists_grow_and_of_two_single_values_the_last_counts_with_a_warning(capl
         (["--fields", "1"], "did you mean '--"),
     ],
 )
-def test_numbers_have_their_ranges_and_mappings_their_types(argv, message):
+def test_a_value_out_of_range_or_of_a_wrong_type_is_refused(argv, message):
     with pytest.raises(UserError) as error:
         parse((Ranges,), argv, "x")
     assert message in str(error.value) and len(str(error.value)) <= 1000
 
 
-def test_what_a_foreign_dataclass_refuses_is_a_mistake_and_what_ours_stumbles_over_is_not():
+def test_an_error_of_transformers_is_a_mistake_of_the_user_and_an_error_of_ours_is_not():
     for flags in (["--lr_scheduler_type", "sideways"], ["--warmup_steps=-1"], ["--accelerator_config", '{"x": 1}']):
         with pytest.raises(UserError, match="train: "):
             parse((TrainingArguments,), ["--output_dir", "x", "--use_cpu", *flags], "train")
@@ -265,7 +265,7 @@ def test_what_a_foreign_dataclass_refuses_is_a_mistake_and_what_ours_stumbles_ov
         parse((Faulty,), [], "x")
 
 
-def test_an_old_name_is_taken_with_a_warning_in_yaml_and_as_a_flag(tmp_path, caplog, monkeypatch):
+def test_an_old_name_is_accepted_with_a_warning_in_yaml_and_as_a_flag(tmp_path, caplog, monkeypatch):
     monkeypatch.setitem(parser.RENAMED, "old_people", "people")
     monkeypatch.setitem(parser.RENAMED, "slow_fast", "fast")
     path = write(tmp_path, "old_people: 3\n")
@@ -278,7 +278,7 @@ def test_an_old_name_is_taken_with_a_warning_in_yaml_and_as_a_flag(tmp_path, cap
     assert parse((Sizes,), ["--people=3", "--no_slow_fast"], "x")[0].fast is False
     with pytest.raises(UserError, match="people: is there under its old name too: keep one of them"):
         parse((Sizes,), [write(tmp_path, "old_people: 3\npeople: 4\n")], "x")
-    # Where the command has no field of the new name, the old one is as unknown as it was.
+    # The old name is unknown in a command without the field.
     with pytest.raises(UserError, match="unknown field '--old_people'"):
         parse((ModelArguments,), ["--old_people", "3"], "x")
 
@@ -288,7 +288,7 @@ def test_every_new_name_is_a_field_and_no_old_name_is():
     assert set(parser.RENAMED.values()) <= known and not set(parser.RENAMED) & known
 
 
-def test_a_field_that_does_nothing_is_ignored_with_a_warning_and_not_in_the_help(tmp_path, caplog, capsys):
+def test_a_field_without_effect_is_ignored_with_a_warning_and_absent_from_the_help(tmp_path, caplog, capsys):
     path = write(tmp_path, "model: ours\nloss_lambda: 0.5\n")
     model, method = parse((ModelArguments, MethodArguments), [path, "--id_weight", "3", "--width=64"], "embed")
     assert (model.model, method.given()) == ("ours", {"width": 64})

@@ -1,7 +1,7 @@
 """A small rendered world on disk, and real trainings on it."""
 
 import pytest
-from tiny_training import tiny_parts, train_tiny, world_of
+from tiny_training import tiny_processor_and_llava, train_tiny, world_of
 
 from modeling_mllmreid.synthetic.write import write_pedestrians
 
@@ -21,7 +21,7 @@ def world(people):
 
 @pytest.fixture(scope="session")
 def parts():
-    return tiny_parts()
+    return tiny_processor_and_llava()
 
 
 @pytest.fixture
