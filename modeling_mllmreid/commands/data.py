@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
         print(line)
     for pair, count in report["shared_person_numbers"].items():
         if count and pair not in leaks:
-            print(f"{pair} share {count:,} person numbers (no leak if each split is numbered anew, as in MSMT17)")
+            print(f"{pair} share {count:,} person numbers (no leak if each split has its own numbers, as in MSMT17)")
     if args.images:
         broken, copies = examine_images(dataset)
         report |= {"broken_images": broken, "copies_across_parts": copies}

@@ -183,7 +183,7 @@ def dry_run(
     print(
         f"{training_args.identities_per_batch} x {training_args.images_per_identity} images of {config.height} x "
         f"{config.width}, {config.num_image_tokens} image tokens; ID classifier for {DRY_RUN_IDENTITIES:,} people. "
-        "Besides these the device needs its own context, and room for what is not kept."
+        "The device also needs memory for its own context and for temporary results."
     )
 
 

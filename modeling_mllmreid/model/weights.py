@@ -386,6 +386,6 @@ def check_finite(weights: Mapping[str, Tensor], where: Source) -> None:
         # Minimum and maximum in one pass, without a copy; a NaN makes both NaN.
         low, high = (float(value) for value in torch.aminmax(weight))
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
-            raise ValueError(f"{where}: the weight {name} is not finite in {weight.dtype}: get it again, or train anew")
+            raise ValueError(f"{where}: the weight {name} is not finite in {weight.dtype}: download or train it again")
         if low < 0 and name.endswith("running_var"):
-            raise ValueError(f"{where}: the weight {name} is {low:g}, below 0: get it again, or train anew")
+            raise ValueError(f"{where}: the weight {name} is {low:g}, below 0: download or train it again")

@@ -115,7 +115,11 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     report = evaluate_demo(trainer, processor, dataset, untrained, folder)
     write_training_record(dataset, options, seconds)
     report["language"] = language_report(trainer, processor, teacher, dataset, options.batches)
-    report |= {"kept_attribute_words": kept, "lesson_loss": pretraining_loss, "training": trainer.state.log_history}
+    report |= {
+        "kept_attribute_words": kept,
+        "pretraining_loss": pretraining_loss,
+        "training": trainer.state.log_history,
+    }
 
     print_step("6. The checkpoint, loaded by the auto classes")
     difference = reload_difference(trainer, processor, dataset["query"], folder)

@@ -166,7 +166,7 @@ class ReIDTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Unset: the last checkpoint in output_dir if it has the same settings. true: the last checkpoint "
-            "with any settings. false: start anew. Or the folder of a checkpoint."
+            "with any settings. false: start again. Or the folder of a checkpoint."
         },
     )
     auto_find_batch_size: bool = field(

@@ -101,7 +101,7 @@ class CheckpointingTrainer(Trainer):
             if missing:
                 raise UserError(
                     f"checkpoint {checkpoint}: has no {missing[0]} (was it saved with save_only_model?), so a training "
-                    "cannot continue from it: give it as model, or resume_from_checkpoint false to start anew"
+                    "cannot continue from it: give it as model, or resume_from_checkpoint false to start again"
                 )
         with setting_errors(f"checkpoint {checkpoint}: states of optimiser and schedule", OTHER_CHECKPOINT):
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -353,7 +353,7 @@ def refuse_foreign_checkpoint(checkpoint: Path) -> None:
     """
     path = checkpoint / PROOF_FILE
     danger = f"checkpoint {checkpoint}: DeepSpeed runs any code in its files, and"
-    remedy = "give the checkpoint's model as model instead, or resume_from_checkpoint false to start anew"
+    remedy = "give the checkpoint's model as model instead, or resume_from_checkpoint false to start again"
     if not path.is_file():
         raise UserError(f"{danger} no {PROOF_FILE} proves that your own training wrote them: {remedy}")
     if not hmac.compare_digest(read_json(path, ProofFile, remedy=remedy).hmac, _checkpoint_hmac(checkpoint)):
@@ -388,5 +388,5 @@ def _user_key() -> bytes:
             temporary.write_bytes(secrets.token_bytes(KEY_BYTES))
     key = path.read_bytes()
     if len(key) != KEY_BYTES:
-        raise UserError(f"{path}: is not a key of {KEY_BYTES} bytes: remove it, and start the training anew")
+        raise UserError(f"{path}: is not a key of {KEY_BYTES} bytes: remove it, and start the training again")
     return key

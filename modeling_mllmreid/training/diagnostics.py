@@ -150,7 +150,7 @@ class Diagnostics:
         return {"entries": self._entries, "failing": sorted(self._failing), "warned": sorted(self._warned)}
 
     def load(self, saved: Mapping[str, Any]) -> None:
-        """Goes on from `to_dict`."""
+        """Restores the state of `to_dict`."""
         self._entries = list(saved["entries"])
         self._failing, self._warned = set(saved["failing"]), set(saved["warned"])
 

@@ -42,9 +42,9 @@ class TrainingProgress(TrainerCallback):
         self._seconds, self._steps = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Starts the file with the entries up to the step that the training goes on from."""
-        with atomic_file(self._file) as aside:
-            aside.write_text("".join(map(log_line, state.log_history)), encoding="utf-8")
+        """Starts the file with the entries up to the step that the training continues from."""
+        with atomic_file(self._file) as temporary:
+            temporary.write_text("".join(map(log_line, state.log_history)), encoding="utf-8")
         print(f"log: {self._file}", flush=True)
         self._first_step = state.global_step
         self._start = self._last = time.monotonic()

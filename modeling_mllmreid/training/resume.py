@@ -61,7 +61,7 @@ def _image_bytes(source: ImageSource) -> bytes:
 
 
 RUN_FILE = "run_facts.json"
-OTHER_CHECKPOINT = "give another checkpoint as resume_from_checkpoint, or false to start anew"
+OTHER_CHECKPOINT = "give another checkpoint as resume_from_checkpoint, or false to start again"
 # Settings that change no weight, only logs, speed and where results are written.
 NEUTRAL_SETTINGS = re.compile(
     r"output_dir|resume_from_checkpoint|logging_.*|log_.*|report_to|run_name|project|trackio_.*|hub_.*|push_to_hub|"
@@ -207,7 +207,7 @@ def checkpoint_to_resume(args: ReIDTrainingArguments, fingerprint: Mapping[str, 
         fingerprint (`Mapping[str, Any]`): Fingerprint of the run, from `run_fingerprint`.
 
     Returns:
-        `Path`: The checkpoint, or None to start anew.
+        `Path`: The checkpoint, or None to start again.
 
     Raises:
         UserError: The checkpoint is missing or broken, belongs to another run, or has other identities.
@@ -237,7 +237,7 @@ def _chosen_checkpoint(args: ReIDTrainingArguments, fingerprint: Mapping[str, An
         return None
     if choice == "true":
         if last is None:
-            raise UserError(f"resume_from_checkpoint: no checkpoint in {folder}: leave it out to start anew")
+            raise UserError(f"resume_from_checkpoint: no checkpoint in {folder}: leave it out to start again")
         _refuse_other_identities(last, fingerprint)
         return last
     if last is None:
@@ -246,7 +246,7 @@ def _chosen_checkpoint(args: ReIDTrainingArguments, fingerprint: Mapping[str, An
     if difference:
         raise UserError(
             f"{last}: belongs to a run with other settings ({difference}): give another output_dir, or "
-            "resume_from_checkpoint true to continue from it all the same, false to remove it and start anew"
+            "resume_from_checkpoint true to continue from it all the same, false to remove it and start again"
         )
     return last
 

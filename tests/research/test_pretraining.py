@@ -1,4 +1,4 @@
-"""The lessons of the tiny LLaVA: it learns to continue captions, and learning to describe images costs it nothing."""
+"""Pretraining of the tiny LLaVA: it learns to continue captions, and keeps this while it learns to describe images."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ TOKENS = 24
 SMALL = {"hidden_size": 32, "tower_layers": 1, "lm_layers": 1, "pretraining_people": 200, "alignment_people": 20}
 
 
-def test_both_lessons_teach_words():
+def test_both_stages_learn_words():
     args = TinyArguments(**SMALL, pretraining_steps=100, alignment_steps=20)
     processor, mllm = build_tiny(args, height=64, width=32, seed=0)
     other = CaptionPretraining(processor, [processor.instruction], people=64, target_tokens=TOKENS, seed=1)
@@ -30,7 +30,7 @@ def test_both_lessons_teach_words():
     assert losses["both"] > losses["language"]  # A sum of two.
 
 
-def test_the_lessons_instructions_take_turns():
+def test_the_instructions_take_turns():
     processor, _ = build_tiny(TinyArguments(**SMALL), height=64, width=32, seed=0, instructions=["say on", "go on"])
     caption_task = CaptionPretraining(processor, ["say on", "go on"], people=4, target_tokens=TOKENS, seed=1)
     texts = [processor.tokenizer.decode(prompt) for prompt, _ in caption_task.pairs]
@@ -40,7 +40,7 @@ def test_the_lessons_instructions_take_turns():
 
 @pytest.mark.slow
 def test_describing_images_does_not_unlearn_to_continue_captions():
-    # Measured: 83 % of the attribute words kept; 23 % where the image lesson stood alone.
+    # Measured: 83 % of the attribute words kept; 23 % with the image descriptions alone.
     torch.set_num_threads(1)
     args = TinyArguments(alignment_steps=1200)
     processor, mllm = build_tiny(args, height=128, width=64, seed=0)

@@ -130,7 +130,7 @@ def difference(shared, now):
         message = str(error).removeprefix(f"{folder}/checkpoint-2: belongs to a run with other settings (")
         return message.removesuffix(
             "): give another output_dir, or resume_from_checkpoint true to continue from it all the same, false to "
-            "remove it and start anew"
+            "remove it and start again"
         )
     return ""
 

@@ -192,7 +192,7 @@ def test_a_checkpoint_trained_on_others_gets_a_new_classifier(train):
             "set val_identities, or eval_strategy to 'no'",
         ),
         ({"batch": {"target": "continuation"}}, "has no continuation: run the continuations command"),
-        ({"resume_from_checkpoint": "true"}, "no checkpoint in .*: leave it out to start anew"),
+        ({"resume_from_checkpoint": "true"}, "no checkpoint in .*: leave it out to start again"),
         ({"remove_unused_columns": True}, "remove_unused_columns True: the batches need those"),
         (
             {"batch": {"text_branch": False}, "model": {"distillation_weight": 0.5}},

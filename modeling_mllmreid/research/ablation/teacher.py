@@ -50,7 +50,7 @@ def prepare_base(args: AblationArguments, tiny: TinyArguments, shared: Mapping[s
     method, batches = (_build(kind, shared) for kind in (MethodArguments, BatchArguments))
     height, width = method.height or 128, method.width or 64
     size = {"height": height, "width": width, "target_tokens": batches.max_target_tokens}
-    settings = {"lessons": PRETRAINING_VERSION, **asdict(tiny), **size}
+    settings = {"pretraining": PRETRAINING_VERSION, **asdict(tiny), **size}
     root = folder / f"tiny-{_digest(settings)}"
     if root.is_dir():
         return str(root)
@@ -60,7 +60,7 @@ def prepare_base(args: AblationArguments, tiny: TinyArguments, shared: Mapping[s
     partial = Path(tempfile.mkdtemp(prefix=".tiny-", suffix=".part", dir=folder))
     for component in (processor.tokenizer, processor.image_processor, mllm):
         component.save_pretrained(partial)
-    write_json(partial / "lesson.json", {**settings, "losses": losses})
+    write_json(partial / "pretraining.json", {**settings, "losses": losses})
     partial.rename(root)
     return str(root)
 
