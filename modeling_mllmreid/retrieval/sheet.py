@@ -216,15 +216,7 @@ def decimals(distances: Sequence[float] | np.ndarray, least: int = 4) -> int:
 
 
 def verdict(distances: np.ndarray, threshold: float) -> str:
-    """Reports in words how many images are within a threshold.
-
-    Args:
-        distances (`np.ndarray`): (k,) distances; infinite ones are no images.
-        threshold (`float`): the largest accepted distance.
-
-    Returns:
-        `str`: such as "3 of 10 within the threshold 0.2500".
-    """
+    """Reports how many distances (k,) are within a threshold, such as "3 of 10 within the threshold 0.2500"."""
     count, within = int(np.isfinite(distances).sum()), int(_within(distances, threshold).sum())
     value = f"the threshold {threshold:.{decimals([threshold])}f}"
     return f"{within} of {count:,} within {value}" if within else f"nobody within {value}"
