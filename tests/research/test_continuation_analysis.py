@@ -144,7 +144,7 @@ def test_bad_input(monkeypatch):
         analyse_continuations(["a", "b"], ["a", "b"], [1, 2], text_features=np.eye(1))
     with pytest.raises(UserError, match="no text to analyse: give"):
         analyse_continuations([], [], [])
-    with pytest.raises(UserError, match="row 1 holds NaN"):
+    with pytest.raises(UserError, match="row 1 contains NaN"):
         analyse_continuations(["a", "b"], ["a", "b"], [1, 1], text_features=np.array([[1.0], [np.nan]]))
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics.bleu", None)
     with pytest.raises(UserError, match=r"pip install 'mllmreid\[ablation\]'"):
