@@ -81,12 +81,20 @@ _MODULES = {
 register_auto_classes()
 
 
-def __getattr__(name: str) -> Any:
-    """A public name, imported from its module at its first use."""
+def _load(name: str) -> Any:
+    """Imports a public name from its module at its first use."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _MODULES[name].partition(".")[0] not in ("evaluation", "retrieval"):
+        # First, like the auto classes do: threads that import both in another order would wait for each other.
+        importlib.import_module("transformers")
     value = globals()[name] = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     return value
+
+
+if not TYPE_CHECKING:
+    # Hidden from type checkers, which would accept any name otherwise.
+    __getattr__ = _load
 
 
 def __dir__() -> list[str]:

@@ -8,7 +8,6 @@ transformers is not imported yet, the registration waits until it is.
 import contextlib
 import importlib
 import importlib.abc
-import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
@@ -20,7 +19,7 @@ MODELS = f"{__package__}.model"
 def register_auto_classes() -> None:
     """Registers the models now, or when transformers is imported."""
     if "transformers" in sys.modules:
-        importlib.import_module(MODELS)
+        _import_models()
     else:
         sys.meta_path.insert(0, _AfterTransformers())
 
@@ -31,11 +30,11 @@ class _AfterTransformers(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The module's own spec, whose loader imports the models after the module."""
+        """Finds transformers with a loader that imports the models after it; a mere search changes nothing."""
         if fullname != "transformers":
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        others = [finder for finder in sys.meta_path if not isinstance(finder, _AfterTransformers)]
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
         if spec is None or spec.loader is None:
             return spec
         loader = spec.loader
@@ -43,9 +42,14 @@ class _AfterTransformers(importlib.abc.MetaPathFinder):
         def exec_module(module: ModuleType) -> None:
             del loader.exec_module
             loader.exec_module(module)
-            # With a version that the models refuse, transformers itself works; the models report it when they are used.
-            with contextlib.suppress(ImportError):
-                importlib.import_module(MODELS)
+            sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _AfterTransformers)]
+            _import_models()
 
         loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
+
+
+def _import_models() -> None:
+    """Imports the models. If they refuse the versions, transformers itself works, and they report it at their use."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module(MODELS)

@@ -6,6 +6,7 @@ import doctest
 import importlib
 import inspect
 import io
+import os
 import re
 import subprocess
 import sys
@@ -51,6 +52,38 @@ def test_the_import_loads_neither_torch_nor_transformers():
 )
 def test_the_auto_classes_know_the_models(first, second):
     run_fresh(f"import {first}\nimport {second}\n{HAS_MODELS}")
+
+
+def test_a_search_for_transformers_does_not_lose_the_registration():
+    """Libraries such as accelerate look for transformers before anything imports it."""
+    search = "import importlib.util\nimport modeling_mllmreid\nassert importlib.util.find_spec('transformers')"
+    left = "import sys\nassert not [finder for finder in sys.meta_path if 'AfterTransformers' in str(finder)]"
+    run_fresh(f"{search}\n{HAS_MODELS}\n{left}")
+
+
+def test_names_that_need_the_models_import_transformers_first():
+    """Threads that import transformers and a name at once lock the modules in the same order."""
+    run_fresh(
+        "import importlib, modeling_mllmreid\n"
+        "order, real = [], importlib.import_module\n"
+        "importlib.import_module = lambda name, *rest, **more: order.append(name) or real(name, *rest, **more)\n"
+        "modeling_mllmreid.evaluate_retrieval, modeling_mllmreid.TrainDataset\n"
+        "names = [name for name in order if name in ('.evaluation.metrics', 'transformers', '.training.batches')]\n"
+        "assert names == ['.evaluation.metrics', 'transformers', '.training.batches'], order"
+    )
+
+
+def test_type_checkers_know_the_public_names_alone(tmp_path):
+    (tmp_path / "user.py").write_text(
+        "import modeling_mllmreid as m\nreveal_type(m.evaluate_retrieval)\nm.evaluate_retreival\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), str(tmp_path / "user.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MYPYPATH": str(Path(str(modeling_mllmreid.__file__)).parents[1])},
+    )
+    assert "RetrievalMetrics" in result.stdout and 'no attribute "evaluate_retreival"' in result.stdout, result.stdout
 
 
 def test_the_lists_of_names_agree():

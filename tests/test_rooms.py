@@ -1,6 +1,7 @@
 """The rooms of the package import in one direction, and no files import each other in a circle."""
 
 import ast
+import re
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -30,10 +31,15 @@ FILES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for pat
 def imported_files(name: str, *, top_level: bool = False) -> set[str]:
     """The package's files that a file imports: by any of its lines, or only by those that run at its import."""
     tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
-    nodes = [node for node in (tree.body if top_level else ast.walk(tree)) if isinstance(node, ast.ImportFrom)]
+    nodes = tree.body if top_level else list(ast.walk(tree))
     folder = name.split(".")[:-1]
     found = set()
-    for node in nodes:
+    for alias in (alias for node in nodes if isinstance(node, ast.Import) for alias in node.names):
+        package, *target = alias.name.split(".")
+        if package == PACKAGE.name:
+            candidates = (".".join(target), ".".join([*target, "__init__"]))
+            found.add(next(candidate for candidate in candidates if candidate in FILES))
+    for node in (node for node in nodes if isinstance(node, ast.ImportFrom)):
         module = node.module.split(".") if node.module else []
         if node.level:
             target = [*folder[: len(folder) - node.level + 1], *module]
@@ -49,6 +55,30 @@ def imported_files(name: str, *, top_level: bool = False) -> set[str]:
 
 def room_of(name: str) -> str:
     return name.partition(".")[0]
+
+
+def test_imports_by_name_are_in_three_files():
+    """Where a module is imported by a text, the checks below do not see it."""
+    importing = {
+        name for name in FILES if re.search(r"import_module|__import__", FILES[name].read_text(encoding="utf-8"))
+    }
+    assert importing == {"__init__", "auto_classes", "commands.main"}
+
+
+@pytest.mark.parametrize(
+    ("line", "imported"),
+    [
+        ("import modeling_mllmreid.training.trainer", "training.trainer"),
+        ("import modeling_mllmreid.research as research", "research.__init__"),
+        ("from modeling_mllmreid.commands import train", "commands.train"),
+        ("from ..training.trainer import ReIDTrainer", "training.trainer"),
+        ("if TYPE_CHECKING:\n    from ..research import demo", "research.demo"),
+    ],
+)
+def test_every_form_of_an_import_is_seen(line, imported, tmp_path, monkeypatch):
+    (tmp_path / "sampler.py").write_text(line)
+    monkeypatch.setitem(FILES, "data.sampler", tmp_path / "sampler.py")
+    assert imported_files("data.sampler") == {imported}
 
 
 def test_every_folder_is_a_room_in_the_order():

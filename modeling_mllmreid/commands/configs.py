@@ -18,7 +18,7 @@ Without NAME lists what is shipped in configs/. With NAME prints the path of tha
 
 def main(argv: list[str]) -> None:
     """Prints every name with the first comment of its file, or the path of the one that is named."""
-    if {"-h", "--help"} & set(argv):
+    if {"-h", "--help", "--help_all", "--help-all"} & set(argv):
         print(HELP.format(program=program_name()))
         raise SystemExit(0)
     if len(argv) > 1:

@@ -137,14 +137,14 @@ def same_person(query: Dataset, gallery: Dataset, exclude: Sequence[str] = ("cam
 
     `exclude` holds "camera_id", "clothes_id", both or none. Raises UserError if a split lacks such a column.
     """
-    for name, part in (("query", query), ("gallery", gallery)):
+    for name, split in (("query", query), ("gallery", gallery)):
         for column in exclude:
-            if column not in part.column_names:
-                raise UserError(f"exclude: the {name} part has no column {column}: add it, or leave it out of exclude")
+            if column not in split.column_names:
+                raise UserError(f"exclude: the {name} split has no column {column}: add it, or leave it out of exclude")
     columns = {
-        f"{side}_{column}s": part[column][:]
+        f"{side}_{column}s": split[column][:]
         for column in ("person_id", *exclude)
-        for side, part in (("query", query), ("gallery", gallery))
+        for side, split in (("query", query), ("gallery", gallery))
     }
     return SamePerson(**columns)
 
@@ -172,9 +172,9 @@ def check_query_gallery(query: Dataset, gallery: Dataset) -> None:
     The matching rule cannot drop it, so the query would find itself first and the score would mean nothing. Data sets
     whose queries are captions (CUHK-PEDES) have such images.
     """
-    for name, part in (("query", query), ("gallery", gallery)):
-        if not len(part):
-            raise UserError(f"the {name} part has no image: give a data set with query and gallery images")
+    for name, split in (("query", query), ("gallery", gallery)):
+        if not len(split):
+            raise UserError(f"the {name} split has no image: give a data set with query and gallery images")
     in_gallery = set(zip(gallery["source"][:], gallery["file_name"][:], strict=True))
     columns = (query[column][:] for column in ("source", "file_name", "camera_id"))
     for source, file_name, camera_id in zip(*columns, strict=True):

@@ -31,15 +31,14 @@ RENAMED = {
     "lesson_learning_rate": "pretraining_learning_rate",
     "rows": "variants",
 }
+# `reid_on` and `bnneck` are not here: they choose the heads of the model.
 TRAINING_ONLY = (
-    "reid_on",
     "loss_lambda",
     "id_weight",
     "triplet_weight",
     "label_smoothing",
     "triplet_margin",
     "triplet_soft_margin",
-    "bnneck",
     "distillation_weight",
     "reid_text",
 )

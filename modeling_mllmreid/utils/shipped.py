@@ -32,7 +32,7 @@ def recipe_path(text: str, command: str) -> Path:
         return recipes[name]
     if os.path.exists(text):
         return Path(text)
-    nearest = ", ".join(difflib.get_close_matches(name[:80], recipes, 3, cutoff=0.0))
+    nearest = ", ".join(difflib.get_close_matches(name[:80].lower(), recipes, 3, cutoff=0.0))
     raise UserError(f"{command}: {text[:80]}: no such file and no such recipe: did you mean one of {nearest}?")
 
 

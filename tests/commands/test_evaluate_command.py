@@ -124,7 +124,7 @@ def test_tracks_and_clothes(disk, tmp_path):
     asking = query["person_id"][:].count(persons[0])
     assert report["metrics"]["llm"]["num_valid"] == 6 - asking < 6
     plain = ["--dataset", "market1501", "--data_dir", str(disk.people)]
-    with pytest.raises(UserError, match="exclude: the query part has no column clothes_id"):
+    with pytest.raises(UserError, match="exclude: the query split has no column clothes_id"):
         evaluate.main(["--model", str(disk.ours), *plain, "--exclude", "clothes_id"])
     with pytest.raises(UserError, match="pool_tracks: the data set has no column track_id"):
         evaluate.main(["--model", str(disk.ours), *plain, "--pool_tracks", "true"])

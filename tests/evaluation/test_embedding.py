@@ -119,9 +119,9 @@ def test_parts_that_cannot_be_evaluated_are_refused(model, processor, root):
     gallery = split(root, [(0, 1, -1), (1, 2, -1)])
     with pytest.raises(UserError, match="query image 0.png is in the gallery too, of unknown camera"):
         evaluate_model(model, processor, split(root, [(0, 1, -1)]), gallery)
-    with pytest.raises(UserError, match="the gallery part has no image"):
+    with pytest.raises(UserError, match="the gallery split has no image"):
         histogram_metrics(gallery, gallery.select([]), same_person(gallery, gallery))
-    with pytest.raises(UserError, match="exclude: the query part has no column clothes_id"):
+    with pytest.raises(UserError, match="exclude: the query split has no column clothes_id"):
         same_person(gallery, gallery, ("camera_id", "clothes_id"))
 
 
