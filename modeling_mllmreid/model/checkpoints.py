@@ -4,7 +4,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class ReIDCheckpoints(PrivatePush):
         quantization_config: Any = None,
         device_map: Any = None,
         **fields: Any,
-    ) -> Any:
+    ) -> Self:
         """Creates a model from the weights of a native LLaVA; only the ReID heads are new.
 
         Args:
@@ -91,14 +91,14 @@ class ReIDCheckpoints(PrivatePush):
         return cls.from_mllm(load_native(name_or_path, {"revision": revision}, options), **fields)
 
     @classmethod
-    def from_mllm(cls, mllm: PreTrainedModel, **config_fields: Any) -> Any:
+    def from_mllm(cls, mllm: PreTrainedModel, **config_fields: Any) -> Self:
         """Creates a model around a LLaVA in memory, without a copy. config_fields: of [`MllmReIDConfig`]."""
         if mllm.config.model_type != "llava":
             raise ValueError(f"{mllm.config.model_type!r} is not a LLaVA; give a checkpoint of model_type 'llava'")
         return cls._around(mllm, cls.config_class(mllm_config=plain_config(mllm), **config_fields))
 
     @classmethod
-    def _around(cls, mllm: PreTrainedModel, config: Any) -> Any:
+    def _around(cls, mllm: PreTrainedModel, config: Any) -> Self:
         # On the meta device, so that there is never a second full-size LLaVA.
         with torch.device("meta"):
             model = cls(config)
@@ -119,7 +119,7 @@ class ReIDCheckpoints(PrivatePush):
     @classmethod
     def from_pretrained(
         cls, name_or_path: Source | None, *args: Any, config: Any = None, is_trainable: bool = False, **kwargs: Any
-    ) -> Any:
+    ) -> Self:
         """Loads a full or a thin checkpoint.
 
         Args:
@@ -142,7 +142,7 @@ class ReIDCheckpoints(PrivatePush):
             ValueError: for pickled or broken weights, missing or unknown weights, and another backbone.
         """
         if name_or_path is None:
-            return super().from_pretrained(name_or_path, *args, config=config, **kwargs)
+            return super().from_pretrained(name_or_path, *args, config=config, **kwargs)  # type: ignore[no-any-return]
         hub = {key: kwargs[key] for key in HUB if kwargs.get(key) is not None}
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = for_language_model(kwargs["quantization_config"])
@@ -155,7 +155,7 @@ class ReIDCheckpoints(PrivatePush):
         stored_names, names = head_weight_names(stored), head_weight_names(config)
         changed = {"new": sorted(names - stored_names), "left": sorted(stored_names - names)}
         if config.backbone is not None:
-            return cls._from_thin(name_or_path, config, hub, is_trainable, kwargs, changed)
+            return cls._from_thin(name_or_path, config, hub, is_trainable, kwargs, changed)  # type: ignore[no-any-return]
         with_loading_info = kwargs.pop("output_loading_info", False)
 
         def load(name: Source, **options: Any) -> Any:
@@ -164,7 +164,7 @@ class ReIDCheckpoints(PrivatePush):
         model, info = load_whole(load, name_or_path, hub, kwargs, stored=stored, **changed)
         if getattr(model, "is_quantized", False):
             check_quantized(model)
-        return (model, info) if with_loading_info else model
+        return (model, info) if with_loading_info else model  # type: ignore[return-value]
 
     @classmethod
     def _from_thin(

@@ -226,7 +226,7 @@ def evaluate_demo(
         title=f"Rendered pedestrians never seen in training, feature {chosen!r}",
     )
     print(format_table(list(metrics.items())))
-    print(f"chosen on val: {chosen!r} (val mAP {val_metrics[f'eval_{chosen}_mAP']:.3f})")
+    print(f"chosen on val: {chosen!r} (val mAP {val_metrics[f'eval_{chosen}_mAP']:.1%})")
     return {
         "chosen_feature": chosen,
         "val": {name: val_metrics[f"eval_{name}_mAP"] for name in ("llm", "vision", "concat")},
