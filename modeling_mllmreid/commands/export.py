@@ -22,7 +22,7 @@ class ExportArguments:
     to: Form | None = field(
         default=None,
         metadata={
-            "help": "full: all weights; thin: the trained weights; vision: encoder and head. Default: the same form."
+            "help": "full (all weights), thin (trained weights) or vision (encoder and head). Default: the same form."
         },
     )
     onnx: bool = field(

@@ -44,7 +44,7 @@ class SearchArguments:
     threshold: float | None = field(
         default=None,
         metadata={
-            "metavar": "N>=0",
+            "metavar": "X>=0",
             "help": "Largest cosine distance of a match. Default: the threshold of the checkpoint, chosen on val.",
         },
     )

@@ -35,7 +35,7 @@ class SamePerson:
         excluded (`list[tuple[np.ndarray, np.ndarray]]`): int64 query and gallery ids of each column that drops images.
 
     Raises:
-        UserError: if ids are not lists of integers or strings, of different kinds, do not fit the images, or if only
+        UserError: if ids are not lists of integers or strings, differ in kind, do not fit the images, or if only
             one of query and gallery has cameras or clothes.
 
     Example:
