@@ -165,8 +165,8 @@ class ReIDTrainingArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Checkpoint to continue from: true, false or a folder. Default: the last one in output_dir if it has "
-            "the same settings. true: the last one with any settings. false: start again."
+            "help": "Checkpoint to continue from: true, false or a folder. Default: the last one in output_dir if it "
+            "has the same settings. true: the last one with any settings. false: start again."
         },
     )
     auto_find_batch_size: bool = field(
