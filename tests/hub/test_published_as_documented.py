@@ -53,11 +53,11 @@ def test_publish_and_use(folder, tmp_path):
         kept |= {"OMP_NUM_THREADS": "1"}
 
         lines = [shlex.split(line) for line in section_block(MODELS, "Publish yours", "bash").splitlines()]
-        assert [line[2] for line in lines] == ["evaluate", "push", "export", "push"]
+        assert [line[1] for line in lines] == ["evaluate", "push", "export", "push"]
         with CliProcess(kept | {"PYTHONPATH": str(ROOT)} | hub.environment(tmp_path / "mine"), tmp_path) as process:
             for line in lines:
-                assert line[:2] == ["python", "run_reid.py"]
-                code, _, err = process("cli", *line[2:], token=TOKEN)
+                assert line[0] == "mllmreid"
+                code, _, err = process("cli", *line[1:], token=TOKEN)
                 assert code == 0, err
         assert hub.repos["models", "you/pedestrians-reid"].private
         card = hub.files("models", "you/pedestrians-reid")["README.md"].decode()
