@@ -1,4 +1,4 @@
-"""`configs`: the shipped recipes and the launch configurations, and where they are on this machine."""
+"""`configs`: lists the shipped recipes and launch configurations, or prints the path of one."""
 
 import difflib
 import textwrap
@@ -17,7 +17,7 @@ Without NAME lists what is shipped in configs/. With NAME prints the path of tha
 
 
 def main(argv: list[str]) -> None:
-    """Prints every name with the first comment of its file, or the path of the one that is named."""
+    """Prints every name with the first comment of its file, or the path of the named file."""
     if {"-h", "--help", "--help_all", "--help-all"} & set(argv):
         print(HELP.format(program=program_name()))
         raise SystemExit(0)
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
 
 
 def _first_comment(path: Path) -> str:
-    """What a file's first line says of it, without the details behind a colon; nothing where there is no comment."""
+    """Returns the comment in the first line of a file up to its colon; empty without a comment."""
     with path.open(encoding="utf-8") as file:
         line = file.readline()
     return textwrap.shorten(line[2:].split(": ")[0], 90) if line.startswith("# ") else ""

@@ -13,14 +13,8 @@ from ..data.load import load_reid_dataset
 from ..data.readers import READERS
 from ..evaluation.metrics import RetrievalMetrics
 from ..evaluation.plots import figure_class
-from ..evaluation.protocol import (
-    metrics_by_feature,
-    protocol_features,
-)
-from ..evaluation.report import (
-    data_set_matrix,
-    write_json,
-)
+from ..evaluation.protocol import metrics_by_feature, protocol_features
+from ..evaluation.report import data_set_matrix, write_json
 from ..evaluation.run import EvaluateArguments, evaluate_and_report, report_splits
 from ..options.arguments import DataArguments, EmbeddingArguments, MethodArguments, ModelArguments
 from ..options.parser import HELP, parse

@@ -1,4 +1,4 @@
-"""What a training reports: readable lines on the terminal, and all that is logged in a file."""
+"""Reports of a training: readable lines on the terminal, and every log entry in a file."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from .arguments import ReIDTrainingArguments
 
 LOG_FILE = "training_log.jsonl"
 WIDTH = 120
-# What a log entry has besides the parts of the loss.
+# Names of a log entry that are not parts of the loss.
 NO_PARTS = frozenset({"loss", "grad_norm", "learning_rate", "epoch", "step"})
 
 
@@ -28,7 +28,7 @@ class TrainingProgress(TrainerCallback):
 
     The file is in `output_dir`, one JSON object per line, the same entries as `log_history` of the trainer's state. A
     resumed training first writes the checkpoint's entries again, so that the file has every step once. On a terminal
-    there is a progress bar too. To be added on the main process only.
+    there is a progress bar too. Add it on the main process only.
     """
 
     def __init__(self, args: ReIDTrainingArguments):
@@ -75,7 +75,7 @@ class TrainingProgress(TrainerCallback):
         self._last = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Writes the entry, and prints its line where it has losses or metrics."""
+        """Writes the entry, and prints a line if it has losses or metrics."""
         if self._bar is None:  # an evaluation outside of a training
             return
         entry = state.log_history[-1]
@@ -91,7 +91,7 @@ class TrainingProgress(TrainerCallback):
             self._print(evaluation_line(entry, state.max_steps))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Prints the best step, its metric, and where its checkpoint is."""
+        """Prints the best step, its metric and its checkpoint."""
         self.close()
         self._print(last_line(state, args.metric_for_best_model, seconds=time.monotonic() - self._start))
 
@@ -107,14 +107,14 @@ class TrainingProgress(TrainerCallback):
 
 
 def log_line(entry: Mapping[str, Any]) -> str:
-    """A log entry as a line of JSON, step first; null for a number that is not finite, which JSON does not have."""
+    """Formats a log entry as a line of JSON, step first; a number that is not finite becomes null."""
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
-    # In one order: a checkpoint's entries come back sorted by name.
+    # Sorted, because the entries of a checkpoint are sorted by name.
     return json.dumps({"step": entry["step"], **dict(sorted(finite.items()))}) + "\n"
 
 
 def is_training_log(path: AnyPath) -> bool:
-    """Whether a file begins as a training log does, or is empty."""
+    """Returns whether a file starts like a training log, or is empty."""
     try:
         first, _, _ = read_file(path).partition(b"\n")
         return not first or "step" in parse_json(first, dict[str, Any], where=str(path))
@@ -123,7 +123,7 @@ def is_training_log(path: AnyPath) -> bool:
 
 
 def training_line(entry: Mapping[str, float], max_steps: int, *, images_per_second: float, seconds_left: float) -> str:
-    """A log entry of training in words, in 120 columns: on two lines where the parts of the loss need one."""
+    """Formats a log entry of training in 120 columns; the parts of the loss are on a second line if they do not fit."""
     items = [
         *_position(entry, max_steps),
         f"loss {entry['loss']:.3f}",
@@ -137,14 +137,14 @@ def training_line(entry: Mapping[str, float], max_steps: int, *, images_per_seco
 
 
 def evaluation_line(entry: Mapping[str, float], max_steps: int) -> str:
-    """A log entry of an evaluation in words: metrics of the test feature and mAP of every feature, in percent."""
-    of_features = [name.removeprefix("eval_") for name in entry if name.endswith("_mAP") and name != "eval_mAP"]
-    first, *others = (f"{name} {entry[f'eval_{name}']:.1%}" for name in ("mAP", "rank1", "mINP", *of_features))
+    """Formats a log entry of an evaluation: metrics of the test feature and mAP of every feature, in percent."""
+    feature_metrics = [name.removeprefix("eval_") for name in entry if name.endswith("_mAP") and name != "eval_mAP"]
+    first, *others = (f"{name} {entry[f'eval_{name}']:.1%}" for name in ("mAP", "rank1", "mINP", *feature_metrics))
     return _wrapped([*_position(entry, max_steps), f"val {first}", *others])
 
 
 def last_line(state: Any, metric: str | None, *, seconds: float) -> str:
-    """How far a training came, its best step with the metric in percent, and where the checkpoint is."""
+    """Formats the end of a training: its last step, and its best step with the metric in percent and the checkpoint."""
     done = "done" if state.global_step >= state.max_steps else "stopped"
     text = f"{done} after step {state.global_step}/{state.max_steps}, {_duration(seconds)}"
     if state.best_metric is None or not math.isfinite(state.best_metric):
@@ -165,7 +165,7 @@ def _duration(seconds: float) -> str:
 
 
 def _wrapped(items: list[str], indent: str = "") -> str:
-    """The items in lines of 120 columns; no item is broken."""
+    """Wraps items to lines of 120 columns; no item is broken."""
     whole = "  ".join(item.replace(" ", "\0") for item in items)
     lines = textwrap.wrap(
         whole,

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from modeling_mllmreid.model import MllmReIDConfig
 from modeling_mllmreid.options import parser
 from modeling_mllmreid.options.arguments import DataArguments, MethodArguments, ModelArguments
-from modeling_mllmreid.options.parser import parse
+from modeling_mllmreid.options.parser import parse, read_options
 from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
 from modeling_mllmreid.utils.errors import UserError
 from modeling_mllmreid.utils.ranges import Count, Seed, Share
@@ -311,3 +311,9 @@ def every_dataclass() -> set[type]:
     modules = [importlib.import_module(f"modeling_mllmreid.{name}") for name in names]
     found = {value for module in modules for value in vars(module).values() if is_dataclass(value)}
     return {kind for kind in found if isinstance(kind, type) and kind.__name__.endswith(("Arguments", "Model"))}
+
+
+@pytest.mark.parametrize("command", ["embed", "evaluate"])
+def test_fields_that_choose_the_heads_have_an_effect_without_training(command):
+    flags = ["--bnneck", "false", "--reid_on", "llm", "--loss_lambda", "0.5"]
+    assert read_options((MethodArguments,), flags, command) == {"bnneck": False, "reid_on": "llm"}
