@@ -273,12 +273,11 @@ def join_continuations(dataset: Dataset, split: str, records: Iterable[TextRecor
             f"{len(missing)} of {len(found) + len(missing)} captions have no continuation, first "
             f"{_display_key(missing[0])}: run the continuations command again, it writes the rest"
         )
-    columns = {"continuation": [[record.continuation for record in row if record] for row in joined]}
+    rows = [[record for record in row if record is not None] for row in joined]
+    columns: dict[str, list[Any]] = {"continuation": [[record.continuation for record in row] for row in rows]}
     if any(record.ids for record in found):
-        columns |= {
-            "continuation_ids": [[record.ids or [] for record in row if record] for row in joined],
-            "continuation_tokenizer": [[record.tokenizer or "" for record in row if record] for row in joined],
-        }
+        columns["continuation_ids"] = [[record.ids or [] for record in row] for row in rows]
+        columns["continuation_tokenizer"] = [[record.tokenizer or "" for record in row] for row in rows]
     names = [*dataset.column_names, *(name for name in columns if name not in dataset.column_names)]
     for name, values in columns.items():
         without = dataset.remove_columns(name) if name in dataset.column_names else dataset

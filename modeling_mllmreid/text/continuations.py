@@ -63,7 +63,7 @@ def write_continuations(
             cannot be written, and a file that is no sidecar, has other provenance or belongs to other captions.
     """
     check_generation_settings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
-    provenance = {
+    provenance: dict[str, Any] = {
         "model": model_name,
         "revision": revision,
         "licence": licence,

@@ -118,7 +118,8 @@ def up_to_end(ids: list[int], ends: Collection[int] | None) -> list[int]:
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int], special: dict[int, str]) -> str:
     """Returns the text of ids without special tokens, also without those spelled with ordinary ones."""
     ordinary = [token for token in ids if token not in special]
-    return _without(special.values(), tokenizer.decode(ordinary, clean_up_tokenization_spaces=False))
+    text: str = tokenizer.decode(ordinary, clean_up_tokenization_spaces=False)  # type: ignore[assignment]
+    return _without(special.values(), text)
 
 
 def check_generation_settings(*, max_new_tokens: int, temperature: float, batch_size: int) -> None:

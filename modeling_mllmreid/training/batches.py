@@ -232,14 +232,14 @@ class TrainCollator:
             batch |= self.processor.build_inputs(prompts, targets)
         if self.has_text_branch:
             instructions = [self.instructions[sample["instruction"]] for sample in samples]
-            prompts = self.processor.text_prompts([sample["caption"] for sample in samples], instructions)
+            texts = self.processor.text_prompts([sample["caption"] for sample in samples], instructions)
             sequences = self.processor.build_inputs(
-                [prompt.ids if self.text_targets else prompt.ids[: prompt.end] for prompt in prompts],
+                [text.ids if self.text_targets else text.ids[: text.end] for text in texts],
                 targets if self.text_targets else [[] for _ in samples],
             )
             if not self.text_targets:
                 del sequences["labels"]
-            sequences["caption_mask"] = self.processor.caption_mask(prompts, sequences["input_ids"].shape[1])
+            sequences["caption_mask"] = self.processor.caption_mask(texts, sequences["input_ids"].shape[1])
             batch |= {f"text_{name}": tensor for name, tensor in sequences.items()}
         return batch
 

@@ -126,7 +126,7 @@ def test_positions_of_the_caption(made, family):
         assert INSTRUCTION[9:] in after and INSTRUCTION not in before
     # The full stop of a caption joins the line break after it, and the first word the space before it.
     joined = tokenizer.convert_ids_to_tokens(processor.text_prompt_ids(CAPTION))
-    assert any(token in joined for token in (".Ċ", ".\nC"))
+    assert any(token.startswith((".Ċ", ".\n")) for token in joined)
 
 
 def test_the_same_positions_in_training_and_in_encode_text(made):
