@@ -22,9 +22,7 @@ with captions first (`mllmreid train projector`), and continue from the model th
 class ComposeArguments:
     """The two halves of the LLaVA, and the folder that it is written to."""
 
-    tower: str = field(
-        metadata={"help": "Vision encoder (CLIP, SigLIP, DINOv2, ViT, ...): a folder or a Hub name."}
-    )
+    tower: str = field(metadata={"help": "Vision encoder (CLIP, SigLIP, DINOv2, ViT, ...): a folder or a Hub name."})
     language_model: str = field(metadata={"help": "Causal language model: a folder or a Hub name."})
     output: str = field(metadata={"help": "Folder for the LLaVA; it must be new or empty."})
     tower_revision: str | None = field(

@@ -30,7 +30,7 @@ from transformers.tokenization_utils_base import AddedToken
 from ..model.publishing import is_local
 from ..model.weights import load_whole, read_config
 from ..utils.errors import UserError, is_our_fault
-from .native import NativeLlava
+from .native import NativeLlava, count_prefix_tokens
 
 IMAGE_TOKEN = "<image>"
 # Matrix products on a GPU are faster with a multiple of this number of words.
@@ -105,32 +105,6 @@ def tower_config(half: Half) -> PreTrainedConfig:
             "CLIP, SigLIP, DINOv2 or ViT"
         )
     return copy.deepcopy(config)
-
-
-def count_prefix_tokens(half: Half, config: PreTrainedConfig) -> int:
-    """Returns how many tokens a tower puts in front of its patches, from a run without weights.
-
-    Raises:
-        UserError: The tower does not return hidden states of all patches, as a LLaVA reads them.
-    """
-    patches = (config.image_size // config.patch_size) ** 2
-    try:
-        with torch.device("meta"):
-            tower = AutoModel.from_config(config)
-            image = torch.empty(1, getattr(config, "num_channels", 3), config.image_size, config.image_size)
-            states = tower(image, output_hidden_states=True, return_dict=True).hidden_states
-        sizes = {tuple(state.shape) for state in states}
-    except Exception as error:  # the forward of a foreign encoder fails in any way
-        reason = " ".join(str(error).split())[:150]
-        raise half.error(f"cannot run on pixels alone ({reason}): give a tower such as CLIP, SigLIP or DINOv2") from error
-    tokens = next(iter(sizes))[1]
-    fits = len(states) == config.num_hidden_layers + 1 and tokens >= patches
-    if not fits or sizes != {(1, tokens, config.hidden_size)}:
-        raise half.error(
-            f"of type {config.model_type!r} has no hidden state of every patch after every block: give a tower such as "
-            "CLIP, SigLIP, DINOv2 or ViT"
-        )
-    return tokens - patches
 
 
 def load_tower(half: Half, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -217,8 +191,8 @@ def composed_bytes(tower: Half, language_model: Half, dtype: torch.dtype | None)
     text_config = language_config(language_model)
     with torch.device("meta"):
         halves = (AutoModel.from_config(tower_config(tower)), AutoModelForCausalLM.from_config(text_config))
-    numel = sum(weight.numel() for half in halves for weight in half.parameters())
-    return numel * (dtype or stored_dtype(text_config)).itemsize
+    size: int = sum(weight.numel() for half in halves for weight in half.parameters())
+    return size * (dtype or stored_dtype(text_config)).itemsize
 
 
 def compose_llava(
@@ -255,7 +229,10 @@ def compose_llava(
         raise UserError(
             f"vision_feature_layer {vision_feature_layer}: the tower has {depth} blocks: give {-depth - 1} to {depth}"
         )
-    prefix_tokens = count_prefix_tokens(tower, vision_config)
+    try:
+        prefix_tokens = count_prefix_tokens(vision_config)
+    except ValueError as error:
+        raise tower.error(str(error)) from error
     dtype = stored_dtype(text_config) if dtype is None else dtype
     tokenizer = load_tokenizer(language_model)
     with tower.loading():
@@ -295,11 +272,11 @@ def _assemble(config: LlavaConfig, vision: PreTrainedModel, text: PreTrainedMode
         mllm = LlavaForConditionalGeneration(config)
     mllm.model.vision_tower, mllm.model.language_model = vision, text.base_model
     mllm.lm_head = text.get_output_embeddings()
-    projector = mllm.model.multi_modal_projector.to_empty(device="cpu")
+    projector = mllm.model.multi_modal_projector.to_empty(device="cpu").to(text.dtype)
     projector.apply(mllm._init_weights)
     mllm.tie_weights()
     mllm.generation_config = text.generation_config
-    return mllm.to(config.dtype).eval()
+    return mllm
 
 
 def _side(image_processor: Any, config: PreTrainedConfig) -> int:
@@ -313,4 +290,5 @@ def _side(image_processor: Any, config: PreTrainedConfig) -> int:
 @torch.inference_mode()
 def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Returns the logits of a text in float32."""
-    return model.eval()(input_ids=ids).logits.float()
+    logits: Tensor = model.eval()(input_ids=ids).logits
+    return logits.float()

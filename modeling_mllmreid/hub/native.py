@@ -1,15 +1,26 @@
 """Writes a native LLaVA: the files that plain transformers loads, and a card."""
 
+import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import ModelCardData
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from ..data.licences import LLAMA2, LLAMA2_NOTICE
+from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.publishing import is_local, last_name
+from ..utils.errors import UserError
 from ..utils.markdown import code, escape
 from ..utils.outputs import AnyPath, atomic_folder
 
@@ -48,6 +59,64 @@ class Source:
     licence: str | None
 
 
+def count_prefix_tokens(config: PreTrainedConfig) -> int:
+    """Returns how many tokens a tower puts in front of its patches, from a run without weights.
+
+    Args:
+        config (`PreTrainedConfig`): Configuration of a vision tower.
+
+    Raises:
+        ValueError: The tower does not return hidden states of all patches, as a LLaVA reads them.
+    """
+    remedy = "give a tower such as CLIP, SigLIP, DINOv2 or ViT"
+    patches: int = (config.image_size // config.patch_size) ** 2
+    try:
+        with torch.device("meta"):
+            tower = AutoModel.from_config(config)
+            image = torch.empty(1, getattr(config, "num_channels", 3), config.image_size, config.image_size)
+            states = tower(image, output_hidden_states=True, return_dict=True).hidden_states
+        sizes = {tuple(state.shape) for state in states}
+    except Exception as error:  # the forward of a foreign encoder fails in any way
+        reason = " ".join(str(error).split())[:150]
+        raise ValueError(f"type {config.model_type!r} cannot run on pixels alone ({reason}): {remedy}") from error
+    tokens: int = next(iter(sizes))[1]
+    fits = len(states) == config.num_hidden_layers + 1 and tokens >= patches
+    if not fits or sizes != {(1, tokens, config.hidden_size)}:
+        raise ValueError(f"type {config.model_type!r} has no hidden state of every patch after every block: {remedy}")
+    return tokens - patches
+
+
+def native_llava(model: MllmReIDModel, processor: MllmReIDProcessor, dtype: torch.dtype) -> NativeLlava:
+    """Returns the LLaVA inside a model, with its LoRA merged. Its configuration keeps the data sets of the training.
+
+    Args:
+        model ([`MllmReIDModel`]): The model, changed in place.
+        processor ([`MllmReIDProcessor`]): Its processor. The image processor of the result makes square images.
+        dtype (`torch.dtype`): Format of all weights.
+
+    Raises:
+        UserError: The model is not a LLaVA, or its weights cannot take the LoRA in.
+    """
+    record = model.config
+    if record.mllm_config.model_type != "llava":
+        raise UserError(f"to native: is written for a LLaVA, and this one is a {record.mllm_config.model_type}")
+    try:
+        model.merge_and_unload()
+    except ValueError as error:
+        raise UserError(f"to native: {error}") from error
+    mllm: LlavaForConditionalGeneration = model.mllm.to(dtype)
+    mllm.config.dtype = dtype
+    for name in ("trained_on", "overlap", "base_licence"):
+        if getattr(record, name):
+            setattr(mllm.config, name, getattr(record, name))
+    tower: Any = mllm.config.vision_config
+    prefix_tokens = count_prefix_tokens(tower)
+    patches = math.isqrt(mllm.config.image_seq_length - max(prefix_tokens - 1, 0))
+    image_processor = copy.deepcopy(processor.image_processor)
+    image_processor.size = dict.fromkeys(("height", "width"), patches * tower.patch_size)
+    return NativeLlava(mllm, processor.tokenizer, image_processor, prefix_tokens)
+
+
 def write_native(llava: NativeLlava, folder: AnyPath, *, sources: Sequence[Source], text: str) -> None:
     """Writes a native LLaVA with its card. The folder appears when it is complete.
 
@@ -60,7 +129,7 @@ def write_native(llava: NativeLlava, folder: AnyPath, *, sources: Sequence[Sourc
     Raises:
         UserError: The folder is not empty, or the disk cannot be written.
     """
-    config = llava.mllm.config
+    config: Any = llava.mllm.config
     processor = LlavaProcessor(
         llava.image_processor,
         llava.tokenizer,
@@ -82,7 +151,7 @@ def write_native(llava: NativeLlava, folder: AnyPath, *, sources: Sequence[Sourc
 
 def _card(name: str, sources: Sequence[Source], text: str) -> str:
     """Returns the card in Markdown. Its metadata hold the licences of all sources."""
-    licences = list(dict.fromkeys(source.licence or UNKNOWN for source in sources))
+    licences = list(dict.fromkeys(", ".join(source.licence or UNKNOWN for source in sources).split(", ")))
     on_hub = [source.name for source in sources if not is_local(source.name)]
     metadata = ModelCardData(
         license=licences[0] if len(licences) == 1 else licences,  # type: ignore[arg-type]  # the Hub reads lists too
@@ -97,4 +166,6 @@ def _card(name: str, sources: Sequence[Source], text: str) -> str:
         for source in sources
     ]
     table = "\n".join(["| | model | licence |", "|---|---|---|", *lines])
-    return f"---\n{metadata.to_yaml()}\n---\n# {escape(name)}\n{text}\n\n{table}\n\nEach licence holds for its weights.\n"
+    return (
+        f"---\n{metadata.to_yaml()}\n---\n# {escape(name)}\n{text}\n\n{table}\n\nEach licence holds for its weights.\n"
+    )
