@@ -19,6 +19,7 @@ from transformers import (
 
 from ..data.licences import LLAMA2, LLAMA2_NOTICE
 from ..model import MllmReIDModel, MllmReIDProcessor
+from ..model.backbones import tower_of
 from ..model.publishing import is_local, last_name
 from ..utils.errors import UserError
 from ..utils.markdown import code, escape
@@ -83,6 +84,10 @@ def count_prefix_tokens(config: PreTrainedConfig) -> int:
     fits = len(states) == config.num_hidden_layers + 1 and tokens >= patches
     if not fits or sizes != {(1, tokens, config.hidden_size)}:
         raise ValueError(f"type {config.model_type!r} has no hidden state of every patch after every block: {remedy}")
+    if tokens - patches != (known := tower_of(config).prefix_tokens):
+        raise ValueError(
+            f"type {config.model_type!r} has {tokens - patches} states in front of the patches, not {known}: {remedy}"
+        )
     return tokens - patches
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTok
 
 from modeling_mllmreid.commands import compose
 from modeling_mllmreid.data.licences import licence_of
+from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.utils import outputs
 from modeling_mllmreid.utils.errors import UserError
 
@@ -51,7 +52,7 @@ def composed(tower, language_model, output, *flags):
 
 
 @pytest.mark.parametrize(("tower", "language_model"), PAIRS)
-@torch.no_grad()
+@torch.inference_mode()
 def test_a_composed_llava_runs_in_transformers_and_keeps_both_halves(tower, language_model, halves, tmp_path):
     llava = composed(halves(tower), halves(language_model), tmp_path / "llava")
     language = AutoModelForCausalLM.from_pretrained(halves(language_model)).eval()
@@ -82,6 +83,17 @@ def test_a_composed_llava_runs_in_transformers_and_keeps_both_halves(tower, lang
     torch.testing.assert_close(torch.stack(list(got)), image)
     assert llava(**inputs).logits.isfinite().all()
     assert list(processor.image_processor.image_mean) == [0.1, 0.2, 0.3]
+
+    # Our model starts from it: the same image, also in tall crops.
+    model = MllmReIDModel.from_mllm_pretrained(tmp_path / "llava", height=32, width=32).eval()
+    embeddings = model.project_image(model.run_tower(inputs["pixel_values"])).embeddings
+    torch.testing.assert_close(embeddings, image)
+    model = MllmReIDModel.from_mllm_pretrained(tmp_path / "llava", height=48, width=24, image_prefix_ids=[1]).eval()
+    assert model.config.num_image_tokens == 18 + max(TOWERS[tower] - 1, 0)
+    crops = torch.rand(2, 3, 48, 24)
+    assert model.encode_images(crops).isfinite().all()
+    prompt = torch.tensor([[1, *[llava.config.image_token_id] * model.config.num_image_tokens, 9]] * 2)
+    assert model.generate(prompt, crops, max_new_tokens=2).shape[0] == 2
 
     # The chat template of the language model takes the image token as text.
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "llava")
@@ -142,6 +154,7 @@ GRANITE = {"logits_scaling": 8.0}
             "tower .*: type 'swin' has no hidden state of every patch after every block: ",
         ),
         ("siglip2_vision_model", "llama", [], "tower .*: type 'siglip2_vision_model' cannot run on pixels alone"),
+        ("deit", "llama", [], "tower .*: type 'deit' has 2 states in front of the patches, not 1: give a tower such"),
         ("llava", "llama", [], r"tower .*: is a multimodal LLM \(llava\) already: give a vision encoder such as CLIP"),
         ("clip", "absent", [], "language_model .*absent: "),
         ("clip", "t5", [], "language_model .*: of type 't5' is an encoder-decoder: give a causal language model"),
