@@ -12,6 +12,12 @@ from ..utils.errors import UserError
 from ..utils.ranges import AtMostMillions, CountOrZero, NotNegative, Pixels, Processes, Seed, Share
 
 
+def torch_dtype(name: str) -> torch.dtype:
+    """Returns the torch dtype of a number format's name in an option."""
+    dtype: torch.dtype = getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}.get(name, name))
+    return dtype
+
+
 @dataclass
 class ModelArguments:
     """The model and its number format."""
@@ -26,9 +32,7 @@ class ModelArguments:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The number format as a torch dtype."""
-        name = {"bf16": "bfloat16", "fp16": "float16"}.get(self.dtype, self.dtype)
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
+        return torch_dtype(self.dtype)
 
 
 @dataclass

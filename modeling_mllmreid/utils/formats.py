@@ -281,6 +281,7 @@ class TrainingArgsFile(Format):
 
     identities_per_batch: Count | None = None
     images_per_identity: Count | None = None
+    pairs_per_batch: Count | None = None
     gradient_accumulation_steps: Count | None = None
     learning_rate: float | None = None
     learning_rates: dict[str, float] | None = None
