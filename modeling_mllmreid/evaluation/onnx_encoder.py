@@ -74,7 +74,7 @@ class OnnxEncoder(nn.Module):
         super().__init__()
         self.file, self.settings = file, settings
         self.config = OnnxConfig(trained_on)
-        (entry,) = file.session.get_inputs()
+        (entry,) = file.inputs
         self.input_name: str = entry.name
         self.input_type: Any = INPUTS[entry.type]
         batch = entry.shape[0] if entry.shape else None

@@ -83,6 +83,7 @@ class OnnxFile:
         path (`Path`): The file.
         digest (`str`): Its SHA-256; with files of external data, the SHA-256 of the SHA-256 of all of them.
         session (`onnxruntime.InferenceSession`): The loaded model.
+        inputs, outputs (`list[onnxruntime.NodeArg]`): Names, types and shapes.
         metadata (`dict[str, str]`): Its entries `metadata_props`.
 
     Raises:
@@ -103,6 +104,12 @@ class OnnxFile:
         self.digest = _digest(path, _external_files(path, proto))
         del proto
         self.session = _open(path)
+        self.inputs, self.outputs = self.session.get_inputs(), self.session.get_outputs()
+        try:
+            for entry in (*self.inputs, *self.outputs):
+                str(entry)  # decodes its name
+        except UnicodeDecodeError as error:
+            raise UserError(f"model {path}: has a name that is not UTF-8: export the model again") from error
 
 
 def _read(path: Path) -> Any:

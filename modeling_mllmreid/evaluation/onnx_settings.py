@@ -117,7 +117,7 @@ def _described(entries: Sequence[Any]) -> str:
 
 def _image_input(file: OnnxFile) -> Any:
     """Returns the only input. Raises UserError if there are others, or if it is no image."""
-    inputs = file.session.get_inputs()
+    inputs = file.inputs
     if len(inputs) != 1:
         raise UserError(
             f"model {file.path}: has {len(inputs)} inputs ({_described(inputs)}): only a file with one input, the "
@@ -197,7 +197,7 @@ def _colours(values: float | Sequence[float] | None, default: float | Sequence[f
 
 def _output_name(file: OnnxFile, given: str | None) -> str:
     """Returns the name of the output that is the feature."""
-    outputs = {entry.name: entry for entry in file.session.get_outputs()}
+    outputs = {entry.name: entry for entry in file.outputs}
     if given is None and len(outputs) > 1:
         raise UserError(
             f"model {file.path}: has {len(outputs)} outputs ({_described(list(outputs.values())[:20])}): choose the "

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, BatchFeature, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
+from .backbones import tower_of
 from .crops import TEXT_OPTIONS, CropProcessor, checked_pixels, crop_pixels, in_format
-from .fields import check_crop_size, check_types, nested_config
+from .fields import check_crop_size, check_multiples, check_types, check_unit, nested_config
 from .heads import ReIDHead, mean_pool
 from .pipeline_mllmreid import person_reid_entry, without_known_entry
 from .publishing import PrivatePush
@@ -60,16 +61,27 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
         self.vision_config = nested_config("vision_config", self.vision_config, "clip_vision_model")
         super().__post_init__(**without_known_entry(kwargs))
         check_types(self)
-        check_crop_size(self, self.vision_config)
+        check_crop_size(self)
+        tower = tower_of(self.vision_config)
+        check_unit(tower, self.vision_config)
+        check_multiples(self.height, self.width, tower.unit)
 
     @staticmethod
     def travelling_code() -> tuple[Any, ...]:
         """Imports the files that the files imported above import; see the method of [`MllmReIDConfig`]."""
+        from .backbone import Backbone
+        from .backbone_gemma3 import Gemma3Backbone
+        from .backbone_internvl import InternVLBackbone
+        from .backbone_llava import LlavaBackbone
+        from .backbone_qwen_vl import QwenVLBackbone
+        from .backbone_smolvlm import SmolVLMBackbone
         from .images import open_image
         from .publishing import without_local_paths
         from .tensors import in_format_of
+        from .towers import Tower
 
-        return open_image, without_local_paths, in_format_of
+        families = (Gemma3Backbone, InternVLBackbone, LlavaBackbone, QwenVLBackbone, SmolVLMBackbone)
+        return open_image, without_local_paths, in_format_of, Tower, Backbone, *families
 
 
 class MllmReIDVisionModel(PrivatePush, PreTrainedModel):
@@ -166,7 +178,7 @@ class MllmReIDVisionModel(PrivatePush, PreTrainedModel):
         Raises:
             ValueError: if the encoder has a LoRA, which must be merged first.
         """
-        whole, tower = model.config, model._llava.vision_tower
+        whole, tower = model.config, model.tower
         if any(".lora_" in name for name, _ in tower.named_parameters()):
             raise ValueError("a LoRA sits on the visual encoder: call model.merge_and_unload() first")
         vision_config = copy.deepcopy(whole.vision_config)
