@@ -39,19 +39,20 @@ def check_layer(name: str, layer: int, depth: int) -> None:
         raise ValueError(f"{name} is {layer}; of {depth} layers give a number from {-depth - 1} to {depth}")
 
 
-def check_crop_size(config: PreTrainedConfig, vision_config: PreTrainedConfig) -> None:
-    """Raises ValueError if height or width is outside of 1 to 4096 or no multiple of the tower's patch size."""
+def check_crop_size(config: PreTrainedConfig) -> None:
+    """Raises ValueError if height or width is outside of 1 to 4096, before anything allocates memory for crops."""
     check_range(config, 1, math.inf, "height", "width")
-    # Before anything allocates memory for such crops.
     if max(config.height, config.width) > LARGEST_SIDE:
         raise ValueError(f"height x width is {config.height} x {config.width}; give at most {LARGEST_SIDE} each")
-    patch = getattr(vision_config, "patch_size", None)
-    if not _fits(patch, int) or patch < 1:
-        raise ValueError(f"vision_config.patch_size is {patch!r}; give a whole number, 1 or more")
-    if config.height % patch or config.width % patch:
+
+
+def check_multiples(height: int, width: int, unit: int) -> None:
+    """Raises ValueError that names the nearest size if height or width is no multiple of `unit` pixels."""
+    nearest = [max(unit, round(side / unit) * unit) for side in (height, width)]
+    if nearest != [height, width]:
         raise ValueError(
-            f"height x width is {config.height} x {config.width}; "
-            f"both must be multiples of the tower's patch size {patch}"
+            f"height x width is {height} x {width}; both must be multiples of {unit}, the pixels of an image token's "
+            f"side: give {nearest[0]} x {nearest[1]}"
         )
 
 
