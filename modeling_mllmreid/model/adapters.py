@@ -1,4 +1,4 @@
-"""LoRA within the wrapped LLaVA, and 4-bit and 8-bit weights of its language model."""
+"""LoRA within the wrapped multimodal LLM, and 4-bit and 8-bit weights of its language model."""
 
 import json
 import math
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
+from .backbones import FAMILIES
 from .weights import read_fields, readable
 
 ADAPTER = "adapter"
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-# PEFT's prefix of names around a LLaVA: with it PEFT can load the folder as a LoRA of the native LLaVA.
+# PEFT's prefix of names around a model: with it PEFT can load the folder as a LoRA of the native model.
 PREFIX = "base_model.model."
 MATRICES = (".lora_A.weight", ".lora_B.weight")
 # Settings of PEFT that are more than plain LoRA, and would be ignored here.
@@ -21,14 +22,14 @@ UNKNOWN = ("alpha_pattern", "rank_pattern", "modules_to_save", "layer_replicatio
 
 
 def inject_adapter(mllm: nn.Module, settings: dict[str, Any]) -> None:
-    """Adds LoRA layers to a LLaVA in place.
+    """Adds LoRA layers to a multimodal LLM in place.
 
     The class of the model and the `requires_grad` of its other weights stay. LoRA weights are float32 whatever the
     frozen weights are, since bfloat16 loses small updates.
 
     Args:
         mllm (`nn.Module`):
-            The LLaVA.
+            The multimodal LLM.
         settings (`dict`):
             Fields of `peft.LoraConfig`. `target_modules` are full names or a regular expression that matches them.
 
@@ -183,9 +184,10 @@ def merge_adapter(mllm: nn.Module) -> None:
         del mllm.peft_config
 
 
-# Vision tower, projector, output layer and heads keep their exact weights. A pattern is matched from the start of a
-# module's full name or as its end, so these work for a LLaVA alone and within our model.
-NOT_QUANTIZED = [".*vision_tower", ".*multi_modal_projector", ".*lm_head", "reid_head"]
+# Vision tower, projector, output layer and heads of every family keep their exact weights. A pattern is matched from
+# the start of a module's full name or as its end, so these work for a native model alone and within our model.
+_OTHER_PATHS = {path for family in FAMILIES.values() for path in (family.tower_path, *family.projector_paths)}
+NOT_QUANTIZED = [*sorted(f".*{path.rpartition('.')[2]}" for path in _OTHER_PATHS), ".*lm_head", "reid_head"]
 
 
 def quantized_class(module: nn.Module) -> str | None:
@@ -226,7 +228,7 @@ def for_language_model(quantization_config: Any) -> Any:
     return quantization_config
 
 
-def check_quantized(model: nn.Module) -> None:
+def check_quantized(model: Any) -> None:
     """Checks that the language model's linear layers are quantised, and no other layer.
 
     It also turns off bitsandbytes' repacking of 4-bit weights on processors with AVX512-BF16. After a forward pass
@@ -236,11 +238,12 @@ def check_quantized(model: nn.Module) -> None:
         ValueError: with the name of the first wrong module.
     """
     names = {name for name, module in model.named_modules() if quantized_class(module)}
-    outside = sorted(name for name in names if "language_model." not in name)
+    language = f"mllm.{model.backbone.language_path}."
+    outside = sorted(name for name in names if not name.startswith(language))
     missed = [
         name
         for name, module in model.named_modules()
-        if "language_model." in name and type(module) is nn.Linear and ".lora_" not in name
+        if name.startswith(language) and type(module) is nn.Linear and ".lora_" not in name
     ]
     if outside or missed or not names:
         wrong = f"{outside[0]} is quantised" if outside else f"{(missed or ['the language model'])[0]} is not quantised"

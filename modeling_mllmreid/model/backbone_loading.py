@@ -1,4 +1,4 @@
-"""Loads the LLaVA of a model, native or from a full checkpoint, and identifies it by a few of its weights."""
+"""Loads the multimodal LLM of a model, native or from a full checkpoint, and identifies it by a few of its weights."""
 
 import copy
 import os
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
+from .backbones import backbone_of
 from .weights import CONFIG, Hub, Source, load_whole, native_config, read_config, read_fields
 
 # Fields of the language model's and the tower's configuration that must agree with the checkpoint's.
@@ -15,7 +16,7 @@ SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size", 
 
 
 def plain_config(mllm: PreTrainedModel) -> PreTrainedConfig:
-    """Returns a copy of a LLaVA's configuration without its quantisation: saved weights are not quantised."""
+    """Returns a copy of a multimodal LLM's configuration without its quantisation: saved weights are not quantised."""
     config = copy.deepcopy(mllm.config)
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
@@ -28,7 +29,7 @@ def weights_fingerprint(mllm: nn.Module) -> list[float]:
     They are eight token embeddings and eight weights of the last norm, at equal steps. A thin checkpoint never trains
     either.
     """
-    language_model = mllm.model.language_model
+    language_model = mllm.get_submodule(backbone_of(mllm.config).language_path)
     fingerprint = []
     for weight in (mllm.get_input_embeddings().weight, language_model.norm.weight):
         flat = weight.detach().flatten()
@@ -38,11 +39,11 @@ def weights_fingerprint(mllm: nn.Module) -> list[float]:
 
 
 def load_native(name_or_path: Source, hub: Hub, options: dict[str, Any]) -> PreTrainedModel:
-    """Loads a native LLaVA with every weight from its checkpoint; other weights in its files are ignored.
+    """Loads a native multimodal LLM with every weight from its checkpoint; other weights in its files are ignored.
 
     Args:
         name_or_path (`str` or `os.PathLike`):
-            The LLaVA's folder or its name on the Hub.
+            Its folder or its name on the Hub.
         hub (`dict`):
             Those of `options` that locate files (`HUB`).
         options (`dict`):
@@ -59,7 +60,7 @@ def load_native(name_or_path: Source, hub: Hub, options: dict[str, Any]) -> PreT
 
 
 def load_backbone(model_class: Any, config: Any, options: dict[str, Any], checkpoint: Source) -> PreTrainedModel:
-    """Loads the LLaVA that a thin checkpoint was trained on: a native one, or the LLaVA of a full checkpoint.
+    """Loads the multimodal LLM that a thin checkpoint was trained on: a native one, or that of a full checkpoint.
 
     Args:
         model_class (`type`):
@@ -103,7 +104,7 @@ def load_backbone(model_class: Any, config: Any, options: dict[str, Any], checkp
 
 
 def _check_same_sizes(stored: Any, expected: Any, where: str) -> None:
-    """Raises ValueError if two configurations of a LLaVA differ in a size."""
+    """Raises ValueError if two configurations of a multimodal LLM differ in a size."""
     for module in ("text_config", "vision_config"):
         for field in SIZES:
             size, expected_size = (getattr(getattr(config, module, None), field, None) for config in (stored, expected))

@@ -24,6 +24,7 @@ from .adapters import (
     save_adapter,
 )
 from .backbone_loading import load_backbone, load_native, plain_config
+from .backbones import check_family
 from .pipeline_mllmreid import person_reid_entry
 from .publishing import PrivatePush, is_local
 from .weights import (
@@ -62,11 +63,11 @@ class ReIDCheckpoints(PrivatePush):
         device_map: Any = None,
         **fields: Any,
     ) -> Self:
-        """Creates a model from the weights of a native LLaVA; only the ReID heads are new.
+        """Creates a model from the weights of a native multimodal LLM; only the ReID heads are new.
 
         Args:
             name_or_path (`str` or `os.PathLike`):
-                A LLaVA's folder or its name on the Hub, such as "llava-hf/llava-1.5-7b-hf".
+                Its folder or its name on the Hub, such as "llava-hf/llava-1.5-7b-hf".
             dtype (`torch.dtype` or `str`, *optional*, defaults to `torch.float32`):
                 Number format of the weights.
             revision (`str`, *optional*):
@@ -74,7 +75,7 @@ class ReIDCheckpoints(PrivatePush):
             quantization_config (`BitsAndBytesConfig`, *optional*):
                 Quantisation of the language model alone.
             device_map (`str` or `dict`, *optional*):
-                As in transformers, with the LLaVA's names. Without it quantised weights go to a GPU.
+                As in transformers, with the native model's names. Without it quantised weights go to a GPU.
             **fields:
                 Fields of [`MllmReIDConfig`].
 
@@ -82,7 +83,7 @@ class ReIDCheckpoints(PrivatePush):
             [`MllmReIDModel`]
 
         Raises:
-            ValueError: for a model that is no LLaVA, for pickled or broken weights, and for a weight that is missing,
+            ValueError: for a model of no known family, for pickled or broken weights, and for a weight that is missing,
                 of another size or not finite.
         """
         options = {"dtype": dtype, "revision": revision, "device_map": device_map}
@@ -92,14 +93,13 @@ class ReIDCheckpoints(PrivatePush):
 
     @classmethod
     def from_mllm(cls, mllm: PreTrainedModel, **config_fields: Any) -> Self:
-        """Creates a model around a LLaVA in memory, without a copy. config_fields: of [`MllmReIDConfig`]."""
-        if mllm.config.model_type != "llava":
-            raise ValueError(f"{mllm.config.model_type!r} is not a LLaVA; give a checkpoint of model_type 'llava'")
+        """Creates a model around a multimodal LLM in memory, without a copy. config_fields: of [`MllmReIDConfig`]."""
+        check_family(mllm.config.model_type)
         return cls._around(mllm, cls.config_class(mllm_config=plain_config(mllm), **config_fields))
 
     @classmethod
     def _around(cls, mllm: PreTrainedModel, config: Any) -> Self:
-        # On the meta device, so that there is never a second full-size LLaVA.
+        # On the meta device, so that there is never a second full-size model.
         with torch.device("meta"):
             model = cls(config)
         model.mllm = mllm
@@ -206,9 +206,9 @@ class ReIDCheckpoints(PrivatePush):
     def _set_trainable(self, is_trainable: bool) -> None:
         """Freezes all but a thin checkpoint's own weights; a LoRA that is not trained gets the model's format."""
         self.requires_grad_(False)
-        own = tuple(f"{module}." for module in (*(self.config.own_modules or ()), "reid_head"))
+        own = (*(self.config.own_modules or ()), "reid_head")
         for name, parameter in self.named_parameters():
-            if is_trainable and (name.startswith(own) or ".lora_" in name):
+            if is_trainable and (within(name, own) or ".lora_" in name):
                 parameter.data = parameter.data.float()
                 parameter.requires_grad_(True)
             elif ".lora_" in name:
@@ -220,7 +220,7 @@ class ReIDCheckpoints(PrivatePush):
         if self.config.backbone is None:
             return state
         modules = (*(self.config.own_modules or ()), "reid_head")
-        return {name: weight for name, weight in state.items() if name.startswith(tuple(f"{m}." for m in modules))}
+        return {name: weight for name, weight in state.items() if within(name, modules)}
 
     @torch.no_grad()
     def fill_weights(
@@ -291,7 +291,7 @@ class ReIDCheckpoints(PrivatePush):
     ) -> None:
         """Saves a full checkpoint, or a thin one if the configuration has a backbone.
 
-        A full checkpoint does not name the LLaVA's folder, since the checkpoint may be published.
+        A full checkpoint does not name the native model's folder, since the checkpoint may be published.
 
         Args:
             save_directory (`str` or `os.PathLike`):
@@ -299,7 +299,7 @@ class ReIDCheckpoints(PrivatePush):
             state_dict (`dict[str, torch.Tensor]`, *optional*):
                 Weights of the whole model in place of its own.
             save_original_format (`bool`, *optional*, defaults to `False`):
-                As in transformers, but off: with LLaVA's legacy names a Trainer's resume skips weights with only a
+                As in transformers, but off: with legacy names a Trainer's resume skips weights with only a
                 warning.
             **kwargs:
                 As in transformers.
@@ -371,3 +371,8 @@ def _backbone_options(kwargs: dict[str, Any], config: Any) -> dict[str, Any]:
         devices = {key.removeprefix("mllm").removeprefix("."): item for key, item in options["device_map"].items()}
         options["device_map"] = {key: item for key, item in devices.items() if not key.startswith("reid_head")}
     return options
+
+
+def within(name: str, modules: Iterable[str]) -> bool:
+    """Whether a parameter or module is one of some modules (or parameters) or lies within one. All are full names."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)

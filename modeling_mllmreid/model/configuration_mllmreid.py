@@ -1,4 +1,4 @@
-"""MllmReIDConfig: the configuration of a LLaVA, nested, and the fields of person re-identification."""
+"""MllmReIDConfig: the configuration of a multimodal LLM, nested, and the fields of person re-identification."""
 
 # First: its error names the versions that are needed.
 from .versions import check_versions  # noqa: F401
@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .fields import check_crop_size, check_layer, check_range, check_types, nested_config
+from .backbone import Backbone
+from .backbones import DEFAULT_FAMILY, backbone_of
+from .fields import check_crop_size, check_layer, check_range, check_types, check_unit, nested_config
 from .pipeline_mllmreid import without_known_entry
 from .publishing import PrivatePush
 
@@ -22,13 +24,14 @@ REVISION = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
 
 
 class MllmReIDConfig(PrivatePush, PreTrainedConfig):
-    r"""Configuration of [`MllmReIDModel`]: the LLaVA's own configuration, and the fields of re-identification.
+    r"""Configuration of [`MllmReIDModel`]: the multimodal LLM's own configuration, and the fields of re-identification.
 
     Args:
         mllm_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the wrapped LLaVA. Defaults to LLaVA-1.5-7B's.
-        height, width (`int`, *optional*, defaults to 252 and 126):
-            Size of a person crop in pixels; multiples of the vision tower's patch size.
+            Configuration of the wrapped multimodal LLM, of a known family. Defaults to LLaVA-1.5-7B's.
+        height, width (`int`, *optional*):
+            Size of a person crop in pixels; multiples of the side of an image token. Defaults to the family's size,
+            252 and 126 for LLaVA-1.5.
         image_prefix_ids (`list[int]`, *optional*):
             Token ids before the image tokens in every prompt. With them `encode_images` needs no tokenizer.
         reid_on (`"llm"`, `"vision"` or `"both"`, *optional*, defaults to `"both"`):
@@ -53,7 +56,8 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         llm_layer (`int`, *optional*, defaults to -1):
             Index into the LLM's hidden states of the layer to pool; -1 is the last layer, after the norm.
         vision_layer (`int`, *optional*):
-            Index into the tower's hidden states of the layer to pool. Defaults to the layer that the LLaVA reads.
+            Index into the tower's hidden states of the layer to pool. Defaults to the layer that the
+            projector reads.
         distillation_weight (`float`, *optional*, defaults to 0.0):
             Weight of KL(text branch || image branch) at target positions; the text branch gets no gradient.
         reid_text (`bool`, *optional*, defaults to `False`):
@@ -68,9 +72,9 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         overlap (`list[str]`, *optional*):
             Descriptions of test identities that were trained on by choice (`allow_overlap`).
         base_licence (`str`, *optional*):
-            Licence of the LLaVA that training started from. `None` means not recorded.
+            Licence of the multimodal LLM that training started from. `None` means not recorded.
         backbone, backbone_revision (`str`, *optional*):
-            Thin checkpoints: name and commit of the LLaVA, or of the full checkpoint, with the frozen weights.
+            Thin checkpoints: name and commit of the native model, or of the full checkpoint, with the frozen weights.
         backbone_fingerprint (`list[float]`, *optional*):
             Thin checkpoints: a few weights of the backbone, which identify it.
         own_modules (`list[str]`, *optional*):
@@ -103,8 +107,8 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
     sub_configs = {"mllm_config": AutoConfig}
 
     mllm_config: dict[str, Any] | PreTrainedConfig | None = None
-    height: int = 252
-    width: int = 126
+    height: int | None = None
+    width: int | None = None
     image_prefix_ids: list[int] | None = None
     reid_on: Literal["llm", "vision", "both"] = "both"
     loss_lambda: float = 0.7
@@ -133,9 +137,11 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
     lora_targets: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.mllm_config = nested_config("mllm_config", self.mllm_config, "llava")
-        if self.mllm_config.model_type != "llava":
-            raise ValueError(f"mllm_config is of model_type {self.mllm_config.model_type!r}; give a LLaVA's, 'llava'")
+        self.mllm_config = nested_config("mllm_config", self.mllm_config, DEFAULT_FAMILY)
+        check_unit(self.backbone_description, self.vision_config)
+        height, width = self.backbone_description.default_size
+        self.height = height if self.height is None else self.height
+        self.width = width if self.width is None else self.width
         # The field's name in checkpoints of version 0.1.0.
         self.backbone_fingerprint = kwargs.pop("backbone_probe", self.backbone_fingerprint)
         super().__post_init__(**without_known_entry(kwargs))
@@ -145,28 +151,16 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         check_range(self, 0, math.inf, *weights, "num_identities")
         if self.reid_text and "llm" not in self.reid_heads:
             raise ValueError("reid_text acts on the LLM's feature; set reid_on to 'llm' or 'both'")
-        check_crop_size(self, self.vision_config)
-        self._check_layers()
+        check_crop_size(self)
+        self.backbone_description.check(self.height, self.width)
+        check_layer("llm_layer", self.llm_layer, self.get_text_config().num_hidden_layers)
+        if self.vision_layer is not None:
+            check_layer("vision_layer", self.vision_layer, self.backbone_description.tower.depth)
         vocabulary = self.get_text_config().vocab_size
         wrong = [number for number in self.image_prefix_ids or () if not 0 <= number < vocabulary]
         if wrong:
             raise ValueError(f"image_prefix_ids holds {wrong[0]}; give ids from 0 to {vocabulary - 1}")
         self._check_names()
-
-    def _check_layers(self) -> None:
-        """Raises ValueError for layers that the language model or the tower does not have."""
-        depth = self.vision_config.num_hidden_layers
-        for name, layers in (("text", self.get_text_config().num_hidden_layers), ("vision", depth)):
-            if type(layers) is not int or layers < 1:
-                raise ValueError(f"mllm_config.{name}_config.num_hidden_layers is {layers!r}; give 1 or more")
-        check_layer("llm_layer", self.llm_layer, self.get_text_config().num_hidden_layers)
-        if self.vision_layer is not None:
-            check_layer("vision_layer", self.vision_layer, depth)
-        read = self.mllm_config.vision_feature_layer
-        if read == []:
-            raise ValueError("mllm_config.vision_feature_layer is []; give at least one layer")
-        for layer in [read] if isinstance(read, int) else read:
-            check_layer("mllm_config.vision_feature_layer", layer, depth)
 
     def _check_names(self) -> None:
         """Raises ValueError for a name that leads out of the checkpoint's folder or of the Hub."""
@@ -178,6 +172,11 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
             raise ValueError(f"backbone is {name!r}; give a name on the Hub or a folder's absolute path")
         if revision is not None and (not REVISION.fullmatch(revision) or ".." in revision):
             raise ValueError(f"backbone_revision is {revision!r}; give a commit, a tag or a branch")
+
+    @property
+    def backbone_description(self) -> Backbone:
+        """What is particular to the family of the multimodal LLM."""
+        return backbone_of(self.mllm_config)
 
     @property
     def vision_config(self) -> PreTrainedConfig:
@@ -193,9 +192,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
     @property
     def num_image_tokens(self) -> int:
         """Image tokens that one crop of height x width takes in a prompt."""
-        patch: int = self.vision_config.patch_size
-        patches = (self.height // patch) * (self.width // patch)
-        return patches if self.mllm_config.vision_feature_select_strategy == "default" else patches + 1
+        return self.backbone_description.num_image_tokens(self.height, self.width)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """Returns the language model's configuration, which generation and the Trainer ask for."""
@@ -213,22 +210,38 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         copy. With these imports no file is left out, and `versions` reports the versions that are needed.
         """
         from .adapters import inject_adapter
+        from .backbone import Backbone
+        from .backbone_gemma3 import Gemma3Backbone
+        from .backbone_internvl import InternVLBackbone
         from .backbone_llava import LlavaBackbone
         from .backbone_loading import load_backbone
+        from .backbone_qwen_vl import QwenVLBackbone
+        from .backbone_smolvlm import SmolVLMBackbone
+        from .backbones import backbone_of
         from .checkpoints import ReIDCheckpoints
         from .crops import CropProcessor
         from .heads import ReIDHead
         from .images import open_image
         from .losses import id_loss
+        from .mllm_forward import MllmForward
         from .modeling_mllmreid import MllmReIDModel
         from .processing_mllmreid import MllmReIDProcessor
         from .publishing import without_local_paths
         from .tensors import gather_with_gradient
+        from .towers import Tower
         from .weights import read_config
 
         return (
             inject_adapter,
+            Backbone,
+            Gemma3Backbone,
+            InternVLBackbone,
             LlavaBackbone,
+            QwenVLBackbone,
+            SmolVLMBackbone,
+            backbone_of,
+            Tower,
+            MllmForward,
             load_backbone,
             ReIDCheckpoints,
             CropProcessor,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from transformers import AutoConfig, PreTrainedConfig
 
 from .backbones import tower_of
-from .fields import check_crop_size, check_layer, check_multiples, check_range, check_types, nested_config
+from .fields import check_crop_size, check_layer, check_multiples, check_range, check_types, check_unit, nested_config
 from .pipeline_mllmreid import without_known_entry
 from .pooling import WITH_CLASS_TOKEN
 from .publishing import PrivatePush
@@ -42,7 +42,7 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
         vision_layer (`int`, *optional*):
             Index into the encoder's hidden states of the layer to pool. Defaults to the final output, after the last
             norm.
-        skipped_states (`int`, *optional*):
+        dropped_states (`int`, *optional*):
             Number of first states that mean and GeM leave out. Defaults to all that are not patches.
         id_weight, triplet_weight, label_smoothing, triplet_margin, triplet_soft_margin, bnneck, feature_after_bn:
             As in [`MllmReIDConfig`].
@@ -69,7 +69,7 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
     width: int | None = None
     pooling: Literal["class", "mean", "gem", "class_mean"] = "mean"
     vision_layer: int | None = None
-    skipped_states: int | None = None
+    dropped_states: int | None = None
     id_weight: float = 1.0
     triplet_weight: float = 1.0
     label_smoothing: float = 0.1
@@ -94,10 +94,11 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
         self.vision_config = nested_config("vision_config", self.vision_config, "clip_vision_model")
         if "class_token" in kwargs:
             # Version 0.1.0: the form ends with the block that is pooled, and may leave out the class token.
-            self.skipped_states = int(kwargs.pop("class_token"))
+            self.dropped_states = int(kwargs.pop("class_token"))
             self.vision_layer, self.exported = -1, True
         for name in WITHOUT_LLM.keys() & kwargs.keys():
             _refuse(name, kwargs.pop(name))
+        check_unit(self.tower, self.vision_config)
         size = default_size(self.tower.unit)
         self.height, self.width = self.height or size[0], self.width or size[1]
         super().__post_init__(**without_known_entry(kwargs))
@@ -109,8 +110,8 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
         check_multiples(self.height, self.width, self.tower.unit)
         if self.vision_layer is not None:
             check_layer("vision_layer", self.vision_layer, self.tower.depth)
-        if self.skipped_states is not None:
-            check_range(self, 0, math.inf, "skipped_states")
+        if self.dropped_states is not None:
+            check_range(self, 0, math.inf, "dropped_states")
         if self.pooling in WITH_CLASS_TOKEN and not self.tower.prefix_tokens:
             raise ValueError(
                 f"pooling is {self.pooling!r}: {self.vision_config.model_type!r} has no class token: give mean or gem"
@@ -147,8 +148,17 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
     def travelling_code() -> tuple[Any, ...]:
         """Imports the files that the files imported above import; see the method of [`MllmReIDConfig`]."""
         from .adapters import inject_adapter
+        from .backbone import Backbone
+        from .backbone_gemma3 import Gemma3Backbone
+        from .backbone_internvl import InternVLBackbone
+        from .backbone_llava import LlavaBackbone
+        from .backbone_qwen_vl import QwenVLBackbone
+        from .backbone_smolvlm import SmolVLMBackbone
+        from .crops import CropProcessor
         from .encoder_checkpoints import EncoderCheckpoints
+        from .encoders import encoder_tower
         from .heads import ReIDHead
+        from .identities import IdentityClassifiers
         from .images import open_image
         from .losses import id_loss
         from .pooling import Pooling
@@ -159,8 +169,17 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
 
         return (
             inject_adapter,
+            Backbone,
+            Gemma3Backbone,
+            InternVLBackbone,
+            LlavaBackbone,
+            QwenVLBackbone,
+            SmolVLMBackbone,
+            CropProcessor,
             EncoderCheckpoints,
+            encoder_tower,
             ReIDHead,
+            IdentityClassifiers,
             open_image,
             id_loss,
             Pooling,

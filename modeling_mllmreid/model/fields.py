@@ -46,6 +46,17 @@ def check_crop_size(config: PreTrainedConfig) -> None:
         raise ValueError(f"height x width is {config.height} x {config.width}; give at most {LARGEST_SIDE} each")
 
 
+def check_unit(description: Any, vision_config: PreTrainedConfig) -> None:
+    """Raises ValueError if a tower or backbone has no whole number of pixels as its `unit`."""
+    try:
+        unit = description.unit
+    except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError):  # of a foreign config.json
+        unit = None
+    if type(unit) is not int or unit < 1:
+        patch = getattr(vision_config, "patch_size", None)
+        raise ValueError(f"vision_config.patch_size is {patch!r}; give a whole number, 1 or more")
+
+
 def check_multiples(height: int, width: int, unit: int) -> None:
     """Raises ValueError that names the nearest size if height or width is no multiple of `unit` pixels."""
     nearest = [max(unit, round(side / unit) * unit) for side in (height, width)]

@@ -1,4 +1,4 @@
-"""MllmReIDModel: a LLaVA with ReID heads, its language loss, and the embeddings that re-identification ranks by."""
+"""MllmReIDModel: a multimodal LLM with ReID heads, its language loss, and the embeddings for re-identification."""
 
 # First: its error names the versions that are needed.
 from .versions import check_versions  # noqa: F401
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers import initialization as init
 
-from .backbone_llava import LlavaBackbone
+from .backbone import Image
 from .checkpoints import ReIDCheckpoints
 from .configuration_mllmreid import MllmReIDConfig
 from .crops import checked_pixels
 from .heads import IDClassifier, MllmReIDOutput, ReIDFeatures, ReIDHead, mean_pool
 from .losses import distillation_sum, language_loss_sum, mix_losses, reid_loss
+from .mllm_forward import MllmForward
 from .tensors import at_least_float32, in_format_of, on_device_of
 
 FEATURES = ("llm", "vision", "concat")
@@ -31,11 +32,11 @@ class LabelLoss(NamedTuple):
     count: int
 
 
-class MllmReIDModel(LlavaBackbone, ReIDCheckpoints, PreTrainedModel):
-    """A LLaVA with ReID heads on the LLM's latent image features (DirectReID) and on the visual encoder's features.
+class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
+    """A multimodal LLM with ReID heads on the LLM's image features (DirectReID) and on the visual encoder's features.
 
     The language loss trains the LLM to continue a text after an image or after the image's caption (Common
-    Instruction). `from_mllm_pretrained` starts from a native LLaVA, `from_pretrained` loads a checkpoint of this model.
+    Instruction). `from_mllm_pretrained` starts from a native model, `from_pretrained` loads a checkpoint of this one.
     Inputs may be on any device: the model moves them to the device of the module that takes them.
 
     Args:
@@ -155,17 +156,17 @@ class MllmReIDModel(LlavaBackbone, ReIDCheckpoints, PreTrainedModel):
         if unknown or not names:
             raise ValueError(f"features {', '.join(map(repr, names)) or 'none'}: give 'llm', 'vision' or 'concat'")
         names = ("llm", "vision") if "concat" in names else names
-        pixel_values = checked_pixels(pixel_values, self._llava.vision_tower)
+        pixel_values = checked_pixels(pixel_values, self.tower)
         if pixel_values.shape[0] == 0:
             sizes = {name: size for name, size in self._sizes.items() if name in names}
             sizes |= {"concat": sum(sizes.values())} if len(sizes) == 2 else {}
             return {name: torch.zeros(0, size, device=pixel_values.device) for name, size in sizes.items()}
-        tower_states = self._tower(pixel_values)
+        tower_output = self.run_tower(pixel_values)
         pooled = {}
         if "llm" in names:
-            pooled["llm"] = self._pooled_image(self._image_embeddings(tower_states))
+            pooled["llm"] = self.pool_image(self.project_image(tower_output))
         if "vision" in names:
-            pooled["vision"] = self._pooled_vision(tower_states)
+            pooled["vision"] = self.pool_vision(tower_output)
         return self._test_features(pooled)
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
@@ -199,7 +200,7 @@ class MllmReIDModel(LlavaBackbone, ReIDCheckpoints, PreTrainedModel):
         if input_ids.shape[0] == 0:
             device = on_device_of(self.get_input_embeddings(), input_ids).device
             return torch.zeros(0, self._sizes["llm"], device=device)
-        return self._test_feature("llm", self._pooled_text(input_ids, attention_mask, caption_mask))
+        return self._test_feature("llm", self.pool_text(input_ids, attention_mask, caption_mask))
 
     # ---- training ------------------------------------------------------------------------------------------------
 
@@ -236,25 +237,25 @@ class MllmReIDModel(LlavaBackbone, ReIDCheckpoints, PreTrainedModel):
             return self._embedded(pixel_values)
         language = labels is not None and self.config.loss_lambda < 1
         reid = person_ids is not None and self.config.loss_lambda > 0
-        tower_states = self._tower(pixel_values)
+        tower_output = self.run_tower(pixel_values)
         features: dict[str, Tensor] = {}
         branches: dict[str, LabelLoss] = {}
         if "llm" in self.config.reid_heads or language:
-            image = self._image_embeddings(tower_states)
+            image = self.project_image(tower_output)
             if language:
                 features["llm"], branches["image"] = self._image_branch(image, input_ids, attention_mask, labels)
             else:
-                features["llm"] = self._pooled_image(image)
-        features["vision"] = self._pooled_vision(tower_states)
+                features["llm"] = self.pool_image(image)
+        features["vision"] = self.pool_vision(tower_output)
 
         text_features = None
         if text_input_ids is not None and language and text_labels is not None:
-            hidden, pooled_from = self._texts(text_input_ids, text_attention_mask, whole=True)
+            hidden, pooled_from = self.run_texts(text_input_ids, text_attention_mask, whole=True)
             branches["text"] = self._label_loss(hidden, text_labels)
             if self.config.reid_text:
                 text_features = mean_pool(pooled_from, text_caption_mask)
         elif text_input_ids is not None and self.config.reid_text:
-            text_features = self._pooled_text(text_input_ids, text_attention_mask, text_caption_mask)
+            text_features = self.pool_text(text_input_ids, text_attention_mask, text_caption_mask)
         sums, counts = self._sums_and_counts(branches)
 
         # A device map may place tower, language model and heads on three devices.
@@ -280,22 +281,22 @@ class MllmReIDModel(LlavaBackbone, ReIDCheckpoints, PreTrainedModel):
 
     def _embedded(self, pixel_values: Tensor) -> MllmReIDOutput:
         """Returns embeddings and features, each of length B, since pipelines split their batches by the first axis."""
-        tower_states = self._tower(pixel_values)
-        pooled = {"vision": self._pooled_vision(tower_states)}
+        tower_output = self.run_tower(pixel_values)
+        pooled = {"vision": self.pool_vision(tower_output)}
         if "llm" in self.config.reid_heads or self.config.test_feature != "vision":
-            pooled["llm"] = self._pooled_image(self._image_embeddings(tower_states))
+            pooled["llm"] = self.pool_image(self.project_image(tower_output))
         return MllmReIDOutput(
             image_embeds=self._test_features(pooled)[self.config.test_feature], features=ReIDFeatures(**pooled)
         )
 
     def _image_branch(
-        self, image: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
+        self, image: Image, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
     ) -> tuple[Tensor, LabelLoss]:
         """Returns the LLM feature (B, D) and the language loss from one run over image, instruction and target."""
-        embeddings = self._embed_with_image(input_ids, image)
-        hidden, pooled_from = self._language_model(embeddings, attention_mask, whole=True)
-        start = len(self.config.image_prefix_ids)
-        return mean_pool(pooled_from[:, start : start + image.shape[1]]), self._label_loss(hidden, labels)
+        embeddings, start = self.embed_with_image(input_ids, image), self.image_start
+        hidden, pooled_from = self.run_language_model(embeddings, attention_mask, image, whole=True)
+        at_image = pooled_from[:, start : start + image.embeddings.shape[1]]
+        return mean_pool(at_image), self._label_loss(hidden, labels)
 
     def _label_loss(self, hidden: Tensor, labels: Tensor) -> LabelLoss:
         """Runs the output layer at label positions only: logits at all positions would fill the memory."""
@@ -321,7 +322,7 @@ class MllmReIDModel(LlavaBackbone, ReIDCheckpoints, PreTrainedModel):
         Returns:
             `tuple[torch.Tensor, int]`: the summed loss in nats, and the number of target tokens.
         """
-        image = self._image_embeddings(self._tower(pixel_values))
+        image = self.project_image(self.run_tower(pixel_values))
         _, loss = self._image_branch(image, input_ids, attention_mask, labels)
         return loss.loss_sum, loss.count
 
@@ -353,18 +354,21 @@ class MllmReIDModel(LlavaBackbone, ReIDCheckpoints, PreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`, *optional*):
                 Person crops from the processor.
             **kwargs:
-                Passed on to the LLaVA's `generate`.
+                Passed on to the multimodal LLM's `generate`.
 
         Returns:
             `torch.LongTensor` of shape `(B, new tokens)`: the new ids alone.
         """
-        embeddings = self._embed(input_ids)
+        input_ids = on_device_of(self.get_input_embeddings(), input_ids)
+        inputs = {}
         if pixel_values is not None:
-            embeddings = self._embed_with_image(input_ids, self._image_embeddings(self._tower(pixel_values)))
-        device = embeddings.device
+            image = self.project_image(self.run_tower(pixel_values))
+            self.embed_with_image(input_ids, image)  # checks that the ids fit the image
+            inputs = self.backbone.generation_inputs(input_ids, image)
+        device = input_ids.device
         kwargs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in kwargs.items()}
-        new_ids: Tensor = self.mllm.generate(inputs_embeds=embeddings, **kwargs)
-        return new_ids
+        written: Tensor = self.mllm.generate(input_ids=input_ids, **inputs, **kwargs)
+        return written[:, input_ids.shape[1] :]
 
 
 MllmReIDModel.register_for_auto_class("AutoModel")

@@ -275,10 +275,21 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
     @staticmethod
     def travelling_code() -> tuple[Any, ...]:
         """Imports the files that the files imported above import; see the method of [`MllmReIDConfig`]."""
+        from .backbone import Backbone
+        from .backbone_gemma3 import Gemma3Backbone
+        from .backbone_internvl import InternVLBackbone
+        from .backbone_llava import LlavaBackbone
+        from .backbone_qwen_vl import QwenVLBackbone
+        from .backbone_smolvlm import SmolVLMBackbone
+        from .backbones import check_family
+        from .fields import check_types
         from .images import open_image
         from .publishing import PrivatePush, without_local_paths
+        from .tensors import in_format_of
+        from .towers import Tower
 
-        return open_image, without_local_paths, PrivatePush
+        families = (Gemma3Backbone, InternVLBackbone, LlavaBackbone, QwenVLBackbone, SmolVLMBackbone, Backbone, Tower)
+        return open_image, without_local_paths, PrivatePush, check_types, check_family, in_format_of, *families
 
 
 MllmReIDProcessor.register_for_auto_class()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-# The default crop is twice as high as wide: at least this wide, and with at least this many patches in a row.
+# The default crop is twice as high as wide: at least this wide, and with at least this many units in a row.
 DEFAULT_WIDTH, LEAST_COLUMNS = 126, 4
 # Encoders without a state in front of the patches.
 NO_CLASS_TOKEN = ("siglip_vision_model", "siglip2_vision_model")
@@ -34,12 +34,16 @@ class TowerOutput(NamedTuple):
     grid: tuple[int, int]
     projected: tuple[Tensor, ...] = ()
 
-    def patches(self, layer: int | None) -> Tensor:
-        """Returns the states of the patches, (B, N, D), of a layer or of the final output (None)."""
-        states = self.last if layer is None else self.states[layer]
-        if states is None:
+    def state(self, layer: int | None) -> Tensor:
+        """Returns a hidden state or the final output (None), (B, prefix + N, D)."""
+        state = self.last if layer is None else self.states[layer]
+        if state is None:
             raise ValueError(f"the tower was run without its hidden state {layer}")
-        rows, columns = self.grid
+        return state
+
+    def patches(self, layer: int | None) -> Tensor:
+        """Returns the states of the patches alone, (B, N, D)."""
+        states, (rows, columns) = self.state(layer), self.grid
         return states[:, states.shape[1] - rows * columns :]
 
 

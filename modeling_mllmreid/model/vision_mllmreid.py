@@ -148,7 +148,7 @@ class MllmReIDVisionModel(EncoderCheckpoints, PreTrainedModel):
         """Returns the un-normalised feature, (B, D)."""
         layer = self.vision_layer
         states = output.last if layer is None else output.states[layer]
-        skipped = self.config.skipped_states
+        skipped = self.config.dropped_states
         if skipped is None:
             skipped = states.shape[1] - output.grid[0] * output.grid[1]
         pooled: Tensor = self.pooling(states, skipped)

@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file, has_file
 
+from .backbones import check_family
+
 # A folder or a name on the Hub, and the arguments of `from_pretrained` that locate its files.
 Source: TypeAlias = str | os.PathLike[str]
 Hub: TypeAlias = dict[str, Any]
@@ -21,7 +23,7 @@ CONFIG, FULL_WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safeten
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # Arguments of `from_pretrained` that locate files, on the Hub or in a folder.
 HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-# Sides of matrices in the modules of a LLaVA, as fields of their configurations.
+# Sides of matrices in the modules of a multimodal LLM, as fields of their configurations.
 MATRICES = (
     ("hidden_size", "hidden_size"),
     ("hidden_size", "intermediate_size"),
@@ -130,10 +132,9 @@ def read_config(config_class: Any, name_or_path: Source, hub: Hub, **options: An
 
 
 def native_config(name_or_path: Source, hub: Hub) -> PreTrainedConfig:
-    """Reads the configuration of a native LLaVA. Raises ValueError for another model."""
+    """Reads the configuration of a native multimodal LLM. Raises ValueError for a model of no known family."""
     config: PreTrainedConfig = read_config(AutoConfig, name_or_path, hub, trust_remote_code=False)
-    if config.model_type != "llava":
-        raise ValueError(f"{config.model_type!r} is not a LLaVA; give a checkpoint of model_type 'llava'")
+    check_family(config.model_type)
     if type(config.image_token_id) is not int or config.image_token_id < 0:
         token = repr(config.image_token_id)[:60]
         raise ValueError(f"{name_or_path}: {CONFIG}: image_token_index is {token}; give the image token's id")
@@ -266,8 +267,8 @@ def check_sizes(config: PreTrainedConfig, name_or_path: Source, hub: Hub) -> Non
             )
 
     check(config, ("num_identities",), largest)
-    llava = getattr(config, "mllm_config", config)
-    text, vision = (getattr(llava, f"{name}_config", None) for name in ("text", "vision"))
+    nested = getattr(config, "mllm_config", config)
+    text, vision = (getattr(nested, f"{name}_config", None) for name in ("text", "vision"))
     for module in (text, vision):
         check(module, ("num_hidden_layers",), count)
         for fields in MATRICES:

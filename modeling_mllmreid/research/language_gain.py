@@ -12,6 +12,7 @@ from ..data.contract import image_sources
 from ..data.images import ImageSource, open_image
 from ..evaluation.embedding import eval_mode
 from ..model import MllmReIDModel, MllmReIDProcessor
+from ..model.backbone import Image
 from ..utils.errors import UserError
 
 
@@ -96,8 +97,8 @@ def image_losses(
         for batch in _batches(len(targets), batch_size):
             inputs = processor.build_inputs([prompt] * len(batch), [targets[sample] for sample in batch])
             pixels = read_pixels(processor, [images[sample] for sample in batch])
-            image = model._image_embeddings(model._tower(pixels))
-            losses.append(_sample_losses(model, model._embed_with_image(inputs["input_ids"], image), inputs))
+            image = model.project_image(model.run_tower(pixels))
+            losses.append(_sample_losses(model, model.embed_with_image(inputs["input_ids"], image), inputs, image))
     return np.concatenate(losses)
 
 
@@ -116,7 +117,7 @@ def text_losses(
             inputs = processor.build_inputs(
                 [prompts[sample] for sample in batch], [targets[sample] for sample in batch]
             )
-            losses.append(_sample_losses(model, model._embed(inputs["input_ids"]), inputs))
+            losses.append(_sample_losses(model, model.embed_tokens(inputs["input_ids"]), inputs))
     return np.concatenate(losses)
 
 
@@ -132,9 +133,11 @@ def _batches(count: int, batch_size: int) -> Iterator[range]:
         yield range(start, min(start + batch_size, count))
 
 
-def _sample_losses(model: MllmReIDModel, embeddings: Tensor, inputs: dict[str, Tensor]) -> np.ndarray:
+def _sample_losses(
+    model: MllmReIDModel, embeddings: Tensor, inputs: dict[str, Tensor], image: Image | None = None
+) -> np.ndarray:
     """Nats of each sample's labels, (B,) float64; embeddings: (B, T, D). The head only runs at label positions."""
-    hidden, _ = model._language_model(embeddings, inputs["attention_mask"], whole=True)
+    hidden, _ = model.run_language_model(embeddings, inputs["attention_mask"], image, whole=True)
     targets = inputs["labels"][:, 1:]
     at_labels = targets != -100
     logits = model.get_output_embeddings()(hidden[:, :-1][at_labels.to(hidden.device)])

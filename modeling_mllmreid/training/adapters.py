@@ -10,17 +10,14 @@ from torch import nn
 
 from ..model import MllmReIDConfig, MllmReIDModel
 from ..model.adapters import ADAPTER, inject_adapter
+from ..model.backbone import Backbone
 from ..model.backbone_loading import weights_fingerprint
+from ..model.checkpoints import within
 from ..utils.errors import UserError
+from .modules import linear_layers, tower_parameters
 from .parameters import check_pattern, matches
 
-TOWER, PROJECTOR = "mllm.model.vision_tower", "mllm.model.multi_modal_projector"
-# The module name that each option trains.
-OPTION_MODULES = {"language_model": "language_model", "tower": "vision_tower"}
 LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
-# Full names inside the LLaVA. A bare "q_proj" would match the attention of the vision tower as well.
-LANGUAGE_TARGETS = r".*language_model\.layers\.\d+\..*\.(q|k|v|o|gate|up|down)_proj"
-TOWER_TARGETS = r".*vision_tower\..*layers\.\d+\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
 
 
 @dataclass
@@ -33,7 +30,8 @@ class AdapterArguments:
         lora_rank (`int`): Rank of the LoRA.
         lora_alpha (`float`): The LoRA's product is scaled by `lora_alpha / lora_rank`.
         lora_dropout (`float`): Dropout on the LoRA's input, 0 to below 1.
-        lora_targets (`str`, *optional*): Regular expression on full module names inside the LLaVA.
+        lora_targets (`str`, *optional*): Regular expression on full module names inside the
+            multimodal LLM. By default all linear layers within the numbered blocks.
         quantize (`str`, *optional*): "4bit" or "8bit", of the frozen language model.
 
     Raises:
@@ -55,7 +53,9 @@ class AdapterArguments:
     lora_dropout: float = field(default=0.05, metadata={"metavar": "0<=X<1", "help": "Dropout on the LoRA's input."})
     lora_targets: str | None = field(
         default=None,
-        metadata={"help": "Regular expression on full module names inside the LLaVA. Unset: all linear layers."},
+        metadata={
+            "help": "Regular expression on full module names inside the multimodal LLM. Unset: all linear layers."
+        },
     )
     quantize: Literal["4bit", "8bit"] | None = field(
         default=None,
@@ -86,12 +86,6 @@ class AdapterArguments:
     def to_record(self) -> dict[str, Any]:
         """Returns the settings for `run.json`; LoRA settings only if there is a LoRA."""
         return {name: value for name, value in asdict(self).items() if self.has_lora or name not in LORA_FIELDS}
-
-    def target_modules(self) -> str | None:
-        """Returns the LoRA's regular expression, or None without a LoRA."""
-        modes = {LANGUAGE_TARGETS: self.language_model, TOWER_TARGETS: self.tower}
-        patterns = [pattern for pattern, mode in modes.items() if mode == "lora"]
-        return (self.lora_targets or "|".join(patterns)) if patterns else None
 
     def quantization_config(self, dtype: torch.dtype) -> Any:
         """Returns the language model's `BitsAndBytesConfig`, or None. Raises UserError without bitsandbytes."""
@@ -129,52 +123,68 @@ def apply_adapters(model: MllmReIDModel, args: AdapterArguments, dtype: torch.dt
         UserError: `lora_targets` matches no module or a wrong one, PEFT is missing, or the tower has a LoRA while the
             language model is trained in full.
     """
-    targets, mllm = args.target_modules(), model.mllm
+    mllm, backbone = model.mllm, model.backbone
     if not args.thin:
         # Checkpoints hold every weight then, so a LoRA saves nothing.
-        if targets is not None:
+        if args.has_lora:
             raise UserError(
                 "tower is lora, language_model full: set language_model to lora or frozen, or tower to full"
             )
         if args.tower == "frozen":
-            model.get_submodule(TOWER).requires_grad_(False)
+            for _, parameter in tower_parameters(model):
+                parameter.requires_grad_(False)
         return None
-    own_modules = [PROJECTOR] + ([TOWER] if args.tower == "full" else [])
+    trained_paths = [*backbone.projector_paths, *([backbone.tower_path] if args.tower == "full" else [])]
     mllm.requires_grad_(False)
     for name, parameter in mllm.named_parameters():
-        trained = f"mllm.{name}".startswith(tuple(f"{module}." for module in own_modules))
+        trained = within(name, trained_paths)
         if parameter.is_floating_point():
             # float16 weights convert to float32 exactly, but not by way of bfloat16.
             parameter.data = parameter.data.to(torch.float32 if trained else dtype)
             parameter.requires_grad_(trained)
-    if targets is not None:
-        # PEFT would match the expression itself, without a time limit.
-        names = [name for name, _ in mllm.named_modules() if matches(targets, name, "lora_targets", whole=True)]
+    if args.has_lora:
+        names = _lora_layers(model, args)
         if not names:
-            raise UserError(f"lora_targets {targets}: matches no module of the model: correct it")
+            raise UserError(f"lora_targets {args.lora_targets}: matches no module of the model: correct it")
         settings = {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "lora_dropout": args.lora_dropout}
         try:
             inject_adapter(mllm, {**settings, "target_modules": names})
         except (ImportError, ValueError) as error:
-            raise UserError(f"lora_targets {targets}: {' '.join(str(error).split())[:200]}") from error
-        _check_lora_modules(mllm, args)
-    return own_modules
+            raise UserError(f"lora_targets {args.lora_targets}: {' '.join(str(error).split())[:200]}") from error
+        _check_lora_modules(mllm, _option_paths(backbone), args)
+    return [f"mllm.{path}" for path in trained_paths]
 
 
-def _check_lora_modules(mllm: nn.Module, args: AdapterArguments) -> None:
+def _option_paths(backbone: Backbone) -> dict[str, str]:
+    """Returns the path of the module that each option trains."""
+    return {"language_model": backbone.language_path, "tower": backbone.tower_path}
+
+
+def _lora_layers(model: MllmReIDModel, args: AdapterArguments) -> list[str]:
+    """Returns the names of the layers that get a LoRA: those of the user's expression, or all linear layers."""
+    if args.lora_targets:
+        # PEFT would match the expression itself, without a time limit.
+        modules = (name for name, _ in model.mllm.named_modules())
+        return [name for name in modules if matches(args.lora_targets, name, "lora_targets", whole=True)]
+    paths = [path for option, path in _option_paths(model.backbone).items() if getattr(args, option) == "lora"]
+    return [name for path in paths for name in linear_layers(model.mllm, model.backbone, path)]
+
+
+def _check_lora_modules(mllm: nn.Module, paths: Mapping[str, str], args: AdapterArguments) -> None:
     """Raises UserError if the LoRA is on other modules than the options name."""
     names = [name for name, _ in mllm.named_parameters() if ".lora_" in name]
-    for option, module in OPTION_MODULES.items():
-        has_lora = any(f"{module}." in name for name in names)
+    modules = {option: path.rpartition(".")[2] for option, path in paths.items()}
+    for option, module in modules.items():
+        has_lora = any(within(name, [paths[option]]) for name in names)
         if has_lora != (getattr(args, option) == "lora"):
             raise UserError(
                 f"lora_targets {args.lora_targets}: matches {'layers' if has_lora else 'no layer'} of the {module}, "
                 f"and {option} is {getattr(args, option)}: correct one of them"
             )
-    if outside := [name for name in names if not any(f"{module}." in name for module in OPTION_MODULES.values())]:
+    if outside := [name for name in names if not within(name, paths.values())]:
         raise UserError(
             f"lora_targets {args.lora_targets}: matches {outside[0].partition('.lora_')[0]}, which takes no LoRA: "
-            f"match layers of {' and '.join(OPTION_MODULES.values())} alone"
+            f"match layers of {' and '.join(modules.values())} alone"
         )
 
 
@@ -189,9 +199,9 @@ def checkpoint_adapters(config: MllmReIDConfig, lora: Mapping[str, Any] | None, 
     Returns:
         `dict[str, Any]`: Fields of [`AdapterArguments`] without `quantize`; LoRA fields are None without a LoRA.
     """
-    names = list(names)
-    has_lora = {option: any(f"{module}." in name for name in names) for option, module in OPTION_MODULES.items()}
-    tower_in_full = TOWER in (config.own_modules or ())
+    names, paths = list(names), _option_paths(config.backbone_description)
+    has_lora = {option: any(f"{path}." in name for name in names) for option, path in paths.items()}
+    tower_in_full = f"mllm.{paths['tower']}" in (config.own_modules or ())
     settings: dict[str, Any] = {
         "language_model": "lora" if has_lora["language_model"] else "frozen",
         "tower": "full" if tower_in_full else "lora" if has_lora["tower"] else "frozen",
@@ -241,5 +251,5 @@ def prepare_training(
     config = model.config
     config.backbone, config.backbone_revision = backbone, revision
     config.backbone_fingerprint = weights_fingerprint(model.mllm)
-    config.own_modules, config.adapter = own_modules, None if args.target_modules() is None else ADAPTER
+    config.own_modules, config.adapter = own_modules, ADAPTER if args.has_lora else None
     config.lora_targets = None if config.adapter is None else args.lora_targets

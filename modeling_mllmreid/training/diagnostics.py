@@ -25,7 +25,7 @@ from .diagnostic_measures import (
     loss_gradients,
     weighted_reid_losses,
 )
-from .parameters import tower_parameters
+from .modules import tower_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -98,17 +98,18 @@ class Diagnostics:
             return
         checkpointing = dict(self.args.activation_checkpointing_kwargs or {})  # type: ignore[arg-type]
         reentrant = self.args.activation_checkpointing and checkpointing.get("use_reentrant")
-        tower = model.mllm.model.vision_tower
-        layers = model.config.mllm_config.vision_feature_layer
-        read = [model.vision_layer, *([layers] if isinstance(layers, int) else layers)]
+        read = [model.vision_layer, *model.backbone.projected_layers]
+        trained = any(p.requires_grad for _, p in tower_parameters(model))
 
         def keep(module: Any, args: Any, output: Any) -> None:
-            depth = min(range(len(output.hidden_states))[layer] for layer in read)
-            state, trained = output.hidden_states[depth], any(p.requires_grad for p in tower_parameters(tower, [depth]))
+            # The earliest state that is read; the final output comes after all of them.
+            layers = [layer for layer in read if layer is not None]
+            depths = [range(len(output.hidden_states))[layer] for layer in layers]
+            state = output.hidden_states[min(depths)] if depths else output.last_hidden_state
             if trained and not (reentrant and state.requires_grad):
                 captured.hidden_state = state
 
-        hook = tower.register_forward_hook(keep)
+        hook = model.tower.register_forward_hook(keep)
         try:
             yield captured
         finally:

@@ -1,4 +1,4 @@
-"""Loading: a model and its processor from a checkpoint, a vision form or a native LLaVA."""
+"""Loading: a model and its processor from a checkpoint, a vision form or a native multimodal LLM."""
 
 import logging
 import os
@@ -24,6 +24,7 @@ from ..model import (
     MllmReIDVisionProcessor,
 )
 from ..model.adapters import read_adapter
+from ..model.backbones import FAMILIES
 from ..model.weights import CONFIG, load_whole, native_config, read_config, read_fields
 from ..options.arguments import ModelArguments
 from ..options.parser import build_options
@@ -46,7 +47,7 @@ def load_model(
     Args:
         arguments (`ModelArguments`): Name or folder of the model, revision and dtype.
         fields (`dict[str, Any]`, *optional*): Configuration fields that replace those of a checkpoint, or that start a
-            new model around a native LLaVA.
+            new model around a native multimodal LLM.
         adapters (`AdapterArguments`, *optional*): For training: what is trained, and the format of frozen weights.
         device (`torch.device`, *optional*): For training: the device of quantised weights, which cannot move later. A
             GPU by default.
@@ -77,7 +78,7 @@ def load_model(
     if kind == MllmReIDVisionConfig.model_type:
         raise UserError(f"model {name}: a vision form has no language model: give the checkpoint it was exported from")
     with _loading_errors(name):
-        if kind == "llava":
+        if kind in FAMILIES:
             size = {side: fields[side] for side in ("height", "width") if side in fields}
             processor = MllmReIDProcessor.from_mllm_pretrained(name, **revision, **size)
             fields |= {"height": processor.height, "width": processor.width}
@@ -201,7 +202,7 @@ def load_config(arguments: ModelArguments, fields: dict[str, Any]) -> MllmReIDCo
     """
     revision = revision_option(arguments)
     with _loading_errors(arguments.model):
-        if model_type(arguments) == "llava":
+        if model_type(arguments) in FAMILIES:
             return MllmReIDConfig(mllm_config=native_config(arguments.model, revision), **fields)
         return changed_config(read_config(MllmReIDConfig, arguments.model, revision), fields)
 
@@ -256,7 +257,7 @@ def load_text_model(model_class: Any, arguments: ModelArguments) -> Any:
 
 
 def load_native_processor(arguments: ModelArguments) -> MllmReIDProcessor:
-    """Loads the processor of a native LLaVA. Raises UserError for a name that cannot be loaded."""
+    """Loads the processor of a native multimodal LLM. Raises UserError for a name that cannot be loaded."""
     with _loading_errors(arguments.model):
         return MllmReIDProcessor.from_mllm_pretrained(arguments.model, revision=arguments.revision)
 
@@ -267,15 +268,16 @@ def to_device(model: nn.Module) -> None:
 
 
 def model_type(arguments: ModelArguments) -> str:
-    """Returns the type of a model: "mllmreid", "mllmreid_vision" or "llava". Raises UserError for any other."""
+    """Returns the `model_type` of a checkpoint of ours or of a native model. Raises UserError for any other."""
     if os.path.isdir(arguments.model):
         refuse_special_files(arguments.model)
     remedy = "give a checkpoint's folder (for --dry_run its config.json is enough) or a Hub name"
     with _loading_errors(arguments.model, "not loadable", remedy):
         kind = (read_fields(arguments.model, CONFIG, revision_option(arguments), required=True) or {}).get("model_type")
-    if kind not in (MllmReIDConfig.model_type, MllmReIDVisionConfig.model_type, "llava"):
+    if kind not in (MllmReIDConfig.model_type, MllmReIDVisionConfig.model_type, *FAMILIES):
         raise UserError(
-            f"model {arguments.model}: of type {repr(kind)[:60]}: give a native LLaVA or a checkpoint of ours"
+            f"model {arguments.model}: of type {repr(kind)[:60]}: give a checkpoint of ours or a native model of "
+            f"{', '.join(FAMILIES)}; docs/backbones.md shows how to add a family in one file of about 60 lines"
         )
     return str(kind)
 

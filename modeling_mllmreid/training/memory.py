@@ -17,7 +17,9 @@ from ..utils.errors import UserError
 from .adapters import AdapterArguments, apply_adapters
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainCollator, TrainDataset
+from .modules import module_of
 from .parameters import freeze_unused_parameters
+from .reach import make_fake
 from .resume import RUN_FILE, last_checkpoint, named_checkpoint, read_fingerprint
 
 # Bytes of a weight. nf4: blocks of 64 weights with an 8-bit scale, and a float32 for 256 scales. 8 bits: a float32 for
@@ -90,19 +92,16 @@ def estimate_memory(
     Raises:
         UserError: As in `apply_adapters`.
     """
+    # The image stands at the start of the sequences that are measured.
+    config = MllmReIDConfig.from_dict({**config.to_dict(), "image_prefix_ids": []})
     with torch.device("meta"):
         model = MllmReIDModel(config)
         apply_adapters(model, adapters, dtype)
     freeze_unused_parameters(model)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    modules = {
-        "llm": "language_model",
-        "vision": "vision_tower",
-        "projector": "multi_modal_projector",
-        "heads": "reid_head",
-    }
-    by_module = {module: sum(p.numel() for name, p in trained if key in name) for module, key in modules.items()}
-    by_module["lm_head"] = sum(p.numel() for name, p in trained if "lm_head" in name)
+    by_module = dict.fromkeys(("llm", "vision", "projector", "heads", "lm_head"), 0)
+    for name, parameter in trained:
+        by_module[module_of(model, name)] += parameter.numel()
     count = sum(p.numel() for _, p in trained)
     labels = batches.max_target_tokens * args.per_device_train_batch_size * (2 if batches.text_branch else 1)
     language = config.loss_lambda < 1
@@ -128,9 +127,9 @@ def optimizer_state_bytes(args: ReIDTrainingArguments) -> int:
 
 def _weight_bytes(model: MllmReIDModel, quantize: str | None) -> int:
     """Returns the bytes of all weights."""
-    size = 0.0
+    size, language = 0.0, f"mllm.{model.backbone.language_path}."
     for name, module in model.named_modules():
-        quantised = quantize and type(module) is nn.Linear and "language_model." in name and ".lora_" not in name
+        quantised = quantize and type(module) is nn.Linear and name.startswith(language) and ".lora_" not in name
         for parameter in module.parameters(recurse=False):
             weight_bytes = QUANTISED_BYTES[str(quantize)] if quantised else parameter.element_size()
             size += parameter.numel() * weight_bytes
@@ -151,38 +150,27 @@ def _activation_bytes(model: MllmReIDModel, args: ReIDTrainingArguments, batches
         text_length = CAPTION_TOKENS + PROMPT_TOKENS
     lengths = ([image_length] if runs_llm else []) + ([text_length] if text_length else [])
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _make_fake(model)
+        make_fake(model)
         one, two = (_saved_bytes(model, images, lengths, args.bf16 or args.fp16) for images in (1, 2))
     growth = {name: two[name] - one[name] for name in one}
     fixed = {name: one[name] - growth[name] for name in one}
     batch_size = args.per_device_train_batch_size
     if not args.activation_checkpointing:
         return sum(fixed.values()) + batch_size * sum(growth.values())
-    tower, text_config = config.vision_config, config.get_text_config()
-    patches = config.num_image_tokens + 1
+    tower, text_config = model.backbone.tower, config.get_text_config()
+    rows, columns = tower.grid(config.height, config.width)
+    patches = rows * columns + tower.prefix_tokens
     block_inputs = {
-        "tower": tower.num_hidden_layers * patches * tower.hidden_size * 4,
+        "tower": tower.depth * patches * tower.size * 4,
         "language_model": text_config.num_hidden_layers * sum(lengths) * text_config.hidden_size * 2,
     }
-    depth = {"tower": tower.num_hidden_layers, "language_model": text_config.num_hidden_layers}
+    depth = {"tower": tower.depth, "language_model": text_config.num_hidden_layers}
     saved = sum(size for name, size in block_inputs.items() if growth[name])
     # The backward pass recomputes one block at a time, and one branch after the other.
     share = {"tower": 1.0, "language_model": max(lengths) / sum(lengths) if lengths else 0.0}
     largest = max(int((fixed[name] + batch_size * growth[name]) * share[name]) // depth[name] for name in growth)
     result: int = batch_size * saved + largest
     return result
-
-
-def _make_fake(model: nn.Module) -> None:
-    """Replaces weights and buffers by fake tensors on the CPU, which have a shape and a dtype but no memory."""
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                fake = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
-                module._parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
 
 
 def _saved_bytes(model: MllmReIDModel, images: int, lengths: list[int], half: bool) -> dict[str, int]:
@@ -204,15 +192,17 @@ def _saved_bytes(model: MllmReIDModel, images: int, lengths: list[int], half: bo
     width = config.get_text_config().hidden_size
     hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-        image = model._image_embeddings(model._tower(torch.empty(images, 3, config.height, config.width)))
+        image = model.project_image(model.run_tower(torch.empty(images, 3, config.height, config.width)))
         tower = saved_size()
         for index, length in enumerate(lengths):
             sequences = torch.empty(images, length, width, dtype=embeddings.dtype)
             if index == 0:
-                sequences = torch.cat([image.to(sequences.dtype), sequences[:, image.shape[1] :]], dim=1)
+                tokens = image.embeddings.to(sequences.dtype)
+                sequences = torch.cat([tokens, sequences[:, tokens.shape[1] :]], dim=1)
             elif embeddings.requires_grad:
                 sequences.requires_grad_(True)
-            model._language_model(sequences, torch.ones(images, length, dtype=torch.long), whole=True)
+            mask = torch.ones(images, length, dtype=torch.long)
+            model.run_language_model(sequences, mask, image if index == 0 else None, whole=True)
     return {"tower": tower, "language_model": saved_size() - tower}
 
 

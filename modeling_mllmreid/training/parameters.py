@@ -6,10 +6,10 @@ from typing import Any
 
 import regex
 from torch import nn
-from transformers import PreTrainedModel
 
 from ..model import MllmReIDModel
 from ..utils.errors import UserError
+from .reach import image_parameters
 
 # Time limit of matching a pattern on one name.
 PATTERN_SECONDS = 2.0
@@ -68,52 +68,33 @@ def freeze_unused_parameters(model: MllmReIDModel) -> list[str]:
 
 def _used_parameters(model: MllmReIDModel) -> Iterable[nn.Parameter]:
     """Yields the parameters that a loss reaches."""
-    config, llava = model.config, model.mllm.model
+    config: Any = model.config
+    language_model: Any = model.language_model
     has_reid_weight = config.id_weight > 0 or config.triplet_weight > 0
     language, reid = config.loss_lambda < 1, config.loss_lambda > 0 and has_reid_weight
     llm_head, vision_head = (reid and name in config.reid_heads for name in ("llm", "vision"))
-    hidden_states: list[int] = []
     if reid and config.id_weight > 0:
         # Only the ID loss comes after the batch norm.
         yield from model.reid_head.parameters()
     if language:
-        yield from model.mllm.lm_head.parameters()
-        yield from llava.language_model.parameters()
+        yield from model.get_output_embeddings().parameters()
+        yield from language_model.parameters()
     elif llm_head:
         yield from model.get_input_embeddings().parameters()
-        blocks = llava.language_model.layers
+        blocks = language_model.layers
         depth = config.llm_layer if config.llm_layer >= 0 else len(blocks) + 1 + config.llm_layer
         yield from blocks[:depth].parameters()
         if depth == len(blocks):
-            yield from llava.language_model.norm.parameters()
-    if language or llm_head:
-        yield from llava.multi_modal_projector.parameters()
-        layers = config.mllm_config.vision_feature_layer
-        hidden_states += [layers] if isinstance(layers, int) else layers
-    if vision_head:
-        hidden_states.append(model.vision_layer)
-    if hidden_states:
-        yield from tower_parameters(llava.vision_tower, hidden_states)
+            yield from language_model.norm.parameters()
+    if language or llm_head or vision_head:
+        reached = image_parameters(config, image=language or llm_head, vision=vision_head)
+        yield from (parameter for name, parameter in model.named_parameters() if base_name(name) in reached)
 
 
-def tower_parameters(tower: PreTrainedModel, hidden_states: list[int]) -> Iterable[nn.Parameter]:
-    """Yields the parameters of a vision tower that compute some of its hidden states.
-
-    Args:
-        tower (`PreTrainedModel`): A CLIP or SigLIP vision tower.
-        hidden_states (`list[int]`): Indices of the hidden states; negative ones count from the end.
-    """
-    blocks: nn.ModuleList = tower.encoder.layers  # type: ignore[union-attr, assignment]
-    depth = max(layer if layer >= 0 else len(blocks) + 1 + layer for layer in hidden_states)
-    # Modules after the last block (a final norm, a pooling head) are in no hidden state.
-    unused = {
-        id(p)
-        for name, child in tower.named_children()
-        if name.startswith(("post_", "head"))
-        for p in child.parameters()
-    }
-    unused |= {id(p) for p in blocks[depth:].parameters()}
-    yield from (p for p in tower.parameters() if id(p) not in unused)
+def base_name(name: str) -> str:
+    """Returns the name of the weight that a LoRA adds to; other names stay as they are."""
+    module, lora, _ = name.partition(".lora_")
+    return f"{module}.weight" if lora else name.replace(".base_layer.", ".")
 
 
 def parameter_groups(

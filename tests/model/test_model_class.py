@@ -118,7 +118,7 @@ def test_the_feature_of_a_caption_is_the_mean_over_its_own_tokens(make_model, ti
 def test_a_prompt_may_end_with_its_image(make_model, make_batch):
     model, pixels = make_model().eval(), make_batch(2)["pixel_values"]
     prompt = torch.tensor([[*model.config.image_prefix_ids, *[model.config.mllm_config.image_token_id] * 8]] * 2)
-    expected = model.mllm(inputs_embeds=model._embed_image_prompt(model._image_embeddings(model._tower(pixels))))
+    expected = model.mllm(inputs_embeds=model.embed_image_prompt(model.project_image(model.run_tower(pixels))))
     ids = model.generate(prompt, pixels, max_new_tokens=2, do_sample=False)
     assert torch.equal(ids[:, 0], expected.logits[:, -1].argmax(-1))
     with pytest.raises(ValueError, match="must start with image_prefix_ids and 8 image tokens"):

@@ -14,7 +14,7 @@ from modeling_mllmreid.model import (
     MllmReIDModel,
     MllmReIDProcessor,
     MllmReIDVisionModel,
-    backbone_llava,
+    mllm_forward,
 )
 from modeling_mllmreid.model.heads import ReIDHead, mean_pool
 
@@ -57,7 +57,7 @@ def test_a_native_checkpoint_loads_with_nothing_new_but_the_head(make_llava, tmp
 
 
 def test_another_kind_of_model_is_refused(make_llava):
-    with pytest.raises(ValueError, match="'llama' is not a LLaVA"):
+    with pytest.raises(ValueError, match="'llama' is no known family of multimodal LLMs: give a model of llava, "):
         MllmReIDModel.from_mllm(make_llava().model.language_model)
 
 
@@ -205,7 +205,7 @@ def test_an_earlier_layer_is_pooled_and_the_rest_is_not_run(make_model, make_bat
 @pytest.mark.parametrize(("fields", "read"), [({}, [3]), ({"vision_layer": 1}, [1, 3])])
 def test_hidden_states_of_the_visual_encoder_that_nothing_reads_are_not_kept(make_model, make_batch, fields, read):
     model, pixels = make_model(**fields).eval(), make_batch()["pixel_values"]
-    states = model._tower(pixels)
+    states = model.run_tower(pixels).states
     every = model.mllm.model.vision_tower(
         pixels, interpolate_pos_encoding=True, output_hidden_states=True
     ).hidden_states
@@ -276,14 +276,20 @@ def test_texts_in_two_halves_by_length_give_the_same_losses_and_gradients(make_m
     # A token that is masked out is read by no other one.
     batch["text_attention_mask"][int(widths.argmin()), 5] = 0
     for number in (32, 33):
-        monkeypatch.setattr(backbone_llava, "TEXTS_TO_HALVE", number)
+        monkeypatch.setattr(mllm_forward, "TEXTS_TO_HALVE", number)
         model = make_model(reid_text=True, **fields).double().train()
-        seen: list[tuple[int, int]] = []
-        model.get_input_embeddings().register_forward_hook(lambda _, args, out, to=seen: to.append(args[0].shape))
+        seen: list[int] = []
+        run = model.run_language_model
+
+        def spy(embeddings, attention_mask, image=None, *, whole, run=run, seen=seen):
+            seen += [embeddings.shape[1]] if image is None else []
+            return run(embeddings, attention_mask, image, whole=whole)
+
+        monkeypatch.setattr(model, "run_language_model", spy)
         output = model(**batch)
         output.loss.backward()
         results.append((output, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
-        lengths.append([shape[1] for shape in seen if len(shape) == 2 and shape != batch["input_ids"].shape])
+        lengths.append(seen)
     (halved, ours), (plain, theirs) = results
     widths = batch["text_attention_mask"].sum(dim=1).sort().values
     assert lengths == [[int(widths[15]), int(widths[31])], [int(widths[31])]] and widths[15] < widths[31]
@@ -304,7 +310,7 @@ def test_generate_reads_the_image(make_model, make_batch, tiny_processor):
     model, batch = make_model().eval(), make_batch()
     prompt = torch.tensor([tiny_processor.image_prompt_ids()] * 2)
     ids = model.generate(prompt, batch["pixel_values"][:2], max_new_tokens=4, do_sample=False)
-    embeddings = model._embed_with_image(prompt, model._image_embeddings(model._tower(batch["pixel_values"][:2])))
+    embeddings = model.embed_with_image(prompt, model.project_image(model.run_tower(batch["pixel_values"][:2])))
     first = model.mllm(inputs_embeds=embeddings).logits[:, -1].argmax(-1)
     assert ids.shape[1] <= 4 and torch.equal(ids[:, 0], first)
 
@@ -336,7 +342,7 @@ def test_a_remade_classifier_starts_near_zero_on_the_given_device():
 
 
 def test_sizes_must_be_multiples_of_the_patch():
-    with pytest.raises(ValueError, match="256 x 128; both must be multiples of the tower's patch size 14"):
+    with pytest.raises(ValueError, match="256 x 128; both must be multiples of 14, .* give 252 x 126"):
         MllmReIDConfig(height=256, width=128)
     assert MllmReIDConfig().num_image_tokens == 162
 

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
+import modeling_mllmreid.model
 from modeling_mllmreid.model import MllmReIDVisionModel, MllmReIDVisionProcessor
 
 
@@ -57,6 +59,11 @@ def test_it_loads_by_one_line_with_and_without_the_package(make_model, tiny_proc
     MllmReIDVisionModel.from_reid_model(model).save_pretrained(tmp_path)
     MllmReIDVisionProcessor(tiny_processor.image_processor).save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.glob("*.py")} == {
+        *(
+            path.name
+            for path in Path(modeling_mllmreid.model.__file__).parent.glob("backbone*.py")
+            if path.stem != "backbone_loading"
+        ),
         "crops.py",
         "fields.py",
         "heads.py",
@@ -64,6 +71,7 @@ def test_it_loads_by_one_line_with_and_without_the_package(make_model, tiny_proc
         "publishing.py",
         "pipeline_mllmreid.py",
         "tensors.py",
+        "towers.py",
         "versions.py",
         "vision_mllmreid.py",
         "weights.py",

@@ -72,7 +72,7 @@ def naive_nats(model, processor, prompt, target, image=None) -> list[float]:
         logits = model.mllm(**inputs).logits[0]
     else:
         pixels = processor(images=[open_image(image)])["pixel_values"]
-        embeddings = model._embed_with_image(inputs["input_ids"], model._image_embeddings(model._tower(pixels)))
+        embeddings = model.embed_with_image(inputs["input_ids"], model.project_image(model.run_tower(pixels)))
         logits = model.mllm(inputs_embeds=embeddings, attention_mask=inputs["attention_mask"]).logits[0]
     shares = logits[len(prompt) - 1 : -1].double().log_softmax(-1)
     return [-float(share[token]) for share, token in zip(shares, target, strict=True)]
@@ -84,7 +84,7 @@ def naive_text(model, processor, prompt, count, image, forbidden) -> list[int]:
     pixels = processor(images=[open_image(image)])["pixel_values"]
     for _ in range(count):
         ids = torch.tensor([prompt + written])
-        embeddings = model._embed_with_image(ids, model._image_embeddings(model._tower(pixels)))
+        embeddings = model.embed_with_image(ids, model.project_image(model.run_tower(pixels)))
         logits = model.mllm(inputs_embeds=embeddings).logits[0, -1]
         logits[forbidden] = -math.inf
         written.append(int(logits.argmax()))

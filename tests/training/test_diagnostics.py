@@ -260,11 +260,12 @@ def warnings_of(caplog):
 def test_real_failures_warn_once_after_the_warm_up_and_training_that_works_does_not(train, caplog, monkeypatch):
     # An image that the language model does not see: no gradient, and one text for all.
     def blind(self, *args):
-        return embed(self, *args).detach() * 0
+        image = project(self, *args)
+        return image._replace(embeddings=image.embeddings.detach() * 0)
 
-    embed = MllmReIDModel._image_embeddings
+    project = MllmReIDModel.project_image
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr(MllmReIDModel, "_image_embeddings", blind)
+        patch.setattr(MllmReIDModel, "project_image", blind)
         run = {"max_steps": 6, "warmup_steps": 3, "diagnostics_steps": 1, "model": {"reid_on": "vision"}}
         assert diagnosed(train(**run))[-1]["diag_same_text_share"] == 1
         told = [text for text in warnings_of(caplog) if "no gradient" in text or "same text" in text]
