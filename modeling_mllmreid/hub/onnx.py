@@ -68,7 +68,8 @@ def export_onnx(
     path = Path(path)
     # A copy, since the file is float32 and traced on the CPU, whatever the model is.
     form = copy.deepcopy(model).cpu().float().eval()
-    form.tower.set_attn_implementation("sdpa")
+    # Every encoder has it, and it can be traced.
+    form.tower.set_attn_implementation("eager")
     size = sum(tensor.numel() * tensor.element_size() for tensor in form.state_dict().values())
     try:
         with quiet():
