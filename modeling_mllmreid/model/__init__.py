@@ -7,11 +7,12 @@ from .versions import check_versions  # noqa: F401
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .configuration_mllmreid import MllmReIDConfig
+from .configuration_vision_mllmreid import MllmReIDVisionConfig
 from .heads import MllmReIDOutput
 from .modeling_mllmreid import MllmReIDModel
 from .pipeline_mllmreid import PersonReIDPipeline, register_person_reid
 from .processing_mllmreid import MllmReIDProcessor
-from .vision_mllmreid import MllmReIDVisionConfig, MllmReIDVisionModel, MllmReIDVisionProcessor
+from .vision_mllmreid import MllmReIDVisionModel, MllmReIDVisionProcessor
 
 __all__ = [
     "ImageEncoder",

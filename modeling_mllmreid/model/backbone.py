@@ -1,6 +1,5 @@
 """Backbone: the interface between the ReID model and a family of multimodal LLMs."""
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +9,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .fields import check_layer, check_multiples
 from .tensors import in_format_of, on_device_of
-from .towers import Tower, TowerOutput
-
-# The default crop is twice as high as wide: at least this wide, and with at least this many image tokens in a row.
-DEFAULT_WIDTH, LEAST_COLUMNS = 126, 4
+from .towers import Tower, TowerOutput, default_size
 
 
 class Image(NamedTuple):
@@ -76,8 +72,7 @@ class Backbone:
     @property
     def default_size(self) -> tuple[int, int]:
         """Default height and width of a crop in pixels."""
-        columns = max(LEAST_COLUMNS, math.ceil(DEFAULT_WIDTH / self.unit))
-        return 2 * columns * self.unit, columns * self.unit
+        return default_size(self.unit)
 
     def num_image_tokens(self, height: int, width: int) -> int:
         """Returns the number of image tokens of a crop of height x width pixels."""
@@ -100,9 +95,14 @@ class Backbone:
         """Layers of the tower that the projector reads: indices of hidden states, or None for the final output."""
         return [None]
 
+    @property
+    def dropped_states(self) -> int | None:
+        """Number of first states that the vision feature, a mean, leaves out; None: all that are not patches."""
+        return None
+
     def pooled_states(self, output: TowerOutput, layer: int | None) -> Tensor:
-        """Returns the states that the vision feature is the mean of, (B, N, D): the patches of a layer."""
-        return output.patches(layer)
+        """Returns the states that the vision feature is the mean of, (B, N, D)."""
+        return output.patches(layer) if self.dropped_states is None else output.state(layer)[:, self.dropped_states :]
 
     def project(self, mllm: nn.Module, output: TowerOutput) -> Image:
         """Projects the tower's output into the language model's space.

@@ -36,10 +36,6 @@ class LlavaBackbone(Backbone):
         """States of the tower's prefix that become image tokens; -1 where LLaVA drops a patch."""
         return self.tower.prefix_tokens - self.dropped_states
 
-    def pooled_states(self, output: TowerOutput, layer: int | None) -> Tensor:
-        """Returns the states that LLaVA reads, without the first one where LLaVA drops it."""
-        return output.state(layer)[:, self.dropped_states :]
-
     def project(self, mllm: nn.Module, output: TowerOutput) -> Image:
         """Projects the states of one or several layers."""
         projector = mllm.get_submodule(self.projector_paths[0])

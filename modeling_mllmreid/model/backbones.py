@@ -8,6 +8,7 @@ from .backbone_internvl import InternVLBackbone
 from .backbone_llava import LlavaBackbone, LlavaOnevisionBackbone
 from .backbone_qwen_vl import QwenVLBackbone
 from .backbone_smolvlm import SmolVLMBackbone
+from .encoders import encoder_tower
 from .towers import Tower
 
 _CLASSES = (LlavaBackbone, LlavaOnevisionBackbone, SmolVLMBackbone, InternVLBackbone, Gemma3Backbone, QwenVLBackbone)
@@ -19,7 +20,8 @@ DEFAULT_FAMILY = LlavaBackbone.model_types[0]
 
 def tower_of(vision_config: PreTrainedConfig) -> Tower:
     """Returns the description of a vision tower by its configuration."""
-    return TOWERS.get(vision_config.model_type, Tower)(vision_config)
+    own = TOWERS.get(vision_config.model_type)
+    return encoder_tower(vision_config) if own is None else own(vision_config)
 
 
 def backbone_of(config: PreTrainedConfig) -> Backbone:

@@ -1,10 +1,13 @@
 """The losses of MLLMReID: ID, batch-hard triplet, language, distillation, the ReID loss of a step, and their mix."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
-from .configuration_mllmreid import MllmReIDConfig
 from .tensors import at_least_float32, gather_with_gradient
 
 
@@ -138,8 +141,8 @@ def mix_losses(language: Tensor | None, reid: Tensor | None, loss_lambda: float)
 
 
 def reid_loss(
-    config: MllmReIDConfig,
-    heads: nn.ModuleDict,
+    config: PreTrainedConfig,
+    heads: Mapping[str, Any] | nn.ModuleDict,
     features: dict[str, Tensor],
     text_features: Tensor | None,
     person_ids: Tensor,
@@ -153,9 +156,9 @@ def reid_loss(
     between images and captions.
 
     Args:
-        config ([`MllmReIDConfig`]):
+        config ([`MllmReIDConfig`] or [`MllmReIDVisionConfig`]):
             Weights and margins of the losses.
-        heads (`nn.ModuleDict`):
+        heads (`Mapping[str, ReIDHead]`):
             The [`ReIDHead`] of each feature.
         features (`dict[str, torch.Tensor]`):
             By head, un-normalised features of shape (B, D).

@@ -2,11 +2,14 @@
 
 import copy
 import inspect
+import math
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+# The default crop is twice as high as wide: at least this wide, and with at least this many units in a row.
+DEFAULT_WIDTH, LEAST_COLUMNS = 126, 4
 # Encoders without a state in front of the patches.
 NO_CLASS_TOKEN = ("siglip_vision_model", "siglip2_vision_model")
 
@@ -121,3 +124,9 @@ class Tower:
         config = copy.deepcopy(self.config)
         setattr(config, self.depth_field, blocks)
         return config
+
+
+def default_size(unit: int) -> tuple[int, int]:
+    """Returns the default height and width of a crop whose sides are multiples of `unit` pixels."""
+    columns = max(LEAST_COLUMNS, math.ceil(DEFAULT_WIDTH / unit))
+    return 2 * columns * unit, columns * unit

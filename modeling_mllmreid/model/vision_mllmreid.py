@@ -1,99 +1,43 @@
-"""The vision form: the trained visual encoder and its ReID head as a model of its own, without the LLM."""
+"""The vision form: a vision encoder with its ReID head as a model of its own, without a language model."""
 
 # First: its error names the versions that are needed.
 from .versions import check_versions  # noqa: F401
 
 # isort: split
-import copy
 import os
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import AutoConfig, AutoModel, BatchFeature, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from torch import Tensor, nn
+from transformers import BatchFeature, CLIPImageProcessor, PreTrainedModel, ProcessorMixin
+from transformers import initialization as init
 
-from .backbones import tower_of
-from .crops import TEXT_OPTIONS, CropProcessor, checked_pixels, crop_pixels, in_format
-from .fields import check_crop_size, check_multiples, check_types, check_unit, nested_config
-from .heads import ReIDHead, mean_pool
-from .pipeline_mllmreid import person_reid_entry, without_known_entry
-from .publishing import PrivatePush
-from .weights import HUB, load_whole, owner_only, read_config
-
-
-class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
-    r"""Configuration of [`MllmReIDVisionModel`].
-
-    Args:
-        vision_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the visual encoder, which ends with the block that is pooled. Defaults to CLIP's.
-        height, width (`int`, *optional*, defaults to 252 and 126):
-            Size of a person crop in pixels.
-        class_token (`bool`, *optional*, defaults to `True`):
-            Whether the encoder's first state is a class token, which is not pooled.
-        bnneck (`bool`, *optional*, defaults to `True`):
-            Whether there is a batch norm.
-        feature_after_bn (`bool`, *optional*, defaults to `True`):
-            Whether the feature is taken after the batch norm.
-        trained_on, overlap (`list[str]`, *optional*), base_licence (`str`, *optional*):
-            As in [`MllmReIDConfig`].
-
-    Raises:
-        ValueError: for a field of the wrong type or out of its range.
-    """
-
-    model_type = "mllmreid_vision"
-    sub_configs = {"vision_config": AutoConfig}
-
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    height: int = 252
-    width: int = 126
-    class_token: bool = True
-    bnneck: bool = True
-    feature_after_bn: bool = True
-    test_feature: Literal["vision"] = "vision"
-    trained_on: list[str] | None = None
-    overlap: list[str] | None = None
-    base_licence: str | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        self.vision_config = nested_config("vision_config", self.vision_config, "clip_vision_model")
-        super().__post_init__(**without_known_entry(kwargs))
-        check_types(self)
-        check_crop_size(self)
-        tower = tower_of(self.vision_config)
-        check_unit(tower, self.vision_config)
-        check_multiples(self.height, self.width, tower.unit)
-
-    @staticmethod
-    def travelling_code() -> tuple[Any, ...]:
-        """Imports the files that the files imported above import; see the method of [`MllmReIDConfig`]."""
-        from .backbone import Backbone
-        from .backbone_gemma3 import Gemma3Backbone
-        from .backbone_internvl import InternVLBackbone
-        from .backbone_llava import LlavaBackbone
-        from .backbone_qwen_vl import QwenVLBackbone
-        from .backbone_smolvlm import SmolVLMBackbone
-        from .images import open_image
-        from .publishing import without_local_paths
-        from .tensors import in_format_of
-        from .towers import Tower
-
-        families = (Gemma3Backbone, InternVLBackbone, LlavaBackbone, QwenVLBackbone, SmolVLMBackbone)
-        return open_image, without_local_paths, in_format_of, Tower, Backbone, *families
+from .adapters import inject_adapter
+from .configuration_vision_mllmreid import MllmReIDVisionConfig
+from .crops import TEXT_OPTIONS, CropProcessor, checked_pixels, crop_pixels, in_format, processor_files
+from .encoder_checkpoints import EncoderCheckpoints, encoder_config
+from .encoders import build_encoder
+from .heads import IDClassifier, MllmReIDOutput, ReIDFeatures, ReIDHead
+from .losses import reid_loss
+from .pooling import Pooling
+from .tensors import on_device_of
+from .towers import TowerOutput
+from .weights import Hub, Source, read_fields
 
 
-class MllmReIDVisionModel(PrivatePush, PreTrainedModel):
-    """A visual encoder with its ReID head, which computes the "vision" feature of a [`MllmReIDModel`].
+class MllmReIDVisionModel(EncoderCheckpoints, PreTrainedModel):
+    """A vision encoder with a ReID head: a ReID model of its own, or the encoder of a trained [`MllmReIDModel`].
 
-    `from_reid_model` copies it out of a trained model.
+    `from_encoder_pretrained` starts from a vision encoder, `from_reid_model` copies the encoder out of a trained model,
+    `from_pretrained` loads a checkpoint of this model.
 
     Args:
         config ([`MllmReIDVisionConfig`]):
             Configuration of the model. The weights are random.
 
-    Source: synchronisation of the visual encoder in MLLMReID, [arXiv 2401.13201](https://arxiv.org/abs/2401.13201).
+    Source: Luo et al. 2019, "Bag of Tricks and a Strong Baseline for Deep Person Re-identification"; synchronisation of
+    the visual encoder in MLLMReID, [arXiv 2401.13201](https://arxiv.org/abs/2401.13201).
 
     Example:
 
@@ -122,48 +66,36 @@ class MllmReIDVisionModel(PrivatePush, PreTrainedModel):
 
     def __init__(self, config: MllmReIDVisionConfig):
         super().__init__(config)
-        self.tower = AutoModel.from_config(config.vision_config)
-        self.reid_head = ReIDHead(config.vision_config.hidden_size, 0, config.bnneck)
+        self.tower = build_encoder(config.vision_config)
+        if config.lora_modules is not None:
+            settings = {"r": config.lora_rank, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
+            inject_adapter(self.tower, {**settings, "target_modules": config.lora_modules})
+        self.pooling = Pooling(config.pooling)
+        self.reid_head = ReIDHead(self.feature_size, config.num_identities, config.bnneck)
         self.post_init()
 
-    @classmethod
-    def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str] | None, *args: Any, config: Any = None, **kwargs: Any
-    ) -> Any:
-        """Loads a checkpoint as in transformers, and checks that every weight comes from it.
+    @property
+    def heads(self) -> dict[str, ReIDHead]:
+        """The ReID head by the name of its feature, "vision"."""
+        return {"vision": self.reid_head}
 
-        Args:
-            name_or_path (`str` or `os.PathLike`):
-                A checkpoint's folder or its name on the Hub.
-            config ([`MllmReIDVisionConfig`], *optional*):
-                Configuration in place of the checkpoint's own.
-            **kwargs:
-                As in transformers. Fields of the configuration replace the stored ones.
+    @property
+    def feature_size(self) -> int:
+        """Size D of the feature."""
+        return self.pooling.feature_size(self.config.tower.size)
 
-        Returns:
-            [`MllmReIDVisionModel`]
+    @property
+    def vision_layer(self) -> int | None:
+        """Layer that is pooled: index of a hidden state, or None for the final output."""
+        layer: int | None = self.config.vision_layer
+        return layer
 
-        Raises:
-            ValueError: for pickled or broken weights, and for a weight that is missing, unknown, of another size or
-                not finite. Only a batch norm may be new, if the stored configuration has none.
-        """
-        if name_or_path is None:
-            return super().from_pretrained(name_or_path, *args, config=config, **kwargs)
-        hub = {key: kwargs[key] for key in HUB if kwargs.get(key) is not None}
-        stored = read_config(cls.config_class, name_or_path, hub)
-        fields = {name: kwargs.pop(name) for name in cls.config_class.__annotations__ if name in kwargs}
-        config = stored if config is None else config
-        if fields:
-            config = cls.config_class.from_dict({**config.to_dict(), **fields})
-        with_loading_info = kwargs.pop("output_loading_info", False)
-
-        def load(name: str | os.PathLike[str], **options: Any) -> Any:
-            return super(MllmReIDVisionModel, cls).from_pretrained(name, *args, config=config, **options)
-
-        batch_norm = ["reid_head.bottleneck."]
-        changed = {"new": batch_norm if not stored.bnneck else [], "left": batch_norm if not config.bnneck else []}
-        model, info = load_whole(load, name_or_path, hub, kwargs, stored=stored, **changed)
-        return (model, info) if with_loading_info else model
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, IDClassifier):
+            init.normal_(module.weight, mean=0.0, std=module.std)
+        elif isinstance(module, Pooling):
+            module.reset_parameters()
 
     @classmethod
     def from_reid_model(cls, model: PreTrainedModel) -> "MllmReIDVisionModel":
@@ -181,20 +113,20 @@ class MllmReIDVisionModel(PrivatePush, PreTrainedModel):
         whole, tower = model.config, model.tower
         if any(".lora_" in name for name, _ in tower.named_parameters()):
             raise ValueError("a LoRA sits on the visual encoder: call model.merge_and_unload() first")
-        vision_config = copy.deepcopy(whole.vision_config)
-        depth, layer = vision_config.num_hidden_layers, model.vision_layer
-        vision_config.num_hidden_layers = layer if layer >= 0 else depth + 1 + layer
+        description, layer = model.backbone.tower, model.vision_layer
+        blocks = description.depth if layer is None else range(description.depth + 1)[layer]
         has_head = "vision" in model.reid_head
         config = cls.config_class(
-            vision_config=vision_config,
+            vision_config=description.cut(blocks),
             height=whole.height,
             width=whole.width,
-            class_token=whole.mllm_config.vision_feature_select_strategy == "default",
+            vision_layer=None if layer is None else -1,
             bnneck=has_head and whole.bnneck,
             feature_after_bn=whole.feature_after_bn,
             trained_on=whole.trained_on,
             overlap=whole.overlap,
             base_licence=whole.base_licence,
+            exported=True,
         )
         vision_model: MllmReIDVisionModel = cls(config).to(tower.device)
         vision_model.tower.to(tower.dtype)
@@ -205,8 +137,25 @@ class MllmReIDVisionModel(PrivatePush, PreTrainedModel):
         vision_model.train(model.training)
         return vision_model
 
+    # ---- features ------------------------------------------------------------------------------------------------
+
+    def run_tower(self, pixel_values: Tensor) -> TowerOutput:
+        """Runs the encoder on crops (B, 3, H, W); it returns the states that the feature reads."""
+        layers = [] if self.vision_layer is None else [self.vision_layer]
+        return self.config.tower.run(self.tower, checked_pixels(pixel_values, self.tower), layers)
+
+    def pool_vision(self, output: TowerOutput) -> Tensor:
+        """Returns the un-normalised feature, (B, D)."""
+        layer = self.vision_layer
+        states = output.last if layer is None else output.states[layer]
+        skipped = self.config.dropped_states
+        if skipped is None:
+            skipped = states.shape[1] - output.grid[0] * output.grid[1]
+        pooled: Tensor = self.pooling(states, skipped)
+        return pooled
+
     def image_features(self, pixel_values: Tensor, names: tuple[str, ...] = ("vision",)) -> dict[str, Tensor]:
-        """Computes the "vision" feature, the only one of this form.
+        """Computes the "vision" feature, the only one of this model.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`):
@@ -224,26 +173,42 @@ class MllmReIDVisionModel(PrivatePush, PreTrainedModel):
             raise ValueError(f"a vision form has the feature 'vision' alone, not {', '.join(names)}")
         pixel_values = checked_pixels(pixel_values, self.tower)
         if pixel_values.shape[0] == 0:
-            return {"vision": torch.zeros(0, self.config.vision_config.hidden_size, device=pixel_values.device)}
-        states = self.tower(pixel_values, interpolate_pos_encoding=True, output_hidden_states=[-1]).hidden_states[-1]
-        pooled = mean_pool(states[:, 1:] if self.config.class_token else states)
+            return {"vision": torch.zeros(0, self.feature_size, device=pixel_values.device)}
+        return {"vision": self._test_feature(self.pool_vision(self.run_tower(pixel_values)))}
+
+    def _test_feature(self, pooled: Tensor) -> Tensor:
         if self.config.bnneck and self.config.feature_after_bn:
             pooled, _ = self.reid_head(pooled)
-        return {"vision": F.normalize(pooled, dim=-1)}
+        return F.normalize(pooled, dim=-1)
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Embeds person crops of shape (B, 3, H, W). Returns (B, D), float32, L2-normalised."""
         return self.image_features(pixel_values)["vision"]
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Returns `encode_images(pixel_values)`."""
-        return self.encode_images(pixel_values)
+    # ---- training ------------------------------------------------------------------------------------------------
 
-    @owner_only()
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Saves the model as in transformers; config.json names the pipeline too."""
-        self.config.custom_pipelines = person_reid_entry()
-        super().save_pretrained(save_directory, *args, **kwargs)
+    def forward(self, pixel_values: Tensor, person_ids: Tensor | None = None) -> MllmReIDOutput:
+        """Computes the feature and the ReID losses of a batch, or embeddings if only pixels are given.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`):
+                Person crops from the processor.
+            person_ids (`torch.LongTensor` of shape `(B,)`, *optional*):
+                Labels 0 to n-1 of the ID classifier. They give the loss.
+
+        Returns:
+            [`MllmReIDOutput`]
+        """
+        feature = on_device_of(self.reid_head, self.pool_vision(self.run_tower(pixel_values)))
+        if person_ids is None:
+            return MllmReIDOutput(image_embeds=self._test_feature(feature), features=ReIDFeatures(vision=feature))
+        output = MllmReIDOutput(features={"vision": feature}, loss_parts={})
+        person_ids = on_device_of(self.reid_head, person_ids)
+        output.reid_loss, output.id_logits = reid_loss(
+            self.config, self.heads, output.features, None, person_ids, output.loss_parts
+        )
+        output.loss = output.reid_loss
+        return output
 
 
 class MllmReIDVisionProcessor(CropProcessor, ProcessorMixin):
@@ -252,6 +217,37 @@ class MllmReIDVisionProcessor(CropProcessor, ProcessorMixin):
     def __init__(self, image_processor: Any = None, **kwargs: Any):
         super().__init__(image_processor)
         self.check_size()
+
+    @classmethod
+    def from_encoder_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        height: int | None = None,
+        width: int | None = None,
+        revision: str | None = None,
+    ) -> "MllmReIDVisionProcessor":
+        """Creates a processor from the files of a vision encoder: its mean, standard deviation and resampling.
+
+        Args:
+            name_or_path (`str` or `os.PathLike`):
+                The encoder's folder or its name on the Hub.
+            height, width (`int`, *optional*):
+                Size in pixels that whole crops are resized to. Defaults to the encoder's size.
+            revision (`str`, *optional*):
+                Commit, tag or branch on the Hub.
+
+        Raises:
+            OSError: if files are missing.
+            ValueError: for a model that is no vision encoder and for settings that make no pixels.
+        """
+        hub: Hub = {} if revision is None else {"revision": revision}
+        config = encoder_config(MllmReIDVisionConfig, name_or_path, hub, height=height, width=width)
+        settings = pixel_settings(name_or_path, hub)
+        with processor_files(name_or_path):
+            size = {"height": config.height, "width": config.width}
+            processor = cls(CLIPImageProcessor(size=size, do_center_crop=False, **settings))
+            processor.check_pixels()
+        return processor
 
     def __call__(
         self, images: Any = None, *, return_tensors: str | None = None, device: Any = None, **kwargs: Any
@@ -263,6 +259,34 @@ class MllmReIDVisionProcessor(CropProcessor, ProcessorMixin):
         return in_format({"pixel_values": crop_pixels(self.image_processor, images, **options)}, return_tensors, device)
 
 
-MllmReIDVisionConfig.register_for_auto_class()
+# Settings of an image processor that decide which numbers pixels become.
+PIXEL_SETTINGS = ("image_mean", "image_std", "resample", "rescale_factor", "do_rescale", "do_normalize")
+# Numbers of PIL's filters by timm's names.
+FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
+
+
+def pixel_settings(name_or_path: Source, hub: Hub) -> dict[str, Any]:
+    """Reads the settings of an encoder's pixels from its files, whatever the class of its image processor.
+
+    Some classes need torchvision, and several crop to a square.
+
+    Raises:
+        OSError: if there are none.
+    """
+    fields = read_fields(name_or_path, "preprocessor_config.json", hub)
+    if fields is None:
+        fields = (read_fields(name_or_path, "processor_config.json", hub) or {}).get("image_processor")
+    if isinstance(fields, dict):
+        return {name: fields[name] for name in PIXEL_SETTINGS if fields.get(name) is not None}
+    trained = (read_fields(name_or_path, "config.json", hub) or {}).get("pretrained_cfg")
+    if not isinstance(trained, dict) or not {"mean", "std"} <= trained.keys():
+        raise OSError(
+            f"{name_or_path}: has no preprocessor_config.json, which holds mean and standard deviation of the pixels: "
+            "add the file of the encoder"
+        )
+    resample = FILTERS.get(str(trained.get("interpolation")), FILTERS["bicubic"])
+    return {"image_mean": trained["mean"], "image_std": trained["std"], "resample": resample}
+
+
 MllmReIDVisionModel.register_for_auto_class("AutoModel")
 MllmReIDVisionProcessor.register_for_auto_class()

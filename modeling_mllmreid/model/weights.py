@@ -27,7 +27,6 @@ HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "
 MATRICES = (
     ("hidden_size", "hidden_size"),
     ("hidden_size", "intermediate_size"),
-    ("hidden_size", "vocab_size"),
     ("hidden_size", "num_attention_heads", "head_dim"),
     ("hidden_size", "num_key_value_heads", "head_dim"),
     ("hidden_size", "num_channels", "patch_size", "patch_size"),
@@ -269,12 +268,15 @@ def check_sizes(config: PreTrainedConfig, name_or_path: Source, hub: Hub) -> Non
 
     check(config, ("num_identities",), largest)
     nested = getattr(config, "mllm_config", config)
-    for module in (getattr(nested, "text_config", None), getattr(nested, "vision_config", None)):
+    text, vision = (getattr(nested, f"{name}_config", None) for name in ("text", "vision"))
+    for module in (text, vision):
         check(module, ("num_hidden_layers",), count)
         for fields in MATRICES:
             check(module, fields, largest)
+    check(text, ("hidden_size", "vocab_size"), largest)
+    if getattr(vision, "depths", None) is None:  # encoders of stages have no table of positions
         patches = ("hidden_size", "image_size", "patch_size")
-        check(module, patches, largest, lambda size, image, patch: size * (image // patch) ** 2)
+        check(vision, patches, largest, lambda size, image, patch: size * (image // patch) ** 2)
 
 
 def _product(*sides: int) -> int:
