@@ -22,7 +22,7 @@ TINY = {
     "width": 16,
     "pairs_per_batch": 16,
     "max_target_tokens": 16,
-    "learning_rate": 0.1,
+    "learning_rate": 0.05,
     "warmup_steps": 1,
     "max_steps": STEPS,
     "save_steps": KILLED_AFTER,
