@@ -7,11 +7,12 @@ from typing import Literal, NamedTuple
 
 from ..data.images import NAMED_FILES, broken_images, is_hidden, list_image_tree, safe_join
 from ..evaluation.embedding import embed_feature, model_fingerprint
+from ..evaluation.onnx_encoder import OnnxEncoder, check_onnx_options, print_onnx
 from ..model.images import SUFFIXES
-from ..options.arguments import EmbeddingArguments, MethodArguments, ModelArguments
+from ..options.arguments import EmbeddingArguments, MethodArguments, ModelArguments, OnnxArguments
 from ..options.parser import parse
 from ..retrieval.embeddings import check_embeddings_output, fault_of_name, printable, save_embeddings
-from ..training.loading import load_encoder, to_device
+from ..training.loading import load_embedder, to_device
 from ..utils.errors import UserError
 from ..utils.processes import on_main, this_process
 
@@ -37,8 +38,9 @@ class ImageList(NamedTuple):
 
 def main(argv: list[str]) -> None:
     """Writes the test feature of every image under a folder, ordered by name; the processes share the images."""
-    groups = (ModelArguments, EmbedArguments, EmbeddingArguments, MethodArguments)
-    model_args, args, embedding_args, method_args = parse(groups, argv, "embed")
+    groups = (ModelArguments, EmbedArguments, EmbeddingArguments, MethodArguments, OnnxArguments)
+    model_args, args, embedding_args, method_args, onnx_args = parse(groups, argv, "embed")
+    check_onnx_options(onnx_args, [model_args.model])
     folder, model_name = Path(args.images), model_args.model
     images = on_main(find_images, folder, args.on_error)
     on_main(check_embeddings_output, args.output, inputs=[folder])
@@ -50,7 +52,8 @@ def main(argv: list[str]) -> None:
     for path in (str(folder.resolve()), model_name):
         if fault := fault_of_name(path.lstrip("/")):
             raise UserError(f"{printable(path)}: {fault}: rename the folder")
-    model, processor = load_encoder(model_args, method_args.given())
+    model, processor = load_embedder(model_args, method_args.given(), onnx_args)
+    print_onnx(model)
     to_device(model)
     features = embed_feature(model, processor, [folder / name for name in images.names], **asdict(embedding_args))
     metadata = {
@@ -66,6 +69,8 @@ def main(argv: list[str]) -> None:
         "fingerprint": model_fingerprint(model, processor).tolist(),
         "left_out": {printable(name): fault for name, fault in sorted(images.left_out.items())},
     }
+    if isinstance(model, OnnxEncoder):
+        metadata |= model.metadata()
     on_main(save_embeddings, args.output, features, images.names, metadata)
     if this_process().is_main_process:
         width, feature = features.shape[1], metadata["test_feature"]

@@ -12,13 +12,14 @@ from ..data.leakage import shared_people_lines
 from ..data.load import load_reid_dataset
 from ..data.readers import READERS
 from ..evaluation.metrics import RetrievalMetrics
+from ..evaluation.onnx_encoder import check_onnx_options, print_onnx
 from ..evaluation.plots import figure_class
 from ..evaluation.protocol import metrics_by_feature, protocol_features
 from ..evaluation.report import data_set_matrix, write_json
 from ..evaluation.run import EvaluateArguments, evaluate_and_report, report_splits
-from ..options.arguments import DataArguments, EmbeddingArguments, MethodArguments, ModelArguments
+from ..options.arguments import DataArguments, EmbeddingArguments, MethodArguments, ModelArguments, OnnxArguments
 from ..options.parser import HELP, parse
-from ..training.loading import load_encoder, to_device
+from ..training.loading import load_embedder, to_device
 from ..utils.errors import UserError
 from ..utils.outputs import check_output
 from ..utils.processes import on_main
@@ -58,14 +59,16 @@ def main(argv: list[str]) -> None:
     """
     if "--matrix" in argv and not HELP & set(argv):
         return on_main(print_matrix, *parse((EvaluateArguments, MatrixArguments), argv, "evaluate"))
-    groups = (EvaluatedModel, DataArguments, EvaluateArguments, EmbeddingArguments, MethodArguments, MatrixArguments)
-    model_args, data_args, args, embedding_args, method_args, _ = parse(groups, argv, "evaluate")
+    shared = (DataArguments, EvaluateArguments, EmbeddingArguments, MethodArguments, OnnxArguments, MatrixArguments)
+    parsed = parse((EvaluatedModel, *shared), argv, "evaluate")
+    model_args, data_args, args, embedding_args, method_args, onnx_args, _ = parsed
+    check_onnx_options(onnx_args, [model_args.model, *model_args.compare])
     if args.plots:
         figure_class()
     on_main(check_outputs, args, inputs=[*filter(None, (model_args.model, data_args.data_dir))])
     data_args.refuse_inside(args.output_dir)
     if args.splits > 1:
-        return evaluate_splits(model_args, method_args, data_args, embedding_args, args)
+        return evaluate_splits(model_args, method_args, onnx_args, data_args, embedding_args, args)
     notes: list[str] = []
     dataset = load_reid_dataset(data_args.dataset, notes=notes, **data_args.options())
     seen = "a model that was trained on this train split has seen them"
@@ -73,12 +76,13 @@ def main(argv: list[str]) -> None:
     on_main(print, "".join(f"{note}\n" for note in notes), end="")
     if "query" not in dataset or "gallery" not in dataset:
         raise UserError(f"data set {data_args.dataset}: has {', '.join(dataset)}: evaluation needs query and gallery")
-    model, processor = load_encoder(model_args, method_args.given())
+    model, processor = load_embedder(model_args, method_args.given(), onnx_args)
+    print_onnx(model)
     to_device(model)
-    metadata = {"model": model_args.model, "dataset": data_args.dataset}
+    metadata: dict[str, Any] = {"model": model_args.model, "dataset": data_args.dataset}
     options = asdict(embedding_args)
     others = {
-        name: compared_metrics(replace(model_args, model=name, compare=[]), dataset, args, **options)
+        name: compared_metrics(replace(model_args, model=name, compare=[]), onnx_args, dataset, args, **options)
         for name in model_args.compare
     }
     evaluate_and_report(model, processor, dataset, args, metadata, others=others, **options)
@@ -97,6 +101,7 @@ def check_outputs(args: EvaluateArguments, *, inputs: Sequence[str] = ()) -> Non
 def evaluate_splits(
     model_args: EvaluatedModel,
     method_args: MethodArguments,
+    onnx_args: OnnxArguments,
     data_args: DataArguments,
     embedding_args: EmbeddingArguments,
     args: EvaluateArguments,
@@ -107,7 +112,8 @@ def evaluate_splits(
         raise UserError("splits: only for viper, prid, grid and ilids, without split: leave it out")
     # Fails early if the last split does not exist.
     load_reid_dataset(data_args.dataset, **{**data_args.options(), "split": args.splits - 1})
-    model, processor = load_encoder(model_args, method_args.given())
+    model, processor = load_embedder(model_args, method_args.given(), onnx_args)
+    print_onnx(model)
     to_device(model)
     split_metrics: list[dict[str, dict[str, Any]]] = []
     for split in range(args.splits):
@@ -129,10 +135,11 @@ def print_matrix(args: EvaluateArguments, matrix_args: MatrixArguments) -> None:
 
 
 def compared_metrics(
-    model_args: ModelArguments, dataset: DatasetDict, args: EvaluateArguments, **options: Any
+    model_args: ModelArguments, onnx_args: OnnxArguments, dataset: DatasetDict, args: EvaluateArguments, **options: Any
 ) -> RetrievalMetrics:
     """Returns the metrics of another model with its own test feature on the same images."""
-    model, processor = load_encoder(model_args)
+    model, processor = load_embedder(model_args, onnx=onnx_args)
+    print_onnx(model)
     to_device(model)
     features = protocol_features(model, processor, dataset, **args.protocol(), **options)
     return on_main(metrics_by_feature, features.query, features.gallery, features.rule)[model.config.test_feature]

@@ -1,10 +1,13 @@
-"""`export`: writes a checkpoint in a form for publishing, full, thin or vision, without its ID classifier."""
+"""`export`: writes a checkpoint in a form for publishing without its ID classifier, or the native LLaVA inside it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from ..data.licences import licence_of
-from ..hub.export import Form, form_of, write_export
+from ..hub.export import form_of, write_export
+from ..hub.native import Source, native_llava, write_native
+from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDProcessor
 from ..options.arguments import LicenceArguments, ModelArguments
 from ..options.parser import parse
 from ..training.loading import load_encoder
@@ -19,10 +22,11 @@ class ExportArguments:
     """The form of the export, and its folder."""
 
     output: str = field(metadata={"help": "Folder for the export; it must be new or empty."})
-    to: Form | None = field(
+    to: Literal["full", "thin", "vision", "native"] | None = field(
         default=None,
         metadata={
-            "help": "full (all weights), thin (trained weights) or vision (encoder and head). Default: the same form."
+            "help": "full (all weights), thin (trained weights), vision (encoder and head) or native (the LLaVA "
+            "inside, for transformers, without ReID heads). Default: the same form."
         },
     )
     onnx: bool = field(
@@ -51,8 +55,24 @@ def main(argv: list[str]) -> None:
         model.config.backbone = args.backbone
     licence = licence_args.licence or model.config.base_licence
     model.config.base_licence = licence or licence_of(model_args.model, revision=model_args.revision)
+    if to == "native":
+        return export_native(model, processor, model_args, output)
     options = {"source": source if source.is_dir() else None, "onnx": args.onnx}
     form = write_export(model, processor, output, to=to, name=output.name, **options)
     # The model in memory still has the ID classifier, which the export leaves out.
     count = sum(p.numel() for name, p in form.named_parameters() if ".classifier." not in name)
     print(f"{to}, {count:,} parameters: {output}")
+
+
+def export_native(
+    model: ImageEncoder, processor: ImageEncoderProcessor, model_args: ModelArguments, output: Path
+) -> None:
+    """Writes the LLaVA inside a model."""
+    if not isinstance(model, MllmReIDModel) or not isinstance(processor, MllmReIDProcessor):
+        raise UserError("to native: a vision form has no language model: give the checkpoint it was exported from")
+    # Before the LoRA is merged, after which the model names no backbone.
+    source = Source("LLaVA before the training", model.config.backbone or model_args.model, model.config.base_licence)
+    trained_on = ", ".join(model.config.trained_on or []) or "no data"
+    llava = native_llava(model, processor, model_args.torch_dtype)
+    write_native(llava, output, sources=[source], text=f"\nA LLaVA that MLLMReID trained further on {trained_on}.")
+    print(f"native, {sum(weight.numel() for weight in llava.mllm.parameters()):,} parameters: {output}")

@@ -24,6 +24,7 @@ COMMANDS = {
     "prepare": "write a data set as Parquet with its card; can upload it to the Hub",
     "caption": "generate captions for the images that have none, with a multimodal LLM",
     "continuations": "generate a continuation of every caption, with the frozen LLM",
+    "compose": "make a LLaVA out of a vision encoder and a language model, with a new projector",
     "ablate": "repeat the comparisons of the paper over seeds; writes a report",
     "export": "write a checkpoint for publication: full, thin or vision",
     "push": "upload an exported checkpoint with its card to the Hub; private by default",

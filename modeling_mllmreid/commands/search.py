@@ -12,13 +12,14 @@ from PIL import Image
 
 from ..data.images import open_image, safe_join
 from ..evaluation.embedding import embed_feature, model_fingerprint
+from ..evaluation.onnx_encoder import OnnxEncoder
 from ..evaluation.threshold import load_thresholds
-from ..options.arguments import MethodArguments, ModelArguments
+from ..options.arguments import MethodArguments, ModelArguments, OnnxArguments
 from ..options.parser import build_options, parse, read_mapping
 from ..retrieval.embeddings import FEATURES_FILE, METADATA_FILE, Embeddings, fault_of_name, load_embeddings, printable
 from ..retrieval.ranking import Ranking, rank_gallery
 from ..retrieval.sheet import decimals, ranked_sheet
-from ..training.loading import load_encoder, to_device
+from ..training.loading import load_embedder, to_device
 from ..utils.errors import UserError
 from ..utils.formats import EmbedMetadata
 from ..utils.json_files import check_content
@@ -67,11 +68,14 @@ def main(argv: list[str]) -> None:
     model_args = ModelArguments(args.model or metadata.model, metadata.revision, metadata.dtype)
     if args.model is None and os.path.isabs(metadata.model) and not os.path.exists(metadata.model):
         raise UserError(f"model {metadata.model}: no longer exists: give its new place with --model")
-    model, processor = load_encoder(model_args, metadata.fields)
+    (onnx_args,) = build_options((OnnxArguments,), metadata.onnx or {}, "search")
+    model, processor = load_embedder(model_args, metadata.fields, onnx_args)
     to_device(model)
     check_same_model(model_args, model, processor, metadata)
 
-    threshold = args.threshold if args.threshold is not None else stored_threshold(model_args.model, metadata)
+    threshold = args.threshold
+    if threshold is None and not isinstance(model, OnnxEncoder):
+        threshold = stored_threshold(model_args.model, metadata)
     features = embed_feature(model, processor, args.query, flip_test=metadata.flip_test, progress=False)
     ranking = rank_gallery(features, stored.features, max(min(args.top_k, len(stored.features)), 1))
     print_ranking(args.query, ranking, stored.file_names, threshold)
@@ -114,6 +118,7 @@ def read_metadata(folder: str, stored: Embeddings) -> EmbedMetadata:
     # The fields of a model's configuration go through the command line's own checks.
     (fields,) = build_options((MethodArguments,), read_mapping((MethodArguments,), metadata.fields, where), where)
     metadata.fields = fields.given()
+    metadata.onnx = read_mapping((OnnxArguments,), metadata.onnx or {}, where)
     if len(metadata.fingerprint) != stored.features.shape[1]:
         numbers, width = len(metadata.fingerprint), stored.features.shape[1]
         raise UserError(f"{where}: fingerprint has {numbers} numbers, the embeddings {width}: embed again")
@@ -157,13 +162,15 @@ def stored_threshold(name: str, metadata: EmbedMetadata) -> float | None:
 
 
 def check_same_model(arguments: ModelArguments, model: Any, processor: Any, metadata: EmbedMetadata) -> None:
-    """Raises UserError if another model computed the embeddings: by feature, size or fingerprint."""
+    """Raises UserError if another model computed the embeddings: by feature, size, file or fingerprint."""
     name = arguments.model
     found = {"test_feature": model.config.test_feature, "height": processor.height, "width": processor.width}
     for key, value in found.items():
         stored = getattr(metadata, key)
         if value != stored:
             raise UserError(f"model {name}: {key} is {value}, the embeddings were computed with {stored}: embed again")
+    if isinstance(model, OnnxEncoder) and metadata.weights != model.file.digest:
+        raise UserError(f"model {name}: is another file than the one of the embeddings: give that file, or embed again")
     expected, got = np.asarray(metadata.fingerprint), model_fingerprint(model, processor)
     tolerance = TOLERANCE[str(arguments.torch_dtype).removeprefix("torch.")]
     # Written so that NaN, from a diverged model, is refused too.

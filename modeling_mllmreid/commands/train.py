@@ -181,7 +181,7 @@ def dry_run(
     memory = estimate_memory(config, adapter_args, training_args, batch_args, dtype=model_args.torch_dtype)
     print(memory.format())
     print(
-        f"{training_args.identities_per_batch} x {training_args.images_per_identity} images of {config.height} x "
+        f"{training_args.batch_in_words} images of {config.height} x "
         f"{config.width}, {config.num_image_tokens} image tokens; ID classifier for {DRY_RUN_IDENTITIES:,} people. "
         "The device also needs memory for its own context and for temporary results."
     )
@@ -194,8 +194,11 @@ def evaluate_if_possible(
     training_args: ReIDTrainingArguments,
     name: str,
 ) -> None:
-    """Evaluates the model if the data set has query and gallery splits; prints why if it cannot."""
-    if "query" not in dataset or "gallery" not in dataset:
+    """Evaluates the model if the data set has query and gallery splits; prints why if it cannot.
+
+    Batches of pairs train no feature of people, so there is nothing to measure.
+    """
+    if "query" not in dataset or "gallery" not in dataset or training_args.pairs_per_batch:
         return
     try:
         check_query_gallery(dataset["query"], dataset["gallery"])

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..data.images import ImageSource, open_image
-from ..model import ImageEncoder, ImageEncoderProcessor
 from ..utils.errors import UserError
 from ..utils.processes import gather_on_main, raise_together, this_process
+from .onnx_encoder import Encoder, EncoderProcessor
 
 Batch = TypeVar("Batch")
 
@@ -63,8 +63,8 @@ def features_on_main(
 
 
 def embed_images(
-    model: ImageEncoder,
-    processor: ImageEncoderProcessor,
+    model: Encoder,
+    processor: EncoderProcessor,
     images: Sequence[ImageSource],
     *,
     names: tuple[str, ...] = ("llm", "vision"),
@@ -80,8 +80,8 @@ def embed_images(
     the same images and share the batches.
 
     Args:
-        model (`ImageEncoder`): the model, in its full or vision form.
-        processor (`ImageEncoderProcessor`): its processor.
+        model (`Encoder`): the model, in its full or vision form.
+        processor (`EncoderProcessor`): its processor.
         images (`Sequence`): N paths or PIL images of any size.
         names (`tuple[str, ...]`, defaults to `("llm", "vision")`): features to compute; both also give "concat".
             Without "llm" the language model does not run.
@@ -150,7 +150,7 @@ class _Images(Dataset[Image.Image | UserError]):
 class _Collate:
     """Converts images to pixel values (B, 3, H, W), or returns the first UserError. Workers can pickle a class."""
 
-    def __init__(self, processor: ImageEncoderProcessor):
+    def __init__(self, processor: EncoderProcessor):
         self.processor = processor
 
     def __call__(self, images: list[Image.Image | UserError]) -> Tensor | UserError:
@@ -159,7 +159,7 @@ class _Collate:
 
 
 def embed_feature(
-    model: ImageEncoder, processor: ImageEncoderProcessor, images: Sequence[ImageSource], **options: Any
+    model: Encoder, processor: EncoderProcessor, images: Sequence[ImageSource], **options: Any
 ) -> np.ndarray:
     """Computes the model's configured feature, (N, D) float32, on process 0. `options` are those of `embed_images`."""
     feature = model.config.test_feature
@@ -167,7 +167,7 @@ def embed_feature(
     return embed_images(model, processor, images, names=names, **options)[feature]
 
 
-def model_fingerprint(model: ImageEncoder, processor: ImageEncoderProcessor) -> np.ndarray:
+def model_fingerprint(model: Encoder, processor: EncoderProcessor) -> np.ndarray:
     """Returns the embedding (D,) of a fixed synthetic image. It identifies weights, image size and image backend."""
     rows, columns = np.mgrid[0:128, 0:64]
     pixels = np.stack([2 * rows, 4 * columns, (rows * columns) % 256], axis=-1) % 256

@@ -11,7 +11,6 @@ from PIL import Image
 
 from ..data.contract import UNKNOWN_CAMERA, camera_names, display_label, image_sources, person_names
 from ..data.images import ImageSource, open_image
-from ..model import ImageEncoder, ImageEncoderProcessor
 from ..retrieval.distances import distance_blocks
 from ..retrieval.matching import SamePerson
 from ..retrieval.ranking import Ranking
@@ -20,6 +19,7 @@ from ..utils.errors import UserError
 from ..utils.processes import on_main
 from .embedding import embed_images
 from .metrics import RetrievalMetrics, metrics_from_blocks
+from .onnx_encoder import Encoder, EncoderProcessor
 
 
 def color_histogram(image: Image.Image, *, stripes: int = 6, bins: int = 8) -> np.ndarray:
@@ -92,7 +92,7 @@ Features = Mapping[str, np.ndarray]
 
 
 def evaluate_model(
-    model: ImageEncoder, processor: ImageEncoderProcessor, query: Dataset, gallery: Dataset, **options: Any
+    model: Encoder, processor: EncoderProcessor, query: Dataset, gallery: Dataset, **options: Any
 ) -> dict[str, RetrievalMetrics]:
     """Computes the metrics of each test feature ("llm", "vision", "concat") in one pass over the images.
 
@@ -100,8 +100,8 @@ def evaluate_model(
     metrics, and every process gets them.
 
     Args:
-        model (`ImageEncoder`): the model, in its full or vision form.
-        processor (`ImageEncoderProcessor`): its processor.
+        model (`Encoder`): the model, in its full or vision form.
+        processor (`EncoderProcessor`): its processor.
         query (`Dataset`): the query split.
         gallery (`Dataset`): the gallery split.
         options: options of `embed_images`.
@@ -117,7 +117,7 @@ def evaluate_model(
 
 
 def embed_query_gallery(
-    model: ImageEncoder, processor: ImageEncoderProcessor, query: Dataset, gallery: Dataset, **options: Any
+    model: Encoder, processor: EncoderProcessor, query: Dataset, gallery: Dataset, **options: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Computes the features of the query and the gallery images, by name.
 
@@ -241,8 +241,8 @@ class ProtocolFeatures:
 
 
 def protocol_features(
-    model: ImageEncoder,
-    processor: ImageEncoderProcessor,
+    model: Encoder,
+    processor: EncoderProcessor,
     dataset: DatasetDict,
     *,
     exclude: Sequence[str] = ("camera_id",),

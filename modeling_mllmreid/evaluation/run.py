@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from ..data.contract import display_name, names_by_camera
 from ..data.leakage import overlaps
 from ..data.published import published_counts
-from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDProcessor
+from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.adapters import quantized_as
 from ..retrieval.distances import distance_blocks
 from ..retrieval.ranking import Ranking, rank_gallery
@@ -20,6 +20,7 @@ from ..utils.errors import UserError
 from ..utils.processes import on_main
 from ..utils.ranges import Count
 from .metrics import RetrievalMetrics, metrics_from_blocks, single_shot_cmc
+from .onnx_encoder import Encoder, EncoderProcessor, OnnxEncoder
 from .plots import draw_curves, draw_roc
 from .protocol import (
     ProtocolFeatures,
@@ -87,8 +88,8 @@ class EvaluateArguments:
 
 
 def evaluate_and_report(
-    model: ImageEncoder,
-    processor: ImageEncoderProcessor,
+    model: Encoder,
+    processor: EncoderProcessor,
     dataset: DatasetDict,
     args: EvaluateArguments,
     metadata: Mapping[str, str],
@@ -101,8 +102,8 @@ def evaluate_and_report(
     Processes share the images and captions; process 0 does everything else.
 
     Args:
-        model (`ImageEncoder`): the model, in its full or vision form.
-        processor (`ImageEncoderProcessor`): its processor.
+        model (`Encoder`): the model, in its full or vision form.
+        processor (`EncoderProcessor`): its processor.
         dataset (`DatasetDict`): a data set with the splits `query` and `gallery`.
         args (`EvaluateArguments`): what to compute, and where to write it.
         metadata (`Mapping[str, str]`): entries of metrics.json that describe the run; `model` names the checkpoint.
@@ -119,8 +120,8 @@ def evaluate_and_report(
 
 
 def report_metrics(
-    model: ImageEncoder,
-    processor: ImageEncoderProcessor,
+    model: Encoder,
+    processor: EncoderProcessor,
     features: ProtocolFeatures,
     texts: np.ndarray | None,
     args: EvaluateArguments,
@@ -130,8 +131,8 @@ def report_metrics(
     """Computes, prints, writes and draws the results of these features, on process 0.
 
     Args:
-        model (`ImageEncoder`): the model that computed the features.
-        processor (`ImageEncoderProcessor`): its processor.
+        model (`Encoder`): the model that computed the features.
+        processor (`EncoderProcessor`): its processor.
         features (`ProtocolFeatures`): features and splits of the queries and the gallery.
         texts (`np.ndarray`, *optional*): (C, D) features of the queries' captions.
         args (`EvaluateArguments`): what to compute, and where to write it.
@@ -169,7 +170,7 @@ def report_metrics(
 
 
 def _all_metrics(
-    model: ImageEncoder, features: ProtocolFeatures, texts: np.ndarray | None, args: EvaluateArguments
+    model: Encoder, features: ProtocolFeatures, texts: np.ndarray | None, args: EvaluateArguments
 ) -> tuple[dict[str, RetrievalMetrics], dict[str, np.ndarray]]:
     """Computes all results by name, and the person of each query for those whose queries are captions."""
     feature, rule = model.config.test_feature, features.rule
@@ -195,17 +196,19 @@ def _all_metrics(
 
 
 def _run_settings(
-    model: ImageEncoder,
-    processor: ImageEncoderProcessor,
+    model: Encoder,
+    processor: EncoderProcessor,
     features: ProtocolFeatures,
     args: EvaluateArguments,
     metadata: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns the entries of metrics.json that describe the model, the data and the settings."""
     query, gallery, trained_on = features.query_split, features.gallery_split, model.config.trained_on or []
+    onnx = {"onnx": model.settings.options()} if isinstance(model, OnnxEncoder) else {}
     return {
         **metadata,
-        "weights": weights_digest(metadata["model"]),
+        "weights": model.file.digest if isinstance(model, OnnxEncoder) else weights_digest(metadata["model"]),
+        **onnx,
         "trained_on": trained_on,
         "tested_on": sorted(set(query["source"][:])),
         "published_counts": published_counts({"query": query, "gallery": gallery}),
@@ -290,13 +293,15 @@ def people_intervals(metrics: RetrievalMetrics, persons: Sequence[int] | np.ndar
     return confidence_intervals(metrics, persons) if len(np.unique(valid)) > 1 else {}
 
 
-def caption_features(model: ImageEncoder, processor: ImageEncoderProcessor, query: Dataset) -> np.ndarray:
+def caption_features(model: Encoder, processor: EncoderProcessor, query: Dataset) -> np.ndarray:
     """Returns the features of a query split's captions, (C, D), on process 0. Raises UserError without captions."""
     captions, _ = caption_queries(query)
     if not captions:
         raise UserError("text_queries: the query split has no captions: give captions_file, or leave text_queries out")
     if not isinstance(model, MllmReIDModel) or not isinstance(processor, MllmReIDProcessor):
-        raise UserError("text_queries: a vision form reads no text: give the checkpoint it was exported from")
+        raise UserError(
+            "text_queries: a vision form or an ONNX file reads no text: give the checkpoint it was exported from"
+        )
     return embed_captions(model, processor, captions)
 
 

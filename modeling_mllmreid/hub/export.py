@@ -75,7 +75,8 @@ def write_export(
             from .onnx import export_onnx
 
             assert isinstance(form, MllmReIDVisionModel)  # the caller asked for this form
-            export_onnx(form, temporary / "model.onnx")
+            assert isinstance(form_processor, MllmReIDVisionProcessor)
+            export_onnx(form, temporary / "model.onnx", form_processor)
         for report, content in reports.items():
             write_json(temporary / report, content)
         for written in form_files(temporary):

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import json
 import logging
 import os
 import warnings
@@ -13,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..model import MllmReIDVisionModel
+from ..evaluation.onnx_settings import SETTINGS_KEY, TRAINED_ON_KEY
+from ..model import MllmReIDVisionModel, MllmReIDVisionProcessor
 from ..utils.errors import UserError
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -34,7 +36,13 @@ class Embedding(nn.Module):
         return self.model.encode_images(pixel_values)
 
 
-def export_onnx(model: MllmReIDVisionModel, path: str | os.PathLike[str]) -> None:
+# What `--model FILE.onnx` reads of an image processor.
+SETTINGS = ("size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
+
+
+def export_onnx(
+    model: MllmReIDVisionModel, path: str | os.PathLike[str], processor: MllmReIDVisionProcessor | None = None
+) -> None:
     """Writes a vision form to an ONNX file, and runs the file to compare its embeddings with the model's.
 
     The input `pixel_values` has shape (B, 3, H, W) and the output `embedding` has shape (B, D), both float32. B is
@@ -45,6 +53,8 @@ def export_onnx(model: MllmReIDVisionModel, path: str | os.PathLike[str]) -> Non
             The vision form; it is not changed.
         path (`str` or `os.PathLike`):
             The file. Weights of 2 GB and more go to a second file, `<path>.data`.
+        processor ([`MllmReIDVisionProcessor`], *optional*):
+            The model's processor, whose settings the file's metadata holds, with the names of the training's data sets.
 
     Raises:
         UserError: if a package is missing.
@@ -82,12 +92,22 @@ def export_onnx(model: MllmReIDVisionModel, path: str | os.PathLike[str]) -> Non
                     value.name = "position_embeddings_lookup"
             # Every node holds a stack trace with this machine's paths.
             ClearMetadataAndDocStringPass()(program.model)
+            program.model.metadata_props.update(metadata(model, processor))
             program.save(path, external_data=size >= SINGLE_FILE)
         check_onnx(form, path)
     except BaseException:
         for written in (path, path.with_name(f"{path.name}.data")):
             written.unlink(missing_ok=True)
         raise
+
+
+def metadata(model: MllmReIDVisionModel, processor: MllmReIDVisionProcessor | None) -> dict[str, str]:
+    """Returns the entries of the file's metadata: the data sets of the training, and how the model takes images."""
+    entries = {TRAINED_ON_KEY: json.dumps(model.config.trained_on or [])}
+    if processor is not None:
+        settings = processor.image_processor.to_dict()
+        entries[SETTINGS_KEY] = json.dumps({name: settings[name] for name in SETTINGS if name in settings})
+    return entries
 
 
 def check_onnx(form: MllmReIDVisionModel, path: Path) -> None:

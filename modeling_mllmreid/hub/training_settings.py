@@ -179,6 +179,8 @@ def _optimisation(args: Mapping[str, Any], log_history: Sequence[Mapping[str, An
     identities, images = args.get("identities_per_batch"), args.get("images_per_identity")
     accumulation = args.get("gradient_accumulation_steps") or 1
     batch = f"P x K = {identities} x {images} on each device" if identities and images else ""
+    if args.get("pairs_per_batch"):
+        batch = f"{args['pairs_per_batch']} shuffled images with captions on each device"
     # Foreign logs may hold anything.
     logged = [entry for entry in log_history if is_number(entry.get("step"))]
     last = max(logged, key=lambda entry: entry["step"], default={})

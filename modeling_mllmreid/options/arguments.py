@@ -9,14 +9,24 @@ import torch
 from ..data.licences import normal_licence
 from ..data.readers import READERS
 from ..utils.errors import UserError
-from ..utils.ranges import AtMostMillions, CountOrZero, NotNegative, Pixels, Processes, Seed, Share
+from ..utils.ranges import AtMostMillions, CountOrZero, NotNegative, Pixels, Positive, Processes, Seed, Share
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Returns the torch dtype of a number format's name in an option."""
+    dtype: torch.dtype = getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}.get(name, name))
+    return dtype
 
 
 @dataclass
 class ModelArguments:
     """The model and its number format."""
 
-    model: str = field(metadata={"help": "Checkpoint of this package or native LLaVA: a folder or a Hub name."})
+    model: str = field(
+        metadata={
+            "help": "Checkpoint of this package or native LLaVA: a folder or a Hub name. To embed: FILE.onnx too."
+        }
+    )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})
     dtype: Literal["float32", "bfloat16", "float16", "bf16", "fp16"] = field(
         default="float32",
@@ -26,9 +36,58 @@ class ModelArguments:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The number format as a torch dtype."""
-        name = {"bf16": "bfloat16", "fp16": "float16"}.get(self.dtype, self.dtype)
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
+        return torch_dtype(self.dtype)
+
+
+# Filters of resizing, in the order of Pillow's numbers.
+RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+COLOURS = "of red, green and blue, or one number for all"
+
+
+@dataclass
+class OnnxArguments:
+    """How an ONNX file takes images. Default: what the file, or a preprocessor_config.json next to it, says."""
+
+    onnx_output: str | None = field(
+        default=None, metadata={"help": "Name of the output that is the feature, if the ONNX file has several."}
+    )
+    onnx_channels: Literal["rgb", "bgr"] | None = field(
+        default=None, metadata={"help": "Order of the channels that the ONNX file takes. Default: rgb."}
+    )
+    onnx_layout: Literal["nchw", "nhwc"] | None = field(
+        default=None,
+        metadata={"help": "Order of the axes of the ONNX file's input. Default: by the axis of length 3, or nchw."},
+    )
+    onnx_rescale: Positive | None = field(
+        default=None, metadata={"help": "Factor of the pixels 0 to 255. Default: 1/255, and 1 for an input of uint8."}
+    )
+    onnx_mean: list[float] = field(
+        default_factory=list,
+        metadata={"help": f"Mean that is subtracted after the factor, {COLOURS}. Default: ImageNet's."},
+    )
+    onnx_std: list[float] = field(
+        default_factory=list,
+        metadata={"help": f"Standard deviation that divides after the mean, {COLOURS}. Default: ImageNet's."},
+    )
+    onnx_resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] | None = field(
+        default=None, metadata={"help": "Filter that resizes images for the ONNX file. Default: bilinear."}
+    )
+    onnx_trained_on: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Data sets that the ONNX file was trained on, for the warning about seen people."},
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("onnx_mean", "onnx_std"):
+            values = getattr(self, name)
+            if len(values) not in (0, 1, 3):
+                raise ValueError(f"{name}: has {len(values)} numbers: give one, or three for red, green and blue")
+        if 0 in self.onnx_std:
+            raise ValueError("onnx_std: has a 0, and pixels are divided by it: give another number")
+
+    def given(self) -> dict[str, Any]:
+        """Returns the options that the user set, by name."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, [])}
 
 
 @dataclass

@@ -20,6 +20,7 @@ SHOWN_FIRST = {
     "DataArguments": ("dataset", "data_dir", "captions_file"),
     "MethodArguments": ("height", "width", "test_feature", "reid_on", "loss_lambda"),
     "BatchArguments": ("texts", "target", "val_identities"),
+    "OnnxArguments": (),
     "LeakArguments": (),
     "LicenceArguments": (),
     "AdapterArguments": ("language_model", "tower", "quantize"),

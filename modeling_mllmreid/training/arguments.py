@@ -101,6 +101,8 @@ class ReIDTrainingArguments(TrainingArguments):
         output_dir (`str`): Folder that the model and its checkpoints are written to.
         identities_per_batch (`int`): People in a batch of one device, P.
         images_per_identity (`int`): Images of each person in a batch, K.
+        pairs_per_batch (`int`, *optional*): Images with captions in a batch of one device, shuffled without regard to
+            people. For the language loss alone, in place of P x K.
         balance_sets (`bool`): Whether every epoch draws the same number of people from each training set.
         learning_rates (`dict[str, float]` or JSON, *optional*): Learning rate for each regular expression on parameter
             names. The first match counts; other parameters use `learning_rate`.
@@ -121,6 +123,10 @@ class ReIDTrainingArguments(TrainingArguments):
 
     identities_per_batch: int = field(default=16, metadata={"help": "Number of people in a batch of one device (P)."})
     images_per_identity: int = field(default=4, metadata={"help": "Number of images of each person in a batch (K)."})
+    pairs_per_batch: int | None = field(
+        default=None,
+        metadata={"help": "Images with captions in a batch, shuffled in place of P x K; needs loss_lambda 0."},
+    )
     balance_sets: bool = field(
         default=False, metadata={"help": "Draw the same number of people from each training set in every epoch."}
     )
@@ -183,12 +189,14 @@ class ReIDTrainingArguments(TrainingArguments):
         refuse_settings(self)
         if not self.output_dir:
             raise UserError("output_dir is empty: give the folder that the model is written to")
-        batch_size = self.identities_per_batch * self.images_per_identity
+        batch_size = self.pairs_per_batch or self.identities_per_batch * self.images_per_identity
+        if self.pairs_per_batch is not None:
+            self._check_pairs()
         if self.per_device_train_batch_size not in (0, batch_size):
             raise UserError(
                 f"per_device_train_batch_size {self.per_device_train_batch_size}: a batch is P x K: set "
                 f"identities_per_batch ({self.identities_per_batch}) and images_per_identity "
-                f"({self.images_per_identity})"
+                f"({self.images_per_identity}), or pairs_per_batch"
             )
         self.per_device_train_batch_size = batch_size
         if self.eval_strategy == "no":
@@ -212,6 +220,18 @@ class ReIDTrainingArguments(TrainingArguments):
                 f"hub_strategy {HubStrategy(self.hub_strategy).value}: publishes optimiser states, which are "
                 "pickles: use every_save or end"
             )
+
+    def _check_pairs(self) -> None:
+        """Raises UserError for settings that need people in batches of pairs."""
+        for name in ("balance_sets", "auto_find_batch_size"):
+            if getattr(self, name):
+                raise UserError(f"{name}: is for batches of P x K: leave it out, or leave pairs_per_batch out")
+
+    @property
+    def batch_in_words(self) -> str:
+        """The images of a batch, such as "16 x 4"; P x K or pairs."""
+        pairs = None if self.pairs_per_batch is None else f"{self.pairs_per_batch} pairs"
+        return pairs or f"{self.identities_per_batch} x {self.images_per_identity}"
 
     @property
     def n_gpu(self) -> int:

@@ -161,7 +161,7 @@ def explain_error(error: Exception, args: ReIDTrainingArguments, images: str) ->
     if not should_reduce_batch_size(error):
         return None
     return UserError(
-        f"out of memory with {args.identities_per_batch} x {args.images_per_identity} images of {images} "
+        f"out of memory with {args.batch_in_words} images of {images} "
         f"({_memory_state()}): set grad_cache_chunk ({args.grad_cache_chunk or 'off'}) to a few images, "
         f"activation_checkpointing ({str(args.activation_checkpointing).lower()}) to true, lower identities_per_batch "
         "or max_target_tokens, or set auto_find_batch_size; train --dry_run prints the memory of each setting"

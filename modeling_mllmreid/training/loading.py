@@ -13,6 +13,8 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from ..evaluation.onnx_encoder import Encoder, EncoderProcessor, load_onnx
+from ..evaluation.onnx_files import find_onnx, refuse_single_file
 from ..model import (
     ImageEncoder,
     ImageEncoderProcessor,
@@ -26,7 +28,7 @@ from ..model import (
 from ..model.adapters import read_adapter
 from ..model.backbones import FAMILIES
 from ..model.weights import CONFIG, load_whole, native_config, read_config, read_fields
-from ..options.arguments import ModelArguments
+from ..options.arguments import ModelArguments, OnnxArguments
 from ..options.parser import build_options
 from ..utils.errors import UserError, is_our_fault
 from ..utils.json_files import refuse_special_files
@@ -83,6 +85,9 @@ def load_model(
             processor = MllmReIDProcessor.from_mllm_pretrained(name, **revision, **size)
             fields |= {"height": processor.height, "width": processor.width}
             fields["image_prefix_ids"] = processor.image_prefix_ids
+            # A native LLaVA that `export` wrote records what it was trained on.
+            stored = native_config(name, revision)
+            fields |= {key: getattr(stored, key) for key in ("trained_on", "overlap") if hasattr(stored, key)}
             model = MllmReIDModel.from_mllm_pretrained(name, **options, **fields)
         else:
             config = changed_config(read_config(MllmReIDConfig, name, revision), fields)
@@ -235,6 +240,32 @@ def load_encoder(
         return MllmReIDVisionModel.from_pretrained(name, dtype=arguments.torch_dtype, **options), processor
 
 
+def load_embedder(
+    arguments: ModelArguments, fields: dict[str, Any] | None = None, onnx: OnnxArguments | None = None
+) -> tuple[Encoder, EncoderProcessor]:
+    """Loads a model that embeds images: an ONNX file, or a model of `load_encoder`.
+
+    Args:
+        arguments (`ModelArguments`): Name or folder of the model, or an ONNX file.
+        fields (`dict[str, Any]`, *optional*): Configuration fields to replace; an ONNX file takes height and width.
+        onnx (`OnnxArguments`, *optional*): How an ONNX file takes images, where the file does not say so.
+
+    Returns:
+        `tuple[Encoder, EncoderProcessor]`
+
+    Raises:
+        UserError: As in `load_encoder` and `load_onnx`.
+    """
+    path = find_onnx(arguments.model)
+    if path is None:
+        return load_encoder(arguments, fields)
+    size = dict(fields or {})
+    others = sorted(set(size) - {"height", "width"})
+    if others:
+        raise UserError(f"model {path}: an ONNX file has no such settings: leave out {', '.join(others)}")
+    return load_onnx(path, onnx or OnnxArguments(), size, arguments.torch_dtype)
+
+
 def load_text_model(model_class: Any, arguments: ModelArguments) -> Any:
     """Loads a native model that generates texts, from safetensors and without custom code.
 
@@ -249,6 +280,7 @@ def load_text_model(model_class: Any, arguments: ModelArguments) -> Any:
         UserError: The name cannot be loaded, or a weight is missing.
     """
     name, revision = arguments.model, revision_option(arguments)
+    refuse_single_file(name)
     options = {**revision, "dtype": arguments.torch_dtype, "trust_remote_code": False}
     with _loading_errors(name, "not loadable as an image-text-to-text model"):
         stored = read_config(AutoConfig, name, revision, trust_remote_code=False)
@@ -269,6 +301,7 @@ def to_device(model: nn.Module) -> None:
 
 def model_type(arguments: ModelArguments) -> str:
     """Returns the `model_type` of a checkpoint of ours or of a native model. Raises UserError for any other."""
+    refuse_single_file(arguments.model)
     if os.path.isdir(arguments.model):
         refuse_special_files(arguments.model)
     remedy = "give a checkpoint's folder (for --dry_run its config.json is enough) or a Hub name"

@@ -10,16 +10,15 @@ import torch
 import torch.distributed as dist
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..model import MllmReIDConfig, MllmReIDModel
 from ..utils.errors import UserError
 from .adapters import AdapterArguments, apply_adapters
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainCollator, TrainDataset
+from .fake_runs import fake_run
 from .modules import module_of
 from .parameters import freeze_unused_parameters
-from .reach import make_fake
 from .resume import RUN_FILE, last_checkpoint, named_checkpoint, read_fingerprint
 
 # Bytes of a weight. nf4: blocks of 64 weights with an 8-bit scale, and a float32 for 256 scales. 8 bits: a float32 for
@@ -149,8 +148,7 @@ def _activation_bytes(model: MllmReIDModel, args: ReIDTrainingArguments, batches
     elif config.reid_text:
         text_length = CAPTION_TOKENS + PROMPT_TOKENS
     lengths = ([image_length] if runs_llm else []) + ([text_length] if text_length else [])
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        make_fake(model)
+    with fake_run(model):
         one, two = (_saved_bytes(model, images, lengths, args.bf16 or args.fp16) for images in (1, 2))
     growth = {name: two[name] - one[name] for name in one}
     fixed = {name: one[name] - growth[name] for name in one}

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..model import MllmReIDModel
 from ..utils.errors import UserError
-from .reach import image_parameters
+from .fake_runs import image_parameters
 
 # Time limit of matching a pattern on one name.
 PATTERN_SECONDS = 2.0

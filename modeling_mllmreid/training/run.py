@@ -187,7 +187,7 @@ def train_reid(
         1
     """
     try_settings(args)
-    _check_method(model.config, batch_args)
+    _check_method(model.config, batch_args, args)
     train, val_split, val = _training_splits(dataset, batch_args, args)
     check_images([source for split in (train, val_split) if split is not None for source in image_sources(split)])
 
@@ -219,8 +219,13 @@ def train_reid(
     return TrainedModel(trainer, val)
 
 
-def _check_method(config: PreTrainedConfig, batch_args: BatchArguments) -> None:
-    """Raises UserError if distillation has no text branch to learn from."""
+def _check_method(config: PreTrainedConfig, batch_args: BatchArguments, args: ReIDTrainingArguments) -> None:
+    """Raises UserError if distillation has no text branch to learn from, or the ReID losses no batches of people."""
+    if args.pairs_per_batch and config.loss_lambda > 0:
+        raise UserError(
+            f"pairs_per_batch: the ReID losses need batches of P x K: set loss_lambda ({config.loss_lambda:g}) to 0, "
+            "or leave it out"
+        )
     if config.distillation_weight and config.loss_lambda < 1 and not batch_args.text_branch:
         raise UserError(
             "distillation_weight needs the text branch as its teacher: set text_branch true, or leave it out"

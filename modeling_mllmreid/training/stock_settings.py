@@ -71,6 +71,7 @@ POSITIVE, NOT_NEGATIVE, AT_LEAST_ONE = (math.ulp(0.0), math.inf), (0, math.inf),
 RANGES = {
     "identities_per_batch": AT_LEAST_ONE,
     "images_per_identity": AT_LEAST_ONE,
+    "pairs_per_batch": AT_LEAST_ONE,
     "diagnostics_steps": NOT_NEGATIVE,
     "grad_cache_chunk": NOT_NEGATIVE,
     "max_skipped_steps": NOT_NEGATIVE,

@@ -12,6 +12,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..data.pairs import PairSampler
 from ..data.sampler import PKSampler
 from ..evaluation.protocol import evaluate_model
 from ..evaluation.report import write_json
@@ -107,7 +108,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         super().__init__(*args, **kwargs)
         self._window_counts: dict[str, float] = {}
         self._loss_parts = LossParts(self.args.device)
-        self._pk_sampler: PKSampler | None = None
+        self._sampler: PKSampler | PairSampler | None = None
         self._diagnostics = Diagnostics(self, self.args, self.processing_class)
         self._guard = StepGuard(self, self.args)
         self.add_callback(_SamplerEpoch(self))
@@ -159,17 +160,21 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[tuple[int, int, int]]:
         dataset: TrainDataset = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[assignment]
-        self._pk_sampler = PKSampler(
+        shared = {"seed": self.args.seed, "world_size": self.args.world_size}
+        if self.args.pairs_per_batch:
+            captioned = [bool(texts) for texts in dataset.texts]
+            self._sampler = PairSampler(captioned, pairs_per_batch=self.args.pairs_per_batch, **shared)
+            return self._sampler
+        self._sampler = PKSampler(
             dataset.person_ids,
             dataset.camera_ids,
             identities_per_batch=self.args.identities_per_batch,
             images_per_identity=self.args.images_per_identity,
-            seed=self.args.seed,
-            world_size=self.args.world_size,
             sources=dataset.sources if self.args.balance_sets else None,
             names=dataset.person_names,
+            **shared,
         )
-        return self._pk_sampler
+        return self._sampler
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -190,7 +195,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
 
     def step_files(self, step: int) -> list[str]:
         """Returns the file names of an optimiser step (counted from 1), over all processes and micro-batches."""
-        sampler, dataset = self._pk_sampler, self.train_dataset
+        sampler, dataset = self._sampler, self.train_dataset
         micro_steps = sampler.steps  # type: ignore[union-attr]
         accumulation = self.args.gradient_accumulation_steps
         steps_per_epoch = -(-micro_steps // accumulation)
@@ -375,8 +380,8 @@ class _SamplerEpoch(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer._pk_sampler is not None:
-            self.trainer._pk_sampler.set_epoch(int(state.epoch or 0))
+        if self.trainer._sampler is not None:
+            self.trainer._sampler.set_epoch(int(state.epoch or 0))
         self._first_step = state.global_step
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

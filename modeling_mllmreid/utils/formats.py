@@ -56,6 +56,9 @@ class EmbedMetadata(Format):
     height: Size
     width: Size
     flip_test: bool
+    # Of an ONNX file: its SHA-256, and the options that its settings are equal to.
+    weights: str | None = None
+    onnx: dict[str, Any] | None = None
     # Folders of version 0.1.0 call it `probe`.
     fingerprint: Annotated[list[float], Field(min_length=1, validation_alias=AliasChoices("fingerprint", "probe"))]
 
@@ -225,6 +228,43 @@ class ExportConfigFile(Format):
     vision_config: dict[str, Any] | None = None
 
 
+# One number for all colours, or one for each of red, green and blue.
+Colours = float | Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
+class ImageProcessorFile(Format):
+    """preprocessor_config.json: the fields of transformers' image processors that an ONNX file needs."""
+
+    size: dict[str, Any] | int | None = None
+    crop_size: dict[str, Any] | int | None = None
+    do_rescale: bool | None = None
+    rescale_factor: Annotated[float, Field(gt=0)] | None = None
+    do_normalize: bool | None = None
+    image_mean: Colours | None = None
+    image_std: Colours | None = None
+    # Pillow's number of the filter.
+    resample: Annotated[int, Field(ge=0, le=5)] | None = None
+
+    @model_validator(mode="after")
+    def _divides(self) -> "ImageProcessorFile":
+        if self.image_std == 0 or (isinstance(self.image_std, list) and 0 in self.image_std):
+            raise ValueError("image_std has a 0, and pixels are divided by it")
+        return self
+
+    def size_in_pixels(self) -> dict[str, int]:
+        """Returns height and width, of `size` or of `crop_size`, or nothing where neither has both."""
+        for size in (self.size, self.crop_size):
+            if isinstance(size, dict) and all(type(size.get(side)) is int for side in ("height", "width")):
+                return {side: size[side] for side in ("height", "width") if size[side] > 0}
+        return {}
+
+
+class ProcessorFile(Format):
+    """processor_config.json: the image processor inside a processor of transformers."""
+
+    image_processor: ImageProcessorFile | None = None
+
+
 class WeightIndexFile(Format):
     """model.safetensors.index.json: the file that holds each weight."""
 
@@ -281,6 +321,7 @@ class TrainingArgsFile(Format):
 
     identities_per_batch: Count | None = None
     images_per_identity: Count | None = None
+    pairs_per_batch: Count | None = None
     gradient_accumulation_steps: Count | None = None
     learning_rate: float | None = None
     learning_rates: dict[str, float] | None = None

@@ -85,7 +85,11 @@ def test_mistakes(disk, trained, tmp_path):
         (export.main, ["--model", str(trained), "--onnx", "true", "--output", str(tmp_path / "x")], "add --to vision"),
         (export.main, ["--model", str(trained), "--backbone", "a/b", "--output", str(tmp_path / "x")], "leave it out"),
         (embed.main, ["--height", "32"], "the settings of a vision form are fixed at its export: leave out height"),
-        (evaluate.main, [*market, *captions, "--text_queries", "true"], "text_queries: a vision form reads no text"),
+        (
+            evaluate.main,
+            [*market, *captions, "--text_queries", "true"],
+            "text_queries: a vision form or an ONNX file reads",
+        ),
     ):
         model = [] if command is export.main else ["--model", str(form)]
         if command is embed.main:

@@ -137,7 +137,7 @@ def test_settings_reach_the_run(train):
     batch |= {"text_branch": False, "val_identities": 5}
     trained = train(batch=batch, max_steps=1, learning_rate=0.0, seed=9, identities_per_batch=3, images_per_identity=3)
     trainer, samples = trained.trainer, trained.trainer.train_dataset
-    assert samples.seed == trainer._pk_sampler.seed == 9
+    assert samples.seed == trainer._sampler.seed == 9
     assert samples.num_identities == 7 and len(set(trained.val.gallery["person_id"])) == 5
     augmentation = samples.augmentation
     assert (augmentation.flip_probability, augmentation.pad, augmentation.erase_probability) == (0.25, 1, 0.75)

@@ -1,0 +1,88 @@
+"""Fake runs: a model on tensors without memory, and the parameters that a loss reaches, found by such a run."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from ..model import MllmReIDConfig, MllmReIDModel
+
+
+class _RealNumbers(TorchFunctionMode):
+    """Computes whole numbers for real within a fake run: some encoders split their states by the sizes of a grid."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs a function without fake tensors if it makes whole numbers out of whole numbers."""
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        numbers = all(not isinstance(tensor, FakeTensor) and not tensor.is_floating_point() for tensor in tensors)
+        if numbers and (tensors or function in (torch.tensor, torch.arange)):
+            with unset_fake_temporarily():
+                return function(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def fake_run(model: nn.Module) -> Iterator[None]:
+    """Runs a model within the block on fake tensors on the CPU, which have a shape and a dtype but no memory.
+
+    Args:
+        model (`nn.Module`): The model, usually on the meta device. Its weights and buffers become fake, in place.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), _RealNumbers():
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    fake = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+                    module._parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
+        yield
+
+
+def image_parameters(config: MllmReIDConfig, *, image: bool, vision: bool) -> set[str]:
+    """Returns the names of the parameters that compute the image embeddings, the vision feature or both.
+
+    Args:
+        config (`MllmReIDConfig`): Configuration of the model.
+        image (`bool`): Whether a loss reads the embeddings of the image tokens.
+        vision (`bool`): Whether a loss reads the vision feature.
+
+    Returns:
+        `set[str]`: Names within [`MllmReIDModel`], without a LoRA.
+    """
+    with torch.device("meta"):
+        model = MllmReIDModel(config)
+
+    def outputs() -> Iterable[Tensor]:
+        size: Any = (1, 3, config.height, config.width)
+        output = model.run_tower(torch.empty(size))
+        if image:
+            projected = model.project_image(output)
+            yield from (projected.embeddings, *projected.deepstack)
+        if vision:
+            yield model.pool_vision(output)
+
+    return reached_parameters(model, outputs)
+
+
+def reached_parameters(model: nn.Module, outputs: Callable[[], Iterable[Tensor]]) -> set[str]:
+    """Returns the names of the parameters that some outputs depend on.
+
+    Names alone would not be enough: which norms and pooling heads lie on the way depends on the encoder.
+
+    Args:
+        model (`nn.Module`): The model on the meta device; its tensors become fake.
+        outputs (`Callable`): Runs the model on pixels and returns its outputs.
+    """
+    with fake_run(model):
+        parameters = dict(model.requires_grad_(True).named_parameters())
+        total = torch.stack([output.float().sum() for output in outputs()]).sum()
+        gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}

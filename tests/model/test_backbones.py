@@ -1,0 +1,207 @@
+"""The contract of every family: the states of its own forward pass, tall crops, training, and all checkpoints."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from families import CONFIGS, IMAGE_TOKEN, PREFIX, build_native, build_reid, prompts, stock_inputs
+
+from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel
+from modeling_mllmreid.model.backbones import FAMILIES
+from modeling_mllmreid.training.adapters import AdapterArguments, prepare_training
+from modeling_mllmreid.training.grad_cache import cached_backward
+from modeling_mllmreid.training.modules import module_of
+from modeling_mllmreid.training.parameters import freeze_unused_parameters
+
+# Families whose language model needs more than embeddings.
+NEEDS_MORE = ("Gemma 3", "Qwen2.5-VL", "Qwen3-VL")
+CLEAN_PROCESS = """
+import json, sys
+import torch
+from transformers import AutoModel
+
+sys.modules["modeling_mllmreid"] = None  # the code comes with the checkpoint
+root, families = sys.argv[1], json.loads(sys.argv[2])
+pixels = torch.load(f"{root}/pixels.pt")
+features = {}
+for family in families:
+    model = AutoModel.from_pretrained(f"{root}/{family}", trust_remote_code=True).eval()
+    with torch.inference_mode():
+        features[family] = model.encode_images(pixels[family])
+torch.save(features, f"{root}/features.pt")
+"""
+every_family = pytest.mark.parametrize("family", CONFIGS)
+
+
+def largest(difference: torch.Tensor) -> float:
+    return float(difference.detach().abs().max())
+
+
+def crops(model, count: int = 2, **options) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, model.config.height, model.config.width, generator=generator, **options)
+
+
+def test_every_family_is_tested():
+    assert {fields["model_type"] for fields in CONFIGS.values()} == set(FAMILIES)
+
+
+@every_family
+def test_a_square_image_has_the_states_of_the_familys_own_forward_pass(family):
+    side = 64 if family == "Qwen3-VL" else 56
+    model = build_reid(family, height=side, width=side)
+    pixels, batch = crops(model), prompts(model, 2)
+    labels = batch.pop("labels")
+    with torch.inference_mode():
+        image = model.project_image(model.run_tower(pixels))
+        assert image.embeddings.shape[1] == model.config.num_image_tokens
+        embeddings = model.embed_with_image(batch["input_ids"], image)
+        states, _ = model.run_language_model(embeddings, batch["attention_mask"], image, whole=True)
+        stock = model.mllm(**batch, **stock_inputs(model, pixels, batch["input_ids"]), output_hidden_states=True)
+        expected, kept = stock.hidden_states[-1], batch["attention_mask"][..., None]
+        assert largest((states - expected) * kept) < 1e-5 * largest(expected)
+        # The shortest way, embeddings alone, is right for some families and wrong for others without an error.
+        naive = model.language_model(inputs_embeds=embeddings, attention_mask=batch["attention_mask"])
+        assert (largest((naive.last_hidden_state - expected) * kept) > 0.1) == (family in NEEDS_MORE)
+        # A layer of the language model below the last one is the same in the short and in the whole run.
+        for layer in (1, 2):
+            model.config.llm_layer = layer
+            short = model.run_language_model(embeddings, batch["attention_mask"], image, whole=False)[1]
+            whole = model.run_language_model(embeddings, batch["attention_mask"], image, whole=True)[1]
+            assert largest((short - whole) * kept) < 1e-5 * largest(whole)
+        model.config.llm_layer = -1
+        output = model(pixels, **batch, labels=labels)
+        nats = torch.nn.functional.cross_entropy(stock.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        torch.testing.assert_close(output.loss_parts["lm_image"], nats, rtol=1e-5, atol=0)
+
+
+@every_family
+def test_text_is_generated_as_by_the_family_itself(family):
+    side = 64 if family == "Qwen3-VL" else 56
+    model = build_reid(family, height=side, width=side)
+    pixels, ids = crops(model), prompts(model, 2)["input_ids"][:, :-5]
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with torch.inference_mode():
+        written = model.generate(ids, pixels, attention_mask=torch.ones_like(ids), **options)
+        stock = model.mllm.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), **stock_inputs(model, pixels, ids), **options
+        )
+        assert torch.equal(written, stock[:, ids.shape[1] :]) and written.shape == (2, 5)
+        assert len(model.generate(ids[:, -2:], attention_mask=torch.ones(2, 2), **options)) == 2
+
+
+@every_family
+def test_a_tall_crop_reaches_the_pixels_and_images_do_not_mix(family):
+    model = build_reid(family, test_feature="concat")
+    assert model.config.height == 2 * model.config.width
+    pixels = crops(model, requires_grad=True)
+    features = model.image_features(pixels, ("concat",))
+    assert all(value.isfinite().all() for value in features.values())
+    for name in ("llm", "vision"):
+        (gradient,) = torch.autograd.grad(features[name][0].sum(), pixels, retain_graph=True)
+        assert largest(gradient[0]) > 0 and not gradient[1].any(), name
+    with torch.inference_mode():
+        alone = model.image_features(pixels[1:], ("concat",))["concat"]
+    torch.testing.assert_close(alone, features["concat"][1:], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"both must be multiples of \d+, .*: give \d+ x \d+$"):
+        MllmReIDConfig(mllm_config=model.config.mllm_config, height=model.config.height + 1)
+    with pytest.raises(ValueError, match="input_ids must start with image_prefix_ids and"):
+        model(pixels.detach(), **{k: v[:, 1:] for k, v in prompts(model, 2).items()})
+
+
+@every_family
+def test_accumulated_and_cached_gradients_are_those_of_the_plain_step(family):
+    plain = build_reid(family, llm_layer=2).double().train()
+    frozen = freeze_unused_parameters(plain)
+    model, accumulated = copy.deepcopy(plain), copy.deepcopy(plain)
+    batch = {"pixel_values": crops(plain, 4).double(), **prompts(plain, 4), "person_ids": torch.arange(4) // 2}
+    expected = plain(**batch)
+    expected.loss.backward()
+    # Exactly the parameters that no loss reaches are frozen.
+    assert all((p.grad is None) == (name in frozen) for name, p in plain.named_parameters())
+    counts = {"image": int((batch["labels"] != -100).sum())}
+    cached_backward(
+        model,
+        batch,
+        chunk=3,
+        language_loss=lambda sums: (1 - model.config.loss_lambda) * model.language_loss(sums, counts),
+        reid_weight=model.config.loss_lambda,
+        backward=lambda part: part.backward(),
+    )
+    language = {name: value for name, value in batch.items() if name != "person_ids"}
+    for half in (slice(0, 2), slice(2, 4)):
+        sums = accumulated(**{name: value[half] for name, value in language.items()}).language_loss_sums
+        ((1 - accumulated.config.loss_lambda) * accumulated.language_loss(sums, counts)).backward()
+    plain_language = copy.deepcopy(plain)
+    plain_language.zero_grad()
+    plain_language(**language).loss.backward()
+    for ours, reference in ((model, plain), (accumulated, plain_language)):
+        for (name, got), (_, want) in zip(ours.named_parameters(), reference.named_parameters(), strict=True):
+            if want.grad is not None:
+                assert largest(got.grad - want.grad) <= 1e-5 * largest(want.grad) + 1e-14, name
+
+
+@every_family
+def test_a_thin_checkpoint_with_lora_on_both_loads_with_equal_features(family, tmp_path):
+    native = build_native(family)
+    native.save_pretrained(tmp_path / "native")
+    model = MllmReIDModel.from_mllm_pretrained(tmp_path / "native", num_identities=4, image_prefix_ids=PREFIX)
+    adapters = AdapterArguments(language_model="lora", tower="lora", lora_rank=2)
+    backbone = str((tmp_path / "native").resolve())
+    prepare_training(model, adapters, backbone=backbone, revision=None, dtype=torch.float32)
+    lora = {module_of(model, name) for name, _ in model.named_parameters() if ".lora_" in name}
+    trained = {module_of(model, name) for name, p in model.named_parameters() if p.requires_grad}
+    assert lora == {"llm", "vision"} and trained == {"llm", "vision", "projector", "heads"}
+    freeze_unused_parameters(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    batch = {"pixel_values": crops(model, 4), **prompts(model, 4), "person_ids": torch.arange(4) // 2}
+    losses = []
+    for _ in range(4):
+        loss = model.train()(**batch).loss
+        losses.append(float(loss.detach()))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+    model.eval().save_pretrained(tmp_path / "thin")
+    weights = sum(path.stat().st_size for path in (tmp_path / "thin").rglob("*.safetensors"))
+    assert weights < (tmp_path / "native/model.safetensors").stat().st_size / 2
+    again = MllmReIDModel.from_pretrained(tmp_path / "thin").eval()
+    pixels = crops(model)
+    with torch.inference_mode():
+        assert torch.equal(again.encode_images(pixels), model.encode_images(pixels))
+
+
+def test_full_checkpoints_load_in_a_clean_process_with_the_code_that_they_carry(tmp_path):
+    expected, pixels = {}, {}
+    for family in CONFIGS:
+        model = build_reid(family)
+        model.save_pretrained(tmp_path / family)
+        pixels[family] = crops(model)
+        with torch.inference_mode():
+            expected[family] = model.encode_images(pixels[family])
+    torch.save(pixels, tmp_path / "pixels.pt")
+    command = [sys.executable, "-c", CLEAN_PROCESS, str(tmp_path), json.dumps(list(CONFIGS))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    features = torch.load(tmp_path / "features.pt")
+    for family, value in expected.items():
+        torch.testing.assert_close(features[family], value, rtol=0, atol=1e-6)
+
+
+def test_the_image_token_may_lie_outside_of_the_embeddings():
+    model = build_reid("Gemma 3")
+    model.config.mllm_config.image_token_id = model.mllm.config.image_token_id = 128
+    batch = {name: value.masked_fill(value == IMAGE_TOKEN, 128) for name, value in prompts(model, 2).items()}
+    assert model(crops(model), **batch).loss.isfinite()
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones():
+    with pytest.raises(
+        ValueError, match="^'blip-2' is no known family .*: give a model of llava, .*qwen3_vl; docs/"
+    ) as e:
+        MllmReIDConfig(mllm_config={"model_type": "blip-2"})
+    assert "\n" not in str(e.value)
