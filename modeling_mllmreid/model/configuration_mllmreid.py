@@ -230,6 +230,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         from .mllm_forward import MllmForward
         from .modeling_mllmreid import MllmReIDModel
         from .processing_mllmreid import MllmReIDProcessor
+        from .prompts import Prompt
         from .publishing import without_local_paths
         from .tensors import gather_with_gradient
         from .towers import Tower
@@ -256,6 +257,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
             id_loss,
             MllmReIDModel,
             MllmReIDProcessor,
+            Prompt,
             read_config,
         )
 

@@ -142,7 +142,11 @@ def _settings(args: ReIDTrainingArguments, batches: BatchArguments, model: MllmR
 def _inputs(processor: MllmReIDProcessor, batches: BatchArguments) -> str:
     """Returns a digest of how crops and instructions become inputs of the model."""
     pixels = [getattr(processor.image_processor, name, None) for name in PIXEL_SETTINGS]
-    return _digest([pixels, [processor.image_prompt_ids(text) for text in instruction_texts(batches.instruction)]])
+    prompts = [
+        (processor.image_prompt_ids(text), processor.text_prompt_ids("", text))
+        for text in instruction_texts(batches.instruction)
+    ]
+    return _digest([pixels, prompts])
 
 
 def _start(mllm: Any) -> list[Any]:

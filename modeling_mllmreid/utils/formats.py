@@ -401,9 +401,11 @@ class CaptionRecordLine(Format):
 
 
 class TextRecordLine(CaptionRecordLine):
-    """One line of a texts sidecar: a caption and its continuation."""
+    """One line of a texts sidecar: a caption and its continuation, with the ids that were written."""
 
     continuation: str
+    ids: list[Count] | None = None
+    tokenizer: str | None = None
 
 
 class WorldFile(Format):
