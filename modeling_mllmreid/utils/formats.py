@@ -222,6 +222,7 @@ class ExportConfigFile(Format):
     label_smoothing: float | None = None
     triplet_margin: float | None = None
     triplet_soft_margin: bool = False
+    triplet_scale: str = "none"
     distillation_weight: float | None = None
     reid_text: bool = False
     mllm_config: dict[str, Any] | None = None
