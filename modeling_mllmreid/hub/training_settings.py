@@ -144,7 +144,8 @@ def _method(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         return lines
     margin = "soft margin" if config.get("triplet_soft_margin") else f"margin {config.get('triplet_margin')}"
     id_loss = f"weight {config.get('id_weight')}, label smoothing {config.get('label_smoothing')}"
-    triplet = f"weight {config.get('triplet_weight')}, batch-hard, {margin}"
+    scale = _SCALES.get(str(config.get("triplet_scale")), "")
+    triplet = f"weight {config.get('triplet_weight')}, batch-hard, {margin}{scale}"
     return [
         *lines,
         ("lambda (share of the ReID losses)", f"{config['loss_lambda']:g}"),
@@ -156,6 +157,7 @@ def _method(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+_SCALES = {"batch": ", features scaled by the batch's spread", "unit": ", features of length 1"}
 _HEADS = {name: Markdown(f"`{name}`") for name in ("llm", "vision")}
 _HEADS["both"] = Markdown("`llm` and `vision`")
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from .backbones import tower_of
 from .fields import check_crop_size, check_layer, check_multiples, check_range, check_types, check_unit, nested_config
 from .pipeline_mllmreid import without_known_entry
-from .pooling import WITH_CLASS_TOKEN
+from .pooling import WITH_CLASS_TOKEN, PoolingName, no_class_token
 from .publishing import PrivatePush
 from .towers import Tower, default_size
 
@@ -67,7 +67,7 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
     vision_config: dict[str, Any] | PreTrainedConfig | None = None
     height: int | None = None
     width: int | None = None
-    pooling: Literal["class", "mean", "gem", "class_mean"] = "mean"
+    pooling: PoolingName = "mean"
     vision_layer: int | None = None
     dropped_states: int | None = None
     id_weight: float = 1.0
@@ -75,6 +75,7 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
     label_smoothing: float = 0.1
     triplet_margin: float = 0.3
     triplet_soft_margin: bool = False
+    triplet_scale: Literal["none", "batch", "unit"] = "none"
     bnneck: bool = True
     feature_after_bn: bool = True
     test_feature: Literal["vision"] = "vision"
@@ -113,9 +114,7 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
         if self.dropped_states is not None:
             check_range(self, 0, math.inf, "dropped_states")
         if self.pooling in WITH_CLASS_TOKEN and not self.tower.prefix_tokens:
-            raise ValueError(
-                f"pooling is {self.pooling!r}: {self.vision_config.model_type!r} has no class token: give mean or gem"
-            )
+            raise no_class_token(self)
 
     @property
     def tower(self) -> Tower:

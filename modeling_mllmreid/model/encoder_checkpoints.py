@@ -11,6 +11,7 @@ from .adapters import inject_adapter, merge_adapter
 from .encoders import check_encoder, vision_part, without_pooler
 from .identities import IdentityClassifiers
 from .pipeline_mllmreid import person_reid_entry
+from .pooling import WITH_CLASS_TOKEN, no_class_token
 from .publishing import PrivatePush
 from .weights import (
     HUB,
@@ -221,7 +222,9 @@ def encoder_config(config_class: Any, name_or_path: Source, hub: Hub, **fields: 
     """
     native = read_config(AutoConfig, name_or_path, hub, trust_remote_code=False)
     config = config_class(vision_config=vision_part(native), **fields)
-    check_encoder(config.vision_config, config.height, config.width)
+    prefix = check_encoder(config.vision_config, config.height, config.width)
+    if config.pooling in WITH_CLASS_TOKEN and not prefix:
+        raise no_class_token(config)
     return config
 
 

@@ -224,7 +224,7 @@ def vision_part(config: PreTrainedConfig) -> PreTrainedConfig:
     return vision_config
 
 
-def check_encoder(config: PreTrainedConfig, height: int, width: int) -> None:
+def check_encoder(config: PreTrainedConfig, height: int, width: int) -> int:
     """Checks that an encoder takes crops of a size and returns one state for each patch, without computing anything.
 
     Args:
@@ -233,11 +233,15 @@ def check_encoder(config: PreTrainedConfig, height: int, width: int) -> None:
         height, width (`int`):
             Size of a crop in pixels.
 
+    Returns:
+        `int`: number of states in front of the patches.
+
     Raises:
         ImportError: for an encoder of timm where timm is not installed.
         ValueError: with the reason.
     """
-    kind, tower = config.model_type, encoder_tower(config)
+    tower = encoder_tower(config)
+    kind = getattr(config, "architecture", config.model_type)
     try:
         # Not fake tensors on the CPU: DINOv3 caches its positions by device, and would give them to the next real run.
         with torch.device("meta"), torch.no_grad():
@@ -253,3 +257,5 @@ def check_encoder(config: PreTrainedConfig, height: int, width: int) -> None:
             f"{kind!r} gives {tuple(states.shape[1:])} for a crop of {height} x {width}, not one state of size "
             f"{tower.size} for each of {rows} x {columns} patches: give another encoder"
         )
+    prefix: int = states.shape[1] - rows * columns
+    return prefix

@@ -1,7 +1,7 @@
 """Pooling of an encoder's final states: class token, mean of patches, GeM, or class token and mean."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,6 @@ from .heads import mean_pool
 from .tensors import at_least_float32
 
 PoolingName = Literal["class", "mean", "gem", "class_mean"]
-POOLINGS: tuple[str, ...] = get_args(PoolingName)
 WITH_CLASS_TOKEN = ("class", "class_mean")
 
 
@@ -34,6 +33,12 @@ def gem_pool(patches: Tensor, p: Tensor, eps: float = 1e-6) -> Tensor:
     Source: Radenović et al. 2018, "Fine-tuning CNN Image Retrieval with No Human Annotation", equation 3.
     """
     return at_least_float32(patches).clamp(min=eps).pow(p).mean(dim=1).pow(1 / p)
+
+
+def no_class_token(config: Any) -> ValueError:
+    """Returns the error for a pooling of the class token of an encoder that has none. config: of the vision form."""
+    kind = config.vision_config.model_type
+    return ValueError(f"pooling is {config.pooling!r}, and {kind!r} has no class token: give 'mean' or 'gem'")
 
 
 class Pooling(nn.Module):
@@ -76,19 +81,19 @@ class Pooling(nn.Module):
         super()._apply(convert, recurse)
         return self
 
-    def forward(self, states: Tensor, skipped: int) -> Tensor:
+    def forward(self, states: Tensor, dropped: int) -> Tensor:
         """Pools states.
 
         Args:
             states (`torch.Tensor` of shape `(B, S, D)`):
                 Final states: class token and registers, then the patches.
-            skipped (`int`):
+            dropped (`int`):
                 Number of states before the patches, which mean and GeM leave out.
 
         Returns:
             `torch.Tensor` of shape `(B, D)`, or `(B, 2 D)` for "class_mean": float32 or float64.
         """
-        patches = states[:, skipped:]
+        patches = states[:, dropped:]
         # Autocast would compute powers and means in half precision.
         with torch.autocast(states.device.type, enabled=False):
             if self.p is not None:

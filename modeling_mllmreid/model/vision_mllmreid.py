@@ -121,6 +121,7 @@ class MllmReIDVisionModel(EncoderCheckpoints, PreTrainedModel):
             height=whole.height,
             width=whole.width,
             vision_layer=None if layer is None else -1,
+            dropped_states=model.backbone.dropped_states,
             bnneck=has_head and whole.bnneck,
             feature_after_bn=whole.feature_after_bn,
             trained_on=whole.trained_on,
@@ -146,12 +147,11 @@ class MllmReIDVisionModel(EncoderCheckpoints, PreTrainedModel):
 
     def pool_vision(self, output: TowerOutput) -> Tensor:
         """Returns the un-normalised feature, (B, D)."""
-        layer = self.vision_layer
-        states = output.last if layer is None else output.states[layer]
-        skipped = self.config.dropped_states
-        if skipped is None:
-            skipped = states.shape[1] - output.grid[0] * output.grid[1]
-        pooled: Tensor = self.pooling(states, skipped)
+        states = output.state(self.vision_layer)
+        dropped = self.config.dropped_states
+        if dropped is None:
+            dropped = states.shape[1] - output.grid[0] * output.grid[1]
+        pooled: Tensor = self.pooling(states, dropped)
         return pooled
 
     def image_features(self, pixel_values: Tensor, names: tuple[str, ...] = ("vision",)) -> dict[str, Tensor]:

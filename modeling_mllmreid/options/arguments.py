@@ -141,6 +141,10 @@ class MethodArguments:
     triplet_soft_margin: bool | None = field(
         default=None, metadata={"help": "Use the soft margin log(1 + exp(d)) instead of the hinge."}
     )
+    triplet_scale: Literal["none", "batch", "unit"] | None = field(
+        default=None,
+        metadata={"help": "Scale of the triplet loss; batch: by the spread of a batch, unit: features of length 1."},
+    )
     bnneck: bool | None = field(
         default=None, metadata={"help": "BNNeck: the triplet loss before a batch norm, the ID classifier after it."}
     )

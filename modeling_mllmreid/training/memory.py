@@ -271,8 +271,7 @@ def _step_fits(
     args: ReIDTrainingArguments, model: MllmReIDModel, samples: TrainDataset, collator: TrainCollator, identities: int
 ) -> bool:
     """Whether forward, backward and the optimiser's state fit into memory, with the longest texts."""
-    lengths = [max((len(prompt) + len(target) for prompt, target in texts), default=0) for texts in samples.texts]
-    longest = lengths.index(max(lengths))
+    longest = _longest_texts(samples)
     trained = [p for p in model.parameters() if p.requires_grad]
     count = sum(p.numel() for p in trained)
     # DDP holds a second copy of the gradients.
@@ -305,6 +304,15 @@ def _step_fits(
         model.train(training)
         gc.collect()
         clear_device_cache()
+
+
+def _longest_texts(samples: TrainDataset) -> int:
+    """Returns the index of the image with the longest caption and target."""
+    lengths = [
+        max((len(samples.processor.text_prompt_ids(caption)) + len(target) for caption, target in texts), default=0)
+        for texts in samples.texts
+    ]
+    return lengths.index(max(lengths))
 
 
 def _checkpoint_identities(args: ReIDTrainingArguments) -> int | None:

@@ -222,6 +222,7 @@ class ExportConfigFile(Format):
     label_smoothing: float | None = None
     triplet_margin: float | None = None
     triplet_soft_margin: bool = False
+    triplet_scale: str = "none"
     distillation_weight: float | None = None
     reid_text: bool = False
     mllm_config: dict[str, Any] | None = None
@@ -400,9 +401,11 @@ class CaptionRecordLine(Format):
 
 
 class TextRecordLine(CaptionRecordLine):
-    """One line of a texts sidecar: a caption and its continuation."""
+    """One line of a texts sidecar: a caption and its continuation, with the ids that were written."""
 
     continuation: str
+    ids: list[Count] | None = None
+    tokenizer: str | None = None
 
 
 class WorldFile(Format):
