@@ -191,6 +191,8 @@ def _saved_bytes(model: MllmReIDModel, images: int, lengths: list[int], half: bo
     hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
         image = model.project_image(model.run_tower(torch.empty(images, 3, config.height, config.width)))
+        # A fake run cannot select positions by a mask, as deepstack does. Its sums save nothing for the backward pass.
+        image = image._replace(deepstack=())
         tower = saved_size()
         for index, length in enumerate(lengths):
             sequences = torch.empty(images, length, width, dtype=embeddings.dtype)
