@@ -34,7 +34,7 @@ class TrainDataset(Dataset[dict[str, Any]]):
 
     Args:
         split (`datasets.Dataset`): Training split with the columns of the data contract.
-        processor (`MllmReIDProcessor`): Resizes the crops and tokenizes the texts.
+        processor (`MllmReIDProcessor` or `MllmReIDVisionProcessor`): Resizes the crops and tokenizes the texts.
         args (`BatchArguments`): Texts and augmentation.
         seed (`int`): Seed of the augmentation and of the choice of captions.
         language (`bool`): Whether the samples need captions and targets.
@@ -59,7 +59,7 @@ class TrainDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, split: datasets.Dataset, processor: MllmReIDProcessor, args: BatchArguments, *, seed: int, language: bool
+        self, split: datasets.Dataset, processor: Any, args: BatchArguments, *, seed: int, language: bool
     ):
         self.images = image_sources(split)
         self.person_ids: list[int] = split["person_id"][:]
@@ -139,7 +139,8 @@ class TrainCollator:
     the caption.
 
     Args:
-        processor (`MllmReIDProcessor`): Builds the prompts and pads the sequences on the right.
+        processor (`MllmReIDProcessor`): Builds the prompts and pads the sequences on the right. A
+            `MllmReIDVisionProcessor` has none of them, and serves the ReID losses on images alone.
         args (`BatchArguments`): Instruction and text branch.
         language (`bool`): Whether the language loss is computed.
         reid_text (`bool`): Whether the ReID losses read the captions.
@@ -159,13 +160,14 @@ class TrainCollator:
     # Whether the samples need captions where no loss of the model reads them.
     needs_captions = False
 
-    def __init__(self, processor: MllmReIDProcessor, args: BatchArguments, *, language: bool, reid_text: bool):
+    def __init__(self, processor: Any, args: BatchArguments, *, language: bool, reid_text: bool):
         self.processor = processor
         self.language, self.text_targets = language, language and args.text_branch
         self.has_text_branch = self.text_targets or reid_text
-        self.image_prompts = [processor.image_prompt_ids(text) for text in instruction_texts(args.instruction)]
-        image_end = len(processor.image_prefix_ids) + processor.num_image_tokens
-        self.suffixes = [prompt[image_end:] for prompt in self.image_prompts]
+        if isinstance(processor, MllmReIDProcessor):
+            self.image_prompts = [processor.image_prompt_ids(text) for text in instruction_texts(args.instruction)]
+            image_end = len(processor.image_prefix_ids) + processor.num_image_tokens
+            self.suffixes = [prompt[image_end:] for prompt in self.image_prompts]
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Returns the batch of B samples.

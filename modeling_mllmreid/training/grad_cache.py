@@ -60,7 +60,7 @@ def cached_backward(
         features = {name: tensor.requires_grad_() for name, tensor in features.items()}
         text = features.get("text")
         text_captioned = None if text is None else captioned
-        reid, id_logits = reid_loss(config, model.reid_head, features, text, person_ids, loss_parts, text_captioned)
+        reid, id_logits = reid_loss(config, model.heads, features, text, person_ids, loss_parts, text_captioned)
         backward(reid_weight * reid)
         loss = loss + reid_weight * reid.detach()
         gradients = {name: tensor.grad / scale for name, tensor in features.items() if tensor.grad is not None}
