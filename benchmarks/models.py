@@ -90,7 +90,7 @@ def make_batches(
                     "pixel_values": torch.randn(3, processor.height, processor.width, generator=rng),
                     "person_ids": index // images,
                     "instruction": 0,
-                    "caption": processor.caption_ids(first),
+                    "caption": first,
                     "target": processor.target_ids(" ".join([*others, first]), target_tokens),
                 }
             )

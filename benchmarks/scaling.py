@@ -42,7 +42,7 @@ def tokens(args: Any, results: timing.Results) -> None:
     for patches in (3, 6, 9, 12):
         other = copy.copy(processor)
         other.image_processor = copy.deepcopy(processor.image_processor)
-        side = patches * processor.patch_size
+        side = patches * processor.unit
         other.image_processor.size = {"height": 2 * side, "width": side}
         sizes.append(other.num_image_tokens)
         batches.append(new_batch(trainer, trainer.args.identities_per_batch, other))

@@ -77,11 +77,10 @@ def make_batch(tiny_processor):
     def make(n: int = 8, seed: int = 0) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng(seed)
         images = [Image.fromarray(rng.integers(0, 256, (70, 30, 3), dtype=np.uint8)) for _ in range(n)]
-        captions = [tiny_processor.caption_ids(CAPTIONS[i % 4]) for i in range(n)]
         targets = [tiny_processor.target_ids(TARGETS[(i // 2) % 4]) for i in range(n)]
-        prompts = [tiny_processor.text_prompt_ids(CAPTIONS[i % 4]) for i in range(n)]
-        text = tiny_processor.build_inputs(prompts, targets)
-        text["caption_mask"] = tiny_processor.caption_mask(captions, text["input_ids"].shape[1])
+        prompts = tiny_processor.text_prompts([CAPTIONS[i % 4] for i in range(n)])
+        text = tiny_processor.build_inputs([prompt.ids for prompt in prompts], targets)
+        text["caption_mask"] = tiny_processor.caption_mask(prompts, text["input_ids"].shape[1])
         return {
             "pixel_values": tiny_processor(images=images)["pixel_values"],
             "person_ids": torch.arange(n) // 2 % 4,

@@ -4,16 +4,14 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
 from ..data.licences import licence_of
 from ..data.load import load_reid_dataset
-from ..model.crops import processor_files
+from ..model.backbones import FAMILIES
 from ..options.arguments import DataArguments, LicenceArguments, ModelArguments
 from ..options.parser import parse
-from ..text.captioning import write_captions
+from ..text.captioning import caption_side, write_captions
 from ..text.instructions import STANDARD_INSTRUCTION, STANDARD_POOL
-from ..training.loading import load_text_model, revision_option, to_device
+from ..training.loading import load_config, load_model, model_commit, model_type, to_device
 from ..utils.errors import UserError
 from ..utils.ranges import AtMostMillions, Count, Positive, Seed
 
@@ -51,27 +49,21 @@ def main(argv: list[str]) -> None:
     if absent:
         raise UserError(f"data set {data_args.dataset}: has no split {absent[0]}: give one of {', '.join(dataset)}")
     name = model_args.model
-    try:
-        with processor_files(name):
-            processor = AutoProcessor.from_pretrained(name, trust_remote_code=False, **revision_option(model_args))
-            # A model needs a chat template that takes images.
-            content = [{"type": "image"}, {"type": "text", "text": STANDARD_INSTRUCTION}]
-            processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"model {name}: not loadable as an image-text-to-text model ({reason})") from error
-    mllm = load_text_model(AutoModelForImageTextToText, model_args)
-    to_device(mllm)
+    if model_type(model_args) not in FAMILIES:
+        raise UserError(f"model {name}: is fine-tuned for ReID: give the native model that it is based on")
+    side = caption_side(load_config(model_args, {}).backbone_description)
+    model, processor = load_model(model_args, {"height": side, "width": side})
+    to_device(model)
     settings = asdict(args)
     written = write_captions(
-        mllm,
+        model,
         processor,
         {split: dataset[split] for split in settings.pop("splits")},
         settings.pop("output"),
         prompts=[STANDARD_INSTRUCTION] if settings.pop("prompts") == "one" else STANDARD_POOL,
         # An absolute path: a relative one looks like a name on the Hub.
         model_name=os.path.abspath(name) if os.path.isdir(name) else name,
-        revision=getattr(mllm.config, "_commit_hash", None) or model_args.revision,
+        revision=model_commit(model_args) or model_args.revision,
         licence=licence_args.licence or licence_of(name, revision=model_args.revision),
         inputs=[path for path in (data_args.captions_file, data_args.splits_file) if path],
         **settings,

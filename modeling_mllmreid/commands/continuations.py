@@ -4,10 +4,11 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
 from ..data.licences import licence_of
 from ..data.load import load_reid_dataset
+from ..model.backbones import FAMILIES
 from ..options.arguments import DataArguments, LicenceArguments, ModelArguments
 from ..options.parser import parse
 from ..text.continuations import write_continuations
@@ -27,7 +28,7 @@ class ContinuationArguments:
     instruction: Literal["common", "standard"] = field(
         default="common", metadata={"help": "The Common Instruction, or a standard person-description prompt."}
     )
-    max_new_tokens: Count = field(default=32, metadata={"help": "Tokens of each continuation."})
+    max_new_tokens: Count = field(default=32, metadata={"help": "Most tokens of a continuation."})
     batch_size: Count = field(default=64, metadata={"help": "Captions that are continued at once."})
     do_sample: bool = field(
         default=False, metadata={"help": "Sample the continuations instead of taking the most likely one."}
@@ -51,10 +52,10 @@ def main(argv: list[str]) -> None:
     if not any(dataset["train"]["caption"][:]):
         raise UserError(f"data set {data_args.dataset}: no training image has a caption: give --captions_file")
     name = model_args.model
-    if model_type(model_args) != "llava":
-        raise UserError(f"model {name}: is fine-tuned for ReID: give the native LLaVA that it is based on")
+    if model_type(model_args) not in FAMILIES:
+        raise UserError(f"model {name}: is fine-tuned for ReID: give the native model that it is based on")
     processor = load_native_processor(model_args)
-    mllm = load_text_model(LlavaForConditionalGeneration, model_args)
+    mllm = load_text_model(AutoModelForImageTextToText, model_args)
     to_device(mllm)
     settings = asdict(args)
     written = write_continuations(

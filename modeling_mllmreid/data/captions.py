@@ -13,7 +13,7 @@ from datasets import Dataset
 from ..utils.errors import UserError
 from ..utils.formats import CaptionRecordLine, TextRecordLine
 from ..utils.json_files import parse_json, read_file
-from .contract import FEATURES
+from .contract import FEATURES, OPTIONAL_FEATURES
 
 # The beginning of every line, and an upper limit of its length in bytes.
 LINE_START, MAX_LINE = b'{"source": ', 2**20
@@ -59,10 +59,15 @@ class TextRecord(CaptionOfImage):
     Args:
         continuation (`str`): the text that the language model wrote after the caption.
         provenance (`dict[str, Any]`): the model, its revision and licence, the instruction and the settings.
+        ids (`list[int]`, *optional*): the ids that the language model wrote, with its end-of-text id. Files of earlier
+            versions have none.
+        tokenizer (`str`, *optional*): the digest of the tokenizer that the ids belong to.
     """
 
     continuation: str
     provenance: dict[str, Any]
+    ids: list[int] | None = None
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,10 @@ def append_records(path: str | os.PathLike[str], records: Iterable[TextRecord | 
     Raises:
         UserError: the file ends in a line that is not a record. The file is not changed.
     """
-    lines = "".join(json.dumps(asdict(record)) + "\n" for record in records).encode()
+    lines = "".join(
+        json.dumps({name: value for name, value in asdict(record).items() if value is not None}) + "\n"
+        for record in records
+    ).encode()
     with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "rb+") as file:
         end = file.seek(0, os.SEEK_END)
         # The end of a long sidecar is enough, because every record is much shorter than this limit.
@@ -233,11 +241,14 @@ def missing_captions(dataset: Dataset, split: str, records: Iterable[TextRecord]
     """
     by_key = {record.key: record for record in records}
     pairs = [pair for row in caption_keys(dataset, split) for pair in row]
-    return [(key, caption) for key, caption in pairs if _continuation(by_key, key, caption) is None]
+    return [(key, caption) for key, caption in pairs if _record(by_key, key, caption) is None]
 
 
 def join_continuations(dataset: Dataset, split: str, records: Iterable[TextRecord]) -> Dataset:
     """Fills the column `continuation` of a split, one continuation per caption.
+
+    If the records have ids, the columns `continuation_ids` and `continuation_tokenizer` are added: the ids of each
+    continuation, and the digest of their tokenizer. A continuation without ids has none and "".
 
     Args:
         dataset (`Dataset`): a split of the data contract.
@@ -252,31 +263,37 @@ def join_continuations(dataset: Dataset, split: str, records: Iterable[TextRecor
     """
     by_key = {record.key: record for record in records if record.split == split}
     keyed = list(caption_keys(dataset, split))
-    joined = [[_continuation(by_key, key, caption) for key, caption in row] for row in keyed]
-    num_joined = sum(text is not None for row in joined for text in row)
-    if not num_joined:
+    joined = [[_record(by_key, key, caption) for key, caption in row] for row in keyed]
+    found = [record for row in joined for record in row if record is not None]
+    if not found:
         return dataset
     missing = [key for row in keyed for key, _ in row if key not in by_key]
     if missing:
         raise UserError(
-            f"{len(missing)} of {num_joined + len(missing)} captions have no continuation, first "
+            f"{len(missing)} of {len(found) + len(missing)} captions have no continuation, first "
             f"{_display_key(missing[0])}: run the continuations command again, it writes the rest"
         )
-    filled = dataset.remove_columns("continuation").add_column("continuation", joined, feature=FEATURES["continuation"])
-    return filled.select_columns(dataset.column_names)
+    rows = [[record for record in row if record is not None] for row in joined]
+    columns: dict[str, list[Any]] = {"continuation": [[record.continuation for record in row] for row in rows]}
+    if any(record.ids for record in found):
+        columns["continuation_ids"] = [[record.ids or [] for record in row] for row in rows]
+        columns["continuation_tokenizer"] = [[record.tokenizer or "" for record in row] for row in rows]
+    names = [*dataset.column_names, *(name for name in columns if name not in dataset.column_names)]
+    for name, values in columns.items():
+        without = dataset.remove_columns(name) if name in dataset.column_names else dataset
+        dataset = without.add_column(name, values, feature={**FEATURES, **OPTIONAL_FEATURES}[name])
+    return dataset.select_columns(names)
 
 
-def _continuation(by_key: dict[TextKey, TextRecord], key: TextKey, caption: str) -> str | None:
-    """Returns the continuation of a caption, or None. Raises UserError if its record has another caption."""
+def _record(by_key: dict[TextKey, TextRecord], key: TextKey, caption: str) -> TextRecord | None:
+    """Returns the record of a caption, or None. Raises UserError if it has another caption."""
     record = by_key.get(key)
-    if record is None:
-        return None
-    if record.caption != caption:
+    if record is not None and record.caption != caption:
         raise UserError(
             f"the text of {_display_key(key)} is outdated, its caption was {record.caption[:60]!r} and is "
             f"{caption[:60]!r} now: write the continuations again"
         )
-    return record.continuation
+    return record
 
 
 def _display_key(key: TextKey) -> str:

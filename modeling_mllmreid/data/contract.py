@@ -31,12 +31,15 @@ FEATURES = Features(
         "file_name": Value("string"),
     }
 )
-# Optional columns: numbers of tracks and clothes, and the names that the numbers stand for.
+# Optional columns: numbers of tracks and clothes, the names that the numbers stand for, and the ids of continuations
+# with the digest of the tokenizer that each belongs to.
 OPTIONAL_FEATURES = {
     "track_id": Value("int64"),
     "clothes_id": Value("int64"),
     "person_name": Value("string"),
     "camera_name": Value("string"),
+    "continuation_ids": List(List(Value("int64"))),
+    "continuation_tokenizer": List(Value("string")),
 }
 SPLITS = ("train", "val", "query", "gallery")
 UNKNOWN_CAMERA = -1

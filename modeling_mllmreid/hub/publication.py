@@ -41,7 +41,7 @@ RUN_FIELDS = (
 # Fields of a generated text's provenance.
 TEXT_FIELDS = (
     "model", "revision", "licence", "prompts", "instruction", "prompt", "max_new_tokens", "do_sample", "temperature",
-    "seed",
+    "seed", "end_of_text",
 )
 ARGUMENT_FIELDS = (
     "learning_rate", "learning_rates", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim",

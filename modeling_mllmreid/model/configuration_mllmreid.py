@@ -47,6 +47,9 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
             Margin of the batch-hard triplet loss.
         triplet_soft_margin (`bool`, *optional*, defaults to `False`):
             Whether the triplet loss is `log(1 + exp(d_ap - d_an))`, without a margin.
+        triplet_scale (`"none"`, `"batch"` or `"unit"`, *optional*, defaults to `"none"`):
+            Scale of the features in the triplet loss: as they are, divided by the spread of the batch, or normalised
+            to length 1. See `comparable_features`.
         bnneck (`bool`, *optional*, defaults to `True`):
             Whether a batch norm stands between the feature of the triplet loss and the ID classifier.
         feature_after_bn (`bool`, *optional*, defaults to `True`):
@@ -117,6 +120,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
     label_smoothing: float = 0.1
     triplet_margin: float = 0.3
     triplet_soft_margin: bool = False
+    triplet_scale: Literal["none", "batch", "unit"] = "none"
     bnneck: bool = True
     feature_after_bn: bool = True
     test_feature: Literal["llm", "vision", "concat"] = "llm"
@@ -228,6 +232,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         from .mllm_forward import MllmForward
         from .modeling_mllmreid import MllmReIDModel
         from .processing_mllmreid import MllmReIDProcessor
+        from .prompts import Prompt
         from .publishing import without_local_paths
         from .tensors import gather_with_gradient
         from .towers import Tower
@@ -256,6 +261,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
             id_loss,
             MllmReIDModel,
             MllmReIDProcessor,
+            Prompt,
             read_config,
         )
 

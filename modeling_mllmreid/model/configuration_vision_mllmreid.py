@@ -75,6 +75,7 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
     label_smoothing: float = 0.1
     triplet_margin: float = 0.3
     triplet_soft_margin: bool = False
+    triplet_scale: Literal["none", "batch", "unit"] = "none"
     bnneck: bool = True
     feature_after_bn: bool = True
     test_feature: Literal["vision"] = "vision"

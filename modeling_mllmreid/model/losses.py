@@ -53,6 +53,33 @@ def euclidean_distances(a: Tensor, b: Tensor) -> Tensor:
         return squared.clamp(min=1e-12).sqrt()
 
 
+def comparable_features(features: Tensor, scale: str) -> Tensor:
+    """Brings features to the scale on which the triplet loss compares distances with its margin.
+
+    The hidden states of language models differ in size by a factor of 100, so that one margin does not fit them all.
+
+    Args:
+        features (`torch.Tensor` of shape `(B, D)`):
+            Un-normalised features of a batch.
+        scale (`str`):
+            "none" keeps them. "batch" divides them by the root mean square distance to the mean of the batch, which
+            gets no gradient: distances then have a mean near sqrt(2), whatever the head. "unit" normalises each
+            feature to length 1.
+
+    Returns:
+        `torch.Tensor` of shape `(B, D)`: float32 or float64.
+    """
+    features = at_least_float32(features)
+    if scale == "none":
+        return features
+    if scale == "unit":
+        return F.normalize(features, dim=-1)
+    # In a narrow cone far from the origin, the distance to the origin would say nothing about the differences.
+    spread = (features - features.mean(dim=0)).detach().pow(2).sum(dim=1).mean().sqrt()
+    # Equal features have no spread.
+    return features / torch.where(spread > 0, spread, 1.0)
+
+
 def batch_hard_triplet_loss(
     anchors: Tensor,
     anchor_labels: Tensor,
@@ -196,15 +223,18 @@ def reid_loss(
         _, logits = heads[name](samples)
         if logits is None:
             raise ValueError("the model has no ID classifier; call set_num_identities before training")
+        compared = comparable_features(samples, config.triplet_scale)
+        crops = compared[: len(images)]
         head_losses = {
             f"id_{name}": id_loss(logits, sample_ids, config.label_smoothing),
-            f"triplet_{name}": batch_hard_triplet_loss(images, person_ids, **triplet),
+            f"triplet_{name}": batch_hard_triplet_loss(crops, person_ids, **triplet),
         }
         loss = config.id_weight * head_losses[f"id_{name}"] + config.triplet_weight * head_losses[f"triplet_{name}"]
         if captions is not None and len(captions):
+            texts = compared[len(images) :]
             directions = [
-                batch_hard_triplet_loss(images, person_ids, captions, caption_ids, **triplet),
-                batch_hard_triplet_loss(captions, caption_ids, images, person_ids, **triplet),
+                batch_hard_triplet_loss(crops, person_ids, texts, caption_ids, **triplet),
+                batch_hard_triplet_loss(texts, caption_ids, crops, person_ids, **triplet),
             ]
             head_losses["triplet_text"] = torch.stack(directions).mean()
             loss = loss + config.triplet_weight * head_losses["triplet_text"]

@@ -8,31 +8,48 @@ import os
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, CLIPImageProcessor, ProcessorMixin
 
+from .backbones import backbone_of
 from .crops import TEXT_OPTIONS, CropProcessor, as_list, crop_pixels, in_format, processor_files
+from .fields import check_multiples
+from .prompts import CAPTION, PLAIN_TEMPLATE, Prompt, Template, reserved_texts, templates_of, vocabulary_digest
 from .weights import native_config
 
 IGNORED = -100
+# Settings of a native image processor that change pixel values, apart from the size.
+PIXEL_SETTINGS = ("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
 
 class MllmReIDProcessor(CropProcessor, ProcessorMixin):
-    r"""The image processor and the tokenizer of a LLaVA, for whole person crops (no centre crop) and two branches.
+    r"""The image processor and the tokenizer of a multimodal LLM, for whole person crops and two branches.
 
-    The image branch and the text branch share one template: prefix, then image tokens or caption, then suffix. The
-    target is tokenised alone and appended, so its ids are the same after an image and after the image's caption.
+    Each branch has a template, a whole text: the image branch one with the image, the text branch one with a caption. A
+    prompt is tokenized as one text. The target is appended as ids, so it is the same after an image and after the
+    image's caption.
 
     Args:
         image_processor (`BaseImageProcessor`):
             Image processor that resizes to a height and a width.
         tokenizer (`PreTrainedTokenizerBase`):
-            Tokenizer that knows the image token.
-        patch_size, vision_feature_select_strategy, num_additional_image_tokens, image_token, chat_template:
-            As in `LlavaProcessor`.
+            Tokenizer that knows the image token and gives character offsets.
+        unit (`int`, *optional*, defaults to 14):
+            Pixels of an image token's side; the height and the width of a crop are multiples of it.
+        extra_image_tokens (`int`, *optional*, defaults to 0):
+            Image tokens in addition to the grid, such as a class token.
+        image_token (`str`, *optional*, defaults to `"<image>"`):
+            Token that stands for an image.
         instruction (`str`, *optional*):
             The Common Instruction, which asks to continue a text.
-        prompt_prefix, prompt_suffix (`str`, *optional*):
-            The template. The suffix contains `{instruction}`.
+        image_template, text_template (`str`, *optional*):
+            Prompts of the two branches, with `{image}` or `{caption}`, and `{instruction}`. Text around the image
+            tokens is part of the template. `from_mllm_pretrained` takes them from the chat template.
+        chat_template (`str`, *optional*):
+            As in transformers.
+
+    Raises:
+        ValueError: for a setting of the wrong type, a size that does not fit, a template without its places, and a
+            tokenizer without the image token.
 
     Source: the Common Instruction of MLLMReID, [arXiv 2401.13201](https://arxiv.org/abs/2401.13201).
 
@@ -46,9 +63,11 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
 
     >>> words = Tokenizer(models.WordLevel({"<unk>": 0, "<pad>": 1, "<image>": 2, "a": 3, "coat": 4}, "<unk>"))
     >>> words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<pad>")
+    >>> tokenizer = PreTrainedTokenizerFast(
+    ...     tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", extra_special_tokens=["<image>"]
+    ... )
     >>> image_processor = CLIPImageProcessor(size={"height": 56, "width": 28}, do_center_crop=False)
-    >>> processor = MllmReIDProcessor(image_processor, tokenizer, patch_size=14)
+    >>> processor = MllmReIDProcessor(image_processor, tokenizer, unit=14)
     >>> processor(images=[Image.new("RGB", (64, 128))])["pixel_values"].shape
     torch.Size([1, 3, 56, 28])
     >>> processor.num_image_tokens
@@ -64,58 +83,68 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         self,
         image_processor: Any = None,
         tokenizer: Any = None,
-        patch_size: int = 14,
-        vision_feature_select_strategy: str = "default",
-        num_additional_image_tokens: int = 1,
+        unit: int = 14,
+        extra_image_tokens: int = 0,
         image_token: str = "<image>",
         instruction: str = "Continue the following text.",
-        prompt_prefix: str = "USER: ",
-        prompt_suffix: str = "\n{instruction} ASSISTANT:",
+        image_template: str = PLAIN_TEMPLATE,
+        text_template: str = PLAIN_TEMPLATE.replace("{image}", CAPTION),
         chat_template: str | None = None,
-        **kwargs: Any,
     ):
-        self.patch_size = patch_size
-        self.vision_feature_select_strategy = vision_feature_select_strategy
-        self.num_additional_image_tokens = num_additional_image_tokens
+        self.unit = unit
+        self.extra_image_tokens = extra_image_tokens
         self.image_token = image_token
         self.instruction = instruction
-        self.prompt_prefix = prompt_prefix
-        self.prompt_suffix = prompt_suffix
+        self.image_template = image_template
+        self.text_template = text_template
         self._check_settings()
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        # A tokenizer gives the id of its unknown token for a text that is no token of its own.
+        if self.image_token_id is None or tokenizer.convert_ids_to_tokens(self.image_token_id) != image_token:
+            raise ValueError(
+                f"tokenizer.json has no token {image_token!r}, which stands for an image; take the tokenizer of the "
+                "checkpoint, or add this token to it"
+            )
+        self._reserved = reserved_texts(tokenizer, image_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.check_size()
+        check_multiples(self.height, self.width, unit)
+        if self.num_image_tokens < 1:
+            raise ValueError(f"extra_image_tokens is {extra_image_tokens}; a crop of this size has no image token left")
 
     def _check_settings(self) -> None:
         """Raises ValueError for a setting of the wrong type, which a foreign processor_config.json may have."""
-        numbers = {"patch_size": 1, "num_additional_image_tokens": 0}
-        for name, least in numbers.items():
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise ValueError(f"{name} is {repr(value)[:60]}; give a whole number, {least} or more")
-        for name in ("image_token", "instruction", "prompt_prefix", "prompt_suffix"):
+        if type(self.unit) is not int or self.unit < 1:
+            raise ValueError(f"unit is {repr(self.unit)[:60]}; give a whole number, 1 or more")
+        if type(self.extra_image_tokens) is not int:
+            raise ValueError(f"extra_image_tokens is {repr(self.extra_image_tokens)[:60]}; give a whole number")
+        for name in ("image_token", "instruction", "image_template", "text_template"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is {repr(getattr(self, name))[:60]}; give text")
-        if self.vision_feature_select_strategy not in ("default", "full"):
-            strategy = repr(self.vision_feature_select_strategy)[:60]
-            raise ValueError(f"vision_feature_select_strategy is {strategy}; give 'default' or 'full'")
+        for branch in ("image", "text"):
+            self._template(branch)
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Creates a processor from the fields of its file, as transformers does; reads those of older versions."""
+        return super().from_args_and_dict(args, _current_fields(processor_dict), **kwargs)
 
     @classmethod
     def from_mllm_pretrained(
         cls,
         name_or_path: str | os.PathLike[str],
-        height: int = 252,
-        width: int = 126,
+        height: int | None = None,
+        width: int | None = None,
         revision: str | None = None,
         **kwargs: Any,
     ) -> "MllmReIDProcessor":
-        """Creates a processor from the files of a native LLaVA: its tokenizer, its mean and its standard deviation.
+        """Creates a processor from the files of a native multimodal LLM: its tokenizer, pixel values, chat template.
 
         Args:
             name_or_path (`str` or `os.PathLike`):
-                A LLaVA's folder or its name on the Hub.
-            height, width (`int`, *optional*, defaults to 252 and 126):
-                Size in pixels that whole crops are resized to.
+                A model's folder or its name on the Hub.
+            height, width (`int`, *optional*):
+                Size in pixels that whole crops are resized to. Defaults to the family's size.
             revision (`str`, *optional*):
                 Commit, tag or branch on the Hub.
             **kwargs:
@@ -123,66 +152,127 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
 
         Raises:
             OSError: if files are missing.
-            ValueError: for a model that is no LLaVA and for settings that make no pixels.
+            ValueError: for a model of no known family, a size that does not fit, a tokenizer without the image token, a
+                chat template that cannot be used, and settings that make no pixels.
         """
         options = {"revision": revision, "trust_remote_code": False}
         config = native_config(name_or_path, {} if revision is None else {"revision": revision})
-        size = {"height": height, "width": width}
+        backbone = backbone_of(config)
+        default_height, default_width = backbone.default_size
+        size = {"height": height or default_height, "width": width or default_width}
         with processor_files(name_or_path):
+            native = AutoImageProcessor.from_pretrained(name_or_path, **options)
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
+            token = tokenizer.added_tokens_decoder.get(config.image_token_id)
+            if token is None:
+                raise ValueError(
+                    f"tokenizer.json has no special token of id {config.image_token_id}, the image token of "
+                    "config.json; take both files from one checkpoint"
+                )
+            if not {"image_template", "text_template"} <= kwargs.keys():
+                # The processor's own chat template comes first: that of the tokenizer may take no image.
+                stored = cls.get_processor_dict(name_or_path, **options)[0].get("chat_template")
+                chat_template = tokenizer.chat_template if stored is None else stored
+                marks = (backbone.image_begin, backbone.image_end)
+                image_template, text_template = templates_of(tokenizer, chat_template, token.content, *marks)
+                kwargs = {"image_template": image_template, "text_template": text_template, **kwargs}
             processor = cls(
-                AutoImageProcessor.from_pretrained(name_or_path, size=size, do_center_crop=False, **options),
-                AutoTokenizer.from_pretrained(name_or_path, **options),
-                patch_size=config.vision_config.patch_size,
-                vision_feature_select_strategy=config.vision_feature_select_strategy,
-                num_additional_image_tokens=1,
+                # Not the family's own: several make flattened patches or tiles, and some need torchvision.
+                CLIPImageProcessor(
+                    size=size, do_center_crop=False, **{name: getattr(native, name) for name in PIXEL_SETTINGS}
+                ),
+                tokenizer,
+                unit=backbone.unit,
+                extra_image_tokens=backbone.extra_image_tokens,
+                image_token=token.content,
                 **kwargs,
             )
             processor.check_pixels()
         return processor
 
-    # ---- sizes and prompts ---------------------------------------------------------------------------------------
+    # ---- prompts -------------------------------------------------------------------------------------------------
 
     @property
     def num_image_tokens(self) -> int:
         """Number of image tokens of a crop."""
-        patches = (self.height // self.patch_size) * (self.width // self.patch_size)
-        tokens: int = patches + self.num_additional_image_tokens - (self.vision_feature_select_strategy == "default")
-        return tokens
+        return (self.height // self.unit) * (self.width // self.unit) + self.extra_image_tokens
+
+    def _template(self, branch: str) -> Template:
+        name = f"{branch}_template"
+        return Template(name, getattr(self, name), "image" if branch == "image" else "caption")
+
+    def _image_prompt(self, instruction: str | None) -> Prompt:
+        count = self.num_image_tokens
+        (prompt,) = self._template("image").prompts(
+            self.tokenizer, [self.image_token * count], [self.instruction if instruction is None else instruction]
+        )
+        image = [self.image_token_id] * count
+        if prompt.ids[prompt.start : prompt.end] != image or prompt.ids.count(self.image_token_id) != count:
+            raise ValueError(
+                f"the image prompt has {prompt.ids.count(self.image_token_id)} image tokens {self.image_token!r}, not "
+                f"{count} in a row; remove the token from image_template and the instruction, and make it a special "
+                "token of the tokenizer"
+            )
+        return prompt
 
     @property
     def image_prefix_ids(self) -> list[int]:
-        """Token ids before the image tokens, with the begin-of-text token."""
-        ids: list[int] = self.tokenizer(self.prompt_prefix).input_ids
-        return ids
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return ids
-
-    def _suffix_ids(self, instruction: str | None) -> list[int]:
-        # Not `format`, which would evaluate other braces of a foreign template.
-        return self._ids(
-            self.prompt_suffix.replace("{instruction}", self.instruction if instruction is None else instruction)
-        )
+        """Token ids before the image tokens."""
+        prompt = self._image_prompt(None)
+        return prompt.ids[: prompt.start]
 
     def image_prompt_ids(self, instruction: str | None = None) -> list[int]:
-        """Returns prefix, image tokens, and suffix with an instruction, by default the processor's own."""
-        return self.image_prefix_ids + [self.image_token_id] * self.num_image_tokens + self._suffix_ids(instruction)
+        """Returns the ids of the image prompt with an instruction, by default the processor's own."""
+        return self._image_prompt(instruction).ids
 
-    def caption_ids(self, caption: str) -> list[int]:
-        """Returns a caption's ids. Raises ValueError if it contains the image token, which would stand for an image."""
-        ids = self._ids(caption)
-        if self.image_token_id in ids:
-            raise ValueError(f"the caption {caption[:60]!r} holds the image token {self.image_token!r}; remove it")
-        return ids
+    def text_prompts(self, captions: list[str], instructions: list[str] | None = None) -> list[Prompt]:
+        """Tokenizes prompts of the text branch.
+
+        Args:
+            captions (`list[str]`):
+                B captions; an empty one has no positions.
+            instructions (`list[str]`, *optional*):
+                B instructions; by default the processor's own.
+
+        Returns:
+            `list[Prompt]`: ids, and the positions of the caption.
+
+        Raises:
+            ValueError: for a caption with the image token or another special token.
+        """
+        for caption in captions:
+            self.check_text(caption)
+        prompts = self._template("text").prompts(
+            self.tokenizer, captions, instructions or [self.instruction] * len(captions)
+        )
+        for caption, prompt in zip(captions, prompts, strict=True):
+            if self.image_token_id in prompt.ids:
+                raise ValueError(
+                    f"the prompt of {caption[:60]!r} holds the image token {self.image_token!r}; remove it"
+                )
+        return prompts
 
     def text_prompt_ids(self, caption: str, instruction: str | None = None) -> list[int]:
-        """Returns prefix, caption, and suffix with an instruction, by default the processor's own."""
-        return self.image_prefix_ids + self.caption_ids(caption) + self._suffix_ids(instruction)
+        """Returns the ids of the text prompt with an instruction, by default the processor's own."""
+        return self.text_prompts([caption], None if instruction is None else [instruction])[0].ids
+
+    def check_text(self, text: str) -> None:
+        """Raises ValueError for a text with the image token, which stands for an image, or another special token."""
+        found = self._reserved.search(text)
+        if found:
+            kind = "image" if found[0] == self.image_token else "special"
+            raise ValueError(f"the text {text[:60]!r} holds the {kind} token {found[0]!r}; remove it")
 
     def target_ids(self, text: str, max_length: int | None = None) -> list[int]:
-        """Returns a target's ids, tokenised alone and truncated to `max_length`."""
-        return self.caption_ids(text)[:max_length]
+        """Returns a target's ids, tokenized alone and truncated to `max_length`."""
+        self.check_text(text)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids[:max_length]
+
+    @property
+    def vocabulary_digest(self) -> str:
+        """Digest of the tokenizer's tokens and their ids: with the same digest, ids mean the same tokens."""
+        return vocabulary_digest(self.tokenizer)
 
     # ---- batches -------------------------------------------------------------------------------------------------
 
@@ -215,12 +305,15 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
             "labels": self._padded(labels, IGNORED),
         }
 
-    def caption_mask(self, captions: list[list[int]], length: int) -> torch.Tensor:
-        """Returns (B, length), True at the positions of the captions after the prefix. captions: lists of ids."""
-        start = len(self.image_prefix_ids)
+    @staticmethod
+    def caption_mask(prompts: list[Prompt], length: int) -> torch.Tensor:
+        """Returns (B, length), True at the positions of the captions in B prompts."""
         positions = torch.arange(length)
-        ends = torch.tensor([start + len(ids) for ids in captions], dtype=torch.long)
-        return (positions >= start) & (positions < ends[:, None])
+        starts, ends = (
+            torch.tensor([getattr(prompt, side) for prompt in prompts], dtype=torch.long)[:, None]
+            for side in ("start", "end")
+        )
+        return (positions >= starts) & (positions < ends)
 
     def __call__(
         self,
@@ -260,17 +353,17 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
             options = {key: value for key, value in kwargs.items() if key not in TEXT_OPTIONS}
             inputs["pixel_values"] = crop_pixels(self.image_processor, images, **options)
         if text is not None:
-            captions = [self._caption_at(index, caption) for index, caption in enumerate(as_list(text))]
-            sequences = [self.image_prefix_ids + ids for ids in captions]
+            captions = as_list(text)
+            for index, caption in enumerate(captions):
+                if not isinstance(caption, str):
+                    raise ValueError(f"text {index}: of type {type(caption).__name__}: give a caption, a string")
+            prompts = self.text_prompts(captions)
+            # Attention is causal: what follows the caption does not reach it.
+            sequences = [prompt.ids[: prompt.end] for prompt in prompts]
             inputs["input_ids"] = self._padded(sequences, self._pad_token_id())
             inputs["attention_mask"] = self._padded([[1] * len(sequence) for sequence in sequences], 0)
-            inputs["caption_mask"] = self.caption_mask(captions, inputs["input_ids"].shape[1])
+            inputs["caption_mask"] = self.caption_mask(prompts, inputs["input_ids"].shape[1])
         return in_format(inputs, return_tensors, device)
-
-    def _caption_at(self, index: int, caption: Any) -> list[int]:
-        if not isinstance(caption, str):
-            raise ValueError(f"text {index}: of type {type(caption).__name__}: give a caption, a string")
-        return self.caption_ids(caption)
 
     @staticmethod
     def travelling_code() -> tuple[Any, ...]:
@@ -290,6 +383,36 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
 
         families = (Gemma3Backbone, InternVLBackbone, LlavaBackbone, QwenVLBackbone, SmolVLMBackbone, Backbone, Tower)
         return open_image, without_local_paths, PrivatePush, check_types, check_family, in_format_of, *families
+
+
+def _current_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a processor_config.json, those of older versions under their present names."""
+    fields = dict(fields)
+    if "patch_size" in fields:
+        fields.setdefault("unit", fields.pop("patch_size"))
+    old = {
+        name: fields.pop(name, default)
+        for name, default in (("vision_feature_select_strategy", "default"), ("num_additional_image_tokens", 1))
+        if name in fields
+    }
+    if old:
+        strategy, count = (
+            old.get("vision_feature_select_strategy", "default"),
+            old.get("num_additional_image_tokens", 1),
+        )
+        if strategy not in ("default", "full"):
+            raise ValueError(f"vision_feature_select_strategy is {repr(strategy)[:60]}; give 'default' or 'full'")
+        if type(count) is not int or count < 0:
+            raise ValueError(f"num_additional_image_tokens is {repr(count)[:60]}; give a whole number, 0 or more")
+        fields.setdefault("extra_image_tokens", count - (strategy == "default"))
+    if "prompt_prefix" in fields or "prompt_suffix" in fields:
+        before, after = fields.pop("prompt_prefix", "USER: "), fields.pop("prompt_suffix", "\n{instruction} ASSISTANT:")
+        for name, part in (("prompt_prefix", before), ("prompt_suffix", after)):
+            if not isinstance(part, str):
+                raise ValueError(f"{name} is {repr(part)[:60]}; give text")
+        fields.setdefault("image_template", before + "{image}" + after)
+        fields.setdefault("text_template", before + CAPTION + after)
+    return fields
 
 
 MllmReIDProcessor.register_for_auto_class()

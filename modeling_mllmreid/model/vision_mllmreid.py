@@ -155,7 +155,8 @@ class MllmReIDVisionModel(EncoderCheckpoints, PreTrainedModel):
     def run_tower(self, pixel_values: Tensor) -> TowerOutput:
         """Runs the encoder on crops (B, 3, H, W); it returns the states that the feature reads."""
         layers = [layer for layer in self.read_layers if layer is not None]
-        return self.config.tower.run(self.tower, checked_pixels(pixel_values, self.tower), layers)
+        output: TowerOutput = self.config.tower.run(self.tower, checked_pixels(pixel_values, self.tower), layers)
+        return output
 
     def pool_vision(self, output: TowerOutput) -> Tensor:
         """Returns the un-normalised feature, (B, D)."""

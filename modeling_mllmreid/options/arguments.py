@@ -141,6 +141,10 @@ class MethodArguments:
     triplet_soft_margin: bool | None = field(
         default=None, metadata={"help": "Use the soft margin log(1 + exp(d)) instead of the hinge."}
     )
+    triplet_scale: Literal["none", "batch", "unit"] | None = field(
+        default=None,
+        metadata={"help": "Scale of the triplet loss; batch: by the spread of a batch, unit: features of length 1."},
+    )
     bnneck: bool | None = field(
         default=None, metadata={"help": "BNNeck: the triplet loss before a batch norm, the ID classifier after it."}
     )
@@ -150,6 +154,10 @@ class MethodArguments:
     vision_layer: int | None = field(
         default=None,
         metadata={"help": "Vision tower layer whose patches are pooled. Default: the layer that the LLM reads."},
+    )
+    pooling: Literal["class", "mean", "gem", "class_mean"] | None = field(
+        default=None,
+        metadata={"help": "Feature of an encoder without a language model: class token, mean of patches, GeM, both."},
     )
     distillation_weight: NotNegative | None = field(
         default=None, metadata={"help": "Weight of the distillation from the text branch to the image branch."}

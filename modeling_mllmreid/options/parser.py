@@ -39,6 +39,7 @@ TRAINING_ONLY = (
     "label_smoothing",
     "triplet_margin",
     "triplet_soft_margin",
+    "triplet_scale",
     "distillation_weight",
     "reid_text",
 )

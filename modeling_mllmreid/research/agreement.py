@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from datasets import Dataset
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from transformers import GenerationConfig
 
 from ..data.contract import display_label, image_sources, person_names
 from ..data.images import ImageSource, open_image
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..retrieval.sheet import CROP, FAINT, FRAME, HEADER, HIT, INK, MARGIN, MISS, PAPER
-from ..text.generation import check_generation_settings, ready_to_generate, special_tokens
+from ..text.generation import check_generation_settings, generation_settings, ready_to_generate, up_to_end
 from ..utils.errors import UserError
 from ..utils.outputs import atomic_file, png_info
 from .language_gain import image_losses, images_of_others, read_pixels, text_losses
@@ -132,7 +131,7 @@ def branch_agreement(
         split (`Dataset`): N samples; the first caption is the prompt of the text branch.
         texts (`Sequence[str]`): N targets, usually continuations by the frozen language model.
         instruction (`str`): Text of the instruction, in the prompts of both branches.
-        max_target_tokens (`int`): Length that targets are cut to, and of the texts that the image branch writes.
+        max_target_tokens (`int`): Length that targets are cut to, and of the longest text of the image branch.
         batch_size (`int`): Samples in a batch.
 
     Returns:
@@ -169,7 +168,9 @@ def branch_agreement(
     return Agreement(
         person_ids=np.array(people),
         texts=tuple(texts),
-        written=tuple(processor.tokenizer.batch_decode(written, clean_up_tokenization_spaces=False)),
+        written=tuple(
+            processor.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        ),
         num_tokens=np.array([len(target) for target in targets]),
         image_nats=own,
         text_nats=text_losses(model, processor, prompts, targets, batch_size=batch_size),
@@ -199,20 +200,14 @@ def write_from_images(
         processor (`MllmReIDProcessor`): Its processor.
         images (`Sequence[ImageSource]`): N images.
         prompt (`list[int]`): Ids from `processor.image_prompt_ids`.
-        max_new_tokens (`int`): Length of every text, in tokens.
+        max_new_tokens (`int`): Longest text, in tokens.
         batch_size (`int`): Images in a batch.
 
     Returns:
-        `list[list[int]]`: N lists of `max_new_tokens` ordinary ids.
+        `list[list[int]]`: N lists of ids, with the end-of-text id where the model writes it.
     """
-    tokenizer, mllm = processor.tokenizer, model.mllm
-    unnamed = range(len(tokenizer), mllm.config.get_text_config().vocab_size)
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        suppress_tokens=[*sorted(special_tokens(mllm, tokenizer)), *unnamed],
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    mllm = model.mllm
+    settings = generation_settings(mllm, processor.tokenizer, max_new_tokens, None)
     written: list[list[int]] = []
     with ready_to_generate(mllm), torch.inference_mode():
         for start in range(0, len(images), batch_size):
@@ -220,7 +215,8 @@ def write_from_images(
             ids = torch.tensor([prompt] * len(pixels))
             # Equal prompts need no padding: every position is attended to.
             mask = torch.ones_like(ids)
-            written += model.generate(ids, pixels, attention_mask=mask, generation_config=settings).tolist()
+            output = model.generate(ids, pixels, attention_mask=mask, generation_config=settings)
+            written += [up_to_end(sequence, settings.eos_token_id) for sequence in output.tolist()]
     return written
 
 

@@ -243,6 +243,7 @@ def write_training_record(dataset: DatasetDict, options: DemoOptions, seconds: f
         base_model=OWN_MODEL,
         adapters=AdapterArguments(),
         batches=options.batches,
+        language=True,
         texts=[record.provenance for record in read_records(options.folder / "texts.jsonl")],
         seconds=seconds,
         devices=describe_devices(options.training),
@@ -262,7 +263,8 @@ def language_report(
     captions = [captions[0] for captions in query["caption"][:]]
     prompts = [processor.text_prompt_ids(caption) for caption in captions]
     length = batch_args.max_target_tokens
-    continuations = generate_texts(teacher, processor.tokenizer, prompts, max_new_tokens=length, batch_size=120)
+    written = generate_texts(teacher, processor.tokenizer, prompts, max_new_tokens=length, batch_size=120)
+    continuations = [text for text, _ in written]
     own, other = image_helps(trainer.model, processor, query, continuations, max_target_tokens=length)
     print(
         f"loss of a continuation on people outside the training set, nats per token: {own:.3f} given its own image, "

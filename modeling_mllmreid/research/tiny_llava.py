@@ -31,8 +31,9 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = lower, splitter
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=["<image>"], **names)
+    # No end-of-text token: no text of the pretraining ends, so the model could not write it.
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=["</s>", "<image>"], **names)
 
 
 def build_processor(texts: Iterable[str], *, height: int, width: int, patch_size: int) -> MllmReIDProcessor:
@@ -49,7 +50,7 @@ def build_processor(texts: Iterable[str], *, height: int, width: int, patch_size
     """
     image_processor = CLIPImageProcessor(size={"height": height, "width": width}, do_center_crop=False)
     template = "user: continue the following text. assistant:"
-    return MllmReIDProcessor(image_processor, build_tokenizer([template, *texts]), patch_size=patch_size)
+    return MllmReIDProcessor(image_processor, build_tokenizer([template, *texts]), unit=patch_size)
 
 
 def build_tiny_llava(
@@ -70,7 +71,7 @@ def build_tiny_llava(
     tokenizer = processor.tokenizer
     shape: dict[str, Any] = {"hidden_size": hidden_size, "intermediate_size": 2 * hidden_size, "num_attention_heads": 4}
     side = max(processor.height, processor.width)
-    vision = CLIPVisionConfig(**shape, num_hidden_layers=tower_layers, image_size=side, patch_size=processor.patch_size)
+    vision = CLIPVisionConfig(**shape, num_hidden_layers=tower_layers, image_size=side, patch_size=processor.unit)
     text = LlamaConfig(
         **shape,
         num_hidden_layers=lm_layers,

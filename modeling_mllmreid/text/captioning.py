@@ -3,28 +3,60 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from datasets import Dataset
-from jinja2 import TemplateError
 from PIL import Image, ImageOps
-from transformers import GenerationConfig
 
 from ..data.captions import CaptionRecord, TextKey
 from ..data.contract import image_sources
 from ..data.images import ImageSource, open_image
+from ..model import MllmReIDModel, MllmReIDProcessor
+from ..model.backbone import Backbone
 from ..utils.errors import UserError
-from .generation import check_generation_settings, own_random_state, ready_to_generate, special_tokens
+from .generation import (
+    check_generation_settings,
+    decoded,
+    generation_settings,
+    own_random_state,
+    ready_to_generate,
+    special_tokens,
+    up_to_end,
+)
 from .sidecar import Sidecar
 
-MIN_NEW_TOKENS = 3
+# Pixels of a square's side for a vision tower that has no size of its own.
+DEFAULT_SIDE = 448
+
+
+class MissingCaption(NamedTuple):
+    """A caption to write: its key, its image and the prompt."""
+
+    key: TextKey
+    source: ImageSource
+    prompt: str
+
+
+def caption_side(backbone: Backbone) -> int:
+    """Returns the side in pixels of the squares that a multimodal LLM describes: that of its tower's own images.
+
+    Args:
+        backbone (`Backbone`): The multimodal LLM's family and configuration.
+
+    Returns:
+        `int`: A multiple of the side of an image token.
+    """
+    side = getattr(backbone.config.vision_config, "image_size", DEFAULT_SIDE)
+    side = side[0] if isinstance(side, list | tuple) else side
+    return int(max(1, side // backbone.unit) * backbone.unit)
 
 
 def write_captions(
-    mllm: Any,
-    processor: Any,
+    model: MllmReIDModel,
+    processor: MllmReIDProcessor,
     dataset_splits: Mapping[str, Dataset],
     out_path: str | os.PathLike[str],
     *,
@@ -42,12 +74,12 @@ def write_captions(
 ) -> int:
     """Writes captions for every image without one.
 
-    Crops are padded to squares first, because the stock processors would cut off heads and feet. Each batch is on disk
-    at once, so the same call resumes a killed run. Under several processes each writes a share.
+    Crops are padded to squares, the shape of the images that multimodal LLMs are trained on. Each batch is on disk at
+    once, so the same call resumes a killed run. Under several processes each writes a share.
 
     Args:
-        mllm (`PreTrainedModel`): An image-text-to-text model.
-        processor (`ProcessorMixin`): Its processor, with a chat template.
+        model (`MllmReIDModel`): A native multimodal LLM in our model, for square images (see [`caption_side`]).
+        processor (`MllmReIDProcessor`): Its processor.
         dataset_splits (`Mapping[str, Dataset]`): Splits of the data contract, by name.
         out_path (`str` or `os.PathLike`): The sidecar file.
         prompts (`Sequence[str]`): Prompts to draw from, by the seed and the image.
@@ -87,88 +119,71 @@ def write_captions(
     with Sidecar(out_path, CaptionRecord, provenance, inputs) as sidecar:
         written = {record.key for record in sidecar.records}
         queue = [
-            (key, source)
+            MissingCaption(key, source, _prompt(prompts, key, seed))
             for split, dataset in dataset_splits.items()
             for key, source in _missing(dataset, split, captions_per_image)
             if key not in written
         ]
+        # Equal prompts share a batch, which then needs no padding.
+        queue.sort(key=lambda missing: missing.prompt)
 
-        def write_batch(batch: Sequence[tuple[TextKey, ImageSource]]) -> None:
-            images = [_square(open_image(source)) for _, source in batch]
-            batch_prompts = [_prompt(prompts, key, seed) for key, _ in batch]
-            # The random state depends on the keys of the batch, so that a resumed run writes the same texts.
-            state = int.from_bytes(hashlib.sha256(repr((seed, [key for key, _ in batch])).encode()).digest()[:8], "big")
-            texts = describe_images(
-                mllm, processor, images, batch_prompts, max_new_tokens, temperature if do_sample else None, state
-            )
-            for (key, _), text in zip(batch, texts, strict=True):
-                if not text:
-                    raise UserError(f"{key.file_name}: the model wrote an empty caption: try another prompt or model")
-            sidecar.append([CaptionRecord(*key, text, provenance) for (key, _), text in zip(batch, texts, strict=True)])
+        def write_batch(batch: Sequence[MissingCaption]) -> None:
+            records = []
+            for prompt, group in groupby(batch, key=lambda missing: missing.prompt):
+                same = list(group)
+                keys = [missing.key for missing in same]
+                images = [_square(open_image(missing.source)) for missing in same]
+                # The random state depends on the keys, so that a resumed run writes the same texts.
+                state = int.from_bytes(hashlib.sha256(repr((seed, keys)).encode()).digest()[:8], "big")
+                texts = describe_images(
+                    model, processor, images, prompt, max_new_tokens, temperature if do_sample else None, state
+                )
+                for key, text in zip(keys, texts, strict=True):
+                    if not text:
+                        raise UserError(
+                            f"{key.file_name}: the model wrote an empty caption: try another prompt or model"
+                        )
+                    records.append(CaptionRecord(*key, text, provenance))
+            sidecar.append(records)
 
         sidecar.write(queue, batch_size, write_batch, "caption")
         return len(queue)
 
 
 def describe_images(
-    mllm: Any,
-    processor: Any,
+    model: MllmReIDModel,
+    processor: MllmReIDProcessor,
     images: Sequence[Image.Image],
-    prompts: Sequence[str],
+    prompt: str,
     max_new_tokens: int,
     temperature: float | None,
     seed: int,
 ) -> list[str]:
-    """Writes the model's answer to each prompt about its image.
+    """Writes the model's answer to a prompt about each image.
 
-    The generation settings of the checkpoint are not used: the provenance has every setting that a text depends on.
+    The generation settings of the checkpoint are not used, apart from its end-of-text tokens: the provenance has every
+    setting that a text depends on.
 
     Args:
-        mllm (`PreTrainedModel`): An image-text-to-text model.
-        processor (`ProcessorMixin`): Its processor, with a chat template.
+        model (`MllmReIDModel`): The model.
+        processor (`MllmReIDProcessor`): Its processor.
         images (`Sequence[Image.Image]`): N images.
-        prompts (`Sequence[str]`): N prompts.
+        prompt (`str`): The prompt, the instruction of the image template.
         max_new_tokens (`int`): Longest answer, in tokens.
         temperature (`float`, *optional*): Temperature of sampling; None for the likeliest text.
         seed (`int`): Seed of sampling.
 
     Returns:
         `list[str]`: N answers, each on one line.
-
-    Raises:
-        UserError: For a processor that cannot read an image with a prompt.
     """
-    chats = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}] for prompt in prompts]
-    tokenizer = processor.tokenizer
-    side, tokenizer.padding_side = tokenizer.padding_side, "left"
-    try:
-        texts = [processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
-        inputs = processor(images=list(images), text=texts, padding=True, return_tensors="pt").to(mllm.device)
-    except (ValueError, TypeError, AttributeError, KeyError, TemplateError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"model: its processor cannot read an image with a prompt ({reason}): give a model whose files have "
-            "a chat template and the processor's settings"
-        ) from error
-    finally:
-        tokenizer.padding_side = side
-    if "pixel_values" in inputs:
-        inputs["pixel_values"] = inputs["pixel_values"].to(mllm.dtype)
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-    # Only ordinary tokens, and the end of the text after the shortest length.
-    unnamed = range(len(tokenizer), mllm.config.get_text_config().vocab_size)
-    suppressed = [*(token for token in special_tokens(mllm, tokenizer) if token != tokenizer.eos_token_id), *unnamed]
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=min(MIN_NEW_TOKENS, max_new_tokens),
-        suppress_tokens=suppressed,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **sampling,
-    )
-    with ready_to_generate(mllm), torch.inference_mode(), own_random_state(mllm.device, seed):
-        written = mllm.generate(**inputs, generation_config=settings)
-    answers = tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    tokenizer, mllm = processor.tokenizer, model.mllm
+    settings = generation_settings(mllm, tokenizer, max_new_tokens, temperature)
+    special = special_tokens(mllm, tokenizer)
+    ids = torch.tensor([processor.image_prompt_ids(prompt)] * len(images))
+    pixels = processor(images=list(images))["pixel_values"]
+    with ready_to_generate(mllm), torch.inference_mode(), own_random_state(model.device, seed):
+        written = model.generate(ids, pixels, attention_mask=torch.ones_like(ids), generation_config=settings)
+    answers = (decoded(tokenizer, up_to_end(answer, settings.eos_token_id), special) for answer in written.tolist())
     return [" ".join(answer.split()) for answer in answers]
 
 

@@ -4,21 +4,21 @@ import difflib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from datasets import Dataset
-from transformers import LlavaForConditionalGeneration
 
 from ..data.captions import TextKey, TextRecord, missing_captions
 from ..model import MllmReIDProcessor
 from ..utils.errors import UserError
-from .generation import check_generation_settings, generate_texts
+from .generation import check_generation_settings, end_tokens, generate_texts
 from .sidecar import Sidecar
 
 TARGET_MODES = ("continuation", "caption", "split")
 
 
 def write_continuations(
-    mllm: LlavaForConditionalGeneration,
+    mllm: Any,
     processor: MllmReIDProcessor,
     dataset_splits: Mapping[str, Dataset],
     out_path: str | os.PathLike[str],
@@ -36,10 +36,11 @@ def write_continuations(
 ) -> int:
     """Writes a continuation of every caption that has none in the sidecar file.
 
-    Each batch is on disk at once, so the same call resumes a killed run. Equal captions are continued once.
+    Each batch is on disk at once, so the same call resumes a killed run. Equal captions are continued once. A
+    continuation ends where the model ends it. The ids that it wrote are in the file too.
 
     Args:
-        mllm (`LlavaForConditionalGeneration`): The frozen model; its language model writes.
+        mllm (`PreTrainedModel`): The frozen multimodal LLM; its language model writes.
         processor (`MllmReIDProcessor`): The processor, for the prompts.
         dataset_splits (`Mapping[str, Dataset]`): Splits of the data contract, by name.
         out_path (`str` or `os.PathLike`): The sidecar file.
@@ -47,7 +48,7 @@ def write_continuations(
         model_name (`str`): Name of the model, for the provenance.
         revision (`str`, *optional*): Commit of the model, for the provenance.
         licence (`str`, *optional*): Licence of the model, for the provenance.
-        max_new_tokens (`int`): Length of every continuation, in tokens.
+        max_new_tokens (`int`): Longest continuation, in tokens.
         do_sample (`bool`): Whether to sample; the default is greedy.
         temperature (`float`): Temperature of sampling.
         seed (`int`): Seed of sampling.
@@ -58,21 +59,25 @@ def write_continuations(
         `int`: The number of records that this call appends, over all processes.
 
     Raises:
-        UserError: Before the first write, for a setting out of range, a caption with an image token, a path that
+        UserError: Before the first write, for a setting out of range, a caption with a special token, a path that
             cannot be written, and a file that is no sidecar, has other provenance or belongs to other captions.
     """
     check_generation_settings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
-    provenance = {
+    provenance: dict[str, Any] = {
         "model": model_name,
         "revision": revision,
         "licence": licence,
         "instruction": instruction,
-        "prompt": processor.prompt_prefix + "{caption}" + processor.prompt_suffix.format(instruction=instruction),
+        "prompt": processor.text_template.replace("{instruction}", instruction),
         "max_new_tokens": max_new_tokens,
         "do_sample": do_sample,
         "temperature": temperature if do_sample else None,
         "seed": seed if do_sample else None,
     }
+    # Texts of a model without an end-of-text token are those of earlier versions.
+    ends = sorted(end_tokens(mllm, processor.tokenizer).values())
+    provenance |= {"end_of_text": ends} if ends else {}
+    tokenizer = processor.vocabulary_digest
     # Before the file exists: a caption that cannot be encoded must leave no file behind.
     for split, dataset in dataset_splits.items():
         for key, caption in missing_captions(dataset, split, []):
@@ -82,18 +87,22 @@ def write_continuations(
         for split, dataset in dataset_splits.items():
             for key, caption in missing_captions(dataset, split, sidecar.records):
                 missing.setdefault(caption, []).append(key)
-        known = {record.caption: record.continuation for record in sidecar.records if record.caption in missing}
+        known = {
+            record.caption: (record.continuation, record.ids, record.tokenizer)
+            for record in sidecar.records
+            if record.caption in missing
+        }
         prompts = {
             caption: _prompt_ids(processor, keys[0], caption, instruction)
             for caption, keys in missing.items()
             if caption not in known
         }
 
-        def append(continuations: Mapping[str, str]) -> None:
+        def append(continuations: Mapping[str, tuple[str, list[int] | None, str | None]]) -> None:
             sidecar.append(
                 [
-                    TextRecord(*key, caption=caption, continuation=continuation, provenance=provenance)
-                    for caption, continuation in continuations.items()
+                    TextRecord(*key, caption, text, provenance, ids, digest)
+                    for caption, (text, ids, digest) in continuations.items()
                     for key in missing[caption]
                 ]
             )
@@ -109,7 +118,7 @@ def write_continuations(
                 seed=seed,
                 batch_size=batch_size,
             )
-            append(dict(zip(captions, texts, strict=True)))
+            append({caption: (*text, tokenizer) for caption, text in zip(captions, texts, strict=True)})
 
         if sidecar.state.is_main_process:
             append(known)

@@ -115,6 +115,7 @@ class ReIDTrainingArguments(TrainingArguments):
         balance_sets (`bool`): Whether every epoch draws the same number of people from each training set.
         learning_rates (`dict[str, float]` or JSON, *optional*): Learning rate for each regular expression on parameter
             names. The first match counts; other parameters use `learning_rate`.
+        reid_warmup_steps (`int`): Steps over which the weight of the ReID losses rises from 0 to `loss_lambda`.
         diagnostics_steps (`int`): Steps between two diagnostics; 0 turns them off.
         grad_cache_chunk (`int`): Images computed at a time with cached gradients; 0 computes the whole batch at once.
         max_skipped_steps (`int`): Steps in a row that may be skipped because a loss or gradient is not finite.
@@ -142,6 +143,10 @@ class ReIDTrainingArguments(TrainingArguments):
     learning_rates: dict[str, float] | str | None = field(
         default=None,
         metadata={"help": "Learning rates by regular expression on parameter names (JSON). The first match counts."},
+    )
+    reid_warmup_steps: int = field(
+        default=0,
+        metadata={"metavar": "N>=0", "help": "Steps over which the weight of the ReID losses rises from 0."},
     )
     diagnostics_steps: int = field(
         default=500,
@@ -212,6 +217,8 @@ class ReIDTrainingArguments(TrainingArguments):
             self.load_best_model_at_end = False
         if self.load_best_model_at_end or self.save_strategy == "best":
             check_best_metric(str(self.metric_for_best_model))
+        if self.reid_warmup_steps < 0:
+            raise UserError(f"reid_warmup_steps {self.reid_warmup_steps}: give 0 or more")
         self.learning_rates = _checked_learning_rates(self.learning_rates)
         all_loggers = self.report_to in ("all", ["all"])
         with setting_errors("training arguments"):

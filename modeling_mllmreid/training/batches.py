@@ -22,8 +22,8 @@ from .arguments import BatchArguments
 
 logger = logging.getLogger(__name__)
 
-# Token ids of a caption, and of its target.
-CaptionAndTarget = tuple[list[int], list[int]]
+# A caption, and the token ids of its target.
+CaptionAndTarget = tuple[str, list[int]]
 
 
 class TrainDataset(Dataset[dict[str, Any]]):
@@ -34,7 +34,7 @@ class TrainDataset(Dataset[dict[str, Any]]):
 
     Args:
         split (`datasets.Dataset`): Training split with the columns of the data contract.
-        processor (`MllmReIDProcessor` or `MllmReIDVisionProcessor`): Resizes the crops and tokenizes the texts.
+        processor (`MllmReIDProcessor` or `MllmReIDVisionProcessor`): Resizes the crops and tokenizes the targets.
         args (`BatchArguments`): Texts and augmentation.
         seed (`int`): Seed of the augmentation and of the choice of captions.
         language (`bool`): Whether the samples need captions and targets.
@@ -58,9 +58,7 @@ class TrainDataset(Dataset[dict[str, Any]]):
         (torch.Size([3, 64, 32]), 1)
     """
 
-    def __init__(
-        self, split: datasets.Dataset, processor: Any, args: BatchArguments, *, seed: int, language: bool
-    ):
+    def __init__(self, split: datasets.Dataset, processor: Any, args: BatchArguments, *, seed: int, language: bool):
         self.images = image_sources(split)
         self.person_ids: list[int] = split["person_id"][:]
         self.person_names = person_names(split)
@@ -75,7 +73,7 @@ class TrainDataset(Dataset[dict[str, Any]]):
             processor.height, processor.width, flip=args.flip, pad=args.pad, erase=args.erase
         )
         self.num_instructions = len(instruction_texts(args.instruction))
-        self.texts = _tokenized_texts(split, processor, args) if language else [[] for _ in self.images]
+        self.texts = _texts_and_targets(split, processor, args) if language else [[] for _ in self.images]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -85,14 +83,15 @@ class TrainDataset(Dataset[dict[str, Any]]):
 
         Returns:
             `dict`: `pixel_values` (3, height, width) float32, `person_ids` (the label, 0 to `num_identities` - 1),
-            `instruction` (index of the prompt), and the token ids `caption` and `target`, empty without a caption.
+            `instruction` (index of the prompt), `caption` (the text), and `target` (its token ids); the last two are
+            empty without a caption.
         """
         index, epoch, position = key
         rng = rng_for(self.seed, epoch, position, index)
         image = self.augmentation.transform_image(open_image(self.images[index]), rng)
         pixels = self.processor(images=[image])["pixel_values"][0]
         texts = self.texts[index]
-        caption, target = texts[rng.integers(len(texts))] if texts else ([], [])
+        caption, target = texts[rng.integers(len(texts))] if texts else ("", [])
         instruction = int(rng.integers(self.num_instructions)) if texts and self.num_instructions > 1 else 0
         return {
             "pixel_values": self.augmentation.erase(pixels, rng),
@@ -103,19 +102,26 @@ class TrainDataset(Dataset[dict[str, Any]]):
         }
 
 
-def _tokenized_texts(
+def _texts_and_targets(
     split: datasets.Dataset, processor: MllmReIDProcessor, args: BatchArguments
 ) -> list[list[CaptionAndTarget]]:
-    """Returns the tokenized captions and targets of each image."""
+    """Returns the captions and the tokenized targets of each image.
+
+    A continuation has the ids that the language model wrote: its text may have other ids.
+    """
     texts_by_image: list[list[CaptionAndTarget]] = []
+    written = WrittenIds(split, processor)
     columns = (split[name][:] for name in ("file_name", "caption", "continuation"))
-    for file_name, captions, continuations in zip(*columns, strict=True):
+    for row, (file_name, captions, continuations) in enumerate(zip(*columns, strict=True)):
         continuations = continuations or [None] * len(captions)
         texts = []
-        for caption, continuation in zip(captions, continuations, strict=True):
+        for number, (caption, continuation) in enumerate(zip(captions, continuations, strict=True)):
             try:
                 prompt, target = target_text(caption, continuation, args.target)
-                texts.append((processor.caption_ids(prompt), processor.target_ids(target, args.max_target_tokens)))
+                processor.check_text(prompt)
+                ids = written.of(row, number, target) if args.target == "continuation" else None
+                ids = processor.target_ids(target) if ids is None else ids
+                texts.append((prompt, ids[: args.max_target_tokens]))
             except ValueError as error:
                 raise UserError(f"{file_name}: {error}") from error
         texts_by_image.append(texts)
@@ -128,7 +134,44 @@ def _tokenized_texts(
             uncaptioned,
             len(texts_by_image),
         )
+    if written.refused:
+        logger.warning(
+            "%d continuations have ids of another tokenizer or another text: their texts are tokenized instead",
+            written.refused,
+        )
     return texts_by_image
+
+
+class WrittenIds:
+    """The ids that a language model wrote for the continuations of a split.
+
+    Args:
+        split (`datasets.Dataset`): Training split, with the columns of the ids or without.
+        processor (`MllmReIDProcessor`): Its tokenizer must be that of the ids.
+    """
+
+    def __init__(self, split: datasets.Dataset, processor: MllmReIDProcessor):
+        self.tokenizer, self.refused = processor.tokenizer, 0
+        self.ids = split["continuation_ids"][:] if "continuation_ids" in split.column_names else None
+        if self.ids is not None:
+            self.tokenizers = split["continuation_tokenizer"][:]
+            self.digest = processor.vocabulary_digest
+            self.special = set(self.tokenizer.all_special_ids) | {
+                token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special
+            }
+
+    def of(self, row: int, number: int, text: str) -> list[int] | None:
+        """Returns the ids of a continuation, or None if it has none that fit."""
+        if self.ids is None or not self.ids[row] or not self.ids[row][number]:
+            return None
+        ids: list[int] = self.ids[row][number]
+        # The end-of-text id is the only special one. Another text would be one that was replaced after the ids.
+        ordinary = ids[:-1] if ids[-1] in self.special else ids
+        fits = self.tokenizers[row][number] == self.digest and not self.special.intersection(ordinary)
+        if fits and self.tokenizer.decode(ordinary, clean_up_tokenization_spaces=False) == text:
+            return ids
+        self.refused += 1
+        return None
 
 
 class TrainCollator:
@@ -139,8 +182,8 @@ class TrainCollator:
     the caption.
 
     Args:
-        processor (`MllmReIDProcessor`): Builds the prompts and pads the sequences on the right. A
-            `MllmReIDVisionProcessor` has none of them, and serves the ReID losses on images alone.
+        processor (`MllmReIDProcessor`): Tokenizes the prompts and pads the sequences on the right. A
+            `MllmReIDVisionProcessor` does neither, and serves the ReID losses on images alone.
         args (`BatchArguments`): Instruction and text branch.
         language (`bool`): Whether the language loss is computed.
         reid_text (`bool`): Whether the ReID losses read the captions.
@@ -152,7 +195,7 @@ class TrainCollator:
         >>> processor = build_processor(["a red coat"], height=64, width=32, patch_size=16)
         >>> collator = TrainCollator(processor, BatchArguments(), language=True, reid_text=False)
         >>> sample = {"pixel_values": torch.zeros(3, 64, 32), "person_ids": 0, "instruction": 0}
-        >>> batch = collator([{**sample, "caption": [5, 6], "target": [7, 2]}] * 4)
+        >>> batch = collator([{**sample, "caption": "a red coat", "target": [7, 2]}] * 4)
         >>> batch["pixel_values"].shape, sorted(batch)[:3]
         (torch.Size([4, 3, 64, 32]), ['attention_mask', 'input_ids', 'labels'])
     """
@@ -164,10 +207,9 @@ class TrainCollator:
         self.processor = processor
         self.language, self.text_targets = language, language and args.text_branch
         self.has_text_branch = self.text_targets or reid_text
+        self.instructions = instruction_texts(args.instruction)
         if isinstance(processor, MllmReIDProcessor):
-            self.image_prompts = [processor.image_prompt_ids(text) for text in instruction_texts(args.instruction)]
-            image_end = len(processor.image_prefix_ids) + processor.num_image_tokens
-            self.suffixes = [prompt[image_end:] for prompt in self.image_prompts]
+            self.image_prompts = [processor.image_prompt_ids(text) for text in self.instructions]
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Returns the batch of B samples.
@@ -189,15 +231,15 @@ class TrainCollator:
             prompts = [self.image_prompts[sample["instruction"]] for sample in samples]
             batch |= self.processor.build_inputs(prompts, targets)
         if self.has_text_branch:
-            captions = [sample["caption"] for sample in samples]
-            prompts = [self.processor.image_prefix_ids + caption for caption in captions]
-            if self.text_targets:
-                suffixes = [self.suffixes[sample["instruction"]] for sample in samples]
-                prompts = [prompt + suffix for prompt, suffix in zip(prompts, suffixes, strict=True)]
-            sequences = self.processor.build_inputs(prompts, targets if self.text_targets else [[] for _ in samples])
+            instructions = [self.instructions[sample["instruction"]] for sample in samples]
+            texts = self.processor.text_prompts([sample["caption"] for sample in samples], instructions)
+            sequences = self.processor.build_inputs(
+                [text.ids if self.text_targets else text.ids[: text.end] for text in texts],
+                targets if self.text_targets else [[] for _ in samples],
+            )
             if not self.text_targets:
                 del sequences["labels"]
-            sequences["caption_mask"] = self.processor.caption_mask(captions, sequences["input_ids"].shape[1])
+            sequences["caption_mask"] = self.processor.caption_mask(texts, sequences["input_ids"].shape[1])
             batch |= {f"text_{name}": tensor for name, tensor in sequences.items()}
         return batch
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
-from ..model.losses import batch_hard_triplet_loss, id_loss
+from ..model.losses import batch_hard_triplet_loss, comparable_features, id_loss
 from ..model.tensors import gather_with_gradient
 from ..text.generation import ready_to_generate, special_tokens
 
@@ -80,8 +80,9 @@ def weighted_reid_losses(config: MllmReIDConfig, outputs: Any, person_ids: Tenso
                 labels = torch.cat([person_ids, person_ids[gather_with_gradient(outputs.captioned)]])
             losses[f"id_{name}"] = share * config.id_weight * id_loss(logits, labels, config.label_smoothing)
         if config.triplet_weight:
+            features = gather_with_gradient(outputs.features[name])
             triplet = batch_hard_triplet_loss(
-                gather_with_gradient(outputs.features[name]),
+                comparable_features(features, config.triplet_scale),
                 person_ids,
                 margin=config.triplet_margin,
                 soft_margin=config.triplet_soft_margin,

@@ -59,9 +59,9 @@ def _forgotten_caches() -> Iterator[None]:
         yield
     finally:
         for function in gc.get_objects():
-            if isinstance(function, functools._lru_cache_wrapper):
-                if str(getattr(function, "__module__", "")).startswith("transformers.models."):
-                    function.cache_clear()
+            is_cache = isinstance(function, functools._lru_cache_wrapper)
+            if is_cache and str(getattr(function, "__module__", "")).startswith("transformers.models."):
+                function.cache_clear()
 
 
 def image_parameters(model: ImageEncoder, *, image: bool, vision: bool) -> set[str]:

@@ -47,7 +47,7 @@ def cached_backward(
     Returns:
         `tuple[Tensor, MllmReIDOutput]`: The loss, a scalar, and the output of `forward`, both detached.
     """
-    config: MllmReIDConfig = model.config  # type: ignore[assignment]
+    config: MllmReIDConfig = model.config
     person_ids = inputs["person_ids"].to(model.device)
     captioned = inputs["text_caption_mask"].any(dim=1).to(model.device) if "text_caption_mask" in inputs else None
     chunks = list(_split({name: tensor for name, tensor in inputs.items() if name != "person_ids"}, chunk))

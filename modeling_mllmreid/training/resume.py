@@ -69,6 +69,8 @@ NEUTRAL_SETTINGS = re.compile(
     r"use_cpu|local_rank|_n_gpu|per_device_eval_batch_size|diagnostics_steps|max_skipped_steps|"
     r"enable_jit_checkpoint|do_.*|debug|include_.*|skip_memory_metrics|.*token.*"
 )
+# Settings that older versions did not have, with the value that they stand for there.
+ADDED_SETTINGS = {"reid_warmup_steps": 0, "triplet_scale": "none"}
 # Configuration fields that other entries of the fingerprint cover, or that only record the origin of the model.
 ORIGIN_FIELDS = frozenset(
     {
@@ -144,7 +146,10 @@ def _inputs(processor: ImageEncoderProcessor, batches: BatchArguments) -> str:
     pixels = [getattr(processor.image_processor, name, None) for name in PIXEL_SETTINGS]
     prompts = []
     if isinstance(processor, MllmReIDProcessor):
-        prompts = [processor.image_prompt_ids(text) for text in instruction_texts(batches.instruction)]
+        prompts = [
+            (processor.image_prompt_ids(text), processor.text_prompt_ids("", text))
+            for text in instruction_texts(batches.instruction)
+        ]
     return _digest([pixels, prompts])
 
 
@@ -274,6 +279,7 @@ def _difference(checkpoint: Path, fingerprint: Mapping[str, Any]) -> str:
     if not stored:
         return f"it has no {RUN_FILE}"
     before, now = stored["settings"], fingerprint["settings"]
+    before = ADDED_SETTINGS | before
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..data.splits import split_query_gallery, split_validation
 from ..evaluation.protocol import embed_query_gallery, same_person
 from ..evaluation.report import weights_digest, write_json
 from ..evaluation.threshold import Threshold, choose_threshold, save_thresholds
-from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDProcessor
+from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDProcessor
 from ..utils.errors import UserError
 from ..utils.outputs import only_writer, owner_only
 from ..utils.processes import on_main

@@ -239,11 +239,17 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         with self._diagnostics.capture(inputs) as captured:
             outputs = model(**inputs)
         language = self._language_loss(outputs.language_loss_sums) if outputs.language_loss_sums else None
-        loss = mix_losses(language, outputs.reid_loss, self.model.config.loss_lambda)
+        reid = None if outputs.reid_loss is None else self.reid_share * outputs.reid_loss
+        loss = mix_losses(language, reid, self.model.config.loss_lambda)
         if captured is not None:
             self._diagnostics.measure(captured, inputs, outputs, language)
         self._loss_parts.add(outputs.loss_parts)
         return (loss, outputs) if return_outputs else loss
+
+    @property
+    def reid_share(self) -> float:
+        """Share of the weight of the ReID losses in this step, below 1 during `reid_warmup_steps`."""
+        return min(1.0, (self.state.global_step + 1) / (self.args.reid_warmup_steps + 1))
 
     def _language_loss(self, sums: dict[str, Tensor]) -> Tensor:
         """Returns the language loss of summed losses, before the Trainer divides by the micro-batches."""
@@ -270,7 +276,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
                 language_loss=lambda sums: (
                     (1 - config.loss_lambda) * self._language_loss(sums) / self.current_gradient_accumulation_steps
                 ),
-                reid_weight=config.loss_lambda / self.current_gradient_accumulation_steps,
+                reid_weight=self.reid_share * config.loss_lambda / self.current_gradient_accumulation_steps,
                 backward=accelerator.backward,
                 scale=1.0 if scaler is None else scaler.get_scale(),
             )

@@ -222,10 +222,15 @@ class ExportConfigFile(Format):
     label_smoothing: float | None = None
     triplet_margin: float | None = None
     triplet_soft_margin: bool = False
+    triplet_scale: str = "none"
     distillation_weight: float | None = None
     reid_text: bool = False
     mllm_config: dict[str, Any] | None = None
     vision_config: dict[str, Any] | None = None
+    # Of a vision form; `class_token` in checkpoints of version 0.1.0, all of which were exported.
+    pooling: str | None = None
+    exported: bool = False
+    class_token: bool | None = None
 
 
 # One number for all colours, or one for each of red, green and blue.
@@ -400,9 +405,11 @@ class CaptionRecordLine(Format):
 
 
 class TextRecordLine(CaptionRecordLine):
-    """One line of a texts sidecar: a caption and its continuation."""
+    """One line of a texts sidecar: a caption and its continuation, with the ids that were written."""
 
     continuation: str
+    ids: list[Count] | None = None
+    tokenizer: str | None = None
 
 
 class WorldFile(Format):

@@ -7,6 +7,7 @@ import torch
 
 from modeling_mllmreid.model.losses import (
     batch_hard_triplet_loss,
+    comparable_features,
     distillation_sum,
     euclidean_distances,
     id_loss,
@@ -112,3 +113,37 @@ def test_the_mix_weighs_by_lambda():
     language, reid = torch.tensor(2.0), torch.tensor(4.0)
     assert float(mix_losses(language, reid, 0.7)) == pytest.approx(0.3 * 2 + 0.7 * 4)
     assert float(mix_losses(language, None, 0.0)) == 2 and mix_losses(None, None, 0.5) is None
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0, 300.0])
+def test_the_triplet_loss_on_scaled_features_does_not_depend_on_the_size_of_the_features(size):
+    generator = torch.Generator().manual_seed(0)
+    # A narrow cone, as hidden states of language models are.
+    features = (torch.randn(12, 8, generator=generator) + 30).double()
+    labels = torch.arange(12) // 3
+    assert comparable_features(features, "none") is features
+    for scale in ("batch", "unit"):
+        losses = [batch_hard_triplet_loss(comparable_features(f, scale), labels) for f in (features, size * features)]
+        torch.testing.assert_close(*losses, rtol=1e-9, atol=0)
+    batch = comparable_features(size * features, "batch")
+    torch.testing.assert_close((batch - batch.mean(0)).pow(2).sum(1).mean().sqrt(), torch.ones(()).double())
+    distances = euclidean_distances(batch, batch)
+    assert 1.0 < float(distances[~torch.eye(12, dtype=torch.bool)].mean()) < 1.6
+    assert torch.equal(comparable_features(features, "unit"), torch.nn.functional.normalize(features, dim=-1))
+    # One feature alone, or equal ones, have no spread.
+    assert comparable_features(features[:1], "batch").isfinite().all()
+
+
+@pytest.mark.parametrize("scale", ["none", "batch", "unit"])
+def test_the_model_computes_its_triplet_losses_on_the_chosen_scale(make_model, make_batch, scale):
+    model, batch = make_model(triplet_scale=scale, reid_text=True).train(), make_batch(8)
+    output = model(**batch)
+    images = output.features["llm"]
+    both = comparable_features(torch.cat([images, output.text_features]), scale)
+    expected = batch_hard_triplet_loss(both[:8], batch["person_ids"])
+    torch.testing.assert_close(output.loss_parts["triplet_llm"], expected.detach())
+    cross = [
+        batch_hard_triplet_loss(one, batch["person_ids"], other, batch["person_ids"])
+        for one, other in ((both[:8], both[8:]), (both[8:], both[:8]))
+    ]
+    torch.testing.assert_close(output.loss_parts["triplet_text"], torch.stack(cross).mean().detach())

@@ -29,8 +29,8 @@ def make_other(make_llava, tiny_processor):
         processor = MllmReIDProcessor(
             tiny_processor.image_processor,
             tiny_processor.tokenizer,
-            patch_size=16,
-            vision_feature_select_strategy=llava.config.vision_feature_select_strategy,
+            unit=16,
+            extra_image_tokens=int(llava.config.vision_feature_select_strategy == "full"),
         )
         size = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids, "num_identities": 4}
         return MllmReIDModel.from_mllm(llava, **size, **fields), processor

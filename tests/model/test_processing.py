@@ -42,12 +42,13 @@ def test_paths_and_images_give_the_same_pixels(tiny_processor, tmp_path):
     assert torch.equal(from_path, tiny_processor(images=image)["pixel_values"])
 
 
-def test_both_branches_share_prefix_suffix_and_target(tiny_processor):
+def test_both_branches_share_instruction_and_target(tiny_processor):
     image, text = tiny_processor.image_prompt_ids(), tiny_processor.text_prompt_ids("a red bag .")
-    caption = tiny_processor.caption_ids("a red bag .")
+    caption = tiny_processor.target_ids("a red bag .")
     prefix = tiny_processor.image_prefix_ids
     assert image[: len(prefix)] == text[: len(prefix)] == prefix
     assert image[len(prefix) : len(prefix) + 8] == [tiny_processor.image_token_id] * 8
+    assert text[len(prefix) : len(prefix) + len(caption)] == caption
     assert text[len(prefix) + len(caption) :] == image[len(prefix) + 8 :]
     target = tiny_processor.target_ids("she has long hair .")
     inputs = tiny_processor.build_inputs([image, text], [target, target])
@@ -63,7 +64,7 @@ def test_an_image_token_in_a_caption_is_refused(tiny_processor):
 def test_a_reloaded_processor_keeps_every_setting(tiny_processor, tmp_path):
     tiny_processor.save_pretrained(tmp_path)
     again = MllmReIDProcessor.from_pretrained(tmp_path)
-    assert again.num_image_tokens == 8 and again.patch_size == 16
+    assert again.num_image_tokens == 8 and again.unit == 16
     assert again.text_prompt_ids("a bag .", "Go on.") == tiny_processor.text_prompt_ids("a bag .", "Go on.")
 
 
@@ -194,9 +195,23 @@ def test_an_address_is_downloaded_and_opened_safely(processor, image_file):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"patch_size": "16"}, "patch_size is '16'; give a whole number, 1 or more"),
+        ({"unit": "16"}, "unit is '16'; give a whole number, 1 or more"),
+        ({"unit": 24}, "height x width is 64 x 32; both must be multiples of 24.* give 72 x 24"),
+        ({"extra_image_tokens": None}, "extra_image_tokens is None; give a whole number"),
+        ({"extra_image_tokens": -8}, "extra_image_tokens is -8; a crop of this size has no image token left"),
+        ({"image_template": [1]}, r"image_template is \[1\]; give text"),
+        ({"image_template": "a"}, r"image_template is 'a'; give a text with {image} once, it has 0"),
+        (
+            {"image_template": "{instruction} {image}"},
+            "image_template .* give a text with {image} before {instruction}",
+        ),
+        ({"text_template": "{caption} {caption}"}, r"text_template is .*; give a text with {caption} once, it has 2"),
+        ({"image_token": "<picture>"}, "tokenizer.json has no token '<picture>', which stands for an image; take the"),
+        # Of older versions.
+        ({"patch_size": "16"}, "unit is '16'; give a whole number, 1 or more"),
         ({"prompt_suffix": [1]}, r"prompt_suffix is \[1\]; give text"),
         ({"vision_feature_select_strategy": "x"}, "vision_feature_select_strategy is 'x'; give 'default' or 'full'"),
+        ({"num_additional_image_tokens": -1}, "num_additional_image_tokens is -1; give a whole number, 0 or more"),
         ({"image_processor": 3}, ""),
         ({"size": {"shortest_edge": 336}}, "image_processor.size is .*; give height and width"),
         ({"size": {"height": 10**9, "width": 10**9}}, "image_processor.size is .*; give height and width"),
@@ -212,7 +227,10 @@ def test_foreign_processor_files(tiny_processor, tmp_path, fields, message):
     inner = settings["image_processor"]
     image_fields = {name: value for name, value in fields.items() if name in (*inner, "size")}
     own = {name: value for name, value in fields.items() if name not in image_fields}
-    file.write_text(json.dumps({**settings, "image_processor": {**inner, **image_fields}, **own}))
+    settings |= {"image_processor": {**inner, **image_fields}, **own}
+    if "patch_size" in fields:
+        del settings["unit"]
+    file.write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=f"{tmp_path}: the processor's files: {message}"):
         MllmReIDProcessor.from_pretrained(tmp_path)
 
@@ -220,5 +238,42 @@ def test_foreign_processor_files(tiny_processor, tmp_path, fields, message):
 def test_a_foreign_template_is_not_a_format_string(tiny_processor, tmp_path):
     tiny_processor.save_pretrained(tmp_path)
     file = tmp_path / "processor_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "prompt_suffix": "{instruction:>9999999999}"}))
+    template = "{image} {instruction:>9999999999}"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "image_template": template}))
     assert len(MllmReIDProcessor.from_pretrained(tmp_path).image_prompt_ids()) < 30
+
+
+@pytest.mark.parametrize(
+    ("old", "tokens"),
+    [
+        ({}, 8),
+        ({"vision_feature_select_strategy": "full"}, 9),
+        ({"num_additional_image_tokens": 0, "vision_feature_select_strategy": "full"}, 8),
+        ({"num_additional_image_tokens": 3}, 10),
+    ],
+)
+def test_a_processor_of_an_older_version(tiny_processor, tmp_path, old, tokens):
+    """Prefix and suffix are read as templates, and the fields of LLaVA as the rule that counts image tokens."""
+    tiny_processor.save_pretrained(tmp_path)
+    file = tmp_path / "processor_config.json"
+    settings = json.loads(file.read_text())
+    for name in ("unit", "extra_image_tokens", "image_template", "text_template"):
+        del settings[name]
+    settings |= {"patch_size": 16, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    settings |= {"prompt_prefix": "a man ", "prompt_suffix": " {instruction} a bag", **old}
+    file.write_text(json.dumps(settings))
+    processor = MllmReIDProcessor.from_pretrained(tmp_path)
+    assert processor.num_image_tokens == tokens
+    parts = [
+        processor.tokenizer(text, add_special_tokens=False).input_ids
+        for text in ("a man", "red shoes", "continue the following text. a bag")
+    ]
+    start = [processor.tokenizer.bos_token_id, *parts[0]]
+    assert processor.image_prefix_ids == start
+    assert processor.image_prompt_ids() == [*start, *[processor.image_token_id] * tokens, *parts[2]]
+    assert processor.text_prompt_ids("red shoes") == [*start, *parts[1], *parts[2]]
+    processor.save_pretrained(tmp_path / "new")
+    stored = json.loads((tmp_path / "new" / "processor_config.json").read_text())
+    assert stored["image_template"] == "a man {image} {instruction} a bag" and "prompt_prefix" not in stored
+    again = MllmReIDProcessor.from_pretrained(tmp_path / "new")
+    assert again.image_prompt_ids("a bag") == processor.image_prompt_ids("a bag")

@@ -184,7 +184,7 @@ def test_bad_input(model, tiny_processor, split, tmp_path):
 
     refused("texts: 2 for 5 samples: give one for each", texts=TEXTS[:2])
     refused("2.png: its text is empty: leave out", texts=[*TEXTS[:2], " ", *TEXTS[3:]])
-    refused("0.png: the caption .* holds the image token", texts=["<image>", *TEXTS[1:]])
+    refused("0.png: the text .* holds the image token", texts=["<image>", *TEXTS[1:]])
     refused(
         "all 2 samples are of one person: give samples of at least two", samples=split.select([0, 1]), texts=TEXTS[:2]
     )

@@ -47,5 +47,5 @@ def test_describing_images_does_not_unlearn_to_continue_captions():
     pretrain_tiny(mllm, processor, args, target_tokens=TOKENS)
     captions = [first for first, *_ in sample_descriptions(200, seed=1)]
     prompts = [processor.text_prompt_ids(caption) for caption in captions]
-    continuations = generate_texts(mllm, processor.tokenizer, prompts, max_new_tokens=TOKENS)
+    continuations = [text for text, _ in generate_texts(mllm, processor.tokenizer, prompts, max_new_tokens=TOKENS)]
     assert kept_attribute_share(captions, continuations, attribute_words) > 0.7

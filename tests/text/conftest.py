@@ -28,7 +28,7 @@ def processor():
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=["<image>"], **names)
     images = CLIPImageProcessor(size={"height": 16, "width": 8}, do_center_crop=False)
-    return MllmReIDProcessor(images, fast, patch_size=8)
+    return MllmReIDProcessor(images, fast, unit=8)
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,9 @@ def test_every_caption_gets_its_own_continuation_and_identical_ones_share_it(
     records = read_records(tmp_path / "new/texts.jsonl")
     for record in records:
         prompt = processor.text_prompt_ids(record.caption, COMMON_INSTRUCTION)
-        assert [record.continuation] == generate_texts(mllm, processor.tokenizer, [prompt], max_new_tokens=4)
+        written = generate_texts(mllm, processor.tokenizer, [prompt], max_new_tokens=4)
+        assert [(record.continuation, record.ids)] == written
+        assert record.tokenizer == processor.vocabulary_digest
     provenance = records[0].provenance
     assert (provenance["model"], provenance["revision"], provenance["max_new_tokens"]) == ("tiny", "abc", 4)
     assert provenance["prompt"] == "USER: {caption}\nContinue the following text. ASSISTANT:"
@@ -135,6 +137,7 @@ def test_what_texts_are_drawn_by_is_kept_and_compared(mllm, processor, write, tm
         "instruction": COMMON_INSTRUCTION,
         "prompt": "USER: {caption}\nContinue the following text. ASSISTANT:",
         "max_new_tokens": 4,
+        "end_of_text": ["</s>"],
         **drawn,
     }
     records = read_records(tmp_path / "texts.jsonl")
@@ -143,9 +146,8 @@ def test_what_texts_are_drawn_by_is_kept_and_compared(mllm, processor, write, tm
     first = {record.caption: record.continuation for record in records}
     batch = sorted(first, key=lambda caption: len(caption.split()), reverse=True)[:3]
     prompts = [processor.text_prompt_ids(caption, COMMON_INSTRUCTION) for caption in batch]
-    assert [first[caption] for caption in batch] == generate_texts(
-        mllm, processor.tokenizer, prompts, max_new_tokens=4, **drawn
-    )
+    written = generate_texts(mllm, processor.tokenizer, prompts, max_new_tokens=4, **drawn)
+    assert [first[caption] for caption in batch] == [text for text, _ in written]
     (name,) = change
     with pytest.raises(UserError, match=f"holds texts written with {named}, not {change[name]}: give another file"):
         write(licence="mit", **{**drawn, **change})

@@ -1,6 +1,7 @@
-"""The engine on a tiny random LLaVA: batching, order, fixed length, no special token, everything left as found."""
+"""The engine on a tiny random LLaVA: batching, order, end of text, no special token, everything left as found."""
 
 import random
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from modeling_mllmreid.text.generation import generate_texts
 from modeling_mllmreid.utils.errors import UserError
 
 LENGTHS = (3, 11, 5, 5, 17, 1, 8, 30, 2)
+END = 2
 
 
 @pytest.fixture(scope="module")
@@ -18,45 +20,89 @@ def prompts():
     return [[1, *(rng.randrange(5, 90) for _ in range(length))] for length in LENGTHS]
 
 
-def naive_greedy(mllm, vocabulary, prompt, count):
-    """Token by token, the whole text anew each time, no padding, no cache; ids 0-4 are special."""
+@contextmanager
+def biased(mllm, values):
+    """Adds a value to the logit of each of these ids."""
+    bias = torch.zeros(mllm.lm_head.out_features)
+    for token, value in values.items():
+        bias[token] = value
+    hook = mllm.lm_head.register_forward_hook(lambda module, args, logits: logits + bias)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def naive_greedy(mllm, size, prompt, count):
+    """Token by token, the whole text anew each time, no padding, no cache; ids 0-4 are special, 2 ends the text."""
     ids = list(prompt)
     with torch.inference_mode():
-        for _ in range(count):
+        for number in range(count):
             logits = mllm(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-            ids.append(5 + int(logits[5 : len(vocabulary)].argmax()))
-    return [vocabulary[index] for index in ids[len(prompt) :]]
+            allowed = [*range(5, size), *([END] if number >= 3 else [])]
+            ids.append(max(allowed, key=lambda token: float(logits[token])))
+            if ids[-1] == END:
+                break
+    return ids[len(prompt) :]
 
 
 def test_batches_equal_naive_generation_one_by_one_in_the_prompts_order(mllm, processor, prompts):
     tokenizer = processor.tokenizer
-    vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    expected = [naive_greedy(mllm, vocabulary, prompt, 6) for prompt in prompts]
-    assert len({tuple(words) for words in expected}) == len(prompts)  # the texts do depend on the prompts
-    for batch_size in (1, 4, 64):
-        texts = generate_texts(mllm, tokenizer, prompts, max_new_tokens=6, batch_size=batch_size)
-        assert [text.split() for text in texts] == expected
+    for pad in ("<pad>", "</s>", None):
+        tokenizer.pad_token = pad
+        try:
+            with biased(mllm, {END: 3.0}):
+                expected = [naive_greedy(mllm, len(tokenizer), prompt, 9) for prompt in prompts]
+                written = [
+                    generate_texts(mllm, tokenizer, prompts, max_new_tokens=9, batch_size=size) for size in (1, 4, 64)
+                ]
+        finally:
+            tokenizer.pad_token = "<pad>"
+        assert len({tuple(ids) for ids in expected}) == len(prompts)  # the texts do depend on the prompts
+        ends = {len(ids) for ids in expected if ids[-1] == END}
+        assert len(ends) > 1 and min(ends) > 3 and any(len(ids) == 9 and ids[-1] != END for ids in expected)
+        words = [tokenizer.convert_ids_to_tokens([token for token in ids if token != END]) for ids in expected]
+        for texts in written:
+            assert [ids for _, ids in texts] == expected
+            assert [text.split() for text, _ in texts] == words
     assert generate_texts(mllm, tokenizer, []) == []
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
-def test_one_length_and_no_special_token_even_where_the_model_wants_nothing_else(mllm, processor, prompts, do_sample):
-    bias = torch.zeros(mllm.lm_head.out_features)
-    bias[:5] = bias[len(processor.tokenizer) :] = 1e4  # special ids, and those that no token has
-    hook = mllm.lm_head.register_forward_hook(lambda module, args, logits: logits + bias)
-    try:
-        texts = generate_texts(mllm, processor.tokenizer, prompts, max_new_tokens=9, do_sample=do_sample)
-    finally:
-        hook.remove()
-    for text in texts:
-        ids = processor.target_ids(text)
-        assert len(ids) == 9 and min(ids) >= 5
+def test_a_text_ends_after_the_shortest_length_where_the_model_wants_nothing_else(mllm, processor, prompts, do_sample):
+    settings = {"do_sample": do_sample, "max_new_tokens": 9}
+    with biased(mllm, {END: 1e4}):
+        written = generate_texts(mllm, processor.tokenizer, prompts, **settings)
+        short = generate_texts(mllm, processor.tokenizer, prompts, **{**settings, "max_new_tokens": 2})
+    assert all(len(ids) == 4 and ids[-1] == END and min(ids[:3]) >= 5 for _, ids in written)
+    assert all(len(text.split()) == 3 for text, _ in written)
+    assert all(len(ids) == 2 and min(ids) >= 5 for _, ids in short)
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_no_other_special_token_even_where_the_model_wants_nothing_else(mllm, processor, prompts, do_sample):
+    # Special ids, and those that no token has.
+    unwanted = [token for token in (*range(5), *range(len(processor.tokenizer), mllm.lm_head.out_features))]
+    with biased(mllm, {token: 1e4 for token in unwanted if token != END} | {END: -1e4}):
+        written = generate_texts(mllm, processor.tokenizer, prompts, max_new_tokens=9, do_sample=do_sample)
+    for text, ids in written:
+        assert len(ids) == 9 and min(ids) >= 5 and processor.target_ids(text) == ids
+
+
+def test_a_text_ends_with_any_end_of_text_token_of_the_models_files(mllm, processor, prompts, monkeypatch):
+    """A chat model ends its turn with another token than its tokenizer; an ordinary id ends nothing."""
+    monkeypatch.setattr(mllm.generation_config, "eos_token_id", [0, 50])
+    with biased(mllm, {0: 1e4}):
+        written = generate_texts(mllm, processor.tokenizer, prompts, max_new_tokens=9)
+    assert all(len(ids) == 4 and ids[-1] == 0 for _, ids in written)
+    with biased(mllm, {50: 1e4}):
+        written = generate_texts(mllm, processor.tokenizer, prompts, max_new_tokens=9)
+    assert all(ids == [50] * 9 for _, ids in written)
 
 
 def test_special_tokens_spelled_out_are_removed(mllm, processor, prompts, monkeypatch):
-    decoded = ["<ima<image>ge>a </s>b", "c"]
-    monkeypatch.setattr(processor.tokenizer, "batch_decode", lambda *args, **kwargs: decoded)
-    assert generate_texts(mllm, processor.tokenizer, [[1, 7, 8], [1, 9]], max_new_tokens=2) == ["a b", "c"]
+    monkeypatch.setattr(processor.tokenizer, "decode", lambda *args, **kwargs: "<ima<image>ge>a </s>b")
+    assert generate_texts(mllm, processor.tokenizer, [[1, 7, 8]], max_new_tokens=2)[0].text == "a b"
 
 
 def test_sampling_depends_on_the_seed_and_the_batch_alone(mllm, processor, prompts):
@@ -70,8 +116,8 @@ def test_sampling_depends_on_the_seed_and_the_batch_alone(mllm, processor, promp
     assert sample([prompts[index] for index in order[3:]]) == [whole[index] for index in order[3:]]
     assert sample(prompts, seed=1) != whole
     hot = {"temperature": 1e6, "max_new_tokens": 1}
-    assert len(set(sample(prompts[:1] * 400, batch_size=400, **hot))) > 50  # no top-k
-    assert len(set(sample(prompts, batch_size=1, **hot))) > 1  # each batch has its own draws
+    assert len({text for text, _ in sample(prompts[:1] * 400, batch_size=400, **hot)}) > 50  # no top-k
+    assert len({text for text, _ in sample(prompts, batch_size=1, **hot)}) > 1  # each batch has its own draws
     assert sample(prompts, temperature=1e-4) == generate_texts(mllm, processor.tokenizer, prompts)
 
 

@@ -141,7 +141,7 @@ def test_settings_reach_the_run(train):
     assert samples.num_identities == 7 and len(set(trained.val.gallery["person_id"])) == 5
     augmentation = samples.augmentation
     assert (augmentation.flip_probability, augmentation.pad, augmentation.erase_probability) == (0.25, 1, 0.75)
-    assert samples.num_instructions == len(trainer.data_collator.suffixes) == 10
+    assert samples.num_instructions == len(trainer.data_collator.image_prompts) == 10
     assert max(len(target) for texts in samples.texts for _, target in texts) == 5
     assert trainer.run_fingerprint["val"] and trainer.run_fingerprint["settings"]["flip"] == 0.25
     assert trainer.run_fingerprint["identities"] == trainer.model.config.identities_digest

@@ -67,10 +67,10 @@ def test_a_sample_by_hand(samples, images, parts):
         rng = rng_for(5, epoch, position, index)
         image = augmentation.transform_image(open_image(sources[index]), rng)
         pixels = processor(images=[image])["pixel_values"][0]
-        caption, target, instruction = [], [], 0
+        caption, target, instruction = "", [], 0
         if texts := list(zip(CAPTIONS[index // 2], CONTINUATIONS[index // 2], strict=True)):
             caption, target = texts[rng.integers(len(texts))]
-            caption, target = processor.caption_ids(caption), processor.caption_ids(target)[:3]
+            target = processor.target_ids(target)[:3]
             instruction = int(rng.integers(len(STANDARD_POOL)))
         expected = {
             "pixel_values": augmentation.erase(pixels, rng),
@@ -121,10 +121,9 @@ def test_draws_reach_every_text_and_every_instruction(samples, parts):
     made = samples(target="caption", instruction="pool")
     drawn = [made[0, epoch, position] for epoch in range(4) for position in range(30)]
     assert {sample["instruction"] for sample in drawn} == set(range(len(STANDARD_POOL)))
-    captions = [parts[0].caption_ids(caption) for caption in CAPTIONS[0]]
-    counts = [sum(sample["caption"] == caption for sample in drawn) for caption in captions]
+    counts = [sum(sample["caption"] == caption for sample in drawn) for caption in CAPTIONS[0]]
     assert sum(counts) == 120 and min(counts) > 40
-    assert all(sample["caption"] == sample["target"] for sample in drawn)
+    assert all(parts[0].target_ids(sample["caption"]) == sample["target"] for sample in drawn)
     for instruction in ("common", "standard"):
         alone = samples(target="caption", instruction=instruction)
         assert {alone[0, 0, position]["instruction"] for position in range(9)} == {0}
@@ -146,14 +145,14 @@ def test_targets_are_cut_and_nothing_else_is(samples, parts, target):
         "split": (" ".join(words[:5]), " ".join(words[5:])),
         "continuation": (CAPTIONS[0][0], CONTINUATIONS[0][0]),
     }[target]
-    assert (prompt, ids) == tuple(map(parts[0].caption_ids, expected))
+    assert (prompt, ids) == (expected[0], parts[0].target_ids(expected[1]))
 
 
 def test_without_language_no_text_is_read(samples):
     made = samples(language=False, instruction="pool")
     assert made.texts == [[]] * 6
     sample = made[0, 0, 0]
-    assert (sample["caption"], sample["target"], sample["instruction"]) == ([], [], 0)
+    assert (sample["caption"], sample["target"], sample["instruction"]) == ("", [], 0)
 
 
 def test_images_without_captions_are_counted_and_none_at_all_is_refused(samples, images, caplog):
@@ -218,10 +217,11 @@ def test_a_batch_by_hand(samples, parts, instruction):
     assert instruction != "pool" or len(set(chosen)) > 2
     targets = [row["target"] for row in rows]
     image = [processor.image_prompt_ids(text) for text in chosen]
-    suffixes = [processor._ids(processor.prompt_suffix.format(instruction=text)) for text in chosen]
+    # Words do not join in this vocabulary.
+    after = [processor.target_ids(f"{text} assistant:") for text in chosen]
     prefix = processor.image_prefix_ids
-    captions = [row["caption"] for row in rows]
-    text = [prefix + caption + suffix for caption, suffix in zip(captions, suffixes, strict=True)]
+    captions = [processor.target_ids(row["caption"]) for row in rows]
+    text = [prefix + caption + suffix for caption, suffix in zip(captions, after, strict=True)]
     assert batch.keys() == {"pixel_values", "person_ids", *IMAGE_ROWS, *TEXT_ROWS, "text_labels"}
     assert torch.equal(batch["pixel_values"], torch.stack([row["pixel_values"] for row in rows]))
     assert batch["person_ids"].tolist() == [0, 1, 2, 0]
@@ -259,7 +259,9 @@ def test_tensors_of_a_batch(samples, parts, language, text_branch, reid_text, na
     if names >= TEXT_ROWS and not (language and text_branch):
         # These sequences end with the caption.
         prefix = parts[0].image_prefix_ids
-        expected = padded([prefix + row["caption"] for row in rows], parts[0].tokenizer.pad_token_id)
+        expected = padded(
+            [prefix + parts[0].target_ids(row["caption"]) for row in rows], parts[0].tokenizer.pad_token_id
+        )
         assert torch.equal(batch["text_input_ids"], expected)
 
 

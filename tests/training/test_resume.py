@@ -245,7 +245,7 @@ def test_inputs_are_compared(shared, made, parts):
         assert difference(shared, made(model=shared["model"], processor=processor)) == (
             "other prompts or pixel statistics"
         )
-    for name in ("prompt_prefix", "prompt_suffix"):
+    for name in ("image_template", "text_template"):
         processor = copy.deepcopy(parts[0])
         setattr(processor, name, "a man " + getattr(processor, name))
         assert difference(shared, made(model=shared["model"], processor=processor)) == (

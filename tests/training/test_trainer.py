@@ -62,6 +62,26 @@ def test_the_reid_loss_is_the_mean_over_micro_batches(train):
         assert torch.allclose(gradient, (one[name] + other[name]) / 2, atol=1e-5, rtol=1e-3), name
 
 
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_the_weight_of_the_reid_losses_rises_over_the_warm_up(train, chunk):
+    # A learning rate of 0 keeps the losses of every step as they are.
+    run = {
+        "max_steps": 5,
+        "learning_rate": 1e-12,
+        "logging_steps": 1,
+        "grad_cache_chunk": chunk,
+        "diagnostics_steps": 0,
+    }
+    fields = {"id_weight": 1.0, "triplet_weight": 0.0, "reid_on": "vision", "label_smoothing": 0.0}
+    logs = train(reid_warmup_steps=3, model={"loss_lambda": 0.5, **fields}, **run).trainer.state.log_history
+    steps = [entry for entry in logs if "lm_image" in entry]
+    shares = []
+    for entry in steps:
+        language = (entry["lm_image"] + entry["lm_text"]) / 2
+        shares.append((entry["loss"] - 0.5 * language) / (0.5 * entry["id_vision"]))
+    assert shares == pytest.approx([0.25, 0.5, 0.75, 1, 1], abs=2e-3)
+
+
 def test_losses_fall_and_are_logged_by_name(train):
     history = train(max_steps=60, logging_steps=20, learning_rate=3e-3).trainer.state.log_history
     steps = [entry for entry in history if "loss" in entry]

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor, nn
 
-from ...data.contract import FEATURES
 from ...model import MllmReIDModel
 from ...synthetic.captions import ATTRIBUTE_WORDS, attribute_words
 from ...training.batches import TrainCollator
@@ -50,10 +49,11 @@ def corrupt_captions(split: Dataset, share: float, seed: int) -> Dataset:
 
 def _texts_from(split: Dataset, source: np.ndarray) -> Dataset:
     """The split, in which image i has the captions and continuations of image source[i]."""
-    for column in ("caption", "continuation"):
-        values = split[column][:]
+    columns = ("caption", "continuation", "continuation_ids", "continuation_tokenizer")
+    for column in (name for name in columns if name in split.column_names):
+        values, feature = split[column][:], split.features[column]
         moved = [values[image] for image in source]
-        split = split.remove_columns(column).add_column(column, moved, feature=FEATURES[column])
+        split = split.remove_columns(column).add_column(column, moved, feature=feature)
     return split
 
 
@@ -108,7 +108,6 @@ class AttributeCollator(TrainCollator):
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         batch = super().__call__(samples)
-        captions = self.processor.tokenizer.batch_decode([sample["caption"] for sample in samples])
-        words_of_captions = [attribute_words(caption) for caption in captions]
+        words_of_captions = [attribute_words(sample["caption"]) for sample in samples]
         batch["attributes"] = torch.tensor([[float(word in words) for word in WORDS] for words in words_of_captions])
         return batch
