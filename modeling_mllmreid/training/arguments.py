@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from transformers import TrainingArguments
@@ -87,6 +87,15 @@ class BatchArguments:
         for name, least in (("max_target_tokens", 1), ("val_identities", 0), ("pad", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} {getattr(self, name)}: give {least} or more")
+
+    def to_record(self, *, language: bool) -> dict[str, Any]:
+        """Returns the settings for `run.json`. language: whether the model has a language model."""
+        settings = {name: value for name, value in asdict(self).items() if name != "texts"}
+        return settings if language else {name: settings[name] for name in IMAGE_SETTINGS}
+
+
+# Settings of the batches that an encoder without a language model has.
+IMAGE_SETTINGS = ("val_identities", "flip", "pad", "erase")
 
 
 @without_refused
