@@ -20,12 +20,12 @@ from ..data.load import load_reid_dataset
 from ..data.readers import READERS
 from ..evaluation.protocol import check_query_gallery
 from ..evaluation.run import EvaluateArguments, evaluate_and_report
-from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
+from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDConfig, MllmReIDModel
 from ..options.arguments import DataArguments, LeakArguments, LicenceArguments, MethodArguments, ModelArguments
 from ..options.parser import build_options, read_options
 from ..training.adapters import AdapterArguments
 from ..training.arguments import BatchArguments, ReIDTrainingArguments
-from ..training.loading import load_config, load_model, resolve_adapters
+from ..training.loading import load_config, load_encoder, resolve_adapters
 from ..training.memory import estimate_memory
 from ..training.progress import LOG_FILE, is_training_log
 from ..training.resume import last_checkpoint, refuse_absent_checkpoint
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
     )
     # New heads are random: a run that is killed before its first checkpoint starts again with the same heads.
     set_seed(training_args.seed)
-    model, processor = load_model(model_args, method_args.given(), adapter_args, training_args.device)
+    model, processor = load_encoder(model_args, method_args.given(), adapter_args, training_args.device)
     licence = licence_args.licence or model.config.base_licence
     model.config.base_licence = licence or licence_of(model_args.model, revision=model_args.revision)
     provenances: list[dict[str, Any]] = []
@@ -103,6 +103,7 @@ def main(argv: list[str]) -> None:
             adapters=adapter_args,
             batches=batch_args,
             texts=provenances,
+            language=isinstance(model, MllmReIDModel),
             seconds=seconds,
             devices=describe_devices(training_args),
         )
@@ -188,8 +189,8 @@ def dry_run(
 
 
 def evaluate_if_possible(
-    model: MllmReIDModel,
-    processor: MllmReIDProcessor,
+    model: ImageEncoder,
+    processor: ImageEncoderProcessor,
     dataset: DatasetDict,
     training_args: ReIDTrainingArguments,
     name: str,

@@ -187,6 +187,9 @@ def _template_variables(card: CardData, metadata: ModelCardData) -> dict[str, An
         "losses": loss_table(card.log_history),
         "llama2": licence == LLAMA2,
         "clip": _vision_type(card.config).startswith("clip"),
+        "encoder": _vision_type(card.config),
+        # Checkpoints of version 0.1.0 have the class token's field, and were all exported.
+        "own_encoder": not card.config.get("exported") and "class_token" not in card.config,
     }
 
 

@@ -1,6 +1,6 @@
 """Exports a model for publication: full, thin or vision form, without ID classifier, with card, notices and code."""
 
-from contextlib import nullcontext
+import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +67,7 @@ def write_export(
         # First, so that an invalid report stops the export before a large model takes hours.
         reports = {} if source is None else published_reports(source, to)
         form, form_processor = converted(model, processor, to)
-        with form.without_classifier() if isinstance(form, MllmReIDModel) else nullcontext():
+        with form.without_classifier():
             form.save_pretrained(temporary)
             parameters = sum(parameter.numel() for parameter in form.parameters())
         form_processor.save_pretrained(temporary)
@@ -98,14 +98,17 @@ def write_export(
     return form
 
 
-def converted(
-    model: ImageEncoder, processor: ImageEncoderProcessor, to: Form
-) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Returns the model and its processor in another form. Raises UserError if that is not possible."""
+def converted(model: ImageEncoder, processor: ImageEncoderProcessor, to: Form) -> tuple[ImageEncoder, ProcessorMixin]:
+    """Returns the model and its processor in another form. Raises UserError if that is not possible.
+
+    A LoRA on an encoder without a language model is merged into a copy, which needs no peft.
+    """
+    if isinstance(model, MllmReIDVisionModel) and to == "vision" and model.config.lora_modules is not None:
+        return copy.deepcopy(model).merge_and_unload(), processor
     if form_of(model) == to:
         return model, processor
     if not isinstance(model, MllmReIDModel):
-        raise UserError("to: a vision form has no language model: give the checkpoint it was exported from")
+        raise UserError(f"to {to}: the model has no language model: give a checkpoint that has one, or leave it out")
     if to == "thin":
         raise UserError(
             "to thin: this checkpoint holds every weight and names no backbone: only training with language_model lora "

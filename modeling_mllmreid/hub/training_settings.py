@@ -140,7 +140,7 @@ def duration(seconds: float) -> str:
 
 def _method(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = [("crop, height x width", f"{config['height']} x {config['width']}" if config.get("height") else "")]
-    if config.get("loss_lambda") is None:  # a vision form has none of the following fields
+    if config.get("id_weight") is None or config.get("exported"):  # an exported vision form does not record its losses
         return lines
     margin = "soft margin" if config.get("triplet_soft_margin") else f"margin {config.get('triplet_margin')}"
     id_loss = f"weight {config.get('id_weight')}, label smoothing {config.get('label_smoothing')}"
@@ -148,7 +148,7 @@ def _method(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     triplet = f"weight {config.get('triplet_weight')}, batch-hard, {margin}{scale}"
     return [
         *lines,
-        ("lambda (share of the ReID losses)", f"{config['loss_lambda']:g}"),
+        ("lambda (share of the ReID losses)", f"{config['loss_lambda']:g}" if "loss_lambda" in config else ""),
         ("ReID losses on", _HEADS.get(str(config.get("reid_on")), "")),
         ("ID loss", id_loss if config.get("id_weight") is not None else ""),
         ("triplet loss", triplet if config.get("triplet_weight") is not None else ""),

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Self
 
 import torch
@@ -25,6 +25,7 @@ from .adapters import (
 )
 from .backbone_loading import load_backbone, load_native, plain_config
 from .backbones import check_family
+from .identities import IdentityClassifiers
 from .pipeline_mllmreid import person_reid_entry
 from .publishing import PrivatePush, is_local
 from .weights import (
@@ -47,7 +48,7 @@ BACKBONE = ("cache_dir", "force_download", "local_files_only", "token", "dtype",
 BACKBONE = (*BACKBONE, "device_map", "max_memory", "offload_folder", "attn_implementation")
 
 
-class ReIDCheckpoints(PrivatePush):
+class ReIDCheckpoints(PrivatePush, IdentityClassifiers):
     """The methods of [`MllmReIDModel`] that build, load and save it; a base class of the model."""
 
     # ---- building ------------------------------------------------------------------------------------------------
@@ -332,21 +333,6 @@ class ReIDCheckpoints(PrivatePush):
             )
         with self.without_classifier():
             return super().push_to_hub(repo_id, private=private, **kwargs)
-
-    @contextlib.contextmanager
-    def without_classifier(self) -> Iterator[None]:
-        """Removes the ID classifiers within the block: their weights are templates of real people."""
-        count, digest = self.config.num_identities, self.config.identities_digest
-        classifiers = {name: head.classifier for name, head in self.reid_head.items()}
-        self.config.num_identities, self.config.identities_digest = 0, None
-        for head in self.reid_head.values():
-            head.classifier = None
-        try:
-            yield
-        finally:
-            self.config.num_identities, self.config.identities_digest = count, digest
-            for name, classifier in classifiers.items():
-                self.reid_head[name].classifier = classifier
 
     def merge_and_unload(self) -> Any:
         """Merges the LoRA into the weights and makes a thin model full, in place. Returns the model."""

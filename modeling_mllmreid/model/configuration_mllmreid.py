@@ -224,7 +224,9 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         from .backbones import backbone_of
         from .checkpoints import ReIDCheckpoints
         from .crops import CropProcessor
+        from .encoders import encoder_tower
         from .heads import ReIDHead
+        from .identities import IdentityClassifiers
         from .images import open_image
         from .losses import id_loss
         from .mllm_forward import MllmForward
@@ -250,8 +252,10 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
             load_backbone,
             ReIDCheckpoints,
             CropProcessor,
+            encoder_tower,
             gather_with_gradient,
             ReIDHead,
+            IdentityClassifiers,
             open_image,
             without_local_paths,
             id_loss,

@@ -101,7 +101,8 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
             _refuse(name, kwargs.pop(name))
         check_unit(self.tower, self.vision_config)
         size = default_size(self.tower.unit)
-        self.height, self.width = self.height or size[0], self.width or size[1]
+        self.height = size[0] if self.height is None else self.height
+        self.width = size[1] if self.width is None else self.width
         super().__post_init__(**without_known_entry(kwargs))
         check_types(self)
         check_range(self, 0, 1, "label_smoothing", "lora_dropout")
@@ -120,6 +121,12 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
     def tower(self) -> Tower:
         """Description of the encoder."""
         return tower_of(self.vision_config)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Number of patches of one crop."""
+        rows, columns = self.tower.grid(self.height, self.width)
+        return rows * columns
 
     # ---- fields of MllmReIDConfig that have one value here --------------------------------------------------------
 

@@ -84,7 +84,7 @@ class EncoderCheckpoints(PrivatePush, IdentityClassifiers):
             module.float().apply(model._init_weights)
         model.config.vision_config = encoder.config
         model.eval()
-        return model
+        return model  # type: ignore[no-any-return]
 
     def add_lora(self, settings: dict[str, Any]) -> None:
         """Adds a new LoRA to the encoder, and records it in the configuration.
@@ -130,7 +130,7 @@ class EncoderCheckpoints(PrivatePush, IdentityClassifiers):
                 configuration has none.
         """
         if name_or_path is None:
-            return super().from_pretrained(name_or_path, *args, config=config, **kwargs)  # type: ignore[misc]
+            return super().from_pretrained(name_or_path, *args, config=config, **kwargs)
         if kwargs.get("quantization_config") is not None:
             raise ValueError("quantization_config: an encoder without a language model is not quantised: leave it out")
         hub = {key: kwargs[key] for key in HUB if kwargs.get(key) is not None}

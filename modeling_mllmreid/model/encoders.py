@@ -77,14 +77,14 @@ class StageTower(Tower):
         if isinstance(size := getattr(self.config, "hidden_size", None), int):
             return size
         if isinstance(first := getattr(self.config, "embed_dim", None), int):
-            return first * 2 ** (self.depth - 1)
+            return int(first * 2 ** (self.depth - 1))
         return int(self.config.hidden_sizes[-1])
 
     @property
     def patch(self) -> int:
         """Pixels that a position of the last stage covers; the first stage starts with patches or strides of 4."""
         first = getattr(self.config, "patch_size", None)
-        return int(first if isinstance(first, int) else 4) * 2 ** (self.depth - 1)
+        return int((first if isinstance(first, int) else 4) * 2 ** (self.depth - 1))
 
     def run(self, tower: nn.Module, pixel_values: Tensor, layers: list[int]) -> TowerOutput:
         """As in [`Tower`], without hidden states. A map (B, D, h, w) becomes states (B, h * w, D)."""

@@ -1,10 +1,8 @@
 """The ID classifiers of a model: made for the training identities, and left out of what is published."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
-
-from .heads import ReIDHead
 
 
 class IdentityClassifiers:
@@ -14,8 +12,8 @@ class IdentityClassifiers:
     device: Any
 
     @property
-    def heads(self) -> Mapping[str, ReIDHead]:
-        """The ReID head of each feature that the ReID losses act on."""
+    def heads(self) -> Any:
+        """The [`ReIDHead`] of each feature that the ReID losses act on, by name."""
         raise NotImplementedError
 
     def set_num_identities(self, num_identities: int, identities_digest: str | None = None) -> None:

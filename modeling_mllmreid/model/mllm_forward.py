@@ -56,12 +56,15 @@ class MllmForward:
         layer: int | None = self.config.vision_layer
         return self.backbone.projected_layers[-1] if layer is None else layer
 
+    @property
+    def read_layers(self) -> list[int | None]:
+        """Layers of the tower that are read: indices of hidden states, or None for the final output."""
+        return [*self.backbone.projected_layers, self.vision_layer]
+
     def run_tower(self, pixel_values: Tensor) -> TowerOutput:
         """Runs the vision tower on crops (B, 3, H, W); it returns the states that projector and feature read."""
-        layers = [*self.backbone.projected_layers, self.vision_layer]
-        return self.backbone.tower.run(
-            self.tower, checked_pixels(pixel_values, self.tower), [layer for layer in layers if layer is not None]
-        )
+        layers = [layer for layer in self.read_layers if layer is not None]
+        return self.backbone.tower.run(self.tower, checked_pixels(pixel_values, self.tower), layers)
 
     def project_image(self, output: TowerOutput) -> Image:
         """Returns the embeddings that replace the image tokens, and what goes with them."""

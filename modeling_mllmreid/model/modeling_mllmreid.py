@@ -91,19 +91,10 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
         if isinstance(module, IDClassifier):
             init.normal_(module.weight, mean=0.0, std=module.std)
 
-    def set_num_identities(self, num_identities: int, identities_digest: str | None = None) -> None:
-        """Replaces the ID classifiers by new ones for other identities.
-
-        Args:
-            num_identities (`int`):
-                Number of identities; 0 removes the classifiers.
-            identities_digest (`str`, *optional*):
-                Digest of the identities in label order, stored in the configuration.
-        """
-        self.config.num_identities = num_identities
-        self.config.identities_digest = identities_digest if num_identities else None
-        for head in self.reid_head.values():
-            head.remake_classifier(num_identities, self.device)
+    @property
+    def heads(self) -> nn.ModuleDict:
+        """The ReID head of each feature that the ReID losses act on."""
+        return self.reid_head
 
     def get_input_embeddings(self) -> nn.Module:
         """Returns the LLM's token embeddings."""

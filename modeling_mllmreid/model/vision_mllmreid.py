@@ -90,6 +90,18 @@ class MllmReIDVisionModel(EncoderCheckpoints, PreTrainedModel):
         layer: int | None = self.config.vision_layer
         return layer
 
+    @property
+    def read_layers(self) -> list[int | None]:
+        """Layers of the encoder that are read: indices of hidden states, or None for the final output."""
+        return [self.vision_layer]
+
+    def train(self, mode: bool = True) -> "MllmReIDVisionModel":
+        """Sets the mode as in PyTorch; a frozen encoder stays in evaluation mode, and keeps its batch statistics."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.tower.parameters()):
+            self.tower.eval()
+        return self
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, IDClassifier):
@@ -142,8 +154,9 @@ class MllmReIDVisionModel(EncoderCheckpoints, PreTrainedModel):
 
     def run_tower(self, pixel_values: Tensor) -> TowerOutput:
         """Runs the encoder on crops (B, 3, H, W); it returns the states that the feature reads."""
-        layers = [] if self.vision_layer is None else [self.vision_layer]
-        return self.config.tower.run(self.tower, checked_pixels(pixel_values, self.tower), layers)
+        layers = [layer for layer in self.read_layers if layer is not None]
+        output: TowerOutput = self.config.tower.run(self.tower, checked_pixels(pixel_values, self.tower), layers)
+        return output
 
     def pool_vision(self, output: TowerOutput) -> Tensor:
         """Returns the un-normalised feature, (B, D)."""

@@ -155,6 +155,10 @@ class MethodArguments:
         default=None,
         metadata={"help": "Vision tower layer whose patches are pooled. Default: the layer that the LLM reads."},
     )
+    pooling: Literal["class", "mean", "gem", "class_mean"] | None = field(
+        default=None,
+        metadata={"help": "Feature of an encoder without a language model: class token, mean of patches, GeM, both."},
+    )
     distillation_weight: NotNegative | None = field(
         default=None, metadata={"help": "Weight of the distillation from the text branch to the image branch."}
     )

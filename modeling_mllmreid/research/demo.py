@@ -243,6 +243,7 @@ def write_training_record(dataset: DatasetDict, options: DemoOptions, seconds: f
         base_model=OWN_MODEL,
         adapters=AdapterArguments(),
         batches=options.batches,
+        language=True,
         texts=[record.provenance for record in read_records(options.folder / "texts.jsonl")],
         seconds=seconds,
         devices=describe_devices(options.training),

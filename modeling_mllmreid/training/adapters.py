@@ -17,6 +17,8 @@ from ..utils.errors import UserError
 from .modules import linear_layers, tower_parameters
 from .parameters import check_pattern, matches
 
+# Settings of the language model.
+LANGUAGE_FIELDS = ("language_model", "quantize")
 LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
 
@@ -83,9 +85,15 @@ class AdapterArguments:
         """Whether the language model or the tower is trained by LoRA."""
         return "lora" in (self.language_model, self.tower)
 
-    def to_record(self) -> dict[str, Any]:
-        """Returns the settings for `run.json`; LoRA settings only if there is a LoRA."""
-        return {name: value for name, value in asdict(self).items() if self.has_lora or name not in LORA_FIELDS}
+    def to_record(self, *, language: bool = True) -> dict[str, Any]:
+        """Returns the settings for `run.json`; LoRA settings only if there is a LoRA.
+
+        Args:
+            language (`bool`): Whether the model has a language model.
+        """
+        left_out = set() if self.has_lora else {*LORA_FIELDS}
+        left_out |= set() if language else {*LANGUAGE_FIELDS}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def quantization_config(self, dtype: torch.dtype) -> Any:
         """Returns the language model's `BitsAndBytesConfig`, or None. Raises UserError without bitsandbytes."""

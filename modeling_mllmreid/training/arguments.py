@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from transformers import TrainingArguments
@@ -87,6 +87,15 @@ class BatchArguments:
         for name, least in (("max_target_tokens", 1), ("val_identities", 0), ("pad", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} {getattr(self, name)}: give {least} or more")
+
+    def to_record(self, *, language: bool) -> dict[str, Any]:
+        """Returns the settings for `run.json`. language: whether the model has a language model."""
+        settings = {name: value for name, value in asdict(self).items() if name != "texts"}
+        return settings if language else {name: settings[name] for name in IMAGE_SETTINGS}
+
+
+# Settings of the batches that an encoder without a language model has.
+IMAGE_SETTINGS = ("val_identities", "flip", "pad", "erase")
 
 
 @without_refused
@@ -236,9 +245,8 @@ class ReIDTrainingArguments(TrainingArguments):
 
     @property
     def batch_in_words(self) -> str:
-        """The images of a batch, such as "16 x 4"; P x K or pairs."""
-        pairs = None if self.pairs_per_batch is None else f"{self.pairs_per_batch} pairs"
-        return pairs or f"{self.identities_per_batch} x {self.images_per_identity}"
+        """The number of images of a batch: "16 x 4" for P x K, or "64"."""
+        return str(self.pairs_per_batch or f"{self.identities_per_batch} x {self.images_per_identity}")
 
     @property
     def n_gpu(self) -> int:

@@ -34,7 +34,7 @@ class TrainDataset(Dataset[dict[str, Any]]):
 
     Args:
         split (`datasets.Dataset`): Training split with the columns of the data contract.
-        processor (`MllmReIDProcessor`): Resizes the crops and tokenizes the targets.
+        processor (`MllmReIDProcessor` or `MllmReIDVisionProcessor`): Resizes the crops and tokenizes the targets.
         args (`BatchArguments`): Texts and augmentation.
         seed (`int`): Seed of the augmentation and of the choice of captions.
         language (`bool`): Whether the samples need captions and targets.
@@ -58,9 +58,7 @@ class TrainDataset(Dataset[dict[str, Any]]):
         (torch.Size([3, 64, 32]), 1)
     """
 
-    def __init__(
-        self, split: datasets.Dataset, processor: MllmReIDProcessor, args: BatchArguments, *, seed: int, language: bool
-    ):
+    def __init__(self, split: datasets.Dataset, processor: Any, args: BatchArguments, *, seed: int, language: bool):
         self.images = image_sources(split)
         self.person_ids: list[int] = split["person_id"][:]
         self.person_names = person_names(split)
@@ -190,7 +188,8 @@ class TrainCollator:
     the caption.
 
     Args:
-        processor (`MllmReIDProcessor`): Tokenizes the prompts and pads the sequences on the right.
+        processor (`MllmReIDProcessor`): Tokenizes the prompts and pads the sequences on the right. A
+            `MllmReIDVisionProcessor` does neither, and serves the ReID losses on images alone.
         args (`BatchArguments`): Instruction and text branch.
         language (`bool`): Whether the language loss is computed.
         reid_text (`bool`): Whether the ReID losses read the captions.
@@ -210,12 +209,13 @@ class TrainCollator:
     # Whether the samples need captions where no loss of the model reads them.
     needs_captions = False
 
-    def __init__(self, processor: MllmReIDProcessor, args: BatchArguments, *, language: bool, reid_text: bool):
+    def __init__(self, processor: Any, args: BatchArguments, *, language: bool, reid_text: bool):
         self.processor = processor
         self.language, self.text_targets = language, language and args.text_branch
         self.has_text_branch = self.text_targets or reid_text
         self.instructions = instruction_texts(args.instruction)
-        self.image_prompts = [processor.image_prompt_ids(text) for text in self.instructions]
+        if isinstance(processor, MllmReIDProcessor):
+            self.image_prompts = [processor.image_prompt_ids(text) for text in self.instructions]
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Returns the batch of B samples.

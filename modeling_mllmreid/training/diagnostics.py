@@ -98,12 +98,11 @@ class Diagnostics:
             return
         checkpointing = dict(self.args.activation_checkpointing_kwargs or {})  # type: ignore[arg-type]
         reentrant = self.args.activation_checkpointing and checkpointing.get("use_reentrant")
-        read = [model.vision_layer, *model.backbone.projected_layers]
         trained = any(p.requires_grad for _, p in tower_parameters(model))
 
         def keep(module: Any, args: Any, output: Any) -> None:
             # The earliest state that is read; the final output comes after all of them.
-            layers = [layer for layer in read if layer is not None]
+            layers = [layer for layer in model.read_layers if layer is not None]
             depths = [range(len(output.hidden_states))[layer] for layer in layers]
             state = output.hidden_states[min(depths)] if depths else output.last_hidden_state
             if trained and not (reentrant and state.requires_grad):

@@ -8,6 +8,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, register_fs
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.deepspeed import set_hf_deepspeed_config
 
+from ..model.adapters import quantized_as
 from ..utils.errors import UserError
 
 # Methods that run the model. FSDP2 gathers the weights of the outer model for `forward` alone.
@@ -41,7 +42,7 @@ def prepare_sharding(trainer: Trainer) -> None:
     args: Any = trainer.args
     model: Any = trainer.model
     state = trainer.accelerator.state
-    if getattr(model.mllm, "is_quantized", False):
+    if quantized_as(model) is not None:
         raise UserError(f"quantize: {engine} does not shard weights of 4 or 8 bits: use DDP, or leave it out")
     if args.grad_cache_chunk:
         raise UserError(

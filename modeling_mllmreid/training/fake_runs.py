@@ -1,5 +1,8 @@
 """Fake runs: a model on tensors without memory, and the parameters that a loss reaches, found by such a run."""
 
+import copy
+import functools
+import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from ..model import MllmReIDConfig, MllmReIDModel
+from ..model import ImageEncoder, MllmReIDVisionConfig
 
 
 class _RealNumbers(TorchFunctionMode):
@@ -34,7 +37,7 @@ def fake_run(model: nn.Module) -> Iterator[None]:
     Args:
         model (`nn.Module`): The model, usually on the meta device. Its weights and buffers become fake, in place.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), _RealNumbers():
+    with _forgotten_caches(), FakeTensorMode(allow_non_fake_inputs=True), _RealNumbers():
         for module in model.modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None:
@@ -46,30 +49,48 @@ def fake_run(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def image_parameters(config: MllmReIDConfig, *, image: bool, vision: bool) -> set[str]:
+@contextmanager
+def _forgotten_caches() -> Iterator[None]:
+    """Empties the caches of transformers' functions after the block.
+
+    DINOv3 caches the positions of its patches by their number. A cached fake tensor would break the next real run.
+    """
+    try:
+        yield
+    finally:
+        for function in gc.get_objects():
+            is_cache = isinstance(function, functools._lru_cache_wrapper)
+            if is_cache and str(getattr(function, "__module__", "")).startswith("transformers.models."):
+                function.cache_clear()
+
+
+def image_parameters(model: ImageEncoder, *, image: bool, vision: bool) -> set[str]:
     """Returns the names of the parameters that compute the image embeddings, the vision feature or both.
 
     Args:
-        config (`MllmReIDConfig`): Configuration of the model.
+        model (`MllmReIDModel` or `MllmReIDVisionModel`): The model.
         image (`bool`): Whether a loss reads the embeddings of the image tokens.
         vision (`bool`): Whether a loss reads the vision feature.
 
     Returns:
-        `set[str]`: Names within [`MllmReIDModel`], without a LoRA.
+        `set[str]`: Names within the model, without a LoRA.
     """
+    config: Any = copy.deepcopy(model.config)
+    if config.model_type == MllmReIDVisionConfig.model_type:
+        config.lora_modules = None
     with torch.device("meta"):
-        model = MllmReIDModel(config)
+        fake: Any = type(model)(config)
 
     def outputs() -> Iterable[Tensor]:
         size: Any = (1, 3, config.height, config.width)
-        output = model.run_tower(torch.empty(size))
+        output = fake.run_tower(torch.empty(size))
         if image:
-            projected = model.project_image(output)
+            projected = fake.project_image(output)
             yield from (projected.embeddings, *projected.deepstack)
         if vision:
-            yield model.pool_vision(output)
+            yield fake.pool_vision(output)
 
-    return reached_parameters(model, outputs)
+    return reached_parameters(fake, outputs)
 
 
 def reached_parameters(model: nn.Module, outputs: Callable[[], Iterable[Tensor]]) -> set[str]:

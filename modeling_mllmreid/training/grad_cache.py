@@ -47,7 +47,7 @@ def cached_backward(
     Returns:
         `tuple[Tensor, MllmReIDOutput]`: The loss, a scalar, and the output of `forward`, both detached.
     """
-    config: MllmReIDConfig = model.config  # type: ignore[assignment]
+    config: MllmReIDConfig = model.config
     person_ids = inputs["person_ids"].to(model.device)
     captioned = inputs["text_caption_mask"].any(dim=1).to(model.device) if "text_caption_mask" in inputs else None
     chunks = list(_split({name: tensor for name, tensor in inputs.items() if name != "person_ids"}, chunk))
@@ -60,7 +60,7 @@ def cached_backward(
         features = {name: tensor.requires_grad_() for name, tensor in features.items()}
         text = features.get("text")
         text_captioned = None if text is None else captioned
-        reid, id_logits = reid_loss(config, model.reid_head, features, text, person_ids, loss_parts, text_captioned)
+        reid, id_logits = reid_loss(config, model.heads, features, text, person_ids, loss_parts, text_captioned)
         backward(reid_weight * reid)
         loss = loss + reid_weight * reid.detach()
         gradients = {name: tensor.grad / scale for name, tensor in features.items() if tensor.grad is not None}

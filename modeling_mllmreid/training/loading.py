@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig
+from transformers.utils.generic import is_timm_config_dict
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..evaluation.onnx_encoder import Encoder, EncoderProcessor, load_onnx
@@ -27,6 +28,8 @@ from ..model import (
 )
 from ..model.adapters import read_adapter
 from ..model.backbones import FAMILIES
+from ..model.encoder_checkpoints import encoder_config
+from ..model.encoders import vision_part
 from ..model.weights import CONFIG, load_whole, native_config, read_config, read_fields
 from ..options.arguments import ModelArguments, OnnxArguments
 from ..options.parser import build_options
@@ -34,8 +37,23 @@ from ..utils.errors import UserError, is_our_fault
 from ..utils.json_files import refuse_special_files
 from ..utils.processes import this_process
 from .adapters import LORA_FIELDS, AdapterArguments, checkpoint_adapters, prepare_training, refuse_other_adapters
+from .encoder_training import (
+    encoder_adapters,
+    encoder_settings,
+    prepare_encoder,
+    refuse_language_options,
+    refuse_other_encoder_adapters,
+)
 
 logger = logging.getLogger(__name__)
+
+# What `model_type` returns for a native vision encoder.
+ENCODER = "encoder"
+WITHOUT_LANGUAGE_MODEL = (ENCODER, MllmReIDVisionConfig.model_type)
+MODELS = (
+    f"give a checkpoint of ours, a vision encoder, or a native model of {', '.join(FAMILIES)}; docs/backbones.md shows "
+    "how to add a family in one file of about 60 lines"
+)
 
 
 def load_model(
@@ -77,8 +95,9 @@ def load_model(
             name: value for name, value in asdict(adapters).items() if adapters.has_lora or name not in LORA_FIELDS
         }
         refuse_other_adapters(settings, stored_adapters, name)
-    if kind == MllmReIDVisionConfig.model_type:
-        raise UserError(f"model {name}: a vision form has no language model: give the checkpoint it was exported from")
+    if kind in WITHOUT_LANGUAGE_MODEL:
+        raise UserError(f"model {name}: has no language model: give a multimodal LLM or a checkpoint of one")
+    refuse_pooling(fields)
     with _loading_errors(name):
         if kind in FAMILIES:
             size = {side: fields[side] for side in ("height", "width") if side in fields}
@@ -138,21 +157,23 @@ def changed_config(stored: MllmReIDConfig, fields: Mapping[str, Any]) -> MllmReI
 
 
 def read_adapters(arguments: ModelArguments) -> dict[str, Any] | None:
-    """Reads the adapter settings of a thin checkpoint.
+    """Reads the adapter settings of a thin checkpoint, or of an encoder with a LoRA.
 
     Args:
         arguments (`ModelArguments`): Name or folder of the model.
 
     Returns:
-        `dict[str, Any]`: See `checkpoint_adapters`; None for any other model.
+        `dict[str, Any]`: See `checkpoint_adapters` and `encoder_adapters`; None for any other model.
 
     Raises:
         UserError: The checkpoint is broken.
     """
-    if model_type(arguments) != MllmReIDConfig.model_type:
-        return None
+    kind, revision = model_type(arguments), revision_option(arguments)
     with _loading_errors(arguments.model):
-        revision = revision_option(arguments)
+        if kind == MllmReIDVisionConfig.model_type:
+            return encoder_adapters(read_config(MllmReIDVisionConfig, arguments.model, revision))
+        if kind != MllmReIDConfig.model_type:
+            return None
         config = read_config(MllmReIDConfig, arguments.model, revision)
         if config.backbone is None:
             return None
@@ -163,23 +184,26 @@ def read_adapters(arguments: ModelArguments) -> dict[str, Any] | None:
 
 
 def resolve_adapters(arguments: ModelArguments, options: Mapping[str, Any]) -> AdapterArguments:
-    """Combines the adapter options of a training with those of a thin checkpoint.
+    """Combines the adapter options of a training with those of a thin checkpoint, or of an encoder with a LoRA.
 
-    A thin checkpoint keeps its adapters. Only `quantize` may change, as it belongs to the loading of the backbone.
+    They keep their adapters. Only `quantize` may change, as it belongs to the loading of the backbone.
 
     Args:
         arguments (`ModelArguments`): Name or folder of the model.
-        options (`Mapping[str, Any]`): Fields of [`AdapterArguments`] that the user set.
+        options (`Mapping[str, Any]`): Options of `train` that the user set.
 
     Returns:
         `AdapterArguments`: The complete settings.
 
     Raises:
-        UserError: An option differs from the checkpoint.
+        UserError: An option differs from the checkpoint, or needs a language model where there is none.
     """
-    stored = read_adapters(arguments)
+    stored, kind = read_adapters(arguments), model_type(arguments)
+    if kind in WITHOUT_LANGUAGE_MODEL:
+        refuse_language_options(options)
     if stored is not None:
-        refuse_other_adapters(options, stored, arguments.model)
+        refuse = refuse_other_encoder_adapters if kind in WITHOUT_LANGUAGE_MODEL else refuse_other_adapters
+        refuse(options, stored, arguments.model)
         options = {**{name: value for name, value in stored.items() if value is not None}, **options}
     adapters: AdapterArguments = build_options((AdapterArguments,), options, "train")[0]
     return adapters
@@ -192,34 +216,51 @@ def model_commit(arguments: ModelArguments) -> str | None:
     return extract_commit_hash(cached_file(arguments.model, "config.json", revision=arguments.revision), None)
 
 
-def load_config(arguments: ModelArguments, fields: dict[str, Any]) -> MllmReIDConfig:
-    """Loads the configuration that `load_model` builds a model from, without weights.
+def refuse_pooling(fields: Mapping[str, Any]) -> None:
+    """Raises UserError for the pooling of an encoder among the fields of a multimodal LLM."""
+    if "pooling" in fields:
+        raise UserError("pooling: only for an encoder without a language model: leave it out")
+
+
+def load_config(arguments: ModelArguments, fields: dict[str, Any]) -> MllmReIDConfig | MllmReIDVisionConfig:
+    """Loads the configuration that `load_encoder` builds a model from, without weights.
 
     Args:
         arguments (`ModelArguments`): Name or folder of the model.
         fields (`dict[str, Any]`): Configuration fields to replace.
 
     Returns:
-        `MllmReIDConfig`
+        `MllmReIDConfig` or `MllmReIDVisionConfig`
 
     Raises:
-        UserError: As in `load_model`.
+        UserError: As in `load_encoder`.
     """
-    revision = revision_option(arguments)
+    revision, kind = revision_option(arguments), model_type(arguments)
     with _loading_errors(arguments.model):
-        if model_type(arguments) in FAMILIES:
+        if kind == ENCODER:
+            return encoder_config(MllmReIDVisionConfig, arguments.model, revision, **fields)  # type: ignore[no-any-return]
+        if kind == MllmReIDVisionConfig.model_type:
+            stored = read_config(MllmReIDVisionConfig, arguments.model, revision)
+            return MllmReIDVisionConfig.from_dict({**stored.to_dict(), **fields})
+        refuse_pooling(fields)
+        if kind in FAMILIES:
             return MllmReIDConfig(mllm_config=native_config(arguments.model, revision), **fields)
         return changed_config(read_config(MllmReIDConfig, arguments.model, revision), fields)
 
 
 def load_encoder(
-    arguments: ModelArguments, fields: dict[str, Any] | None = None
+    arguments: ModelArguments,
+    fields: dict[str, Any] | None = None,
+    adapters: AdapterArguments | None = None,
+    device: torch.device | None = None,
 ) -> tuple[ImageEncoder, ImageEncoderProcessor]:
-    """Loads a model that embeds images, of the vision form or any form of `load_model`.
+    """Loads a model that embeds images: any form of `load_model`, a vision form, or a new one around an encoder.
 
     Args:
         arguments (`ModelArguments`): Name or folder of the model.
-        fields (`dict[str, Any]`, *optional*): Configuration fields to replace; a vision form takes none.
+        fields (`dict[str, Any]`, *optional*): Configuration fields to replace.
+        adapters (`AdapterArguments`, *optional*): For training: what is trained, and the format of frozen weights.
+        device (`torch.device`, *optional*): As in `load_model`.
 
     Returns:
         `tuple[ImageEncoder, ImageEncoderProcessor]`
@@ -227,17 +268,33 @@ def load_encoder(
     Raises:
         UserError: As in `load_model`.
     """
-    if model_type(arguments) != MllmReIDVisionConfig.model_type:
-        return load_model(arguments, fields)
-    name = arguments.model
-    options: dict[str, Any] = {**revision_option(arguments), "trust_remote_code": False}
-    if fields:
-        raise UserError(
-            f"model {name}: the settings of a vision form are fixed at its export: leave out {', '.join(fields)}"
-        )
+    kind = model_type(arguments)
+    if kind not in WITHOUT_LANGUAGE_MODEL:
+        return load_model(arguments, fields, adapters, device)
+    name, revision, fields = arguments.model, revision_option(arguments), dict(fields or {})
+    dtype = arguments.torch_dtype
+    if adapters is not None and (stored := read_adapters(arguments)) is not None:
+        refuse_other_encoder_adapters(encoder_settings(adapters), stored, name)
     with _loading_errors(name):
-        processor = MllmReIDVisionProcessor.from_pretrained(name, **options)
-        return MllmReIDVisionModel.from_pretrained(name, dtype=arguments.torch_dtype, **options), processor
+        if kind == ENCODER:
+            size = {side: fields[side] for side in ("height", "width") if side in fields}
+            processor = MllmReIDVisionProcessor.from_encoder_pretrained(name, **size, **revision)
+            model = MllmReIDVisionModel.from_encoder_pretrained(name, dtype=dtype, **revision, **fields)
+        else:
+            _refuse_other_pooling(read_config(MllmReIDVisionConfig, name, revision), fields)
+            processor = MllmReIDVisionProcessor.from_pretrained(name, trust_remote_code=False, **revision)
+            options = {**revision, "dtype": dtype, "trust_remote_code": False, **fields}
+            model = MllmReIDVisionModel.from_pretrained(name, **options)
+            processor.image_processor.size = {"height": model.config.height, "width": model.config.width}
+    if adapters is not None:
+        prepare_encoder(model, adapters)
+    return model, processor
+
+
+def _refuse_other_pooling(stored: MllmReIDVisionConfig, fields: Mapping[str, Any]) -> None:
+    """Raises ValueError for another pooling than that which a checkpoint's head was trained with."""
+    if fields.get("pooling", stored.pooling) != stored.pooling:
+        raise ValueError(f"pooling is {fields['pooling']}: its head was trained with {stored.pooling}: leave it out")
 
 
 def load_embedder(
@@ -300,19 +357,29 @@ def to_device(model: nn.Module) -> None:
 
 
 def model_type(arguments: ModelArguments) -> str:
-    """Returns the `model_type` of a checkpoint of ours or of a native model. Raises UserError for any other."""
+    """Returns the `model_type` of a checkpoint of ours or of a native multimodal LLM, or "encoder".
+
+    Args:
+        arguments (`ModelArguments`): Name or folder of the model.
+
+    Raises:
+        UserError: Another kind of model, or none.
+    """
     refuse_single_file(arguments.model)
     if os.path.isdir(arguments.model):
         refuse_special_files(arguments.model)
     remedy = "give a checkpoint's folder (for --dry_run its config.json is enough) or a Hub name"
+    revision = revision_option(arguments)
     with _loading_errors(arguments.model, "not loadable", remedy):
-        kind = (read_fields(arguments.model, CONFIG, revision_option(arguments), required=True) or {}).get("model_type")
-    if kind not in (MllmReIDConfig.model_type, MllmReIDVisionConfig.model_type, *FAMILIES):
-        raise UserError(
-            f"model {arguments.model}: of type {repr(kind)[:60]}: give a checkpoint of ours or a native model of "
-            f"{', '.join(FAMILIES)}; docs/backbones.md shows how to add a family in one file of about 60 lines"
-        )
-    return str(kind)
+        fields = read_fields(arguments.model, CONFIG, revision, required=True) or {}
+    kind = fields.get("model_type")
+    if kind in (MllmReIDConfig.model_type, MllmReIDVisionConfig.model_type, *FAMILIES):
+        return str(kind)
+    if kind is None and not is_timm_config_dict(fields):
+        raise UserError(f"model {arguments.model}: config.json has no model_type: {MODELS}")
+    with _loading_errors(arguments.model, remedy=MODELS):
+        vision_part(read_config(AutoConfig, arguments.model, revision, trust_remote_code=False))
+    return ENCODER
 
 
 def revision_option(arguments: ModelArguments) -> dict[str, Any]:

@@ -5,17 +5,19 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
-from ..model import MllmReIDConfig, MllmReIDModel
+from ..model import ImageEncoder, MllmReIDConfig, MllmReIDModel, MllmReIDVisionConfig, MllmReIDVisionModel
 from ..utils.errors import UserError
 from .adapters import AdapterArguments, apply_adapters
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainCollator, TrainDataset
+from .encoder_training import prepare_encoder
 from .fake_runs import fake_run
 from .modules import module_of
 from .parameters import freeze_unused_parameters
@@ -65,7 +67,7 @@ class Memory:
 
 
 def estimate_memory(
-    config: MllmReIDConfig,
+    config: MllmReIDConfig | MllmReIDVisionConfig,
     adapters: AdapterArguments,
     args: ReIDTrainingArguments,
     batches: BatchArguments,
@@ -79,7 +81,7 @@ def estimate_memory(
     and the activations of one block.
 
     Args:
-        config (`MllmReIDConfig`): Configuration of the model.
+        config (`MllmReIDConfig` or `MllmReIDVisionConfig`): Configuration of the model.
         adapters (`AdapterArguments`): What is trained.
         args (`ReIDTrainingArguments`): Training arguments.
         batches (`BatchArguments`): Settings of the batches.
@@ -89,13 +91,9 @@ def estimate_memory(
         `Memory`: The estimate.
 
     Raises:
-        UserError: As in `apply_adapters`.
+        UserError: As in `apply_adapters` and `prepare_encoder`.
     """
-    # The image stands at the start of the sequences that are measured.
-    config = MllmReIDConfig.from_dict({**config.to_dict(), "image_prefix_ids": []})
-    with torch.device("meta"):
-        model = MllmReIDModel(config)
-        apply_adapters(model, adapters, dtype)
+    model = _model_without_weights(config, adapters, dtype)
     freeze_unused_parameters(model)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     by_module = dict.fromkeys(("llm", "vision", "projector", "heads", "lm_head"), 0)
@@ -104,7 +102,6 @@ def estimate_memory(
     count = sum(p.numel() for _, p in trained)
     labels = batches.max_target_tokens * args.per_device_train_batch_size * (2 if batches.text_branch else 1)
     language = config.loss_lambda < 1
-    vocabulary = config.get_text_config().vocab_size
     return Memory(
         parameters=sum(p.numel() for p in model.parameters()),
         trained=count,
@@ -114,8 +111,21 @@ def estimate_memory(
         optimizer=optimizer_state_bytes(args) * count,
         activations=_activation_bytes(model, args, batches),
         # In the format of the model, in float32 for the loss, and the gradient.
-        logits=labels * vocabulary * (2 + 4 + 4) if language else 0,
+        logits=labels * config.get_text_config().vocab_size * (2 + 4 + 4) if language else 0,
     )
+
+
+def _model_without_weights(config: Any, adapters: AdapterArguments, dtype: torch.dtype) -> ImageEncoder:
+    """Returns the model on the meta device, with a LoRA and frozen weights as in the training."""
+    with torch.device("meta"):
+        if isinstance(config, MllmReIDVisionConfig):
+            encoder = MllmReIDVisionModel(config)
+            prepare_encoder(encoder, adapters)
+            return encoder
+        # The image stands at the start of the sequences that are measured.
+        model = MllmReIDModel(MllmReIDConfig.from_dict({**config.to_dict(), "image_prefix_ids": []}))
+        apply_adapters(model, adapters, dtype)
+        return model
 
 
 def optimizer_state_bytes(args: ReIDTrainingArguments) -> int:
@@ -124,20 +134,21 @@ def optimizer_state_bytes(args: ReIDTrainingArguments) -> int:
     return next((size for key, size in OPTIMIZER_STATE_BYTES.items() if key in name), 8)
 
 
-def _weight_bytes(model: MllmReIDModel, quantize: str | None) -> int:
+def _weight_bytes(model: ImageEncoder, quantize: str | None) -> int:
     """Returns the bytes of all weights."""
-    size, language = 0.0, f"mllm.{model.backbone.language_path}."
+    size = 0.0
     for name, module in model.named_modules():
-        quantised = quantize and type(module) is nn.Linear and name.startswith(language) and ".lora_" not in name
+        linear = type(module) is nn.Linear and ".lora_" not in name
+        quantised = quantize and linear and module_of(model, name) == "llm"
         for parameter in module.parameters(recurse=False):
             weight_bytes = QUANTISED_BYTES[str(quantize)] if quantised else parameter.element_size()
             size += parameter.numel() * weight_bytes
     return int(size)
 
 
-def _activation_bytes(model: MllmReIDModel, args: ReIDTrainingArguments, batches: BatchArguments) -> int:
+def _activation_bytes(model: ImageEncoder, args: ReIDTrainingArguments, batches: BatchArguments) -> int:
     """Returns the bytes that autograd saves for the backward pass of one batch."""
-    config = model.config
+    config: Any = model.config
     image_length = (
         config.num_image_tokens + PROMPT_TOKENS + (batches.max_target_tokens if config.loss_lambda < 1 else 0)
     )
@@ -155,14 +166,15 @@ def _activation_bytes(model: MllmReIDModel, args: ReIDTrainingArguments, batches
     batch_size = args.per_device_train_batch_size
     if not args.activation_checkpointing:
         return sum(fixed.values()) + batch_size * sum(growth.values())
-    tower, text_config = model.backbone.tower, config.get_text_config()
+    tower = model.backbone.tower if isinstance(model, MllmReIDModel) else config.tower
     rows, columns = tower.grid(config.height, config.width)
     patches = rows * columns + tower.prefix_tokens
-    block_inputs = {
-        "tower": tower.depth * patches * tower.size * 4,
-        "language_model": text_config.num_hidden_layers * sum(lengths) * text_config.hidden_size * 2,
-    }
-    depth = {"tower": tower.depth, "language_model": text_config.num_hidden_layers}
+    block_inputs = {"tower": tower.depth * patches * tower.size * 4}
+    depth = {"tower": tower.depth}
+    if isinstance(model, MllmReIDModel):
+        text_config = config.get_text_config()
+        depth["language_model"] = text_config.num_hidden_layers
+        block_inputs["language_model"] = text_config.num_hidden_layers * sum(lengths) * text_config.hidden_size * 2
     saved = sum(size for name, size in block_inputs.items() if growth[name])
     # The backward pass recomputes one block at a time, and one branch after the other.
     share = {"tower": 1.0, "language_model": max(lengths) / sum(lengths) if lengths else 0.0}
@@ -171,7 +183,7 @@ def _activation_bytes(model: MllmReIDModel, args: ReIDTrainingArguments, batches
     return result
 
 
-def _saved_bytes(model: MllmReIDModel, images: int, lengths: list[int], half: bool) -> dict[str, int]:
+def _saved_bytes(model: ImageEncoder, images: int, lengths: list[int], half: bool) -> dict[str, int]:
     """Returns the bytes saved in tower and projector, and in the language model, for sequences of these lengths."""
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     saved: dict[int, Tensor] = {}  # holds the tensors, so that no other tensor reuses a storage
@@ -185,12 +197,19 @@ def _saved_bytes(model: MllmReIDModel, images: int, lengths: list[int], half: bo
     def saved_size() -> int:
         return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
-    config = model.config
+    config: Any = model.config
+    pixels = torch.empty(images, 3, config.height, config.width)
+    hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
+    if isinstance(model, MllmReIDVisionModel):
+        with hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            model.pool_vision(model.run_tower(pixels))
+        return {"tower": saved_size()}
     embeddings: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     width = config.get_text_config().hidden_size
-    hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-        image = model.project_image(model.run_tower(torch.empty(images, 3, config.height, config.width)))
+        image = model.project_image(model.run_tower(pixels))
+        # A fake run cannot select positions by a mask, as deepstack does. Its sums save nothing for the backward pass.
+        image = image._replace(deepstack=())
         tower = saved_size()
         for index, length in enumerate(lengths):
             sequences = torch.empty(images, length, width, dtype=embeddings.dtype)
@@ -205,7 +224,7 @@ def _saved_bytes(model: MllmReIDModel, images: int, lengths: list[int], half: bo
 
 
 def find_batch_size(
-    args: ReIDTrainingArguments, model: MllmReIDModel, samples: TrainDataset, collator: TrainCollator
+    args: ReIDTrainingArguments, model: ImageEncoder, samples: TrainDataset, collator: TrainCollator
 ) -> None:
     """Lowers `identities_per_batch` to the largest value that fits; `images_per_identity` stays.
 
@@ -213,7 +232,7 @@ def find_batch_size(
 
     Args:
         args (`ReIDTrainingArguments`): Training arguments, changed in place.
-        model (`MllmReIDModel`): The model that is trained.
+        model (`MllmReIDModel` or `MllmReIDVisionModel`): The model that is trained.
         samples (`TrainDataset`): The training samples.
         collator (`TrainCollator`): Makes the batches.
 
@@ -266,7 +285,7 @@ def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
 
 
 def _step_fits(
-    args: ReIDTrainingArguments, model: MllmReIDModel, samples: TrainDataset, collator: TrainCollator, identities: int
+    args: ReIDTrainingArguments, model: ImageEncoder, samples: TrainDataset, collator: TrainCollator, identities: int
 ) -> bool:
     """Whether forward, backward and the optimiser's state fit into memory, with the longest texts."""
     longest = _longest_texts(samples)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from ..model import MllmReIDModel
+from ..model import ImageEncoder, MllmReIDModel
 from ..model.backbone import Backbone
 from ..model.checkpoints import within
 
@@ -15,8 +15,10 @@ ModuleName = Literal["llm", "vision", "projector", "heads", "lm_head"]
 IN_BLOCK = re.compile(r"\.\d+\.")
 
 
-def module_of(model: MllmReIDModel, name: str) -> ModuleName:
+def module_of(model: ImageEncoder, name: str) -> ModuleName:
     """Returns the module that a parameter's name within the model belongs to."""
+    if not isinstance(model, MllmReIDModel):
+        return "vision" if within(name, ["tower"]) else "heads"
     backbone, inner = model.backbone, name.removeprefix("mllm.")
     if name == inner:
         return "heads"
@@ -27,7 +29,7 @@ def module_of(model: MllmReIDModel, name: str) -> ModuleName:
     return "llm" if within(inner, [backbone.language_path]) else "lm_head"
 
 
-def tower_parameters(model: MllmReIDModel) -> Iterator[tuple[str, nn.Parameter]]:
+def tower_parameters(model: ImageEncoder) -> Iterator[tuple[str, nn.Parameter]]:
     """Yields names and parameters of the vision tower, without a projector that lies within it."""
     yield from ((name, weight) for name, weight in model.named_parameters() if module_of(model, name) == "vision")
 

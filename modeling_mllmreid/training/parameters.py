@@ -7,7 +7,7 @@ from typing import Any
 import regex
 from torch import nn
 
-from ..model import MllmReIDModel
+from ..model import ImageEncoder, MllmReIDModel
 from ..utils.errors import UserError
 from .fake_runs import image_parameters
 
@@ -45,14 +45,14 @@ def matches(pattern: str, name: str, option: str, *, whole: bool = False) -> boo
         ) from None
 
 
-def freeze_unused_parameters(model: MllmReIDModel) -> list[str]:
+def freeze_unused_parameters(model: ImageEncoder) -> list[str]:
     """Freezes the parameters that no loss reaches under the model's configuration.
 
     DDP and activation checkpointing need them frozen, and weight decay would shrink them. Frozen parameters stay
     frozen.
 
     Args:
-        model (`MllmReIDModel`): The model, changed in place.
+        model (`MllmReIDModel` or `MllmReIDVisionModel`): The model, changed in place.
 
     Returns:
         `list[str]`: Names of the parameters that this call froze.
@@ -66,16 +66,26 @@ def freeze_unused_parameters(model: MllmReIDModel) -> list[str]:
     return frozen
 
 
-def _used_parameters(model: MllmReIDModel) -> Iterable[nn.Parameter]:
+def _used_parameters(model: ImageEncoder) -> Iterable[nn.Parameter]:
     """Yields the parameters that a loss reaches."""
     config: Any = model.config
-    language_model: Any = model.language_model
     has_reid_weight = config.id_weight > 0 or config.triplet_weight > 0
     language, reid = config.loss_lambda < 1, config.loss_lambda > 0 and has_reid_weight
     llm_head, vision_head = (reid and name in config.reid_heads for name in ("llm", "vision"))
     if reid and config.id_weight > 0:
         # Only the ID loss comes after the batch norm.
         yield from model.reid_head.parameters()
+    if isinstance(model, MllmReIDModel):
+        yield from _used_by_language_model(model, language=language, llm_head=llm_head)
+    if language or llm_head or vision_head:
+        reached = image_parameters(model, image=language or llm_head, vision=vision_head)
+        yield from (parameter for name, parameter in model.named_parameters() if base_name(name) in reached)
+
+
+def _used_by_language_model(model: MllmReIDModel, *, language: bool, llm_head: bool) -> Iterable[nn.Parameter]:
+    """Yields the parameters of the language model that the language loss or the LLM's ReID head reaches."""
+    config: Any = model.config
+    language_model: Any = model.language_model
     if language:
         yield from model.get_output_embeddings().parameters()
         yield from language_model.parameters()
@@ -86,9 +96,6 @@ def _used_parameters(model: MllmReIDModel) -> Iterable[nn.Parameter]:
         yield from blocks[:depth].parameters()
         if depth == len(blocks):
             yield from language_model.norm.parameters()
-    if language or llm_head or vision_head:
-        reached = image_parameters(config, image=language or llm_head, vision=vision_head)
-        yield from (parameter for name, parameter in model.named_parameters() if base_name(name) in reached)
 
 
 def base_name(name: str) -> str:

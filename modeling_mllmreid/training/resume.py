@@ -16,7 +16,7 @@ from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.images import EmbeddedImage, ImageSource
-from ..model import MllmReIDModel, MllmReIDProcessor
+from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDProcessor
 from ..model.adapters import adapter_settings
 from ..model.backbone_loading import weights_fingerprint
 from ..text.instructions import instruction_texts
@@ -75,6 +75,7 @@ ADDED_SETTINGS = {"reid_warmup_steps": 0, "triplet_scale": "none"}
 ORIGIN_FIELDS = frozenset(
     {
         "mllm_config",
+        "vision_config",
         "image_prefix_ids",
         "trained_on",
         "overlap",
@@ -90,7 +91,7 @@ PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", 
 def run_fingerprint(
     args: ReIDTrainingArguments,
     batches: BatchArguments,
-    model: MllmReIDModel,
+    model: ImageEncoder,
     samples: TrainDataset,
     *,
     val: Dataset | None = None,
@@ -101,7 +102,7 @@ def run_fingerprint(
     Args:
         args (`ReIDTrainingArguments`): Training arguments.
         batches (`BatchArguments`): Settings of the batches.
-        model (`MllmReIDModel`): The model before training.
+        model (`MllmReIDModel` or `MllmReIDVisionModel`): The model before training.
         samples (`TrainDataset`): The training samples.
         val (`datasets.Dataset`, *optional*): The split that selects checkpoints.
         sharding (`str`, *optional*): Engine that shards the model, as each engine reads only its own checkpoints.
@@ -114,7 +115,7 @@ def run_fingerprint(
     columns = ("file_name", "person_id", "camera_id", "source")
     return {
         "settings": {**_settings(args, batches, model), "sharding": sharding},
-        "start": _start(model.mllm),
+        "start": _start(model),
         "trained": _digest(trained),
         "data": _digest(data),
         "inputs": _inputs(samples.processor, batches),
@@ -123,7 +124,7 @@ def run_fingerprint(
     }
 
 
-def _settings(args: ReIDTrainingArguments, batches: BatchArguments, model: MllmReIDModel) -> dict[str, Any]:
+def _settings(args: ReIDTrainingArguments, batches: BatchArguments, model: ImageEncoder) -> dict[str, Any]:
     """Returns every setting that changes a weight, by name."""
     arguments = json.loads(json.dumps(args.to_public_dict(), default=str))
     settings = {name: value for name, value in arguments.items() if not NEUTRAL_SETTINGS.fullmatch(name)}
@@ -133,32 +134,37 @@ def _settings(args: ReIDTrainingArguments, batches: BatchArguments, model: MllmR
     config = json.loads(json.dumps(model.config.to_dict(), default=str))
     own_fields = type(model.config).__annotations__
     settings |= {name: value for name, value in config.items() if name in own_fields and name not in ORIGIN_FIELDS}
-    lora = adapter_settings(model.mllm) or {}
-    settings |= {name: lora.get(name) for name in ("lora_alpha", "lora_dropout")}
+    if isinstance(model, MllmReIDModel):
+        lora = adapter_settings(model.mllm) or {}
+        settings |= {name: lora.get(name) for name in ("lora_alpha", "lora_dropout")}
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
     return {**settings, "dtypes": dtypes, "processes": args.world_size}
 
 
-def _inputs(processor: MllmReIDProcessor, batches: BatchArguments) -> str:
+def _inputs(processor: ImageEncoderProcessor, batches: BatchArguments) -> str:
     """Returns a digest of how crops and instructions become inputs of the model."""
     pixels = [getattr(processor.image_processor, name, None) for name in PIXEL_SETTINGS]
-    prompts = [
-        (processor.image_prompt_ids(text), processor.text_prompt_ids("", text))
-        for text in instruction_texts(batches.instruction)
-    ]
+    prompts = []
+    if isinstance(processor, MllmReIDProcessor):
+        prompts = [
+            (processor.image_prompt_ids(text), processor.text_prompt_ids("", text))
+            for text in instruction_texts(batches.instruction)
+        ]
     return _digest([pixels, prompts])
 
 
-def _start(mllm: Any) -> list[Any]:
-    """Returns the configuration and a few weights of the multimodal LLM before training, which identify it."""
+def _start(model: ImageEncoder) -> list[Any]:
+    """Returns the configuration and a few weights of the wrapped model before training, which identify it."""
+    native: Any = model.mllm if isinstance(model, MllmReIDModel) else model.tower
     numbers = []
-    for name, parameter in mllm.named_parameters():
+    for name, parameter in native.named_parameters():
         # A new LoRA is random, so it does not identify the model. Sharding engines leave empty parameters.
         if parameter.is_floating_point() and parameter.numel() and ".lora_A." not in name:
             flat = parameter.detach().flatten()
             indices = torch.linspace(0, flat.numel() - 1, 4, dtype=torch.float64).round().long()
             numbers += [f"{value:.6g}" for value in flat[indices.to(flat.device)].float().tolist()]
-    return [*weights_fingerprint(mllm), _digest([_without_origin(mllm.config.to_dict()), numbers])]
+    fingerprint = weights_fingerprint(native) if isinstance(model, MllmReIDModel) else []
+    return [*fingerprint, _digest([_without_origin(native.config.to_dict()), numbers])]
 
 
 def _without_origin(config: Any) -> Any:

@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..data.splits import split_query_gallery, split_validation
 from ..evaluation.protocol import embed_query_gallery, same_person
 from ..evaluation.report import weights_digest, write_json
 from ..evaluation.threshold import Threshold, choose_threshold, save_thresholds
-from ..model import MllmReIDModel, MllmReIDProcessor
+from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDProcessor
 from ..utils.errors import UserError
 from ..utils.outputs import only_writer, owner_only
 from ..utils.processes import on_main
@@ -49,6 +49,7 @@ def write_record(
     adapters: AdapterArguments,
     batches: BatchArguments,
     texts: Iterable[Mapping[str, Any]],
+    language: bool,
     seconds: float,
     devices: str,
 ) -> None:
@@ -61,6 +62,7 @@ def write_record(
         adapters (`AdapterArguments`): What was trained.
         batches (`BatchArguments`): Settings of the batches.
         texts (`Iterable[Mapping]`): Provenances of generated captions and continuations.
+        language (`bool`): Whether the model has a language model.
         seconds (`float`): Duration of the training in seconds.
         devices (`str`): Devices in words, from `describe_devices`.
     """
@@ -76,8 +78,8 @@ def write_record(
         "published_counts": published_counts(dataset),
         "sources": sorted({source for split in dataset.values() for source in split["source"][:]}),
         "texts": [dict(provenance) for provenance in sorted(provenances)],
-        "adapters": adapters.to_record(),
-        "batches": {name: value for name, value in asdict(batches).items() if name != "texts"},
+        "adapters": adapters.to_record(language=language),
+        "batches": batches.to_record(language=language),
         "hardware": devices,
         "environment": versions(),
         "seconds": round(seconds, 1),
@@ -124,22 +126,22 @@ class TrainedModel:
 
 
 def train_reid(
-    model: MllmReIDModel,
-    processor: MllmReIDProcessor,
+    model: ImageEncoder,
+    processor: ImageEncoderProcessor,
     dataset: DatasetDict,
     batch_args: BatchArguments,
     args: ReIDTrainingArguments,
     *,
     collator: type[TrainCollator] = TrainCollator,
-    prepare: Callable[[MllmReIDModel], None] | None = None,
+    prepare: Callable[[Any], None] | None = None,
 ) -> TrainedModel:
     """Trains a model on `dataset["train"]`, selects the best checkpoint on val, and saves it with its processor.
 
     It decodes every image once before the first step, and never reads the query and gallery splits.
 
     Args:
-        model (`MllmReIDModel`): The model, trained in place.
-        processor (`MllmReIDProcessor`): The processor of the model.
+        model (`MllmReIDModel` or `MllmReIDVisionModel`): The model, trained in place.
+        processor (`MllmReIDProcessor` or `MllmReIDVisionProcessor`): The processor of the model.
         dataset (`datasets.DatasetDict`): Splits of the data contract: `train`, and `val` unless `val_identities` or
             `eval_strategy="no"` is set.
         batch_args (`BatchArguments`): Texts and augmentation.
@@ -249,11 +251,12 @@ def _training_splits(
 
 
 def _set_identities(
-    model: MllmReIDModel, processor: MllmReIDProcessor, samples: TrainDataset, args: ReIDTrainingArguments
+    model: ImageEncoder, processor: ImageEncoderProcessor, samples: TrainDataset, args: ReIDTrainingArguments
 ) -> None:
     """Records the training data in the configuration, and makes a new ID classifier for other identities."""
-    config = model.config
-    config.image_prefix_ids = processor.image_prefix_ids
+    config: Any = model.config
+    if isinstance(processor, MllmReIDProcessor):
+        config.image_prefix_ids = processor.image_prefix_ids
     names = {name.partition(":")[0] for name in config.trained_on or []}
     config.trained_on = sorted({*(config.trained_on or []), *(set(samples.sources) - names)})
     digest = identities_digest(samples)
@@ -272,7 +275,7 @@ def _classifier_mismatch(config: PreTrainedConfig, num_identities: int) -> str:
     return f"the {num_identities:,} people of the checkpoint are others than those of the data"
 
 
-def _refuse_half_precision(model: MllmReIDModel) -> None:
+def _refuse_half_precision(model: ImageEncoder) -> None:
     """Raises UserError if a trained parameter has 16 bits."""
     half = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype.itemsize < 4]
     if half:
@@ -322,7 +325,7 @@ def thresholds_on_val(trainer: ReIDTrainer, val: QueryGallery) -> dict[str, Thre
     return on_main(choose)
 
 
-def parameter_counts(model: MllmReIDModel) -> str:
+def parameter_counts(model: ImageEncoder) -> str:
     """Returns the numbers of all parameters and of the trained ones, in words."""
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

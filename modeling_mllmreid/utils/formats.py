@@ -227,6 +227,10 @@ class ExportConfigFile(Format):
     reid_text: bool = False
     mllm_config: dict[str, Any] | None = None
     vision_config: dict[str, Any] | None = None
+    # Of a vision form; `class_token` in checkpoints of version 0.1.0, all of which were exported.
+    pooling: str | None = None
+    exported: bool = False
+    class_token: bool | None = None
 
 
 # One number for all colours, or one for each of red, green and blue.
