@@ -160,6 +160,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         backbone = backbone_of(config)
         default_height, default_width = backbone.default_size
         size = {"height": height or default_height, "width": width or default_width}
+        check_multiples(size["height"], size["width"], backbone.unit)
         with processor_files(name_or_path):
             native = AutoImageProcessor.from_pretrained(name_or_path, **options)
             tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
