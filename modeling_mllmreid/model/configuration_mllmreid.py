@@ -234,6 +234,10 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         from .processing_mllmreid import MllmReIDProcessor
         from .prompts import Prompt
         from .publishing import without_local_paths
+        from .reid_osnet import ReIDOSNetModel
+        from .reid_resnet import ReIDResNetModel
+        from .reid_swin import ReIDSwinModel
+        from .reid_vit import ReIDViTModel
         from .tensors import gather_with_gradient
         from .towers import Tower
         from .weights import read_config
@@ -253,6 +257,10 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
             ReIDCheckpoints,
             CropProcessor,
             encoder_tower,
+            ReIDOSNetModel,
+            ReIDResNetModel,
+            ReIDSwinModel,
+            ReIDViTModel,
             gather_with_gradient,
             ReIDHead,
             IdentityClassifiers,

@@ -50,6 +50,8 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
             As in [`MllmReIDConfig`].
         exported (`bool`, *optional*, defaults to `False`):
             Whether the encoder was copied out of a [`MllmReIDModel`], which was trained with a language model.
+        converted_from (`str`, *optional*):
+            Layout and address of the project whose published checkpoint was converted. It is a record.
         lora_modules (`list[str]`, *optional*):
             Names of the encoder's layers with a LoRA. The checkpoint holds its weights.
         lora_rank, lora_alpha, lora_dropout (`int`, `float`, `float`, *optional*):
@@ -85,6 +87,7 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
     overlap: list[str] | None = None
     base_licence: str | None = None
     exported: bool = False
+    converted_from: str | None = None
     lora_modules: list[str] | None = None
     lora_rank: int = 16
     lora_alpha: float = 32.0
@@ -169,6 +172,10 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
         from .losses import id_loss
         from .pooling import Pooling
         from .publishing import without_local_paths
+        from .reid_osnet import ReIDOSNetModel
+        from .reid_resnet import ReIDResNetModel
+        from .reid_swin import ReIDSwinModel
+        from .reid_vit import ReIDViTModel
         from .tensors import in_format_of
         from .vision_mllmreid import MllmReIDVisionModel
         from .weights import read_config
@@ -184,6 +191,10 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
             CropProcessor,
             EncoderCheckpoints,
             encoder_tower,
+            ReIDOSNetModel,
+            ReIDResNetModel,
+            ReIDSwinModel,
+            ReIDViTModel,
             ReIDHead,
             IdentityClassifiers,
             open_image,

@@ -18,6 +18,10 @@ from transformers import (
     TimmWrapperConfig,
 )
 
+from .reid_osnet import ReIDOSNetTower
+from .reid_resnet import ReIDResNetTower
+from .reid_swin import ReIDSwinTower
+from .reid_vit import ReIDViTTower
 from .tensors import at_least_float32
 from .towers import Tower, TowerOutput
 
@@ -161,6 +165,10 @@ def flat_map(states: Tensor) -> Tensor:
 
 ENCODERS: dict[str, type[Tower]] = {
     "clip_vision_model": ClipTower,
+    "reid_osnet": ReIDOSNetTower,
+    "reid_resnet": ReIDResNetTower,
+    "reid_swin": ReIDSwinTower,
+    "reid_vit": ReIDViTTower,
     "siglip2_vision_model": NaFlexTower,
     "timm_wrapper": TimmTower,
 }

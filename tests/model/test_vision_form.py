@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from published_models import transreid_weights
 from transformers import AutoModel, AutoProcessor
 
 import modeling_mllmreid.model
+from modeling_mllmreid.hub.convert import LAYOUTS, convert
+from modeling_mllmreid.hub.layouts.layout import LayoutOptions
 from modeling_mllmreid.model import MllmReIDVisionModel, MllmReIDVisionProcessor
 
 
@@ -55,12 +58,12 @@ sys.modules["modeling_mllmreid"] = None
 import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
-folder = sys.argv[1]
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-assert type(model).__name__ == "MllmReIDVisionModel" and type(processor).__name__ == "MllmReIDVisionProcessor"
-image = Image.linear_gradient("L").convert("RGB").resize((50, 90))
-torch.save(model.encode_images(processor(images=[image])["pixel_values"]), folder + "/got.pt")
+for folder in sys.argv[1:]:
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    assert type(model).__name__ == "MllmReIDVisionModel" and type(processor).__name__ == "MllmReIDVisionProcessor"
+    image = Image.linear_gradient("L").convert("RGB").resize((50, 90))
+    torch.save(model.encode_images(processor(images=[image])["pixel_values"]), folder + "/got.pt")
 """
 
 
@@ -75,7 +78,16 @@ def test_it_loads_by_one_line_with_and_without_the_package(make_model, tiny_proc
     here, processor = AutoModel.from_pretrained(tmp_path).eval(), AutoProcessor.from_pretrained(tmp_path)
     assert isinstance(here, MllmReIDVisionModel) and isinstance(processor, MllmReIDVisionProcessor)
     torch.testing.assert_close(here.encode_images(processor(images=image)["pixel_values"]), expected, atol=1e-6, rtol=0)
-    command = [sys.executable, "-I", "-c", CLEAN_PROCESS, str(tmp_path)]
+    # The encoder of a converted checkpoint is not in transformers: its own code travels too.
+    options = LayoutOptions(camera="1")
+    weights = transreid_weights(210, cameras=2, parts=True)
+    converted, its_processor = convert(weights, LAYOUTS["transreid"], options)
+    for part in (converted, its_processor):
+        part.save_pretrained(tmp_path / "converted")
+    folders = [str(tmp_path), str(tmp_path / "converted")]
+    command = [sys.executable, "-I", "-c", CLEAN_PROCESS, *folders]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     torch.testing.assert_close(torch.load(tmp_path / "got.pt"), expected, atol=1e-6, rtol=0)
+    expected = converted.encode_images(its_processor(images=image)["pixel_values"])
+    torch.testing.assert_close(torch.load(tmp_path / "converted" / "got.pt"), expected, atol=1e-6, rtol=0)
