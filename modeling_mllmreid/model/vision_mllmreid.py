@@ -5,7 +5,7 @@ from .versions import check_versions  # noqa: F401
 
 # isort: split
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -224,8 +224,18 @@ class MllmReIDVisionModel(EncoderCheckpoints, PreTrainedModel):
         return output
 
 
+class NoTokenizer(NamedTuple):
+    """What the Trainer of transformers reads of a processor's tokenizer, where there is none."""
+
+    bos_token_id: None = None
+    eos_token_id: None = None
+    pad_token_id: None = None
+
+
 class MllmReIDVisionProcessor(CropProcessor, ProcessorMixin):
     """Converts whole person crops to pixels like [`MllmReIDProcessor`], without a tokenizer."""
+
+    tokenizer = NoTokenizer()
 
     def __init__(self, image_processor: Any = None, **kwargs: Any):
         super().__init__(image_processor)
