@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+from transformers.utils import logging as transformers_logging
+
 from ..data.licences import licence_of, normal_licence
 from ..hub.compose import Half, compose_llava, composed_bytes
 from ..hub.native import Source, write_native
@@ -62,9 +64,15 @@ def main(argv: list[str]) -> None:
     inputs = [name for name in (args.tower, args.language_model) if os.path.isdir(name)]
     check_output_folder(args.output, inputs=inputs)
     check_output_folder(args.output, inputs=inputs, needs_bytes=composed_bytes(tower, language_model, dtype))
-    llava = compose_llava(
-        tower, language_model, dtype=dtype, vision_feature_layer=args.vision_feature_layer, seed=args.seed
-    )
+    verbosity = transformers_logging.get_verbosity()
+    # transformers lists the weights of the other half of a dual encoder, and describes the new embeddings.
+    transformers_logging.set_verbosity_error()
+    try:
+        llava = compose_llava(
+            tower, language_model, dtype=dtype, vision_feature_layer=args.vision_feature_layer, seed=args.seed
+        )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     sources = [
         Source(role, half.name, normal_licence(licence) or licence_of(half.name, revision=half.revision))
         for role, half, licence in (

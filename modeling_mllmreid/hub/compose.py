@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.tokenization_utils_base import AddedToken
 
+from ..model import MllmReIDConfig
 from ..model.publishing import is_local
 from ..model.weights import load_whole, read_config
 from ..utils.errors import UserError, is_our_fault
@@ -95,6 +96,8 @@ def tower_config(half: Half) -> PreTrainedConfig:
     with half.loading():
         stored = read_config(AutoConfig, half.name, half.hub, trust_remote_code=False)
     config: PreTrainedConfig = getattr(stored, "vision_config", stored)
+    if stored.model_type.startswith(MllmReIDConfig.model_type):
+        raise half.error("is a checkpoint of this package: give a vision encoder of transformers")
     if stored.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise half.error(f"is a multimodal LLM ({stored.model_type}) already: give a vision encoder such as CLIP")
     if not isinstance(getattr(config, "image_size", None), int) or not isinstance(

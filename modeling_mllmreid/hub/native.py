@@ -116,9 +116,11 @@ def native_llava(model: MllmReIDModel, processor: MllmReIDProcessor, dtype: torc
             setattr(mllm.config, name, getattr(record, name))
     tower: Any = mllm.config.vision_config
     prefix_tokens = count_prefix_tokens(tower)
-    patches = math.isqrt(mllm.config.image_seq_length - max(prefix_tokens - 1, 0))
+    patches = mllm.config.image_seq_length - max(prefix_tokens - 1, 0)
+    side = math.isqrt(patches)
+    pixels = side * tower.patch_size if side**2 == patches else tower.image_size
     image_processor = copy.deepcopy(processor.image_processor)
-    image_processor.size = dict.fromkeys(("height", "width"), patches * tower.patch_size)
+    image_processor.size = {"height": pixels, "width": pixels}
     return NativeLlava(mllm, processor.tokenizer, image_processor, prefix_tokens)
 
 

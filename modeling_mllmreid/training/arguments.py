@@ -245,9 +245,8 @@ class ReIDTrainingArguments(TrainingArguments):
 
     @property
     def batch_in_words(self) -> str:
-        """The images of a batch, such as "16 x 4"; P x K or pairs."""
-        pairs = None if self.pairs_per_batch is None else f"{self.pairs_per_batch} pairs"
-        return pairs or f"{self.identities_per_batch} x {self.images_per_identity}"
+        """The number of images of a batch: "16 x 4" for P x K, or "64"."""
+        return str(self.pairs_per_batch or f"{self.identities_per_batch} x {self.images_per_identity}")
 
     @property
     def n_gpu(self) -> int:

@@ -160,11 +160,13 @@ def explain_error(error: Exception, args: ReIDTrainingArguments, images: str) ->
         )
     if not should_reduce_batch_size(error):
         return None
+    # Batches of pairs have no P.
+    size, find = ("pairs_per_batch", "") if args.pairs_per_batch else ("identities_per_batch", "auto_find_batch_size")
     return UserError(
         f"out of memory with {args.batch_in_words} images of {images} "
         f"({_memory_state()}): set grad_cache_chunk ({args.grad_cache_chunk or 'off'}) to a few images, "
-        f"activation_checkpointing ({str(args.activation_checkpointing).lower()}) to true, lower identities_per_batch "
-        "or max_target_tokens, or set auto_find_batch_size; train --dry_run prints the memory of each setting"
+        f"activation_checkpointing ({str(args.activation_checkpointing).lower()}) to true, lower {size} or "
+        f"max_target_tokens{find and f', or set {find}'}; train --dry_run prints the memory of each setting"
     )
 
 

@@ -208,6 +208,8 @@ def _saved_bytes(model: ImageEncoder, images: int, lengths: list[int], half: boo
     width = config.get_text_config().hidden_size
     with hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
         image = model.project_image(model.run_tower(pixels))
+        # A fake run cannot select positions by a mask, as deepstack does. Its sums save nothing for the backward pass.
+        image = image._replace(deepstack=())
         tower = saved_size()
         for index, length in enumerate(lengths):
             sequences = torch.empty(images, length, width, dtype=embeddings.dtype)

@@ -388,7 +388,7 @@ def test_continuations_refuse_a_fine_tuned_model_and_data_without_captions(disk,
     data = [*MARKET, str(disk.people)]
     captions = ["--captions_file", str(disk.people / "reid_raw.json")]
     for flags, message in (
-        (["--model", str(disk.ours), *data, *captions], "give the native LLaVA"),
+        (["--model", str(disk.ours), *data, *captions], "give the native model"),
         (["--model", str(disk.native), *data], "no training image has a caption"),
     ):
         with pytest.raises(UserError, match=message):

@@ -179,6 +179,10 @@ def test_the_training_section(metadata):
     ):
         assert line in training.splitlines()
     assert "](loss.png)" in training
+    pairs = section(
+        render_card(metadata(training_args={"pairs_per_batch": 64, "identities_per_batch": 16})), "Training"
+    )
+    assert "| batch | 64 shuffled images with captions on each device |" in pairs.splitlines()
     assert "loss.png" not in render_card(metadata())
 
 

@@ -156,6 +156,7 @@ GRANITE = {"logits_scaling": 8.0}
         ("siglip2_vision_model", "llama", [], "tower .*: type 'siglip2_vision_model' cannot run on pixels alone"),
         ("deit", "llama", [], "tower .*: type 'deit' has 2 states in front of the patches, not 1: give a tower such"),
         ("llava", "llama", [], r"tower .*: is a multimodal LLM \(llava\) already: give a vision encoder such as CLIP"),
+        ("ours", "llama", [], "tower .*ours: is a checkpoint of this package: give a vision encoder of transformers"),
         ("clip", "absent", [], "language_model .*absent: "),
         ("clip", "t5", [], "language_model .*: of type 't5' is an encoder-decoder: give a causal language model"),
         ("clip", "clip", [], "language_model .*: of type 'clip' is a vision-language model, no language model"),
@@ -175,8 +176,8 @@ def test_mistakes(tower, language_model, flags, message, halves, disk, tmp_path)
     def folder(kind):
         if kind in LANGUAGE_MODELS or kind in TOWERS:
             return halves(kind)
-        if kind == "llava":
-            return disk.native
+        if kind in ("llava", "ours"):
+            return {"llava": disk.native, "ours": disk.ours}[kind]
         if kind == "granite":
             write_language_model(tmp_path / kind, kind, **GRANITE)
         elif kind != "absent":

@@ -256,6 +256,11 @@ def test_out_of_memory_names_the_free_memory(monkeypatch, tmp_path):
     words = "16 x 4 images of 64 x 32 (6.0 GiB used at most, 1.5 of 8.0 GiB free): set grad_cache_chunk (6)"
     assert words in str(explain_error(error, args, "64 x 32"))
     assert "activation_checkpointing (false) to true" in str(explain_error(error, args, "64 x 32"))
+    assert "lower identities_per_batch or max_target_tokens, or set auto_find_b" in str(explain_error(error, args, ""))
+    pairs = ReIDTrainingArguments(output_dir=str(tmp_path), eval_strategy="no", use_cpu=True, pairs_per_batch=6)
+    words = str(explain_error(error, pairs, "64 x 32"))
+    assert words.startswith("out of memory with 6 images of 64 x 32 (") and "auto_find" not in words
+    assert "lower pairs_per_batch or max_target_tokens; train --dry_run prints" in words
     assert explain_error(ValueError("something else"), args, "64 x 32") is None
     assert explain_error(UserError("wrong: fix it"), args, "64 x 32") is None
 

@@ -15,14 +15,14 @@ from modeling_mllmreid.training.loading import load_model
 from modeling_mllmreid.utils.errors import UserError
 
 PROJECTOR = "model.multi_modal_projector."
-# Four steps are an epoch: a run killed after ten continues in the middle of one.
-STEPS, KILLED_AFTER = 24, 10
+# Two steps are an epoch: a run killed after nine continues in the middle of one.
+STEPS, KILLED_AFTER = 24, 9
 TINY = {
     "height": 32,
     "width": 16,
-    "pairs_per_batch": 16,
+    "pairs_per_batch": 36,
     "max_target_tokens": 16,
-    "learning_rate": 0.1,
+    "learning_rate": 0.05,
     "warmup_steps": 1,
     "max_steps": STEPS,
     "save_steps": KILLED_AFTER,
@@ -102,7 +102,7 @@ def test_the_first_stage_trains_the_projector_alone_and_the_second_starts_from_i
     assert json.loads((tmp_path / "second/config.json").read_text())["base_licence"] == "mit, unknown"
 
 
-def test_mistakes(llava, people, disk, tmp_path):
+def test_mistakes(llava, people, tmp_path):
     for fields, message in (
         ({"loss_lambda": 0.5}, r"pairs_per_batch: the ReID losses need batches of P x K: set loss_lambda \(0.5\) to 0"),
         ({"pairs_per_batch": 0}, "pairs_per_batch 0: give 1 or more"),
@@ -111,7 +111,3 @@ def test_mistakes(llava, people, disk, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             first_stage(llava, people, tmp_path / "run", **fields)
-    vision = tmp_path / "vision"
-    export.main(["--model", str(disk.ours), "--to", "vision", "--output", str(vision)])
-    with pytest.raises(UserError, match="to native: a vision form has no language model: give the checkpoint it was"):
-        export.main(["--model", str(vision), "--to", "native", "--output", str(tmp_path / "native")])
