@@ -281,6 +281,26 @@ class MllmReIDVisionProcessor(CropProcessor, ProcessorMixin):
         options = {key: value for key, value in kwargs.items() if key not in TEXT_OPTIONS}
         return in_format({"pixel_values": crop_pixels(self.image_processor, images, **options)}, return_tensors, device)
 
+    @staticmethod
+    def travelling_code() -> tuple[Any, ...]:
+        """Imports the files that the files imported above import; see the method of [`MllmReIDConfig`]."""
+        from .backbone import Backbone
+        from .backbone_gemma3 import Gemma3Backbone
+        from .backbone_internvl import InternVLBackbone
+        from .backbone_llava import LlavaBackbone
+        from .backbone_qwen_vl import QwenVLBackbone
+        from .backbone_smolvlm import SmolVLMBackbone
+        from .backbones import tower_of
+        from .fields import check_types
+        from .identities import IdentityClassifiers
+        from .images import open_image
+        from .pipeline_mllmreid import PersonReIDPipeline
+        from .publishing import PrivatePush
+
+        families = (Gemma3Backbone, InternVLBackbone, LlavaBackbone, QwenVLBackbone, SmolVLMBackbone, Backbone)
+        others = (tower_of, check_types, IdentityClassifiers, open_image, PersonReIDPipeline, PrivatePush)
+        return (*families, *others)
+
 
 # Settings of an image processor that decide which numbers pixels become.
 PIXEL_SETTINGS = ("image_mean", "image_std", "resample", "rescale_factor", "do_rescale", "do_normalize")
