@@ -32,16 +32,9 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "convnext": _STAGES,
     "resnet": {**_STAGES, "embedding_size": 8, "layer_type": "basic"},
 }
-# States in front of the patches: class token, distillation token, registers, and the pooled state of DINOv3's ConvNeXt.
-PREFIX = {
-    "clip": 1,
-    "dinov2": 1,
-    "dinov2_with_registers": 5,
-    "dinov3_vit": 5,
-    "dinov3_convnext": 1,
-    "vit": 1,
-    "deit": 2,
-}
+# States in front of the patches: class token, distillation token, registers; DINOv3's ConvNeXt has a pooled state.
+PREFIX = {"clip": 1, "dinov2": 1, "dinov2_with_registers": 5, "dinov3_vit": 5, "vit": 1, "deit": 2}
+PREFIX["dinov3_convnext"] = 1
 # Sides of a square crop of 4 x 4 patches, or 2 x 2 positions of the last stage of four.
 SQUARE = {"dinov2": 56, "dinov2_with_registers": 56}
 
@@ -77,12 +70,8 @@ def write_timm(folder: Path, architecture: str) -> Path:
     torch.manual_seed(0)
     arguments = TIMM[architecture]
     model = timm.create_model(architecture, pretrained=False, num_classes=7, **arguments)
-    trained = {
-        "mean": [0.4, 0.5, 0.6],
-        "std": [0.2, 0.25, 0.3],
-        "interpolation": "bilinear",
-        "input_size": [3, 224, 224],
-    }
+    pixels = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "interpolation": "bilinear"}
+    trained = {**pixels, "input_size": [3, 224, 224]}
     fields = {"architecture": architecture, "num_classes": 7, "model_args": arguments, "pretrained_cfg": trained}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(fields))

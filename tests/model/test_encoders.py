@@ -126,7 +126,7 @@ def test_encoders_of_timm(architecture, tmp_path):
         torch.testing.assert_close(square.run_tower(crops(224, 224)).last, expected, atol=1e-6, rtol=1e-5)
     model = MllmReIDVisionModel.from_encoder_pretrained(folder, num_identities=2)
     processor = MllmReIDVisionProcessor.from_encoder_pretrained(folder)
-    assert processor.image_processor.image_mean == [0.4, 0.5, 0.6] and processor.image_processor.resample == 2
+    assert list(processor.image_processor.image_mean) == [0.4, 0.5, 0.6] and processor.image_processor.resample == 2
     pixels = crops(model.config.height, model.config.width).requires_grad_()
     model.train()(pixels, IDS).loss.backward()
     assert pixels.grad.abs().amax(dim=(1, 2, 3)).min() > 0
