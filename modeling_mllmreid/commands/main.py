@@ -27,7 +27,7 @@ COMMANDS = {
     "compose": "make a LLaVA out of a vision encoder and a language model, with a new projector",
     "ablate": "repeat the comparisons of the paper over seeds; writes a report",
     "convert": "make a vision form of a published ReID checkpoint",
-    "export": "write a checkpoint for publication: full, thin or vision",
+    "export": "write a checkpoint for publication (full, thin or vision), or the LLaVA inside it (native)",
     "push": "upload an exported checkpoint with its card to the Hub; private by default",
     "embed": "embed a folder of person crops",
     "search": "find the embedded images that are most similar to a query image",

@@ -181,9 +181,10 @@ def dry_run(
     config = load_config(model_args, {"num_identities": DRY_RUN_IDENTITIES, **method_args.given()})
     memory = estimate_memory(config, adapter_args, training_args, batch_args, dtype=model_args.torch_dtype)
     print(memory.format())
+    unit = "image tokens" if isinstance(config, MllmReIDConfig) else "patches"
     print(
         f"{training_args.batch_in_words} images of {config.height} x "
-        f"{config.width}, {config.num_image_tokens} image tokens; ID classifier for {DRY_RUN_IDENTITIES:,} people. "
+        f"{config.width}, {config.num_image_tokens} {unit}; ID classifier for {DRY_RUN_IDENTITIES:,} people. "
         "The device also needs memory for its own context and for temporary results."
     )
 

@@ -113,6 +113,11 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
         check_range(self, 1, math.inf, "lora_rank")
         check_crop_size(self)
         check_multiples(self.height, self.width, self.tower.unit)
+        if self.vision_layer is not None and not self.tower.has_states:
+            kind = self.vision_config.model_type
+            raise ValueError(
+                f"vision_layer is {self.vision_layer}: {kind!r} has no hidden states of one size: leave it out"
+            )
         if self.vision_layer is not None:
             check_layer("vision_layer", self.vision_layer, self.tower.depth)
         if self.dropped_states is not None:

@@ -1,11 +1,14 @@
 """Builds, loads and saves [`MllmReIDVisionModel`]: from an encoder, from a checkpoint, with or without a LoRA."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .adapters import inject_adapter, merge_adapter
 from .encoders import check_encoder, vision_part, without_pooler
@@ -68,8 +71,8 @@ class EncoderCheckpoints(PrivatePush, IdentityClassifiers):
         stored = read_config(AutoConfig, name_or_path, hub, trust_remote_code=False)
         options = {**hub, "dtype": dtype, "config": config.vision_config, **without_pooler(config.vision_config)}
         # A checkpoint of two encoders has weights that the vision encoder does not have.
-        load = AutoModel.from_pretrained
-        encoder, _ = load_whole(load, name_or_path, hub, options, stored=stored, left=[""])
+        with _without_report():
+            encoder, _ = load_whole(AutoModel.from_pretrained, name_or_path, hub, options, stored=stored, left=[""])
         return cls.from_encoder(encoder, config)
 
     @classmethod
@@ -202,6 +205,17 @@ class EncoderCheckpoints(PrivatePush, IdentityClassifiers):
         """Pushes as [`PrivatePush`] does, without the ID classifier."""
         with self.without_classifier():
             return super().push_to_hub(repo_id, private=private, **kwargs)
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """Keeps transformers from listing the weights of a checkpoint that the vision encoder does not have."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def encoder_config(config_class: Any, name_or_path: Source, hub: Hub, **fields: Any) -> Any:

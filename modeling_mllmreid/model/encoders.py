@@ -68,6 +68,7 @@ class StageTower(Tower):
     A patch is what one position of the last stage covers.
     """
 
+    has_states = False
     prefix_tokens = 0
 
     @property
@@ -98,6 +99,8 @@ class StageTower(Tower):
 
 class TimmTower(Tower):
     """An encoder of timm in transformers' `TimmWrapperModel`. Only its last output is read."""
+
+    has_states = False
 
     @property
     def _sizes(self) -> "TimmSizes":

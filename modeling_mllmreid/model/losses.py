@@ -62,9 +62,8 @@ def comparable_features(features: Tensor, scale: str) -> Tensor:
         features (`torch.Tensor` of shape `(B, D)`):
             Un-normalised features of a batch.
         scale (`str`):
-            "none" keeps them. "batch" divides them by the root mean square distance to the mean of the batch, which
-            gets no gradient: distances then have a mean near sqrt(2), whatever the head. "unit" normalises each
-            feature to length 1.
+            "none" keeps them. "batch" divides them by the root mean square distance to the mean of the batch, so that
+            the mean distance is near sqrt(2) for every head. "unit" normalises each feature to length 1.
 
     Returns:
         `torch.Tensor` of shape `(B, D)`: float32 or float64.
@@ -75,9 +74,10 @@ def comparable_features(features: Tensor, scale: str) -> Tensor:
     if scale == "unit":
         return F.normalize(features, dim=-1)
     # In a narrow cone far from the origin, the distance to the origin would say nothing about the differences.
-    spread = (features - features.mean(dim=0)).detach().pow(2).sum(dim=1).mean().sqrt()
+    # With its gradient: otherwise the loss would fall by shrinking all distances, until no feature is left.
+    squared_spread = (features - features.mean(dim=0)).pow(2).sum(dim=1).mean()
     # Equal features have no spread.
-    return features / torch.where(spread > 0, spread, 1.0)
+    return features / torch.where(squared_spread > 0, squared_spread, 1.0).sqrt()
 
 
 def batch_hard_triplet_loss(

@@ -1,5 +1,6 @@
 """Pooling of an encoder's final states: class token, mean of patches, GeM, or class token and mean."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -32,7 +33,9 @@ def gem_pool(patches: Tensor, p: Tensor, eps: float = 1e-6) -> Tensor:
 
     Source: Radenović et al. 2018, "Fine-tuning CNN Image Retrieval with No Human Annotation", equation 3.
     """
-    return at_least_float32(patches).clamp(min=eps).pow(p).mean(dim=1).pow(1 / p)
+    # By logarithms: powers of large states would overflow.
+    logarithms = at_least_float32(patches).clamp(min=eps).log()
+    return (((p * logarithms).logsumexp(dim=1) - math.log(patches.shape[1])) / p).exp()
 
 
 def no_class_token(config: Any) -> ValueError:

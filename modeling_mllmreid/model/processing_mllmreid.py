@@ -160,6 +160,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         backbone = backbone_of(config)
         default_height, default_width = backbone.default_size
         size = {"height": height or default_height, "width": width or default_width}
+        check_multiples(size["height"], size["width"], backbone.unit)
         with processor_files(name_or_path):
             native = AutoImageProcessor.from_pretrained(name_or_path, **options)
             tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
@@ -375,6 +376,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         from .backbone_qwen_vl import QwenVLBackbone
         from .backbone_smolvlm import SmolVLMBackbone
         from .backbones import check_family
+        from .encoders import encoder_tower
         from .fields import check_types
         from .images import open_image
         from .publishing import PrivatePush, without_local_paths
@@ -382,7 +384,16 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         from .towers import Tower
 
         families = (Gemma3Backbone, InternVLBackbone, LlavaBackbone, QwenVLBackbone, SmolVLMBackbone, Backbone, Tower)
-        return open_image, without_local_paths, PrivatePush, check_types, check_family, in_format_of, *families
+        return (
+            open_image,
+            without_local_paths,
+            PrivatePush,
+            check_types,
+            check_family,
+            encoder_tower,
+            in_format_of,
+            *families,
+        )
 
 
 def _current_fields(fields: dict[str, Any]) -> dict[str, Any]:

@@ -59,6 +59,8 @@ class Tower:
 
     # Field of the configuration with the number of blocks.
     depth_field = "num_hidden_layers"
+    # Whether the encoder returns hidden states of one size.
+    has_states = True
 
     def __init__(self, config: PreTrainedConfig):
         self.config = config

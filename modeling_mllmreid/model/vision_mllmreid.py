@@ -5,7 +5,7 @@ from .versions import check_versions  # noqa: F401
 
 # isort: split
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -224,8 +224,18 @@ class MllmReIDVisionModel(EncoderCheckpoints, PreTrainedModel):
         return output
 
 
+class NoTokenizer(NamedTuple):
+    """What the Trainer of transformers reads of a processor's tokenizer, where there is none."""
+
+    bos_token_id: None = None
+    eos_token_id: None = None
+    pad_token_id: None = None
+
+
 class MllmReIDVisionProcessor(CropProcessor, ProcessorMixin):
     """Converts whole person crops to pixels like [`MllmReIDProcessor`], without a tokenizer."""
+
+    tokenizer = NoTokenizer()
 
     def __init__(self, image_processor: Any = None, **kwargs: Any):
         super().__init__(image_processor)
@@ -270,6 +280,26 @@ class MllmReIDVisionProcessor(CropProcessor, ProcessorMixin):
             raise ValueError("give images")
         options = {key: value for key, value in kwargs.items() if key not in TEXT_OPTIONS}
         return in_format({"pixel_values": crop_pixels(self.image_processor, images, **options)}, return_tensors, device)
+
+    @staticmethod
+    def travelling_code() -> tuple[Any, ...]:
+        """Imports the files that the files imported above import; see the method of [`MllmReIDConfig`]."""
+        from .backbone import Backbone
+        from .backbone_gemma3 import Gemma3Backbone
+        from .backbone_internvl import InternVLBackbone
+        from .backbone_llava import LlavaBackbone
+        from .backbone_qwen_vl import QwenVLBackbone
+        from .backbone_smolvlm import SmolVLMBackbone
+        from .backbones import tower_of
+        from .fields import check_types
+        from .identities import IdentityClassifiers
+        from .images import open_image
+        from .pipeline_mllmreid import PersonReIDPipeline
+        from .publishing import PrivatePush
+
+        families = (Gemma3Backbone, InternVLBackbone, LlavaBackbone, QwenVLBackbone, SmolVLMBackbone, Backbone)
+        others = (tower_of, check_types, IdentityClassifiers, open_image, PersonReIDPipeline, PrivatePush)
+        return (*families, *others)
 
 
 # Settings of an image processor that decide which numbers pixels become.

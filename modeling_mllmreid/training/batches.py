@@ -152,24 +152,30 @@ class WrittenIds:
 
     def __init__(self, split: datasets.Dataset, processor: MllmReIDProcessor):
         self.tokenizer, self.refused = processor.tokenizer, 0
-        self.ids = split["continuation_ids"][:] if "continuation_ids" in split.column_names else None
-        if self.ids is not None:
-            self.tokenizers = split["continuation_tokenizer"][:]
-            self.digest = processor.vocabulary_digest
-            self.special = set(self.tokenizer.all_special_ids) | {
-                token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special
-            }
+        names = ("continuation_ids", "continuation_tokenizer")
+        columns = [split[name][:] for name in names] if {*names} <= {*split.column_names} else [[], []]
+        # By row and number of the continuation: its ids, and the digest of their tokenizer.
+        self.written = {
+            (row, number): pair
+            for row, (ids, digests) in enumerate(zip(*columns, strict=True))
+            for number, pair in enumerate(zip(ids or [], digests or [], strict=False))
+        }
+        self.digest = processor.vocabulary_digest if self.written else ""
+        self.special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
 
     def of(self, row: int, number: int, text: str) -> list[int] | None:
         """Returns the ids of a continuation, or None if it has none that fit."""
-        if self.ids is None or not self.ids[row] or not self.ids[row][number]:
+        ids, digest = self.written.get((row, number), ([], ""))
+        if not ids:
             return None
-        ids: list[int] = self.ids[row][number]
-        # The end-of-text id is the only special one. Another text would be one that was replaced after the ids.
-        ordinary = ids[:-1] if ids[-1] in self.special else ids
-        fits = self.tokenizers[row][number] == self.digest and not self.special.intersection(ordinary)
-        if fits and self.tokenizer.decode(ordinary, clean_up_tokenization_spaces=False) == text:
-            return ids
+        known = range(len(self.tokenizer))
+        if digest == self.digest and all(token in known for token in ids):
+            # The end-of-text id is the only special one.
+            ordinary = ids[:-1] if ids[-1] in self.special else ids
+            # Another text is one that was replaced after the ids were written.
+            same = self.tokenizer.decode(ordinary, clean_up_tokenization_spaces=False) == text
+            if same and self.special.isdisjoint(ordinary):
+                return list(ids)
         self.refused += 1
         return None
 

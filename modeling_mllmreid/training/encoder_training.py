@@ -75,8 +75,9 @@ def prepare_encoder(model: MllmReIDVisionModel, args: AdapterArguments) -> None:
         return
     if model.config.lora_modules is None:
         settings = {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "lora_dropout": args.lora_dropout}
+        layers = _lora_layers(model, args)
         try:
-            model.add_lora({**settings, "target_modules": _lora_layers(model, args)})
+            model.add_lora({**settings, "target_modules": layers})
         except (ImportError, ValueError) as error:
             raise UserError(f"tower lora: {' '.join(str(error).split())[:200]}") from error
         model.config.lora_targets = args.lora_targets

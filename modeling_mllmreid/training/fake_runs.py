@@ -59,7 +59,7 @@ def _forgotten_caches() -> Iterator[None]:
         yield
     finally:
         for function in gc.get_objects():
-            is_cache = isinstance(function, functools._lru_cache_wrapper)
+            is_cache = type(function) is functools._lru_cache_wrapper
             if is_cache and str(getattr(function, "__module__", "")).startswith("transformers.models."):
                 function.cache_clear()
 

@@ -408,7 +408,7 @@ class TextRecordLine(CaptionRecordLine):
     """One line of a texts sidecar: a caption and its continuation, with the ids that were written."""
 
     continuation: str
-    ids: list[Count] | None = None
+    ids: list[Id] | None = None
     tokenizer: str | None = None
 
 

@@ -84,7 +84,7 @@ def test_mistakes(disk, trained, tmp_path):
         (export.main, ["--model", str(trained), "--to", "thin", "--output", str(tmp_path / "x")], "names no backbone"),
         (export.main, ["--model", str(trained), "--onnx", "true", "--output", str(tmp_path / "x")], "add --to vision"),
         (export.main, ["--model", str(trained), "--backbone", "a/b", "--output", str(tmp_path / "x")], "leave it out"),
-        (embed.main, ["--height", "32"], "the settings of a vision form are fixed at its export: leave out height"),
+        (embed.main, ["--test_feature", "llm"], "test_feature is .llm.; give .vision."),
         (
             evaluate.main,
             [*market, *captions, "--text_queries", "true"],

@@ -106,7 +106,10 @@ def write_sidecars(root: Path) -> None:
     dataset = load_reid_dataset("market1501", data_dir=root / "people", captions_file=root / "people/reid_raw.json")
     provenance = {"model": "m", "revision": None, "instruction": "i", "max_new_tokens": 4}
     keyed = [pair for row in caption_keys(dataset["train"], "train") for pair in row]
-    append_records(root / "texts.jsonl", [TextRecord(*key, caption, "he walks", provenance) for key, caption in keyed])
+    append_records(
+        root / "texts.jsonl",
+        [TextRecord(*key, caption, "he walks", provenance, [7, 8], "a1") for key, caption in keyed],
+    )
     names = dataset["train"]["file_name"][:]
     captions = [CaptionRecord("market1501", "train", name, 0, "a man", provenance) for name in names]
     append_records(root / "captions.jsonl", captions)

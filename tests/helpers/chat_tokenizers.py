@@ -1,6 +1,6 @@
 """Tokenizers whose tokens join the ends of a prompt's parts, with chat templates in the layouts of known families."""
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 # The items of a turn: images and texts.
@@ -66,20 +66,27 @@ SPECIAL = {
 }
 BEGIN = {"gemma": "<bos>", "llava": "<s>"}
 END = {"gemma": "<eos>", "smolvlm": "<end_of_utterance>", "llava": "</s>"}
-TEXTS = [
-    "a man in a red coat.\nContinue the following text.",
-    "USER: a red coat",
-    "assistant\nHe walks.",
-    "Assistant: He",
+# Words that are one token each; "_" stands for a space.
+TOKENS = [
+    *("a", "_a", "_man", "_in", "_red", "_coat", ".\n", "Continue", "_the", "_following", "_text"),
+    *("USER", "_He", "_walks", "assistant", "Assistant"),
 ]
 # As in Qwen: punctuation takes the line breaks after it along, and a word the space before it.
 WORDS = Regex(r" ?[A-Za-z]+|[^\sA-Za-z]+[\n]*|\s*[\n]+|\s+")
 
 
+def bpe(space: str, line: str, alphabet: list[str], **options: object) -> models.BPE:
+    """A model whose tokens are the letters of an alphabet and `TOKENS`. space, line: their letters in it."""
+    words = [word.replace("_", space).replace("\n", line) for word in TOKENS]
+    merges = dict.fromkeys((word[:end], word[end]) for word in words for end in range(1, len(word)))
+    tokens = [*alphabet, *("".join(pair) for pair in merges)]
+    return models.BPE({token: index for index, token in enumerate(dict.fromkeys(tokens))}, list(merges), **options)
+
+
 def chat_tokenizer(family: str, **changes: object) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with the special tokens and the chat template of a family."""
     image, special = SPECIAL[family]
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = Tokenizer(bpe("Ġ", "Ċ", sorted(pre_tokenizers.ByteLevel.alphabet())))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(WORDS, "isolated"),
@@ -87,10 +94,6 @@ def chat_tokenizer(family: str, **changes: object) -> PreTrainedTokenizerFast:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        TEXTS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
-    )
     tokenizer.add_special_tokens([*special, image])
     begin, end = BEGIN.get(family), END.get(family, "<|im_end|>")
     if begin is not None:
@@ -105,13 +108,8 @@ def chat_tokenizer(family: str, **changes: object) -> PreTrainedTokenizerFast:
 
 def llama_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer in the layout of Llama: every text starts with a space, which joins the first word."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    special = ["<unk>", "<s>", "</s>"]
-    tokenizer.train_from_iterator(
-        TEXTS, trainers.BpeTrainer(vocab_size=300, special_tokens=special, show_progress=False)
-    )
-    tokenizer.pre_tokenizer = None
+    letters = [chr(code) for code in range(33, 127)]
+    tokenizer = Tokenizer(bpe("▁", "\n", ["<unk>", "<s>", "</s>", "▁", "\n", *letters], unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])

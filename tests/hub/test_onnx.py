@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from encoders import SQUARE, write_encoder
 
 from modeling_mllmreid.hub import onnx as hub_onnx
 from modeling_mllmreid.hub.onnx import check_onnx, export_onnx
@@ -56,6 +57,17 @@ def test_position_embeddings_that_fit_the_crops(tmp_path):
     tower |= {"num_hidden_layers": 1, "image_size": 32, "patch_size": 16}
     form = MllmReIDVisionModel(MllmReIDVisionConfig(vision_config=tower, height=32, width=32))
     export_onnx(form, tmp_path / "model.onnx")  # which compares
+    assert (tmp_path / "model.onnx").is_file()
+
+
+@pytest.mark.parametrize(("kind", "pooling"), [("dinov2", "gem"), ("swin", "mean")])
+def test_encoders_of_other_architectures(kind, pooling, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    side = SQUARE.get(kind, 64)
+    folder = write_encoder(tmp_path / kind, kind)
+    model = MllmReIDVisionModel.from_encoder_pretrained(folder, pooling=pooling, height=2 * side, width=side)
+    export_onnx(model, tmp_path / "model.onnx")  # which compares
     assert (tmp_path / "model.onnx").is_file()
 
 

@@ -115,7 +115,7 @@ def test_valid_fields_stay_unchanged():
     ("fields", "message"),
     [
         ({"height": 0}, "height is 0; give 1 or more"),
-        ({"width": 100}, "252 x 100; both must be multiples of 32, .* give 256 x 96"),
+        ({"width": 100}, "256 x 100; both must be multiples of 32, .* give 256 x 96"),
         ({"test_feature": "llm"}, "test_feature is 'llm'; give 'vision'"),
         ({"vision_config": {"model_type": "bert"}}, "vision_config.patch_size is None; give a whole number"),
         ({"vision_config": 3}, "vision_config is 3; give the fields of a configuration"),

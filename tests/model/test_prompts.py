@@ -83,6 +83,13 @@ def test_without_a_chat_template_the_prompt_is_that_of_llava():
     assert templates_of(tokenizer, None, "<i>", "<b>", "<e>")[0] == "USER: <b>{image}<e>\n{instruction} ASSISTANT:"
 
 
+def test_a_model_that_thinks_first_is_asked_for_its_answer():
+    """As Qwen3's chat template, which takes `enable_thinking`."""
+    thinks = "{{ messages[0].content }} A:{% if enable_thinking is false %}<think></think>{% endif %}"
+    templates = templates_of(chat_tokenizer("smollm"), thinks, "<image>")
+    assert templates == ("{image}\n{instruction} A:<think></think>", "{caption}\n{instruction} A:<think></think>")
+
+
 def test_image_prompts_are_those_of_the_stock_processors(made):
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": INSTRUCTION}]}]
     pixels = torch.zeros(3, 28, 28, dtype=torch.uint8)
@@ -126,7 +133,7 @@ def test_positions_of_the_caption(made, family):
         assert INSTRUCTION[9:] in after and INSTRUCTION not in before
     # The full stop of a caption joins the line break after it, and the first word the space before it.
     joined = tokenizer.convert_ids_to_tokens(processor.text_prompt_ids(CAPTION))
-    assert any(token.startswith((".Ċ", ".\n")) for token in joined)
+    assert {".Ċ", ".\n"} & {*joined}
 
 
 def test_the_same_positions_in_training_and_in_encode_text(made):

@@ -51,6 +51,7 @@ WITH_LANGUAGE_MODEL = {
     "mllm_forward.py",
     "modeling_mllmreid.py",
     "processing_mllmreid.py",
+    "prompts.py",
 }
 CLEAN_PROCESS = """
 import sys

@@ -95,7 +95,10 @@ def other_text(joined):
     )
 
 
-@pytest.mark.parametrize("cause", ["another tokenizer", "another text", "no token", "a special token"])
+CAUSES = ["another tokenizer", "another text", "no token", "a special token"]
+
+
+@pytest.mark.parametrize("cause", CAUSES)
 def test_ids_that_do_not_fit_are_not_used(records, targets, tiny_processor, cause, caplog):
     changes = {
         "another tokenizer": {"tokenizer": "0" * 16},
