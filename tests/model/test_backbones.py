@@ -4,11 +4,13 @@ import copy
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from families import CONFIGS, IMAGE_TOKEN, PREFIX, build_native, build_reid, prompts, stock_inputs
 
+import modeling_mllmreid
 from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel
 from modeling_mllmreid.model.backbones import FAMILIES
 from modeling_mllmreid.training.adapters import AdapterArguments, prepare_training
@@ -47,6 +49,16 @@ def crops(model, count: int = 2, **options) -> torch.Tensor:
 
 def test_every_family_is_tested():
     assert {fields["model_type"] for fields in CONFIGS.values()} == set(FAMILIES)
+
+
+def test_no_other_file_of_the_package_depends_on_a_familys_name():
+    package = Path(modeling_mllmreid.__file__).parent
+    others = [path for path in package.rglob("*.py") if not path.match("model/*_*.py") or "mllmreid" in path.name]
+    names = set(FAMILIES) - {"llava"}  # which the demo and `compose` make
+    found = {(path.name, name) for path in others for name in names if f'"{name}' in path.read_text()}
+    assert not found and len(others) > 100
+    families = [path for path in (package / "model").glob("backbone_*.py") if path.stem != "backbone_loading"]
+    assert all(len(path.read_text().splitlines()) <= 100 for path in families) and len(families) == 5
 
 
 @every_family
