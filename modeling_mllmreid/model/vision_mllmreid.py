@@ -282,24 +282,25 @@ class MllmReIDVisionProcessor(CropProcessor, ProcessorMixin):
         return in_format({"pixel_values": crop_pixels(self.image_processor, images, **options)}, return_tensors, device)
 
     @staticmethod
-    def travelling_code() -> tuple[Any, ...]:
+    def travelling_code() -> None:
         """Imports the files that the files imported above import; see the method of [`MllmReIDConfig`]."""
-        from .backbone import Backbone
-        from .backbone_gemma3 import Gemma3Backbone
-        from .backbone_internvl import InternVLBackbone
-        from .backbone_llava import LlavaBackbone
-        from .backbone_qwen_vl import QwenVLBackbone
-        from .backbone_smolvlm import SmolVLMBackbone
-        from .backbones import tower_of
-        from .fields import check_types
-        from .identities import IdentityClassifiers
-        from .images import open_image
-        from .pipeline_mllmreid import PersonReIDPipeline
-        from .publishing import PrivatePush
-
-        families = (Gemma3Backbone, InternVLBackbone, LlavaBackbone, QwenVLBackbone, SmolVLMBackbone, Backbone)
-        others = (tower_of, check_types, IdentityClassifiers, open_image, PersonReIDPipeline, PrivatePush)
-        return (*families, *others)
+        from .backbone import Image  # noqa: F401
+        from .backbone_gemma3 import Gemma3Backbone  # noqa: F401
+        from .backbone_internvl import InternVLBackbone  # noqa: F401
+        from .backbone_llava import LlavaBackbone  # noqa: F401
+        from .backbone_qwen_vl import QwenVLBackbone  # noqa: F401
+        from .backbone_smolvlm import SmolVLMTower  # noqa: F401
+        from .backbones import tower_of  # noqa: F401
+        from .fields import check_types  # noqa: F401
+        from .identities import IdentityClassifiers  # noqa: F401
+        from .images import open_image  # noqa: F401
+        from .pipeline_mllmreid import PersonReIDPipeline  # noqa: F401
+        from .publishing import without_local_paths  # noqa: F401
+        from .reid_osnet import ReIDOSNetConfig  # noqa: F401
+        from .reid_resnet import ReIDResNetConfig  # noqa: F401
+        from .reid_swin import ReIDSwinConfig  # noqa: F401
+        from .reid_vit import ReIDViTConfig  # noqa: F401
+        from .tower_qwen_vl import QwenTower  # noqa: F401
 
 
 # Settings of an image processor that decide which numbers pixels become.
