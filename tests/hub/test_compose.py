@@ -198,6 +198,36 @@ def test_mistakes(tower, language_model, flags, message, halves, disk, tmp_path)
     assert "\n" not in str(raised.value) and not (tmp_path / "llava").exists()
 
 
+@pytest.mark.parametrize(
+    ("half", "file", "change", "message"),
+    [
+        ("clip", "config.json", {"vision_config": {"patch_size": 0}}, "tower .*: of type 'clip' has no square image"),
+        ("clip", "config.json", {"vision_config": {"hidden_act": "nope"}}, "tower .*: KeyError: 'nope'"),
+        ("llama", "config.json", {"num_hidden_layers": 0}, "language_model .*: of type 'llama' has other modules"),
+        ("llama", "config.json", {"quantization_config": {"quant_method": "gptq"}}, ".*: has quantised weights: give"),
+        ("llama", "chat_template.jinja", "{{ 1 / 0 }}", r"language_model .*: the chat template does not .*\(division"),
+        ("clip", "preprocessor_config.json", None, "tower .*: Can't load image processor"),
+    ],
+)
+def test_broken_halves(half, file, change, message, halves, tmp_path):
+    folders = {name: halves(name) for name in ("clip", "llama")} | {half: tmp_path / half}
+    shutil.copytree(halves(half), tmp_path / half)
+    path = tmp_path / half / file
+    if change is None:
+        path.unlink()
+    elif isinstance(change, str):
+        path.write_text(change)
+    else:
+        fields = json.loads(path.read_text())
+        nested = change.get("vision_config", {})
+        path.write_text(
+            json.dumps(fields | change | ({"vision_config": fields["vision_config"] | nested} if nested else {}))
+        )
+    with pytest.raises(UserError, match=message) as raised:
+        composed(folders["clip"], folders["llama"], tmp_path / "llava")
+    assert "\n" not in str(raised.value) and not (tmp_path / "llava").exists()
+
+
 def test_nothing_is_replaced_and_a_full_disk_is_found_before_the_work(halves, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
