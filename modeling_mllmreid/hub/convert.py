@@ -65,10 +65,10 @@ def _unpickle(file: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # damaged files fail in any way
-        names = re.findall(r"GLOBAL ([\w.]+)", str(error))
-        if names:
+        if "Weights only load failed" in str(error):
+            name = next(iter(re.findall(r"GLOBAL ([\w.]+)", str(error))), "more than tensors")
             raise UserError(
-                f"file {file}: its pickle needs {names[0]} to be run, and no pickle is run: save its state_dict alone, "
+                f"file {file}: its pickle needs {name} to be run, and no pickle is run: save its state_dict alone, "
                 "where it comes from"
             ) from error
         raise UserError(f"file {file}: not a checkpoint of torch ({_short(error)}): get it again") from error
@@ -137,7 +137,9 @@ def convert(
     renamed = {name: value.float() if value.is_floating_point() else value for name, value in renamed.items()}
     try:
         converted = layout.build(renamed, options)
-    except (IndexError, RuntimeError, TypeError) as error:  # of weights with too few axes, or that do not fit
+    except UserError:
+        raise
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:  # too few axes, or sizes that do not fit
         message = f"layout {layout.name}: its weights have other shapes ({_short(error)}): another checkpoint's"
         raise UserError(message) from error
     found = converted.weights
@@ -168,7 +170,7 @@ def _check_values(weights: Mapping[str, Tensor], layout: str) -> None:
         plain = value.layout == torch.strided and not value.is_quantized
         # A view can repeat a few numbers without end.
         plain = plain and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-        if not plain or (value.ndim and not value.is_floating_point()):
+        if not plain or ((value.ndim or value.is_complex()) and not value.is_floating_point()):
             kind = f"{value.dtype}, {value.layout}".replace("torch.", "")
             raise UserError(
                 f"layout {layout}: the weight that becomes {name} is not plain floats ({kind}): get it again"
