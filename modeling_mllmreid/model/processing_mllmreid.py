@@ -8,10 +8,18 @@ import os
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, CLIPImageProcessor, ProcessorMixin
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
 from .backbones import backbone_of
-from .crops import TEXT_OPTIONS, CropProcessor, as_list, crop_pixels, in_format, processor_files
+from .crops import (
+    TEXT_OPTIONS,
+    CropProcessor,
+    as_list,
+    crop_image_processor,
+    crop_pixels,
+    in_format,
+    processor_files,
+)
 from .fields import check_multiples
 from .prompts import CAPTION, PLAIN_TEMPLATE, Prompt, Template, reserved_texts, templates_of, vocabulary_digest
 from .weights import native_config
@@ -179,9 +187,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
                 kwargs = {"image_template": image_template, "text_template": text_template, **kwargs}
             processor = cls(
                 # Not the family's own: several make flattened patches or tiles, and some need torchvision.
-                CLIPImageProcessor(
-                    size=size, do_center_crop=False, **{name: getattr(native, name) for name in PIXEL_SETTINGS}
-                ),
+                crop_image_processor(size, **{name: getattr(native, name) for name in PIXEL_SETTINGS}),
                 tokenizer,
                 unit=backbone.unit,
                 extra_image_tokens=backbone.extra_image_tokens,

@@ -10,12 +10,20 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BatchFeature, CLIPImageProcessor, PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from transformers import initialization as init
 
 from .adapters import inject_adapter
 from .configuration_vision_mllmreid import MllmReIDVisionConfig
-from .crops import TEXT_OPTIONS, CropProcessor, checked_pixels, crop_pixels, in_format, processor_files
+from .crops import (
+    TEXT_OPTIONS,
+    CropProcessor,
+    checked_pixels,
+    crop_image_processor,
+    crop_pixels,
+    in_format,
+    processor_files,
+)
 from .encoder_checkpoints import EncoderCheckpoints, encoder_config
 from .encoders import build_encoder
 from .heads import IDClassifier, MllmReIDOutput, ReIDFeatures, ReIDHead
@@ -268,7 +276,7 @@ class MllmReIDVisionProcessor(CropProcessor, ProcessorMixin):
         settings = pixel_settings(name_or_path, hub)
         with processor_files(name_or_path):
             size = {"height": config.height, "width": config.width}
-            processor = cls(CLIPImageProcessor(size=size, do_center_crop=False, **settings))
+            processor = cls(crop_image_processor(size, **settings))
             processor.check_pixels()
         return processor
 
