@@ -181,7 +181,7 @@ def _open(path: Path) -> Any:
     providers: list[Any] = ["CPUExecutionProvider"]
     device = this_process().device
     if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0, "use_tf32": 0}))
     try:
         # Its fallback prints a banner, and falls back to the same providers.
         return onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)

@@ -65,10 +65,10 @@ def _unpickle(file: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # damaged files fail in any way
-        names = re.findall(r"GLOBAL ([\w.]+)", str(error))
-        if names:
+        if "Weights only load failed" in str(error):
+            name = next(iter(re.findall(r"GLOBAL ([\w.]+)", str(error))), "more than tensors")
             raise UserError(
-                f"file {file}: its pickle needs {names[0]} to be run, and no pickle is run: save its state_dict alone, "
+                f"file {file}: its pickle needs {name} to be run, and no pickle is run: save its state_dict alone, "
                 "where it comes from"
             ) from error
         raise UserError(f"file {file}: not a checkpoint of torch ({_short(error)}): get it again") from error
@@ -132,8 +132,16 @@ def convert(
         UserError: if a weight is missing, unknown, of another size or not finite, and for sizes that do not fit.
     """
     pixels = {name: fields.pop(name) for name in ("image_mean", "image_std") if name in fields}
-    renamed = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
-    converted = layout.build(layout.rename(renamed), options)
+    renamed = layout.rename(weights)
+    _check_values(renamed, layout.name)
+    renamed = {name: value.float() if value.is_floating_point() else value for name, value in renamed.items()}
+    try:
+        converted = layout.build(renamed, options)
+    except UserError:
+        raise
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:  # too few axes, or sizes that do not fit
+        message = f"layout {layout.name}: its weights have other shapes ({_short(error)}): another checkpoint's"
+        raise UserError(message) from error
     found = converted.weights
     settings = {**converted.fields, **fields, "converted_from": f"{layout.name}, {layout.source}"}
     bias = found.pop(BIAS, None)
@@ -141,16 +149,32 @@ def convert(
         raise UserError(f"layout {layout.name}: its batch norm has a bias, which the feature here does not have")
     try:
         config = MllmReIDVisionConfig(vision_config=converted.vision_config, **settings)
-        model = MllmReIDVisionModel(config).eval()
-        check_finite(found, layout.name)
+        # Names and shapes are compared before there is memory for the model.
+        with torch.device("meta"):
+            _check_names(MllmReIDVisionModel(config).state_dict(), found, layout.name)
+        check_finite(found, f"layout {layout.name}")
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"layout {layout.name}: {error}") from error
-    expected = model.state_dict()
-    _check_names(expected, found, layout.name)
-    model.load_state_dict({**expected, **found})
+    model = MllmReIDVisionModel(config).eval()
+    model.load_state_dict({**model.state_dict(), **found})
     size: Any = {"height": config.height, "width": config.width}
     image_processor = crop_image_processor(size, **(layout.pixels | pixels))
     return model, MllmReIDVisionProcessor(image_processor)
+
+
+def _check_values(weights: Mapping[str, Tensor], layout: str) -> None:
+    """Raises UserError for weights that are not plain floats, each with memory of its own; counters are numbers."""
+    for name, value in weights.items():
+        plain = value.layout == torch.strided and not value.is_quantized
+        # A view can repeat a few numbers without end.
+        plain = plain and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+        if not plain or ((value.ndim or value.is_complex()) and not value.is_floating_point()):
+            kind = f"{value.dtype}, {value.layout}".replace("torch.", "")
+            raise UserError(
+                f"layout {layout}: the weight that becomes {name} is not plain floats ({kind}): get it again"
+            )
 
 
 def _check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], layout: str) -> None:

@@ -185,7 +185,7 @@ BAD_MODELS = {
     "too large": ({"shape": ("b", 3, 5000, 4)}, "its input has the height 5000, more than 4096 pixels"),
     "a map": (
         {"nodes": [node("Identity", ["image"], ["feature"])], "output": None},
-        r"its output 'feature' has the shape \[1, 3, 8, 4\] for 1 crops, not one feature for each: give another output",
+        r"its output 'feature' has the shape \[1, 3, 8, 4\] for a batch of 1, not one feature for each crop",
     ),
     "an unknown operator": ({"nodes": [node("Foo", ["image"], ["feature"], domain="x")]}, "onnxruntime cannot load it"),
     "NaN": ({"weights": np.full((3, 5), np.nan)}, "the feature of a crop has NaN or infinity: check onnx_rescale"),

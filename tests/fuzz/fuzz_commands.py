@@ -16,6 +16,7 @@ COMMANDS = [
     "export",
     "push",
     "embed",
+    "convert",
     "search",
     "demo",
 ]

@@ -214,7 +214,19 @@ def test_mistakes(tmp_path):
             "no weight of the checkpoint becomes tower.part_norm.bias",
         ),
         ({**plain, "base.norm.bias": torch.zeros(3)}, [], r"becomes tower.norm.bias is \(3,\), not \(128,\)"),
-        (nan, [], "layout transreid: transreid: the weight tower.norm.bias is not finite"),
+        ({**plain, "base.pos_embed": torch.zeros(3)}, [], "its weights have other shapes"),
+        (
+            {**plain, "base.norm.bias": torch.zeros(128).long()},
+            [],
+            r"becomes tower.norm.bias is not plain floats \(int64",
+        ),
+        ({**plain, "base.norm.bias": torch.zeros(1).expand(128)}, [], "is not plain floats"),
+        (
+            {**plain, "base.blocks.99999999.norm1.bias": torch.zeros(1)},
+            [],
+            "has tower.layers.99999999 and no tower.layers.2: get it again",
+        ),
+        (nan, [], "layout transreid: the weight tower.norm.bias is not finite"),
         (biased, ["--feature_after_bn", "true"], "its batch norm has a bias, which the feature here does not have"),
         (plain, ["--image_std", "1", "0", "1"], "image_std: has a 0"),
     )

@@ -107,9 +107,16 @@ class Layout:
 
 
 def numbered(weights: Mapping[str, Any], pattern: str) -> int:
-    """Returns how many numbers, from 0, the names have where a pattern has its group."""
+    """Returns how many numbers, from 0, the names have where a pattern has its group.
+
+    Raises UserError if a number is missing in between.
+    """
     numbers = {int(match[1]) for name in weights if (match := re.match(pattern, name))}
-    return max(numbers) + 1 if numbers else 0
+    if numbers and len(numbers) <= max(numbers):
+        missing = next(number for number in range(len(numbers)) if number not in numbers)
+        name = pattern.replace("\\", "").partition("(")[0]
+        raise UserError(f"the checkpoint has {name}{max(numbers)} and no {name}{missing}: get it again")
+    return len(numbers)
 
 
 def required(weights: Mapping[str, Tensor], name: str) -> Tensor:

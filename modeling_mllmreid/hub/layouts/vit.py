@@ -146,7 +146,7 @@ def clip_reid(weights: Weights, options: LayoutOptions) -> Converted:
     for name in ("class_token", "positions"):
         value = required(weights, f"tower.{name}")
         weights[f"tower.{name}"] = value.reshape(1, -1, value.shape[-1])
-    projection = required(weights, "tower.projection.weight").T
+    projection = required(weights, "tower.projection.weight").transpose(0, 1)
     weights["tower.projection.weight"] = projection
     joined_batch_norms(weights, ["bottleneck", "bottleneck_proj"])
     settings = {"pre_norm": True, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
