@@ -29,7 +29,7 @@ from ..utils.processes import on_main
 class EvaluatedModel(ModelArguments):
     """The model, its number format, and the models to compare it with."""
 
-    model: str | None = field(default=None, metadata={"help": "Checkpoint of this package or native LLaVA."})  # type: ignore[assignment]
+    model: str | None = field(default=None, metadata={"help": "Checkpoint of this package or native model."})  # type: ignore[assignment]
     compare: list[str] = field(
         default_factory=list,
         metadata={"help": "Checkpoints to compare with the model; without --model, with the first of them."},

@@ -346,7 +346,7 @@ def licence_notice(config: Mapping[str, Any] | PreTrainedConfig) -> str | None:
 
 
 def base_model(card: CardData) -> str | None:
-    """Returns the name on the Hub of a thin checkpoint's backbone or of the LLaVA that training started from."""
+    """Returns the name on the Hub of a thin checkpoint's backbone or of the native model that training started from."""
     name = card.config.get("backbone") or (card.run or {}).get("base_model") or ""
     return name if NAME_ON_THE_HUB.fullmatch(name) and not is_local(name) else None
 

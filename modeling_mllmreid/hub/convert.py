@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPImageProcessor
 
 from ..model import MllmReIDVisionConfig, MllmReIDVisionModel, MllmReIDVisionProcessor
+from ..model.crops import crop_image_processor
 from ..model.weights import check_finite
 from ..utils.errors import UserError
 from .layouts.fast_reid import FAST_REID
@@ -149,7 +149,7 @@ def convert(
     _check_names(expected, found, layout.name)
     model.load_state_dict({**expected, **found})
     size: Any = {"height": config.height, "width": config.width}
-    image_processor = CLIPImageProcessor(size=size, do_center_crop=False, **(layout.pixels | pixels))
+    image_processor = crop_image_processor(size, **(layout.pixels | pixels))
     return model, MllmReIDVisionProcessor(image_processor)
 
 

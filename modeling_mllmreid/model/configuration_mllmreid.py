@@ -204,8 +204,8 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         return text_config
 
     @staticmethod
-    def travelling_code() -> tuple[Any, ...]:
-        """Imports every file that travels with a checkpoint, and returns an object of each.
+    def travelling_code() -> None:
+        """Imports every file that travels with a checkpoint.
 
         transformers keeps the first model class that it saw with a configuration class. It makes a new configuration
         class only if a file that this one imports has changed. With these imports every file of a checkpoint counts,
@@ -213,65 +213,32 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         Before 5.11, transformers copies only the files that this one imports, and stops at a file that it did not
         copy. With these imports no file is left out, and `versions` reports the versions that are needed.
         """
-        from .adapters import inject_adapter
-        from .backbone import Backbone
-        from .backbone_gemma3 import Gemma3Backbone
-        from .backbone_internvl import InternVLBackbone
-        from .backbone_llava import LlavaBackbone
-        from .backbone_loading import load_backbone
-        from .backbone_qwen_vl import QwenVLBackbone
-        from .backbone_smolvlm import SmolVLMBackbone
-        from .backbones import backbone_of
-        from .checkpoints import ReIDCheckpoints
-        from .crops import CropProcessor
-        from .encoders import encoder_tower
-        from .heads import ReIDHead
-        from .identities import IdentityClassifiers
-        from .images import open_image
-        from .losses import id_loss
-        from .mllm_forward import MllmForward
-        from .modeling_mllmreid import MllmReIDModel
-        from .processing_mllmreid import MllmReIDProcessor
-        from .prompts import Prompt
-        from .publishing import without_local_paths
-        from .reid_osnet import ReIDOSNetModel
-        from .reid_resnet import ReIDResNetModel
-        from .reid_swin import ReIDSwinModel
-        from .reid_vit import ReIDViTModel
-        from .tensors import gather_with_gradient
-        from .towers import Tower
-        from .weights import read_config
-
-        return (
-            inject_adapter,
-            Backbone,
-            Gemma3Backbone,
-            InternVLBackbone,
-            LlavaBackbone,
-            QwenVLBackbone,
-            SmolVLMBackbone,
-            backbone_of,
-            Tower,
-            MllmForward,
-            load_backbone,
-            ReIDCheckpoints,
-            CropProcessor,
-            encoder_tower,
-            ReIDOSNetModel,
-            ReIDResNetModel,
-            ReIDSwinModel,
-            ReIDViTModel,
-            gather_with_gradient,
-            ReIDHead,
-            IdentityClassifiers,
-            open_image,
-            without_local_paths,
-            id_loss,
-            MllmReIDModel,
-            MllmReIDProcessor,
-            Prompt,
-            read_config,
-        )
+        from .adapters import inject_adapter  # noqa: F401
+        from .backbone_gemma3 import Gemma3Backbone  # noqa: F401
+        from .backbone_internvl import InternVLBackbone  # noqa: F401
+        from .backbone_llava import LlavaBackbone  # noqa: F401
+        from .backbone_loading import plain_config  # noqa: F401
+        from .backbone_qwen_vl import QwenVLBackbone  # noqa: F401
+        from .backbone_smolvlm import SmolVLMTower  # noqa: F401
+        from .checkpoints import ReIDCheckpoints  # noqa: F401
+        from .crops import CropProcessor  # noqa: F401
+        from .encoders import ClipTower  # noqa: F401
+        from .heads import ReIDFeatures  # noqa: F401
+        from .identities import IdentityClassifiers  # noqa: F401
+        from .images import open_image  # noqa: F401
+        from .losses import id_loss  # noqa: F401
+        from .mllm_forward import MllmForward  # noqa: F401
+        from .modeling_mllmreid import LabelLoss  # noqa: F401
+        from .processing_mllmreid import MllmReIDProcessor  # noqa: F401
+        from .prompts import Prompt  # noqa: F401
+        from .reid_osnet import ReIDOSNetConfig  # noqa: F401
+        from .reid_resnet import ReIDResNetConfig  # noqa: F401
+        from .reid_swin import ReIDSwinConfig  # noqa: F401
+        from .reid_vit import ReIDViTConfig  # noqa: F401
+        from .tensors import at_least_float32  # noqa: F401
+        from .tower_qwen_vl import QwenTower  # noqa: F401
+        from .towers import TowerOutput  # noqa: F401
+        from .weights import readable  # noqa: F401
 
 
 MllmReIDConfig.register_for_auto_class()

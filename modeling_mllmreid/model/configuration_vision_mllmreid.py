@@ -159,57 +159,30 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
         return False
 
     @staticmethod
-    def travelling_code() -> tuple[Any, ...]:
+    def travelling_code() -> None:
         """Imports the files that the files imported above import; see the method of [`MllmReIDConfig`]."""
-        from .adapters import inject_adapter
-        from .backbone import Backbone
-        from .backbone_gemma3 import Gemma3Backbone
-        from .backbone_internvl import InternVLBackbone
-        from .backbone_llava import LlavaBackbone
-        from .backbone_qwen_vl import QwenVLBackbone
-        from .backbone_smolvlm import SmolVLMBackbone
-        from .crops import CropProcessor
-        from .encoder_checkpoints import EncoderCheckpoints
-        from .encoders import encoder_tower
-        from .heads import ReIDHead
-        from .identities import IdentityClassifiers
-        from .images import open_image
-        from .losses import id_loss
-        from .pooling import Pooling
-        from .publishing import without_local_paths
-        from .reid_osnet import ReIDOSNetModel
-        from .reid_resnet import ReIDResNetModel
-        from .reid_swin import ReIDSwinModel
-        from .reid_vit import ReIDViTModel
-        from .tensors import in_format_of
-        from .vision_mllmreid import MllmReIDVisionModel
-        from .weights import read_config
-
-        return (
-            inject_adapter,
-            Backbone,
-            Gemma3Backbone,
-            InternVLBackbone,
-            LlavaBackbone,
-            QwenVLBackbone,
-            SmolVLMBackbone,
-            CropProcessor,
-            EncoderCheckpoints,
-            encoder_tower,
-            ReIDOSNetModel,
-            ReIDResNetModel,
-            ReIDSwinModel,
-            ReIDViTModel,
-            ReIDHead,
-            IdentityClassifiers,
-            open_image,
-            id_loss,
-            Pooling,
-            without_local_paths,
-            in_format_of,
-            MllmReIDVisionModel,
-            read_config,
-        )
+        from .adapters import inject_adapter  # noqa: F401
+        from .backbone import Image  # noqa: F401
+        from .backbone_gemma3 import Gemma3Backbone  # noqa: F401
+        from .backbone_internvl import InternVLBackbone  # noqa: F401
+        from .backbone_llava import LlavaBackbone  # noqa: F401
+        from .backbone_qwen_vl import QwenVLBackbone  # noqa: F401
+        from .backbone_smolvlm import SmolVLMTower  # noqa: F401
+        from .crops import CropProcessor  # noqa: F401
+        from .encoder_checkpoints import EncoderCheckpoints  # noqa: F401
+        from .encoders import ClipTower  # noqa: F401
+        from .heads import ReIDFeatures  # noqa: F401
+        from .identities import IdentityClassifiers  # noqa: F401
+        from .images import open_image  # noqa: F401
+        from .losses import id_loss  # noqa: F401
+        from .reid_osnet import ReIDOSNetConfig  # noqa: F401
+        from .reid_resnet import ReIDResNetConfig  # noqa: F401
+        from .reid_swin import ReIDSwinConfig  # noqa: F401
+        from .reid_vit import ReIDViTConfig  # noqa: F401
+        from .tensors import at_least_float32  # noqa: F401
+        from .tower_qwen_vl import QwenTower  # noqa: F401
+        from .vision_mllmreid import MllmReIDVisionModel  # noqa: F401
+        from .weights import readable  # noqa: F401
 
 
 def _refuse(name: str, value: Any) -> None:

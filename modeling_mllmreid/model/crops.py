@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import BatchFeature
+from transformers.utils import is_torchvision_available
 
 from .images import MAX_PIXELS, open_image, to_rgb
 from .publishing import PrivatePush
@@ -96,6 +97,24 @@ def processor_files(name_or_path: str | os.PathLike[str]) -> Iterator[None]:
 def as_list(value: Any) -> list[Any]:
     """Returns a list or a tuple as a list, and anything else as a list of one item."""
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def crop_image_processor(size: dict[str, int], **settings: Any) -> Any:
+    """Returns an image processor that resizes whole crops, rescales and normalises.
+
+    Each name of the class belongs to one backend. The wrong one falls back to the other, with a warning.
+
+    Args:
+        size (`dict[str, int]`):
+            "height" and "width" in pixels.
+        **settings:
+            Further settings of `CLIPImageProcessor`, such as `image_mean`.
+    """
+    if is_torchvision_available():
+        from transformers import CLIPImageProcessor as ImageProcessor
+    else:
+        from transformers import CLIPImageProcessorPil as ImageProcessor
+    return ImageProcessor(size=size, do_center_crop=False, **settings)
 
 
 def crop_pixels(image_processor: Any, images: Any, **options: Any) -> torch.Tensor:

@@ -8,10 +8,18 @@ import os
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, CLIPImageProcessor, ProcessorMixin
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 
 from .backbones import backbone_of
-from .crops import TEXT_OPTIONS, CropProcessor, as_list, crop_pixels, in_format, processor_files
+from .crops import (
+    TEXT_OPTIONS,
+    CropProcessor,
+    as_list,
+    crop_image_processor,
+    crop_pixels,
+    in_format,
+    processor_files,
+)
 from .fields import check_multiples
 from .prompts import CAPTION, PLAIN_TEMPLATE, Prompt, Template, reserved_texts, templates_of, vocabulary_digest
 from .weights import native_config
@@ -179,9 +187,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
                 kwargs = {"image_template": image_template, "text_template": text_template, **kwargs}
             processor = cls(
                 # Not the family's own: several make flattened patches or tiles, and some need torchvision.
-                CLIPImageProcessor(
-                    size=size, do_center_crop=False, **{name: getattr(native, name) for name in PIXEL_SETTINGS}
-                ),
+                crop_image_processor(size, **{name: getattr(native, name) for name in PIXEL_SETTINGS}),
                 tokenizer,
                 unit=backbone.unit,
                 extra_image_tokens=backbone.extra_image_tokens,
@@ -367,33 +373,24 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         return in_format(inputs, return_tensors, device)
 
     @staticmethod
-    def travelling_code() -> tuple[Any, ...]:
+    def travelling_code() -> None:
         """Imports the files that the files imported above import; see the method of [`MllmReIDConfig`]."""
-        from .backbone import Backbone
-        from .backbone_gemma3 import Gemma3Backbone
-        from .backbone_internvl import InternVLBackbone
-        from .backbone_llava import LlavaBackbone
-        from .backbone_qwen_vl import QwenVLBackbone
-        from .backbone_smolvlm import SmolVLMBackbone
-        from .backbones import check_family
-        from .encoders import encoder_tower
-        from .fields import check_types
-        from .images import open_image
-        from .publishing import PrivatePush, without_local_paths
-        from .tensors import in_format_of
-        from .towers import Tower
-
-        families = (Gemma3Backbone, InternVLBackbone, LlavaBackbone, QwenVLBackbone, SmolVLMBackbone, Backbone, Tower)
-        return (
-            open_image,
-            without_local_paths,
-            PrivatePush,
-            check_types,
-            check_family,
-            encoder_tower,
-            in_format_of,
-            *families,
-        )
+        from .backbone import Image  # noqa: F401
+        from .backbone_gemma3 import Gemma3Backbone  # noqa: F401
+        from .backbone_internvl import InternVLBackbone  # noqa: F401
+        from .backbone_llava import LlavaBackbone  # noqa: F401
+        from .backbone_qwen_vl import QwenVLBackbone  # noqa: F401
+        from .backbone_smolvlm import SmolVLMTower  # noqa: F401
+        from .encoders import ClipTower  # noqa: F401
+        from .images import open_image  # noqa: F401
+        from .publishing import without_local_paths  # noqa: F401
+        from .reid_osnet import ReIDOSNetConfig  # noqa: F401
+        from .reid_resnet import ReIDResNetConfig  # noqa: F401
+        from .reid_swin import ReIDSwinConfig  # noqa: F401
+        from .reid_vit import ReIDViTConfig  # noqa: F401
+        from .tensors import at_least_float32  # noqa: F401
+        from .tower_qwen_vl import QwenTower  # noqa: F401
+        from .towers import TowerOutput  # noqa: F401
 
 
 def _current_fields(fields: dict[str, Any]) -> dict[str, Any]:

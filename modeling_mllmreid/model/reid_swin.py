@@ -13,6 +13,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
+from .reid_vit import attend
 from .towers import Tower, TowerOutput
 
 PATCH = 4
@@ -48,12 +49,13 @@ class ReIDSwinConfig(PreTrainedConfig):
     semantic_weight: float | None = None
 
 
-class WindowAttention(nn.Module):
+class ShiftedWindows(nn.Module):
     """Self-attention within windows of a padded map, with a bias for the relative position."""
 
-    def __init__(self, size: int, heads: int, window: int, shift: int):
+    def __init__(self, config: ReIDSwinConfig, size: int, heads: int, shift: int):
         super().__init__()
-        self.heads, self.window, self.shift = heads, window, shift
+        self.config, self.heads, self.window, self.shift = config, heads, config.window_size, shift
+        window = self.window
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.qkv = nn.Linear(size, 3 * size)
         self.proj = nn.Linear(size, size)
@@ -70,10 +72,9 @@ class WindowAttention(nn.Module):
         query, key, value = self.qkv(windows).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self._bias()
         if shift:
-            mask = self._mask(padded, features.device).repeat(len(features), 1, 1)
+            mask = self._mask(padded, features.device).repeat(features.shape[0], 1, 1)
             bias = bias + mask[:, None].to(bias.dtype)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
-        windows = self.proj(attended.transpose(1, 2).flatten(2))
+        windows = self.proj(attend(self.config, query, key, value, bias.to(query.dtype)))
         grid = (padded[0] // window, padded[1] // window)
         features = windows.unflatten(1, (window, window)).unflatten(0, (-1, *grid)).transpose(2, 3)
         features = features.flatten(3, 4).flatten(1, 2)
@@ -108,10 +109,10 @@ class WindowAttention(nn.Module):
 class ReIDSwinLayer(GradientCheckpointingLayer):
     """Pre-norm window attention and MLP."""
 
-    def __init__(self, size: int, heads: int, window: int, shift: int):
+    def __init__(self, config: ReIDSwinConfig, size: int, heads: int, shift: int):
         super().__init__()
         self.norm1 = nn.LayerNorm(size)
-        self.attention = WindowAttention(size, heads, window, shift)
+        self.attention = ShiftedWindows(config, size, heads, shift)
         self.norm2 = nn.LayerNorm(size)
         self.fc1 = nn.Linear(size, 4 * size)
         self.fc2 = nn.Linear(4 * size, size)
@@ -126,10 +127,10 @@ class ReIDSwinLayer(GradientCheckpointingLayer):
 class ReIDSwinStage(nn.Module):
     """The layers of a stage, and the merging of 2 x 2 patches for the next one."""
 
-    def __init__(self, size: int, depth: int, heads: int, window: int, last: bool):
+    def __init__(self, config: ReIDSwinConfig, size: int, depth: int, heads: int, last: bool):
         super().__init__()
-        shifts = [window // 2 if index % 2 else 0 for index in range(depth)]
-        self.layers = nn.ModuleList(ReIDSwinLayer(size, heads, window, shift) for shift in shifts)
+        shifts = [config.window_size // 2 if index % 2 else 0 for index in range(depth)]
+        self.layers = nn.ModuleList(ReIDSwinLayer(config, size, heads, shift) for shift in shifts)
         self.merge_norm = None if last else nn.LayerNorm(4 * size)
         self.reduction = None if last else nn.Linear(4 * size, 2 * size, bias=False)
 
@@ -167,7 +168,7 @@ class ReIDSwinModel(PreTrainedModel):
         self.patch_embedding = nn.Conv2d(3, size, PATCH, PATCH)
         self.patch_norm = nn.LayerNorm(size)
         self.stages = nn.ModuleList(
-            ReIDSwinStage(sizes[index], depth, heads, config.window_size, index == count - 1)
+            ReIDSwinStage(config, sizes[index], depth, heads, index == count - 1)
             for index, (depth, heads) in enumerate(zip(config.depths, config.num_heads, strict=True))
         )
         self.norm = nn.LayerNorm(sizes[-1])
@@ -179,7 +180,7 @@ class ReIDSwinModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, WindowAttention):
+        if isinstance(module, ShiftedWindows):
             init.trunc_normal_(module.relative_position_bias_table, std=0.02)
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:

@@ -65,12 +65,35 @@ class ReIDViTConfig(PreTrainedConfig):
     parts: bool = False
 
 
+def attend(config: PreTrainedConfig, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Computes softmax attention, plainly if the configuration asks for "eager", which an export to ONNX can trace.
+
+    Args:
+        config (`PreTrainedConfig`):
+            Configuration of the model.
+        query, key, value (`torch.Tensor` of shape `(B, heads, N, D / heads)`):
+            Projected states.
+        bias (`torch.Tensor` of shape `(B or 1, heads, N, N)`, *optional*):
+            Added to the scores.
+
+    Returns:
+        `torch.Tensor` of shape `(B, N, D)`
+    """
+    if config._attn_implementation == "eager":
+        scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
+        attended = (scores if bias is None else scores + bias).softmax(dim=3) @ value
+    else:
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    states: Tensor = attended.transpose(1, 2).flatten(2)
+    return states
+
+
 class ReIDViTLayer(GradientCheckpointingLayer):
     """Pre-norm self-attention and MLP."""
 
     def __init__(self, config: ReIDViTConfig):
         super().__init__()
-        size, self.heads = config.hidden_size, config.num_attention_heads
+        self.config, size, self.heads = config, config.hidden_size, config.num_attention_heads
         self.norm1 = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.qkv = nn.Linear(size, 3 * size)
         self.proj = nn.Linear(size, size)
@@ -82,8 +105,7 @@ class ReIDViTLayer(GradientCheckpointingLayer):
     def forward(self, states: Tensor) -> Tensor:
         """Transforms states (B, N, D)."""
         query, key, value = self.qkv(self.norm1(states)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        states = states + self.proj(attended.transpose(1, 2).flatten(2))
+        states = states + self.proj(attend(self.config, query, key, value))
         transformed: Tensor = states + self.fc2(self.activation(self.fc1(self.norm2(states))))
         return transformed
 
@@ -137,7 +159,7 @@ class ReIDViTModel(PreTrainedModel):
         """
         patches = self.patch_embedding(pixel_values)
         positions = self._positions(patches.shape[-2:])
-        tokens = self.class_token.expand(len(patches), -1, -1)
+        tokens = self.class_token.expand(patches.shape[0], -1, -1)
         state = self.pre_norm(torch.cat([tokens, patches.flatten(2).transpose(1, 2)], dim=1) + positions)
         states = [state]
         for layer in self.layers:

@@ -1,6 +1,5 @@
 """Vision towers: calls a vision encoder of transformers, and knows its sizes from its configuration."""
 
-import copy
 import inspect
 import math
 from typing import Any, NamedTuple
@@ -12,6 +11,10 @@ from transformers import PreTrainedConfig
 DEFAULT_WIDTH, LEAST_COLUMNS = 126, 4
 # Encoders without a state in front of the patches.
 NO_CLASS_TOKEN = ("siglip_vision_model", "siglip2_vision_model")
+
+
+# Fields that name blocks, for encoders that can also be a backbone of a detector.
+STAGES = ("out_features", "out_indices", "stage_names")
 
 
 class TowerOutput(NamedTuple):
@@ -128,9 +131,8 @@ class Tower:
 
     def cut(self, blocks: int) -> PreTrainedConfig:
         """Returns a copy of the configuration with the first `blocks` blocks alone."""
-        config = copy.deepcopy(self.config)
-        setattr(config, self.depth_field, blocks)
-        return config
+        fields = {name: value for name, value in self.config.to_dict().items() if name not in STAGES}
+        return type(self.config).from_dict({**fields, self.depth_field: blocks})
 
 
 def default_size(unit: int, least_columns: int = LEAST_COLUMNS) -> tuple[int, int]:

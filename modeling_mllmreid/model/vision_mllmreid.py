@@ -10,12 +10,20 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BatchFeature, CLIPImageProcessor, PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from transformers import initialization as init
 
 from .adapters import inject_adapter
 from .configuration_vision_mllmreid import MllmReIDVisionConfig
-from .crops import TEXT_OPTIONS, CropProcessor, checked_pixels, crop_pixels, in_format, processor_files
+from .crops import (
+    TEXT_OPTIONS,
+    CropProcessor,
+    checked_pixels,
+    crop_image_processor,
+    crop_pixels,
+    in_format,
+    processor_files,
+)
 from .encoder_checkpoints import EncoderCheckpoints, encoder_config
 from .encoders import build_encoder
 from .heads import IDClassifier, MllmReIDOutput, ReIDFeatures, ReIDHead
@@ -268,7 +276,7 @@ class MllmReIDVisionProcessor(CropProcessor, ProcessorMixin):
         settings = pixel_settings(name_or_path, hub)
         with processor_files(name_or_path):
             size = {"height": config.height, "width": config.width}
-            processor = cls(CLIPImageProcessor(size=size, do_center_crop=False, **settings))
+            processor = cls(crop_image_processor(size, **settings))
             processor.check_pixels()
         return processor
 
@@ -282,24 +290,25 @@ class MllmReIDVisionProcessor(CropProcessor, ProcessorMixin):
         return in_format({"pixel_values": crop_pixels(self.image_processor, images, **options)}, return_tensors, device)
 
     @staticmethod
-    def travelling_code() -> tuple[Any, ...]:
+    def travelling_code() -> None:
         """Imports the files that the files imported above import; see the method of [`MllmReIDConfig`]."""
-        from .backbone import Backbone
-        from .backbone_gemma3 import Gemma3Backbone
-        from .backbone_internvl import InternVLBackbone
-        from .backbone_llava import LlavaBackbone
-        from .backbone_qwen_vl import QwenVLBackbone
-        from .backbone_smolvlm import SmolVLMBackbone
-        from .backbones import tower_of
-        from .fields import check_types
-        from .identities import IdentityClassifiers
-        from .images import open_image
-        from .pipeline_mllmreid import PersonReIDPipeline
-        from .publishing import PrivatePush
-
-        families = (Gemma3Backbone, InternVLBackbone, LlavaBackbone, QwenVLBackbone, SmolVLMBackbone, Backbone)
-        others = (tower_of, check_types, IdentityClassifiers, open_image, PersonReIDPipeline, PrivatePush)
-        return (*families, *others)
+        from .backbone import Image  # noqa: F401
+        from .backbone_gemma3 import Gemma3Backbone  # noqa: F401
+        from .backbone_internvl import InternVLBackbone  # noqa: F401
+        from .backbone_llava import LlavaBackbone  # noqa: F401
+        from .backbone_qwen_vl import QwenVLBackbone  # noqa: F401
+        from .backbone_smolvlm import SmolVLMTower  # noqa: F401
+        from .backbones import tower_of  # noqa: F401
+        from .fields import check_types  # noqa: F401
+        from .identities import IdentityClassifiers  # noqa: F401
+        from .images import open_image  # noqa: F401
+        from .pipeline_mllmreid import PersonReIDPipeline  # noqa: F401
+        from .publishing import without_local_paths  # noqa: F401
+        from .reid_osnet import ReIDOSNetConfig  # noqa: F401
+        from .reid_resnet import ReIDResNetConfig  # noqa: F401
+        from .reid_swin import ReIDSwinConfig  # noqa: F401
+        from .reid_vit import ReIDViTConfig  # noqa: F401
+        from .tower_qwen_vl import QwenTower  # noqa: F401
 
 
 # Settings of an image processor that decide which numbers pixels become.

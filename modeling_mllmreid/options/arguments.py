@@ -24,8 +24,7 @@ class ModelArguments:
 
     model: str = field(
         metadata={
-            "help": "Checkpoint of this package, native multimodal LLM or vision encoder: a folder or a Hub name. To "
-            "embed: FILE.onnx too."
+            "help": "Checkpoint of this package or native model: a folder or a Hub name. To embed: FILE.onnx too."
         }
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
-    CLIPImageProcessor,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -16,6 +15,7 @@ from transformers import (
 )
 
 from ..model import MllmReIDProcessor
+from ..model.crops import crop_image_processor
 from ..synthetic.captions import sample_descriptions
 from ..utils.ranges import Count, CountOrZero, Pixels, Positive
 from .pretraining import CaptionPretraining, align_images, pretrain_language
@@ -48,7 +48,7 @@ def build_processor(texts: Iterable[str], *, height: int, width: int, patch_size
     Returns:
         `MllmReIDProcessor`: The processor.
     """
-    image_processor = CLIPImageProcessor(size={"height": height, "width": width}, do_center_crop=False)
+    image_processor = crop_image_processor({"height": height, "width": width})
     template = "user: continue the following text. assistant:"
     return MllmReIDProcessor(image_processor, build_tokenizer([template, *texts]), unit=patch_size)
 

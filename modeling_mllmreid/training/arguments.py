@@ -229,7 +229,7 @@ class ReIDTrainingArguments(TrainingArguments):
                 f"report_to all: no logger is installed: {LOGGERS['tensorboard'][1]}, or set report_to none"
             )
         check_checkpointing(self.activation_checkpointing_kwargs)
-        # Otherwise ZeRO-3 shards the LLaVA during loading, before it has heads or a LoRA.
+        # Otherwise ZeRO-3 shards the model during loading, before it has heads or a LoRA.
         unset_hf_deepspeed_config()
         if self.push_to_hub and self.hub_strategy in ("checkpoint", "all_checkpoints"):
             raise UserError(

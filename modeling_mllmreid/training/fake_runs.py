@@ -79,7 +79,8 @@ def image_parameters(model: ImageEncoder, *, image: bool, vision: bool) -> set[s
     if config.model_type == MllmReIDVisionConfig.model_type:
         config.lora_modules = None
     with torch.device("meta"):
-        fake: Any = type(model)(config)
+        # In eval mode, since a batch norm does not train on one crop.
+        fake: Any = type(model)(config).eval()
 
     def outputs() -> Iterable[Tensor]:
         size: Any = (1, 3, config.height, config.width)

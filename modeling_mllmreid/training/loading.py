@@ -104,7 +104,7 @@ def load_model(
             processor = MllmReIDProcessor.from_mllm_pretrained(name, **revision, **size)
             fields |= {"height": processor.height, "width": processor.width}
             fields["image_prefix_ids"] = processor.image_prefix_ids
-            # A native LLaVA that `export` wrote records what it was trained on.
+            # A native model that `export` wrote records what it was trained on.
             stored = native_config(name, revision)
             fields |= {key: getattr(stored, key) for key in ("trained_on", "overlap") if hasattr(stored, key)}
             model = MllmReIDModel.from_mllm_pretrained(name, **options, **fields)

@@ -123,6 +123,9 @@ def test_the_feature_is_that_of_the_project(name):
         expected, computed = F.normalize(feature(pixels), dim=1), model.encode_images(pixels)
     torch.testing.assert_close(computed, expected, atol=1e-5, rtol=0)
     assert (expected[0] - expected[1]).abs().max() > 1e-2
+    model.tower.set_attn_implementation("eager")  # as for an export to ONNX
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_images(pixels), expected, atol=1e-5, rtol=0)
 
 
 def saved(folder, weights, wrap=lambda weights: weights):

@@ -4,12 +4,14 @@ import copy
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from families import CONFIGS, IMAGE_TOKEN, PREFIX, build_native, build_reid, prompts, stock_inputs
 
-from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel
+import modeling_mllmreid
+from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel, MllmReIDVisionModel
 from modeling_mllmreid.model.backbones import FAMILIES
 from modeling_mllmreid.training.adapters import AdapterArguments, prepare_training
 from modeling_mllmreid.training.grad_cache import cached_backward
@@ -47,6 +49,16 @@ def crops(model, count: int = 2, **options) -> torch.Tensor:
 
 def test_every_family_is_tested():
     assert {fields["model_type"] for fields in CONFIGS.values()} == set(FAMILIES)
+
+
+def test_no_other_file_of_the_package_depends_on_a_familys_name():
+    package = Path(modeling_mllmreid.__file__).parent
+    others = [path for path in package.rglob("*.py") if not path.match("model/*_*.py") or "mllmreid" in path.name]
+    names = set(FAMILIES) - {"llava"}  # which the demo and `compose` make
+    found = {(path.name, name) for path in others for name in names if f'"{name}' in path.read_text()}
+    assert not found and len(others) > 100
+    families = [path for path in (package / "model").glob("backbone_*.py") if path.stem != "backbone_loading"]
+    assert all(len(path.read_text().splitlines()) <= 100 for path in families) and len(families) == 5
 
 
 @every_family
@@ -173,6 +185,22 @@ def test_a_thin_checkpoint_with_lora_on_both_loads_with_equal_features(family, t
     pixels = crops(model)
     with torch.inference_mode():
         assert torch.equal(again.encode_images(pixels), model.encode_images(pixels))
+
+
+@every_family
+def test_the_vision_form_of_every_family_has_the_same_feature(family, tmp_path):
+    for layer in (None, 1):
+        model = build_reid(family, vision_layer=layer).train()
+        model(crops(model, 4), person_ids=torch.arange(4) // 2)  # moves the statistics of the batch norm
+        form = MllmReIDVisionModel.from_reid_model(model.eval())
+        assert layer is None or form.config.tower.depth == layer
+        form.save_pretrained(tmp_path / str(layer))
+        pixels = crops(model)
+        with torch.inference_mode():
+            expected = model.image_features(pixels, ("vision",))["vision"]
+            again = MllmReIDVisionModel.from_pretrained(tmp_path / str(layer)).eval()
+            torch.testing.assert_close(form.encode_images(pixels), expected, rtol=0, atol=1e-6)
+            assert torch.equal(again.encode_images(pixels), form.encode_images(pixels))
 
 
 def test_full_checkpoints_load_in_a_clean_process_with_the_code_that_they_carry(tmp_path):

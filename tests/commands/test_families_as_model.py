@@ -1,0 +1,67 @@
+"""A native model of another family as `--model`: dry run, LoRA, 4 bits, evaluation, embedding, export."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from chat_models import write_chat_model
+from transformers.utils.import_utils import is_bitsandbytes_available
+
+from modeling_mllmreid.commands import embed, evaluate, export, train
+from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel
+from modeling_mllmreid.retrieval.embeddings import load_embeddings
+
+QUANTIZED = pytest.mark.skipif(not is_bitsandbytes_available(), reason="needs bitsandbytes")
+
+
+@pytest.mark.parametrize(
+    ("family", "tower", "quantize"),
+    [
+        ("SmolVLM", "full", None),
+        ("InternVL", "lora", None),
+        ("Gemma 3", "frozen", None),
+        pytest.param("Qwen3-VL", "lora", "4bit", marks=QUANTIZED),
+    ],
+)
+def test_every_command_takes_the_family(family, tower, quantize, disk, tmp_path, capsys):
+    native, run = tmp_path / "native", tmp_path / "run"
+    write_chat_model(native, family)
+    data = ["--dataset", "market1501", "--data_dir", str(disk.people)]
+    flags = ["--model", str(native), *data, "--captions_file", str(disk.people / "reid_raw.json")]
+    flags += ["--target", "caption", "--language_model", "lora", "--tower", tower, "--lora_rank", "2"]
+    flags += [] if quantize is None else ["--quantize", quantize]
+    flags += [
+        "--identities_per_batch",
+        "2",
+        "--images_per_identity",
+        "2",
+        "--use_cpu",
+        "true",
+        "--max_steps",
+        "2",
+        "--logging_steps",
+        "1",
+    ]
+    flags += ["--output_dir", str(run), "--eval_strategy", "no", "--save_strategy", "no"]
+    train.main([*flags, "--dry_run", "true"])
+    assert "image tokens" in (printed := capsys.readouterr().out) and "total" in printed and not run.exists()
+    train.main(flags)
+    assert (run / "adapter/adapter_model.safetensors").is_file()
+    log = [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
+    assert {"lm_image", "lm_text", "id_llm", "triplet_vision"} <= {name for entry in log for name in entry}
+
+    evaluate.main(["--model", str(run), *data, "--output_dir", str(tmp_path / "metrics")])
+    assert {"llm", "vision", "concat"} <= json.loads((tmp_path / "metrics/metrics.json").read_text())["metrics"].keys()
+    embed.main(["--model", str(run), "--images", str(disk.people / "query"), "--output", str(tmp_path / "embedded")])
+    features = load_embeddings(tmp_path / "embedded").features
+    assert np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+
+    export.main(["--model", str(run), "--to", "vision", "--output", str(tmp_path / "vision")])
+    export.main(["--model", str(run), "--to", "full", "--output", str(tmp_path / "full")])
+    full = MllmReIDModel.from_pretrained(tmp_path / "full").eval()
+    form = MllmReIDVisionModel.from_pretrained(tmp_path / "vision").eval()
+    pixels = torch.randn(2, 3, full.config.height, full.config.width)
+    with torch.inference_mode():
+        expected = full.image_features(pixels, ("vision",))["vision"]
+        torch.testing.assert_close(form.encode_images(pixels), expected, rtol=0, atol=1e-5)
