@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.tokenization_utils_base import AddedToken
 
 from ..model import MllmReIDConfig
+from ..model.prompts import templates_of
 from ..model.publishing import is_local
 from ..model.weights import load_whole, read_config
 from ..utils.errors import UserError, is_our_fault
@@ -69,6 +70,11 @@ class Half:
         """Returns the error of this half."""
         return UserError(f"{self.option} {self.name}: {problem}")
 
+    def refuse_quantised(self, config: PreTrainedConfig) -> None:
+        """Raises UserError for stored weights of 4 or 8 bits, which neither grow by a token nor convert."""
+        if getattr(config, "quantization_config", None) is not None:
+            raise self.error("has quantised weights: give the model that it was made of")
+
     @contextmanager
     def loading(self) -> Iterator[None]:
         """Turns the exceptions of a broken or foreign model within the block into UserError."""
@@ -80,7 +86,7 @@ class Half:
             expected = isinstance(error, OSError | ValueError | ImportError)
             if not expected and is_our_fault(error):
                 raise
-            reason = " ".join(str(error).split())[:300]
+            reason = " ".join(str(error).split())[:300].removeprefix(f"{self.name}: ")
             raise self.error(reason if expected else f"{type(error).__name__}: {reason}") from error
 
 
@@ -96,13 +102,13 @@ def tower_config(half: Half) -> PreTrainedConfig:
     with half.loading():
         stored = read_config(AutoConfig, half.name, half.hub, trust_remote_code=False)
     config: PreTrainedConfig = getattr(stored, "vision_config", stored)
+    half.refuse_quantised(stored)
     if stored.model_type.startswith(MllmReIDConfig.model_type):
         raise half.error("is a checkpoint of this package: give a vision encoder of transformers")
     if stored.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise half.error(f"is a multimodal LLM ({stored.model_type}) already: give a vision encoder such as CLIP")
-    if not isinstance(getattr(config, "image_size", None), int) or not isinstance(
-        getattr(config, "patch_size", None), int
-    ):
+    sizes = [getattr(config, name, None) for name in ("image_size", "patch_size")]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
         raise half.error(
             f"of type {stored.model_type!r} has no square image of square patches: give a vision transformer such as "
             "CLIP, SigLIP, DINOv2 or ViT"
@@ -137,6 +143,7 @@ def language_config(half: Half) -> PreTrainedConfig:
     remedy = "give a causal language model such as SmolLM2, Llama, Qwen3 or Gemma"
     with half.loading():
         config: PreTrainedConfig = read_config(AutoConfig, half.name, half.hub, trust_remote_code=False)
+    half.refuse_quantised(config)
     if config.is_encoder_decoder:
         raise half.error(f"of type {config.model_type!r} is an encoder-decoder: {remedy}")
     if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or hasattr(config, "vision_config"):
@@ -148,7 +155,7 @@ def language_config(half: Half) -> PreTrainedConfig:
     output = model.get_output_embeddings()
     fits = type(model.base_model) is type(base) and isinstance(output, nn.Linear) and output.bias is None
     parts = dict(base.named_children())
-    if not fits or not {"embed_tokens", "layers", "norm"} <= parts.keys():
+    if not fits or not {"embed_tokens", "layers", "norm"} <= parts.keys() or not len(base.layers):
         raise half.error(
             f"of type {config.model_type!r} has other modules than a LLaVA can hold (embed_tokens, layers, norm and an "
             f"output layer without bias): {remedy}"
@@ -171,6 +178,9 @@ def load_tokenizer(half: Half) -> PreTrainedTokenizerBase:
     tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
     if tokenizer(f"a{IMAGE_TOKEN}{IMAGE_TOKEN}", add_special_tokens=False).input_ids[-2:] != [image_id(tokenizer)] * 2:
         raise half.error(f"its tokenizer cannot take the token {IMAGE_TOKEN}: give another language model")
+    with half.loading():
+        # The prompts of a training: a chat template that cannot be rendered shows here.
+        templates_of(tokenizer, tokenizer.chat_template, IMAGE_TOKEN)
     return tokenizer
 
 
@@ -192,9 +202,13 @@ def stored_dtype(config: PreTrainedConfig) -> torch.dtype:
 def composed_bytes(tower: Half, language_model: Half, dtype: torch.dtype | None) -> int:
     """Returns the bytes that the weights of both halves take on the disk. Raises UserError as `compose_llava`."""
     text_config = language_config(language_model)
+    vision_config = tower_config(tower)
     with torch.device("meta"):
-        halves = (AutoModel.from_config(tower_config(tower)), AutoModelForCausalLM.from_config(text_config))
-    size: int = sum(weight.numel() for half in halves for weight in half.parameters())
+        with tower.loading():
+            vision = AutoModel.from_config(vision_config)
+        with language_model.loading():
+            text = AutoModelForCausalLM.from_config(text_config)
+    size: int = sum(weight.numel() for half in (vision, text) for weight in half.parameters())
     return size * (dtype or stored_dtype(text_config)).itemsize
 
 

@@ -156,9 +156,11 @@ def _lines(
 
 def _defaults_of_new_models(names: Sequence[str]) -> dict[str, str]:
     """Returns the defaults of a new model's configuration, which apply if a checkpoint does not set the field."""
-    from ..model import MllmReIDConfig
+    from ..model import MllmReIDConfig, MllmReIDVisionConfig
 
-    defaults = {name: MllmReIDConfig.__dataclass_fields__[name].default for name in names}
+    # Only an encoder without a language model has a pooling to choose.
+    known = {**MllmReIDVisionConfig.__dataclass_fields__, **MllmReIDConfig.__dataclass_fields__}
+    defaults = {name: known[name].default for name in names}
     return {name: f"checkpoint's, or {_as_flag_value(value)}" for name, value in defaults.items() if value is not None}
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTok
 
 from modeling_mllmreid.commands import compose
 from modeling_mllmreid.data.licences import licence_of
-from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
 from modeling_mllmreid.utils import outputs
 from modeling_mllmreid.utils.errors import UserError
 
@@ -88,11 +88,17 @@ def test_a_composed_llava_runs_in_transformers_and_keeps_both_halves(tower, lang
     model = MllmReIDModel.from_mllm_pretrained(tmp_path / "llava", height=32, width=32).eval()
     embeddings = model.project_image(model.run_tower(inputs["pixel_values"])).embeddings
     torch.testing.assert_close(embeddings, image)
-    model = MllmReIDModel.from_mllm_pretrained(tmp_path / "llava", height=48, width=24, image_prefix_ids=[1]).eval()
-    assert model.config.num_image_tokens == 18 + max(TOWERS[tower] - 1, 0)
-    crops = torch.rand(2, 3, 48, 24)
+    size = {"height": 48, "width": 24}
+    reid_processor = MllmReIDProcessor.from_mllm_pretrained(tmp_path / "llava", **size)
+    prefix = reid_processor.image_prefix_ids
+    # transformers reads a tokenizer of Qwen2 by its own rules for words.
+    assert reid_processor.tokenizer.decode(prefix) == ("<s>" if language_model == "qwen2" else "<s> user")
+    model = MllmReIDModel.from_mllm_pretrained(tmp_path / "llava", image_prefix_ids=prefix, **size).eval()
+    tokens = 18 + max(TOWERS[tower] - 1, 0)
+    assert model.config.num_image_tokens == reid_processor.num_image_tokens == tokens
+    crops = reid_processor(images=[Image.new("RGB", (40, 80), color) for color in ("red", "blue")])["pixel_values"]
     assert model.encode_images(crops).isfinite().all()
-    prompt = torch.tensor([[1, *[llava.config.image_token_id] * model.config.num_image_tokens, 9]] * 2)
+    prompt = torch.tensor([reid_processor.image_prompt_ids()] * 2)
     assert model.generate(prompt, crops, max_new_tokens=2).shape[0] == 2
 
     # The chat template of the language model takes the image token as text.
@@ -189,6 +195,36 @@ def test_mistakes(tower, language_model, flags, message, halves, disk, tmp_path)
 
     with pytest.raises(UserError, match=message) as raised:
         composed(folder(tower), folder(language_model), tmp_path / "llava", *flags)
+    assert "\n" not in str(raised.value) and not (tmp_path / "llava").exists()
+
+
+@pytest.mark.parametrize(
+    ("half", "file", "change", "message"),
+    [
+        ("clip", "config.json", {"vision_config": {"patch_size": 0}}, "tower .*: of type 'clip' has no square image"),
+        ("clip", "config.json", {"vision_config": {"hidden_act": "nope"}}, "tower .*: KeyError: 'nope'"),
+        ("llama", "config.json", {"num_hidden_layers": 0}, "language_model .*: of type 'llama' has other modules"),
+        ("llama", "config.json", {"quantization_config": {"quant_method": "gptq"}}, ".*: has quantised weights: give"),
+        ("llama", "chat_template.jinja", "{{ 1 / 0 }}", r"language_model .*: the chat template does not .*\(division"),
+        ("clip", "preprocessor_config.json", None, "tower .*: Can't load image processor"),
+    ],
+)
+def test_broken_halves(half, file, change, message, halves, tmp_path):
+    folders = {name: halves(name) for name in ("clip", "llama")} | {half: tmp_path / half}
+    shutil.copytree(halves(half), tmp_path / half)
+    path = tmp_path / half / file
+    if change is None:
+        path.unlink()
+    elif isinstance(change, str):
+        path.write_text(change)
+    else:
+        fields = json.loads(path.read_text())
+        nested = change.get("vision_config", {})
+        path.write_text(
+            json.dumps(fields | change | ({"vision_config": fields["vision_config"] | nested} if nested else {}))
+        )
+    with pytest.raises(UserError, match=message) as raised:
+        composed(folders["clip"], folders["llama"], tmp_path / "llava")
     assert "\n" not in str(raised.value) and not (tmp_path / "llava").exists()
 
 
