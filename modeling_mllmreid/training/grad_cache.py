@@ -4,12 +4,13 @@ Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Mem
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..model import MllmReIDConfig, MllmReIDModel
+from ..model import ImageEncoder, MllmReIDConfig, MllmReIDModel
 from ..model.heads import MllmReIDOutput
 from ..model.losses import reid_loss
 
@@ -71,7 +72,8 @@ def cached_backward(
     for number, chunk_inputs in enumerate(chunks):
         if states:
             _set_random_state(person_ids.device, states[number])
-        output = model(**chunk_inputs)
+        with heads_at_rest(model):
+            output = model(**chunk_inputs)
         features, terms = _named_features(output), []
         if output.language_loss_sums:
             terms.append(language_loss(output.language_loss_sums))
@@ -122,9 +124,25 @@ def average_gradients(model: nn.Module) -> None:
         reduction.wait()
 
 
+@contextmanager
+def heads_at_rest(model: ImageEncoder) -> Iterator[None]:
+    """Keeps the batch norms of the ReID heads from seeing batches within the block that no ReID loss is computed on.
+
+    Without person ids the model computes embeddings, by way of its heads.
+    """
+    training = {name: head.training for name, head in model.heads.items()}
+    for head in model.heads.values():
+        head.eval()
+    try:
+        yield
+    finally:
+        for name, head in model.heads.items():
+            head.train(training[name])
+
+
 @torch.no_grad()
 def _features_without_graph(
-    model: MllmReIDModel, chunks: list[dict[str, Tensor]]
+    model: ImageEncoder, chunks: list[dict[str, Tensor]]
 ) -> tuple[dict[str, Tensor], list[RandomState]]:
     """Returns the features of all chunks, and the random state before each chunk."""
     states, chunk_features = [], []
@@ -132,7 +150,8 @@ def _features_without_graph(
         states.append(_random_state(model.device))
         # The text branch runs after the image branch, so that leaving it out changes no random number of the images.
         read = {k: v for k, v in chunk_inputs.items() if model.config.reid_text or not k.startswith("text_")}
-        chunk_features.append(_named_features(model(**read)))
+        with heads_at_rest(model):
+            chunk_features.append(_named_features(model(**read)))
     return _concatenated(chunk_features), states
 
 

@@ -19,6 +19,7 @@ from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainCollator, TrainDataset
 from .encoder_training import prepare_encoder
 from .fake_runs import fake_run
+from .grad_cache import heads_at_rest
 from .modules import module_of
 from .parameters import freeze_unused_parameters
 from .resume import RUN_FILE, last_checkpoint, named_checkpoint, read_fingerprint
@@ -306,7 +307,9 @@ def _step_fits(
         batch.pop("person_ids")
         batch = {name: tensor.to(args.device) for name, tensor in batch.items()}
         with torch.autocast(args.device.type, torch.bfloat16 if args.bf16 else torch.float16, args.bf16 or args.fp16):
-            output = model.train()(**batch)
+            model.train()
+            with heads_at_rest(model):
+                output = model(**batch)
         results = [*output.features.values(), *(output.language_loss_sums or {}).values()]
         results += [] if output.text_features is None else [output.text_features]
         torch.stack([value.float().sum() for value in results if value.requires_grad]).sum().backward()

@@ -198,6 +198,7 @@ def train_reid(
     needs_captions = language or config.reid_text or collator.needs_captions
     samples = TrainDataset(train, processor, batch_args, seed=args.seed, language=needs_captions)
     _set_identities(model, processor, samples, args)
+    _check_checkpointing(model, args)
     frozen = freeze_unused_parameters(model)
     if prepare is not None:
         prepare(model)
@@ -232,6 +233,13 @@ def _check_method(config: PreTrainedConfig, batch_args: BatchArguments, args: Re
         raise UserError(
             "distillation_weight needs the text branch as its teacher: set text_branch true, or leave it out"
         )
+
+
+def _check_checkpointing(model: ImageEncoder, args: ReIDTrainingArguments) -> None:
+    """Raises UserError if the model has no blocks that recompute their activations; transformers marks the others."""
+    able = any(hasattr(module, "gradient_checkpointing") for module in model.modules())
+    if args.activation_checkpointing and not able:
+        raise UserError("activation_checkpointing: the encoder has no blocks that support it: leave it out")
 
 
 def _training_splits(

@@ -115,6 +115,21 @@ def test_a_resumed_training_is_the_same_to_the_last_bit(kind, settings, disk, en
     assert log and all({"id_vision", "triplet_vision"} <= entry.keys() for entry in log if "loss" in entry)
 
 
+def test_cached_gradients_and_recomputed_activations_are_those_of_the_whole_batch(run):
+    # Not Adam, which turns the rounding of a zero gradient into a step.
+    settings = ("--optim", "sgd", "--learning_rate", "0.01")
+    ways = {"plain": (), "cached": ("--grad_cache_chunk", "3"), "recomputed": ("--activation_checkpointing", "true")}
+    weights = {
+        name: load_file(run("dinov3_vit", *settings, *flags, name=name) / "model.safetensors")
+        for name, flags in ways.items()
+    }
+    plain = weights.pop("plain")
+    for other in weights.values():
+        assert plain.keys() == other.keys()
+        for name, weight in plain.items():  # the batch norm's statistics, and their number of batches, too
+            torch.testing.assert_close(other[name], weight, atol=1e-4, rtol=1e-5)
+
+
 def test_a_lora_trains_alone_and_an_export_merges_it(run, encoders, disk, tmp_path):
     folder = run("dinov2_with_registers", "--tower", "lora", "--lora_rank", "2", "--height", "56", "--width", "56")
     stored = load_file(folder / "model.safetensors")
@@ -217,6 +232,8 @@ def test_other_mistakes(run, disk, encoders, tmp_path):
         train.main(["--model", str(encoders("resnet")), *data, "--dry_run", "true", "--tower", "lora"])
     with pytest.raises(UserError, match="pooling: only for an encoder without a language model: leave it out"):
         train.main(["--model", str(disk.native), *data, "--dry_run", "true", "--pooling", "gem"])
+    with pytest.raises(UserError, match="activation_checkpointing: the encoder has no blocks that support it: leave"):
+        run("resnet", "--activation_checkpointing", "true", name="resnet")
     folder = run("vit")
     with pytest.raises(UserError, match="pooling is class: its head was trained with mean: leave it out"):
         evaluate.main(["--model", str(folder), *data[:4], "--output_dir", str(tmp_path / "e"), "--pooling", "class"])
