@@ -14,7 +14,7 @@ from .fields import check_crop_size, check_layer, check_multiples, check_range, 
 from .pipeline_mllmreid import without_known_entry
 from .pooling import WITH_CLASS_TOKEN, PoolingName, no_class_token
 from .publishing import PrivatePush
-from .towers import Tower, default_size
+from .towers import Tower
 
 # Fields of [`MllmReIDConfig`] that need a language model, and the only value that each has without one.
 WITHOUT_LLM: dict[str, Any] = {
@@ -35,7 +35,7 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
             Configuration of the visual encoder. Defaults to CLIP's.
         height, width (`int`, *optional*):
             Size of a person crop in pixels; multiples of the side of a patch. Defaults to the encoder's size: 252 and
-            126 for patches of 14 pixels, 256 and 128 for 16 and 32.
+            126 for patches of 14 pixels, 256 and 128 for 16 and 32, 448 and 224 for Swin.
         pooling (`"class"`, `"mean"`, `"gem"` or `"class_mean"`, *optional*, defaults to `"mean"`):
             The feature: the class token, the mean of the patches, GeM over the patches, or the class token followed by
             the mean, which is twice as long.
@@ -103,7 +103,7 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
         for name in WITHOUT_LLM.keys() & kwargs.keys():
             _refuse(name, kwargs.pop(name))
         check_unit(self.tower, self.vision_config)
-        size = default_size(self.tower.unit)
+        size = self.tower.default_size
         self.height = size[0] if self.height is None else self.height
         self.width = size[1] if self.width is None else self.width
         super().__post_init__(**without_known_entry(kwargs))

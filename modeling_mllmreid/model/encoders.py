@@ -23,7 +23,7 @@ from .reid_resnet import ReIDResNetTower
 from .reid_swin import ReIDSwinTower
 from .reid_vit import ReIDViTTower
 from .tensors import at_least_float32
-from .towers import Tower, TowerOutput
+from .towers import Tower, TowerOutput, default_size
 
 # Arguments with which models of timm take crops of any size. Each class of timm knows some of them.
 ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}
@@ -95,6 +95,15 @@ class StageTower(Tower):
         """As in [`Tower`], without hidden states. A map (B, D, h, w) becomes states (B, h * w, D)."""
         output = super().run(tower, pixel_values, [])
         return output._replace(last=flat_map(output.last))
+
+
+class SwinTower(StageTower):
+    """Swin. Its last stage must have a whole window in each row."""
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """Default height and width of a crop in pixels."""
+        return default_size(self.unit, self.config.window_size)
 
 
 class TimmTower(Tower):
@@ -173,6 +182,7 @@ ENCODERS: dict[str, type[Tower]] = {
     "reid_swin": ReIDSwinTower,
     "reid_vit": ReIDViTTower,
     "siglip2_vision_model": NaFlexTower,
+    "swin": SwinTower,
     "timm_wrapper": TimmTower,
 }
 
@@ -261,7 +271,9 @@ def check_encoder(config: PreTrainedConfig, height: int, width: int) -> int:
         raise
     except Exception as error:  # an encoder that is not made for crops fails in any way
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise ValueError(f"{kind!r} does not encode crops of {height} x {width} ({reason}): give another") from error
+        raise ValueError(
+            f"{kind!r} does not encode crops of {height} x {width} ({reason}): give another size or encoder"
+        ) from error
     states, (rows, columns) = output.last, output.grid
     if states.ndim != 3 or states.shape[1] < rows * columns or states.shape[2] != tower.size:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Checks of a configuration's fields: each has its declared type and a number within its range."""
+"""Fields of configurations and processors: checks of types and ranges, and the names of older versions."""
 
 import copy
 import math
@@ -91,6 +91,36 @@ def nested_config(name: str, fields: Any, model_type: str) -> PreTrainedConfig:
         return AutoConfig.for_model(**copy.deepcopy({"model_type": model_type, **(fields or {})}))
     except Exception as error:  # transformers and its strict dataclasses raise a dozen classes of errors
         raise ValueError(f"{name}: {' '.join(str(error).split())[:200]}") from error
+
+
+def current_processor_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a processor_config.json, those of older versions under their present names."""
+    fields = dict(fields)
+    if "patch_size" in fields:
+        fields.setdefault("unit", fields.pop("patch_size"))
+    old = {
+        name: fields.pop(name, default)
+        for name, default in (("vision_feature_select_strategy", "default"), ("num_additional_image_tokens", 1))
+        if name in fields
+    }
+    if old:
+        strategy, count = (
+            old.get("vision_feature_select_strategy", "default"),
+            old.get("num_additional_image_tokens", 1),
+        )
+        if strategy not in ("default", "full"):
+            raise ValueError(f"vision_feature_select_strategy is {repr(strategy)[:60]}; give 'default' or 'full'")
+        if type(count) is not int or count < 0:
+            raise ValueError(f"num_additional_image_tokens is {repr(count)[:60]}; give a whole number, 0 or more")
+        fields.setdefault("extra_image_tokens", count - (strategy == "default"))
+    if "prompt_prefix" in fields or "prompt_suffix" in fields:
+        before, after = fields.pop("prompt_prefix", "USER: "), fields.pop("prompt_suffix", "\n{instruction} ASSISTANT:")
+        for name, part in (("prompt_prefix", before), ("prompt_suffix", after)):
+            if not isinstance(part, str):
+                raise ValueError(f"{name} is {repr(part)[:60]}; give text")
+        fields.setdefault("image_template", before + "{image}" + after)
+        fields.setdefault("text_template", before + "{caption}" + after)
+    return fields
 
 
 def _fits(value: Any, declared: Any) -> bool:

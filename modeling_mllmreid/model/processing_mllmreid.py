@@ -20,7 +20,7 @@ from .crops import (
     in_format,
     processor_files,
 )
-from .fields import check_multiples
+from .fields import check_multiples, current_processor_fields
 from .prompts import CAPTION, PLAIN_TEMPLATE, Prompt, Template, reserved_texts, templates_of, vocabulary_digest
 from .weights import native_config
 
@@ -135,7 +135,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Creates a processor from the fields of its file, as transformers does; reads those of older versions."""
-        return super().from_args_and_dict(args, _current_fields(processor_dict), **kwargs)
+        return super().from_args_and_dict(args, current_processor_fields(processor_dict), **kwargs)
 
     @classmethod
     def from_mllm_pretrained(
@@ -391,36 +391,6 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         from .tensors import at_least_float32  # noqa: F401
         from .tower_qwen_vl import QwenTower  # noqa: F401
         from .towers import TowerOutput  # noqa: F401
-
-
-def _current_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fields of a processor_config.json, those of older versions under their present names."""
-    fields = dict(fields)
-    if "patch_size" in fields:
-        fields.setdefault("unit", fields.pop("patch_size"))
-    old = {
-        name: fields.pop(name, default)
-        for name, default in (("vision_feature_select_strategy", "default"), ("num_additional_image_tokens", 1))
-        if name in fields
-    }
-    if old:
-        strategy, count = (
-            old.get("vision_feature_select_strategy", "default"),
-            old.get("num_additional_image_tokens", 1),
-        )
-        if strategy not in ("default", "full"):
-            raise ValueError(f"vision_feature_select_strategy is {repr(strategy)[:60]}; give 'default' or 'full'")
-        if type(count) is not int or count < 0:
-            raise ValueError(f"num_additional_image_tokens is {repr(count)[:60]}; give a whole number, 0 or more")
-        fields.setdefault("extra_image_tokens", count - (strategy == "default"))
-    if "prompt_prefix" in fields or "prompt_suffix" in fields:
-        before, after = fields.pop("prompt_prefix", "USER: "), fields.pop("prompt_suffix", "\n{instruction} ASSISTANT:")
-        for name, part in (("prompt_prefix", before), ("prompt_suffix", after)):
-            if not isinstance(part, str):
-                raise ValueError(f"{name} is {repr(part)[:60]}; give text")
-        fields.setdefault("image_template", before + "{image}" + after)
-        fields.setdefault("text_template", before + CAPTION + after)
-    return fields
 
 
 MllmReIDProcessor.register_for_auto_class()

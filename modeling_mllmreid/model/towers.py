@@ -93,6 +93,11 @@ class Tower:
         return self.patch
 
     @property
+    def default_size(self) -> tuple[int, int]:
+        """Default height and width of a crop in pixels."""
+        return default_size(self.unit)
+
+    @property
     def prefix_tokens(self) -> int:
         """Number of states in front of the patches: class token and registers."""
         without = self.config.model_type in NO_CLASS_TOKEN
@@ -130,7 +135,7 @@ class Tower:
         return type(self.config).from_dict({**fields, self.depth_field: blocks})
 
 
-def default_size(unit: int) -> tuple[int, int]:
+def default_size(unit: int, least_columns: int = LEAST_COLUMNS) -> tuple[int, int]:
     """Returns the default height and width of a crop whose sides are multiples of `unit` pixels."""
-    columns = max(LEAST_COLUMNS, math.ceil(DEFAULT_WIDTH / unit))
+    columns = max(least_columns, math.ceil(DEFAULT_WIDTH / unit))
     return 2 * columns * unit, columns * unit

@@ -116,6 +116,7 @@ def load_model(
                 )
             processor = MllmReIDProcessor.from_pretrained(name, trust_remote_code=False, **revision)
             processor.image_processor.size = {"height": config.height, "width": config.width}
+            check_processor(processor, config)
             if config.backbone is not None:
                 # A thin checkpoint stores its own weights in float32, whatever this dtype is.
                 options |= {"dtype": dtype, "is_trainable": adapters is not None}
@@ -125,6 +126,20 @@ def load_model(
         backbone = os.path.abspath(name) if os.path.isdir(name) else name
         prepare_training(model, adapters, backbone=backbone, revision=model_commit(arguments), dtype=dtype)
     return model, processor
+
+
+def check_processor(processor: MllmReIDProcessor, config: MllmReIDConfig) -> None:
+    """Raises ValueError if a checkpoint's processor makes other prompts than its model reads."""
+    made = (processor.num_image_tokens, processor.image_token_id, processor.image_prefix_ids)
+    image_token_id = config.mllm_config.image_token_id  # type: ignore[union-attr]
+    read = (config.num_image_tokens, image_token_id, list(config.image_prefix_ids or ()))
+    names = ("image tokens of a crop", "id of the image token", "ids in front of the image")
+    for name, ours, theirs in zip(names, made, read, strict=True):
+        if ours != theirs:
+            raise ValueError(
+                f"its processor is another model's: {name} {str(ours)[:60]}, and the model reads {str(theirs)[:60]}: "
+                "get the processor's files of the same checkpoint"
+            )
 
 
 def changed_config(stored: MllmReIDConfig, fields: Mapping[str, Any]) -> MllmReIDConfig:

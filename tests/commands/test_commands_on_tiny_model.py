@@ -77,7 +77,7 @@ def test_evaluate_works_without_a_train_split_and_with_other_sizes(disk, tmp_pat
     [
         (["--model", "/absent/model"], "model /absent/model: not loadable"),
         (["--llm_layer", "99"], "llm_layer"),
-        (["--height", "50"], "must be multiples of the tower's patch size 16"),
+        (["--height", "50"], "both must be multiples of 16, the pixels of an image token's side: give 48 x 32"),
         (["--batch_size", "0"], "batch_size 0, num_workers 0: give at least 1"),
         (["--dataset", "market"], "did you mean 'market1501'?"),
     ],

@@ -98,7 +98,10 @@ def test_the_demo_refuses_a_folder_that_is_not_empty(tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--patch_size", "5"], "demo: height x width is 64 x 32; both must be multiples of the tower's patch size 5"),
+        (
+            ["--patch_size", "5"],
+            "demo: height x width is 64 x 32; both must be multiples of 5, the pixels of an image token's side",
+        ),
         (["--llm_layer", "50"], "demo: llm_layer is 50; of 1 layers"),
         (["--cameras", "1"], "cameras: 1: is out of range: give a number at least 2"),
         (["--pretraining_steps", "0"], "pretraining_steps: 0: is out of range"),

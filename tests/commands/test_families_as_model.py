@@ -10,7 +10,10 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 
 from modeling_mllmreid.commands import embed, evaluate, export, train
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel
+from modeling_mllmreid.options.arguments import ModelArguments
 from modeling_mllmreid.retrieval.embeddings import load_embeddings
+from modeling_mllmreid.training.loading import load_model
+from modeling_mllmreid.utils.errors import UserError
 
 QUANTIZED = pytest.mark.skipif(not is_bitsandbytes_available(), reason="needs bitsandbytes")
 
@@ -65,3 +68,20 @@ def test_every_command_takes_the_family(family, tower, quantize, disk, tmp_path,
     with torch.inference_mode():
         expected = full.image_features(pixels, ("vision",))["vision"]
         torch.testing.assert_close(form.encode_images(pixels), expected, rtol=0, atol=1e-5)
+
+
+def test_the_processor_of_another_family_is_refused(tmp_path):
+    processors = {}
+    for family in ("SmolVLM", "Qwen3-VL", "LLaVA, CLIP"):
+        folder = tmp_path / family
+        write_chat_model(folder, family)
+        _, processors[family] = load_model(ModelArguments(str(folder)))
+    model, processor = load_model(ModelArguments(str(tmp_path / "SmolVLM")))
+    for other in (processors["Qwen3-VL"], processors["LLaVA, CLIP"]):
+        model.save_pretrained(tmp_path / "ours")
+        other.save_pretrained(tmp_path / "ours")
+        with pytest.raises(UserError, match="its processor is another model's") as error:
+            load_model(ModelArguments(str(tmp_path / "ours")))
+        assert "get the processor's files of the same checkpoint" in str(error.value) and "\n" not in str(error.value)
+    processor.save_pretrained(tmp_path / "ours")
+    assert load_model(ModelArguments(str(tmp_path / "ours")))[0].config.num_image_tokens == 50

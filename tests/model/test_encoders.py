@@ -229,6 +229,11 @@ def test_encoders_that_do_not_fit_are_refused(folders, tmp_path):
     masked.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="'vit_mae' gives .* not one state of size 16 for each of 16 x 8 patches"):
         MllmReIDVisionModel.from_encoder_pretrained(tmp_path)
+    wide = MllmReIDVisionConfig(vision_config={**ENCODERS["swin"], "model_type": "swin", "window_size": 40})
+    assert (wide.height, wide.width) == (640, 320)  # a whole window in the last stage
+    wide.vision_config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'swin' does not encode crops of 256 x 128 .*: give another size or encoder"):
+        MllmReIDVisionModel.from_encoder_pretrained(tmp_path, height=256, width=128)
     with pytest.raises(OSError, match="has no preprocessor_config.json, which holds mean and standard deviation"):
         (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
         MllmReIDVisionProcessor.from_encoder_pretrained(tmp_path)

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 from transformers import TrainingArguments
 
-from modeling_mllmreid.model import MllmReIDConfig
+from modeling_mllmreid.model import MllmReIDConfig, MllmReIDVisionConfig
 from modeling_mllmreid.options import parser
 from modeling_mllmreid.options.arguments import DataArguments, MethodArguments, ModelArguments
 from modeling_mllmreid.options.parser import parse, read_options
@@ -108,7 +108,7 @@ def test_mistake_on_the_command_line_is_one_line(argv, message):
 
 
 def test_method_fields_are_fields_of_the_model_configuration():
-    known = MllmReIDConfig.__dataclass_fields__
+    known = {*MllmReIDConfig.__dataclass_fields__, *MllmReIDVisionConfig.__dataclass_fields__}
     assert [name for name in MethodArguments.__dataclass_fields__ if name not in known] == []
 
 
