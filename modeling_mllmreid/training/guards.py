@@ -160,8 +160,8 @@ def explain_error(error: Exception, args: ReIDTrainingArguments, images: str) ->
         )
     if "is not compatible with gradient checkpointing" in text:
         return UserError(
-            "activation_checkpointing: no layer of this encoder, such as a convolutional net, can be computed again in the "
-            "backward pass: set it to false, and grad_cache_chunk to a few images for less memory"
+            "activation_checkpointing: no layer of this encoder, such as a convolutional net, can be computed again in "
+            "the backward pass: set it to false, and grad_cache_chunk to a few images for less memory"
         )
     if not should_reduce_batch_size(error):
         return None
