@@ -102,9 +102,14 @@ class MllmForward:
                 f"input_ids must start with image_prefix_ids and {length} image tokens; "
                 "build them with the processor of this checkpoint"
             )
-        # The image token itself may lie outside of the embeddings.
-        before, after = self.embed_tokens(input_ids[:, :start]), self.embed_tokens(input_ids[:, start + length :])
-        return torch.cat([before, image.embeddings.to(after), after], dim=1)
+        # The image token itself may lie outside of the embeddings. One call for the whole: with one for each side the
+        # gradients of the embeddings add up in another order, and results have other last digits than before.
+        others = input_ids.clone()
+        others[:, start : start + length] = 0
+        embeddings = self.embed_tokens(others)
+        return torch.cat(
+            [embeddings[:, :start], image.embeddings.to(embeddings), embeddings[:, start + length :]], dim=1
+        )
 
     def embed_image_prompt(self, image: Image) -> Tensor:
         """Returns the prefix and the image, all that an embedding needs: (B, prefix + image tokens, D)."""

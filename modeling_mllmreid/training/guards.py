@@ -158,6 +158,11 @@ def explain_error(error: Exception, args: ReIDTrainingArguments, images: str) ->
             f"a data loading process died ({text.splitlines()[0]}): the system killed it, perhaps for memory: "
             f"lower dataloader_num_workers ({args.dataloader_num_workers}), or provide more (shared) memory"
         )
+    if "is not compatible with gradient checkpointing" in text:
+        return UserError(
+            "activation_checkpointing: no layer of this encoder, such as a convolutional net, can be computed again in "
+            "the backward pass: set it to false, and grad_cache_chunk to a few images for less memory"
+        )
     if not should_reduce_batch_size(error):
         return None
     # Batches of pairs have no P.

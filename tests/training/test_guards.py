@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionConfig, MllmReIDVisionModel
 from modeling_mllmreid.training.arguments import ReIDTrainingArguments
 from modeling_mllmreid.training.batches import TrainDataset
 from modeling_mllmreid.training.guards import StepGuard, explain_error
@@ -243,6 +243,16 @@ def test_out_of_memory_names_sizes_and_settings(train, memory_of):
     )
     with pytest.raises(UserError, match=words):
         train(max_steps=1)
+
+
+def test_a_net_without_layers_to_compute_again_refuses_activation_checkpointing(tmp_path):
+    args = ReIDTrainingArguments(output_dir=str(tmp_path), eval_strategy="no", use_cpu=True)
+    net = {"model_type": "reid_osnet", "channels": [16, 64, 64, 64], "blocks": [1, 1, 1], "feature_size": 8}
+    model = MllmReIDVisionModel(MllmReIDVisionConfig(vision_config=net))
+    with pytest.raises(ValueError, match="compatible") as raised:
+        model.gradient_checkpointing_enable()
+    words = "activation_checkpointing: no layer of this encoder, such as a convolutional net, can be computed again"
+    assert words in str(explain_error(raised.value, args, ""))
 
 
 def test_out_of_memory_names_the_free_memory(monkeypatch, tmp_path):
