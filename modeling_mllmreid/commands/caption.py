@@ -11,7 +11,8 @@ from ..options.arguments import DataArguments, LicenceArguments, ModelArguments
 from ..options.parser import parse
 from ..text.captioning import caption_side, write_captions
 from ..text.instructions import STANDARD_INSTRUCTION, STANDARD_POOL
-from ..training.loading import load_config, load_model, model_commit, model_type, to_device
+from ..training.loading import load_config, load_model, model_commit, to_device
+from ..training.model_kinds import model_type
 from ..utils.errors import UserError
 from ..utils.ranges import AtMostMillions, Count, Positive, Seed
 

@@ -13,7 +13,8 @@ from ..options.arguments import DataArguments, LicenceArguments, ModelArguments
 from ..options.parser import parse
 from ..text.continuations import write_continuations
 from ..text.instructions import instruction_texts
-from ..training.loading import load_native_processor, load_text_model, model_type, to_device
+from ..training.loading import load_native_processor, load_text_model, to_device
+from ..training.model_kinds import model_type
 from ..utils.errors import UserError
 from ..utils.ranges import Count, Positive, Seed
 

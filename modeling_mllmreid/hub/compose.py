@@ -167,8 +167,10 @@ def load_language_model(half: Half, config: PreTrainedConfig, dtype: torch.dtype
     """Loads a causal language model."""
     with half.loading():
         options = {**half.hub, "dtype": dtype}
-        load = AutoModelForCausalLM.from_pretrained
-        return load_whole(load, half.name, half.hub, options, stored=config, left=[""])[0]
+        loaded = load_whole(
+            AutoModelForCausalLM.from_pretrained, half.name, half.hub, options, stored=config, left=[""]
+        )
+    return loaded[0]
 
 
 def load_tokenizer(half: Half) -> PreTrainedTokenizerBase:

@@ -2,16 +2,13 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig
-from transformers.utils.generic import is_timm_config_dict
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..evaluation.onnx_encoder import Encoder, EncoderProcessor, load_onnx
@@ -29,12 +26,10 @@ from ..model import (
 from ..model.adapters import read_adapter
 from ..model.backbones import FAMILIES
 from ..model.encoder_checkpoints import encoder_config
-from ..model.encoders import vision_part
-from ..model.weights import CONFIG, load_whole, native_config, read_config, read_fields
+from ..model.weights import load_whole, native_config, read_config
 from ..options.arguments import ModelArguments, OnnxArguments
 from ..options.parser import build_options
-from ..utils.errors import UserError, is_our_fault
-from ..utils.json_files import refuse_special_files
+from ..utils.errors import UserError
 from ..utils.processes import this_process
 from .adapters import LORA_FIELDS, AdapterArguments, checkpoint_adapters, prepare_training, refuse_other_adapters
 from .encoder_training import (
@@ -44,16 +39,9 @@ from .encoder_training import (
     refuse_language_options,
     refuse_other_encoder_adapters,
 )
+from .model_kinds import ENCODER, WITHOUT_LANGUAGE_MODEL, loading_errors, model_type, revision_option
 
 logger = logging.getLogger(__name__)
-
-# What `model_type` returns for a native vision encoder.
-ENCODER = "encoder"
-WITHOUT_LANGUAGE_MODEL = (ENCODER, MllmReIDVisionConfig.model_type)
-MODELS = (
-    f"give a checkpoint of ours, a vision encoder, or a native model of {', '.join(FAMILIES)}; docs/backbones.md shows "
-    "how to add a family in one file of about 60 lines"
-)
 
 
 def load_model(
@@ -98,7 +86,7 @@ def load_model(
     if kind in WITHOUT_LANGUAGE_MODEL:
         raise UserError(f"model {name}: has no language model: give a multimodal LLM or a checkpoint of one")
     refuse_pooling(fields)
-    with _loading_errors(name):
+    with loading_errors(name):
         if kind in FAMILIES:
             size = {side: fields[side] for side in ("height", "width") if side in fields}
             processor = MllmReIDProcessor.from_mllm_pretrained(name, **revision, **size)
@@ -184,7 +172,7 @@ def read_adapters(arguments: ModelArguments) -> dict[str, Any] | None:
         UserError: The checkpoint is broken.
     """
     kind, revision = model_type(arguments), revision_option(arguments)
-    with _loading_errors(arguments.model):
+    with loading_errors(arguments.model):
         if kind == MllmReIDVisionConfig.model_type:
             return encoder_adapters(read_config(MllmReIDVisionConfig, arguments.model, revision))
         if kind != MllmReIDConfig.model_type:
@@ -251,7 +239,7 @@ def load_config(arguments: ModelArguments, fields: dict[str, Any]) -> MllmReIDCo
         UserError: As in `load_encoder`.
     """
     revision, kind = revision_option(arguments), model_type(arguments)
-    with _loading_errors(arguments.model):
+    with loading_errors(arguments.model):
         if kind == ENCODER:
             return encoder_config(MllmReIDVisionConfig, arguments.model, revision, **fields)  # type: ignore[no-any-return]
         if kind == MllmReIDVisionConfig.model_type:
@@ -290,7 +278,7 @@ def load_encoder(
     dtype = arguments.torch_dtype
     if adapters is not None and (stored := read_adapters(arguments)) is not None:
         refuse_other_encoder_adapters(encoder_settings(adapters), stored, name)
-    with _loading_errors(name):
+    with loading_errors(name):
         if kind == ENCODER:
             size = {side: fields[side] for side in ("height", "width") if side in fields}
             processor = MllmReIDVisionProcessor.from_encoder_pretrained(name, **size, **revision)
@@ -354,7 +342,7 @@ def load_text_model(model_class: Any, arguments: ModelArguments) -> Any:
     name, revision = arguments.model, revision_option(arguments)
     refuse_single_file(name)
     options = {**revision, "dtype": arguments.torch_dtype, "trust_remote_code": False}
-    with _loading_errors(name, "not loadable as an image-text-to-text model"):
+    with loading_errors(name, "not loadable as an image-text-to-text model"):
         stored = read_config(AutoConfig, name, revision, trust_remote_code=False)
         # Weights that the class does not have belong to another class, such as a head for training.
         return load_whole(model_class.from_pretrained, name, revision, options, stored=stored, left=[""])[0]
@@ -362,58 +350,10 @@ def load_text_model(model_class: Any, arguments: ModelArguments) -> Any:
 
 def load_native_processor(arguments: ModelArguments) -> MllmReIDProcessor:
     """Loads the processor of a native multimodal LLM. Raises UserError for a name that cannot be loaded."""
-    with _loading_errors(arguments.model):
+    with loading_errors(arguments.model):
         return MllmReIDProcessor.from_mllm_pretrained(arguments.model, revision=arguments.revision)
 
 
 def to_device(model: nn.Module) -> None:
     """Moves a model to the GPU of this process, if there is one."""
     model.to(this_process().device)
-
-
-def model_type(arguments: ModelArguments) -> str:
-    """Returns the `model_type` of a checkpoint of ours or of a native multimodal LLM, or "encoder".
-
-    Args:
-        arguments (`ModelArguments`): Name or folder of the model.
-
-    Raises:
-        UserError: Another kind of model, or none.
-    """
-    refuse_single_file(arguments.model)
-    if os.path.isdir(arguments.model):
-        refuse_special_files(arguments.model)
-    remedy = "give a checkpoint's folder (for --dry_run its config.json is enough) or a Hub name"
-    revision = revision_option(arguments)
-    with _loading_errors(arguments.model, "not loadable", remedy):
-        fields = read_fields(arguments.model, CONFIG, revision, required=True) or {}
-    kind = fields.get("model_type")
-    if kind in (MllmReIDConfig.model_type, MllmReIDVisionConfig.model_type, *FAMILIES):
-        return str(kind)
-    if kind is None and not is_timm_config_dict(fields):
-        raise UserError(f"model {arguments.model}: config.json has no model_type: {MODELS}")
-    with _loading_errors(arguments.model, remedy=MODELS):
-        vision_part(read_config(AutoConfig, arguments.model, revision, trust_remote_code=False))
-    return ENCODER
-
-
-def revision_option(arguments: ModelArguments) -> dict[str, Any]:
-    """Returns the revision as a keyword argument of `from_pretrained`, or nothing where none is set."""
-    return {} if arguments.revision is None else {"revision": arguments.revision}
-
-
-@contextmanager
-def _loading_errors(name: str, problem: str = "", remedy: str = "") -> Iterator[None]:
-    """Turns exceptions of a broken or foreign model within the block into UserError; bugs of this package pass."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        expected = isinstance(error, OSError | ValueError | ImportError | SafetensorError)
-        if not expected and is_our_fault(error):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        reason = reason if expected else f"{type(error).__name__}: {reason}"
-        message = f"{problem} ({reason})" if problem else reason
-        raise UserError(f"model {name}: {message}{f': {remedy}' if remedy else ''}") from error
