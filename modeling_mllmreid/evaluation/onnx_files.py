@@ -52,7 +52,8 @@ def refuse_single_file(name: str) -> None:
             f"model {path}: an ONNX file can be used by embed, search and evaluate alone: give a checkpoint's folder "
             "or a name on the Hub"
         )
-    if os.path.isfile(name):
+    # A dry run needs the configuration file alone.
+    if os.path.isfile(name) and Path(name).suffix.lower() != ".json":
         raise UserError(f"model {name}: {_remedy(Path(name))}")
 
 
