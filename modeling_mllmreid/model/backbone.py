@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .fields import check_layer, check_multiples
 from .tensors import in_format_of, on_device_of
@@ -27,6 +26,10 @@ class Image(NamedTuple):
     embeddings: Tensor
     grid: tuple[int, int]
     deepstack: tuple[Tensor, ...] = ()
+
+    def to(self, other: Tensor) -> "Image":
+        """Returns the image on the device and in the number format of a tensor."""
+        return Image(self.embeddings.to(other), self.grid, tuple(features.to(other) for features in self.deepstack))
 
 
 class Backbone:
@@ -146,10 +149,10 @@ class Backbone:
         """Returns the hidden state (B, T, D) after `layer` layers, out of those that the language model reports."""
         return states[layer]
 
-    def generation_inputs(self, input_ids: Tensor, image: Image) -> dict[str, Any]:
+    def generation_inputs(self, input_ids: Tensor, embeddings: Tensor, image: Image) -> dict[str, Any]:
         """Returns the arguments of `generate` for prompts with an image, in addition to the ids (B, T)."""
-        # A list of (T, D), one for each crop.
-        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=list(image.embeddings))}}
+        # Not features of the image: SmolVLM converts them to the format of its tower.
+        return {"inputs_embeds": embeddings}
 
 
 def merged(states: Tensor, grid: tuple[int, int], merge: int) -> tuple[Tensor, tuple[int, int]]:

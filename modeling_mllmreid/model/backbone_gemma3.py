@@ -56,8 +56,8 @@ class Gemma3Backbone(Backbone):
         )
         return {"attention_mask": masks}
 
-    def generation_inputs(self, input_ids: Tensor, image: Image) -> dict[str, Any]:
-        """As in other families, with the features in one tensor and the positions of the image."""
+    def generation_inputs(self, input_ids: Tensor, embeddings: Tensor, image: Image) -> dict[str, Any]:
+        """Returns the features and the positions of the image."""
         is_image = (input_ids == self.config.image_token_id).long()
         features = BaseModelOutputWithPooling(pooler_output=image.embeddings)
         return {"mm_encoder_outputs": {"image": features}, "token_type_ids": is_image}

@@ -1,9 +1,6 @@
 """InternVL: a projector that joins squares of patches (pixel shuffle)."""
 
-from typing import Any
-
-from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from torch import nn
 
 from .backbone import Backbone, Image, merged
 from .tensors import in_format_of
@@ -30,6 +27,8 @@ class InternVLBackbone(Backbone):
     def projected_layers(self) -> list[int | None]:
         """The final output for -1, as in InternVL, and a hidden state for another layer."""
         layer = self.config.vision_feature_layer
+        if type(layer) is not int:
+            raise ValueError(f"mllm_config.vision_feature_layer is {repr(layer)[:60]}; give one layer, a whole number")
         return [None if layer == -1 else layer]
 
     def project(self, mllm: nn.Module, output: TowerOutput) -> Image:
@@ -37,7 +36,3 @@ class InternVLBackbone(Backbone):
         projector = mllm.get_submodule(self.projector_paths[0])
         patches, grid = merged(output.patches(self.projected_layers[0]), output.grid, self.merge)
         return Image(projector(in_format_of(projector, patches)), grid)
-
-    def generation_inputs(self, input_ids: Tensor, image: Image) -> dict[str, Any]:
-        """As in other families, with the features in one tensor."""
-        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=image.embeddings)}}

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .backbone import Backbone, Image
 from .tower_qwen_vl import QwenTower
@@ -69,11 +70,12 @@ class QwenVLBackbone(Backbone):
         before, after = start, states[layer].shape[1] - start - features.shape[1]
         return states[layer] + F.pad(features.to(states[layer]), (0, 0, before, after))
 
-    def generation_inputs(self, input_ids: Tensor, image: Image) -> dict[str, Any]:
-        """As in other families, with the grid, the positions of the image, and the features of the first layers."""
-        inputs = super().generation_inputs(input_ids, image)
-        inputs["mm_encoder_outputs"]["image"]["deepstack_features"] = [list(features) for features in image.deepstack]
+    def generation_inputs(self, input_ids: Tensor, embeddings: Tensor, image: Image) -> dict[str, Any]:
+        """Returns the features, the grid and the positions of the image, and the features of the first layers."""
+        features = BaseModelOutputWithPooling(pooler_output=list(image.embeddings))
+        if image.deepstack:
+            features["deepstack_features"] = [list(layer) for layer in image.deepstack]
         grid = [1, image.grid[0] * self.merge, image.grid[1] * self.merge]
         is_image = (input_ids == self.config.image_token_id).int()
         grids = torch.tensor([grid] * len(input_ids), device=input_ids.device)
-        return {**inputs, "image_grid_thw": grids, "mm_token_type_ids": is_image}
+        return {"mm_encoder_outputs": {"image": features}, "image_grid_thw": grids, "mm_token_type_ids": is_image}

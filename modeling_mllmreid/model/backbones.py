@@ -20,7 +20,8 @@ DEFAULT_FAMILY = LlavaBackbone.model_types[0]
 
 def tower_of(vision_config: PreTrainedConfig) -> Tower:
     """Returns the description of a vision tower by its configuration."""
-    own = TOWERS.get(vision_config.model_type)
+    # Of the class: transformers builds the family's own tower, whatever type its configuration names.
+    own = TOWERS.get(type(vision_config).model_type)
     return encoder_tower(vision_config) if own is None else own(vision_config)
 
 

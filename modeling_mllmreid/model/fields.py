@@ -50,11 +50,19 @@ def check_unit(description: Any, vision_config: PreTrainedConfig) -> None:
     """Raises ValueError if a tower or backbone has no whole number of pixels as its `unit`."""
     try:
         unit = description.unit
-    except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError):  # of a foreign config.json
+    except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError):  # of a foreign config.json
         unit = None
-    if type(unit) is not int or unit < 1:
-        patch = getattr(vision_config, "patch_size", None)
-        raise ValueError(f"vision_config.patch_size is {patch!r}; give a whole number, 1 or more")
+    fits = type(unit) is int and unit > 0
+    patch = getattr(vision_config, "patch_size", None)
+    sides = list(patch) if isinstance(patch, (list, tuple)) else [patch]
+    square = len(set(map(str, sides))) == 1 and type(sides[0]) is int and sides[0] > 0
+    if not square and not (fits and patch is None):
+        raise ValueError(f"vision_config.patch_size is {repr(patch)[:60]}; give a whole number, 1 or more")
+    if not fits:
+        raise ValueError(
+            f"patches of {patch!r} pixels and the fields that merge them make image tokens of {repr(unit)[:60]} pixels "
+            "a side: config.json is not that of a whole model: get it again"
+        )
 
 
 def check_multiples(height: int, width: int, unit: int) -> None:

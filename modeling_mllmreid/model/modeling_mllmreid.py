@@ -354,8 +354,9 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
         inputs = {}
         if pixel_values is not None:
             image = self.project_image(self.run_tower(pixel_values))
-            self.embed_with_image(input_ids, image)  # checks that the ids fit the image
-            inputs = self.backbone.generation_inputs(input_ids, image)
+            embeddings = self.embed_with_image(input_ids, image)  # checks that the ids fit the image
+            # A tower in float32 may stand before a language model in bfloat16.
+            inputs = self.backbone.generation_inputs(input_ids, embeddings, image.to(embeddings))
         device = input_ids.device
         kwargs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in kwargs.items()}
         written: Tensor = self.mllm.generate(input_ids=input_ids, **inputs, **kwargs)

@@ -20,7 +20,7 @@ from .crops import (
     in_format,
     processor_files,
 )
-from .fields import check_multiples, current_processor_fields
+from .fields import check_multiples, check_unit, current_processor_fields
 from .prompts import CAPTION, PLAIN_TEMPLATE, Prompt, Template, reserved_texts, templates_of, vocabulary_digest
 from .weights import native_config
 
@@ -166,6 +166,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         options = {"revision": revision, "trust_remote_code": False}
         config = native_config(name_or_path, {} if revision is None else {"revision": revision})
         backbone = backbone_of(config)
+        check_unit(backbone, config.vision_config)
         default_height, default_width = backbone.default_size
         size = {"height": height or default_height, "width": width or default_width}
         check_multiples(size["height"], size["width"], backbone.unit)

@@ -134,13 +134,15 @@ class MllmReIDVisionModel(EncoderCheckpoints, PreTrainedModel):
         if any(".lora_" in name for name, _ in tower.named_parameters()):
             raise ValueError("a LoRA sits on the visual encoder: call model.merge_and_unload() first")
         description, layer = model.backbone.tower, model.vision_layer
-        blocks = description.depth if layer is None else range(description.depth + 1)[layer]
+        index = description.depth if layer is None else range(description.depth + 1)[layer]
+        # At least one: an encoder without blocks reports no hidden states.
+        blocks = max(index, 1)
         has_head = "vision" in model.reid_head
         config = cls.config_class(
             vision_config=description.cut(blocks),
             height=whole.height,
             width=whole.width,
-            vision_layer=None if layer is None else -1,
+            vision_layer=None if layer is None else index - blocks - 1,
             dropped_states=model.backbone.dropped_states,
             bnneck=has_head and whole.bnneck,
             feature_after_bn=whole.feature_after_bn,

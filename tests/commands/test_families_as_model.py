@@ -1,15 +1,17 @@
 """A native model of another family as `--model`: dry run, LoRA, 4 bits, evaluation, embedding, export."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
 from chat_models import write_chat_model
+from families import CONFIGS
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from modeling_mllmreid.commands import embed, evaluate, export, train
-from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel
+from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor, MllmReIDVisionModel
 from modeling_mllmreid.options.arguments import ModelArguments
 from modeling_mllmreid.retrieval.embeddings import load_embeddings
 from modeling_mllmreid.training.loading import load_model
@@ -85,3 +87,41 @@ def test_the_processor_of_another_family_is_refused(tmp_path):
         assert "get the processor's files of the same checkpoint" in str(error.value) and "\n" not in str(error.value)
     processor.save_pretrained(tmp_path / "ours")
     assert load_model(ModelArguments(str(tmp_path / "ours")))[0].config.num_image_tokens == 50
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "field", "value", "message"),
+    [
+        ("SmolVLM", None, "scale_factor", 0, "make image tokens of 0 pixels a side: config.json"),
+        ("Gemma 3", None, "mm_tokens_per_image", -4, "make image tokens of None pixels a side: config.json"),
+        ("InternVL", "vision_config", "patch_size", [7, 14], r"patch_size is \[7, 14\]; give a whole number"),
+        ("Qwen3-VL", "vision_config", "patch_size", -16, "patch_size is -16; give a whole number"),
+        ("InternVL", None, "vision_feature_layer", [1, 2], r"layer is \[1, 2\]; give one layer, a whole number"),
+        # Only building the model, or running it, shows these.
+        ("LLaVA, CLIP", "text_config", "hidden_size", -8, "RuntimeError: Trying to create tensor with negative"),
+        ("Qwen3-VL", "vision_config", "out_hidden_size", 48, "RuntimeError: Sizes of tensors must match"),
+    ],
+)
+def test_sizes_in_config_json_that_make_no_model(family, part, field, value, message, disk, tmp_path):
+    fields = copy.deepcopy(CONFIGS[family])
+    (fields if part is None else fields[part])[field] = value
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    data = ["--dataset", "market1501", "--data_dir", str(disk.people), "--loss_lambda", "1", "--use_cpu", "true"]
+    with pytest.raises(UserError, match=f"^model {tmp_path}: .*{message}") as error:
+        train.main(["--model", str(tmp_path), *data, "--dry_run", "true", "--output_dir", str(tmp_path / "run")])
+    assert "\n" not in str(error.value)
+    if "pixels" in message or "patch_size" in message:
+        with pytest.raises(ValueError, match=message):
+            MllmReIDProcessor.from_mllm_pretrained(tmp_path)
+
+
+def test_the_towers_class_counts_and_not_the_type_that_its_configuration_names(tmp_path):
+    write_chat_model(tmp_path, "Qwen3-VL")
+    expected, processor = load_model(ModelArguments(str(tmp_path)))
+    fields = json.loads((tmp_path / "config.json").read_text())
+    fields["vision_config"]["model_type"] = "dinov2"  # transformers ignores it
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    model, _ = load_model(ModelArguments(str(tmp_path)))
+    pixels = torch.randn(1, 3, processor.height, processor.width)
+    with torch.inference_mode():
+        assert torch.equal(model.eval().encode_images(pixels), expected.eval().encode_images(pixels))

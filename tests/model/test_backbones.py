@@ -102,7 +102,19 @@ def test_text_is_generated_as_by_the_family_itself(family):
             input_ids=ids, attention_mask=torch.ones_like(ids), **stock_inputs(model, pixels, ids), **options
         )
         assert torch.equal(written, stock[:, ids.shape[1] :]) and written.shape == (2, 5)
+        beams = {**options, "num_beams": 2, "num_return_sequences": 2, "attention_mask": torch.ones_like(ids)}
+        alone = [
+            model.generate(
+                ids[row : row + 1], pixels[row : row + 1], **{**beams, "attention_mask": torch.ones_like(ids[:1])}
+            )
+            for row in range(2)
+        ]
+        assert torch.equal(model.generate(ids, pixels, **beams), torch.cat(alone))
         assert len(model.generate(ids[:, -2:], attention_mask=torch.ones(2, 2), **options)) == 2
+        # As after a training of the tower alone, which stays in float32.
+        model.mllm.to(torch.bfloat16)
+        model.tower.float()
+        assert len(model.generate(ids, pixels, attention_mask=torch.ones_like(ids), **options)) == 2
 
 
 @every_family
@@ -189,11 +201,11 @@ def test_a_thin_checkpoint_with_lora_on_both_loads_with_equal_features(family, t
 
 @every_family
 def test_the_vision_form_of_every_family_has_the_same_feature(family, tmp_path):
-    for layer in (None, 1):
+    for layer in (None, 1, 0):
         model = build_reid(family, vision_layer=layer).train()
         model(crops(model, 4), person_ids=torch.arange(4) // 2)  # moves the statistics of the batch norm
         form = MllmReIDVisionModel.from_reid_model(model.eval())
-        assert layer is None or form.config.tower.depth == layer
+        assert layer is None or form.config.tower.depth == 1
         form.save_pretrained(tmp_path / str(layer))
         pixels = crops(model)
         with torch.inference_mode():
