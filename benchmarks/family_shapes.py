@@ -77,6 +77,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "image_token_id": 151667,
         "tie_word_embeddings": False,
     },
+    "lkhl/VideoLLaMA3-2B-Image-HF": {
+        "model_type": "video_llama_3",
+        "text_config": _text("qwen2", 1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True),
+        "vision_config": {"model_type": "video_llama_3_vision", **_SO400M, "patch_size": 14},
+        "image_token_id": 151655,
+        "tie_word_embeddings": True,
+    },
     "google/gemma-3-4b-it": {
         "model_type": "gemma3",
         "text_config": _text("gemma3_text", 2560, 10240, 34, 8, 4, 262208, head_dim=256, sliding_window=1024),

@@ -8,10 +8,19 @@ from .backbone_internvl import InternVLBackbone
 from .backbone_llava import LlavaBackbone, LlavaOnevisionBackbone
 from .backbone_qwen_vl import QwenVLBackbone
 from .backbone_smolvlm import SmolVLMBackbone
+from .backbone_video_llama3 import VideoLlama3Backbone
 from .encoders import encoder_tower
 from .towers import Tower
 
-_CLASSES = (LlavaBackbone, LlavaOnevisionBackbone, SmolVLMBackbone, InternVLBackbone, Gemma3Backbone, QwenVLBackbone)
+_CLASSES = (
+    LlavaBackbone,
+    LlavaOnevisionBackbone,
+    SmolVLMBackbone,
+    InternVLBackbone,
+    Gemma3Backbone,
+    QwenVLBackbone,
+    VideoLlama3Backbone,
+)
 FAMILIES: dict[str, type[Backbone]] = {name: family for family in _CLASSES for name in family.model_types}
 TOWERS: dict[str, type[Tower]] = {name: tower for family in _CLASSES for name, tower in family.towers.items()}
 # The family of the paper, for a configuration without a model type.

@@ -220,6 +220,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         from .backbone_loading import plain_config  # noqa: F401
         from .backbone_qwen_vl import QwenVLBackbone  # noqa: F401
         from .backbone_smolvlm import SmolVLMTower  # noqa: F401
+        from .backbone_video_llama3 import VideoLlama3Tower  # noqa: F401
         from .checkpoints import ReIDCheckpoints  # noqa: F401
         from .crops import CropProcessor  # noqa: F401
         from .encoders import ClipTower  # noqa: F401

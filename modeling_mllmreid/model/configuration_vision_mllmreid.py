@@ -168,6 +168,7 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
         from .backbone_llava import LlavaBackbone  # noqa: F401
         from .backbone_qwen_vl import QwenVLBackbone  # noqa: F401
         from .backbone_smolvlm import SmolVLMTower  # noqa: F401
+        from .backbone_video_llama3 import VideoLlama3Tower  # noqa: F401
         from .crops import CropProcessor  # noqa: F401
         from .encoder_checkpoints import EncoderCheckpoints  # noqa: F401
         from .encoders import ClipTower  # noqa: F401

@@ -382,6 +382,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         from .backbone_llava import LlavaBackbone  # noqa: F401
         from .backbone_qwen_vl import QwenVLBackbone  # noqa: F401
         from .backbone_smolvlm import SmolVLMTower  # noqa: F401
+        from .backbone_video_llama3 import VideoLlama3Tower  # noqa: F401
         from .encoders import ClipTower  # noqa: F401
         from .images import open_image  # noqa: F401
         from .publishing import without_local_paths  # noqa: F401

@@ -300,6 +300,7 @@ class MllmReIDVisionProcessor(CropProcessor, ProcessorMixin):
         from .backbone_llava import LlavaBackbone  # noqa: F401
         from .backbone_qwen_vl import QwenVLBackbone  # noqa: F401
         from .backbone_smolvlm import SmolVLMTower  # noqa: F401
+        from .backbone_video_llama3 import VideoLlama3Tower  # noqa: F401
         from .backbones import tower_of  # noqa: F401
         from .fields import check_types  # noqa: F401
         from .identities import IdentityClassifiers  # noqa: F401

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..model import ImageEncoder, MllmReIDVisionConfig
 
@@ -27,7 +27,16 @@ class _RealNumbers(TorchFunctionMode):
         if numbers and (tensors or function in (torch.tensor, torch.arange)):
             with unset_fake_temporarily():
                 return function(*args, **kwargs)
+        # A number among the sizes of a view or an interpolation would become a fake tensor, whose value is unknown.
+        with unset_fake_temporarily():
+            args, kwargs = tree_map_only(Tensor, _plain_number, (args, kwargs))
         return function(*args, **kwargs)
+
+
+def _plain_number(tensor: Tensor) -> Tensor | int:
+    """Returns a whole number of one element as an int, another tensor as it is."""
+    is_number = not isinstance(tensor, FakeTensor) and tensor.ndim == 0 and tensor.dtype == torch.int64
+    return int(tensor) if is_number else tensor
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     Qwen2VLImageProcessor,
     SmolVLMImageProcessor,
+    VideoLlama3ImageProcessor,
 )
 
 # Layout of the chat template, and the family's own image processor, with other pixel values than its defaults.
@@ -28,6 +29,7 @@ PROCESSORS = {
     "SmolVLM": ("smolvlm", SmolVLMImageProcessor, {}),
     "Idefics3": ("smolvlm", Idefics3ImageProcessor, {"resample": 0}),
     "InternVL": ("internvl", GotOcr2ImageProcessor, {"image_mean": [0.485, 0.456, 0.406]}),
+    "VideoLLaMA 3": ("internvl", VideoLlama3ImageProcessor, {}),
     "Gemma 3": ("gemma", Gemma3ImageProcessor, {}),
     "Qwen2.5-VL": ("qwen", Qwen2VLImageProcessor, {}),
     "Qwen3-VL": ("qwen", Qwen2VLImageProcessor, {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}),

@@ -66,6 +66,17 @@ CONFIGS: dict[str, dict] = {
         "vision_config": {"model_type": "internvl_vision", **_TOWER, "image_size": [56, 56], "patch_size": [14, 14]},
         "image_token_id": 100,
     },
+    "VideoLLaMA 3": {
+        "model_type": "video_llama_3",
+        "text_config": {"model_type": "qwen2", **_TEXT},
+        "vision_config": {
+            "model_type": "video_llama_3_vision",
+            **{name: value for name, value in _TOWER.items() if name != "image_size"},
+            "num_attention_heads": 2,
+        },
+        "image_token_id": 100,
+        "video_token_id": 101,
+    },
     "Gemma 3": {
         "model_type": "gemma3",
         "text_config": {
@@ -155,6 +166,10 @@ def stock_inputs(model: MllmReIDModel, pixels: Tensor, ids: Tensor) -> dict[str,
     if kind == "llava_onevision":  # as several images: one view of each
         sizes = torch.tensor([[height, width]] * len(pixels))
         return {"pixel_values": pixels[:, None], "image_sizes": sizes, "batch_num_images": torch.tensor([len(pixels)])}
+    if kind == "video_llama_3":
+        tower, ones = model.backbone.tower, torch.ones(len(pixels), dtype=torch.long)
+        grid = torch.tensor([[1, *tower.grid(height, width)]] * len(pixels))
+        return {"pixel_values": tower.patches(pixels), "image_grid_thw": grid, "image_merge_sizes": ones}
     if kind == "gemma3":
         return {"pixel_values": pixels, "token_type_ids": is_image.long()}
     if kind.startswith("qwen"):
