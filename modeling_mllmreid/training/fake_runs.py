@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -36,7 +37,8 @@ class _RealNumbers(TorchFunctionMode):
 def _plain_number(tensor: Tensor) -> Tensor | int:
     """Returns a whole number of one element as an int, another tensor as it is."""
     is_number = not isinstance(tensor, FakeTensor) and tensor.ndim == 0 and tensor.dtype == torch.int64
-    return int(tensor) if is_number else tensor
+    # Under `vmap`, which makes the masks of some language models, one element stands for many.
+    return int(tensor) if is_number and not is_functorch_wrapped_tensor(tensor) else tensor
 
 
 @contextmanager
