@@ -290,9 +290,9 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         return torch.tensor(padded, dtype=torch.long).view(len(sequences), longest)
 
     def _pad_token_id(self) -> int:
-        pad: int | None = self.tokenizer.pad_token_id
-        end: int = self.tokenizer.eos_token_id
-        return end if pad is None else pad
+        ids: list[int | None] = [self.tokenizer.pad_token_id, self.tokenizer.eos_token_id]
+        # Any id will do: nothing sees padding.
+        return next((index for index in ids if index is not None), 0)
 
     def build_inputs(self, prompts: list[list[int]], targets: list[list[int]]) -> dict[str, torch.Tensor]:
         """Appends targets to prompts and pads on the right.

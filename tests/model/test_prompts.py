@@ -202,3 +202,8 @@ def test_the_digest_of_a_vocabulary(tmp_path):
     assert vocabulary_digest(again) == vocabulary_digest(tokenizer) != vocabulary_digest(chat_tokenizer("gemma"))
     again.add_tokens(["coats"])
     assert vocabulary_digest(again) != vocabulary_digest(tokenizer)
+
+
+def test_a_tokenizer_may_have_no_token_for_padding(made):
+    processor = made("qwen", chat_tokenizer("qwen", pad_token=None, eos_token=None))
+    assert processor.build_inputs([[5, 6], [5]], [[7], [8]])["input_ids"].tolist() == [[5, 6, 7], [5, 8, 0]]
