@@ -13,11 +13,10 @@ if [ "${1:-}" = --tiny ]; then
 else
     python -c "import torch, sys; sys.exit(not torch.cuda.is_available())" || { echo "gpu_families.sh: no GPU found: give --tiny to check the commands"; exit 2; }
     setting=(--size published --device cuda --batch_size 16 --append benchmarks/RESULTS.md)
-    limit=70
+    limit=48
 fi
 failed=0
-for name in llava-hf/llava-1.5-7b-hf HuggingFaceTB/SmolVLM2-2.2B-Instruct OpenGVLab/InternVL3-2B-hf \
-    google/gemma-3-4b-it Qwen/Qwen2.5-VL-3B-Instruct Qwen/Qwen3-VL-2B-Instruct Qwen/Qwen3-VL-8B-Instruct; do
+for name in $(python -c "import sys; sys.path.insert(0, 'benchmarks'); import family_shapes; print(*family_shapes.PUBLISHED)"); do
     if ! timeout "$limit" python benchmarks/families.py --parts training overhead --families "$name" "${setting[@]}"; then
         echo "$name: failed, or ran longer than $limit s"
         failed=1
