@@ -1,6 +1,6 @@
 """Compares the scales of the triplet loss (`triplet_scale`) and a warm-up on the val people of a rendered data set.
 
-python benchmarks/triplet_scale.py [--model FOLDER] [--settings none batch unit warmup] [--seeds 3] [--steps 600]
+python benchmarks/triplet_scale.py [--model FOLDER] [--settings none batch unit warmup] [--seeds 0 1 2] [--steps 600]
                                    [--field value ...]
 
 Without `--model` it trains the demo's tiny model from random weights, on the ReID losses alone. With a native model,
@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="Folder of a native multimodal LLM. Default: the demo's tiny model.")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--output", type=Path, help="File that each finished run is added to, as JSON lines.")
     options, rest = parser.parse_known_args()
@@ -66,7 +66,7 @@ def main() -> None:
         write_pedestrians(people, train_identities=140, test_identities=1, images_per_camera=5, cameras=4)
         dataset = load_reid_dataset("market1501", data_dir=people, captions_file=str(people / "reid_raw.json"))
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in options.settings}
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             for name in options.settings:
                 run = train(name, seed, options, rest, dataset, Path(folder) / f"{name}-{seed}")
                 runs[name].append(run)
