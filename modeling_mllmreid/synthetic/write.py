@@ -1,7 +1,14 @@
-"""Writing of synthetic pedestrians as Market-1501 folders, with captions in the schema of CUHK-PEDES."""
+"""Writing of rendered people as Market-1501 folders, with captions in the schema of CUHK-PEDES."""
 
 import json
-from dataclasses import dataclass
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from math import cos, radians
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +16,17 @@ from tqdm.auto import tqdm
 
 from ..utils.errors import UserError
 from ..utils.outputs import atomic_folder
-from .attributes import make_person, random_stream
-from .captions import tokenize, write_captions
-from .shots import plan_shot, render
-from .worlds import WORLDS, World, mark_rendered
+from .files import CAPTIONS_FILE, mark_rendered
+from .people.attributes import Person, change_clothes, make_person, random_stream
+from .people.captions import seen_items, tokenize, write_captions
+from .rendering.crops import render
+from .rendering.scenes import make_scene
+from .rendering.shots import Shot, plan_shot, plan_track
+from .worlds import WORLDS, World
 
 FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
-CAPTIONS_FILE = "reid_raw.json"
-STREET = WORLDS["street"]
+# Fewer images are rendered sooner than other processes start.
+ONE_PROCESS = 300
 
 
 @dataclass(frozen=True)
@@ -30,34 +40,37 @@ class WrittenPedestrians:
     captions: int
 
 
+@dataclass(frozen=True)
+class Walker:
+    """A person to render: `group` and `index` are those of `make_person`, `person_id` the number in file names."""
+
+    group: str
+    index: int
+    person_id: int
+
+
 def write_pedestrians(
     root: Path,
+    world: World = World(0),
     *,
-    train_identities: int = 100,
-    test_identities: int = 60,
-    images_per_camera: int = 5,
-    cameras: int = 4,
-    seed: int = 0,
     captions_per_image: int = 2,
-    world: World = STREET,
     named: str | None = None,
+    processes: int | None = None,
+    **changes: Any,
 ) -> WrittenPedestrians:
-    """Renders people of a world: 64 x 128 JPEG crops in Market-1501 layout, and their captions in `reid_raw.json`.
+    """Renders people as JPEG crops in Market-1501 layout, with captions and further columns in `reid_raw.json`.
 
     Person ids count from 1, test identities after the training ones; cameras count from 1. The first image of every
-    test identity and camera is a query, the others are in the gallery. The files are a pure function of the arguments;
+    test identity and camera is a query, the others are in the gallery. The files are a pure function of the world;
     a person does not depend on the number of others. The folder appears once it is complete.
 
     Args:
         root (`Path`): The new folder.
-        train_identities (`int`): People of the train split.
-        test_identities (`int`): People of query and gallery.
-        images_per_camera (`int`): Images of each person from each camera.
-        cameras (`int`): Number of cameras.
-        seed (`int`): Seed of people and scenes.
+        world (`World`): People, scenes and cameras.
         captions_per_image (`int`): Captions of each image.
-        world (`World`): Look, crowd, dress and distractors (person 0, in the gallery).
         named (`str`, *optional*): Name of the world in `world.json`, which identifies the folder for readers.
+        processes (`int`, *optional*): Number of processes. Default: one for each core, and one for few images.
+        changes: Fields of `world` with other values.
 
     Returns:
         `WrittenPedestrians`: The folder and its numbers of images and captions.
@@ -65,71 +78,105 @@ def write_pedestrians(
     Raises:
         UserError: For a `root` that is not empty, and for a number out of range.
     """
-    root = Path(root)
-    _check(root, train_identities, test_identities, images_per_camera, cameras, captions_per_image, world)
-    people = [("train", index, index + 1) for index in range(train_identities)]
-    people += [("test", index, train_identities + index + 1) for index in range(test_identities)]
-    distractors = [(index, index % cameras) for index in range(world.distractors)]
-    with atomic_folder(root) as partial:
+    root, world = Path(root), replace(world, **changes)
+    _check(root, world, captions_per_image)
+    walkers = [Walker("train", index, index + 1) for index in range(world.train_identities)]
+    walkers += [Walker("test", index, world.train_identities + index + 1) for index in range(world.test_identities)]
+    walkers += [Walker("distractor", index, 0) for index in range(world.distractors)]
+    images = (len(walkers) - world.distractors) * world.cameras * world.images_per_camera + world.distractors
+    processes = processes or (1 if images < ONE_PROCESS else len(os.sched_getaffinity(0)))
+    records: list[dict[str, Any]] = []
+    with atomic_folder(root) as partial_root:
         for folder in FOLDERS:
-            (partial / folder).mkdir()
-        records: list[dict[str, Any]] = []
-        for group, index, person_id in tqdm(people, desc="pedestrians", unit="person", disable=None):
-            for camera in range(cameras):
-                for shot in range(images_per_camera):
-                    image = (person_id, group, index, camera, shot)
-                    records.append(_write_image(partial, *image, seed, captions_per_image, world))
-        for index, camera in distractors:
-            records.append(
-                _write_image(partial, 0, "distractor", index, camera, index + 1, seed, captions_per_image, world)
-            )
-        (partial / CAPTIONS_FILE).write_text(json.dumps(records), encoding="utf-8")
+            (partial_root / folder).mkdir()
+        write = partial(_write_person, partial_root, world, captions_per_image)
+        with _mapper(processes) as mapped, tqdm(total=len(walkers), unit="person", disable=None) as bar:
+            for written in mapped(write, walkers):
+                records += written
+                bar.update()
+        (partial_root / CAPTIONS_FILE).write_text(json.dumps(records), encoding="utf-8")
         if named:
-            mark_rendered(partial, named)
+            mark_rendered(partial_root, named)
     train, query, gallery = (sum(r["file_path"].startswith(f"{folder}/") for r in records) for folder in FOLDERS)
     return WrittenPedestrians(root, train, query, gallery, len(records) * captions_per_image)
 
 
 def write_world(root: Path, name: str) -> WrittenPedestrians:
     """Renders the world of a name into a new folder, with its fixed numbers of people, cameras and images."""
-    world = WORLDS[name]
-    return write_pedestrians(
-        root,
-        train_identities=world.train_identities,
-        test_identities=world.test_identities,
-        images_per_camera=world.images_per_camera,
-        cameras=4 if name == "street" else len(world.look.cameras),
-        seed=world.seed,
-        world=world,
-        named=name,
-    )
+    return write_pedestrians(root, WORLDS[name], named=name)
+
+
+@contextmanager
+def _mapper(processes: int) -> Iterator[Any]:
+    """`map` of this process, or of a pool; results come in the order of the arguments."""
+    if processes == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield partial(pool.map, chunksize=4)
+
+
+def _write_person(root: Path, world: World, captions: int, walker: Walker) -> list[dict[str, Any]]:
+    """Writes all images of a person; returns their records in the captions file."""
+    group, index = walker.group, walker.index
+    first = make_person(world.seed, group, index, world.crowd, world.season)
+    clothes = [first]
+    for number in range(1, world.outfits):
+        clothes.append(change_clothes(world.seed, f"{group} {number}", index, first, world.season))
+    rng = random_stream(world.seed, group, "cameras", index)
+    distractor = group == "distractor"
+    records = []
+    for number, camera in enumerate(rng.sample(range(world.scenes), 1 if distractor else world.cameras)):
+        scene = make_scene(world.seed, camera, world.season == "winter")
+        outfit = number % world.outfits
+        stream = random_stream(world.seed, group, "shots", index, camera)
+        count = 1 if distractor else world.images_per_camera
+        shots = plan_track(stream, scene, count) if world.tracks else [plan_shot(stream, scene) for _ in range(count)]
+        for frame, shot in enumerate(shots):
+            is_query = group == "test" and frame == 0
+            folder = FOLDERS[0] if group == "train" else FOLDERS[1] if is_query else FOLDERS[2]
+            time = 25 * (index + 1 if distractor else frame) + 1
+            path = f"{folder}/{walker.person_id:04d}_c{camera + 1}s{outfit + 1}_{time:06d}_01.jpg"
+            record = _write_image(root / path, clothes[outfit], shot, scene, world, captions, stream)
+            split = "train" if group == "train" else "test"
+            record |= {"split": split, "file_path": path, "id": walker.person_id}
+            if world.outfits > 1:
+                record["clothes_id"] = walker.person_id * world.outfits + outfit
+            if world.tracks:
+                record["track_id"] = walker.person_id * world.scenes + camera
+            records.append(record)
+    return records
 
 
 def _write_image(
-    root: Path, person_id: int, group: str, index: int, camera: int, number: int, seed: int, captions: int, world: World
+    path: Path, person: Person, shot: Shot, scene: Any, world: World, captions: int, stream: Any
 ) -> dict[str, Any]:
-    """Writes one JPEG; returns its record in the captions file."""
-    person = make_person(seed, group, index, world.crowd, world.dress)
-    shot = plan_shot(random_stream(seed, group, "shot", index, camera, number), camera, world.look)
-    folder = FOLDERS[0] if group == "train" else FOLDERS[1] if number == 0 else FOLDERS[2]
-    path = f"{folder}/{person_id:04d}_c{camera + 1}s1_{25 * number + 1:06d}_01.jpg"
-    render(person, shot, seed=seed, look=world.look).save(root / path, quality=90)
-    split = "train" if group == "train" else "test"
-    texts = write_captions(person, shot, captions, random_stream(seed, group, "captions", index, camera, number))
-    tokens = [tokenize(text) for text in texts]
-    return {"split": split, "captions": texts, "file_path": path, "processed_tokens": tokens, "id": person_id}
+    """Writes one JPEG; returns its captions."""
+    crop = render(person, shot, scene, seed=world.seed, size=world.size, season=world.season)
+    crop.image.save(path, quality=92)
+    texts = write_captions(person, seen_items(crop.visible), view_of(shot), captions, stream)
+    return {"captions": texts, "processed_tokens": [tokenize(text) for text in texts]}
 
 
-def _check(root: Path, train: int, test: int, images: int, cameras: int, captions: int, world: World) -> None:
+def view_of(shot: Shot) -> str:
+    """From where the camera sees the person: "front", "back" or "side"."""
+    away = cos(radians(shot.yaw - shot.angle))
+    return "front" if away < -0.7 else "back" if away > 0.7 else "side"
+
+
+def _check(root: Path, world: World, captions: int) -> None:
+    """Raises UserError for a folder that is not empty, and for numbers out of range."""
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} is not an empty folder: give a new folder or empty this one")
     ranges = {
-        "train_identities": (train, 0, 9999 - test),
-        "test_identities": (test, 0, 9999),
-        "images_per_camera": (images, 1, 9999),
-        "cameras": (cameras, 1, len(world.look.cameras)),
-        "captions_per_image": (captions, 0, 100),
+        "train_identities": (0, 9999 - world.test_identities),
+        "test_identities": (0, 9999),
+        "images_per_camera": (1, 9999),
+        "scenes": (1, 999),
+        "cameras": (1, world.scenes),
+        "outfits": (1, world.cameras),
     }
-    for name, (value, low, high) in ranges.items():
-        if not low <= value <= high:
-            raise UserError(f"{name} is {value}: give {low} to {high}")
+    values = asdict(world) | {"captions_per_image": captions}
+    for name, (low, high) in (ranges | {"captions_per_image": (0, 100)}).items():
+        if not low <= values[name] <= high:
+            raise UserError(f"{name} is {values[name]}: give {low} to {high}")

@@ -1,0 +1,187 @@
+"""One crop of a person before a camera, and how much of each layer it shows."""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..body.dressed import Dressed, dress
+from ..body.mesh import Layer, unit
+from ..body.poses import moment, place
+from ..people.attributes import Person, make_person
+from ..people.colors import WORN, cloth_color
+from .backdrop import draw_backdrop
+from .figure import Figure, View, draw_figure
+from .filters import soften
+from .scenes import Scene
+from .sensor import expose
+from .shots import Obstacle, PasserBy, Shot
+
+STRANGERS = 32
+
+
+@dataclass(frozen=True)
+class Crop:
+    """An image and what it shows.
+
+    Args:
+        image (`Image.Image`): RGB.
+        visible (`dict[str, float]`): For "skin", "upper", ... (the layers), "pattern", "face": the share of the person's
+            pixels that shows it, before anything stands in front; what is hidden counts as 0.
+    """
+
+    image: Image.Image
+    visible: dict[str, float]
+
+
+class Placed(NamedTuple):
+    """A person in the scene: vertices and normals (N, 3)."""
+
+    dressed: Dressed
+    vertices: np.ndarray
+    normals: np.ndarray
+
+
+@lru_cache(maxsize=STRANGERS)
+def stranger(seed: int, number: int, season: str) -> Dressed:
+    """A passer-by of a world; they are in no data set."""
+    return Dressed(make_person(seed, "passer-by", number, season=season))
+
+
+def render(
+    person: Person, shot: Shot, scene: Scene, *, seed: int, size: tuple[int, int] = (128, 64), season: str = "mild"
+) -> Crop:
+    """Renders a crop; a pure function of its arguments.
+
+    Args:
+        person (`Person`): Who is in the box.
+        shot (`Shot`): The plan of the image.
+        scene (`Scene`): The scene and its camera.
+        seed (`int`): Seed of the world's passers-by.
+        size (`tuple[int, int]`): Height and width in pixels.
+        season (`str`): What passers-by wear.
+
+    Returns:
+        `Crop`: The image and what it shows.
+    """
+    subject = _placed(dress(person), shot)
+    view = _frame(scene, shot, subject.vertices, size)
+    image, depth = draw_backdrop(scene, view, size)
+    figure = draw_figure(*subject, view, scene.light, size)
+    others = [_other(passer, shot, scene, view, seed, season, size) for passer in shot.passers_by]
+    ground = np.prod([each.ground for each in (figure, *others)], axis=0)
+    image = image * ground[..., None]
+    order = sorted(zip((shot.passers_by), others, strict=True), key=lambda pair: -pair[0].behind)
+    for passer, other in order:
+        if passer.behind >= 0:
+            image = _over(image, other)
+    image = _over(image, figure)
+    hidden = np.zeros(size, bool)
+    for passer, other in order:
+        if passer.behind < 0:
+            image = _over(image, other)
+            hidden |= other.layer >= 0
+    if shot.obstacle is not None:
+        hidden |= _put_before(image, shot.obstacle, scene)
+    rng = Random(shot.sensor)
+    light = scene.light
+    usual = 0.28 * float((light.sky + 0.45 * light.sun).mean())
+    return Crop(expose(image, usual, scene.sensor, rng), _visible(figure, hidden))
+
+
+def _placed(dressed: Dressed, shot: Shot) -> Placed:
+    """The person at their place in the scene."""
+    pose = moment(
+        Random(shot.posture), dressed.person.body.gait, walks=shot.walks, carries=dressed.carries, phase=shot.phase
+    )
+    vertices, normals = place(dressed, pose, shot.yaw)
+    return Placed(dressed, vertices + _foot(shot), normals)
+
+
+def _foot(shot: Shot) -> np.ndarray:
+    angle = np.radians(shot.angle)
+    return np.float32([shot.distance * np.sin(angle), 0, shot.distance * np.cos(angle)])
+
+
+def _other(
+    passer: PasserBy, shot: Shot, scene: Scene, view: View, seed: int, season: str, size: tuple[int, int]
+) -> Figure:
+    """Draws a passer-by."""
+    dressed, rng = stranger(seed, passer.number, season), Random(passer.seed)
+    pose = moment(rng, dressed.person.body.gait, walks=rng.random() < 0.8, carries=dressed.carries)
+    vertices, normals = place(dressed, pose, passer.yaw)
+    away = unit(_foot(shot))
+    foot = _foot(shot) + passer.behind * away + passer.aside * np.float32([away[2], 0, -away[0]])
+    return draw_figure(dressed, vertices + foot, normals, view, scene.light, size)
+
+
+def _frame(scene: Scene, shot: Shot, vertices: np.ndarray, size: tuple[int, int]) -> View:
+    """The camera that looks at the person, scaled so that they fill the box."""
+    height, width = size
+    position = np.float32([0, scene.height, 0])
+    forward = unit(vertices.mean(0) - position)
+    right = unit(np.cross(forward, [0, 1, 0]))
+    up = np.cross(right, forward)
+    roll = np.radians(shot.roll)
+    axes = np.stack([right * np.cos(roll) + up * np.sin(roll), up * np.cos(roll) - right * np.sin(roll), forward])
+    view = View(position, axes.astype(np.float32))
+    x, y, _ = view.project(vertices)
+    scale_y = shot.fill * height / (y.max() - y.min())
+    scale_x = scale_y * shot.squeeze
+    wide = 0.97 * width / (x.max() - x.min())
+    if scale_x > wide:  # a long stride in a narrow box
+        scale_x = max(wide, 0.72 * scale_x)
+    return view._replace(
+        scale_x=float(scale_x),
+        scale_y=float(scale_y),
+        center_x=float(width * (0.5 + shot.shift[0]) - scale_x * (x.min() + x.max()) / 2),
+        center_y=float(height * (0.5 + shot.shift[1]) - scale_y * (y.min() + y.max()) / 2),
+    )
+
+
+def _over(image: np.ndarray, figure: Figure) -> np.ndarray:
+    """The image with a person before it, with soft edges."""
+    mask = figure.mask
+    cover = soften(mask)[..., None]
+    softened = soften(figure.rgb) / np.maximum(cover, 0.05)
+    color = np.where(mask[..., None] > 0, 0.5 * figure.rgb + 0.5 * softened, softened)
+    return image * (1 - cover) + color * cover
+
+
+def _put_before(image: np.ndarray, obstacle: Obstacle, scene: Scene) -> np.ndarray:
+    """Paints an obstacle into the image and returns where it is (H, W)."""
+    height, width = image.shape[:2]
+    rng = Random(obstacle.seed)
+    tile = rng.choice((scene.side[1], scene.back[2]))
+    top, left = rng.randrange(64), rng.randrange(64)
+    rows, columns = (np.arange(count) * 128 // width % 128 for count in (height, width))
+    color = np.float32(cloth_color(rng, WORN).rgb) ** 2.2
+    texture = (0.6 * tile[top + rows[:, None], left + columns] + 0.4 * color) * scene.light.sky
+    covered = np.zeros((height, width), bool)
+    start, end = obstacle.start, obstacle.start + obstacle.width
+    if obstacle.kind == "low wall":
+        middle = rng.uniform(0, 1) * width
+        half = obstacle.width * width / 2
+        covered[int(start * height) :, max(0, int(middle - half)) : max(0, int(middle + half))] = True
+    elif obstacle.kind == "post":
+        covered[:, int(start * width) : max(int(start * width) + 2, int(end * width))] = True
+    elif start > 0:
+        covered[:, int((1 - start) * width) :] = True
+    else:
+        covered[:, : int(-start * width)] = True
+    image[covered] = texture[covered]
+    return covered
+
+
+def _visible(figure: Figure, hidden: np.ndarray) -> dict[str, float]:
+    """The share of the person's pixels that shows each layer, and a pattern."""
+    person = figure.layer >= 0
+    total = max(int(person.sum()), 1)
+    seen = person & ~hidden
+    counts = Counter(figure.layer[seen].tolist())
+    shares = {layer.name.lower(): counts[layer.value] / total for layer in Layer}
+    return shares | {"pattern": float((figure.marked & seen).sum()) / total}
