@@ -6,6 +6,10 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from modeling_mllmreid.synthetic.attributes import make_person, random_stream
+from modeling_mllmreid.synthetic.cameras import CAMERAS, expose, scene
+from modeling_mllmreid.synthetic.captions import sample_descriptions
+from modeling_mllmreid.synthetic.shots import plan_shot, render
 from PIL import Image
 
 from modeling_mllmreid.data.contract import Sample, make_split
@@ -14,10 +18,6 @@ from modeling_mllmreid.data.splits import make_splits, split_query_gallery, spli
 from modeling_mllmreid.research.ablation.controls import corrupt_captions, permute_captions
 from modeling_mllmreid.research.pretraining import CaptionPretraining, align_images, described_images, pretrain_language
 from modeling_mllmreid.research.tiny_llava import build_tiny_llava
-from modeling_mllmreid.synthetic.attributes import make_person, random_stream
-from modeling_mllmreid.synthetic.cameras import CAMERAS, expose, scene
-from modeling_mllmreid.synthetic.captions import sample_descriptions
-from modeling_mllmreid.synthetic.shots import plan_shot, render
 from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.text.generation import generate_texts
 

@@ -10,6 +10,7 @@ from huggingface_hub import metadata_load
 from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
+from ..synthetic.flat.worlds import WORLDS as FLAT_WORLDS
 from ..synthetic.worlds import PEDESTRIANS, WORLDS
 from ..utils.errors import UserError
 from ..utils.json_files import read_json
@@ -183,7 +184,7 @@ _WITHDRAWN = "withdrawn by its authors in 2019, because the people in it had not
 _FROM_MSMT17 = f"made of MSMT17's images, {_RESEARCH}"
 UNKNOWN_TERMS = "see the data set's own terms"
 # Rendered people. Older checkpoints write the source of the demo with a space.
-RENDERED = ("rendered pedestrians", *(f"rendered_{world}" for world in (PEDESTRIANS, *WORLDS)))
+RENDERED = ("rendered pedestrians", *(f"rendered_{world}" for world in (PEDESTRIANS, *WORLDS, *FLAT_WORLDS)))
 # Only certain terms. For all other data sets the card refers to their own terms.
 DATA_LICENCES: Mapping[str, str] = {
     "market1501": _RESEARCH,

@@ -24,7 +24,7 @@ from ..evaluation.report import format_table, write_json
 from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
 from ..options.arguments import MethodArguments
 from ..retrieval.ranking import rank_gallery
-from ..synthetic.captions import attribute_words
+from ..synthetic.people.captions import attribute_words
 from ..synthetic.worlds import PEDESTRIANS
 from ..synthetic.write import write_pedestrians
 from ..text.continuations import kept_attribute_share, write_continuations

@@ -48,6 +48,8 @@ class World:
     size: tuple[int, int] = (128, 64)
 
 
+# People of the demo; tests render a few of them.
+DEMO = World(0, train_identities=100, test_identities=60)
 NOBODY_ALIKE = Crowd(copies=0)
 WORLDS: dict[str, World] = {
     # To train on.

@@ -8,7 +8,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from math import cos, radians
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from .people.attributes import Person, change_clothes, make_person, random_strea
 from .people.captions import seen_items, tokenize, write_captions
 from .rendering.crops import render
 from .rendering.scenes import make_scene
-from .rendering.shots import Shot, plan_shot, plan_track
-from .worlds import WORLDS, World
+from .rendering.shots import Shot, plan_shot, plan_track, view_of
+from .worlds import DEMO, WORLDS, World
 
 FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 # Fewer images are rendered sooner than other processes start.
@@ -51,7 +50,7 @@ class Walker:
 
 def write_pedestrians(
     root: Path,
-    world: World = World(0),
+    world: World = DEMO,
     *,
     captions_per_image: int = 2,
     named: str | None = None,
@@ -140,10 +139,6 @@ def _write_person(root: Path, world: World, captions: int, walker: Walker) -> li
             record = _write_image(root / path, clothes[outfit], shot, scene, world, captions, stream)
             split = "train" if group == "train" else "test"
             record |= {"split": split, "file_path": path, "id": walker.person_id}
-            if world.outfits > 1:
-                record["clothes_id"] = walker.person_id * world.outfits + outfit
-            if world.tracks:
-                record["track_id"] = walker.person_id * world.scenes + camera
             records.append(record)
     return records
 
@@ -156,12 +151,6 @@ def _write_image(
     crop.image.save(path, quality=92)
     texts = write_captions(person, seen_items(crop.visible), view_of(shot), captions, stream)
     return {"captions": texts, "processed_tokens": [tokenize(text) for text in texts]}
-
-
-def view_of(shot: Shot) -> str:
-    """From where the camera sees the person: "front", "back" or "side"."""
-    away = cos(radians(shot.yaw - shot.angle))
-    return "front" if away < -0.7 else "back" if away > 0.7 else "side"
 
 
 def _check(root: Path, world: World, captions: int) -> None:

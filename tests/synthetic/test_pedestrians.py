@@ -5,11 +5,6 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from PIL import Image
-
-from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
-from modeling_mllmreid.evaluation.protocol import color_histograms
-from modeling_mllmreid.synthetic import write
 from modeling_mllmreid.synthetic.attributes import (
     LOOKALIKE_EVERY,
     NOT_IN_CAPTIONS,
@@ -27,6 +22,11 @@ from modeling_mllmreid.synthetic.captions import (
     write_captions,
 )
 from modeling_mllmreid.synthetic.shots import OCCLUDERS, plan_shot, render
+from PIL import Image
+
+from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
+from modeling_mllmreid.evaluation.protocol import color_histograms
+from modeling_mllmreid.synthetic import write
 from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.utils.errors import UserError
 

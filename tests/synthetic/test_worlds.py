@@ -8,6 +8,10 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from modeling_mllmreid.synthetic.attributes import NOT_IN_CAPTIONS, Crowd, make_person, random_stream
+from modeling_mllmreid.synthetic.captions import attribute_words, tokenize, write_captions
+from modeling_mllmreid.synthetic.figure import VIEWS, Stance, draw_figure
+from modeling_mllmreid.synthetic.shots import plan_shot
 from PIL import Image
 
 from modeling_mllmreid.data.contract import image_sources
@@ -17,10 +21,6 @@ from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.data.readers import rendered
 from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
 from modeling_mllmreid.evaluation.protocol import color_histograms, histogram_metrics, same_person
-from modeling_mllmreid.synthetic.attributes import NOT_IN_CAPTIONS, Crowd, make_person, random_stream
-from modeling_mllmreid.synthetic.captions import attribute_words, tokenize, write_captions
-from modeling_mllmreid.synthetic.figure import VIEWS, Stance, draw_figure
-from modeling_mllmreid.synthetic.shots import plan_shot
 from modeling_mllmreid.synthetic.worlds import FIRMS, WORLDS
 from modeling_mllmreid.synthetic.write import write_pedestrians, write_world
 from modeling_mllmreid.utils.errors import UserError

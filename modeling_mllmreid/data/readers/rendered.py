@@ -7,26 +7,33 @@ data_dir/                      the layout of Market-1501; person 0 is a distract
 """
 
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
-from ...synthetic.worlds import VERSION, WORLD_FILE, WORLDS
-from ...synthetic.write import CAPTIONS_FILE, write_world
+from ...synthetic.files import CAPTIONS_FILE, VERSION, WORLD_FILE
+from ...synthetic.flat.worlds import WORLDS as FLAT_WORLDS
+from ...synthetic.flat.write import write_world as write_flat_world
+from ...synthetic.worlds import WORLDS, World
+from ...synthetic.write import write_world
 from ...utils.data_formats import WorldFile
 from ...utils.errors import UserError
 from ...utils.json_files import read_json
 from ..contract import Problems
 from .market1501 import FOLDERS, MARKET1501, MarketLayout, read_market_layout
 
+# The number of the outfit follows the camera in a file name.
+OUTFIT = re.compile("_c[0-9]+s([0-9]+)_")
+
 
 def read_rendered(world: str, data_dir: str | os.PathLike[str], *, problems: Problems | None = None) -> DatasetDict:
     """Reads a rendered world with its captions. If the folder is missing or empty, the world is rendered first.
 
     Args:
-        world (`str`): a name of `WORLDS`.
+        world (`str`): a name of `WORLDS`, or of the flat worlds.
         data_dir (`str` or `os.PathLike`): the folder of the world.
         problems (`Problems`, *optional*): collects the images that cannot be used.
 
@@ -40,7 +47,7 @@ def read_rendered(world: str, data_dir: str | os.PathLike[str], *, problems: Pro
     if not os.path.lexists(root) or _is_empty(root):
         print(f"{name}: rendering into {root}", flush=True)
         try:
-            write_world(root, world)
+            (write_world if world in WORLDS else write_flat_world)(root, world)
         except UserError:
             # Another process may have rendered the same world at the same time.
             if not os.path.isfile(root / WORLD_FILE):
@@ -68,7 +75,23 @@ def read_rendered(world: str, data_dir: str | os.PathLike[str], *, problems: Pro
         example=MARKET1501.example,
         distractors=True,
     )
-    return read_market_layout(spec, root, captions_file=root / CAPTIONS_FILE, problems=problems)
+    dataset = read_market_layout(spec, root, captions_file=root / CAPTIONS_FILE, problems=problems)
+    if world not in WORLDS:
+        return dataset
+    return DatasetDict({name: _with_numbers(split, WORLDS[world]) for name, split in dataset.items()})
+
+
+def _with_numbers(split: Dataset, world: World) -> Dataset:
+    """Adds the clothes, of a world with several outfits, and the tracks, of a world of walks, from the file names."""
+    outfits = [int(OUTFIT.search(name)[1]) for name in split["file_name"][:]]  # type: ignore[index]
+    persons, cameras = split["person_id"][:], split["camera_id"][:]
+    if world.outfits > 1:
+        clothes = [person * world.outfits + outfit - 1 for person, outfit in zip(persons, outfits, strict=True)]
+        split = split.add_column("clothes_id", clothes)
+    if world.tracks:
+        tracks = [person * world.scenes + camera - 1 for person, camera in zip(persons, cameras, strict=True)]
+        split = split.add_column("track_id", tracks)
+    return split
 
 
 def _is_empty(root: Path) -> bool:
@@ -80,5 +103,5 @@ def _is_empty(root: Path) -> bool:
 
 
 RENDERED: dict[str, Callable[..., DatasetDict]] = {
-    f"rendered_{world}": partial(read_rendered, world) for world in WORLDS
+    f"rendered_{world}": partial(read_rendered, world) for world in (*WORLDS, *FLAT_WORLDS)
 }

@@ -58,7 +58,8 @@ def _head(shape: Shape) -> np.ndarray:
     """The vertices of the head."""
     data = body_data()
     ids = data.surfaces["body"].ids
-    return shape.vertices[ids][data.on_head[ids] > 0.6]
+    result: np.ndarray = shape.vertices[ids][data.on_head[ids] > 0.6]
+    return result
 
 
 def _hair(shape: Shape, body: Body, thickness: float) -> list[Part]:

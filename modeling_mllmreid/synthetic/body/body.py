@@ -34,10 +34,10 @@ class Surface:
 class BodyData:
     """The mesh at rest.
 
-    `vertices` (N, 3), `weights` (N, bones); `parents` (bones,), `joints` (bones, 3), where each bone begins; `shapes`
-    and `joint_shapes`: the offsets of each shape by name; `surfaces`: "body", "tights", "skirt", "hair". For each vertex
-    (N,): `on_arm`, `on_leg` and `on_head`, 0 to 1; `down_arm`: 0 at the shoulder, 1 at the wrist; `down_leg`: 0 at the
-    crotch, 1 at the ankle.
+    `vertices` (N, 3), `weights` (N, bones); `parents` (bones,), `joints` (bones, 3): where each bone begins; `shapes`
+    and `joint_shapes`: the offsets of each shape by name; `surfaces`: "body", "tights", "skirt" and "hair". For each
+    vertex (N,): `on_arm`, `on_leg` and `on_head`, 0 to 1; `down_arm`: 0 at the shoulder, 1 at the wrist; `down_leg`: 0
+    at the crotch, 1 at the ankle.
     """
 
     vertices: np.ndarray
@@ -60,7 +60,8 @@ class BodyData:
 
     def only(self, name: str) -> np.ndarray:
         """The weights (bones,) of something that moves with one bone."""
-        return np.eye(len(self.bones), dtype=np.float32)[self.bone(name)]
+        result: np.ndarray = np.eye(len(self.bones), dtype=np.float32)[self.bone(name)]
+        return result
 
 
 @lru_cache(maxsize=1)
@@ -76,7 +77,8 @@ def body_data() -> BodyData:
     both = ("Left", "Right")
 
     def share(*moved: str) -> np.ndarray:
-        return weights[:, [bones.index(bone) for bone in moved]].sum(1)
+        result: np.ndarray = weights[:, [bones.index(bone) for bone in moved]].sum(1)
+        return result
 
     surfaces = {}
     for name in ("body", "tights", "skirt", "hair"):
@@ -109,7 +111,8 @@ def down_arm(places: np.ndarray) -> np.ndarray:
     second = (points - ELBOW) @ fore / fore_length
     beyond = first >= 0.98 * upper_length
     length = np.where(beyond, upper_length + np.maximum(second, 0), np.minimum(first, upper_length))
-    return (length / (upper_length + fore_length)).astype(np.float32)
+    result: np.ndarray = (length / (upper_length + fore_length)).astype(np.float32)
+    return result
 
 
 @dataclass(frozen=True)

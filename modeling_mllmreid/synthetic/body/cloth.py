@@ -1,6 +1,6 @@
 """Procedural cloth: square images around a garment, in sRGB, with a mask of what its pattern adds.
 
-A texture has `SIZE` rows from the collar (or waist) down and `SIZE` columns around the body with the front in the middle.
+A texture has `SIZE` rows from the collar or waist down and `SIZE` columns around the body, the front in the middle.
 """
 
 import math
@@ -24,7 +24,8 @@ def noise(rng: Random, smoothness: float, size: int = SIZE) -> np.ndarray:
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size)))
     frequency[0, 0] = np.inf
     field = np.fft.ifft2(np.fft.fft2(white) * frequency**-smoothness).real
-    return (field / field.std()).astype(np.float32)
+    result: np.ndarray = (field / field.std()).astype(np.float32)
+    return result
 
 
 def white_noise(rng: Random, shape: tuple[int, ...]) -> np.ndarray:

@@ -22,9 +22,9 @@ class Dressed:
     Args:
         person (`Person`): Who it is.
 
-    Attributes: `vertices`, `normals`, `place` (N, 3), `weights` (N, bones), `shown`, `arm` (N,), `faces` (F, 3), `layer`
-    (F,); `hanging`: for "Left" and "Right" which vertices (N,) hang from this hand; `textures` by layer, see `cloth.weave`;
-    `sleeves`: the texture of the sleeves; `bump` (SIZE, SIZE, 2): folds; `zipper`, `strap`: sRGB or None.
+    Attributes: `vertices`, `normals`, `place` (N, 3), `weights` (N, bones), `shown`, `arm` (N,), `faces` (F, 3),
+    `layer` (F,); `hanging`: for "Left" and "Right" which vertices (N,) hang from this hand; `textures` by layer, see
+    `cloth.weave`; `sleeves`: their texture; `bump` (SIZE, SIZE, 2): folds; `zipper`, `strap`: sRGB or None.
     """
 
     def __init__(self, person: Person) -> None:

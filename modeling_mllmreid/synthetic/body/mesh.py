@@ -65,7 +65,8 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     """Vectors (..., 3) divided by their lengths, in float32."""
     x, y, z = vectors[..., 0], vectors[..., 1], vectors[..., 2]
     length = np.sqrt(x * x + y * y + z * z)
-    return (vectors / np.maximum(length, 1e-9)[..., None]).astype(np.float32)
+    result: np.ndarray = (vectors / np.maximum(length, 1e-9)[..., None]).astype(np.float32)
+    return result
 
 
 def smooth(vertices: np.ndarray, faces: np.ndarray, times: int) -> np.ndarray:

@@ -112,9 +112,9 @@ def place(dressed: Dressed, pose: Pose, yaw: float) -> tuple[np.ndarray, np.ndar
     vertices = np.einsum("nij,nj->ni", blended[..., :3], dressed.vertices) + blended[..., 3]
     normals = np.einsum("nij,nj->ni", blended[..., :3], dressed.normals)
     for hand, hangs in dressed.hanging.items():  # straight down from the hand
-        bone = data.bone(f"{hand}Hand")
-        joint = dressed.joints[bone]
-        vertices[hangs] = (dressed.vertices[hangs] - joint) @ turn.T + moves[bone, :3, :3] @ joint + moves[bone, :3, 3]
+        number = data.bone(f"{hand}Hand")
+        joint, move = dressed.joints[number], moves[number, :3]
+        vertices[hangs] = (dressed.vertices[hangs] - joint) @ turn.T + move[:, :3] @ joint + move[:, 3]
         normals[hangs] = dressed.normals[hangs] @ turn.T
     vertices *= dressed.stature
     vertices[:, 1] -= vertices[:, 1].min()

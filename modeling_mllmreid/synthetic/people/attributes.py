@@ -36,7 +36,7 @@ HAIR_STYLES = {
 
 @dataclass(frozen=True)
 class Season:
-    """What people wear at a time of the year: weights of uppers for men and women, of lowers, and shares of the rest."""
+    """What people wear at a time of the year: weights of uppers and lowers for men and women, and of the rest."""
 
     uppers: dict[str, tuple[int, int]]
     lowers: dict[str, tuple[int, int]]
@@ -111,7 +111,7 @@ class Gait:
 
 @dataclass(frozen=True)
 class Body:
-    """What stays when the clothes change. Captions name gender and hair alone; `detail` is the seed of smaller traits."""
+    """What stays when the clothes change. Captions name gender and hair alone; `detail`: seed of smaller traits."""
 
     gender: str
     hair_style: str

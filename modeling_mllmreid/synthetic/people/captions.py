@@ -55,7 +55,7 @@ def attribute_words(text: str) -> set[str]:
 
 
 def seen_items(visible: Mapping[str, float]) -> frozenset[str]:
-    """The items that an image shows well enough to be mentioned. `visible`: their shares, see `rendering.crops.Crop`."""
+    """The items that an image shows well enough to be mentioned. `visible`: their shares, see [`Crop`]."""
     return frozenset(item for item, share in visible.items() if share >= LEAST[item])
 
 
@@ -174,44 +174,6 @@ def _listed(*phrases: str | None) -> str:
 def _if(phrases: Phrases, name: str, wording: str) -> str:
     """The wording with the phrase of a name; empty without this phrase."""
     return wording.format(phrases[name]) if name in phrases else ""
-
-
-def _tidy(text: str) -> str:
-    return re.sub(r" ([.,])", r"\1", re.sub(r" +", " ", text)).strip()
-
-
-def _plain_report(p: Phrases) -> str:
-    head, bag, view = _if(p, "head", "with {}"), _if(p, "bag", "and carries {}"), _if(p, "view", "seen {}")
-    return f"a {p['who']} {head} {view} wears {_listed(p['upper'], p['lower'], p.get('shoes'))} {bag}."
-
-
-def _bottom_up(p: Phrases) -> str:
-    shoes, head = _if(p, "shoes", "and {}"), _if(p, "head", "the head shows {}.")
-    bag, view = _if(p, "bag", "and carries {}"), _if(p, "view", "is shown {} and")
-    return f"the {p['who']} {view} walks in {p['lower']} {shoes} below {p['upper']} {bag}. {head}"
-
-
-def _two_sentences(p: Phrases) -> str:
-    extras = [p[name] for name in ("head", "bag", "shoes") if name in p]
-    has = f"this {p['who']} also has {_listed(*extras)}." if extras else ""
-    return f"{_if(p, 'view', 'seen {},')} a {p['who']} is dressed in {p['upper']} and {p['lower']}. {has}"
-
-
-def _bag_first(p: Phrases) -> str:
-    bag, view = _if(p, "bag", "carrying {}"), _if(p, "view", "photographed {}")
-    head, shoes = _if(p, "head", "and has {}"), _if(p, "shoes", "the feet are in {}.")
-    return f"a {p['who']} {view} {bag} wears {p['upper']} and {p['lower']} {head}. {shoes}"
-
-
-def _head_first(p: Phrases) -> str:
-    head, bag = _if(p, "head", "with {},"), _if(p, "bag", "and holds {}")
-    shoes, view = _if(p, "shoes", "on the feet are {}."), _if(p, "view", "photographed {}")
-    return f"{head} the {p['who']} {view} is wearing {p['upper']} over {p['lower']} {bag}. {shoes}"
-
-
-def _inventory(p: Phrases) -> str:
-    items = _listed(p["upper"], p["lower"], p.get("shoes"), p.get("head"), p.get("bag"))
-    return f"this picture {_if(p, 'view', 'taken {}')} shows a {p['who']}. one can see {items}."
 
 
 def _tidy(text: str) -> str:

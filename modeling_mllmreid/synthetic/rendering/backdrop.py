@@ -53,7 +53,7 @@ def _hit_planes(
 ) -> None:
     """Ground, the wall behind, and the walls at the sides."""
     distance, slant, back_tile, back_scale = scene.back
-    facing = np.float32([slant, 0, 1])
+    facing = np.array([slant, 0, 1], np.float32)
     side_distance, side_tile, side_scale = scene.side
     planes = (
         (-origin[1] / np.minimum(rays[:, 1], -1e-5), *scene.ground, (0, 2), (0, 1, 0)),
@@ -75,7 +75,8 @@ def sample(tile: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
     low, far = (top + 1) % TILE, (left + 1) % TILE
     upper = tile[top, left] * (1 - right) + tile[top, far] * right
     lower = tile[low, left] * (1 - right) + tile[low, far] * right
-    return upper * (1 - down) + lower * down
+    result: np.ndarray = upper * (1 - down) + lower * down
+    return result
 
 
 def _hit_things(

@@ -30,8 +30,8 @@ class Crop:
 
     Args:
         image (`Image.Image`): RGB.
-        visible (`dict[str, float]`): For "skin", "upper", ... (the layers), "pattern", "face": the share of the person's
-            pixels that shows it, before anything stands in front; what is hidden counts as 0.
+        visible (`dict[str, float]`): For each layer by name, and "pattern": the share of the person's pixels that shows
+            it. What something in front hides is not counted.
     """
 
     image: Image.Image
@@ -104,7 +104,7 @@ def _placed(dressed: Dressed, shot: Shot) -> Placed:
 
 def _foot(shot: Shot) -> np.ndarray:
     angle = np.radians(shot.angle)
-    return np.float32([shot.distance * np.sin(angle), 0, shot.distance * np.cos(angle)])
+    return np.array([shot.distance * np.sin(angle), 0, shot.distance * np.cos(angle)], np.float32)
 
 
 def _other(
@@ -115,14 +115,14 @@ def _other(
     pose = moment(rng, dressed.person.body.gait, walks=rng.random() < 0.8, carries=dressed.carries)
     vertices, normals = place(dressed, pose, passer.yaw)
     away = unit(_foot(shot))
-    foot = _foot(shot) + passer.behind * away + passer.aside * np.float32([away[2], 0, -away[0]])
+    foot = _foot(shot) + passer.behind * away + passer.aside * np.array([away[2], 0, -away[0]], np.float32)
     return draw_figure(dressed, vertices + foot, normals, view, scene.light, size)
 
 
 def _frame(scene: Scene, shot: Shot, vertices: np.ndarray, size: tuple[int, int]) -> View:
     """The camera that looks at the person, scaled so that they fill the box."""
     height, width = size
-    position = np.float32([0, scene.height, 0])
+    position = np.array([0, scene.height, 0], np.float32)
     forward = unit(vertices.mean(0) - position)
     right = unit(np.cross(forward, [0, 1, 0]))
     up = np.cross(right, forward)
@@ -149,7 +149,8 @@ def _over(image: np.ndarray, figure: Figure) -> np.ndarray:
     cover = soften(mask)[..., None]
     softened = soften(figure.rgb) / np.maximum(cover, 0.05)
     color = np.where(mask[..., None] > 0, 0.5 * figure.rgb + 0.5 * softened, softened)
-    return image * (1 - cover) + color * cover
+    result: np.ndarray = image * (1 - cover) + color * cover
+    return result
 
 
 def _put_before(image: np.ndarray, obstacle: Obstacle, scene: Scene) -> np.ndarray:
@@ -159,7 +160,7 @@ def _put_before(image: np.ndarray, obstacle: Obstacle, scene: Scene) -> np.ndarr
     tile = rng.choice((scene.side[1], scene.back[2]))
     top, left = rng.randrange(64), rng.randrange(64)
     rows, columns = (np.arange(count) * 128 // width % 128 for count in (height, width))
-    color = np.float32(cloth_color(rng, WORN).rgb) ** 2.2
+    color = np.array(cloth_color(rng, WORN).rgb, np.float32) ** 2.2
     texture = (0.6 * tile[top + rows[:, None], left + columns] + 0.4 * color) * scene.light.sky
     covered = np.zeros((height, width), bool)
     start, end = obstacle.start, obstacle.start + obstacle.width

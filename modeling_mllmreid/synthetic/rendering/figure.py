@@ -41,8 +41,8 @@ class View(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A drawn person: linear `rgb` (H, W, 3), `layer` (H, W), -1 where nothing is, `marked` (H, W): where a pattern shows,
-    `depth` (H, W), and `ground` (H, W): the factor by which the person's shadow darkens the ground.
+    """A drawn person, images (H, W): linear `rgb` (H, W, 3), `layer`, -1 where nothing is, `marked`: where a pattern
+    shows, `depth`, and `ground`: the factor by which the person's shadow darkens the ground.
     """
 
     rgb: np.ndarray
@@ -80,7 +80,8 @@ def draw_figure(
 
     def at_pixels(values: np.ndarray) -> np.ndarray:
         first, second, third = (seen.weights[:, [c]] * values[corners[:, c]] for c in range(3))
-        return first + second + third
+        result: np.ndarray = first + second + third
+        return result
 
     layer = dressed.layer[seen.face]
     on_arm = at_pixels(dressed.arm[:, None])[:, 0] > 0.5
@@ -124,7 +125,10 @@ def _sunlit(dressed: Dressed, vertices: np.ndarray, points: np.ndarray, light: L
 
     def on_map(places: np.ndarray) -> np.ndarray:
         """Pixels across and down, and the distance along the light."""
-        return ((places - middle) @ axes.T * scale + [SHADOW_SIZE / 2, SHADOW_SIZE / 2, 0]).astype(np.float32)
+        result: np.ndarray = ((places - middle) @ axes.T * scale + [SHADOW_SIZE / 2, SHADOW_SIZE / 2, 0]).astype(
+            np.float32
+        )
+        return result
 
     x, y, depth = on_map(vertices).T
     offset = 60 * scale
@@ -143,7 +147,8 @@ def _sheen(layer: np.ndarray, normals: np.ndarray, sight: np.ndarray, light: Lig
     """The reflection of the sun (P, 3): little on cloth, more on hair."""
     strength = np.array([SHEEN.get(Layer(number), 0.005) for number in range(len(Layer))], np.float32)[layer]
     halfway = unit(light.direction - sight.mean(0)) if len(sight) else light.direction
-    return (strength * lit * np.clip(normals @ halfway, 0, 1) ** 24)[:, None] * light.sun
+    result: np.ndarray = (strength * lit * np.clip(normals @ halfway, 0, 1) ** 24)[:, None] * light.sun
+    return result
 
 
 def _occluded(rgb: np.ndarray, mask: np.ndarray, depth: np.ndarray, height: int) -> np.ndarray:
@@ -158,7 +163,7 @@ def _occluded(rgb: np.ndarray, mask: np.ndarray, depth: np.ndarray, height: int)
 def _ground_shadow(vertices: np.ndarray, view: View, light: Light, size: tuple[int, int]) -> np.ndarray:
     """The shadow on the ground: that of the sun, and a soft one under the feet."""
     unit_radius = size[0] / 128
-    feet = vertices[vertices[:, 1] < 1.2] * np.float32([1, 0, 1])
+    feet = vertices[vertices[:, 1] < 1.2] * np.array([1, 0, 1], np.float32)
     x, y, _ = view.project(feet)
     wide = max(1, round(2 * unit_radius))
     under = box_mean(np.minimum(box_mean(dots(x, y, size), wide) * 24, 1), wide + 1) * 0.55

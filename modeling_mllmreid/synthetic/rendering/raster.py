@@ -11,8 +11,8 @@ class Fragments(NamedTuple):
     Args:
         pixel (`np.ndarray`): (P,), row * width + column; no pixel twice.
         face (`np.ndarray`): (P,), number of the triangle.
-        weights (`np.ndarray`): (P, 3), shares of its corners; linear in the image, which is exact enough for triangles of
-            a few pixels.
+        weights (`np.ndarray`): (P, 3), shares of its corners; linear in the image, which is exact enough for
+            triangles of a few pixels.
         inverse_depth (`np.ndarray`): (P,).
     """
 
@@ -59,7 +59,8 @@ def rasterize(
         """The share of the corner that is opposite to the side from `first` to `second`, an affine function of x, y."""
         start_x, start_y = cx[first][drawn], cy[first][drawn]
         dx, dy = (cx[second][drawn] - start_x) * scale, (cy[second][drawn] - start_y) * scale
-        return dx[box] * py - dy[box] * px + (dy * start_x - dx * start_y)[box]
+        result: np.ndarray = dx[box] * py - dy[box] * px + (dy * start_x - dx * start_y)[box]
+        return result
 
     one, two = share(2, 0), share(0, 1)
     zero = 1 - one - two
@@ -89,4 +90,5 @@ def _range(corners: list[np.ndarray], count: int) -> tuple[np.ndarray, np.ndarra
 
 def _blend(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The weighted sum of three values (P, 3)."""
-    return weights[:, 0] * values[:, 0] + weights[:, 1] * values[:, 1] + weights[:, 2] * values[:, 2]
+    result: np.ndarray = weights[:, 0] * values[:, 0] + weights[:, 1] * values[:, 1] + weights[:, 2] * values[:, 2]
+    return result

@@ -55,7 +55,8 @@ class Light:
         above = self.bounce + (1 - self.bounce) * (0.5 + 0.5 * normals[:, 1:2])
         sun = np.clip((normals @ self.direction + self.soft) / (1 + self.soft), 0, 1) * lit
         side = np.clip(0.5 + 0.5 * normals @ self.fill_direction, 0, 1)
-        return self.sky * above + sun[:, None] * self.sun + side[:, None] * self.fill
+        result: np.ndarray = self.sky * above + sun[:, None] * self.sun + side[:, None] * self.fill
+        return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +133,7 @@ def make_scene(seed: int, number: int, snow: bool = False) -> Scene:
             surface(rng, rng.choice(walls)),
             rng.uniform(1.6, 8),
         ),
-        backdrop=np.float32(hsv(rng.uniform(0.52, 0.62), rng.uniform(0, 0.25), rng.uniform(0.6, 1))) ** 2.2,
+        backdrop=np.array(hsv(rng.uniform(0.52, 0.62), rng.uniform(0, 0.25), rng.uniform(0.6, 1)), np.float32) ** 2.2,
         haze=rng.choice((0.0, rng.uniform(0, 0.2))),
         light=_light(rng, indoors),
         sensor=draw_sensor(rng),
@@ -155,7 +156,9 @@ def _light(rng: Random, indoors: bool) -> Light:
     side = np.array([rng.gauss(0, 1) for _ in range(3)])
     return Light(
         direction=np.array(direction, np.float32),
-        sun=(rng.uniform(1.2, 3) if sunny else rng.uniform(0.1, 0.6)) * _tint(rng, 0.05) * np.float32([1.05, 1, 0.92]),
+        sun=(rng.uniform(1.2, 3) if sunny else rng.uniform(0.1, 0.6))
+        * _tint(rng, 0.05)
+        * np.array([1.05, 1, 0.92], np.float32),
         sky=rng.uniform(0.5, 1.1) * _tint(rng, 0.06),
         fill=rng.uniform(0, 0.35) * _tint(rng, 0.1),
         fill_direction=(side / np.linalg.norm(side)).astype(np.float32),
@@ -175,6 +178,6 @@ def _thing(rng: Random, kind: str, near: float, far: float) -> Thing:
     else:
         size = np.array([rng.uniform(4, 22), rng.uniform(4, 18), rng.uniform(4, 22)])
     foot = np.array([rng.uniform(-45, 45), 0, rng.uniform(0.6 * near, far + 60)])
-    color = np.float32(cloth_color(rng, BRIGHT if rng.random() < 0.25 else WORN).rgb) ** 2.2
+    color = np.array(cloth_color(rng, BRIGHT if rng.random() < 0.25 else WORN).rgb, np.float32) ** 2.2
     half = size * [0.5, 0, 0.5]
     return Thing(foot - half, foot + half + size * [0, 1, 0], color, size[2] > 30 or size[0] > 30)

@@ -16,9 +16,9 @@ class Sensor:
     """A camera's response.
 
     `balance`: factor on each linear channel; `exposure`: linear value that the scene's mean becomes; `gamma`,
-    `saturation`, `contrast`, `lift` (haze of the lens): as usual, 1 (0 for `lift`) changes nothing; `resolution`: pixels
-    of the recorded person as a share of the crop's; `blur`, `motion`: in pixels of a crop 256 high; `sharpening`: share;
-    `noise`: standard deviation, 1 is full scale; `quality`: of the JPEG compression.
+    `saturation`, `contrast`, `lift` (haze of the lens): 1 (0 for `lift`) changes nothing; `resolution`: recorded pixels
+    as a share of a crop 256 high; `blur`, `motion`: in pixels of such a crop; `sharpening`: share; `noise`: standard
+    deviation, 1 is full scale; `quality`: of the JPEG compression.
     """
 
     balance: tuple[float, float, float]
@@ -69,7 +69,11 @@ def expose(linear: np.ndarray, mean: float, sensor: Sensor, rng: Random) -> Imag
     """
     height, width = linear.shape[:2]
     scale = height / 256
-    light = linear * (sensor.exposure / max(mean, 1e-3) * math.exp(rng.gauss(0, 0.16))) * np.float32(sensor.balance)
+    light = (
+        linear
+        * (sensor.exposure / max(mean, 1e-3) * math.exp(rng.gauss(0, 0.16)))
+        * np.array(sensor.balance, np.float32)
+    )
     tone = np.clip(light / (1 + 0.35 * light) * 1.35, 0, 1) ** (sensor.gamma / 2.2)
     grey = tone.mean(2, keepdims=True)
     tone = ((grey + sensor.saturation * (tone - grey)) - 0.45) * sensor.contrast + 0.45

@@ -14,8 +14,8 @@ OBSTACLES = ("low wall", "post", "wall edge")
 class PasserBy:
     """Another person in the image.
 
-    `number`: of the world's passers-by; `aside`, `behind`: where they are, seen from the person, in decimetres; negative
-    `behind` is nearer to the camera; `yaw`: their direction in degrees; `seed` of their posture.
+    `number`: of the world's passers-by; `aside`, `behind`: where they are, seen from the person, in decimetres; a
+    negative `behind` is nearer to the camera; `yaw`: their direction in degrees; `seed` of their posture.
     """
 
     number: int
@@ -123,6 +123,12 @@ def plan_track(rng: Random, scene: Scene, images: int, strangers: int = 32) -> l
         )
         x, z = x + step * math.sin(radians), z + step * math.cos(radians)
     return shots
+
+
+def view_of(shot: Shot) -> str:
+    """From where the camera sees the person: "front", "back" or "side"."""
+    away = math.cos(math.radians(shot.yaw - shot.angle))
+    return "front" if away < -0.7 else "back" if away > 0.7 else "side"
 
 
 def _passers_by(rng: Random, strangers: int) -> tuple[PasserBy, ...]:

@@ -17,8 +17,8 @@ Painter = Callable[[Random, np.ndarray], np.ndarray]
 def surface(rng: Random, kind: str) -> np.ndarray:
     """A tile (TILE, TILE, 3) of linear colour. `kind`: a name of `GROUNDS` or `WALLS`."""
     painter, hues, saturation, value = (GROUNDS | WALLS)[kind]
-    tile = np.ones((TILE, TILE, 3), np.float32) * np.float32(
-        hsv(rng.uniform(*hues), rng.uniform(0, saturation), rng.uniform(*value))
+    tile = np.ones((TILE, TILE, 3), np.float32) * np.array(
+        hsv(rng.uniform(*hues), rng.uniform(0, saturation), rng.uniform(*value)), np.float32
     )
     tile = painter(rng, tile)
     grain = 1 + rng.uniform(0.03, 0.15) * noise(rng, rng.uniform(0.4, 1.3), TILE)

