@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from modeling_mllmreid.synthetic.captions import sample_descriptions
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from modeling_mllmreid.model import MllmReIDProcessor
 from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
+from modeling_mllmreid.synthetic.people.captions import sample_descriptions
 from modeling_mllmreid.training.batches import TrainCollator
 
 # Name: height, width, patch size, and the sizes of the tiny LLaVA. "small" runs for about 100 ms on one core.

@@ -17,12 +17,12 @@ from statistics import mean, pstdev
 from typing import Any
 
 import torch
-from modeling_mllmreid.synthetic.captions import sample_descriptions
 
 from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.options.arguments import MethodArguments, ModelArguments
 from modeling_mllmreid.options.parser import build_options, read_options
 from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
+from modeling_mllmreid.synthetic.people.captions import sample_descriptions
 from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.training.adapters import AdapterArguments
 from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments

@@ -2,14 +2,11 @@
 
 import copy
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from modeling_mllmreid.synthetic.attributes import make_person, random_stream
-from modeling_mllmreid.synthetic.cameras import CAMERAS, expose, scene
-from modeling_mllmreid.synthetic.captions import sample_descriptions
-from modeling_mllmreid.synthetic.shots import plan_shot, render
 from PIL import Image
 
 from modeling_mllmreid.data.contract import Sample, make_split
@@ -18,6 +15,11 @@ from modeling_mllmreid.data.splits import make_splits, split_query_gallery, spli
 from modeling_mllmreid.research.ablation.controls import corrupt_captions, permute_captions
 from modeling_mllmreid.research.pretraining import CaptionPretraining, align_images, described_images, pretrain_language
 from modeling_mllmreid.research.tiny_llava import build_tiny_llava
+from modeling_mllmreid.synthetic.people.attributes import make_person, random_stream
+from modeling_mllmreid.synthetic.people.captions import sample_descriptions
+from modeling_mllmreid.synthetic.rendering.crops import render
+from modeling_mllmreid.synthetic.rendering.scenes import make_scene
+from modeling_mllmreid.synthetic.rendering.shots import PasserBy, plan_shot
 from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.text.generation import generate_texts
 
@@ -41,7 +43,9 @@ def draws(tiny_processor, make_llava, tmp_path):
     instructions = ["Go on.", "Describe this person."]
     rows = [Sample(f"{person}/{i}.png", person, -1, (f"text {person}.{i}",)) for person in range(9) for i in range(4)]
     split = make_split(rows, root=tmp_path, source="own")
-    person, shot = make_person(0, "train", 1), plan_shot(random_stream(0, "shot"), 0)
+    person, before = make_person(0, "train", 1), make_scene(0, 0)
+    passer_by = PasserBy(number=0, aside=8, behind=10, yaw=0, seed=0)
+    shot = replace(plan_shot(random_stream(0, "shot"), before), passers_by=(passer_by,))
 
     def caption_task(seed):
         return CaptionPretraining(tiny_processor, instructions, people=4, target_tokens=6, seed=seed)
@@ -81,11 +85,10 @@ def draws(tiny_processor, make_llava, tmp_path):
         "person": lambda seed: make_person(seed, "train", 3),
         "random stream": lambda seed: random_stream(seed, "key").random(),
         "descriptions": lambda seed: sample_descriptions(5, seed=seed),
-        "scene": lambda seed: scene(seed, 0, CAMERAS[0]),
-        "sensor noise": lambda seed: expose(
-            Image.new("RGB", (64, 128), "grey"), CAMERAS[0], brightness=1.0, noise_seed=seed
-        ),
-        "crop": lambda seed: render(person, shot, seed=seed),
+        "scene": lambda seed: make_scene(seed, 0).ground[0],
+        "sensor noise": lambda seed: render(person, replace(shot, sensor=seed), before, seed=0).image,
+        "posture": lambda seed: render(person, replace(shot, posture=seed), before, seed=0).image,
+        "passers-by": lambda seed: render(person, shot, before, seed=seed).image,
         "rendered world": world,
         "contact sheet": sheet,
         "validation people": lambda seed: split_validation(split, val_identities=3, seed=seed)[1]["file_name"][:],

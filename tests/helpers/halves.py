@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from modeling_mllmreid.synthetic.captions import sample_descriptions
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -14,6 +13,8 @@ from transformers import (
     CLIPImageProcessor,
     PreTrainedTokenizerFast,
 )
+
+from modeling_mllmreid.synthetic.people.captions import sample_descriptions
 
 SHAPE: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 VISION = {**SHAPE, "image_size": 32, "patch_size": 8, "num_hidden_layers": 3}

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from modeling_mllmreid.synthetic.captions import sample_descriptions
 from transformers import LlavaForConditionalGeneration
 
 from modeling_mllmreid.model import MllmReIDProcessor
 from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
+from modeling_mllmreid.synthetic.people.captions import sample_descriptions
 
 
 def write_native(

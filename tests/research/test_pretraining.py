@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from modeling_mllmreid.synthetic.captions import attribute_words, sample_descriptions
 
 from modeling_mllmreid.research.pretraining import CaptionPretraining
 from modeling_mllmreid.research.tiny_llava import TinyArguments, build_tiny, pretrain_tiny
+from modeling_mllmreid.synthetic.people.captions import attribute_words, sample_descriptions
 from modeling_mllmreid.text.continuations import kept_attribute_share
 from modeling_mllmreid.text.generation import generate_texts
 

@@ -8,11 +8,11 @@ import torch
 import torch.multiprocessing as mp
 from accelerate import PartialState
 from datasets import DatasetDict
-from modeling_mllmreid.synthetic.captions import sample_descriptions
 
 from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
+from modeling_mllmreid.synthetic.people.captions import sample_descriptions
 from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
 from modeling_mllmreid.training.run import train_reid
 from modeling_mllmreid.training.trainer import ReIDTrainer

@@ -12,13 +12,13 @@ import transformers.training_args
 import yaml
 from accelerate import DistributedType, PartialState
 from accelerate.utils import is_deepspeed_available
-from modeling_mllmreid.synthetic.captions import sample_descriptions
 from transformers import AutoModel
 
 from modeling_mllmreid.commands import export
 from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel
 from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
+from modeling_mllmreid.synthetic.people.captions import sample_descriptions
 from modeling_mllmreid.training.adapters import AdapterArguments, prepare_training
 from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
 from modeling_mllmreid.training.run import train_reid

@@ -400,7 +400,7 @@ def test_world_rendered_by_a_concurrent_process(tmp_path, monkeypatch):
         write_pedestrians(root, **few)
         write_pedestrians(root, **few)
 
-    monkeypatch.setattr(rendered, "write_world", write)
+    monkeypatch.setattr(rendered, "write_flat_world", write)
     assert len(load_reid_dataset("rendered_street", data_dir=folder)["train"]) == 8
     assert [path.name for path in tmp_path.iterdir()] == ["street"]
 
@@ -411,6 +411,6 @@ def test_incomplete_world_is_not_read(tmp_path, monkeypatch):
     (left / "query").mkdir(parents=True)
     (left / "query" / "0001_c1s1_000001_01.jpg").touch()
     few = {"train_identities": 2, "test_identities": 2, "images_per_camera": 2, "cameras": 2}
-    monkeypatch.setattr(rendered, "write_world", lambda root, name: write_pedestrians(root, **few, named=name))
+    monkeypatch.setattr(rendered, "write_flat_world", lambda root, name: write_pedestrians(root, **few, named=name))
     assert len(load_reid_dataset("rendered_street", data_dir=tmp_path / "street")["query"]) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["street"]

@@ -5,7 +5,12 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from modeling_mllmreid.synthetic.attributes import (
+from PIL import Image
+
+from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
+from modeling_mllmreid.evaluation.protocol import color_histograms
+from modeling_mllmreid.synthetic.flat import write
+from modeling_mllmreid.synthetic.flat.attributes import (
     LOOKALIKE_EVERY,
     NOT_IN_CAPTIONS,
     SHOES,
@@ -13,21 +18,16 @@ from modeling_mllmreid.synthetic.attributes import (
     make_person,
     random_stream,
 )
-from modeling_mllmreid.synthetic.cameras import CAMERAS
-from modeling_mllmreid.synthetic.captions import (
+from modeling_mllmreid.synthetic.flat.cameras import CAMERAS
+from modeling_mllmreid.synthetic.flat.captions import (
     attribute_words,
     hidden_items,
     sample_descriptions,
     tokenize,
     write_captions,
 )
-from modeling_mllmreid.synthetic.shots import OCCLUDERS, plan_shot, render
-from PIL import Image
-
-from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
-from modeling_mllmreid.evaluation.protocol import color_histograms
-from modeling_mllmreid.synthetic import write
-from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.synthetic.flat.shots import OCCLUDERS, plan_shot, render
+from modeling_mllmreid.synthetic.flat.write import write_pedestrians
 from modeling_mllmreid.utils.errors import UserError
 
 SMALL = {"train_identities": 2, "test_identities": 3, "images_per_camera": 2}

@@ -8,10 +8,6 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from modeling_mllmreid.synthetic.attributes import NOT_IN_CAPTIONS, Crowd, make_person, random_stream
-from modeling_mllmreid.synthetic.captions import attribute_words, tokenize, write_captions
-from modeling_mllmreid.synthetic.figure import VIEWS, Stance, draw_figure
-from modeling_mllmreid.synthetic.shots import plan_shot
 from PIL import Image
 
 from modeling_mllmreid.data.contract import image_sources
@@ -21,8 +17,12 @@ from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.data.readers import rendered
 from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
 from modeling_mllmreid.evaluation.protocol import color_histograms, histogram_metrics, same_person
-from modeling_mllmreid.synthetic.worlds import FIRMS, WORLDS
-from modeling_mllmreid.synthetic.write import write_pedestrians, write_world
+from modeling_mllmreid.synthetic.flat.attributes import NOT_IN_CAPTIONS, Crowd, make_person, random_stream
+from modeling_mllmreid.synthetic.flat.captions import attribute_words, tokenize, write_captions
+from modeling_mllmreid.synthetic.flat.figure import VIEWS, Stance, draw_figure
+from modeling_mllmreid.synthetic.flat.shots import plan_shot
+from modeling_mllmreid.synthetic.flat.worlds import FIRMS, WORLDS
+from modeling_mllmreid.synthetic.flat.write import write_pedestrians, write_world
 from modeling_mllmreid.utils.errors import UserError
 
 SMALL = {"train_identities": 5, "test_identities": 3, "images_per_camera": 2}
@@ -129,7 +129,7 @@ def test_a_world_is_rendered_once_and_read_with_its_captions(small_worlds, tmp_p
     gallery = dataset["gallery"]["person_id"][:]
     assert gallery.count(0) == 2 and 0 not in dataset["query"]["person_id"][:] + dataset["train"]["person_id"][:]
     assert len(set(dataset["query"]["camera_id"][:])) == 6
-    monkeypatch.setattr(rendered, "write_world", lambda *_: pytest.fail("rendered again"))
+    monkeypatch.setattr(rendered, "write_flat_world", lambda *_: pytest.fail("rendered again"))
     again = load_reid_dataset("rendered_lookalikes", data_dir=folder)
     assert again["train"]["file_name"][:] == dataset["train"]["file_name"][:]
 
