@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .backbone import Backbone, Image
-from .tower_qwen_vl import QwenTower
+from .tower_qwen_vl import Qwen3Tower, Qwen25Tower
 from .towers import TowerOutput
 
 
@@ -19,7 +19,7 @@ class QwenVLBackbone(Backbone):
     """
 
     model_types = ("qwen2_5_vl", "qwen3_vl")
-    towers = {"qwen2_5_vl_vision": QwenTower, "qwen3_vl_vision": QwenTower}
+    towers = {"qwen2_5_vl_vision": Qwen25Tower, "qwen3_vl_vision": Qwen3Tower}
     tower_path = "model.visual"
     projector_paths = ("model.visual.merger", "model.visual.deepstack_merger_list")
     image_begin, image_end = "<|vision_start|>", "<|vision_end|>"
