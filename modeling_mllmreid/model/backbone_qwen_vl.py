@@ -30,6 +30,16 @@ class QwenVLBackbone(Backbone):
         merge: int = self.config.vision_config.spatial_merge_size
         return merge
 
+    def check(self, height: int, width: int) -> None:
+        """As in other families; blocks that a field lists must be among the tower's."""
+        super().check(height, width)
+        config = self.config.vision_config
+        for name in ("fullatt_block_indexes", "deepstack_visual_indexes"):
+            for block in getattr(config, name, None) or ():
+                if not 0 <= block < config.depth:
+                    last = config.depth - 1
+                    raise ValueError(f"mllm_config.vision_config.{name} holds {block}; give blocks from 0 to {last}")
+
     def project(self, mllm: nn.Module, output: TowerOutput) -> Image:
         """Returns what the tower's mergers computed."""
         embeddings, *deepstack = output.projected

@@ -163,6 +163,10 @@ def check_fields(fields: dict[str, Any], where: str) -> None:
         elif key.endswith("attn_implementation"):
             # With a slash it names a kernel on the Hub.
             fits = value is None or isinstance(value, str) and "/" not in value
+        elif isinstance(value, float):
+            fits = math.isfinite(value)
+        elif key.endswith("_window"):  # nothing attends within one of 0
+            fits = value is None or type(value) is not int or value > 0
         else:
             fits = key != "sub_configs" and not callable(getattr(PreTrainedConfig, key, None))
         if not fits:
