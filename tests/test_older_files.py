@@ -7,8 +7,8 @@ import torch
 
 from modeling_mllmreid import load_embeddings, save_embeddings
 from modeling_mllmreid.model import MllmReIDConfig
-from modeling_mllmreid.utils.formats import EmbedMetadata
 from modeling_mllmreid.utils.json_files import check_content
+from modeling_mllmreid.utils.report_formats import EmbedMetadata
 
 METADATA = {
     "model": "runs/demo",

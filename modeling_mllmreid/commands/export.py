@@ -11,8 +11,8 @@ from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReID
 from ..options.arguments import LicenceArguments, ModelArguments
 from ..options.parser import parse
 from ..training.loading import load_encoder
+from ..utils.checkpoint_formats import ExportConfigFile
 from ..utils.errors import UserError
-from ..utils.formats import ExportConfigFile
 from ..utils.json_files import read_json
 from ..utils.outputs import check_output_folder
 

@@ -10,8 +10,8 @@ from ..hub.push import create_repository, find_repository, upload
 from ..options.arguments import ModelArguments
 from ..options.parser import parse
 from ..training.loading import load_encoder
+from ..utils.checkpoint_formats import ExportConfigFile
 from ..utils.errors import UserError
-from ..utils.formats import ExportConfigFile
 from ..utils.json_files import read_json
 from ..utils.outputs import scratch_folder
 

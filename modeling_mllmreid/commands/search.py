@@ -21,9 +21,9 @@ from ..retrieval.ranking import Ranking, rank_gallery
 from ..retrieval.sheet import decimals, ranked_sheet
 from ..training.loading import load_embedder, to_device
 from ..utils.errors import UserError
-from ..utils.formats import EmbedMetadata
 from ..utils.json_files import check_content
 from ..utils.outputs import check_output, is_ours
+from ..utils.report_formats import EmbedMetadata
 
 # Largest Euclidean distance between the fingerprints of one model on different hardware, by number format.
 TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}

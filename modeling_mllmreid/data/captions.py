@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from datasets import Dataset
 
+from ..utils.data_formats import CaptionRecordLine, TextRecordLine
 from ..utils.errors import UserError
-from ..utils.formats import CaptionRecordLine, TextRecordLine
 from ..utils.json_files import parse_json, read_file
 from .contract import FEATURES, OPTIONAL_FEATURES
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from ..utils.data_formats import SplitsFile
 from ..utils.errors import UserError
-from ..utils.formats import SplitsFile
 from ..utils.json_files import read_json
 from ..utils.outputs import atomic_file, check_output, new_parents, only_writer
 from .contract import SPLITS, UNKNOWN_CAMERA, Problems, join_names, person_names

@@ -8,8 +8,8 @@ import numpy as np
 
 from ..model.fields import LARGEST_SIDE
 from ..options.arguments import RESAMPLING, OnnxArguments
+from ..utils.checkpoint_formats import ImageProcessorFile, ProcessorFile
 from ..utils.errors import UserError
-from ..utils.formats import ImageProcessorFile, ProcessorFile
 from ..utils.json_files import parse_json, read_json
 from .onnx_files import OnnxFile
 

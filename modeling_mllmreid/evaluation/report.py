@@ -13,9 +13,9 @@ import numpy as np
 
 from ..retrieval.embeddings import FEATURES_FILE
 from ..utils.errors import UserError
-from ..utils.formats import MatrixEntry
 from ..utils.json_files import read_json
 from ..utils.outputs import atomic_file
+from ..utils.report_formats import MatrixEntry
 from .metrics import RetrievalMetrics, averages
 from .statistics import Interval
 

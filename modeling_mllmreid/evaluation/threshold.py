@@ -12,8 +12,8 @@ from transformers.utils.hub import cached_file
 from ..retrieval.distances import Features, distance_blocks
 from ..retrieval.matching import SamePerson
 from ..utils.errors import UserError
-from ..utils.formats import ThresholdsFile
 from ..utils.json_files import read_json
+from ..utils.report_formats import ThresholdsFile
 from .report import write_json
 from .statistics import Error, holds_share, people_error
 from .verification import OpenSetDistances, open_set_distances, share_of, threshold_at

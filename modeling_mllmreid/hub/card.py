@@ -16,8 +16,8 @@ from ..data.published import PUBLISHED, has_published_counts
 from ..evaluation.report import weights_digest
 from ..model import MllmReIDConfig
 from ..model.publishing import is_local
+from ..utils.checkpoint_formats import ExportConfigFile
 from ..utils.errors import UserError
-from ..utils.formats import ExportConfigFile
 from ..utils.json_files import read_json
 from ..utils.markdown import Markdown, code, escape, in_python_string, plain
 from ..utils.outputs import atomic_file

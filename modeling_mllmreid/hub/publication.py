@@ -14,18 +14,11 @@ from transformers.utils import SAFE_WEIGHTS_NAME as FULL_WEIGHTS
 from ..evaluation.threshold import THRESHOLD_FILE
 from ..model.adapters import ADAPTER, SETTINGS, WEIGHTS
 from ..model.publishing import VERBATIM, is_local, last_name, without_local_paths
+from ..utils.checkpoint_formats import ExportConfigFile, TrainerStateFile, TrainingArgsFile, WeightIndexFile
 from ..utils.errors import UserError
-from ..utils.formats import (
-    ExportConfigFile,
-    MetricsFile,
-    RunFile,
-    ThresholdsFile,
-    TrainerStateFile,
-    TrainingArgsFile,
-    WeightIndexFile,
-)
 from ..utils.json_files import parse_json, read_json
 from ..utils.outputs import is_ours
+from ..utils.report_formats import MetricsFile, RunFile, ThresholdsFile
 
 REPORTS = ("metrics.json", "run.json", "training_args.json", "trainer_state.json", THRESHOLD_FILE)
 # fmt: off

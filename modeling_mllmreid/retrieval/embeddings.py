@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..utils.errors import UserError
-from ..utils.formats import EmbeddingsFile
 from ..utils.json_files import parse_json, read_file
 from ..utils.outputs import atomic_file, check_output, new_parents, only_writer
+from ..utils.report_formats import EmbeddingsFile
 
 FEATURES_FILE, METADATA_FILE = "embeddings.safetensors", "embeddings.json"
 DIGEST_KEY = "facts_sha256"  # part of the file format

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
+from ..utils.data_formats import WorldFile
 from ..utils.errors import UserError
-from ..utils.formats import WorldFile
 from ..utils.json_files import read_json
 from .attributes import SLEEVES, Crowd, Person
 from .cameras import CAMERAS, Camera

@@ -30,8 +30,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotat
 from ..evaluation.report import write_json
 from ..hub.export import form_of, write_export
 from ..hub.push import create_repository, upload
+from ..utils.checkpoint_formats import ProofFile
 from ..utils.errors import UserError
-from ..utils.formats import ProofFile
 from ..utils.json_files import read_json
 from ..utils.outputs import atomic_file, owner_only, scratch_folder
 from ..utils.processes import on_main, wait_for_all

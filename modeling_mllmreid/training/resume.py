@@ -20,8 +20,8 @@ from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReID
 from ..model.adapters import adapter_settings
 from ..model.backbone_loading import weights_fingerprint
 from ..text.instructions import instruction_texts
+from ..utils.checkpoint_formats import ResumedStateFile, RunFingerprintFile
 from ..utils.errors import UserError
-from ..utils.formats import ResumedStateFile, RunFingerprintFile
 from ..utils.json_files import read_json
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainDataset

@@ -18,7 +18,7 @@ from ..evaluation.protocol import evaluate_model
 from ..evaluation.report import write_json
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.losses import mix_losses
-from ..utils.formats import LogWindowFile
+from ..utils.checkpoint_formats import LogWindowFile
 from ..utils.json_files import read_json
 from .arguments import ReIDTrainingArguments
 from .batches import TrainDataset, label_counts

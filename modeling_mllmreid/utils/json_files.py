@@ -3,9 +3,9 @@
 import os
 import stat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from .errors import UserError
@@ -14,9 +14,25 @@ MAX_BYTES = 2**30
 
 Kind = TypeVar("Kind")
 
+INT64 = 2**63 - 1
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1, le=100_000)]
+Text = Annotated[str, Field(min_length=1)]
+Id = Annotated[int, Field(ge=0, le=INT64)]
+
+
+class Format(BaseModel):
+    """The base of all JSON formats: exact types, no NaN or infinity.
+
+    Fields that a format does not name are kept, so that newer and older files can be read.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
 
 def read_json(path: str | os.PathLike[str], kind: type[Kind], *, remedy: str = "restore the file") -> Kind:
-    """Reads a JSON file as an object of type `kind`: a class of `formats`, or a list or dictionary of them.
+    """Reads a JSON file as an object of type `kind`: a `Format`, or a list or dictionary of them.
 
     Raises UserError with the file, the field and the expected value if the file cannot be read, is larger than 1 GiB,
     is not UTF-8, is not JSON, or does not have the type.

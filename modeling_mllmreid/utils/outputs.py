@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError
-from .formats import is_known_json
+from .report_formats import is_known_json
 
 if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo

@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import published_cnns
 import published_models as published
 import pytest
 import torch
@@ -83,8 +84,8 @@ def cases():
         "clip_reid",
         case(side, clip_reid(side, 12, camera=1), (256, 128), {"camera": "1"}),
     )
-    osnet = published.osnet_weights()
-    yield "osnet", "osnet", case(osnet, lambda pixels: published.osnet_feature(osnet, pixels), (256, 128))
+    osnet = published_cnns.osnet_weights()
+    yield "osnet", "osnet", case(osnet, lambda pixels: published_cnns.osnet_feature(osnet, pixels), (256, 128))
     solider, plain_swin = published.solider_weights(), published.solider_weights(semantic=False)
     size = {"height": 192, "width": 64}
     yield "solider", "solider", case(solider, lambda p: published.solider_feature(solider, p), (192, 64), size)
@@ -105,8 +106,8 @@ def cases():
         feature = lambda p, mega=mega, at_start=at_start: published.megadescriptor_feature(mega, p, at_start=at_start)  # noqa: E731
         yield f"megadescriptor, merging at start {at_start}", "megadescriptor", case(mega, feature, (96, 96))
     for ibn in (False, True):
-        fast = published.fast_reid_weights(ibn=ibn)
-        feature = lambda p, fast=fast, ibn=ibn: published.fast_reid_feature(fast, p, ibn=ibn)  # noqa: E731
+        fast = published_cnns.fast_reid_weights(ibn=ibn)
+        feature = lambda p, fast=fast, ibn=ibn: published_cnns.fast_reid_feature(fast, p, ibn=ibn)  # noqa: E731
         yield f"fast_reid, ibn {ibn}", "fast_reid", case(fast, feature, (384, 128))
 
 

@@ -16,7 +16,7 @@ from modeling_mllmreid.model import (
     MllmReIDVisionModel,
     mllm_forward,
 )
-from modeling_mllmreid.model.heads import ReIDHead, mean_pool
+from modeling_mllmreid.model.heads import ReIDHead
 
 
 def test_the_image_branch_equals_native_llava(make_model, make_batch):
@@ -395,9 +395,3 @@ def test_generate_without_an_image_continues_the_text(make_model, tiny_processor
     ids = model.generate(prompt, max_new_tokens=4, do_sample=False)
     embeddings = model.get_input_embeddings()(prompt)
     assert torch.equal(ids[:, 0], model.mllm(inputs_embeds=embeddings).logits[:, -1].argmax(-1))
-
-
-def test_masked_mean_pooling():
-    hidden = torch.tensor([[[1.0], [3.0], [100.0]]])
-    for mask, mean in (([True, True, False], 2), ([False, True, False], 3), ([False] * 3, 0)):
-        assert mean_pool(hidden, torch.tensor([mask])).item() == mean

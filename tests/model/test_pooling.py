@@ -5,6 +5,7 @@ import torch
 from encoders import write_encoder
 
 from modeling_mllmreid.model import MllmReIDVisionModel
+from modeling_mllmreid.model.heads import mean_pool
 from modeling_mllmreid.model.pooling import Pooling
 
 STATES = torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(0))
@@ -64,3 +65,9 @@ def test_the_exponent_is_saved_and_a_new_one_starts_at_3(tmp_path):
     mean = MllmReIDVisionModel.from_pretrained(tmp_path / "gem", pooling="mean")
     mean.save_pretrained(tmp_path / "mean")
     assert MllmReIDVisionModel.from_pretrained(tmp_path / "mean", pooling="gem").pooling.p.item() == 3.0
+
+
+def test_masked_mean_pooling():
+    hidden = torch.tensor([[[1.0], [3.0], [100.0]]])
+    for mask, mean in (([True, True, False], 2), ([False, True, False], 3), ([False] * 3, 0)):
+        assert mean_pool(hidden, torch.tensor([mask])).item() == mean

@@ -6,17 +6,15 @@ import os
 import pytest
 
 from modeling_mllmreid.data.captions import read_records
-from modeling_mllmreid.utils.errors import UserError
-from modeling_mllmreid.utils.formats import (
-    BY_NAME,
+from modeling_mllmreid.utils.data_formats import (
     CaptionEntryFields,
-    MetricsFile,
     SplitsFile,
-    ThresholdsFile,
     TorchreidImageSplit,
     TorchreidPersonSplit,
 )
+from modeling_mllmreid.utils.errors import UserError
 from modeling_mllmreid.utils.json_files import check_content, parse_json, read_file, read_json
+from modeling_mllmreid.utils.report_formats import BY_NAME, MetricsFile, ThresholdsFile
 
 THRESHOLD = {
     "distance": 0.5,

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from datasets import DatasetDict
 
+from ...utils.data_formats import CaptionEntryFields
 from ...utils.errors import UserError
-from ...utils.formats import CaptionEntryFields
 from ...utils.json_files import check_content, read_json
 from ..contract import UNKNOWN_CAMERA, Problems, Sample, check_counts, count_split, count_splits, make_split
 from .file_names import JPG, DataFolder, SpelledNumbers, shown_path

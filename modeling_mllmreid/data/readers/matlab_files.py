@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ...utils.data_formats import MatlabVariables
 from ...utils.errors import UserError
-from ...utils.formats import MatlabVariables
 from ...utils.json_files import parse_json
 
 PROGRAM = Path(__file__).with_name("matlab_process.py")

@@ -25,8 +25,8 @@ from typing import TypeVar
 import numpy as np
 from datasets import DatasetDict
 
+from ...utils.data_formats import TorchreidImageSplit, TorchreidPersonSplit
 from ...utils.errors import UserError
-from ...utils.formats import TorchreidImageSplit, TorchreidPersonSplit
 from ...utils.json_files import read_json
 from ..contract import UNKNOWN_CAMERA, Problems, Sample, check_counts, count_samples, make_split
 from .file_names import BMP, JPG, PNG, FileNames

@@ -15,8 +15,8 @@ from datasets import DatasetDict
 
 from ...synthetic.worlds import VERSION, WORLD_FILE, WORLDS
 from ...synthetic.write import CAPTIONS_FILE, write_world
+from ...utils.data_formats import WorldFile
 from ...utils.errors import UserError
-from ...utils.formats import WorldFile
 from ...utils.json_files import read_json
 from ..contract import Problems
 from .market1501 import FOLDERS, MARKET1501, MarketLayout, read_market_layout

@@ -1,0 +1,197 @@
+"""The JSON formats of the reports that this package writes and reads: embeddings, metrics, thresholds, run.json."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, AliasChoices, Field, model_validator
+
+from .checkpoint_formats import RunFingerprintFile
+from .data_formats import SplitsFile, WorldFile
+from .errors import UserError
+from .json_files import Count, Format, Share, Size, Text, read_json
+
+
+class EmbeddingsFile(Format):
+    """embeddings.json: the file names of the images, and the settings of the embeddings."""
+
+    metadata: dict[str, Any]
+    file_names: list[Text]
+
+
+class EmbedMetadata(Format):
+    """The metadata in embeddings.json, which the `embed` command writes and `search` reads."""
+
+    model: Text
+    revision: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16", "fp16", "bf16"]
+    fields: dict[str, Any]
+    images: Text
+    test_feature: Literal["llm", "vision", "concat"]
+    height: Size
+    width: Size
+    flip_test: bool
+    # Of an ONNX file: its SHA-256, and the options that its settings are equal to.
+    weights: str | None = None
+    onnx: dict[str, Any] | None = None
+    # Folders of version 0.1.0 call it `probe`.
+    fingerprint: Annotated[list[float], Field(min_length=1, validation_alias=AliasChoices("fingerprint", "probe"))]
+
+
+class IntervalValues(Format):
+    """The confidence interval of a metric."""
+
+    low: float
+    high: float
+    confidence: Share
+
+
+def _shares(metrics: dict[str, float | None]) -> dict[str, float | None]:
+    for name, value in metrics.items():
+        if value is not None and not name.startswith("num_") and not 0 <= value <= 1:
+            raise ValueError(f"{name} {value:g} is not a share, 0 to 1")
+    return metrics
+
+
+# The metrics of a feature: shares of 1 or null, and counts.
+Metrics = Annotated[dict[str, float | None], AfterValidator(_shares)]
+
+
+class MetricsFile(Format):
+    """metrics.json of the `evaluate` command for one data set."""
+
+    model: str
+    dataset: str
+    weights: str = ""
+    test_feature: Text
+    trained_on: list[str] = []
+    tested_on: list[str]
+    overlap: list[str] = []
+    query_images: Count
+    gallery_images: Count
+    height: Size
+    width: Size
+    dtype: str
+    quantize: Literal["4bit", "8bit"] | None = None
+    exclude: list[str] = []
+    pool_tracks: bool = False
+    flip_test: bool = False
+    published_counts: dict[str, bool] = {}
+    metrics: dict[str, Metrics]
+    intervals: dict[str, dict[str, IntervalValues]] = {}
+
+
+class MatrixEntry(Format):
+    """The fields of metrics.json that `evaluate --matrix` reads."""
+
+    test_feature: Text
+    trained_on: list[str]
+    tested_on: list[str]
+    metrics: dict[str, Metrics]
+
+
+class SplitMetricsFile(Format):
+    """metrics.json over random splits."""
+
+    metrics_over_splits: dict[str, Any]
+    metrics_of_splits: list[Any]
+
+
+class DemoMetricsFile(Format):
+    """metrics.json of the demo."""
+
+    chosen_feature: Text
+    val: dict[str, float]
+    test: dict[str, dict[str, float | None]]
+
+
+class MatrixFile(Format):
+    """matrix.json of `evaluate --matrix`."""
+
+    trained_on: list[str]
+    tested_on: list[str]
+
+
+class InspectionFile(Format):
+    """data.json of the data command."""
+
+    dataset: str
+    published_counts: str
+    parts: dict[str, dict[str, Any]]
+
+
+class ThresholdValues(Format):
+    """A distance threshold chosen on val, see `evaluation.threshold.Threshold`."""
+
+    distance: Annotated[float, Field(ge=0)]
+    low: Annotated[float, Field(ge=0)]
+    high: Annotated[float, Field(ge=0)]
+    fpir: Share
+    tpir: Share
+    searches: Count
+    people: Count
+    gallery: Count
+    metric: Literal["cosine", "euclidean"] = "cosine"
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "ThresholdValues":
+        if not self.low <= self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
+        return self
+
+
+ThresholdsFile = dict[str, ThresholdValues]
+
+
+class SplitCounts(Format):
+    """Images and people of one split."""
+
+    images: Count
+    persons: Count
+
+
+class RunFile(Format):
+    """run.json: the settings of a training, and its hardware."""
+
+    weights: str | None = None
+    measured_on: str | None = None
+    base_model: str | None = None
+    data: dict[str, SplitCounts] | None = None
+    sources: list[str] | None = None
+    published_counts: dict[str, bool] | None = None
+    texts: list[dict[str, Any]] | None = None
+    adapters: dict[str, Any] | None = None
+    batches: dict[str, Any] | None = None
+    hardware: str | None = None
+    environment: dict[str, str] | None = None
+    seconds: Annotated[float, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _names_its_weights(self) -> "RunFile":
+        if self.weights is None and self.measured_on is None:
+            raise ValueError("it does not name the weights that it describes")
+        return self
+
+
+# The reports of this package by file name.
+BY_NAME: Mapping[str, Any] = {
+    "metrics.json": MetricsFile | SplitMetricsFile | DemoMetricsFile,
+    "matrix.json": MatrixFile,
+    "data.json": InspectionFile,
+    "threshold.json": ThresholdsFile,
+    "run.json": RunFile,
+    "run_facts.json": RunFingerprintFile,
+    "embeddings.json": EmbeddingsFile,
+    "splits.json": SplitsFile,
+    "world.json": WorldFile,
+}
+
+
+def is_known_json(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a file has the name and the format of a report of this package."""
+    kind = BY_NAME.get(Path(path).name)
+    try:
+        return kind is not None and read_json(path, kind) is not None
+    except UserError:
+        return False
