@@ -29,7 +29,9 @@ from ..utils.processes import on_main
 class EvaluatedModel(ModelArguments):
     """The model, its number format, and the models to compare it with."""
 
-    model: str | None = field(default=None, metadata={"help": "Checkpoint of this package or native model."})  # type: ignore[assignment]
+    model: str | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Checkpoint, multimodal LLM or vision encoder, or FILE.onnx."}
+    )
     compare: list[str] = field(
         default_factory=list,
         metadata={"help": "Checkpoints to compare with the model; without --model, with the first of them."},

@@ -128,6 +128,7 @@ def test_wrong_settings_fail_before_the_data_are_loaded(begin, tmp_path):
         'fsdp_config {"version":2}': "fsdp_config: has no effect without fsdp",
         "bf16 true --fp16 true": "training arguments: At most one of fp16 and bf16",
         "fp16 true": "fp16: needs a GPU: set bf16",
+        "bf16 true --use_cpu false": "bf16: no GPU of this machine computes in bfloat16: add --use_cpu true",
         "push_to_hub true": "push_to_hub: no token of the Hub is known: run hf auth login",
         "push_to_hub true --hub_token hf_x --hub_model_id a/b/c": "hub_model_id: ",
         f"output_dir {tmp_path / 'file'}": "cannot be written",
