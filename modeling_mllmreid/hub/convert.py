@@ -24,8 +24,10 @@ from .layouts.vit import CLIP_REID, PERSONVIT, TRANSREID
 _LAYOUTS = (CLIP_REID, TRANSREID, OSNET, SOLIDER, MEGADESCRIPTOR, PERSONVIT, FAST_REID)
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _LAYOUTS}
 # Entries under which training programs store the weights.
-NESTED: tuple[str, ...] = ("state_dict", "model", "module", "teacher", "net", "model_state_dict")
-NESTED = (*NESTED, "params_ema", "params", "model_ema", "state_dict_ema", "weights")
+NESTED = (
+    *("state_dict", "model", "module", "teacher", "net", "model_state_dict"),
+    *("params_ema", "params", "model_ema", "state_dict_ema", "weights"),
+)
 # Of distributed and of compiled models.
 PREFIX = re.compile(r"^(module\.|_orig_mod\.)+")
 BIAS = "reid_head.bottleneck.bias"
