@@ -209,6 +209,9 @@ def resolve_adapters(arguments: ModelArguments, options: Mapping[str, Any]) -> A
         refuse(options, stored, arguments.model)
         options = {**{name: value for name, value in stored.items() if value is not None}, **options}
     adapters: AdapterArguments = build_options((AdapterArguments,), options, "train")[0]
+    idle = sorted(options.keys() & set(LORA_FIELDS))
+    if idle and not adapters.has_lora and not options.keys() & {"language_model", "tower"}:
+        raise UserError(f"{idle[0]}: there is no LoRA: set language_model or tower to lora, or leave it out")
     return adapters
 
 
