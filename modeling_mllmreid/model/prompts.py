@@ -193,6 +193,45 @@ def reserved_texts(tokenizer: Any, image_token: str) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(reserved, key=len, reverse=True))))
 
 
+def check_text(text: str, reserved: re.Pattern[str], image_token: str) -> None:
+    """Raises ValueError for a text with a reserved token, and for half of a character, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the text {ascii(text[:60])} holds half of a character; correct it") from None
+    found = reserved.search(text)
+    if found:
+        kind = "image" if found[0] == image_token else "special"
+        raise ValueError(f"the text {text[:60]!r} holds the {kind} token {found[0]!r}; remove it")
+
+
+def pad_token_id(tokenizer: Any) -> int:
+    """Returns the id that fills shorter texts. Any id will do: nothing sees padding."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((index for index in ids if index is not None), 0)
+
+
+def check_vocabulary(processor: Any, size: int) -> None:
+    """Raises ValueError for an id without an embedding that a text, a prompt or padding may have.
+
+    Args:
+        processor ([`MllmReIDProcessor`]):
+            The processor.
+        size (`int`):
+            Number of embeddings.
+    """
+    tokenizer, reserved = processor.tokenizer, reserved_texts(processor.tokenizer, processor.image_token)
+    # The image replaces the embedding of the image token.
+    used = {pad_token_id(tokenizer), *processor.image_prompt_ids(), *processor.text_prompt_ids("")}
+    used -= {processor.image_token_id}
+    for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        if index >= size and (index in used or not reserved.fullmatch(token)):
+            raise ValueError(
+                f"tokenizer.json has the token {token!r} of id {index}, and config.json a vocab_size of {size}; take "
+                "both files from one checkpoint, or resize the embeddings"
+            )
+
+
 def vocabulary_digest(tokenizer: Any) -> str:
     """Returns a digest of a tokenizer's tokens and their ids: with the same digest, ids mean the same tokens."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)

@@ -26,6 +26,7 @@ from ..model import (
 from ..model.adapters import read_adapter
 from ..model.backbones import FAMILIES
 from ..model.encoder_checkpoints import encoder_config
+from ..model.prompts import check_vocabulary
 from ..model.weights import load_whole, native_config, read_config
 from ..options.arguments import ModelArguments, OnnxArguments
 from ..options.parser import build_options
@@ -128,6 +129,7 @@ def check_processor(processor: MllmReIDProcessor, config: MllmReIDConfig) -> Non
                 f"its processor is another model's: {name} {str(ours)[:60]}, and the model reads {str(theirs)[:60]}: "
                 "get the processor's files of the same checkpoint"
             )
+    check_vocabulary(processor, config.get_text_config().vocab_size)
 
 
 def changed_config(stored: MllmReIDConfig, fields: Mapping[str, Any]) -> MllmReIDConfig:
