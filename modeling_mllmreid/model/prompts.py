@@ -14,6 +14,7 @@ PLAIN_TEMPLATE = "USER: {image}\n{instruction} ASSISTANT:"
 # What the text branch has in place of the image.
 CAPTION = "{caption}"
 INSTRUCTION = "{instruction}"
+ANSWER = "{answer}"
 
 
 class Prompt(NamedTuple):
@@ -160,14 +161,28 @@ def templates_of(
 
 def _rendered(tokenizer: Any, chat_template: str, content: Any) -> str:
     """Returns the chat of one user turn, up to the answer. Models that think first are asked for the answer alone."""
-    rendered: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}],
-        chat_template=chat_template,
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,
-    )
-    return rendered
+
+    def render(*turns: dict[str, Any], start: bool) -> str:
+        rendered: str = tokenizer.apply_chat_template(
+            list(turns),
+            chat_template=chat_template,
+            tokenize=False,
+            add_generation_prompt=start,
+            enable_thinking=False,
+        )
+        return rendered
+
+    user = {"role": "user", "content": content}
+    chat = render(user, start=True)
+    if chat != render(user, start=False):
+        return chat
+    # The chat template ignores `add_generation_prompt`: what it writes before an answer is the start of one.
+    answer = [{"type": "text", "text": ANSWER}] if isinstance(content, list) else ANSWER
+    try:
+        before, found, _ = render(user, {"role": "assistant", "content": answer}, start=False).partition(ANSWER)
+    except Exception:  # a chat template raises anything, and may take answers of another form
+        return chat
+    return before if found and before.startswith(chat) and before.strip() != chat.strip() else chat
 
 
 def _image_mark(image_token: str, begin: str, end: str) -> str:

@@ -83,6 +83,22 @@ def test_without_a_chat_template_the_prompt_is_that_of_llava():
     assert templates_of(tokenizer, None, "<i>", "<b>", "<e>")[0] == "USER: <b>{image}<e>\n{instruction} ASSISTANT:"
 
 
+def test_a_chat_template_that_ignores_the_generation_prompt_still_starts_the_answer():
+    tokenizer = chat_tokenizer("qwen")
+    template = tokenizer.chat_template
+    without = template.partition("{%- if add_generation_prompt")[0]
+    image = "<|image_pad|>"
+    expected = templates_of(tokenizer, template, image, *MARKS["qwen"])
+    assert without != template and templates_of(tokenizer, without, image, *MARKS["qwen"]) == expected
+    # As in Mistral: the answer follows the user's turn, after a space at most.
+    turns = "{% for message in messages %}{{ message.role[0] + ':' + message.content + ' ' }}{% endfor %}"
+    answers = turns.replace("message.role[0] + ':' + ", "")
+    assert templates_of(tokenizer, answers, image)[1] == "{caption}\n{instruction} "
+    assert templates_of(tokenizer, turns, image)[1] == "u:{caption}\n{instruction} a:"
+    refusing = "{% if messages|length > 1 %}{{ raise_exception('no answers') }}{% endif %}" + answers
+    assert templates_of(tokenizer, refusing, image) == templates_of(tokenizer, answers, image)
+
+
 def test_a_model_that_thinks_first_is_asked_for_its_answer():
     """As Qwen3's chat template, which takes `enable_thinking`."""
     thinks = "{{ messages[0].content }} A:{% if enable_thinking is false %}<think></think>{% endif %}"
