@@ -185,7 +185,11 @@ def check_files(name_or_path: Source, hub: Hub) -> None:
             f"{name_or_path}: adapter_config.json makes it a LoRA of PEFT: merge the LoRA into the weights, or remove "
             "the file"
         )
-    shard_files(name_or_path, hub)
+    shards = shard_files(name_or_path, hub)
+    if os.path.isdir(name_or_path) and not os.path.isfile(os.path.join(name_or_path, FULL_WEIGHTS)):
+        for file in shards:
+            if not os.path.isfile(os.path.join(name_or_path, file)):
+                raise ValueError(f"{name_or_path}: {file}, which {INDEX} names, is missing: get it again")
 
 
 def shard_files(name_or_path: Source, hub: Hub) -> list[str]:
@@ -353,7 +357,8 @@ def load_whole(
             raise
         except Exception as error:  # settings of foreign files fail in any way while the model is built
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{name_or_path}: cannot be loaded ({type(error).__name__}: {reason})") from error
+            reason = f"{type(error).__name__}: {reason}): get its config.json and its weights from one checkpoint"
+            raise ValueError(f"{name_or_path}: cannot be loaded ({reason}") from error
         # On a GPU, quantisation turns NaN into a number.
         check_stored(stored, name_or_path, hub, finite=options.get("quantization_config") is not None)
     new, left = tuple(new), tuple(left)

@@ -30,6 +30,7 @@ SHOWN_FIRST = {
         "identities_per_batch",
         "images_per_identity",
         "num_train_epochs",
+        "max_steps",
         "learning_rate",
         "learning_rates",
         "bf16",

@@ -26,6 +26,7 @@ from ..model import (
 from ..model.adapters import read_adapter
 from ..model.backbones import FAMILIES
 from ..model.encoder_checkpoints import encoder_config
+from ..model.prompts import check_vocabulary
 from ..model.weights import load_whole, native_config, read_config
 from ..options.arguments import ModelArguments, OnnxArguments
 from ..options.parser import build_options
@@ -128,6 +129,7 @@ def check_processor(processor: MllmReIDProcessor, config: MllmReIDConfig) -> Non
                 f"its processor is another model's: {name} {str(ours)[:60]}, and the model reads {str(theirs)[:60]}: "
                 "get the processor's files of the same checkpoint"
             )
+    check_vocabulary(processor, config.get_text_config().vocab_size)
 
 
 def changed_config(stored: MllmReIDConfig, fields: Mapping[str, Any]) -> MllmReIDConfig:
@@ -209,6 +211,9 @@ def resolve_adapters(arguments: ModelArguments, options: Mapping[str, Any]) -> A
         refuse(options, stored, arguments.model)
         options = {**{name: value for name, value in stored.items() if value is not None}, **options}
     adapters: AdapterArguments = build_options((AdapterArguments,), options, "train")[0]
+    idle = sorted(options.keys() & set(LORA_FIELDS))
+    if idle and not adapters.has_lora and not options.keys() & {"language_model", "tower"}:
+        raise UserError(f"{idle[0]}: there is no LoRA: set language_model or tower to lora, or leave it out")
     return adapters
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from chat_models import write_chat_model
 from families import CONFIGS
+from transformers import AutoTokenizer
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from modeling_mllmreid.commands import embed, evaluate, export, train
@@ -169,3 +170,14 @@ def test_the_towers_class_counts_and_not_the_type_that_its_configuration_names(t
     pixels = torch.randn(1, 3, processor.height, processor.width)
     with torch.inference_mode():
         assert torch.equal(model.eval().encode_images(pixels), expected.eval().encode_images(pixels))
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(disk, tmp_path):
+    write_chat_model(tmp_path, "Qwen3-VL")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.add_tokens([f"word{index}" for index in range(9)])  # the model has embeddings for three of them
+    tokenizer.save_pretrained(tmp_path)
+    data = ["--dataset", "market1501", "--data_dir", str(disk.people), "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(UserError, match="tokenizer.json has the token 'word3' of id .*, and config.json a vocab_size"):
+        train.main(["--model", str(tmp_path), *data, "--target", "caption", "--use_cpu", "true"])
+    assert not (tmp_path / "run").exists()

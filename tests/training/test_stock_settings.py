@@ -138,6 +138,7 @@ def test_wrong_settings_fail_before_the_data_are_loaded(begin, tmp_path):
         f"resume_from_checkpoint {tmp_path / 'model'}": "not a checkpoint of a training, as it has no",
         'learning_rates {"a":NaN}': "learning_rates: 'a' has rate nan",
         "lora_targets (": "lora_targets: '\\(' is not a regular expression",
+        "lora_rank 4": "lora_rank: there is no LoRA: set language_model or tower to lora, or leave it out",
         "test_share 1": "test_share 1.0: give a share above 0 and below 1",
     }
     for flags, message in mistakes.items():
