@@ -66,10 +66,9 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
             As in transformers.
 
     Raises:
-        ValueError: for a setting of the wrong type, a size that does not fit, a template without its places, and a
-            tokenizer without the image token.
+        ValueError: for a wrong type, a size that does not fit, a template without its places, a missing image token.
 
-    Source: the Common Instruction of MLLMReID, [arXiv 2401.13201](https://arxiv.org/abs/2401.13201).
+    Source: the Common Instruction of [arXiv 2401.13201](https://arxiv.org/abs/2401.13201).
 
     Example:
 

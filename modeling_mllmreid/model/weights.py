@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file, has_file
 
 from .backbones import check_family
+from .fields import check_fields
 
 # A folder or a name on the Hub, and the arguments of `from_pretrained` that locate its files.
 Source: TypeAlias = str | os.PathLike[str]
@@ -149,30 +150,6 @@ def owner_only() -> Iterator[None]:
         yield
     finally:
         os.umask(previous_mask)
-
-
-def check_fields(fields: dict[str, Any], where: str) -> None:
-    """Raises ValueError for a field, at any depth, that crashes transformers or makes it fetch foreign code."""
-    for key, value in fields.items():
-        if key in ("dtype", "torch_dtype"):
-            fits = value is None or isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
-        elif key in ("quantization_config", "id2label", "label2id"):
-            fits = isinstance(value, (dict, type(None)))
-        elif key == "num_labels":
-            fits = type(value) is int and 0 <= value < 1_000_000
-        elif key.endswith("attn_implementation"):
-            # With a slash it names a kernel on the Hub.
-            fits = value is None or isinstance(value, str) and "/" not in value
-        elif isinstance(value, float):
-            fits = math.isfinite(value)
-        elif key.endswith("_window"):  # nothing attends within one of 0
-            fits = value is None or type(value) is not int or value > 0
-        else:
-            fits = key != "sub_configs" and not callable(getattr(PreTrainedConfig, key, None))
-        if not fits:
-            raise ValueError(f"{where}: {key} is {repr(value)[:60]}, which no configuration may hold: remove it")
-        if isinstance(value, dict):
-            check_fields(value, f"{where}: {key}")
 
 
 def check_files(name_or_path: Source, hub: Hub) -> None:
