@@ -1,4 +1,17 @@
-"""Configurations of one published model of each family, by the sizes in its config.json, and a small copy of each."""
+"""Configurations of one published model of each family, by the sizes in its config.json, and a small copy of each.
+
+Checked on 2026-11-28 against stored pages of the Hub, without a download. The parameters of each configuration are the
+size of the weights in the file listing, two bytes each:
+
+- Qwen/Qwen3-VL-2B-Instruct: 4.26 GB; lkhl/VideoLLaMA3-2B-Image-HF: 3.92 GB; OpenGVLab/InternVL3-2B-hf: 4.18 GB;
+- Qwen/Qwen2.5-VL-3B-Instruct: 3.98 + 3.53 GB; HuggingFaceTB/SmolVLM-500M-Instruct: 1.02 GB;
+- llava-hf/llava-onevision-qwen2-7b-ov-chat-hf, of the same shape: 4.91 + 4.99 + 4.93 + 1.23 GB;
+- HuggingFaceTB/SmolVLM-Instruct, of the same shape as SmolVLM2-2.2B: 4.49 GB.
+
+The sizes of google/gemma-3-4b-it equal a printed copy of a config.json of its shape. Those of the language model of
+SmolVLM-500M equal vidore/ColSmolVLM-Instruct-500M-base, those of Qwen3-VL-2B's tower equal Qwen/Qwen3-VL-4B-Instruct.
+For LLaVA-1.5-7B and Qwen3-VL-8B no page with sizes was found.
+"""
 
 import copy
 from typing import Any
@@ -22,7 +35,7 @@ def _qwen(
 ) -> dict[str, Any]:
     rope = {"rope_type": "default", "mrope_section": sections, "rope_theta": 1e6}
     if kind == "qwen3_vl":
-        rope["mrope_interleaved"] = True
+        rope |= {"mrope_interleaved": True, "rope_theta": 5e6}
     vision = {"model_type": f"{kind}_vision", "num_heads": 16, "out_hidden_size": text["hidden_size"], **vision}
     tokens = {"image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652}
     return {

@@ -12,7 +12,7 @@ from ..model.images import SUFFIXES
 from ..options.arguments import EmbeddingArguments, MethodArguments, ModelArguments, OnnxArguments
 from ..options.parser import parse
 from ..retrieval.embeddings import check_embeddings_output, fault_of_name, printable, save_embeddings
-from ..training.loading import load_embedder, to_device
+from ..training.loading import load_embedder
 from ..utils.errors import UserError
 from ..utils.processes import on_main, this_process
 
@@ -54,7 +54,6 @@ def main(argv: list[str]) -> None:
             raise UserError(f"{printable(path)}: {fault}: rename the folder")
     model, processor = load_embedder(model_args, method_args.given(), onnx_args)
     print_onnx(model)
-    to_device(model)
     features = embed_feature(model, processor, [folder / name for name in images.names], **asdict(embedding_args))
     metadata = {
         **asdict(model_args),

@@ -19,7 +19,7 @@ from ..evaluation.report import data_set_matrix, write_json
 from ..evaluation.run import EvaluateArguments, evaluate_and_report, report_splits
 from ..options.arguments import DataArguments, EmbeddingArguments, MethodArguments, ModelArguments, OnnxArguments
 from ..options.parser import HELP, parse
-from ..training.loading import load_embedder, to_device
+from ..training.loading import load_embedder
 from ..utils.errors import UserError
 from ..utils.outputs import check_output
 from ..utils.processes import on_main
@@ -29,7 +29,9 @@ from ..utils.processes import on_main
 class EvaluatedModel(ModelArguments):
     """The model, its number format, and the models to compare it with."""
 
-    model: str | None = field(default=None, metadata={"help": "Checkpoint of this package or native model."})  # type: ignore[assignment]
+    model: str | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Checkpoint, multimodal LLM or vision encoder, or FILE.onnx."}
+    )
     compare: list[str] = field(
         default_factory=list,
         metadata={"help": "Checkpoints to compare with the model; without --model, with the first of them."},
@@ -78,7 +80,6 @@ def main(argv: list[str]) -> None:
         raise UserError(f"data set {data_args.dataset}: has {', '.join(dataset)}: evaluation needs query and gallery")
     model, processor = load_embedder(model_args, method_args.given(), onnx_args)
     print_onnx(model)
-    to_device(model)
     metadata: dict[str, Any] = {"model": model_args.model, "dataset": data_args.dataset}
     options = asdict(embedding_args)
     others = {
@@ -114,7 +115,6 @@ def evaluate_splits(
     load_reid_dataset(data_args.dataset, **{**data_args.options(), "split": args.splits - 1})
     model, processor = load_embedder(model_args, method_args.given(), onnx_args)
     print_onnx(model)
-    to_device(model)
     split_metrics: list[dict[str, dict[str, Any]]] = []
     for split in range(args.splits):
         dataset = load_reid_dataset(data_args.dataset, **{**data_args.options(), "split": split})
@@ -140,6 +140,5 @@ def compared_metrics(
     """Returns the metrics of another model with its own test feature on the same images."""
     model, processor = load_embedder(model_args, onnx=onnx_args)
     print_onnx(model)
-    to_device(model)
     features = protocol_features(model, processor, dataset, **args.protocol(), **options)
     return on_main(metrics_by_feature, features.query, features.gallery, features.rule)[model.config.test_feature]

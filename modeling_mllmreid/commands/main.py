@@ -141,8 +141,13 @@ def report_fault(error: Exception) -> int:
 
 
 def silence_libraries() -> None:
-    """Suppresses tracebacks of threads, finalizers and log handlers of the libraries; a thread gets one line."""
+    """Suppresses a warning of bitsandbytes, and tracebacks of threads, finalizers and log handlers of the libraries.
+
+    A thread that failed gets one line.
+    """
     logging.raiseExceptions = False
+    # It warns at import that a package for a faster CPU kernel is missing. That package downloads code from the Hub.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     threading.excepthook = warn_about_thread
     sys.unraisablehook = lambda args: None
 

@@ -19,7 +19,7 @@ from ..options.parser import build_options, parse, read_mapping
 from ..retrieval.embeddings import FEATURES_FILE, METADATA_FILE, Embeddings, fault_of_name, load_embeddings, printable
 from ..retrieval.ranking import Ranking, rank_gallery
 from ..retrieval.sheet import decimals, ranked_sheet
-from ..training.loading import load_embedder, to_device
+from ..training.loading import load_embedder
 from ..utils.errors import UserError
 from ..utils.json_files import check_content
 from ..utils.outputs import check_output, is_ours
@@ -70,7 +70,6 @@ def main(argv: list[str]) -> None:
         raise UserError(f"model {metadata.model}: no longer exists: give its new place with --model")
     (onnx_args,) = build_options((OnnxArguments,), metadata.onnx or {}, "search")
     model, processor = load_embedder(model_args, metadata.fields, onnx_args)
-    to_device(model)
     check_same_model(model_args, model, processor, metadata)
 
     threshold = args.threshold

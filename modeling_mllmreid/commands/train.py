@@ -26,7 +26,7 @@ from ..options.parser import build_options, read_options
 from ..training.adapters import AdapterArguments
 from ..training.arguments import BatchArguments, ReIDTrainingArguments
 from ..training.loading import load_config, load_encoder, resolve_adapters
-from ..training.memory import estimate_memory
+from ..training.memory import estimate_memory, run_without_weights
 from ..training.model_kinds import loading_errors
 from ..training.progress import LOG_FILE, is_training_log
 from ..training.resume import last_checkpoint, refuse_absent_checkpoint
@@ -182,7 +182,8 @@ def dry_run(
     config = load_config(model_args, {"num_identities": DRY_RUN_IDENTITIES, **method_args.given()})
     # Sizes that do not fit together show only here, where no weights are loaded.
     with loading_errors(model_args.model, remedy="its config.json is not that of a whole model: get it again"):
-        memory = estimate_memory(config, adapter_args, training_args, batch_args, dtype=model_args.torch_dtype)
+        run_without_weights(config)
+    memory = estimate_memory(config, adapter_args, training_args, batch_args, dtype=model_args.torch_dtype)
     print(memory.format())
     unit = "image tokens" if isinstance(config, MllmReIDConfig) else "patches"
     print(

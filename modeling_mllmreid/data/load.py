@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from ..utils.errors import UserError
@@ -20,6 +21,7 @@ from .images import broken_images
 from .mapped import read_mapped
 from .prepare import read_prepared
 from .readers import READERS
+from .readers.caption_sets import MAX_CAPTION
 from .readers.own_data import UNSPLIT
 from .splits import make_splits, note_test_people
 
@@ -115,6 +117,7 @@ def load_reid_dataset(
         notes += problems.notes
     if captions is not None:
         dataset = _with_captions(dataset, captions)
+    _refuse_long_captions(dataset)
     return dataset if texts is None else _with_texts(dataset, texts)
 
 
@@ -248,6 +251,19 @@ def _load_saved(path: Path, given_options: Sequence[str]) -> DatasetDict:
     if isinstance(dataset, Dataset):
         raise UserError(f"{path}: a single split: save a DatasetDict with train, val, or query and gallery")
     return with_contract_columns(dataset, str(path))
+
+
+def _refuse_long_captions(dataset: DatasetDict) -> None:
+    """Raises UserError for a caption that would fill the memory, from whatever file it comes."""
+    for name, split in dataset.items():
+        texts = pc.list_flatten(split.select_columns("caption").with_format("arrow")[:]["caption"])
+        longest = pc.max(pc.utf8_length(texts)).as_py() or 0
+        if longest >= MAX_CAPTION:
+            rows = zip(split["file_name"][:], split["caption"][:], strict=True)
+            file_name = next(file for file, captions in rows if longest in map(len, captions))
+            raise UserError(
+                f"{file_name} ({name}): a caption has {longest:,} characters: give fewer than {MAX_CAPTION:,}"
+            )
 
 
 def _with_captions(dataset: DatasetDict, captions: str) -> DatasetDict:

@@ -56,9 +56,7 @@ class EvaluateArguments:
         default=1,
         metadata={"help": "viper, prid, grid, ilids: number of the ten (or a file's) random splits to average over."},
     )
-    rerank: bool = field(
-        default=False, metadata={"help": "Add k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3) to the table."}
-    )
+    rerank: bool = field(default=False, metadata={"help": "Add k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)."})
     expand: bool = field(default=False, metadata={"help": "Add alpha query expansion (k 10, alpha 3) to the table."})
     single_shot: bool = field(
         default=False,

@@ -24,9 +24,12 @@ from .layouts.vit import CLIP_REID, PERSONVIT, TRANSREID
 _LAYOUTS = (CLIP_REID, TRANSREID, OSNET, SOLIDER, MEGADESCRIPTOR, PERSONVIT, FAST_REID)
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _LAYOUTS}
 # Entries under which training programs store the weights.
-NESTED = ("state_dict", "model", "module", "teacher", "net", "model_state_dict")
-# Weights of distributed training.
-PREFIX = "module."
+NESTED = (
+    *("state_dict", "model", "module", "teacher", "net", "model_state_dict"),
+    *("params_ema", "params", "model_ema", "state_dict_ema", "weights"),
+)
+# Of distributed and of compiled models.
+PREFIX = re.compile(r"^(module\.|_orig_mod\.)+")
 BIAS = "reid_head.bottleneck.bias"
 
 
@@ -37,7 +40,7 @@ def read_checkpoint(file: Path) -> Weights:
         file (`Path`): a pickle of `torch.save`, or a file of safetensors.
 
     Returns:
-        `dict[str, Tensor]`: the weights by name, without the prefix of distributed training.
+        `dict[str, Tensor]`: the weights by name, without the prefixes of distributed and compiled models.
 
     Raises:
         UserError: if the file cannot be read, holds no weights, or needs code to be run.
@@ -54,8 +57,9 @@ def read_checkpoint(file: Path) -> Weights:
     found = content if isinstance(content, Mapping) else {}
     weights = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
     if not weights:
-        raise UserError(f"file {file}: holds no weights: give a checkpoint with a state_dict")
-    return {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
+        entries = f" among {', '.join(map(str, found))[:200]}" if found else ""
+        raise UserError(f"file {file}: holds no weights{entries}: give a checkpoint with a state_dict")
+    return {PREFIX.sub("", name): weight for name, weight in weights.items()}
 
 
 def _unpickle(file: Path) -> Any:
@@ -152,7 +156,7 @@ def convert(
         # Names and shapes are compared before there is memory for the model.
         with torch.device("meta"):
             _check_names(MllmReIDVisionModel(config).state_dict(), found, layout.name)
-        check_finite(found, f"layout {layout.name}")
+        check_finite(found, "the checkpoint")
     except UserError:
         raise
     except ValueError as error:
@@ -167,7 +171,7 @@ def convert(
 def _check_values(weights: Mapping[str, Tensor], layout: str) -> None:
     """Raises UserError for weights that are not plain floats, each with memory of its own; counters are numbers."""
     for name, value in weights.items():
-        plain = value.layout == torch.strided and not value.is_quantized
+        plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
         # A view can repeat a few numbers without end.
         plain = plain and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
         if not plain or ((value.ndim or value.is_complex()) and not value.is_floating_point()):

@@ -68,9 +68,9 @@ def export_onnx(
     path = Path(path)
     # A copy, since the file is float32 and traced on the CPU, whatever the model is.
     form = copy.deepcopy(model).cpu().float().eval()
-    # Every encoder has it, and it can be traced.
-    form.tower.set_attn_implementation("eager")
     size = sum(tensor.numel() * tensor.element_size() for tensor in form.state_dict().values())
+    encoder = form.tower
+    form.tower = form.config.tower.traceable(form.tower, form.config.height, form.config.width)
     try:
         with quiet():
             program = torch.onnx.export(
@@ -94,6 +94,7 @@ def export_onnx(
             ClearMetadataAndDocStringPass()(program.model)
             program.model.metadata_props.update(metadata(model, processor))
             program.save(path, external_data=size >= SINGLE_FILE)
+        form.tower = encoder
         check_onnx(form, path)
     except BaseException:
         for written in (path, path.with_name(f"{path.name}.data")):

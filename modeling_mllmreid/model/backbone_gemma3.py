@@ -1,5 +1,6 @@
 """Gemma 3: image tokens see one another, and the projector averages squares of patches."""
 
+import math
 from typing import Any
 
 import torch
@@ -25,7 +26,10 @@ class Gemma3Backbone(Backbone):
     def merge(self) -> int:
         """Patches in a row of one image token."""
         vision, tokens = self.config.vision_config, self.config.mm_tokens_per_image
-        merge: int = (vision.image_size // vision.patch_size) // int(tokens**0.5)
+        patches, side = vision.image_size // vision.patch_size, math.isqrt(tokens)
+        if side**2 != tokens or patches % side:
+            raise ValueError(f"{tokens} image tokens do not divide {patches} x {patches} patches")
+        merge: int = patches // side
         return merge
 
     def project(self, mllm: nn.Module, output: TowerOutput) -> Image:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .backbone import Backbone, Image
-from .tower_qwen_vl import QwenTower
+from .tower_qwen_vl import Qwen3Tower, Qwen25Tower
 from .towers import TowerOutput
 
 
@@ -19,7 +19,7 @@ class QwenVLBackbone(Backbone):
     """
 
     model_types = ("qwen2_5_vl", "qwen3_vl")
-    towers = {"qwen2_5_vl_vision": QwenTower, "qwen3_vl_vision": QwenTower}
+    towers = {"qwen2_5_vl_vision": Qwen25Tower, "qwen3_vl_vision": Qwen3Tower}
     tower_path = "model.visual"
     projector_paths = ("model.visual.merger", "model.visual.deepstack_merger_list")
     image_begin, image_end = "<|vision_start|>", "<|vision_end|>"
@@ -29,6 +29,16 @@ class QwenVLBackbone(Backbone):
         """Patches in a row of one image token."""
         merge: int = self.config.vision_config.spatial_merge_size
         return merge
+
+    def check(self, height: int, width: int) -> None:
+        """As in other families; blocks that a field lists must be among the tower's."""
+        super().check(height, width)
+        config = self.config.vision_config
+        for name in ("fullatt_block_indexes", "deepstack_visual_indexes"):
+            for block in getattr(config, name, None) or ():
+                if not 0 <= block < config.depth:
+                    last = config.depth - 1
+                    raise ValueError(f"mllm_config.vision_config.{name} holds {block}; give blocks from 0 to {last}")
 
     def project(self, mllm: nn.Module, output: TowerOutput) -> Image:
         """Returns what the tower's mergers computed."""

@@ -181,6 +181,7 @@ class MllmReIDVisionConfig(PrivatePush, PreTrainedConfig):
         from .reid_swin import ReIDSwinConfig  # noqa: F401
         from .reid_vit import ReIDViTConfig  # noqa: F401
         from .tensors import at_least_float32  # noqa: F401
+        from .tower_packed import PackedTower  # noqa: F401
         from .tower_qwen_vl import QwenTower  # noqa: F401
         from .vision_mllmreid import MllmReIDVisionModel  # noqa: F401
         from .weights import readable  # noqa: F401

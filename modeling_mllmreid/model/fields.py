@@ -4,6 +4,7 @@ import copy
 import math
 from typing import Any, Literal, get_args, get_origin
 
+import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 LARGEST_SIDE = 4096
@@ -22,6 +23,30 @@ def check_types(config: PreTrainedConfig) -> None:
         value = getattr(config, name)
         if name not in config.sub_configs and not _fits(value, declared):
             raise ValueError(f"{name} is {repr(value)[:60]}; give {_type_in_words(declared)}")
+
+
+def check_fields(fields: dict[str, Any], where: str) -> None:
+    """Raises ValueError for a field, at any depth, that crashes transformers or makes it fetch foreign code."""
+    for key, value in fields.items():
+        if key in ("dtype", "torch_dtype"):
+            fits = value is None or isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
+        elif key in ("quantization_config", "id2label", "label2id"):
+            fits = isinstance(value, (dict, type(None)))
+        elif key == "num_labels":
+            fits = type(value) is int and 0 <= value < 1_000_000
+        elif key.endswith("attn_implementation"):
+            # With a slash it names a kernel on the Hub.
+            fits = value is None or isinstance(value, str) and "/" not in value
+        elif isinstance(value, float):
+            fits = math.isfinite(value)
+        elif key.endswith("_window"):  # nothing attends within one of 0
+            fits = value is None or type(value) is not int or value > 0
+        else:
+            fits = key != "sub_configs" and not callable(getattr(PreTrainedConfig, key, None))
+        if not fits:
+            raise ValueError(f"{where}: {key} is {repr(value)[:60]}, which no configuration may hold: remove it")
+        if isinstance(value, dict):
+            check_fields(value, f"{where}: {key}")
 
 
 def check_range(config: PreTrainedConfig, low: float, high: float, *names: str) -> None:

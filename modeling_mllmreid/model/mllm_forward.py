@@ -113,9 +113,9 @@ class MllmForward:
 
     def embed_image_prompt(self, image: Image) -> Tensor:
         """Returns the prefix and the image, all that an embedding needs: (B, prefix + image tokens, D)."""
-        batch = len(image.embeddings)
-        prefix_ids = torch.tensor([self.config.image_prefix_ids], dtype=torch.long).expand(batch, self.image_start)
-        prefix = self.embed_tokens(prefix_ids)
+        prefix_ids = torch.tensor([self.config.image_prefix_ids or []], dtype=torch.long)
+        # Embedded once for all images: otherwise the gradients of the embeddings add up in another order.
+        prefix = self.embed_tokens(prefix_ids).expand(len(image.embeddings), self.image_start, -1)
         return torch.cat([prefix, image.embeddings.to(prefix)], dim=1)
 
     # ---- language model ------------------------------------------------------------------------------------------

@@ -21,7 +21,17 @@ from .crops import (
     processor_files,
 )
 from .fields import check_multiples, check_unit, current_processor_fields
-from .prompts import CAPTION, PLAIN_TEMPLATE, Prompt, Template, reserved_texts, templates_of, vocabulary_digest
+from .prompts import (
+    PLAIN_TEMPLATE,
+    Prompt,
+    Template,
+    check_text,
+    check_vocabulary,
+    pad_token_id,
+    reserved_texts,
+    templates_of,
+    vocabulary_digest,
+)
 from .weights import native_config
 
 IGNORED = -100
@@ -56,10 +66,9 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
             As in transformers.
 
     Raises:
-        ValueError: for a setting of the wrong type, a size that does not fit, a template without its places, and a
-            tokenizer without the image token.
+        ValueError: for a wrong type, a size that does not fit, a template without its places, a missing image token.
 
-    Source: the Common Instruction of MLLMReID, [arXiv 2401.13201](https://arxiv.org/abs/2401.13201).
+    Source: the Common Instruction of [arXiv 2401.13201](https://arxiv.org/abs/2401.13201).
 
     Example:
 
@@ -96,7 +105,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         image_token: str = "<image>",
         instruction: str = "Continue the following text.",
         image_template: str = PLAIN_TEMPLATE,
-        text_template: str = PLAIN_TEMPLATE.replace("{image}", CAPTION),
+        text_template: str = PLAIN_TEMPLATE.replace("{image}", "{caption}"),
         chat_template: str | None = None,
     ):
         self.unit = unit
@@ -129,8 +138,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         for name in ("image_token", "instruction", "image_template", "text_template"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is {repr(getattr(self, name))[:60]}; give text")
-        for branch in ("image", "text"):
-            self._template(branch)
+        self._template("image"), self._template("text")
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -196,6 +204,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
                 **kwargs,
             )
             processor.check_pixels()
+            check_vocabulary(processor, config.get_text_config().vocab_size)
         return processor
 
     # ---- prompts -------------------------------------------------------------------------------------------------
@@ -265,11 +274,8 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         return self.text_prompts([caption], None if instruction is None else [instruction])[0].ids
 
     def check_text(self, text: str) -> None:
-        """Raises ValueError for a text with the image token, which stands for an image, or another special token."""
-        found = self._reserved.search(text)
-        if found:
-            kind = "image" if found[0] == self.image_token else "special"
-            raise ValueError(f"the text {text[:60]!r} holds the {kind} token {found[0]!r}; remove it")
+        """Raises ValueError for a text with the image token, another special token, or half of a character."""
+        check_text(text, self._reserved, self.image_token)
 
     def target_ids(self, text: str, max_length: int | None = None) -> list[int]:
         """Returns a target's ids, tokenized alone and truncated to `max_length`."""
@@ -289,11 +295,6 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         padded = [sequence + [value] * (longest - len(sequence)) for sequence in sequences]
         return torch.tensor(padded, dtype=torch.long).view(len(sequences), longest)
 
-    def _pad_token_id(self) -> int:
-        ids: list[int | None] = [self.tokenizer.pad_token_id, self.tokenizer.eos_token_id]
-        # Any id will do: nothing sees padding.
-        return next((index for index in ids if index is not None), 0)
-
     def build_inputs(self, prompts: list[list[int]], targets: list[list[int]]) -> dict[str, torch.Tensor]:
         """Appends targets to prompts and pads on the right.
 
@@ -308,7 +309,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         full = [prompt + target for prompt, target in zip(prompts, targets, strict=True)]
         labels = [[IGNORED] * len(prompt) + target for prompt, target in zip(prompts, targets, strict=True)]
         return {
-            "input_ids": self._padded(full, self._pad_token_id()),
+            "input_ids": self._padded(full, pad_token_id(self.tokenizer)),
             "attention_mask": self._padded([[1] * len(sequence) for sequence in full], 0),
             "labels": self._padded(labels, IGNORED),
         }
@@ -368,7 +369,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
             prompts = self.text_prompts(captions)
             # Attention is causal: what follows the caption does not reach it.
             sequences = [prompt.ids[: prompt.end] for prompt in prompts]
-            inputs["input_ids"] = self._padded(sequences, self._pad_token_id())
+            inputs["input_ids"] = self._padded(sequences, pad_token_id(self.tokenizer))
             inputs["attention_mask"] = self._padded([[1] * len(sequence) for sequence in sequences], 0)
             inputs["caption_mask"] = self.caption_mask(prompts, inputs["input_ids"].shape[1])
         return in_format(inputs, return_tensors, device)
@@ -391,6 +392,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         from .reid_swin import ReIDSwinConfig  # noqa: F401
         from .reid_vit import ReIDViTConfig  # noqa: F401
         from .tensors import at_least_float32  # noqa: F401
+        from .tower_packed import PackedTower  # noqa: F401
         from .tower_qwen_vl import QwenTower  # noqa: F401
         from .towers import TowerOutput  # noqa: F401
 

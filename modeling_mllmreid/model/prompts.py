@@ -14,6 +14,7 @@ PLAIN_TEMPLATE = "USER: {image}\n{instruction} ASSISTANT:"
 # What the text branch has in place of the image.
 CAPTION = "{caption}"
 INSTRUCTION = "{instruction}"
+ANSWER = "{answer}"
 
 
 class Prompt(NamedTuple):
@@ -160,14 +161,28 @@ def templates_of(
 
 def _rendered(tokenizer: Any, chat_template: str, content: Any) -> str:
     """Returns the chat of one user turn, up to the answer. Models that think first are asked for the answer alone."""
-    rendered: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}],
-        chat_template=chat_template,
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,
-    )
-    return rendered
+
+    def render(*turns: dict[str, Any], start: bool) -> str:
+        rendered: str = tokenizer.apply_chat_template(
+            list(turns),
+            chat_template=chat_template,
+            tokenize=False,
+            add_generation_prompt=start,
+            enable_thinking=False,
+        )
+        return rendered
+
+    user = {"role": "user", "content": content}
+    chat = render(user, start=True)
+    if chat != render(user, start=False):
+        return chat
+    # The chat template ignores `add_generation_prompt`: what it writes before an answer is the start of one.
+    answer = [{"type": "text", "text": ANSWER}] if isinstance(content, list) else ANSWER
+    try:
+        before, found, _ = render(user, {"role": "assistant", "content": answer}, start=False).partition(ANSWER)
+    except Exception:  # a chat template raises anything, and may take answers of another form
+        return chat
+    return before if found and before.startswith(chat) and before.strip() != chat.strip() else chat
 
 
 def _image_mark(image_token: str, begin: str, end: str) -> str:
@@ -191,6 +206,45 @@ def reserved_texts(tokenizer: Any, image_token: str) -> re.Pattern[str]:
     reserved = {image_token, *tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
     # The longest first: one token may be the start of another.
     return re.compile("|".join(map(re.escape, sorted(reserved, key=len, reverse=True))))
+
+
+def check_text(text: str, reserved: re.Pattern[str], image_token: str) -> None:
+    """Raises ValueError for a text with a reserved token, and for half of a character, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the text {ascii(text[:60])} holds half of a character; correct it") from None
+    found = reserved.search(text)
+    if found:
+        kind = "image" if found[0] == image_token else "special"
+        raise ValueError(f"the text {text[:60]!r} holds the {kind} token {found[0]!r}; remove it")
+
+
+def pad_token_id(tokenizer: Any) -> int:
+    """Returns the id that fills shorter texts. Any id will do: nothing sees padding."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((index for index in ids if index is not None), 0)
+
+
+def check_vocabulary(processor: Any, size: int) -> None:
+    """Raises ValueError for an id without an embedding that a text, a prompt or padding may have.
+
+    Args:
+        processor ([`MllmReIDProcessor`]):
+            The processor.
+        size (`int`):
+            Number of embeddings.
+    """
+    tokenizer, reserved = processor.tokenizer, reserved_texts(processor.tokenizer, processor.image_token)
+    # The image replaces the embedding of the image token.
+    used = {pad_token_id(tokenizer), *processor.image_prompt_ids(), *processor.text_prompt_ids("")}
+    used -= {processor.image_token_id}
+    for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        if index >= size and (index in used or not reserved.fullmatch(token)):
+            raise ValueError(
+                f"tokenizer.json has the token {token!r} of id {index}, and config.json a vocab_size of {size}; take "
+                "both files from one checkpoint, or resize the embeddings"
+            )
 
 
 def vocabulary_digest(tokenizer: Any) -> str:

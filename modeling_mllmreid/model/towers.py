@@ -129,6 +129,12 @@ class Tower:
         states = output.hidden_states if layers else ()
         return TowerOutput(states, output.last_hidden_state, self.grid(height, width))
 
+    def traceable(self, tower: Any, height: int, width: int) -> nn.Module:
+        """Returns a module for `run` in place of the encoder, which it may change, that torch can trace."""
+        # Every encoder has it, and it can be traced.
+        tower.set_attn_implementation("eager")
+        return tower  # type: ignore[no-any-return]
+
     def cut(self, blocks: int) -> PreTrainedConfig:
         """Returns a copy of the configuration with the first `blocks` blocks alone."""
         fields = {name: value for name, value in self.config.to_dict().items() if name not in STAGES}

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file, has_file
 
 from .backbones import check_family
+from .fields import check_fields
 
 # A folder or a name on the Hub, and the arguments of `from_pretrained` that locate its files.
 Source: TypeAlias = str | os.PathLike[str]
@@ -151,26 +152,6 @@ def owner_only() -> Iterator[None]:
         os.umask(previous_mask)
 
 
-def check_fields(fields: dict[str, Any], where: str) -> None:
-    """Raises ValueError for a field, at any depth, that crashes transformers or makes it fetch foreign code."""
-    for key, value in fields.items():
-        if key in ("dtype", "torch_dtype"):
-            fits = value is None or isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
-        elif key in ("quantization_config", "id2label", "label2id"):
-            fits = isinstance(value, (dict, type(None)))
-        elif key == "num_labels":
-            fits = type(value) is int and 0 <= value < 1_000_000
-        elif key.endswith("attn_implementation"):
-            # With a slash it names a kernel on the Hub.
-            fits = value is None or isinstance(value, str) and "/" not in value
-        else:
-            fits = key != "sub_configs" and not callable(getattr(PreTrainedConfig, key, None))
-        if not fits:
-            raise ValueError(f"{where}: {key} is {repr(value)[:60]}, which no configuration may hold: remove it")
-        if isinstance(value, dict):
-            check_fields(value, f"{where}: {key}")
-
-
 def check_files(name_or_path: Source, hub: Hub) -> None:
     """Raises ValueError for a checkpoint whose files make transformers read anything but its safetensors."""
     fields = read_fields(name_or_path, CONFIG, hub) or {}
@@ -181,7 +162,11 @@ def check_files(name_or_path: Source, hub: Hub) -> None:
             f"{name_or_path}: adapter_config.json makes it a LoRA of PEFT: merge the LoRA into the weights, or remove "
             "the file"
         )
-    shard_files(name_or_path, hub)
+    shards = shard_files(name_or_path, hub)
+    if os.path.isdir(name_or_path) and not os.path.isfile(os.path.join(name_or_path, FULL_WEIGHTS)):
+        for file in shards:
+            if not os.path.isfile(os.path.join(name_or_path, file)):
+                raise ValueError(f"{name_or_path}: {file}, which {INDEX} names, is missing: get it again")
 
 
 def shard_files(name_or_path: Source, hub: Hub) -> list[str]:
@@ -349,7 +334,8 @@ def load_whole(
             raise
         except Exception as error:  # settings of foreign files fail in any way while the model is built
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{name_or_path}: cannot be loaded ({type(error).__name__}: {reason})") from error
+            reason = f"{type(error).__name__}: {reason}): get its config.json and its weights from one checkpoint"
+            raise ValueError(f"{name_or_path}: cannot be loaded ({reason}") from error
         # On a GPU, quantisation turns NaN into a number.
         check_stored(stored, name_or_path, hub, finite=options.get("quantization_config") is not None)
     new, left = tuple(new), tuple(left)

@@ -24,7 +24,7 @@ class ModelArguments:
 
     model: str = field(
         metadata={
-            "help": "Checkpoint of this package or native model: a folder or a Hub name. To embed: FILE.onnx too."
+            "help": "Checkpoint, multimodal LLM or vision encoder: a folder or a Hub name (to embed: or FILE.onnx)."
         }
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})

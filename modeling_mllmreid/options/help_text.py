@@ -18,7 +18,7 @@ from ..utils.ranges import Range
 SHOWN_FIRST = {
     "ModelArguments": ("model", "dtype"),
     "DataArguments": ("dataset", "data_dir", "captions_file"),
-    "MethodArguments": ("height", "width", "test_feature", "reid_on", "loss_lambda"),
+    "MethodArguments": ("height", "width", "test_feature", "reid_on", "loss_lambda", "pooling"),
     "BatchArguments": ("texts", "target", "val_identities"),
     "OnnxArguments": (),
     "LeakArguments": (),
@@ -30,6 +30,7 @@ SHOWN_FIRST = {
         "identities_per_batch",
         "images_per_identity",
         "num_train_epochs",
+        "max_steps",
         "learning_rate",
         "learning_rates",
         "bf16",
@@ -43,6 +44,8 @@ REQUIRED = {"train": ("output_dir",)}
 STOCK_CLASS, STOCK_HEADING = "ReIDTrainingArguments", "Further arguments of transformers' TrainingArguments"
 VALUES = {int: "N", float: "X", bool: "true|false", dict: "JSON"}
 MOST_COLUMNS, LEAST_COLUMNS, VALUE_WIDTH = 120, 60, 20
+# What a command takes in front of its fields, where that is not a recipe.
+FIRST_ARGUMENTS = {"convert": "FILE or config.yaml"}
 # A long list of names in brackets: `--help` leaves it out.
 LONG_BRACKETS = re.compile(r" \([^()]{60,}\)")
 
@@ -81,7 +84,8 @@ def help_text(
     Returns:
         `str`: The help, wrapped to the width of the terminal.
     """
-    lines = [f"usage: {program_name()} {command} [recipe or config.yaml] [--field value ...]"]
+    first = FIRST_ARGUMENTS.get(command, "recipe or config.yaml")
+    lines = [f"usage: {program_name()} {command} [{first}] [--field value ...]"]
     method = [kind for kind in dataclasses if kind.__name__ == "MethodArguments"]
     new_models = _defaults_of_new_models([field.name for kind in method for field in fields(kind)])
     left_out = 0

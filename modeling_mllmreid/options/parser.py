@@ -17,6 +17,7 @@ from ..utils.errors import UserError, is_our_fault
 from ..utils.ranges import Range
 from ..utils.shipped import recipe_path
 from .help_text import help_text, program_name
+from .overrides import is_overridden, refuse_overridden
 from .values import INTEGERS, finite_number, is_text, json_object, whole_number
 from .yaml_files import read_yaml
 
@@ -106,11 +107,15 @@ def read_options(dataclasses: Sequence[Any], argv: Sequence[str], command: str) 
         path = recipe_path(flags.pop(0), command)
         values = parser.from_mapping(read_yaml(path), str(path))
     if HELP & set(flags):
-        actions = {action.dest: action for action in parser.known_actions()}
+        known = parser.known_actions()
+        actions = {action.dest: action for action in known if not is_overridden(action.dest, values)}
         everything = bool(HELP_ALL & set(flags))
         print(help_text(dataclasses, command, actions, parser.ranges, recipe=values, everything=everything))
         raise SystemExit(0)
-    return {**values, **parser.from_flags(flags, command)}
+    given = parser.from_flags(flags, command)
+    values = {**values, **given}
+    refuse_overridden(given, {**{action.dest: action.default for action in parser.known_actions()}, **values}, command)
+    return values
 
 
 def read_mapping(dataclasses: Sequence[Any], content: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import HubStrategy
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 from ..utils.errors import UserError
 from ..utils.processes import warn_idle_gpus
@@ -221,6 +222,9 @@ class ReIDTrainingArguments(TrainingArguments):
             raise UserError(f"reid_warmup_steps {self.reid_warmup_steps}: give 0 or more")
         self.learning_rates = _checked_learning_rates(self.learning_rates)
         all_loggers = self.report_to in ("all", ["all"])
+        supported = self.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()
+        if (self.bf16 or self.bf16_full_eval) and not supported:
+            raise UserError("bf16: no GPU of this machine computes in bfloat16: add --use_cpu true to train on the CPU")
         with setting_errors("training arguments"):
             super().__post_init__()
             warn_idle_gpus(self.distributed_state)

@@ -26,6 +26,7 @@ from ..model import (
 from ..model.adapters import read_adapter
 from ..model.backbones import FAMILIES
 from ..model.encoder_checkpoints import encoder_config
+from ..model.prompts import check_vocabulary
 from ..model.weights import load_whole, native_config, read_config
 from ..options.arguments import ModelArguments, OnnxArguments
 from ..options.parser import build_options
@@ -128,6 +129,7 @@ def check_processor(processor: MllmReIDProcessor, config: MllmReIDConfig) -> Non
                 f"its processor is another model's: {name} {str(ours)[:60]}, and the model reads {str(theirs)[:60]}: "
                 "get the processor's files of the same checkpoint"
             )
+    check_vocabulary(processor, config.get_text_config().vocab_size)
 
 
 def changed_config(stored: MllmReIDConfig, fields: Mapping[str, Any]) -> MllmReIDConfig:
@@ -209,6 +211,9 @@ def resolve_adapters(arguments: ModelArguments, options: Mapping[str, Any]) -> A
         refuse(options, stored, arguments.model)
         options = {**{name: value for name, value in stored.items() if value is not None}, **options}
     adapters: AdapterArguments = build_options((AdapterArguments,), options, "train")[0]
+    idle = sorted(options.keys() & set(LORA_FIELDS))
+    if idle and not adapters.has_lora and not options.keys() & {"language_model", "tower"}:
+        raise UserError(f"{idle[0]}: there is no LoRA: set language_model or tower to lora, or leave it out")
     return adapters
 
 
@@ -303,7 +308,7 @@ def _refuse_other_pooling(stored: MllmReIDVisionConfig, fields: Mapping[str, Any
 def load_embedder(
     arguments: ModelArguments, fields: dict[str, Any] | None = None, onnx: OnnxArguments | None = None
 ) -> tuple[Encoder, EncoderProcessor]:
-    """Loads a model that embeds images: an ONNX file, or a model of `load_encoder`.
+    """Loads a model that embeds images to the device of this process: an ONNX file, or a model of `load_encoder`.
 
     Args:
         arguments (`ModelArguments`): Name or folder of the model, or an ONNX file.
@@ -314,16 +319,28 @@ def load_embedder(
         `tuple[Encoder, EncoderProcessor]`
 
     Raises:
-        UserError: As in `load_encoder` and `load_onnx`.
+        UserError: As in `load_encoder` and `load_onnx`, and if the model cannot embed a crop.
     """
     path = find_onnx(arguments.model)
     if path is None:
-        return load_encoder(arguments, fields)
+        model, processor = load_encoder(arguments, fields)
+        to_device(model)
+        check_runs(model, arguments.model)
+        return model, processor
     size = dict(fields or {})
     others = sorted(set(size) - {"height", "width"})
     if others:
         raise UserError(f"model {path}: an ONNX file has no such settings: leave out {', '.join(others)}")
     return load_onnx(path, onnx or OnnxArguments(), size, arguments.torch_dtype)
+
+
+@torch.inference_mode()
+def check_runs(model: ImageEncoder, name: str) -> None:
+    """Raises UserError if a model cannot embed a black crop: some numbers in config.json are used only then."""
+    config: Any = model.config
+    pixels = torch.zeros(1, 3, config.height, config.width)
+    with loading_errors(name, "cannot embed a crop", "its config.json is not that of its weights: get it again"):
+        model.eval().encode_images(pixels)
 
 
 def load_text_model(model_class: Any, arguments: ModelArguments) -> Any:

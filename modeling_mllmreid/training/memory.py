@@ -116,17 +116,31 @@ def estimate_memory(
     )
 
 
-def _model_without_weights(config: Any, adapters: AdapterArguments, dtype: torch.dtype) -> ImageEncoder:
-    """Returns the model on the meta device, with a LoRA and frozen weights as in the training."""
+def run_without_weights(config: MllmReIDConfig | MllmReIDVisionConfig) -> None:
+    """Builds a model on the meta device and runs it on a fake crop. Sizes that do not fit raise errors of any kind."""
+    model = _build(config)
+    with fake_run(model):
+        _saved_bytes(model, 1, [config.num_image_tokens + PROMPT_TOKENS], half=False)
+
+
+def _build(config: MllmReIDConfig | MllmReIDVisionConfig) -> ImageEncoder:
+    """Returns the model on the meta device."""
     with torch.device("meta"):
         if isinstance(config, MllmReIDVisionConfig):
-            encoder = MllmReIDVisionModel(config)
-            prepare_encoder(encoder, adapters)
-            return encoder
+            return MllmReIDVisionModel(config)
         # The image stands at the start of the sequences that are measured.
-        model = MllmReIDModel(MllmReIDConfig.from_dict({**config.to_dict(), "image_prefix_ids": []}))
-        apply_adapters(model, adapters, dtype)
-        return model
+        return MllmReIDModel(MllmReIDConfig.from_dict({**config.to_dict(), "image_prefix_ids": []}))
+
+
+def _model_without_weights(config: Any, adapters: AdapterArguments, dtype: torch.dtype) -> ImageEncoder:
+    """Returns the model on the meta device, with a LoRA and frozen weights as in the training."""
+    model = _build(config)
+    with torch.device("meta"):
+        if isinstance(model, MllmReIDVisionModel):
+            prepare_encoder(model, adapters)
+        else:
+            apply_adapters(model, adapters, dtype)
+    return model
 
 
 def optimizer_state_bytes(args: ReIDTrainingArguments) -> int:

@@ -41,7 +41,9 @@ def model_type(arguments: ModelArguments) -> str:
         refuse_special_files(arguments.model)
     remedy = "give a checkpoint's folder (for --dry_run its config.json is enough) or a Hub name"
     revision = revision_option(arguments)
-    with loading_errors(arguments.model, "not loadable", remedy):
+    # A folder with a wrong name gets the Hub's message, which is about connections.
+    problem = "not loadable" if os.path.isdir(arguments.model) else "not loadable: no such folder, and not from the Hub"
+    with loading_errors(arguments.model, problem, remedy):
         fields = read_fields(arguments.model, CONFIG, revision, required=True) or {}
     kind = fields.get("model_type")
     if kind in (MllmReIDConfig.model_type, MllmReIDVisionConfig.model_type, *FAMILIES):

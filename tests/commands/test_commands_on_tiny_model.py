@@ -75,7 +75,7 @@ def test_evaluate_works_without_a_train_split_and_with_other_sizes(disk, tmp_pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "/absent/model"], "model /absent/model: not loadable"),
+        (["--model", "/absent/model"], "model /absent/model: not loadable: no such folder, and not from the Hub ("),
         (["--llm_layer", "99"], "llm_layer"),
         (["--height", "50"], "both must be multiples of 16, the pixels of an image token's side: give 48 x 32"),
         (["--batch_size", "0"], "batch_size 0, num_workers 0: give at least 1"),

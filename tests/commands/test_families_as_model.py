@@ -8,12 +8,14 @@ import pytest
 import torch
 from chat_models import write_chat_model
 from families import CONFIGS
+from transformers import AutoTokenizer
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from modeling_mllmreid.commands import embed, evaluate, export, train
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor, MllmReIDVisionModel
 from modeling_mllmreid.options.arguments import ModelArguments
 from modeling_mllmreid.retrieval.embeddings import load_embeddings
+from modeling_mllmreid.training import memory
 from modeling_mllmreid.training.loading import load_model
 from modeling_mllmreid.utils.errors import UserError
 
@@ -115,6 +117,49 @@ def test_sizes_in_config_json_that_make_no_model(family, part, field, value, mes
             MllmReIDProcessor.from_mllm_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("family", "part", "field", "value", "message"),
+    [
+        # Only embedding shows those of the first message: the weights do not depend on these numbers.
+        ("Qwen2.5-VL", "vision_config", "window_size", 0, "cannot embed a crop (ZeroDivisionError: "),
+        ("Qwen3-VL", "vision_config", "num_heads", 7, "cannot embed a crop (RuntimeError: shape "),
+        ("Qwen2.5-VL", "text_config", "rope_parameters", None, "cannot embed a crop (RuntimeError: split_with_sizes "),
+        ("Gemma 3", "text_config", "query_pre_attn_scalar", -1, "cannot embed a crop (TypeError: "),
+        ("Qwen2.5-VL", "vision_config", "fullatt_block_indexes", [99], "holds 99; give blocks from 0 to 2"),
+        ("Qwen3-VL", "vision_config", "deepstack_visual_indexes", [0, -1], "holds -1; give blocks from 0 to 2"),
+        ("Gemma 3", None, "mm_tokens_per_image", 5, "make image tokens of None pixels a side"),
+        ("Gemma 3", "text_config", "sliding_window", 0, "sliding_window is 0, which no configuration may hold"),
+        ("SmolVLM", "vision_config", "num_attention_heads", -1, "cannot embed a crop (RuntimeError: invalid"),
+        ("SmolVLM", "vision_config", "layer_norm_eps", float("nan"), "layer_norm_eps is nan, which no configuration"),
+    ],
+)
+def test_numbers_in_config_json_that_cannot_embed(family, part, field, value, message, disk, tmp_path):
+    write_chat_model(tmp_path / "model", family)
+    fields = json.loads((tmp_path / "model/config.json").read_text())
+    within = fields if part is None else fields[part]
+    within[field] = value
+    if value is None:
+        del within[field]
+    (tmp_path / "model/config.json").write_text(json.dumps(fields))
+    images, output = str(disk.people / "query"), tmp_path / "embedded"
+    with pytest.raises(UserError) as error:
+        embed.main(["--model", str(tmp_path / "model"), "--images", images, "--output", str(output)])
+    assert message in str(error.value) and "\n" not in str(error.value) and not output.exists()
+
+
+def test_a_dry_run_blames_config_json_for_its_own_faults_alone(disk, tmp_path, monkeypatch):
+    write_chat_model(tmp_path / "model", "Qwen3-VL")
+    flags = ["--model", str(tmp_path / "model"), "--dataset", "market1501", "--data_dir", str(disk.people)]
+
+    def fail(*args, **kwargs):
+        raise ValueError("a fault of the estimate")
+
+    monkeypatch.setattr(memory, "optimizer_state_bytes", fail)
+    with pytest.raises(ValueError, match=r"^a fault of the estimate$") as error:
+        train.main([*flags, "--use_cpu", "true", "--dry_run", "true", "--output_dir", str(tmp_path / "run")])
+    assert not isinstance(error.value, UserError)
+
+
 def test_the_towers_class_counts_and_not_the_type_that_its_configuration_names(tmp_path):
     write_chat_model(tmp_path, "Qwen3-VL")
     expected, processor = load_model(ModelArguments(str(tmp_path)))
@@ -125,3 +170,14 @@ def test_the_towers_class_counts_and_not_the_type_that_its_configuration_names(t
     pixels = torch.randn(1, 3, processor.height, processor.width)
     with torch.inference_mode():
         assert torch.equal(model.eval().encode_images(pixels), expected.eval().encode_images(pixels))
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(disk, tmp_path):
+    write_chat_model(tmp_path, "Qwen3-VL")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.add_tokens([f"word{index}" for index in range(9)])  # the model has embeddings for three of them
+    tokenizer.save_pretrained(tmp_path)
+    data = ["--dataset", "market1501", "--data_dir", str(disk.people), "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(UserError, match="tokenizer.json has the token 'word3' of id .*, and config.json a vocab_size"):
+        train.main(["--model", str(tmp_path), *data, "--target", "caption", "--use_cpu", "true"])
+    assert not (tmp_path / "run").exists()

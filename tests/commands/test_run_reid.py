@@ -214,3 +214,10 @@ def test_only_the_owner_can_read_what_commands_write(monkeypatch, capsys, tmp_pa
     written = [people / "splits.json", *(tmp_path / "data").rglob("*"), *(tmp_path / "prepared").rglob("*")]
     assert len(written) >= 7
     assert {path.name for path in written if path.stat().st_mode & 0o077} == set()
+
+
+def test_bitsandbytes_does_not_ask_for_a_package_that_downloads_code(monkeypatch):
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    assert run(monkeypatch, "--version") == 0
+    assert not logger.isEnabledFor(logging.WARNING) and logger.isEnabledFor(logging.ERROR)

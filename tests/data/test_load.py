@@ -100,3 +100,16 @@ def test_saved_folder_without_contract_columns(root):
     assert load_reid_dataset(path)["train"].features == FEATURES and sorted(path.rglob("*")) == before
     with pytest.raises(UserError, match="dataset: is empty: give a reader's name"):
         load_reid_dataset("")
+
+
+def test_a_caption_of_a_saved_data_set_that_would_fill_the_memory_is_refused(disk, tmp_path):
+    dataset = load_reid_dataset("market1501", data_dir=disk.people, captions_file=disk.people / "reid_raw.json")
+    for length, folder in ((4999, tmp_path / "short"), (5000, tmp_path / "long")):
+        long = dataset["train"].map(
+            lambda row, index, n=length: {"caption": ["ä" * n]} if index == 1 else row, with_indices=True
+        )
+        DatasetDict({**dataset, "train": long}).save_to_disk(folder)
+    assert len(load_reid_dataset(tmp_path / "short")["train"]["caption"][1][0]) == 4999
+    file_name = dataset["train"][1]["file_name"]
+    with pytest.raises(UserError, match=rf"^{file_name} \(train\): a caption has 5,000 characters: give fewer than 5,"):
+        load_reid_dataset(tmp_path / "long")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import published_cnns
@@ -14,7 +15,7 @@ from PIL import Image
 from modeling_mllmreid.commands import convert as command
 from modeling_mllmreid.commands import evaluate
 from modeling_mllmreid.evaluation.embedding import embed_feature
-from modeling_mllmreid.hub.convert import LAYOUTS, convert, find_layout
+from modeling_mllmreid.hub.convert import LAYOUTS, convert, find_layout, read_checkpoint
 from modeling_mllmreid.hub.layouts.layout import LayoutOptions
 from modeling_mllmreid.options.arguments import ModelArguments
 from modeling_mllmreid.training.loading import load_encoder
@@ -194,10 +195,16 @@ def test_mistakes(tmp_path):
     clip = published.clip_reid_weights(128)
     biased = {**clip, "bottleneck.bias": torch.ones(128)}
     cases = (
-        ({"a": 1}, [], "holds no weights: give a checkpoint with a state_dict"),
+        ({"a": 1}, [], "holds no weights among a: give a checkpoint with a state_dict"),
+        (
+            {**plain, "base.norm.bias": torch.zeros(128, device="meta")},
+            [],
+            "becomes tower.norm.bias is not plain floats",
+        ),
+        ({**plain, "base.x": torch.zeros(1)}, [], "has no place for 1 weights, 'base.x' first: the checkpoint is"),
         ({"encoder.x.weight": torch.zeros(1)}, [], "are those of no known layout (clip_reid, transreid, osnet"),
         (plain, ["--layout", "transreiD"], "layout 'transreiD': give one of clip_reid, .*: did you mean 'transreid'"),
-        (plain, ["--layout", "osnet"], "layout osnet: has no weight 'base.cls_token' \\(and no"),
+        (plain, ["--layout", "osnet"], "layout osnet: has no place for .* 'base.cls_token' first"),
         (
             published.transreid_weights(128, prefix=""),
             [],
@@ -227,7 +234,7 @@ def test_mistakes(tmp_path):
             [],
             "has tower.layers.99999999 and no tower.layers.2: get it again",
         ),
-        (nan, [], "layout transreid: the weight tower.norm.bias is not finite"),
+        (nan, [], "layout transreid: the checkpoint: the weight tower.norm.bias is not finite"),
         (biased, ["--feature_after_bn", "true"], "its batch norm has a bias, which the feature here does not have"),
         (plain, ["--image_std", "1", "0", "1"], "image_std: has a 0"),
     )
@@ -239,6 +246,17 @@ def test_mistakes(tmp_path):
         with pytest.raises(UserError, match=message):
             command.main([str(file), "--to", str(tmp_path / "form")])
     assert not (tmp_path / "form").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "prefix"),
+    [("state_dict", "module."), ("params_ema", ""), ("model", "_orig_mod."), ("weights", "module.module._orig_mod.")],
+)
+def test_weights_as_training_programs_store_them(entry, prefix, tmp_path):
+    weights = dict(published.transreid_weights(128))
+    stored = {"epoch": 3, entry: {prefix + name: weight for name, weight in weights.items()}}
+    read = read_checkpoint(Path(saved(tmp_path, stored)))
+    assert read.keys() == weights.keys() and all(torch.equal(read[name], weights[name]) for name in weights)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not LAYOUTS[CASES[name][0]].shared])

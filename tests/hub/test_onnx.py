@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from encoders import SQUARE, write_encoder
+from families import CONFIGS, build_reid
 
 from modeling_mllmreid.hub import onnx as hub_onnx
 from modeling_mllmreid.hub.onnx import check_onnx, export_onnx
@@ -69,6 +70,31 @@ def test_encoders_of_other_architectures(kind, pooling, tmp_path):
     model = MllmReIDVisionModel.from_encoder_pretrained(folder, pooling=pooling, height=2 * side, width=side)
     export_onnx(model, tmp_path / "model.onnx")  # which compares
     assert (tmp_path / "model.onnx").is_file()
+
+
+# Further up are CLIP and DINOv2, the towers of LLaVA; Idefics3 and LLaVA-OneVision have towers of the others.
+TRACED = [family for family in CONFIGS if not family.startswith("LLaVA") and family != "Idefics3"]
+# Towers of packed patches are traced in a form of their own; the others need none.
+PACKED = ("Qwen2.5-VL", "Qwen3-VL", "VideoLLaMA 3")
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, marks=() if f in PACKED else pytest.mark.slow) for f in TRACED])
+def test_the_vision_form_of_every_family_in_any_batch(family, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    # With windows of 2 x 2 image tokens, one window is not whole.
+    unit = build_reid(family).backbone.unit
+    size = {"height": 2 * unit, "width": 3 * unit}
+    form = MllmReIDVisionModel.from_reid_model(build_reid(family, **size)).eval()
+    export_onnx(form, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    crops = torch.randn(3, 3, *size.values())
+    with torch.no_grad():
+        expected = form.encode_images(crops).numpy()
+    assert np.abs(expected[0] - expected[1]).max() > 1e-3
+    for batch in (crops[:1], crops):
+        embeddings = session.run(None, {"pixel_values": batch.numpy()})[0]
+        np.testing.assert_allclose(embeddings, expected[: len(batch)], atol=1e-5, rtol=0)
 
 
 def test_half_precision_becomes_float32_and_large_weights_get_a_second_file(form, tmp_path, monkeypatch):

@@ -245,3 +245,12 @@ def test_an_unknown_family_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=f"^'blip-2' is no known family .*: give a model of {known}; docs/") as e:
         MllmReIDConfig(mllm_config={"model_type": "blip-2"})
     assert "\n" not in str(e.value)
+
+
+def test_the_prefix_of_the_image_is_embedded_once_for_all_images():
+    """With one row for each image the gradients add up in another order: trainings have other last digits."""
+    model = build_reid("LLaVA, CLIP")
+    shapes = []
+    model.mllm.get_input_embeddings().register_forward_hook(lambda _, ids, __: shapes.append(tuple(ids[0].shape)))
+    model.encode_images(torch.rand(3, 3, model.config.height, model.config.width))
+    assert shapes == [(1, len(model.config.image_prefix_ids))]

@@ -6,7 +6,7 @@ from chat_tokenizers import SPECIAL, chat_template, chat_tokenizer, llama_tokeni
 from transformers import CLIPImageProcessor, Gemma3ImageProcessor, Gemma3Processor, LlavaProcessor
 
 from modeling_mllmreid.model import MllmReIDProcessor
-from modeling_mllmreid.model.prompts import PLAIN_TEMPLATE, templates_of, vocabulary_digest
+from modeling_mllmreid.model.prompts import PLAIN_TEMPLATE, check_vocabulary, templates_of, vocabulary_digest
 from modeling_mllmreid.training.arguments import BatchArguments
 from modeling_mllmreid.training.batches import TrainCollator
 
@@ -81,6 +81,22 @@ def test_without_a_chat_template_the_prompt_is_that_of_llava():
         tuple(TEMPLATES["llava"])
     )
     assert templates_of(tokenizer, None, "<i>", "<b>", "<e>")[0] == "USER: <b>{image}<e>\n{instruction} ASSISTANT:"
+
+
+def test_a_chat_template_that_ignores_the_generation_prompt_still_starts_the_answer():
+    tokenizer = chat_tokenizer("qwen")
+    template = tokenizer.chat_template
+    without = template.partition("{%- if add_generation_prompt")[0]
+    image = "<|image_pad|>"
+    expected = templates_of(tokenizer, template, image, *MARKS["qwen"])
+    assert without != template and templates_of(tokenizer, without, image, *MARKS["qwen"]) == expected
+    # As in Mistral: the answer follows the user's turn, after a space at most.
+    turns = "{% for message in messages %}{{ message.role[0] + ':' + message.content + ' ' }}{% endfor %}"
+    answers = turns.replace("message.role[0] + ':' + ", "")
+    assert templates_of(tokenizer, answers, image)[1] == "{caption}\n{instruction} "
+    assert templates_of(tokenizer, turns, image)[1] == "u:{caption}\n{instruction} a:"
+    refusing = "{% if messages|length > 1 %}{{ raise_exception('no answers') }}{% endif %}" + answers
+    assert templates_of(tokenizer, refusing, image) == templates_of(tokenizer, answers, image)
 
 
 def test_a_model_that_thinks_first_is_asked_for_its_answer():
@@ -186,6 +202,28 @@ def test_settings_that_make_no_prompt(made):
     ):
         with pytest.raises(ValueError, match=f"the chat template does not write the image '<i>', .*{reason}"):
             templates_of(tokenizer, template, "<i>")
+
+
+def test_half_of_a_character_is_refused(made):
+    for call in (made("qwen").text_prompt_ids, made("qwen").target_ids):
+        with pytest.raises(ValueError, match=r"^the text 'a .udc80 coat' holds half of a character; correct it$"):
+            call("a \udc80 coat")
+
+
+def test_a_token_without_an_embedding_is_refused_where_a_text_or_padding_may_have_it(made):
+    tokenizer = chat_tokenizer("smollm")
+    size = len(tokenizer)
+    processor = made("smollm", tokenizer)
+    check_vocabulary(processor, size)
+    check_vocabulary(processor, size - 1)  # the image replaces the embedding of the last token, <image>
+    tokenizer.add_tokens(["<|pad|>"], special_tokens=True)
+    check_vocabulary(processor, size)  # no text has it
+    tokenizer.add_tokens(["coats"])
+    with pytest.raises(ValueError, match=f"'coats' of id {size + 1}, and config.json a vocab_size of {size}; take"):
+        check_vocabulary(processor, size)
+    tokenizer.pad_token = "<|pad|>"
+    with pytest.raises(ValueError, match=rf"has the token '<\|pad\|>' of id {size}, .*or resize the embeddings$"):
+        check_vocabulary(processor, size)
 
 
 def test_a_tokenizer_without_offsets_is_refused(made, monkeypatch):

@@ -162,6 +162,29 @@ def test_shards_must_be_in_the_checkpoints_folder(make_model, tmp_path, place):
         MllmReIDModel.from_pretrained(folder)
 
 
+def test_a_download_without_all_shards_is_one_line(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path, max_shard_size="50KB")
+    last = sorted(tmp_path.glob("model-*.safetensors"))[-1]
+    last.unlink()
+    message = f"^{tmp_path}: {last.name}, which model.safetensors.index.json names, is missing: get it again$"
+    with pytest.raises(ValueError, match=message):
+        MllmReIDModel.from_pretrained(tmp_path)
+
+
+def test_tied_weights_of_another_model_are_one_line_with_a_remedy(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    names = [name for name in weights if "embed_tokens" in name or "lm_head" in name]
+    weights |= {name: torch.cat([weights[name]] * 2) for name in names}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    of_mllm = config["mllm_config"]
+    of_mllm["tie_word_embeddings"] = of_mllm["text_config"]["tie_word_embeddings"] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="cannot be loaded .*: get its config.json and its weights from one checkpo"):
+        MllmReIDModel.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("form", LOADERS)
 def test_safetensors_alone(save, form):
     folder, load = save(form), LOADERS[form]

@@ -112,3 +112,10 @@ def test_the_parser_of_transformers_accepts_our_arguments(tmp_path):
         ["--output_dir", str(tmp_path), "--use_cpu", "true"]
     )
     assert args.identities_per_batch == 16
+
+
+def test_convert_takes_a_file_and_an_encoder_has_a_pooling(printed):
+    assert printed(help_of("convert")).startswith("usage: mllmreid convert [FILE or config.yaml] [--field value ...]\n")
+    text = " ".join(printed(help_of("train")).split())
+    assert "--model TEXT Required. Checkpoint, multimodal LLM or vision encoder" in text
+    assert "--pooling TEXT" in text and "class, mean, gem, class_mean" in text

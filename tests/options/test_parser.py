@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from modeling_mllmreid.model import MllmReIDConfig, MllmReIDVisionConfig
 from modeling_mllmreid.options import parser
 from modeling_mllmreid.options.arguments import DataArguments, MethodArguments, ModelArguments
+from modeling_mllmreid.options.overrides import OVERRIDES
 from modeling_mllmreid.options.parser import parse, read_options
 from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
 from modeling_mllmreid.utils.errors import UserError
@@ -311,6 +312,33 @@ def every_dataclass() -> set[type]:
     modules = [importlib.import_module(f"modeling_mllmreid.{name}") for name in names]
     found = {value for module in modules for value in vars(module).values() if is_dataclass(value)}
     return {kind for kind in found if isinstance(kind, type) and kind.__name__.endswith(("Arguments", "Model"))}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--max_steps 9 --num_train_epochs 3", "num_train_epochs: has no effect with max_steps 9: set max_steps to -1"),
+        ("--eval_steps 5", "eval_steps: has no effect with eval_strategy epoch: set eval_strategy to steps"),
+        ("--save_steps 5 --save_strategy best", "save_steps: has no effect with save_strategy best"),
+        ("--eval_strategy no --metric_for_best_model mAP", "metric_for_best_model: has no effect with eval_strategy"),
+        ("--warmup_steps 5 --lr_scheduler_type constant", "warmup_steps: has no effect with lr_scheduler_type const"),
+        ("--hub_model_id a/b", "has no effect with push_to_hub false: set push_to_hub to true, or leave hub_model_id"),
+    ],
+)
+def test_a_flag_that_another_field_overrides_is_refused(flags, message):
+    with pytest.raises(UserError, match=f"^train: .*{message}"):
+        read_options((ReIDTrainingArguments,), flags.split(), "train")
+
+
+def test_a_line_of_a_recipe_may_be_overridden_and_the_help_hides_it(tmp_path, capsys):
+    path = write(tmp_path, "num_train_epochs: 20\neval_strategy: 'no'\neval_steps: 5\n")
+    assert read_options((ReIDTrainingArguments,), [path, "--max_steps", "2"], "train")["max_steps"] == 2
+    with pytest.raises(SystemExit):
+        read_options((ReIDTrainingArguments,), [write(tmp_path, "max_steps: 20\n"), "--help"], "train")
+    printed = capsys.readouterr().out
+    assert "--max_steps N " in printed and "default: 20]" in printed and "--num_train_epochs" not in printed
+    known = ReIDTrainingArguments.__dataclass_fields__.keys()
+    assert OVERRIDES.keys() <= known and {override.name for override in OVERRIDES.values()} <= known
 
 
 @pytest.mark.parametrize("command", ["embed", "evaluate"])

@@ -128,6 +128,7 @@ def test_wrong_settings_fail_before_the_data_are_loaded(begin, tmp_path):
         'fsdp_config {"version":2}': "fsdp_config: has no effect without fsdp",
         "bf16 true --fp16 true": "training arguments: At most one of fp16 and bf16",
         "fp16 true": "fp16: needs a GPU: set bf16",
+        "bf16 true --use_cpu false": "bf16: no GPU of this machine computes in bfloat16: add --use_cpu true",
         "push_to_hub true": "push_to_hub: no token of the Hub is known: run hf auth login",
         "push_to_hub true --hub_token hf_x --hub_model_id a/b/c": "hub_model_id: ",
         f"output_dir {tmp_path / 'file'}": "cannot be written",
@@ -137,6 +138,7 @@ def test_wrong_settings_fail_before_the_data_are_loaded(begin, tmp_path):
         f"resume_from_checkpoint {tmp_path / 'model'}": "not a checkpoint of a training, as it has no",
         'learning_rates {"a":NaN}': "learning_rates: 'a' has rate nan",
         "lora_targets (": "lora_targets: '\\(' is not a regular expression",
+        "lora_rank 4": "lora_rank: there is no LoRA: set language_model or tower to lora, or leave it out",
         "test_share 1": "test_share 1.0: give a share above 0 and below 1",
     }
     for flags, message in mistakes.items():

@@ -100,7 +100,7 @@ class Layout:
                 renamed[new] = weight
         if unknown:
             raise UserError(
-                f"layout {self.name}: has no weight {unknown[0]!r} (and no {len(unknown) - 1} others): "
+                f"layout {self.name}: has no place for {len(unknown)} weights, {unknown[0]!r} first: "
                 f"the checkpoint is of another architecture than {self.source}"
             )
         return renamed
