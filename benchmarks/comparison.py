@@ -16,7 +16,7 @@ from datasets import DatasetDict
 from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.options.arguments import MethodArguments, ModelArguments
 from modeling_mllmreid.options.parser import read_options
-from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.synthetic.flat.write import write_pedestrians
 from modeling_mllmreid.training.adapters import AdapterArguments
 from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
 

@@ -20,7 +20,7 @@ from datasets import DatasetDict
 from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.options.parser import build_options
 from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
-from modeling_mllmreid.synthetic.people.captions import sample_descriptions
+from modeling_mllmreid.synthetic.flat.captions import sample_descriptions
 from modeling_mllmreid.training.loading import load_model
 from modeling_mllmreid.training.run import train_reid
 from modeling_mllmreid.utils.processes import this_process
