@@ -55,7 +55,7 @@ class BatchArguments:
     )
     target: Literal["continuation", "caption", "split"] = field(
         default="continuation",
-        metadata={"help": "Text that the language model learns to write; split: second half of the caption."},
+        metadata={"help": "Text to learn to write; split: second half of the caption."},
     )
     text_branch: bool = field(
         default=True, metadata={"help": "Compute the language loss on captions too, with the same targets."}
