@@ -24,9 +24,9 @@ from ..evaluation.report import format_table, write_json
 from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
 from ..options.arguments import MethodArguments
 from ..retrieval.ranking import rank_gallery
-from ..synthetic.people.captions import attribute_words
+from ..synthetic.flat.captions import attribute_words
+from ..synthetic.flat.write import write_pedestrians
 from ..synthetic.worlds import PEDESTRIANS
-from ..synthetic.write import write_pedestrians
 from ..text.continuations import kept_attribute_share, write_continuations
 from ..text.generation import generate_texts
 from ..training.adapters import AdapterArguments

@@ -16,7 +16,7 @@ from transformers import (
 
 from ..model import MllmReIDProcessor
 from ..model.crops import crop_image_processor
-from ..synthetic.people.captions import sample_descriptions
+from ..synthetic.flat.captions import sample_descriptions
 from ..utils.ranges import Count, CountOrZero, Pixels, Positive
 from .pretraining import CaptionPretraining, align_images, pretrain_language
 

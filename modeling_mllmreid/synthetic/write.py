@@ -86,7 +86,7 @@ def write_pedestrians(
     processes = processes or (1 if images < ONE_PROCESS else len(os.sched_getaffinity(0)))
     records: list[dict[str, Any]] = []
     with atomic_folder(root) as partial_root:
-        for folder in FOLDERS:
+        for folder in FOLDERS if world.train_identities else FOLDERS[1:]:
             (partial_root / folder).mkdir()
         write = partial(_write_person, partial_root, world, captions_per_image)
         with _mapper(processes) as mapped, tqdm(total=len(walkers), unit="person", disable=None) as bar:
@@ -158,8 +158,8 @@ def _check(root: Path, world: World, captions: int) -> None:
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} is not an empty folder: give a new folder or empty this one")
     ranges = {
-        "train_identities": (0, 9999 - world.test_identities),
         "test_identities": (0, 9999),
+        "train_identities": (0, 9999 - world.test_identities),
         "images_per_camera": (1, 9999),
         "scenes": (1, 999),
         "cameras": (1, world.scenes),

@@ -92,11 +92,11 @@ def test_what_counts_as_visible_changes_the_image_and_nothing_else_does():
             changed = (np.abs(np.asarray(other.image, int) - plain).max(2) > 12).mean()
             if share >= LEAST[item]:
                 counts[0] += 1
-                assert changed > 0.3 * share * 0.1, (index, item, share, changed)
+                assert changed > 0.03 * share, (index, item, share, changed)
             elif share == 0 and item != "hair":  # brows and beards have its colour
                 counts[1] += 1
                 assert changed < 0.002, (index, item)
-    assert all(visible >= 3 for visible, _ in seen.values()) and sum(hidden for _, hidden in seen.values()) > 10
+    assert all(visible >= 2 for visible, _ in seen.values()) and sum(hidden for _, hidden in seen.values()) > 10
 
 
 def test_captions_mention_what_is_seen_alone():

@@ -63,7 +63,9 @@ def read_rendered(world: str, data_dir: str | os.PathLike[str], *, problems: Pro
             f"{root}: has the world {existing.world!r}, version {existing.version}, not {world!r}, version {VERSION}: "
             "give another folder, or remove this one to render it again"
         )
-    missing = [path for path in (*FOLDERS.values(), CAPTIONS_FILE) if not os.path.lexists(root / path)]
+    trained_on = world in FLAT_WORLDS or WORLDS[world].train_identities
+    folders = [folder for split, folder in FOLDERS.items() if trained_on or split != "train"]
+    missing = [path for path in (*folders, CAPTIONS_FILE) if not os.path.lexists(root / path)]
     if missing:
         raise UserError(f"{root}: {', '.join(missing)} of {name} is missing: remove the folder to render it again")
     spec = MarketLayout(
