@@ -1,10 +1,14 @@
-"""Measures the speed of rendering pedestrians: images a second, and the time relative to their JPEG encoding.
+"""Measures the rendering of pedestrians: processor time of a crop on one thread, and the time of a whole set.
 
-python benchmarks/rendering.py [images]
+python benchmarks/rendering.py [--people 40] [--images 2000]
+
+Renders crops of 64 x 128 and 128 x 256 in this process and prints the processor time of each, persons and scenes
+included, and relative to the JPEG encoding of the same images. Then it writes a set of 64 x 128 crops with one process
+for each core.
 """
 
+import argparse
 import io
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -13,25 +17,36 @@ from PIL import Image
 
 from modeling_mllmreid.synthetic.write import write_pedestrians
 
+IMAGES_OF_A_PERSON = 20
 
-def main(images: int = 2000) -> None:
-    """Renders about `images` images into a temporary folder, and encodes them again as the floor."""
-    people = max(2, images // 20)
+
+def main() -> None:
+    """Prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--people", type=int, default=40)
+    parser.add_argument("--images", type=int, default=2000)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        for size in ((128, 64), (256, 128)):
+            write_pedestrians(Path(folder) / "first", train_identities=1, test_identities=1, processes=1, size=size)
+            root = Path(folder) / f"{size[0]}"
+            start = time.process_time()
+            write_pedestrians(root, train_identities=options.people, test_identities=0, processes=1, size=size)
+            rendering = time.process_time() - start
+            images = [Image.open(path).convert("RGB") for path in root.rglob("*.jpg")]
+            start = time.process_time()
+            for image in images:
+                image.save(io.BytesIO(), "JPEG", quality=92)
+            encoding = time.process_time() - start
+            each = 1000 * rendering / len(images)
+            print(f"{size[1]} x {size[0]}: {each:.1f} ms of one core a crop, {rendering / encoding:.0f} times its encoding")
+            (Path(folder) / "first").rename(Path(folder) / f"first {size[0]}")
         start = time.perf_counter()
-        write_pedestrians(Path(folder) / "people", train_identities=people - 1, test_identities=1)
-        rendering = time.perf_counter() - start
-        opened = []
-        for path in Path(folder).rglob("*.jpg"):
-            with Image.open(path) as image:
-                opened.append(image.convert("RGB"))
-    start = time.perf_counter()
-    for image in opened:
-        image.save(io.BytesIO(), "JPEG", quality=90)
-    floor = time.perf_counter() - start
-    print(f"{len(opened)} images in {rendering:.1f} s, {len(opened) / rendering:.0f} a second")
-    print(f"{rendering / floor:.1f} times the encoding alone")
+        people = options.images // IMAGES_OF_A_PERSON
+        written = write_pedestrians(Path(folder) / "set", train_identities=people, test_identities=0)
+        seconds = time.perf_counter() - start
+        print(f"{written.train_images} crops of 64 x 128 in {seconds:.1f} s, one process for each core")
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

@@ -33,6 +33,8 @@ EXPECTED = [
     [121, 124, 133, 127, 133, 136, 108, 105],
     [204, 161, 205, 192, 189, 154, 194, 215],
 ]
+# Colours that are None where the item is not worn.
+FIELDS = {"neck": "scarf_color", "inner": "inner_color"}
 GREEN = Color("green", (0.05, 0.95, 0.1))
 
 
@@ -73,7 +75,7 @@ def test_a_crop_does_not_depend_on_what_was_rendered_before():
 
 def recolored(person, item):
     """The person with one item in bright green."""
-    field = {"neck": "scarf_color", "inner": "inner_color"}.get(item, f"{item}_color")
+    field = FIELDS.get(item, f"{item}_color")
     if item == "hair":
         return replace(person, body=replace(person.body, hair_color=GREEN))
     return replace(person, outfit=replace(person.outfit, **{field: GREEN}))
@@ -85,7 +87,7 @@ def test_what_counts_as_visible_changes_the_image_and_nothing_else_does():
         person, shot, scene, drawn = crop(index, season="winter")
         plain = np.asarray(drawn.image, int)
         for item, counts in seen.items():
-            if getattr(person.outfit, f"{item}_color", None) is None and item in ("neck", "inner"):
+            if item in FIELDS and getattr(person.outfit, FIELDS[item]) is None:
                 continue
             other = render(recolored(person, item), shot, scene, seed=0)
             share = drawn.visible[item]
