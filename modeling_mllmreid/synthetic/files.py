@@ -1,7 +1,8 @@
-"""The file that identifies a folder of rendered people."""
+"""The layout of a folder of rendered people, and the file that identifies it."""
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..utils.data_formats import WorldFile
@@ -11,6 +12,18 @@ from ..utils.json_files import read_json
 VERSION = 1
 WORLD_FILE = "world.json"
 CAPTIONS_FILE = "reid_raw.json"
+FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
+
+
+@dataclass(frozen=True)
+class WrittenPedestrians:
+    """The result of `write_pedestrians`: the folder, the number of images of each split, and of captions."""
+
+    root: Path
+    train_images: int
+    query_images: int
+    gallery_images: int
+    captions: int
 
 
 def mark_rendered(root: Path, world: str) -> None:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..utils.errors import UserError
 from ..utils.outputs import atomic_folder
-from .files import CAPTIONS_FILE, mark_rendered
+from .files import CAPTIONS_FILE, FOLDERS, WrittenPedestrians, mark_rendered
 from .people.attributes import Person, change_clothes, make_person, random_stream
 from .people.captions import seen_items, tokenize, write_captions
 from .rendering.crops import render
@@ -23,20 +23,8 @@ from .rendering.scenes import make_scene
 from .rendering.shots import Shot, plan_shot, plan_track, view_of
 from .worlds import DEMO, WORLDS, World
 
-FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 # Fewer images are rendered sooner than other processes start.
 ONE_PROCESS = 300
-
-
-@dataclass(frozen=True)
-class WrittenPedestrians:
-    """The result of `write_pedestrians`: the folder, the number of images of each split, and of captions."""
-
-    root: Path
-    train_images: int
-    query_images: int
-    gallery_images: int
-    captions: int
 
 
 @dataclass(frozen=True)

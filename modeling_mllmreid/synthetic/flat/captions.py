@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from random import Random
 
+from ..sentences import TEMPLATES, Phrases, article, tidy
 from .attributes import BAGS, COLORS, HAIR_COLORS, HATS, LOWERS, SHOES, SLEEVES, Person, random_person, random_stream
 from .cameras import CAMERAS
 from .figure import bag_side_in_image
@@ -29,8 +30,6 @@ ATTRIBUTE_WORDS = frozenset(
     )
     for word in phrase.split()
 )
-
-Phrases = dict[str, str]
 
 
 def tokenize(text: str) -> list[str]:
@@ -75,7 +74,7 @@ def _caption(person: Person, shot: Shot, template: Callable[[Phrases], str], rng
     phrases = _phrases(person, shot, rng)
     for name in ("", "view", "shoes", "head"):
         phrases.pop(name, None)
-        text = _tidy(template(phrases))
+        text = tidy(template(phrases))
         if len(tokenize(text)) in LENGTHS or len(tokenize(text)) < LENGTHS.start:
             break
     if len(tokenize(text)) < LENGTHS.start:
@@ -96,7 +95,7 @@ def _phrases(person: Person, shot: Shot, rng: Random) -> Phrases:
     if "shoes" not in hidden and rng.random() < 0.85:
         phrases["shoes"] = f"{person.shoes_color} {person.shoes}"
     if person.bag and "bag" not in hidden:
-        phrases["bag"] = _article(f"{person.bag_color} {person.bag}")
+        phrases["bag"] = article(f"{person.bag_color} {person.bag}")
     if rng.random() < 0.5:
         phrases["view"] = {"front": "from the front", "back": "from behind"}.get(shot.view, "from the side")
     return phrases
@@ -118,71 +117,15 @@ def _upper(person: Person, no_logo: bool, rng: Random) -> str:
         text += f"{' and' if ' with ' in text else ' with'} {person.sleeves} sleeves"
     if person.sleeves == "none":
         text = f"sleeveless {text}"
-    return _article(text)
+    return article(text)
 
 
 def _head(person: Person, no_ponytail: bool) -> str:
     style, color = person.hair_style, person.hair_color
     hair = f"{style} {color} hair"
     if style == "ponytail":
-        hair = f"{color} hair" if no_ponytail else _article(f"{color} ponytail")
+        hair = f"{color} hair" if no_ponytail else article(f"{color} ponytail")
     if person.hat is None:
         return hair
-    hat = _article(f"{person.hat_color} {person.hat}")
+    hat = article(f"{person.hat_color} {person.hat}")
     return hat if style == "short" else f"{hat} over {hair}"
-
-
-def _article(phrase: str) -> str:
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
-
-
-def _listed(*phrases: str | None) -> str:
-    """The phrases, without None, joined by commas and a last "and"."""
-    present = [phrase for phrase in phrases if phrase]
-    return present[0] if len(present) == 1 else f"{', '.join(present[:-1])} and {present[-1]}"
-
-
-def _if(phrases: Phrases, name: str, wording: str) -> str:
-    """The wording with the phrase of a name; empty without this phrase."""
-    return wording.format(phrases[name]) if name in phrases else ""
-
-
-def _tidy(text: str) -> str:
-    return re.sub(r" ([.,])", r"\1", re.sub(r" +", " ", text)).strip()
-
-
-def _plain_report(p: Phrases) -> str:
-    head, bag, view = _if(p, "head", "with {}"), _if(p, "bag", "and carries {}"), _if(p, "view", "seen {}")
-    return f"a {p['who']} {head} {view} wears {_listed(p['upper'], p['lower'], p.get('shoes'))} {bag}."
-
-
-def _bottom_up(p: Phrases) -> str:
-    shoes, head = _if(p, "shoes", "and {}"), _if(p, "head", "the head shows {}.")
-    bag, view = _if(p, "bag", "and carries {}"), _if(p, "view", "is shown {} and")
-    return f"the {p['who']} {view} walks in {p['lower']} {shoes} below {p['upper']} {bag}. {head}"
-
-
-def _two_sentences(p: Phrases) -> str:
-    extras = [p[name] for name in ("head", "bag", "shoes") if name in p]
-    has = f"this {p['who']} also has {_listed(*extras)}." if extras else ""
-    return f"{_if(p, 'view', 'seen {},')} a {p['who']} is dressed in {p['upper']} and {p['lower']}. {has}"
-
-
-def _bag_first(p: Phrases) -> str:
-    bag, view = _if(p, "bag", "carrying {}"), _if(p, "view", "photographed {}")
-    head, shoes = _if(p, "head", "and has {}"), _if(p, "shoes", "the feet are in {}.")
-    return f"a {p['who']} {view} {bag} wears {p['upper']} and {p['lower']} {head}. {shoes}"
-
-
-def _head_first(p: Phrases) -> str:
-    head, bag = _if(p, "head", "with {},"), _if(p, "bag", "and holds {}")
-    shoes, view = _if(p, "shoes", "on the feet are {}."), _if(p, "view", "photographed {}")
-    return f"{head} the {p['who']} {view} is wearing {p['upper']} over {p['lower']} {bag}. {shoes}"
-
-
-def _inventory(p: Phrases) -> str:
-    items = _listed(p["upper"], p["lower"], p.get("shoes"), p.get("head"), p.get("bag"))
-    return f"this picture {_if(p, 'view', 'taken {}')} shows a {p['who']}. one can see {items}."
-
-
-TEMPLATES = (_plain_report, _bottom_up, _two_sentences, _bag_first, _head_first, _inventory)

@@ -1,7 +1,6 @@
 """Writing of synthetic pedestrians as Market-1501 folders, with captions in the schema of CUHK-PEDES."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +8,13 @@ from tqdm.auto import tqdm
 
 from ...utils.errors import UserError
 from ...utils.outputs import atomic_folder
-from ..files import mark_rendered
+from ..files import CAPTIONS_FILE, FOLDERS, WrittenPedestrians, mark_rendered
 from .attributes import make_person, random_stream
 from .captions import tokenize, write_captions
 from .shots import plan_shot, render
 from .worlds import WORLDS, World
 
-FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
-CAPTIONS_FILE = "reid_raw.json"
 STREET = WORLDS["street"]
-
-
-@dataclass(frozen=True)
-class WrittenPedestrians:
-    """The result of `write_pedestrians`: the folder, the number of images of each split, and of captions."""
-
-    root: Path
-    train_images: int
-    query_images: int
-    gallery_images: int
-    captions: int
 
 
 def write_pedestrians(

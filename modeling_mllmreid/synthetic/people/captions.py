@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from random import Random
 
+from ..sentences import TEMPLATES, Phrases, article, tidy
 from .attributes import BAGS, HATS, LOWERS, PATTERNS, SHOES, SLEEVES, Person, random_person, random_stream
 from .colors import CLOTH, HAIR
 
@@ -40,8 +41,6 @@ ATTRIBUTE_WORDS = frozenset(
     )
     for word in re.findall("[a-z]+", phrase)
 )
-
-Phrases = dict[str, str]
 
 
 def tokenize(text: str) -> list[str]:
@@ -93,7 +92,7 @@ def _caption(person: Person, seen: frozenset[str], view: str, template: Callable
     phrases = _phrases(person, seen, view, rng)
     for name in ("", "view", "shoes", "head"):
         phrases.pop(name, None)
-        text = _tidy(template(phrases))
+        text = tidy(template(phrases))
         if len(tokenize(text)) < LENGTHS.stop:
             break
     if len(tokenize(text)) < LENGTHS.start:
@@ -118,7 +117,7 @@ def _phrases(person: Person, seen: frozenset[str], view: str, rng: Random) -> Ph
     if "shoes" in seen and rng.random() < 0.85:
         phrases["shoes"] = f"{outfit.shoes_color.name} {outfit.shoes}"
     if outfit.bag is not None and "bag" in seen:
-        phrases["bag"] = _article(f"{outfit.bag_color.name} {outfit.bag}")
+        phrases["bag"] = article(f"{outfit.bag_color.name} {outfit.bag}")
     if rng.random() < 0.5:
         phrases["view"] = VIEWS[view]
     return phrases
@@ -137,7 +136,7 @@ def _upper(person: Person, seen: frozenset[str], rng: Random) -> str:
         text = f"sleeveless {text}"
     if outfit.inner_color is not None and "inner" in seen:
         text = f"open {text} over {outfit.inner_color.name} cloth"
-    return _article(text)
+    return article(text)
 
 
 def _head(person: Person, seen: frozenset[str], view: str) -> str:
@@ -154,64 +153,8 @@ def _head(person: Person, seen: frozenset[str], view: str) -> str:
             hair = f"{color} hair"
         else:
             phrase = HAIR_PHRASES.get(style, f"{style} {{}} hair").format(color)
-            hair = _article(phrase) if style == "ponytail" else phrase
+            hair = article(phrase) if style == "ponytail" else phrase
     if outfit.hat is None or "hat" not in seen:
         return hair
-    hat = _article(f"{outfit.hat_color.name} {WORDS.get(outfit.hat, outfit.hat)}")
+    hat = article(f"{outfit.hat_color.name} {WORDS.get(outfit.hat, outfit.hat)}")
     return f"{hat} over {hair}" if hair and body.hair_style not in ("short", "curly") else hat
-
-
-def _article(phrase: str) -> str:
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
-
-
-def _listed(*phrases: str | None) -> str:
-    """The phrases, without None, joined by commas and a last "and"."""
-    present = [phrase for phrase in phrases if phrase]
-    return present[0] if len(present) == 1 else f"{', '.join(present[:-1])} and {present[-1]}"
-
-
-def _if(phrases: Phrases, name: str, wording: str) -> str:
-    """The wording with the phrase of a name; empty without this phrase."""
-    return wording.format(phrases[name]) if name in phrases else ""
-
-
-def _tidy(text: str) -> str:
-    return re.sub(r" ([.,])", r"\1", re.sub(r" +", " ", text)).strip()
-
-
-def _plain_report(p: Phrases) -> str:
-    head, bag, view = _if(p, "head", "with {}"), _if(p, "bag", "and carries {}"), _if(p, "view", "seen {}")
-    return f"a {p['who']} {head} {view} wears {_listed(p['upper'], p['lower'], p.get('shoes'))} {bag}."
-
-
-def _bottom_up(p: Phrases) -> str:
-    shoes, head = _if(p, "shoes", "and {}"), _if(p, "head", "the head shows {}.")
-    bag, view = _if(p, "bag", "and carries {}"), _if(p, "view", "is shown {} and")
-    return f"the {p['who']} {view} walks in {p['lower']} {shoes} below {p['upper']} {bag}. {head}"
-
-
-def _two_sentences(p: Phrases) -> str:
-    extras = [p[name] for name in ("head", "bag", "shoes") if name in p]
-    has = f"this {p['who']} also has {_listed(*extras)}." if extras else ""
-    return f"{_if(p, 'view', 'seen {},')} a {p['who']} is dressed in {p['upper']} and {p['lower']}. {has}"
-
-
-def _bag_first(p: Phrases) -> str:
-    bag, view = _if(p, "bag", "carrying {}"), _if(p, "view", "photographed {}")
-    head, shoes = _if(p, "head", "and has {}"), _if(p, "shoes", "the feet are in {}.")
-    return f"a {p['who']} {view} {bag} wears {p['upper']} and {p['lower']} {head}. {shoes}"
-
-
-def _head_first(p: Phrases) -> str:
-    head, bag = _if(p, "head", "with {},"), _if(p, "bag", "and holds {}")
-    shoes, view = _if(p, "shoes", "on the feet are {}."), _if(p, "view", "photographed {}")
-    return f"{head} the {p['who']} {view} is wearing {p['upper']} over {p['lower']} {bag}. {shoes}"
-
-
-def _inventory(p: Phrases) -> str:
-    items = _listed(p["upper"], p["lower"], p.get("shoes"), p.get("head"), p.get("bag"))
-    return f"this picture {_if(p, 'view', 'taken {}')} shows a {p['who']}. one can see {items}."
-
-
-TEMPLATES = (_plain_report, _bottom_up, _two_sentences, _bag_first, _head_first, _inventory)
