@@ -111,7 +111,7 @@ def count_calls():
 def disk(tmp_path_factory) -> SimpleNamespace:
     """Folders: `people` (Market-1501 layout with captions), `native` (a LLaVA), `ours` (a checkpoint)."""
     root = tmp_path_factory.mktemp("disk")
-    write_pedestrians(root / "people", train_identities=2, test_identities=3, images_per_camera=2, cameras=2)
+    write_pedestrians(root / "people", train_identities=2, test_identities=3, images_per_camera=2, cameras=2, scenes=2)
     processor, llava = write_native(root / "native")
     size = {"height": 64, "width": 32}
     model = MllmReIDModel.from_mllm(llava, image_prefix_ids=processor.image_prefix_ids, **size)

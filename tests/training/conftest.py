@@ -3,12 +3,12 @@
 import pytest
 from tiny_training import tiny_processor_and_llava, train_tiny, world_of
 
-from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.synthetic.flat.write import write_pedestrians
 
 
 @pytest.fixture(scope="session")
 def people(tmp_path_factory):
-    """Twelve training and four test people, three cameras, with captions."""
+    """Twelve training and four test people, three cameras, with captions: flat ones, which are learned in few steps."""
     folder = tmp_path_factory.mktemp("world") / "people"
     write_pedestrians(folder, train_identities=12, test_identities=4, images_per_camera=2, cameras=3)
     return folder
