@@ -13,7 +13,7 @@ import torch
 from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
-from modeling_mllmreid.synthetic.people.captions import sample_descriptions
+from modeling_mllmreid.synthetic.flat.captions import sample_descriptions
 from modeling_mllmreid.training.adapters import AdapterArguments, prepare_training
 from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
 from modeling_mllmreid.training.run import train_reid
