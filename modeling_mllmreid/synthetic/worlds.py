@@ -48,8 +48,8 @@ class World:
     size: tuple[int, int] = (128, 64)
 
 
-# People of the demo; tests render a few of them.
-DEMO = World(0, train_identities=100, test_identities=60)
+# What `write_pedestrians` renders if nothing else is given.
+DEFAULT = World(0, train_identities=100, test_identities=60)
 NOBODY_ALIKE = Crowd(copies=0)
 WORLDS: dict[str, World] = {
     # To train on.

@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -21,10 +20,7 @@ from .people.captions import seen_items, tokenize, write_captions
 from .rendering.crops import render
 from .rendering.scenes import make_scene
 from .rendering.shots import Shot, plan_shot, plan_track, view_of
-from .worlds import DEMO, WORLDS, World
-
-# Fewer images are rendered sooner than other processes start.
-ONE_PROCESS = 300
+from .worlds import DEFAULT, WORLDS, World
 
 
 @dataclass(frozen=True)
@@ -38,11 +34,11 @@ class Walker:
 
 def write_pedestrians(
     root: Path,
-    world: World = DEMO,
+    world: World = DEFAULT,
     *,
     captions_per_image: int = 2,
     named: str | None = None,
-    processes: int | None = None,
+    processes: int = 1,
     **changes: Any,
 ) -> WrittenPedestrians:
     """Renders people as JPEG crops in Market-1501 layout, with captions and further columns in `reid_raw.json`.
@@ -56,7 +52,8 @@ def write_pedestrians(
         world (`World`): People, scenes and cameras.
         captions_per_image (`int`): Captions of each image.
         named (`str`, *optional*): Name of the world in `world.json`, which identifies the folder for readers.
-        processes (`int`, *optional*): Number of processes. Default: one for each core, and one for few images.
+        processes (`int`): Number of processes. With several, a script must start them under
+            `if __name__ == "__main__":`, since each imports it.
         changes: Fields of `world` with other values.
 
     Returns:
@@ -70,8 +67,6 @@ def write_pedestrians(
     walkers = [Walker("train", index, index + 1) for index in range(world.train_identities)]
     walkers += [Walker("test", index, world.train_identities + index + 1) for index in range(world.test_identities)]
     walkers += [Walker("distractor", index, 0) for index in range(world.distractors)]
-    images = (len(walkers) - world.distractors) * world.cameras * world.images_per_camera + world.distractors
-    processes = processes or (1 if images < ONE_PROCESS else len(os.sched_getaffinity(0)))
     records: list[dict[str, Any]] = []
     with atomic_folder(root) as partial_root:
         for folder in FOLDERS if world.train_identities else FOLDERS[1:]:

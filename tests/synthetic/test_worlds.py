@@ -10,7 +10,7 @@ from modeling_mllmreid.data.readers import rendered
 from modeling_mllmreid.synthetic.flat.worlds import WORLDS as FLAT_WORLDS
 from modeling_mllmreid.synthetic.people.attributes import change_clothes, make_person
 from modeling_mllmreid.synthetic.people.captions import attribute_words, tokenize
-from modeling_mllmreid.synthetic.worlds import DEMO, WORLDS
+from modeling_mllmreid.synthetic.worlds import DEFAULT, WORLDS
 from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.utils.errors import UserError
 
@@ -32,7 +32,7 @@ def small_worlds(monkeypatch):
 
 def test_names_are_new_and_worlds_share_no_seed():
     assert not WORLDS.keys() & FLAT_WORLDS.keys()
-    seeds = [DEMO.seed, *(world.seed for world in WORLDS.values())]
+    seeds = [DEFAULT.seed, *(world.seed for world in WORLDS.values())]
     assert len(set(seeds)) == len(seeds)
     assert all(world.test_identities >= 60 for world in WORLDS.values())
     assert sum(world.scenes for world in WORLDS.values()) > 300

@@ -13,8 +13,6 @@ from .cloth import FRONT, SIZE, noise, weave
 from .garments import Cut, cut_outfit, garments
 from .mesh import Layer, Part
 
-BOTH_STRAPS = ("backpack",)
-
 
 class Dressed:
     """One mesh of all layers.
@@ -90,7 +88,7 @@ class Dressed:
         return next(iter(self.hanging), "")
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def dress(person: Person) -> Dressed:
-    """The mesh and cloth of a person; the last 64 are kept."""
+    """The mesh and cloth of a person; the last ones are kept: a set is rendered person by person."""
     return Dressed(person)

@@ -37,7 +37,7 @@ ATTRIBUTE_WORDS = frozenset(
         *SHOES,
         *BAGS,
         "stripes checks dots flowers sleeves sleeveless scarf",
-        "hair short long ponytail bun curly chin-length bald beard glasses",
+        "hair short long ponytail bun curly chin-length bald",
     )
     for word in re.findall("[a-z]+", phrase)
 )

@@ -8,7 +8,6 @@ from ..body.dressed import Dressed
 from ..body.mesh import Layer
 
 GAMMA = 2.2
-LEG_LAYERS = (Layer.LOWER, Layer.SHOES)
 
 
 def cloth_coordinates(layer: np.ndarray, place: np.ndarray, on_arm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

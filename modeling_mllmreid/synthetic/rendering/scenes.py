@@ -106,7 +106,7 @@ class Scene:
     things: tuple[Thing, ...] = field(default=())
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=128)
 def make_scene(seed: int, number: int, snow: bool = False) -> Scene:
     """Draws scene `number` of a seed; `snow`: the ground outside is white."""
     rng = random_stream(seed, "scene", number)
