@@ -7,6 +7,7 @@ import pytest
 
 from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.data.readers import rendered
+from modeling_mllmreid.synthetic import write
 from modeling_mllmreid.synthetic.flat.worlds import WORLDS as FLAT_WORLDS
 from modeling_mllmreid.synthetic.people.attributes import change_clothes, make_person
 from modeling_mllmreid.synthetic.people.captions import attribute_words, tokenize
@@ -99,6 +100,13 @@ def test_a_world_is_rendered_once_and_not_read_as_another(small_worlds, tmp_path
     load_reid_dataset("rendered_elsewhere", data_dir=tmp_path / "set")
     with pytest.raises(UserError, match="has the world 'elsewhere', version 1, not 'doubles', version 1: give another"):
         load_reid_dataset("rendered_doubles", data_dir=tmp_path / "set")
+
+
+def test_a_world_is_rendered_in_the_process_that_reads_it(tmp_path, monkeypatch):
+    """A script without `if __name__ == "__main__"` cannot start others."""
+    monkeypatch.setattr(write, "ProcessPoolExecutor", lambda *_, **__: pytest.fail("another process"))
+    monkeypatch.setattr(write, "_write_person", lambda *_: [])
+    assert write.write_world(tmp_path / "set", "town").train_images == 0
 
 
 def test_numbers_out_of_range_and_full_folders_are_refused(tmp_path):

@@ -142,8 +142,8 @@ class Outfit:
     hat_color: Color
     bag: str | None
     bag_color: Color
-    scarf_color: Color | None
 
+    scarf_color: Color | None
     bag_side: str
     sole_color: Color
     accent_color: Color
@@ -151,7 +151,7 @@ class Outfit:
 
 
 # Attributes that images show and captions never name.
-NOT_IN_CAPTIONS = ("bag_side", "sole_color", "accent_color", "detail")
+NOT_IN_CAPTIONS = ("scarf_color", "bag_side", "sole_color", "accent_color", "detail")
 
 
 @dataclass(frozen=True)

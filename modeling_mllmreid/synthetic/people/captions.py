@@ -24,8 +24,18 @@ PATTERN_PHRASES: dict[str, tuple[str, ...]] = {
     "camouflage": ("{color} and {second} camouflage {garment}",),
 }
 # The share of a person's pixels from which an item is mentioned.
-LEAST = {"upper": 0.03, "lower": 0.03, "inner": 0.02, "shoes": 0.015, "hair": 0.01, "hat": 0.006, "bag": 0.01}
-LEAST |= {"neck": 0.006, "pattern": 0.008, "skin": 0.01}
+LEAST = {
+    "upper": 0.03,
+    "lower": 0.03,
+    "inner": 0.02,
+    "shoes": 0.015,
+    "hair": 0.01,
+    "hat": 0.006,
+    "bag": 0.01,
+    "neck": 0.006,
+    "pattern": 0.008,
+    "skin": 0.01,
+}
 ATTRIBUTE_WORDS = frozenset(
     word
     for phrase in (
@@ -36,7 +46,7 @@ ATTRIBUTE_WORDS = frozenset(
         *LOWERS,
         *SHOES,
         *BAGS,
-        "stripes checks dots flowers sleeves sleeveless scarf",
+        "stripes checks dots flowers sleeves sleeveless",
         "hair short long ponytail bun curly chin-length bald",
     )
     for word in re.findall("[a-z]+", phrase)
