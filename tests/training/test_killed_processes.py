@@ -14,7 +14,7 @@ import pytest
 from native import write_native
 from safetensors.torch import load_file
 
-from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.synthetic.flat.write import write_pedestrians
 from modeling_mllmreid.training.progress import LOG_FILE
 from modeling_mllmreid.training.resume import last_checkpoint
 
