@@ -209,6 +209,7 @@ def _optimisation(args: Mapping[str, Any], log_history: Sequence[Mapping[str, An
 
 def _batches(batches: Mapping[str, Any]) -> list[tuple[str, str]]:
     names = {"flip": "mirroring", "pad": "shift in pixels", "erase": "erasing"}
+    names |= {"color_jitter": "colour jitter", "downscale": "downscaling"}
     augmentation = ", ".join(f"{word} {batches[key]}" for key, word in names.items() if key in batches)
     branches = "image and text" if batches.get("text_branch") else "image" if "text_branch" in batches else ""
     return [

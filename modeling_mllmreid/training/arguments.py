@@ -39,6 +39,8 @@ class BatchArguments:
         flip (`float`): Probability of mirroring a crop, 0 to 1.
         pad (`int`): Largest shift of a crop, in pixels.
         erase (`float`): Probability of erasing a rectangle, 0 to 1.
+        color_jitter (`float`): Largest relative change of brightness, contrast and saturation, 0 to below 1.
+        downscale (`float`): Probability of shrinking a crop to between half and full size and enlarging it, 0 to 1.
 
     Raises:
         UserError: A probability or a number is out of range.
@@ -80,11 +82,21 @@ class BatchArguments:
     erase: float = field(
         default=0.5, metadata={"metavar": "0<=X<=1", "help": "Probability of erasing a rectangle of a crop."}
     )
+    color_jitter: float = field(
+        default=0.0,
+        metadata={"metavar": "0<=X<1", "help": "Largest relative change of brightness, contrast and saturation."},
+    )
+    downscale: float = field(
+        default=0.0,
+        metadata={"metavar": "0<=X<=1", "help": "Probability of shrinking a crop by up to half and enlarging it."},
+    )
 
     def __post_init__(self) -> None:
-        for name in ("flip", "erase"):
+        for name in ("flip", "erase", "downscale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)}: give a probability, 0 to 1")
+        if not 0 <= self.color_jitter < 1:
+            raise UserError(f"color_jitter {self.color_jitter}: give a relative change, 0 or more and below 1")
         for name, least in (("max_target_tokens", 1), ("val_identities", 0), ("pad", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} {getattr(self, name)}: give {least} or more")
@@ -96,7 +108,7 @@ class BatchArguments:
 
 
 # Settings of the batches that an encoder without a language model has.
-IMAGE_SETTINGS = ("val_identities", "flip", "pad", "erase")
+IMAGE_SETTINGS = ("val_identities", "flip", "pad", "erase", "color_jitter", "downscale")
 
 
 @without_refused

@@ -70,7 +70,13 @@ class TrainDataset(Dataset[dict[str, Any]]):
         self.labels = [mapping[person_id] for person_id in self.person_ids]
         self.processor, self.args, self.seed = processor, args, seed
         self.augmentation = PersonAugmentation(
-            processor.height, processor.width, flip=args.flip, pad=args.pad, erase=args.erase
+            processor.height,
+            processor.width,
+            flip=args.flip,
+            pad=args.pad,
+            erase=args.erase,
+            color_jitter=args.color_jitter,
+            downscale=args.downscale,
         )
         self.num_instructions = len(instruction_texts(args.instruction))
         self.texts = _texts_and_targets(split, processor, args) if language else [[] for _ in self.images]

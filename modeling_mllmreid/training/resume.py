@@ -70,7 +70,7 @@ NEUTRAL_SETTINGS = re.compile(
     r"enable_jit_checkpoint|do_.*|debug|include_.*|skip_memory_metrics|.*token.*"
 )
 # Settings that older versions did not have, with the value that they stand for there.
-ADDED_SETTINGS = {"reid_warmup_steps": 0, "triplet_scale": "none"}
+ADDED_SETTINGS = {"reid_warmup_steps": 0, "triplet_scale": "none", "color_jitter": 0.0, "downscale": 0.0}
 # Configuration fields that other entries of the fingerprint cover, or that only record the origin of the model.
 ORIGIN_FIELDS = frozenset(
     {

@@ -1,4 +1,4 @@
-"""Augmentation: the size, flip, shift and erased area, and one result for one sample."""
+"""Augmentation: the size, flip, shift, colours, sharpness and erased area, and one result for one sample."""
 
 import numpy as np
 import pytest
@@ -76,6 +76,70 @@ def test_erasing_sets_one_rectangle_in_its_ranges_to_zero(kind):
     assert not np.asarray(PersonAugmentation(120, 60, erase=0).erase(pixels, rng_for(0, 0, 0, 0)) == 0).any()
 
 
+def jittered(image, jitter, position):
+    augmentation = PersonAugmentation(*image.size[::-1], flip=0, pad=0, color_jitter=jitter)
+    return np.asarray(augmentation.transform_image(image, rng_for(0, 0, position, 0)), dtype=float)
+
+
+def test_color_jitter_changes_brightness_contrast_and_saturation_up_to_its_size():
+    pixels = np.full((8, 4, 3), 100, dtype=np.uint8)
+    gray = [jittered(Image.fromarray(pixels), 0.3, position)[0, 0] for position in range(300)]
+    # A uniform gray has neither contrast nor saturation.
+    assert all(np.ptp(pixel) == 0 for pixel in gray)
+    assert 69 <= np.min(gray) < 73 and 127 < np.max(gray) <= 131
+    assert np.allclose(np.quantile(gray, [0.25, 0.5, 0.75]), [85, 100, 115], atol=4)
+    # Contrast: the spread of grays relative to their mean. Saturation: that of the channels, on one colour.
+    pixels[:4] = 60
+    stripes = [jittered(Image.fromarray(pixels), 0.3, position) for position in range(300)]
+    contrasts = np.array([image.std() / image.mean() for image in stripes]) / (20 / 80)
+    pixels[:] = (90, 60, 90)
+    colored = [jittered(Image.fromarray(pixels), 0.3, position)[0, 0] for position in range(300)]
+    # A change of contrast moves the channels of a colour too, by the same factor.
+    saturations = np.array([(pixel[0] - pixel[1]) / pixel.mean() for pixel in colored]) / (30 / 80) / contrasts
+    for ratios in (contrasts, saturations):
+        assert 0.65 < ratios.min() < 0.75 and 1.25 < ratios.max() < 1.35 and 0.95 < ratios.mean() < 1.05
+    # The three factors are drawn apart.
+    factors = np.array([[image.mean() for image in stripes], contrasts, saturations])
+    assert abs(np.corrcoef(factors)[np.triu_indices(3, 1)]).max() < 0.2
+
+
+def test_downscaling_removes_details_of_two_pixels_at_most():
+    augmentation = PersonAugmentation(64, 32, flip=0, pad=0, downscale=1)
+
+    def details(period):
+        """The spread of stripes of a period in pixels, relative to the original, for 100 samples."""
+        stripes = Image.fromarray(np.where(np.arange(64)[:, None] % period < period / 2, 80, 160).astype(np.uint8))
+        image = stripes.resize((32, 64), Image.Resampling.NEAREST).convert("RGB")
+        made = [augmentation.transform_image(image, rng_for(0, 0, position, 0)) for position in range(100)]
+        assert {(crop.size, crop.mode) for crop in made} == {((32, 64), "RGB")}
+        return np.array([np.std(crop) for crop in made]) / np.std(image)
+
+    fine, coarse = details(2), details(16)
+    assert fine.min() < 0.1 and (fine < 0.5).mean() > 0.5 and coarse.min() > 0.85
+
+
+def test_frequency_of_downscaling():
+    augmentation, image = PersonAugmentation(16, 8, flip=0, pad=0, downscale=0.3), noise(8, 16)
+    crops = [augmentation.transform_image(image, rng_for(0, 0, position, 0)) for position in range(500)]
+    changed = np.mean([not np.array_equal(crop, image) for crop in crops])
+    # A scale near 1 leaves a small image as it is.
+    assert 0.22 < changed < 0.33
+
+
+def test_color_jitter_and_downscaling_leave_flip_and_shift_as_they_are():
+    """A run with both at 0 draws the numbers of older versions; the padding stays black."""
+    white = Image.new("RGB", (32, 64), "white")
+    plain, changed = PersonAugmentation(64, 32), PersonAugmentation(64, 32, color_jitter=0.2, downscale=1)
+    older, now, other = (rng_for(0, 0, 0, 0) for _ in range(3))
+    older.random(), older.integers(-4, 5, size=2)
+    for position in range(20):
+        images = [each.transform_image(white, rng_for(0, 0, position, 0)) for each in (plain, changed)]
+        black = [np.asarray(image).max(axis=2) == 0 for image in images]
+        assert np.array_equal(*black)
+    plain.transform_image(white, now), changed.transform_image(white, other)
+    assert older.random() == now.random() != other.random()
+
+
 def test_generator_depends_on_the_sample_only():
     draws = {key: rng_for(*key).random() for key in np.ndindex(2, 2, 2, 2)}
     assert len(set(draws.values())) == 16
@@ -87,6 +151,9 @@ def test_generator_depends_on_the_sample_only():
     [
         ({"flip": 1.5}, "flip is 1.5: give a probability"),
         ({"erase": -0.1}, "erase is -0.1: give a probability"),
+        ({"downscale": 2}, "downscale is 2: give a probability"),
+        ({"color_jitter": 1}, "color_jitter is 1: give a relative change, 0 or more and below 1"),
+        ({"color_jitter": -0.1}, "color_jitter is -0.1: give a relative change, 0 or more and below 1"),
         ({"pad": -1}, "pad is -1: give 0 or more pixels"),
         ({"erase_area": (0.4, 0.3)}, r"erase_area is \(0.4, 0.3\): give two shares"),
         ({"erase_area": (0, 0.3)}, r"erase_area is \(0, 0.3\): give two shares"),

@@ -83,6 +83,7 @@ def write_reports(folder: Path) -> None:
             "flip": 0.5,
             "pad": 10,
             "erase": 0.5,
+            "color_jitter": 0.2,
             "text_branch": True,
             "instruction": "common",
             "target": "caption",

@@ -59,7 +59,7 @@ def metadata(form: str = "full") -> CardData:
         "adapters": {"language_model": "lora", "tower": "full", "lora_rank": "word", "lora_alpha": "word",
                      "lora_dropout": "word", "lora_targets": "word", "quantize": "word"},
         "batches": {"instruction": "word", "target": "word", "text_branch": True, "val_identities": "word",
-                    "flip": "word", "pad": "word"},
+                    "flip": "word", "pad": "word", "color_jitter": "word"},
         "hardware": "word", "environment": {"word": "word"}, "seconds": 4321.0, "command": "word",
     }  # fmt: skip
     arguments = {"lr_scheduler_type": "word", "warmup_steps": 2, "optim": "word", "learning_rates": {"word": 0.1}}

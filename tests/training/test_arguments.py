@@ -24,6 +24,8 @@ def test_defaults(tmp_path):
         "flip": 0.5,
         "pad": 10,
         "erase": 0.5,
+        "color_jitter": 0.0,
+        "downscale": 0.0,
     }
     args = arguments(tmp_path)
     expected = {
@@ -102,13 +104,20 @@ def test_refused_settings(tmp_path):
         arguments(tmp_path, activation_checkpointing_kwargs={"depth": 1})
 
 
-@pytest.mark.parametrize("name", ["flip", "erase"])
+@pytest.mark.parametrize("name", ["flip", "erase", "downscale"])
 def test_probabilities(name):
     for value in (0, 1, 0.25):
         assert getattr(BatchArguments(**{name: value}), name) == value
     for value in (-0.01, 1.01, float("nan")):
         with pytest.raises(UserError, match=f"{name} {value}: give a probability, 0 to 1"):
             BatchArguments(**{name: value})
+
+
+def test_color_jitter():
+    assert BatchArguments(color_jitter=0.9).color_jitter == 0.9
+    for value in (-0.01, 1.0, float("nan")):
+        with pytest.raises(UserError, match=f"color_jitter {value}: give a relative change, 0 or more and below 1"):
+            BatchArguments(color_jitter=value)
 
 
 @pytest.mark.parametrize(("name", "least"), [("max_target_tokens", 1), ("val_identities", 0), ("pad", 0)])
@@ -134,13 +143,14 @@ def test_one_process_has_one_device(tmp_path, monkeypatch):
 
 def test_settings_reach_the_run(train):
     batch = {"flip": 0.25, "pad": 1, "erase": 0.75, "instruction": "pool", "max_target_tokens": 5, "target": "split"}
-    batch |= {"text_branch": False, "val_identities": 5}
+    batch |= {"text_branch": False, "val_identities": 5, "color_jitter": 0.2, "downscale": 0.1}
     trained = train(batch=batch, max_steps=1, learning_rate=0.0, seed=9, identities_per_batch=3, images_per_identity=3)
     trainer, samples = trained.trainer, trained.trainer.train_dataset
     assert samples.seed == trainer._sampler.seed == 9
     assert samples.num_identities == 7 and len(set(trained.val.gallery["person_id"])) == 5
     augmentation = samples.augmentation
     assert (augmentation.flip_probability, augmentation.pad, augmentation.erase_probability) == (0.25, 1, 0.75)
+    assert (augmentation.color_jitter, augmentation.downscale_probability) == (0.2, 0.1)
     assert samples.num_instructions == len(trainer.data_collator.image_prompts) == 10
     assert max(len(target) for texts in samples.texts for _, target in texts) == 5
     assert trainer.run_fingerprint["val"] and trainer.run_fingerprint["settings"]["flip"] == 0.25

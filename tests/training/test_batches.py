@@ -55,7 +55,7 @@ def equal(one, other):
 
 def test_a_sample_by_hand(samples, images, parts):
     processor = parts[0]
-    settings = {"flip": 0.7, "pad": 2, "erase": 0.6}
+    settings = {"flip": 0.7, "pad": 2, "erase": 0.6, "color_jitter": 0.3, "downscale": 0.4}
     made = samples(**settings, instruction="pool", target="continuation", max_target_tokens=3)
     assert len(made) == 6 and made.num_identities == 3 and made.labels == [0, 0, 1, 1, 2, 2]
     columns = {"person_ids": "person_id", "camera_ids": "camera_id", "sources": "source", "file_names": "file_name"}
@@ -92,6 +92,9 @@ OPTIONS = [
     ("pad", 2, {"pixel_values"}),
     ("erase", 0.0, {"pixel_values"}),
     ("erase", 1.0, {"pixel_values"}),
+    # Their draws come before those of the caption.
+    ("color_jitter", 0.2, {"pixel_values", "caption", "target"}),
+    ("downscale", 0.5, {"pixel_values", "caption", "target"}),
     ("max_target_tokens", 2, {"target"}),
     ("target", "split", {"caption", "target"}),
     ("target", "continuation", {"target"}),

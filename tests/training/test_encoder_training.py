@@ -58,7 +58,8 @@ def test_an_encoder_trains_and_its_checkpoint_serves_every_command(run, disk, tm
     assert len(moved) == len(trained) - 1  # all but the mask token
     record = json.loads((folder / "run.json").read_text())
     assert record["adapters"] == {"tower": "full"}
-    assert record["batches"] == {"val_identities": 0, "flip": 0.5, "pad": 10, "erase": 0.5}
+    augmentation = {"flip": 0.5, "pad": 10, "erase": 0.5, "color_jitter": 0.0, "downscale": 0.0}
+    assert record["batches"] == {"val_identities": 0, **augmentation}
     report = json.loads((folder / "metrics.json").read_text())
     assert set(report["metrics"]) == {"vision"} and report["metrics"]["vision"]["num_queries"] == 6
 

@@ -14,6 +14,7 @@ from modeling_mllmreid.training.adapters import AdapterArguments, apply_adapters
 from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
 from modeling_mllmreid.training.batches import TrainDataset
 from modeling_mllmreid.training.resume import (
+    ADDED_SETTINGS,
     checkpoint_to_resume,
     identities_digest,
     last_checkpoint,
@@ -187,6 +188,17 @@ def test_several_differences_are_counted(shared, run):
     assert difference(shared, run) == "erase 0.5, now 0.0 and 2 more"
     run["args"].seed = 42
     assert difference(shared, run) == "erase 0.5, now 0.0 and 1 more"
+
+
+def test_a_checkpoint_of_a_version_without_some_settings_is_resumed(shared, run):
+    metadata = run_fingerprint(**run)
+    settings = {name: value for name, value in metadata["settings"].items() if name not in ADDED_SETTINGS}
+    path = Path(run["args"].output_dir) / "checkpoint-2"
+    write_checkpoint(path, {**metadata, "settings": settings})
+    assert len(settings) + len(ADDED_SETTINGS) == len(metadata["settings"]) and difference(shared, run) == ""
+    run["batches"].color_jitter = 0.2
+    assert difference(shared, run) == "color_jitter 0.0, now 0.2"
+    write_checkpoint(path, metadata)
 
 
 def test_a_missing_setting_is_a_difference(run, folder):

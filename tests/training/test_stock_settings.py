@@ -70,7 +70,14 @@ def test_numbers_out_of_range_are_refused(tmp_path):
         for value in (least - 1, float("nan"), float("inf"), float("-inf"), most + 1):
             with pytest.raises(UserError, match=f"^{name} .*: give "):
                 arguments(tmp_path, **{name: value})
-    for name, value in {"flip": 1.5, "erase": -0.1, "pad": -1, "val_identities": -1, "max_target_tokens": 0}.items():
+    for name, value in {
+        "flip": 1.5,
+        "erase": -0.1,
+        "pad": -1,
+        "val_identities": -1,
+        "max_target_tokens": 0,
+        "downscale": -1,
+    }.items():
         with pytest.raises(UserError, match=f"^{name} {value}: give "):
             BatchArguments(**{name: value})
 
