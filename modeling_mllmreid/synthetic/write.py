@@ -1,10 +1,7 @@
 """Writing of rendered people as Market-1501 folders, with captions in the schema of CUHK-PEDES."""
 
 import json
-import multiprocessing
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,12 +11,14 @@ from tqdm.auto import tqdm
 
 from ..utils.errors import UserError
 from ..utils.outputs import atomic_folder
+from ..utils.ranges import MOST_PROCESSES
 from .files import CAPTIONS_FILE, FOLDERS, WrittenPedestrians, mark_rendered
 from .people.attributes import Person, change_clothes, make_person, random_stream
 from .people.captions import seen_items, tokenize, write_captions
 from .rendering.crops import render
 from .rendering.scenes import make_scene
 from .rendering.shots import Shot, plan_shot, plan_track, view_of
+from .workers import map_in_processes, useful_processes
 from .worlds import DEFAULT, WORLDS, World
 
 
@@ -52,18 +51,17 @@ def write_pedestrians(
         world (`World`): People, scenes and cameras.
         captions_per_image (`int`): Captions of each image.
         named (`str`, *optional*): Name of the world in `world.json`, which identifies the folder for readers.
-        processes (`int`): Number of processes. With several, a script must start them under
-            `if __name__ == "__main__":`, since each imports it.
+        processes (`int`): Number of processes. The files do not depend on it.
         changes: Fields of `world` with other values.
 
     Returns:
         `WrittenPedestrians`: The folder and its numbers of images and captions.
 
     Raises:
-        UserError: For a `root` that is not empty, and for a number out of range.
+        UserError: For a `root` that is not empty, for a number out of range, and if a process is killed.
     """
     root, world = Path(root), replace(world, **changes)
-    _check(root, world, captions_per_image)
+    _check(root, world, captions_per_image, processes)
     walkers = [Walker("train", index, index + 1) for index in range(world.train_identities)]
     walkers += [Walker("test", index, world.train_identities + index + 1) for index in range(world.test_identities)]
     walkers += [Walker("distractor", index, 0) for index in range(world.distractors)]
@@ -72,10 +70,9 @@ def write_pedestrians(
         for folder in FOLDERS if world.train_identities else FOLDERS[1:]:
             (partial_root / folder).mkdir()
         write = partial(_write_person, partial_root, world, captions_per_image)
-        with _mapper(processes) as mapped, tqdm(total=len(walkers), unit="person", disable=None) as bar:
-            for written in mapped(write, walkers):
+        with closing(map_in_processes(write, walkers, processes)) as results:
+            for written in tqdm(results, total=len(walkers), unit="person", disable=None):
                 records += written
-                bar.update()
         (partial_root / CAPTIONS_FILE).write_text(json.dumps(records), encoding="utf-8")
         if named:
             mark_rendered(partial_root, named)
@@ -85,17 +82,9 @@ def write_pedestrians(
 
 def write_world(root: Path, name: str) -> WrittenPedestrians:
     """Renders the world of a name into a new folder, with its fixed numbers of people, cameras and images."""
-    return write_pedestrians(root, WORLDS[name], named=name)
-
-
-@contextmanager
-def _mapper(processes: int) -> Iterator[Any]:
-    """`map` of this process, or of a pool; results come in the order of the arguments."""
-    if processes == 1:
-        yield map
-        return
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield partial(pool.map, chunksize=4)
+    world = WORLDS[name]
+    people = world.train_identities + world.test_identities + world.distractors
+    return write_pedestrians(root, world, named=name, processes=useful_processes(people))
 
 
 def _write_person(root: Path, world: World, captions: int, walker: Walker) -> list[dict[str, Any]]:
@@ -136,7 +125,7 @@ def _write_image(
     return {"captions": texts, "processed_tokens": [tokenize(text) for text in texts]}
 
 
-def _check(root: Path, world: World, captions: int) -> None:
+def _check(root: Path, world: World, captions: int, processes: int) -> None:
     """Raises UserError for a folder that is not empty, and for numbers out of range."""
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} is not an empty folder: give a new folder or empty this one")
@@ -148,7 +137,8 @@ def _check(root: Path, world: World, captions: int) -> None:
         "cameras": (1, world.scenes),
         "outfits": (1, world.cameras),
     }
-    values = asdict(world) | {"captions_per_image": captions}
-    for name, (low, high) in (ranges | {"captions_per_image": (0, 100)}).items():
+    ranges |= {"captions_per_image": (0, 100), "processes": (1, MOST_PROCESSES)}
+    values = asdict(world) | {"captions_per_image": captions, "processes": processes}
+    for name, (low, high) in ranges.items():
         if not low <= values[name] <= high:
             raise UserError(f"{name} is {values[name]}: give {low} to {high}")

@@ -102,11 +102,12 @@ def test_a_world_is_rendered_once_and_not_read_as_another(small_worlds, tmp_path
         load_reid_dataset("rendered_doubles", data_dir=tmp_path / "set")
 
 
-def test_a_world_is_rendered_in_the_process_that_reads_it(tmp_path, monkeypatch):
-    """A script without `if __name__ == "__main__"` cannot start others."""
-    monkeypatch.setattr(write, "ProcessPoolExecutor", lambda *_, **__: pytest.fail("another process"))
-    monkeypatch.setattr(write, "_write_person", lambda *_: [])
-    assert write.write_world(tmp_path / "set", "town").train_images == 0
+def test_a_world_is_rendered_on_all_cores(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(write, "map_in_processes", lambda *given: started.append(given[2]) or (row for row in []))
+    monkeypatch.setattr(write, "useful_processes", lambda people: people // 100)
+    write.write_world(tmp_path / "set", "elsewhere")
+    assert started == [4]
 
 
 def test_numbers_out_of_range_and_full_folders_are_refused(tmp_path):
@@ -117,6 +118,7 @@ def test_numbers_out_of_range_and_full_folders_are_refused(tmp_path):
         ({"cameras": 25}, "cameras is 25: give 1 to 24"),
         ({"outfits": 4}, "outfits is 4: give 1 to 3"),
         ({"test_identities": 10_000}, "test_identities is 10000: give 0 to 9999"),
+        ({"processes": 0}, "processes is 0: give 1 to 128"),
         ({"captions_per_image": -1}, "captions_per_image is -1: give 0 to 100"),
     ):
         with pytest.raises(UserError, match=message):
