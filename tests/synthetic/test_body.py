@@ -24,7 +24,8 @@ def test_the_data_is_that_of_adults_and_always_the_same():
     assert hashlib.sha256(DATA.read_bytes()).hexdigest() == DIGEST
     assert DATA.stat().st_size < 1.2e6
     assert all("-young" in name or "-old" in name for name in body_data().shapes)
-    np.testing.assert_allclose(body_data().weights.sum(1), 1, atol=1e-5)
+    for surface in body_data().surfaces.values():
+        np.testing.assert_allclose(surface.weights.sum(1), 1, atol=1e-5)
 
 
 def test_shapes_are_shares_of_one_body():
@@ -35,8 +36,8 @@ def test_shapes_are_shares_of_one_body():
     waists = []
     for weight in (0.1, 0.5, 0.9):
         shape = shape_body(replace(build, weight=weight))
-        trunk = body_data().surfaces["body"].ids
-        trunk = trunk[(body_data().on_arm[trunk] < 0.5) & (np.abs(body_data().vertices[trunk, 1] - 1.5) < 0.5)]
+        skin = body_data().surfaces["body"]
+        trunk = skin.ids[(skin.on_arm < 0.5) & (np.abs(skin.place[:, 1] - 1.5) < 0.5)]
         waists.append(np.ptp(shape.vertices[trunk, 2]))
     assert waists == sorted(waists) and waists[2] > 1.1 * waists[0]
 

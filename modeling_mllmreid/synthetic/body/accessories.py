@@ -46,19 +46,17 @@ def _thickness(body: Body) -> float:
 
 def _scalp(rng: Random) -> np.ndarray:
     """Above 0 where hair grows, for each vertex of the body's surface."""
-    data = body_data()
-    ids = data.surfaces["body"].ids
-    _, y, z = data.vertices[ids].T
+    skin = body_data().surfaces["body"]
+    _, y, z = skin.place.T
     brow, nape = rng.uniform(7.75, 8.05), rng.uniform(6.3, 6.8)
     grows = np.maximum(y - brow - 0.25 * np.clip(z - 0.6, 0, 1), np.minimum(y - nape, 0.25 - z))
-    return np.where(data.on_head[ids] > 0.6, grows, -1)
+    return np.where(skin.on_head > 0.6, grows, -1)
 
 
 def _head(shape: Shape) -> np.ndarray:
     """The vertices of the head."""
-    data = body_data()
-    ids = data.surfaces["body"].ids
-    result: np.ndarray = shape.vertices[ids][data.on_head[ids] > 0.6]
+    skin = body_data().surfaces["body"]
+    result: np.ndarray = shape.vertices[skin.ids][skin.on_head > 0.6]
     return result
 
 
@@ -69,16 +67,16 @@ def _hair(shape: Shape, body: Body, thickness: float) -> list[Part]:
         return []
     data, rng = body_data(), Random(f"{body.detail}:style")
     scalp = _scalp(rng)
-    parts = [covering(shape, "body", Layer.HAIR, thickness * np.clip(2 * scalp, 0.2, 1), scalp)]
+    parts = [covering(shape, data.surfaces["body"], Layer.HAIR, thickness * np.clip(2 * scalp, 0.2, 1), scalp)]
     head = _head(shape)
     back, scale = head[:, 2].min(), head[:, 1].max() / CROWN
     if style in HAIR_ENDS:
-        x, y, z = data.vertices[data.surfaces["hair"].ids].T
+        x, y, z = data.surfaces["hair"].place.T
         face = np.where((z > 0.1) & (y < 7.9), np.abs(x) - 0.78, 1)
         shown = np.minimum(y - rng.uniform(*HAIR_ENDS[style]), face)
         if rng.random() < 0.6:  # behind the shoulders
             shown = np.where((z > 0.6) & (y < 6.8), -1, shown)
-        parts.append(covering(shape, "hair", Layer.HAIR, -0.04, shown))
+        parts.append(covering(shape, data.surfaces["hair"], Layer.HAIR, -0.04, shown))
     elif style == "ponytail":
         length = rng.uniform(0.7, 1.6)
         center = np.array([0, 7.6 * scale - 0.6 * length, back - 0.25])
@@ -92,19 +90,18 @@ def _hair(shape: Shape, body: Body, thickness: float) -> list[Part]:
 def _hat(shape: Shape, hat: str, hair: float) -> list[Part]:
     """A hat over hair of a thickness."""
     data = body_data()
-    ids = data.surfaces["body"].ids
-    _, y, z = data.vertices[ids].T
-    shown = np.where(data.on_head[ids] > 0.6, y - HAT_EDGES[hat] - 0.15 * np.clip(z, -1, 1), -1)
-    parts = [covering(shape, "body", Layer.HAT, 0.6 * hair + (0.2 if hat == "beanie" else 0.12), shown)]
+    skin = data.surfaces["body"]
+    _, y, z = skin.place.T
+    shown = np.where(skin.on_head > 0.6, y - HAT_EDGES[hat] - 0.15 * np.clip(z, -1, 1), -1)
+    parts = [covering(shape, skin, Layer.HAT, 0.6 * hair + (0.2 if hat == "beanie" else 0.12), shown)]
     head = _head(shape)
     height, front = 7.85 * head[:, 1].max() / CROWN, head[:, 2].max()
     if hat == "cap":
-        brim = np.array([0, height, 0.95 * front]), (0.75, 0.07, 0.75)
-        parts.append(solid(Layer.HAT, data.only("Head"), *brim, around=12, rows=5))
+        center = np.array([0, height, 0.95 * front])
+        parts.append(solid(Layer.HAT, data.only("Head"), center, (0.75, 0.07, 0.75), around=12, rows=5))
     elif hat == "sunhat":
-        parts.append(
-            solid(Layer.HAT, data.only("Head"), np.array([0, height, 0.35]), (1.8, 0.08, 1.8), around=16, rows=5)
-        )
+        center = np.array([0, height, 0.35])
+        parts.append(solid(Layer.HAT, data.only("Head"), center, (1.8, 0.08, 1.8), around=16, rows=5))
     return parts
 
 
@@ -118,16 +115,14 @@ def _bag(shape: Shape, outfit: Outfit, cut: Cut) -> Part:
         half = np.array(radii) * rng.uniform(0.8, 1.2)
         center = shape.joints[data.bone(f"{hand}Hand")] + [0, -1.1 - half[1], 0.2 - behind]
         return solid(Layer.BAG, data.only(f"{hand}Hand"), center, tuple(half), box=0.5, hand=hand)
-    trunk = shape.vertices[data.surfaces["tights"].ids]
+    tights = data.surfaces["tights"]
+    trunk = shape.vertices[tights.ids][tights.on_arm < 0.5]
     if outfit.bag == "backpack":
-        spine = np.abs(trunk[:, 1] - 3.7) < 0.9
-        back = trunk[spine & (data.on_arm[data.surfaces["tights"].ids] < 0.5), 2].min() - cut.thickness
+        back = trunk[np.abs(trunk[:, 1] - 3.7) < 0.9, 2].min() - cut.thickness
         center = np.array([0, rng.uniform(3.2, 4.2), back - 0.38])
         size = (rng.uniform(0.9, 1.4), rng.uniform(1.2, 2.1), rng.uniform(0.5, 0.85))
         return solid(Layer.BAG, data.only("Spine1"), center, size, box=0.55)
-    hips = trunk[(np.abs(trunk[:, 1] - 0.6) < 0.8) & (data.on_arm[data.surfaces["tights"].ids] < 0.5), 0]
+    hips = trunk[np.abs(trunk[:, 1] - 0.6) < 0.8, 0].max() + cut.thickness
     size = (rng.uniform(0.3, 0.5), rng.uniform(0.6, 1.2), rng.uniform(0.7, 1.3))
-    center = np.array(
-        [side * (hips.max() + cut.thickness + 0.6 * size[0]), rng.uniform(-0.2, 1.3), rng.uniform(-0.3, 0.4)]
-    )
+    center = np.array([side * (hips + 0.6 * size[0]), rng.uniform(-0.2, 1.3), rng.uniform(-0.3, 0.4)])
     return solid(Layer.BAG, data.only("Hips"), center, size, box=0.6)

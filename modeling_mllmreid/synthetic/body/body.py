@@ -24,35 +24,39 @@ CROTCH, ANKLE = -0.6, -7.5
 
 @dataclass(frozen=True)
 class Surface:
-    """One surface of the mesh: its vertices (numbers of the whole mesh) and its faces (numbers among them)."""
+    """One surface of M vertices at rest.
+
+    `ids` (M,): the vertices' numbers in the whole mesh; `faces` (F, 3): numbers among them; `place` (M, 3); `weights`
+    (M, bones). For each vertex (M,): `on_arm`, `on_leg` and `on_head`, 0 to 1; `down_arm`: 0 at the shoulder, 1 at the
+    wrist; `down_leg`: 0 at the crotch, 1 at the ankle.
+    """
 
     ids: np.ndarray
     faces: np.ndarray
+    place: np.ndarray
+    weights: np.ndarray
+    on_arm: np.ndarray
+    on_leg: np.ndarray
+    on_head: np.ndarray
+    down_arm: np.ndarray
+    down_leg: np.ndarray
 
 
 @dataclass(frozen=True)
 class BodyData:
     """The mesh at rest.
 
-    `vertices` (N, 3), `weights` (N, bones); `parents` (bones,), `joints` (bones, 3): where each bone begins; `shapes`
-    and `joint_shapes`: the offsets of each shape by name; `surfaces`: "body", "tights", "skirt" and "hair". For each
-    vertex (N,): `on_arm`, `on_leg` and `on_head`, 0 to 1; `down_arm`: 0 at the shoulder, 1 at the wrist; `down_leg`: 0
-    at the crotch, 1 at the ankle.
+    `vertices` (N, 3); `parents` (bones,), `joints` (bones, 3): where each bone begins; `shapes` and `joint_shapes`: the
+    offsets of each shape by name; `surfaces`: "body", "tights", "skirt" and "hair".
     """
 
     vertices: np.ndarray
-    weights: np.ndarray
     bones: tuple[str, ...]
     parents: tuple[int, ...]
     joints: np.ndarray
     shapes: dict[str, np.ndarray]
     joint_shapes: dict[str, np.ndarray]
     surfaces: dict[str, Surface]
-    on_arm: np.ndarray
-    on_leg: np.ndarray
-    on_head: np.ndarray
-    down_arm: np.ndarray
-    down_leg: np.ndarray
 
     def bone(self, name: str) -> int:
         """The number of a bone."""
@@ -80,30 +84,33 @@ def body_data() -> BodyData:
         result: np.ndarray = weights[:, [bones.index(bone) for bone in moved]].sum(1)
         return result
 
+    of_vertices = (
+        vertices,
+        weights,
+        share(*(side + bone for side in both for bone in ARM_BONES), "LThumb", "RThumb"),
+        share(*(side + bone for side in both for bone in LEG_BONES)),
+        share("Head", "Neck1"),
+        down_arm(vertices),
+        ((CROTCH - vertices[:, 1]) / (CROTCH - ANKLE)).astype(np.float32),
+    )
     surfaces = {}
     for name in ("body", "tights", "skirt", "hair"):
         ids, faces = np.unique(data[f"faces_{name}"], return_inverse=True)
-        surfaces[name] = Surface(ids, faces.reshape(-1, 3).astype(np.int32))
+        surfaces[name] = Surface(ids, faces.reshape(-1, 3).astype(np.int32), *(values[ids] for values in of_vertices))
     return BodyData(
         vertices=vertices,
-        weights=weights,
         bones=bones,
         parents=tuple(int(parent) for parent in data["parents"]),
         joints=data["joints"],
         shapes=dict(zip(names, data["shapes"], strict=True)),
         joint_shapes=dict(zip(names, data["joint_shapes"] / STEP, strict=True)),
         surfaces=surfaces,
-        on_arm=share(*(side + bone for side in both for bone in ARM_BONES), "LThumb", "RThumb"),
-        on_leg=share(*(side + bone for side in both for bone in LEG_BONES)),
-        on_head=share("Head", "Neck1"),
-        down_arm=down_arm(vertices),
-        down_leg=((CROTCH - vertices[:, 1]) / (CROTCH - ANKLE)).astype(np.float32),
     )
 
 
 def down_arm(places: np.ndarray) -> np.ndarray:
     """How far down the arm places at rest (N, 3) are: 0 at the shoulder, 1 at the wrist."""
-    points = places * [1, 1, 1]
+    points = np.array(places, float)
     points[:, 0] = np.abs(points[:, 0])
     upper, fore = ELBOW - SHOULDER, WRIST - ELBOW
     upper_length, fore_length = np.linalg.norm(upper), np.linalg.norm(fore)

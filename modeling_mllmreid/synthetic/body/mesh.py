@@ -1,6 +1,6 @@
 """Triangle meshes of one layer: normals, smoothing, offset surfaces and rounded solids."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -42,14 +42,9 @@ class Part:
     faces: np.ndarray
     place: np.ndarray
     weights: np.ndarray
-    shown: np.ndarray = field(default_factory=lambda: np.ones(0, np.float32))
-    arm: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    shown: np.ndarray
+    arm: np.ndarray
     hand: str = ""
-
-    def __post_init__(self) -> None:
-        count = len(self.vertices)
-        self.shown = self.shown if len(self.shown) else np.ones(count, np.float32)
-        self.arm = self.arm if len(self.arm) else np.zeros(count, np.float32)
 
 
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
@@ -105,7 +100,7 @@ def solid(
         [np.stack([low, low + around, right + around], 1), np.stack([low, right + around, right], 1)]
     )
     vertices = (center + place * np.array(radii)).astype(np.float32)
-    count = len(vertices)
-    moved = np.broadcast_to(weights.astype(np.float32), (count, len(weights)))
+    moved = np.broadcast_to(weights.astype(np.float32), (len(vertices), len(weights)))
+    shown, arm = np.ones(len(vertices), np.float32), np.zeros(len(vertices), np.float32)
     normals = vertex_normals(vertices, faces)
-    return Part(layer, vertices, normals, faces, place.astype(np.float32), moved, hand=hand)
+    return Part(layer, vertices, normals, faces, place.astype(np.float32), moved, shown, arm, hand)

@@ -4,7 +4,6 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -38,14 +37,6 @@ class Crop:
     visible: dict[str, float]
 
 
-class Placed(NamedTuple):
-    """A person in the scene: vertices and normals (N, 3)."""
-
-    dressed: Dressed
-    vertices: np.ndarray
-    normals: np.ndarray
-
-
 @lru_cache(maxsize=STRANGERS)
 def stranger(seed: int, number: int, season: str) -> Dressed:
     """A passer-by of a world; they are in no data set."""
@@ -68,14 +59,15 @@ def render(
     Returns:
         `Crop`: The image and what it shows.
     """
-    subject = _placed(dress(person), shot)
-    view = _frame(scene, shot, subject.vertices, size)
+    dressed = dress(person)
+    vertices, normals = _placed(dressed, shot)
+    view = _frame(scene, shot, vertices, size)
     image, depth = draw_backdrop(scene, view, size)
-    figure = draw_figure(*subject, view, scene.light, size)
+    figure = draw_figure(dressed, vertices, normals, view, scene.light, size)
     others = [_other(passer, shot, scene, view, seed, season, size) for passer in shot.passers_by]
     ground = np.prod([each.ground for each in (figure, *others)], axis=0)
     image = image * ground[..., None]
-    order = sorted(zip((shot.passers_by), others, strict=True), key=lambda pair: -pair[0].behind)
+    order = sorted(zip(shot.passers_by, others, strict=True), key=lambda pair: -pair[0].behind)
     for passer, other in order:
         if passer.behind >= 0:
             image = _over(image, other)
@@ -93,13 +85,12 @@ def render(
     return Crop(expose(image, usual, scene.sensor, rng), _visible(figure, hidden))
 
 
-def _placed(dressed: Dressed, shot: Shot) -> Placed:
-    """The person at their place in the scene."""
-    pose = moment(
-        Random(shot.posture), dressed.person.body.gait, walks=shot.walks, carries=dressed.carries, phase=shot.phase
-    )
+def _placed(dressed: Dressed, shot: Shot) -> tuple[np.ndarray, np.ndarray]:
+    """The person at their place in the scene: vertices and normals (N, 3)."""
+    rng, gait = Random(shot.posture), dressed.person.body.gait
+    pose = moment(rng, gait, walks=shot.walks, carries=dressed.carries, phase=shot.phase)
     vertices, normals = place(dressed, pose, shot.yaw)
-    return Placed(dressed, vertices + _foot(shot), normals)
+    return vertices + _foot(shot), normals
 
 
 def _foot(shot: Shot) -> np.ndarray:

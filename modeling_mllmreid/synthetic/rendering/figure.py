@@ -125,9 +125,8 @@ def _sunlit(dressed: Dressed, vertices: np.ndarray, points: np.ndarray, light: L
 
     def on_map(places: np.ndarray) -> np.ndarray:
         """Pixels across and down, and the distance along the light."""
-        result: np.ndarray = ((places - middle) @ axes.T * scale + [SHADOW_SIZE / 2, SHADOW_SIZE / 2, 0]).astype(
-            np.float32
-        )
+        pixels = (places - middle) @ axes.T * scale + [SHADOW_SIZE / 2, SHADOW_SIZE / 2, 0]
+        result: np.ndarray = pixels.astype(np.float32)
         return result
 
     x, y, depth = on_map(vertices).T

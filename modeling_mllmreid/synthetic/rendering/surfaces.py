@@ -1,6 +1,7 @@
 """Procedural surfaces of scenes: linear colours of ground and walls as square tiles."""
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 
 import numpy as np
@@ -65,15 +66,7 @@ def _panels(rng: Random, tile: np.ndarray) -> np.ndarray:
     return tile
 
 
-def _windows(rng: Random, tile: np.ndarray) -> np.ndarray:
-    return _facade(rng, tile, goods=0)
-
-
-def _shops(rng: Random, tile: np.ndarray) -> np.ndarray:
-    return _facade(rng, tile, goods=5)
-
-
-def _facade(rng: Random, tile: np.ndarray, goods: int) -> np.ndarray:
+def _facade(rng: Random, tile: np.ndarray, goods: int = 0) -> np.ndarray:
     """Windows in rows, each with `goods` things behind it."""
     image = Image.fromarray((tile * 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
@@ -125,8 +118,8 @@ WALLS: dict[str, tuple[Painter, tuple[float, float], float, tuple[float, float]]
     "brick": (_brick, (0, 0.07), 0.5, (0.3, 0.65)),
     "plaster": (_plain, (0, 0.16), 0.3, (0.4, 0.9)),
     "panels": (_panels, (0, 1), 0.2, (0.35, 0.85)),
-    "windows": (_windows, (0, 0.15), 0.25, (0.3, 0.8)),
-    "shops": (_shops, (0, 1), 0.35, (0.2, 0.75)),
+    "windows": (_facade, (0, 0.15), 0.25, (0.3, 0.8)),
+    "shops": (partial(_facade, goods=5), (0, 1), 0.35, (0.2, 0.75)),
     "foliage": (_foliage, (0.18, 0.36), 0.6, (0.18, 0.45)),
     "fence": (_fence, (0, 1), 0.25, (0.2, 0.7)),
     "clutter": (_clutter, (0, 1), 0.25, (0.25, 0.7)),
