@@ -11,7 +11,7 @@ STEP = 2  # pixels
 HAZE_LENGTH = 300.0  # decimetres
 
 
-def draw_backdrop(scene: Scene, view: View, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def draw_backdrop(scene: Scene, view: View, size: tuple[int, int]) -> np.ndarray:
     """Draws a scene without people.
 
     Args:
@@ -20,7 +20,7 @@ def draw_backdrop(scene: Scene, view: View, size: tuple[int, int]) -> tuple[np.n
         size (`tuple[int, int]`): Height and width in pixels.
 
     Returns:
-        `tuple`: linear colours (H, W, 3) and depths (H, W) along the camera's forward axis.
+        `np.ndarray`: (H, W, 3), linear colours.
     """
     height, width = size
     across = ((np.arange(0, width, STEP) + STEP / 2) - view.center_x) / view.scale_x
@@ -38,14 +38,7 @@ def draw_backdrop(scene: Scene, view: View, size: tuple[int, int]) -> tuple[np.n
     if scene.haze:
         thick = np.clip((1 - np.exp(-depth / HAZE_LENGTH)) * 2 * scene.haze, 0, 0.6)[:, None]
         color = color * (1 - thick) + thick * scene.backdrop * scene.light.sky
-    rows, columns = len(up), len(across)
-    return _enlarge(color.reshape(rows, columns, 3), size), _enlarge(depth.reshape(rows, columns), size)
-
-
-def _enlarge(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Repeats the pixels of a smaller image, and softens colours."""
-    image = image.repeat(STEP, 0).repeat(STEP, 1)[: size[0], : size[1]]
-    return soften(image) if image.ndim == 3 else image
+    return soften(color.reshape(len(up), len(across), 3).repeat(STEP, 0).repeat(STEP, 1)[:height, :width])
 
 
 def _hit_planes(

@@ -18,9 +18,7 @@ from .figure import Figure, View, draw_figure
 from .filters import soften
 from .scenes import Scene
 from .sensor import expose
-from .shots import Obstacle, PasserBy, Shot
-
-STRANGERS = 32
+from .shots import STRANGERS, Obstacle, PasserBy, Shot
 
 
 @dataclass(frozen=True)
@@ -62,21 +60,16 @@ def render(
     dressed = dress(person)
     vertices, normals = _placed(dressed, shot)
     view = _frame(scene, shot, vertices, size)
-    image, depth = draw_backdrop(scene, view, size)
+    image = draw_backdrop(scene, view, size)
     figure = draw_figure(dressed, vertices, normals, view, scene.light, size)
     others = [_other(passer, shot, scene, view, seed, season, size) for passer in shot.passers_by]
-    ground = np.prod([each.ground for each in (figure, *others)], axis=0)
-    image = image * ground[..., None]
-    order = sorted(zip(shot.passers_by, others, strict=True), key=lambda pair: -pair[0].behind)
-    for passer, other in order:
-        if passer.behind >= 0:
-            image = _over(image, other)
-    image = _over(image, figure)
+    image = image * np.prod([each.ground for each in (figure, *others)], axis=0)[..., None]
+    people = [*zip((passer.behind for passer in shot.passers_by), others, strict=True), (0.0, figure)]
     hidden = np.zeros(size, bool)
-    for passer, other in order:
-        if passer.behind < 0:
-            image = _over(image, other)
-            hidden |= other.layer >= 0
+    for behind, drawn in sorted(people, key=lambda pair: -pair[0]):
+        image = _over(image, drawn)
+        if behind < 0:
+            hidden |= drawn.layer >= 0
     if shot.obstacle is not None:
         hidden |= _put_before(image, shot.obstacle, scene)
     rng = Random(shot.sensor)
@@ -136,10 +129,10 @@ def _frame(scene: Scene, shot: Shot, vertices: np.ndarray, size: tuple[int, int]
 
 def _over(image: np.ndarray, figure: Figure) -> np.ndarray:
     """The image with a person before it, with soft edges."""
-    mask = figure.mask
-    cover = soften(mask)[..., None]
+    mask = figure.layer >= 0
+    cover = soften(mask.astype(np.float32))[..., None]
     softened = soften(figure.rgb) / np.maximum(cover, 0.05)
-    color = np.where(mask[..., None] > 0, 0.5 * figure.rgb + 0.5 * softened, softened)
+    color = np.where(mask[..., None], 0.5 * figure.rgb + 0.5 * softened, softened)
     result: np.ndarray = image * (1 - cover) + color * cover
     return result
 

@@ -42,19 +42,13 @@ class View(NamedTuple):
 
 class Figure(NamedTuple):
     """A drawn person, images (H, W): linear `rgb` (H, W, 3), `layer`, -1 where nothing is, `marked`: where a pattern
-    shows, `depth`, and `ground`: the factor by which the person's shadow darkens the ground.
+    shows, and `ground`: the factor by which the person's shadow darkens the ground.
     """
 
     rgb: np.ndarray
     layer: np.ndarray
     marked: np.ndarray
-    depth: np.ndarray
     ground: np.ndarray
-
-    @property
-    def mask(self) -> np.ndarray:
-        """1 where the person is (H, W)."""
-        return (self.layer >= 0).astype(np.float32)
 
 
 def draw_figure(
@@ -101,7 +95,7 @@ def draw_figure(
     depth = image((1 / seen.inverse_depth).astype(np.float32))
     layers = image(layer, -1)
     rgb = _occluded(image(color.astype(np.float32)), (layers >= 0).astype(np.float32), depth, height)
-    return Figure(rgb, layers, image(marked), depth, _ground_shadow(vertices, view, light, size))
+    return Figure(rgb, layers, image(marked), _ground_shadow(vertices, view, light, size))
 
 
 def _folds(
@@ -163,13 +157,16 @@ def _ground_shadow(vertices: np.ndarray, view: View, light: Light, size: tuple[i
     """The shadow on the ground: that of the sun, and a soft one under the feet."""
     unit_radius = size[0] / 128
     feet = vertices[vertices[:, 1] < 1.2] * np.array([1, 0, 1], np.float32)
-    x, y, _ = view.project(feet)
     wide = max(1, round(2 * unit_radius))
-    under = box_mean(np.minimum(box_mean(dots(x, y, size), wide) * 24, 1), wide + 1) * 0.55
+    under = box_mean(_spots(view, feet, size, wide, 24), wide + 1) * 0.55
     if not light.casts_shadows:
         return 1 - under
     fallen = vertices - light.direction * (vertices[:, 1:2] / light.direction[1])
-    x, y, _ = view.project(fallen)
-    wide = max(1, round(unit_radius))
-    cast = box_mean(np.minimum(box_mean(dots(x, y, size), wide) * 9, 1), 1) * light.shadow
+    cast = box_mean(_spots(view, fallen, size, max(1, round(unit_radius)), 9), 1) * light.shadow
     return 1 - np.maximum(under, cast)
+
+
+def _spots(view: View, points: np.ndarray, size: tuple[int, int], radius: int, strength: float) -> np.ndarray:
+    """An image (H, W) that is up to 1 around points (N, 3)."""
+    x, y, _ = view.project(points)
+    return np.minimum(box_mean(dots(x, y, size), radius) * strength, 1)

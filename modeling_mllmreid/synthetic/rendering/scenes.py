@@ -74,8 +74,6 @@ class Scene:
     """One camera and what is before it.
 
     Args:
-        number (`int`): Number of the scene in its world.
-        kind (`str`): One of `KINDS`.
         height (`float`): Height of the camera.
         near (`float`): Distance of the nearest people.
         far (`float`): Distance of the farthest people.
@@ -90,8 +88,6 @@ class Scene:
         sensor (`Sensor`): The camera's response.
     """
 
-    number: int
-    kind: str
     height: float
     near: float
     far: float
@@ -120,8 +116,6 @@ def make_scene(seed: int, number: int, snow: bool = False) -> Scene:
     distance = FAR if open_behind else far + rng.uniform(4, 120)
     ground = "snow" if snow and not indoors else rng.choice(grounds)
     return Scene(
-        number=number,
-        kind=kind,
         height=height,
         near=near,
         far=far,

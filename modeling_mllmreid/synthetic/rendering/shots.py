@@ -7,6 +7,7 @@ from random import Random
 from .scenes import Scene
 
 WALKERS = 0.75  # share of people who walk
+STRANGERS = 32  # the number of a world's passers-by
 OBSTACLES = ("low wall", "post", "wall edge")
 
 
@@ -60,13 +61,12 @@ class Shot:
     sensor: int
 
 
-def plan_shot(rng: Random, scene: Scene, strangers: int = 32) -> Shot:
+def plan_shot(rng: Random, scene: Scene) -> Shot:
     """Draws the plan of an image.
 
     Args:
         rng (`Random`): The stream of this image.
         scene (`Scene`): Where it is taken.
-        strangers (`int`): The number of the world's passers-by.
 
     Returns:
         `Shot`: The plan.
@@ -83,26 +83,25 @@ def plan_shot(rng: Random, scene: Scene, strangers: int = 32) -> Shot:
         shift=(rng.gauss(0, 0.04), rng.gauss(0, 0.023)),
         roll=rng.gauss(0, 2.5),
         squeeze=math.exp(rng.gauss(0.02, 0.09)),
-        passers_by=_passers_by(rng, strangers),
+        passers_by=_passers_by(rng),
         obstacle=_obstacle(rng) if rng.random() < 0.12 else None,
         posture=rng.getrandbits(32),
         sensor=rng.getrandbits(32),
     )
 
 
-def plan_track(rng: Random, scene: Scene, images: int, strangers: int = 32) -> list[Shot]:
+def plan_track(rng: Random, scene: Scene, images: int) -> list[Shot]:
     """Draws a walk through a camera: the plans of images a third of a second apart.
 
     Args:
         rng (`Random`): The stream of this walk.
         scene (`Scene`): Where it is taken.
         images (`int`): The number of images.
-        strangers (`int`): The number of the world's passers-by.
 
     Returns:
         `list[Shot]`: The plans in the order of time.
     """
-    first = replace(plan_shot(rng, scene, strangers), walks=True)
+    first = replace(plan_shot(rng, scene), walks=True)
     step = 4.5  # decimetres in a third of a second
     radians = math.radians(first.yaw)
     x, z = (first.distance * f(math.radians(first.angle)) for f in (math.sin, math.cos))
@@ -131,7 +130,7 @@ def view_of(shot: Shot) -> str:
     return "front" if away < -0.7 else "back" if away > 0.7 else "side"
 
 
-def _passers_by(rng: Random, strangers: int) -> tuple[PasserBy, ...]:
+def _passers_by(rng: Random) -> tuple[PasserBy, ...]:
     """One or two people behind, or one who is partly before the person."""
     people = []
     if rng.random() < 0.35:
@@ -140,7 +139,7 @@ def _passers_by(rng: Random, strangers: int) -> tuple[PasserBy, ...]:
     if rng.random() < 0.08:
         people.append((rng.choice((-1, 1)) * rng.uniform(3.5, 6), rng.uniform(-14, -5)))
     return tuple(
-        PasserBy(rng.randrange(strangers), aside, behind, rng.uniform(0, 360), rng.getrandbits(32))
+        PasserBy(rng.randrange(STRANGERS), aside, behind, rng.uniform(0, 360), rng.getrandbits(32))
         for aside, behind in people
     )
 
