@@ -15,7 +15,6 @@ from ..people.colors import RGB
 SIZE = 128
 FRONT = SIZE // 2
 ROWS, COLUMNS = np.mgrid[:SIZE, :SIZE].astype(np.float32)
-Mask = np.ndarray
 
 
 def noise(rng: Random, smoothness: float, size: int = SIZE) -> np.ndarray:
@@ -58,7 +57,7 @@ def weave(
     return cloth
 
 
-Painted = list[tuple[Mask, RGB]]
+Painted = list[tuple[np.ndarray, RGB]]
 
 
 def _striped(rng: Random, second: RGB, third: RGB) -> Painted:

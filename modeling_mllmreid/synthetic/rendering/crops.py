@@ -72,10 +72,8 @@ def render(
             hidden |= drawn.layer >= 0
     if shot.obstacle is not None:
         hidden |= _put_before(image, shot.obstacle, scene)
-    rng = Random(shot.sensor)
-    light = scene.light
-    usual = 0.28 * float((light.sky + 0.45 * light.sun).mean())
-    return Crop(expose(image, usual, scene.sensor, rng), _visible(figure, hidden))
+    usual = 0.28 * float((scene.light.sky + 0.45 * scene.light.sun).mean())
+    return Crop(expose(image, usual, scene.sensor, Random(shot.sensor)), _visible(figure, hidden))
 
 
 def _placed(dressed: Dressed, shot: Shot) -> tuple[np.ndarray, np.ndarray]:
@@ -149,8 +147,7 @@ def _put_before(image: np.ndarray, obstacle: Obstacle, scene: Scene) -> np.ndarr
     covered = np.zeros((height, width), bool)
     start, end = obstacle.start, obstacle.start + obstacle.width
     if obstacle.kind == "low wall":
-        middle = rng.uniform(0, 1) * width
-        half = obstacle.width * width / 2
+        middle, half = rng.uniform(0, 1) * width, obstacle.width * width / 2
         covered[int(start * height) :, max(0, int(middle - half)) : max(0, int(middle + half))] = True
     elif obstacle.kind == "post":
         covered[:, int(start * width) : max(int(start * width) + 2, int(end * width))] = True

@@ -114,6 +114,7 @@ def make_scene(seed: int, number: int, snow: bool = False) -> Scene:
     far = near + rng.uniform(15, 120)
     open_behind = not indoors and rng.random() < 0.15
     distance = FAR if open_behind else far + rng.uniform(4, 120)
+    coarseness = max(10.0, min(distance, 200.0) / 10)
     ground = "snow" if snow and not indoors else rng.choice(grounds)
     return Scene(
         height=height,
@@ -121,7 +122,7 @@ def make_scene(seed: int, number: int, snow: bool = False) -> Scene:
         far=far,
         paths=tuple(rng.uniform(0, 360) for _ in range(rng.randint(1, 2))),
         ground=(surface(rng, ground), rng.uniform(0.7, 3.5)),
-        back=(distance, rng.uniform(-0.5, 0.5), surface(rng, rng.choice(walls)), rng.uniform(3, 16) / _depth(distance)),
+        back=(distance, rng.uniform(-0.5, 0.5), surface(rng, rng.choice(walls)), rng.uniform(3, 16) / coarseness),
         side=(
             rng.uniform(15, 60) if rng.random() < 0.5 else FAR,
             surface(rng, rng.choice(walls)),
@@ -133,10 +134,6 @@ def make_scene(seed: int, number: int, snow: bool = False) -> Scene:
         sensor=draw_sensor(rng),
         things=tuple(_thing(rng, kind, near, far) for _ in range(rng.randint(0, 8))),
     )
-
-
-def _depth(distance: float) -> float:
-    return max(10.0, min(distance, 200.0) / 10)
 
 
 def _tint(rng: Random, strength: float) -> np.ndarray:

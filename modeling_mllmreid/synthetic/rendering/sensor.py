@@ -69,11 +69,8 @@ def expose(linear: np.ndarray, mean: float, sensor: Sensor, rng: Random) -> Imag
     """
     height, width = linear.shape[:2]
     scale = height / 256
-    light = (
-        linear
-        * (sensor.exposure / max(mean, 1e-3) * math.exp(rng.gauss(0, 0.16)))
-        * np.array(sensor.balance, np.float32)
-    )
+    gain = sensor.exposure / max(mean, 1e-3) * math.exp(rng.gauss(0, 0.16))
+    light = linear * gain * np.array(sensor.balance, np.float32)
     tone = np.clip(light / (1 + 0.35 * light) * 1.35, 0, 1) ** (sensor.gamma / 2.2)
     grey = tone.mean(2, keepdims=True)
     tone = ((grey + sensor.saturation * (tone - grey)) - 0.45) * sensor.contrast + 0.45
