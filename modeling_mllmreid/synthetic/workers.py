@@ -90,7 +90,8 @@ def _death(worker: "subprocess.Popen[bytes]") -> UserError:
     code = worker.wait()
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return UserError(
-        f"a process that renders people {how}: start again; if the memory was full, free some or give fewer processes"
+        f"a process that renders people {how}: start again; if the memory was full, which makes the system kill "
+        "processes, free some first"
     )
 
 
