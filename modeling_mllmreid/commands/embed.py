@@ -41,12 +41,12 @@ def main(argv: list[str]) -> None:
     groups = (ModelArguments, EmbedArguments, EmbeddingArguments, MethodArguments, OnnxArguments)
     model_args, args, embedding_args, method_args, onnx_args = parse(groups, argv, "embed")
     check_onnx_options(onnx_args, [model_args.model])
-    folder, model_name = Path(args.images), model_args.model
+    folder, model_name = Path(args.images), model_args.model_name
     images = on_main(find_images, folder, args.on_error)
     on_main(check_embeddings_output, args.output, inputs=[folder])
     if args.on_error == "skip":
         images = on_main(without_broken, folder, images)
-    if os.path.exists(model_name):
+    if model_name == model_args.model and os.path.exists(model_name):
         # An absolute path, so that search works from another working directory.
         model_name = str(Path(model_name).resolve())
     for path in (str(folder.resolve()), model_name):

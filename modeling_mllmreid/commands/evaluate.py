@@ -42,6 +42,7 @@ class EvaluatedModel(ModelArguments):
             self.model, *self.compare = self.compare
         if self.model is None:
             raise ValueError("model is not given: add --model, or --compare with two checkpoints")
+        super().__post_init__()
 
 
 @dataclass
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"data set {data_args.dataset}: has {', '.join(dataset)}: evaluation needs query and gallery")
     model, processor = load_embedder(model_args, method_args.given(), onnx_args)
     print_onnx(model)
-    metadata: dict[str, Any] = {"model": model_args.model, "dataset": data_args.dataset}
+    metadata: dict[str, Any] = {"model": model_args.model_name, "dataset": data_args.dataset}
     options = asdict(embedding_args)
     others = {
         name: compared_metrics(replace(model_args, model=name, compare=[]), onnx_args, dataset, args, **options)
@@ -121,7 +122,7 @@ def evaluate_splits(
         features = protocol_features(model, processor, dataset, **args.protocol(), **asdict(embedding_args))
         metrics = on_main(metrics_by_feature, features.query, features.gallery, features.rule)
         split_metrics.append({name: values.to_dict() for name, values in metrics.items()})
-    metadata = {"model": model_args.model, "dataset": data_args.dataset, "splits": args.splits}
+    metadata = {"model": model_args.model_name, "dataset": data_args.dataset, "splits": args.splits}
     on_main(report_splits, split_metrics, args, metadata)
 
 

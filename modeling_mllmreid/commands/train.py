@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
         write_record(
             folder,
             dataset,
-            base_model=model_args.model,
+            base_model=model_args.model_name,
             adapters=adapter_args,
             batches=batch_args,
             texts=provenances,

@@ -12,6 +12,7 @@ from transformers.utils import is_torchvision_available
 
 from .images import MAX_PIXELS, open_image, to_rgb
 from .publishing import PrivatePush
+from .shipped_models import shipped_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +35,7 @@ class CropProcessor(PrivatePush):
 
         Args:
             name_or_path (`str` or `os.PathLike`):
-                A checkpoint's folder or its name on the Hub.
+                A checkpoint's folder, its name on the Hub, or the name of a model that comes with the package.
             **options:
                 As in transformers. The checkpoint's own code runs only with `trust_remote_code=True`.
 
@@ -45,6 +46,7 @@ class CropProcessor(PrivatePush):
             OSError: if files are missing.
             ValueError: for settings that make no finite pixels of height x width.
         """
+        name_or_path = shipped_folder(name_or_path)
         with processor_files(name_or_path):
             processor = super().from_pretrained(name_or_path, **{"trust_remote_code": False, **options})
             (processor[0] if isinstance(processor, tuple) else processor).check_pixels()

@@ -16,6 +16,7 @@ from .identities import IdentityClassifiers
 from .pipeline_mllmreid import person_reid_entry
 from .pooling import WITH_CLASS_TOKEN, no_class_token
 from .publishing import PrivatePush
+from .shipped_models import shipped_folder
 from .weights import (
     HUB,
     Hub,
@@ -118,7 +119,8 @@ class EncoderCheckpoints(PrivatePush, IdentityClassifiers):
 
         Args:
             name_or_path (`str` or `os.PathLike`):
-                A checkpoint's folder or its name on the Hub.
+                A checkpoint's folder, its name on the Hub, or the name of a model that comes with the package, such
+                as "pedestrians-small".
             config ([`MllmReIDVisionConfig`], *optional*):
                 Configuration in place of the checkpoint's own.
             **kwargs:
@@ -134,6 +136,7 @@ class EncoderCheckpoints(PrivatePush, IdentityClassifiers):
         """
         if name_or_path is None:
             return super().from_pretrained(name_or_path, *args, config=config, **kwargs)
+        name_or_path = shipped_folder(name_or_path)
         if kwargs.get("quantization_config") is not None:
             raise ValueError("quantization_config: an encoder without a language model is not quantised: leave it out")
         hub = {key: kwargs[key] for key in HUB if kwargs.get(key) is not None}

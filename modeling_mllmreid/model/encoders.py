@@ -25,6 +25,8 @@ from .reid_vit import ReIDViTTower
 from .tensors import at_least_float32
 from .towers import Tower, TowerOutput, default_size
 
+# Encoders in stages that are convolutional nets.
+CONVOLUTIONAL = ("convnext", "convnextv2", "dinov3_convnext", "resnet")
 # Arguments with which models of timm take crops of any size. Each class of timm knows some of them.
 ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}
 
@@ -70,6 +72,11 @@ class StageTower(Tower):
 
     has_states = False
     prefix_tokens = 0
+
+    @property
+    def convolutional(self) -> bool:
+        """Whether its work is mostly convolutions."""
+        return self.config.model_type in CONVOLUTIONAL
 
     @property
     def depth(self) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
 from .towers import Tower, TowerOutput
@@ -101,6 +102,12 @@ class ReIDOSNetModel(PreTrainedModel):
         self.fc = nn.Sequential(nn.Linear(outputs[-1], size), nn.BatchNorm1d(size), nn.ReLU())
         self.post_init()
 
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv2d):
+            # He et al. 2015, as OSNet's authors do.
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
         """Encodes crops (B, 3, H, W). Returns `last_hidden_state` of shape (B, 1, D)."""
         features = self.pool(self.stem(pixel_values))
@@ -114,6 +121,7 @@ class ReIDOSNetTower(Tower):
     """[`ReIDOSNetModel`], without hidden states. The whole crop is its only patch."""
 
     prefix_tokens = 0
+    convolutional = True
     # Two strides in the stem, and two stages that halve the map.
     patch = 16
 

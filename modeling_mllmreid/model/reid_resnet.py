@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
 from .towers import Tower, TowerOutput
@@ -120,6 +121,12 @@ class ReIDResNetModel(PreTrainedModel):
             self.non_local.append(nn.ModuleList(NonLocal(inputs) for _ in range(non_local)))
         self.post_init()
 
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv2d):
+            # He et al. 2015; transformers' standard deviation of 0.02 does not depend on the size of a layer.
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
         """Encodes crops (B, 3, H, W). Returns `last_hidden_state` of shape (B, N, D)."""
         features = self.pool(torch.relu(self.norm(self.conv(pixel_values))))
@@ -136,6 +143,7 @@ class ReIDResNetTower(Tower):
     """[`ReIDResNetModel`], without hidden states. A patch is what one position of the last stage covers."""
 
     prefix_tokens = 0
+    convolutional = True
 
     @property
     def depth(self) -> int:

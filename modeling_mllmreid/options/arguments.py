@@ -8,6 +8,7 @@ import torch
 
 from ..data.licences import normal_licence
 from ..data.readers import READERS
+from ..model.shipped_models import PRETRAINED, shipped_folder
 from ..utils.errors import UserError
 from ..utils.ranges import AtMostMillions, CountOrZero, NotNegative, Pixels, Positive, Processes, Seed, Share
 
@@ -24,7 +25,8 @@ class ModelArguments:
 
     model: str = field(
         metadata={
-            "help": "Checkpoint, multimodal LLM or vision encoder: a folder or a Hub name (to embed: or FILE.onnx)."
+            "help": "Checkpoint, multimodal LLM or vision encoder: a folder, a Hub name or pedestrians-small "
+            "(to embed: or FILE.onnx)."
         }
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})
@@ -32,6 +34,18 @@ class ModelArguments:
         default="float32",
         metadata={"help": "Format of the weights; in training, of the frozen weights. Heads are float32."},
     )
+
+    def __post_init__(self) -> None:
+        try:
+            self.model = str(shipped_folder(self.model))
+        except ValueError as error:
+            raise UserError(f"model {error}") from error
+
+    @property
+    def model_name(self) -> str:
+        """The model in reports: the name of a model that comes with the package, and not its folder there."""
+        path = Path(self.model)
+        return path.name if path.parent == PRETRAINED else self.model
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -39,6 +39,7 @@ from .encoder_training import (
     prepare_encoder,
     refuse_language_options,
     refuse_other_encoder_adapters,
+    use_fast_layout,
 )
 from .model_kinds import ENCODER, WITHOUT_LANGUAGE_MODEL, loading_errors, model_type, revision_option
 
@@ -325,6 +326,7 @@ def load_embedder(
     if path is None:
         model, processor = load_encoder(arguments, fields)
         to_device(model)
+        use_fast_layout(model, this_process().device)
         check_runs(model, arguments.model)
         return model, processor
     size = dict(fields or {})

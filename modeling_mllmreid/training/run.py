@@ -28,6 +28,7 @@ from ..utils.processes import on_main
 from .adapters import AdapterArguments
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainCollator, TrainDataset
+from .encoder_training import use_fast_layout
 from .engines import sharding_of
 from .memory import find_batch_size
 from .parameters import freeze_unused_parameters
@@ -203,6 +204,7 @@ def train_reid(
     if prepare is not None:
         prepare(model)
     _refuse_half_precision(model)
+    use_fast_layout(model, args.device)
     if args.process_index == 0:
         print(f"{len(samples):,} training images of {samples.num_identities:,} people; {parameter_counts(model)}")
     batches = collator(processor, batch_args, language=language, reid_text=config.reid_text)

@@ -1,0 +1,80 @@
+"""Makes a model that comes with the package out of a trained checkpoint, with large weights in 16 bits.
+
+python -m modeling_mllmreid.hub.pack runs/pedestrians_small pedestrians-small
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..model import MllmReIDVisionModel, MllmReIDVisionProcessor
+from ..model.shipped_models import PRETRAINED
+from ..utils.outputs import scratch_folder
+from .export import write_export
+
+WEIGHTS, CONFIG, ONNX = "model.safetensors", "config.json", "model.onnx"
+# The card is written by hand. The package has the code of the model already.
+AS_EXPORTED = ("processor_config.json", "run.json", "threshold.json")
+CODE_FIELDS = ("auto_map", "custom_pipelines")
+
+
+def pack(checkpoint: Path, folder: Path) -> None:
+    """Writes the files of a model that comes with the package.
+
+    Args:
+        checkpoint (`Path`): The trained encoder without language model.
+        folder (`Path`): The folder for the files; files of the same names are replaced, its card stays.
+
+    Raises:
+        OSError, ValueError, UserError: As in loading and exporting a checkpoint.
+    """
+    model = MllmReIDVisionModel.from_pretrained(checkpoint, dtype=torch.float32)
+    processor = MllmReIDVisionProcessor.from_pretrained(checkpoint)
+    # Both forms have the rounded weights, so that they agree.
+    with torch.no_grad():
+        for weight in filter(is_large, model.parameters()):
+            weight.copy_(weight.half())
+    folder.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(folder) as scratch:
+        export = scratch / "export"
+        write_export(model, processor, export, to="vision", name=folder.name, source=checkpoint, onnx=True)
+        weights = {name: w.half() if is_large(w) else w for name, w in load_file(export / WEIGHTS).items()}
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        fields = json.loads((export / CONFIG).read_text(encoding="utf-8"))
+        fields = {name: value for name, value in fields.items() if name not in CODE_FIELDS}
+        (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        halve_onnx(export / ONNX, folder / ONNX)
+        for name in AS_EXPORTED:
+            (folder / name).write_bytes((export / name).read_bytes())
+
+
+def is_large(weight: torch.Tensor) -> bool:
+    """Returns whether a weight is a kernel or a matrix, and not a vector of a norm."""
+    return weight.ndim > 1
+
+
+def halve_onnx(source: Path, target: Path) -> None:
+    """Writes a copy of an ONNX file whose large weights are 16 bits on disk; the graph converts them to 32 bits."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = (program := onnx.load(source)).graph
+    casts = []
+    for index, weight in enumerate(graph.initializer):
+        if weight.data_type == TensorProto.FLOAT and len(weight.dims) > 1:
+            stored = f"{weight.name}_16_bits"
+            halved = numpy_helper.to_array(weight).astype("float16")
+            casts.append(helper.make_node("Cast", [stored], [weight.name], to=TensorProto.FLOAT))
+            graph.initializer[index].CopyFrom(numpy_helper.from_array(halved, stored))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.checker.check_model(program)
+    onnx.save(program, target)
+
+
+if __name__ == "__main__":
+    pack(Path(sys.argv[1]), PRETRAINED / sys.argv[2])
