@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         MllmReIDOutput,
         MllmReIDProcessor,
         MllmReIDVisionModel,
+        MllmReIDVisionProcessor,
     )
     from .retrieval.embeddings import load_embeddings, save_embeddings
     from .retrieval.matching import SamePerson
@@ -37,6 +38,7 @@ __all__ = [
     "MllmReIDOutput",
     "MllmReIDProcessor",
     "MllmReIDVisionModel",
+    "MllmReIDVisionProcessor",
     "ReIDTrainer",
     "ReIDTrainingArguments",
     "RetrievalMetrics",
@@ -61,6 +63,7 @@ _MODULES = {
     "MllmReIDOutput": "model",
     "MllmReIDProcessor": "model",
     "MllmReIDVisionModel": "model",
+    "MllmReIDVisionProcessor": "model",
     "ReIDTrainer": "training.trainer",
     "ReIDTrainingArguments": "training.arguments",
     "RetrievalMetrics": "evaluation.metrics",

@@ -23,6 +23,8 @@ TESTS = (
 )
 # Blocks that tests/hub/test_published_as_documented.py runs on a demo's checkpoint.
 ON_A_CHECKPOINT = ("runs/quick", "runs/demo", "you/pedestrians-reid")
+# Blocks that tests/hub/test_shipped_model.py runs on the model in the package.
+OF_THE_SHIPPED_MODEL = ("pedestrians-small", "runs/random_resnet")
 PROGRAMS = ("run_reid.py", "mllmreid", "modeling_mllmreid")
 # Flags of accelerate, torchrun, pip and mutmut.
 OF_OTHERS = {"--config_file", "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip"}
@@ -112,7 +114,9 @@ def test_python_blocks_use_public_names_and_are_all_run_by_a_test():
             ours = [node for node in imports if node.module and node.module.startswith("modeling_mllmreid")]
             for node in ours:
                 assert {alias.name for alias in node.names} <= {*modeling_mllmreid.__all__, "REID_METRIC"}, code
-            assert any(name in code for name in ("features.npz", "REID_METRIC", *ON_A_CHECKPOINT)), code
+            assert any(
+                name in code for name in ("features.npz", "REID_METRIC", *ON_A_CHECKPOINT, *OF_THE_SHIPPED_MODEL)
+            ), code
 
 
 @pytest.fixture

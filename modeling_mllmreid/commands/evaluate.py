@@ -43,6 +43,8 @@ class EvaluatedModel(ModelArguments):
         if self.model is None:
             raise ValueError("model is not given: add --model, or --compare with two checkpoints")
         super().__post_init__()
+        for name in self.compare:
+            ModelArguments(name)  # refuses a misspelt name before the work
 
 
 @dataclass

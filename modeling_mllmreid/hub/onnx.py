@@ -41,7 +41,11 @@ SETTINGS = ("size", "do_rescale", "rescale_factor", "do_normalize", "image_mean"
 
 
 def export_onnx(
-    model: MllmReIDVisionModel, path: str | os.PathLike[str], processor: MllmReIDVisionProcessor | None = None
+    model: MllmReIDVisionModel,
+    path: str | os.PathLike[str],
+    processor: MllmReIDVisionProcessor | None = None,
+    *,
+    fuse_norms: bool = True,
 ) -> None:
     """Writes a vision form to an ONNX file, and runs the file to compare its embeddings with the model's.
 
@@ -55,6 +59,9 @@ def export_onnx(
             The file. Weights of 2 GB and more go to a second file, `<path>.data`.
         processor ([`MllmReIDVisionProcessor`], *optional*):
             The model's processor, whose settings the file's metadata holds, with the names of the training's data sets.
+        fuse_norms (`bool`, *optional*, defaults to `True`):
+            Whether batch norms become part of the convolutions. Otherwise the file has the model's own weights, and
+            onnxruntime fuses them when it loads the file.
 
     Raises:
         UserError: if a package is missing.
@@ -64,6 +71,7 @@ def export_onnx(
     if missing:
         raise UserError(f"onnx: {', '.join(missing)} not installed: pip install '.[onnx]'")
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass  # which comes with onnxscript
+    from onnxscript import optimizer
 
     path = Path(path)
     # A copy, since the file is float32 and traced on the CPU, whatever the model is.
@@ -81,9 +89,13 @@ def export_onnx(
                 output_names=["embedding"],
                 dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
                 dynamo=True,
+                optimize=fuse_norms,
                 verbose=False,
             )
             assert program is not None  # None is possible only with dynamo=False
+            if not fuse_norms:
+                for simplify in (optimizer.inline, optimizer.fold_constants, optimizer.remove_unused_nodes):
+                    simplify(program.model)
             # torch gives the output's name to a lookup of position embeddings too.
             graph = program.model.graph
             inner = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]

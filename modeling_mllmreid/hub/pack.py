@@ -14,6 +14,7 @@ from ..model import MllmReIDVisionModel, MllmReIDVisionProcessor
 from ..model.shipped_models import PRETRAINED
 from ..utils.outputs import scratch_folder
 from .export import write_export
+from .onnx import export_onnx
 
 WEIGHTS, CONFIG, ONNX = "model.safetensors", "config.json", "model.onnx"
 # The card is written by hand. The package has the code of the model already.
@@ -31,7 +32,7 @@ def pack(checkpoint: Path, folder: Path) -> None:
     Raises:
         OSError, ValueError, UserError: As in loading and exporting a checkpoint.
     """
-    model = MllmReIDVisionModel.from_pretrained(checkpoint, dtype=torch.float32)
+    model = MllmReIDVisionModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
     processor = MllmReIDVisionProcessor.from_pretrained(checkpoint)
     # Both forms have the rounded weights, so that they agree.
     with torch.no_grad():
@@ -40,13 +41,15 @@ def pack(checkpoint: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with scratch_folder(folder) as scratch:
         export = scratch / "export"
-        write_export(model, processor, export, to="vision", name=folder.name, source=checkpoint, onnx=True)
+        write_export(model, processor, export, to="vision", name=folder.name, source=checkpoint)
         weights = {name: w.half() if is_large(w) else w for name, w in load_file(export / WEIGHTS).items()}
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
         fields = json.loads((export / CONFIG).read_text(encoding="utf-8"))
         fields = {name: value for name, value in fields.items() if name not in CODE_FIELDS}
         (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        halve_onnx(export / ONNX, folder / ONNX)
+        # Products of weights and norms are no numbers of 16 bits.
+        export_onnx(model, scratch / ONNX, processor, fuse_norms=False)
+        halve_onnx(scratch / ONNX, folder / ONNX)
         for name in AS_EXPORTED:
             (folder / name).write_bytes((export / name).read_bytes())
 
@@ -57,16 +60,18 @@ def is_large(weight: torch.Tensor) -> bool:
 
 
 def halve_onnx(source: Path, target: Path) -> None:
-    """Writes a copy of an ONNX file whose large weights are 16 bits on disk; the graph converts them to 32 bits."""
+    """Writes a copy of an ONNX file with 16 bits for each large weight that they hold exactly; the graph casts them."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     graph = (program := onnx.load(source)).graph
     casts = []
     for index, weight in enumerate(graph.initializer):
-        if weight.data_type == TensorProto.FLOAT and len(weight.dims) > 1:
+        if weight.data_type != TensorProto.FLOAT or len(weight.dims) < 2:
+            continue
+        values = numpy_helper.to_array(weight)
+        if ((halved := values.astype("float16")) == values).all():
             stored = f"{weight.name}_16_bits"
-            halved = numpy_helper.to_array(weight).astype("float16")
             casts.append(helper.make_node("Cast", [stored], [weight.name], to=TensorProto.FLOAT))
             graph.initializer[index].CopyFrom(numpy_helper.from_array(halved, stored))
     nodes = [*casts, *graph.node]

@@ -46,3 +46,9 @@ def shipped_folder(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
     if isinstance(name, str) and "/" not in name and (near := difflib.get_close_matches(name, models, 1, MISSPELT)):
         raise ValueError(f"{name}: no such folder, and no model of the package: did you mean {near[0]}?")
     return name
+
+
+def shipped_name(folder: str) -> str:
+    """Returns the name of a model that comes with the package by its folder there, and any other folder unchanged."""
+    path = Path(folder)
+    return path.name if path.parent == PRETRAINED else folder

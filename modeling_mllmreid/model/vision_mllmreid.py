@@ -243,7 +243,29 @@ class NoTokenizer(NamedTuple):
 
 
 class MllmReIDVisionProcessor(CropProcessor, ProcessorMixin):
-    """Converts whole person crops to pixels like [`MllmReIDProcessor`], without a tokenizer."""
+    """Converts whole person crops to pixels like [`MllmReIDProcessor`], without a tokenizer.
+
+    Args:
+        image_processor (`BaseImageProcessor`):
+            Image processor that resizes to a height and a width.
+
+    Raises:
+        ValueError: for an image processor without a sensible size.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> from transformers import CLIPImageProcessor
+    >>> from modeling_mllmreid import MllmReIDVisionProcessor
+
+    >>> image_processor = CLIPImageProcessor(size={"height": 128, "width": 64}, do_center_crop=False)
+    >>> processor = MllmReIDVisionProcessor(image_processor)
+    >>> processor(images=[Image.new("RGB", (40, 90))] * 2)["pixel_values"].shape
+    torch.Size([2, 3, 128, 64])
+
+    ```
+    """
 
     tokenizer = NoTokenizer()
 

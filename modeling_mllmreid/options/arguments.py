@@ -8,7 +8,7 @@ import torch
 
 from ..data.licences import normal_licence
 from ..data.readers import READERS
-from ..model.shipped_models import PRETRAINED, shipped_folder
+from ..model.shipped_models import shipped_folder, shipped_name
 from ..utils.errors import UserError
 from ..utils.ranges import AtMostMillions, CountOrZero, NotNegative, Pixels, Positive, Processes, Seed, Share
 
@@ -44,8 +44,7 @@ class ModelArguments:
     @property
     def model_name(self) -> str:
         """The model in reports: the name of a model that comes with the package, and not its folder there."""
-        path = Path(self.model)
-        return path.name if path.parent == PRETRAINED else self.model
+        return shipped_name(self.model)
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -30,6 +30,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "deit": _VIT,
     "swin": {"image_size": 64, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
     "convnext": _STAGES,
+    "reid_resnet": {"width": 4, "blocks": [1, 1, 1, 1], "non_local": [0, 0, 0, 0], "ibn": True},
     "resnet": {**_STAGES, "embedding_size": 8, "layer_type": "basic"},
 }
 # States in front of the patches: class token, distillation token, registers; DINOv3's ConvNeXt has a pooled state.

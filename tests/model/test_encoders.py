@@ -11,6 +11,8 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import convert_ima
 
 from modeling_mllmreid.model import MllmReIDVisionConfig, MllmReIDVisionModel, MllmReIDVisionProcessor
 from modeling_mllmreid.model.encoders import vision_part
+from modeling_mllmreid.model.reid_osnet import ReIDOSNetConfig
+from modeling_mllmreid.model.reid_resnet import ReIDResNetConfig
 
 IDS = torch.tensor([0, 0, 1, 1])
 needs_timm = pytest.mark.skipif(not has_timm(), reason="needs timm, which needs torchvision")
@@ -40,6 +42,16 @@ def stock_states(folder, kind: str, pixels: torch.Tensor) -> torch.Tensor:
         return vision_model.post_layernorm(vision_model(pixels).last_hidden_state)
     output = (model.vision_model if kind == "siglip" else model)(pixels).last_hidden_state
     return output.flatten(2).transpose(1, 2) if output.ndim == 4 else output
+
+
+@pytest.mark.parametrize("config", [ReIDResNetConfig(ibn=True), ReIDOSNetConfig()], ids=["resnet", "osnet"])
+def test_convolutions_start_by_the_rule_of_he(config):
+    model = AutoModel.from_config(config)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 4 and weight.numel() > 5000:
+            fan_out = weight.shape[0] * weight.shape[2] * weight.shape[3]
+            assert weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05), name
+    assert {part.weight.min().item() for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)} == {1.0}
 
 
 @torch.no_grad()

@@ -16,8 +16,9 @@ from modeling_mllmreid.model import MllmReIDVisionModel
 from modeling_mllmreid.options.arguments import ModelArguments
 from modeling_mllmreid.retrieval.embeddings import load_embeddings
 from modeling_mllmreid.training.adapters import AdapterArguments
+from modeling_mllmreid.training.encoder_training import use_fast_layout
 from modeling_mllmreid.training.fake_runs import image_parameters
-from modeling_mllmreid.training.loading import load_encoder
+from modeling_mllmreid.training.loading import load_embedder, load_encoder
 from modeling_mllmreid.training.parameters import freeze_unused_parameters
 from modeling_mllmreid.utils.errors import UserError
 
@@ -83,7 +84,10 @@ def _model_of(folder):
     return json.loads((folder / "run.json").read_text())["base_model"]
 
 
-@pytest.mark.parametrize(("kind", "settings"), [("siglip2", {}), ("swin", {"tower": "lora", "lora_dropout": 0.1})])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("siglip2", {}), ("swin", {"tower": "lora", "lora_dropout": 0.1}), ("reid_resnet", {})],
+)
 def test_a_resumed_training_is_the_same_to_the_last_bit(kind, settings, disk, encoders, tmp_path):
     people = load_reid_dataset("market1501", data_dir=str(disk.people))
 
@@ -97,12 +101,14 @@ def test_a_resumed_training_is_the_same_to_the_last_bit(kind, settings, disk, en
             images_per_identity=2,
             max_steps=4,
             learning_rate=0.01,
+            bf16=kind == "reid_resnet",
             save_steps=2,
             eval_strategy="no",
             use_cpu=True,
             disable_tqdm=True,
         )
         train_reid(model, processor, DatasetDict(train=people["train"]), BatchArguments(), args)
+        assert in_channels_last(model) == (kind == "reid_resnet")
         return load_file(folder / "model.safetensors")
 
     one = trained(tmp_path / "whole")
@@ -114,6 +120,25 @@ def test_a_resumed_training_is_the_same_to_the_last_bit(kind, settings, disk, en
     assert [name for name in one if not torch.equal(one[name], before[name])]
     log = [json.loads(line) for line in (tmp_path / "again" / "training_log.jsonl").read_text().splitlines()]
     assert log and all({"id_vision", "triplet_vision"} <= entry.keys() for entry in log if "loss" in entry)
+
+
+def test_a_convolutional_encoder_runs_with_the_channels_last_on_a_cpu(encoders):
+    cpu = torch.device("cpu")
+    for kind, convolutional in (("reid_resnet", True), ("resnet", True), ("convnext", True), ("swin", False)):
+        model = MllmReIDVisionModel.from_encoder_pretrained(encoders(kind), height=64, width=32).eval()
+        crops = torch.randn(2, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            expected = model.encode_images(crops)
+            use_fast_layout(model, cpu)
+            torch.testing.assert_close(model.encode_images(crops), expected, rtol=0, atol=1e-6)
+        assert in_channels_last(model) == convolutional, kind
+    assert in_channels_last(load_embedder(ModelArguments(str(encoders("reid_resnet"))))[0])
+
+
+def in_channels_last(model) -> bool:
+    """Whether the kernels with more than one position of an encoder are stored with the channels last."""
+    kernels = [w for w in model.tower.parameters() if w.ndim == 4 and w.shape[1] > 1 and w.shape[2] > 1]
+    return bool(kernels) and all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
 def test_cached_gradients_and_recomputed_activations_are_those_of_the_whole_batch(run):

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from modeling_mllmreid.commands import configs
+from modeling_mllmreid.model.shipped_models import PRETRAINED
 from modeling_mllmreid.utils import shipped
 from modeling_mllmreid.utils.errors import UserError
-from modeling_mllmreid.utils.shipped import CONFIGS, find_deepspeed_file, recipe_path
+from modeling_mllmreid.utils.shipped import CONFIGS, PACKAGE, find_deepspeed_file, recipe_path
 
 ROOT = Path(__file__).parents[2]
 BUILT_FROM = (
@@ -111,6 +112,8 @@ def test_a_wheel_has_the_command_the_types_the_recipes_and_the_cards(installed, 
     for folder in ("configs", "model_cards"):
         files = {path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*") if path.is_file()}
         assert {path.relative_to(package / folder) for path in (package / folder).rglob("*") if path.is_file()} == files
+    models = {path.relative_to(PACKAGE) for path in PRETRAINED.rglob("*") if path.is_file()}
+    assert models and {path.relative_to(package) for path in (package / "pretrained").rglob("*.*")} == models
     entry = next(installed.glob("*.dist-info/entry_points.txt")).read_text()
     assert "mllmreid = modeling_mllmreid.commands.main:main" in entry
     done = run_installed(installed, tmp_path, "configs", "llava_1_5_7b_qlora_16gb")
