@@ -25,8 +25,6 @@ from .reid_vit import ReIDViTTower
 from .tensors import at_least_float32
 from .towers import Tower, TowerOutput, default_size
 
-# Encoders in stages that are convolutional nets.
-CONVOLUTIONAL = ("convnext", "convnextv2", "dinov3_convnext", "resnet")
 # Arguments with which models of timm take crops of any size. Each class of timm knows some of them.
 ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}
 
@@ -74,9 +72,9 @@ class StageTower(Tower):
     prefix_tokens = 0
 
     @property
-    def convolutional(self) -> bool:
-        """Whether its work is mostly convolutions."""
-        return self.config.model_type in CONVOLUTIONAL
+    def prefers_channels_last(self) -> bool:
+        """Whether it is faster on a CPU with the channels last in memory. Transformers' ConvNeXt is not."""
+        return bool(self.config.model_type == "resnet")
 
     @property
     def depth(self) -> int:

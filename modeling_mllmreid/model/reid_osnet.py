@@ -121,7 +121,7 @@ class ReIDOSNetTower(Tower):
     """[`ReIDOSNetModel`], without hidden states. The whole crop is its only patch."""
 
     prefix_tokens = 0
-    convolutional = True
+    prefers_channels_last = True
     # Two strides in the stem, and two stages that halve the map.
     patch = 16
 

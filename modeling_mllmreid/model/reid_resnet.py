@@ -48,8 +48,12 @@ class InstanceBatchNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Normalises a map (B, C, h, w)."""
-        first, others = features[:, : self.half], features[:, self.half :]
-        return torch.cat([self.instance(first), self.batch(others)], dim=1)
+        first, others = features.split([self.half, features.shape[1] - self.half], dim=1)
+        normed = self.instance(first)
+        if features.is_contiguous(memory_format=torch.channels_last):
+            # An instance norm changes the layout, which slows down what follows.
+            normed = normed.contiguous(memory_format=torch.channels_last)
+        return torch.cat([normed, self.batch(others)], dim=1)
 
 
 class NonLocal(nn.Module):
@@ -143,7 +147,7 @@ class ReIDResNetTower(Tower):
     """[`ReIDResNetModel`], without hidden states. A patch is what one position of the last stage covers."""
 
     prefix_tokens = 0
-    convolutional = True
+    prefers_channels_last = True
 
     @property
     def depth(self) -> int:

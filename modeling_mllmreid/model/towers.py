@@ -64,8 +64,8 @@ class Tower:
     depth_field = "num_hidden_layers"
     # Whether the encoder returns hidden states of one size.
     has_states = True
-    # Whether its work is mostly convolutions.
-    convolutional = False
+    # Whether it is faster on a CPU with the channels last in memory: benchmarks/layout.py.
+    prefers_channels_last = False
 
     def __init__(self, config: PreTrainedConfig):
         self.config = config

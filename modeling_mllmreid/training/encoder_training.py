@@ -87,13 +87,13 @@ def prepare_encoder(model: MllmReIDVisionModel, args: AdapterArguments) -> None:
 
 
 def use_fast_layout(model: ImageEncoder, device: torch.device) -> None:
-    """Stores the weights of a convolutional encoder with the channels last, which convolutions on a CPU run faster on.
+    """Stores the weights with the channels last in memory, if the encoder is faster with them on the device.
 
     Args:
         model (`MllmReIDModel` or `MllmReIDVisionModel`): The model, changed in place; its values stay.
         device (`torch.device`): The device that it runs on.
     """
-    if device.type == "cpu" and isinstance(model, MllmReIDVisionModel) and model.config.tower.convolutional:
+    if device.type == "cpu" and isinstance(model, MllmReIDVisionModel) and model.config.tower.prefers_channels_last:
         model.tower.to(memory_format=torch.channels_last)
 
 
