@@ -14,12 +14,13 @@ from ..model import MllmReIDVisionModel, MllmReIDVisionProcessor
 from ..model.shipped_models import PRETRAINED
 from ..utils.outputs import scratch_folder
 from .export import write_export
-from .onnx import export_onnx
+from .onnx import export_onnx, random_crops
 
 WEIGHTS, CONFIG, ONNX = "model.safetensors", "config.json", "model.onnx"
 # The card is written by hand. The package has the code of the model already.
 AS_EXPORTED = ("processor_config.json", "run.json", "threshold.json")
 CODE_FIELDS = ("auto_map", "custom_pipelines")
+LEAST_COSINE = 0.999
 
 
 def pack(checkpoint: Path, folder: Path) -> None:
@@ -31,13 +32,19 @@ def pack(checkpoint: Path, folder: Path) -> None:
 
     Raises:
         OSError, ValueError, UserError: As in loading and exporting a checkpoint.
+        RuntimeError: 16 bits change the embeddings, or the ONNX file has others.
     """
     model = MllmReIDVisionModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
     processor = MllmReIDVisionProcessor.from_pretrained(checkpoint)
-    # Both forms have the rounded weights, so that they agree.
+    crops = random_crops(model, 16)
     with torch.no_grad():
+        trained = model.encode_images(crops)
+        # Both files have the rounded weights, so that they agree.
         for weight in filter(is_large, model.parameters()):
             weight.copy_(weight.half())
+        cosine = (model.encode_images(crops) * trained).sum(dim=1).min().item()
+    if not cosine >= LEAST_COSINE:
+        raise RuntimeError(f"{checkpoint}: 16 bits change embeddings to a cosine of {cosine:.5f}, below {LEAST_COSINE}")
     folder.mkdir(parents=True, exist_ok=True)
     with scratch_folder(folder) as scratch:
         export = scratch / "export"

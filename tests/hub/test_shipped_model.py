@@ -152,7 +152,7 @@ def test_the_random_start_of_the_recipe(disk, tmp_path, monkeypatch):
 
 
 @needs_weights
-def test_the_model_in_the_package_is_small_and_tells_people_apart(disk):
+def test_the_model_in_the_package_is_small_and_separates_people(disk):
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 10_000_000
     assert "to be measured" not in (FOLDER / "README.md").read_text()
