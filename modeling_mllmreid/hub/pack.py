@@ -59,6 +59,9 @@ def pack(checkpoint: Path, folder: Path) -> None:
         halve_onnx(scratch / ONNX, folder / ONNX)
         for name in AS_EXPORTED:
             (folder / name).write_bytes((export / name).read_bytes())
+    # A checkpoint is for its owner alone, and everyone reads an installed package.
+    for path in folder.iterdir():
+        path.chmod(0o644)
 
 
 def is_large(weight: torch.Tensor) -> bool:

@@ -112,6 +112,7 @@ def test_the_packed_files_are_small_agree_and_need_no_code(packed):
         "threshold.json",
     ]  # fmt: skip
     assert (folder / "README.md").read_text() == "a card"
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
     weights = load_file(folder / "model.safetensors")
     assert {weight.dtype for weight in weights.values() if weight.ndim > 1} == {torch.float16}
     assert {weight.dtype for weight in weights.values() if weight.ndim == 1} == {torch.float32}
