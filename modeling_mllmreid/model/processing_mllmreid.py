@@ -175,8 +175,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         config = native_config(name_or_path, {} if revision is None else {"revision": revision})
         backbone = backbone_of(config)
         check_unit(backbone, config.vision_config)
-        default_height, default_width = backbone.default_size
-        size = {"height": height or default_height, "width": width or default_width}
+        size = {"height": height or backbone.default_size[0], "width": width or backbone.default_size[1]}
         check_multiples(size["height"], size["width"], backbone.unit)
         with processor_files(name_or_path):
             native = AutoImageProcessor.from_pretrained(name_or_path, **options)
@@ -391,6 +390,7 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
         from .reid_resnet import ReIDResNetConfig  # noqa: F401
         from .reid_swin import ReIDSwinConfig  # noqa: F401
         from .reid_vit import ReIDViTConfig  # noqa: F401
+        from .shipped_models import shipped_folder  # noqa: F401
         from .tensors import at_least_float32  # noqa: F401
         from .tower_packed import PackedTower  # noqa: F401
         from .tower_qwen_vl import QwenTower  # noqa: F401
