@@ -12,7 +12,7 @@ import numpy as np
 from ..evaluation.metrics import metrics_from_blocks
 from ..retrieval.distances import distance_blocks
 from ..retrieval.matching import SamePerson
-from ..synthetic.flat.captions import attribute_words as synthetic_attribute_words
+from ..synthetic.people.captions import attribute_words as synthetic_attribute_words
 from ..text.continuations import kept_attribute_share
 from ..utils.errors import UserError
 

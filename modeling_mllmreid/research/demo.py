@@ -24,9 +24,9 @@ from ..evaluation.report import format_table, write_json
 from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
 from ..options.arguments import MethodArguments
 from ..retrieval.ranking import rank_gallery
-from ..synthetic.flat.captions import attribute_words
-from ..synthetic.flat.write import write_pedestrians
-from ..synthetic.worlds import PEDESTRIANS
+from ..synthetic.people.captions import attribute_words
+from ..synthetic.worlds import NOBODY_ALIKE, PEDESTRIANS
+from ..synthetic.write import write_pedestrians
 from ..text.continuations import kept_attribute_share, write_continuations
 from ..text.generation import generate_texts
 from ..training.adapters import AdapterArguments
@@ -35,8 +35,9 @@ from ..training.run import describe_devices, train_reid, write_record
 from ..training.trainer import ReIDTrainer
 from ..utils.errors import UserError
 from ..utils.outputs import check_output_folder
-from ..utils.ranges import Count, Several, Threads
+from ..utils.ranges import Count, RenderingProcesses, Several, Threads
 from .language_gain import image_helps
+from .other_people import HISTOGRAM, evaluate_other_people, load_other_people
 from .tiny_llava import TinyArguments, build_tiny, pretrain_tiny
 
 # Random weights and rendered people are under the licence of this project.
@@ -47,11 +48,25 @@ OWN_MODEL, OWN_LICENCE = "the demo's own language model", "apache-2.0"
 class DemoArguments:
     """Sizes of the rendered world."""
 
-    train_identities: Count = field(default=100, metadata={"help": "People to train on, including those of val."})
+    train_identities: Count = field(default=600, metadata={"help": "People to train on, including those of val."})
     test_identities: Several = field(default=60, metadata={"help": "People to test on; none of them is in training."})
-    images_per_camera: Several = field(default=5, metadata={"help": "Images of each person from each camera."})
-    cameras: Several = field(default=4, metadata={"help": "Cameras."})
+    images_per_camera: Several = field(default=3, metadata={"help": "Images of each person from each camera."})
+    cameras: Several = field(default=4, metadata={"help": "Cameras that each person passes."})
+    scenes: Several = field(default=60, metadata={"help": "Scenes of the world, each with one camera."})
+    processes: RenderingProcesses = field(
+        default=2, metadata={"help": "Processes that render; they do not change the images."}
+    )
+    also_evaluate: str | None = field(
+        default=None, metadata={"help": "Folder in Market-1501 layout with other people to test on, with intervals."}
+    )
     threads: Threads = field(default=1, metadata={"help": "Threads of torch; more threads slow a tiny model down."})
+
+    def rendered(self) -> dict[str, Any]:
+        """The keyword arguments of `write_pedestrians`."""
+        names = ("train_identities", "test_identities", "images_per_camera", "cameras", "scenes", "processes")
+        sizes = {name: getattr(self, name) for name in names}
+        # Look-alikes are a world of their own.
+        return {**sizes, "crowd": NOBODY_ALIKE, "named": PEDESTRIANS}
 
 
 class DemoOptions(NamedTuple):
@@ -88,13 +103,14 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     """
     started, folder = time.monotonic(), options.folder
     check_output_folder(folder)
+    other_folder = options.world.also_evaluate
+    others = None if other_folder is None else load_other_people(other_folder)
     torch.set_num_threads(options.world.threads)
     torch.manual_seed(options.training.seed)
     processor, mllm = build_base(options)
 
     print_step("1. Pedestrians")
-    world = {name: size for name, size in asdict(options.world).items() if name != "threads"}
-    write_pedestrians(folder / "pedestrians", seed=options.training.seed, named=PEDESTRIANS, **world)
+    write_pedestrians(folder / "pedestrians", **options.world.rendered(), seed=options.training.seed)
 
     print_step("2. A tiny LLaVA learns to continue captions of other people; a frozen copy is the teacher")
     teacher, pretraining_loss = pretrain_teacher(mllm, processor, options)
@@ -113,6 +129,8 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
 
     print_step("5. Evaluation on people outside the training set, across cameras")
     report = evaluate_demo(trainer, processor, dataset, untrained, folder)
+    if others is not None:
+        report["also_evaluated"] = evaluate_other_people(trainer.model, processor, others, str(other_folder))
     write_training_record(dataset, options, seconds)
     report["language"] = language_report(trainer, processor, teacher, dataset, options.batches)
     report |= {
@@ -218,7 +236,7 @@ def evaluate_demo(
     metrics = metrics_by_feature(query_features, gallery_features, rule)
     untrained_features = embed_query_gallery(untrained, processor, query, gallery)
     metrics[f"untrained {chosen}"] = metrics_by_feature(*untrained_features, rule)[chosen]
-    metrics["colour histogram"] = histogram_metrics(query, gallery, rule)
+    metrics[HISTOGRAM] = histogram_metrics(query, gallery, rule)
     draw_queries(
         folder / "sheet.png",
         rank_gallery(query_features[chosen], gallery_features[chosen], 10, same_person=rule),

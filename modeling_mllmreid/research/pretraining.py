@@ -16,10 +16,11 @@ from tqdm.auto import tqdm
 from transformers import LlavaForConditionalGeneration
 
 from ..model import MllmReIDModel, MllmReIDProcessor
-from ..synthetic.flat.attributes import make_person, random_stream
-from ..synthetic.flat.cameras import CAMERAS
-from ..synthetic.flat.captions import sample_descriptions, write_captions
-from ..synthetic.flat.shots import plan_shot, render
+from ..synthetic.people.attributes import make_person, random_stream
+from ..synthetic.people.captions import sample_descriptions, seen_items, write_captions
+from ..synthetic.rendering.crops import render
+from ..synthetic.rendering.scenes import make_scene
+from ..synthetic.rendering.shots import plan_shot, view_of
 
 
 def optimize(
@@ -119,18 +120,21 @@ def pretrain_language(
 
 
 IMAGES_PER_PERSON = 3
+SCENES = 60
 
 
 def described_images(processor: MllmReIDProcessor, people: int, *, seed: int) -> tuple[Tensor, list[list[str]]]:
-    """Renders `people`, each before three cameras: pixel values (N, 3, H, W) and four captions of each image."""
+    """Renders people, each before three cameras: pixel values (N, 3, H, W) and four captions of each image."""
     pixels, captions = [], []
     for index in tqdm(range(people), desc="images of the pretraining", unit="person", disable=None):
         person = make_person(seed, "other", index)
         for number in range(IMAGES_PER_PERSON):
-            shot = plan_shot(random_stream(seed, "other", "shot", index, number), (index + number) % len(CAMERAS))
-            pixels.append(processor(images=[render(person, shot, seed=seed)])["pixel_values"][0])
-            rng = random_stream(seed, "other", "captions", index, number)
-            captions.append(write_captions(person, shot, 4, rng))
+            rng = random_stream(seed, "other", "shot", index, number)
+            scene = make_scene(seed, rng.randrange(SCENES))
+            shot = plan_shot(rng, scene)
+            crop = render(person, shot, scene, seed=seed, size=(processor.height, processor.width))
+            pixels.append(processor(images=[crop.image])["pixel_values"][0])
+            captions.append(write_captions(person, seen_items(crop.visible), view_of(shot), 4, rng))
     return torch.stack(pixels), captions
 
 

@@ -12,6 +12,7 @@ from modeling_mllmreid.evaluation.report import weights_digest
 from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.research import demo
 from modeling_mllmreid.research.tiny_llava import pretrain_tiny
+from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.utils.errors import UserError
 
 SMALL = {
@@ -19,6 +20,8 @@ SMALL = {
     "test_identities": 4,
     "images_per_camera": 2,
     "cameras": 2,
+    "scenes": 3,
+    "processes": 1,
     "height": 64,
     "width": 32,
     "hidden_size": 32,
@@ -53,7 +56,9 @@ def test_the_demo_runs_every_step(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(demo, "pretrain_tiny", check_and_pretrain)
     threads = torch.get_num_threads()
-    main(flags(tmp_path / "demo"))
+    others = {"test_identities": 3, "images_per_camera": 2, "cameras": 2, "scenes": 2, "size": (64, 32)}
+    write_pedestrians(tmp_path / "others", seed=7, train_identities=0, **others)
+    main([*flags(tmp_path / "demo"), "--also_evaluate", str(tmp_path / "others")])
     torch.set_num_threads(threads)
     report = json.loads((tmp_path / "demo" / "metrics.json").read_text())
     assert set(report["test"]) >= {"llm", "vision", "concat", "colour histogram"}
@@ -66,6 +71,14 @@ def test_the_demo_runs_every_step(tmp_path, capsys, monkeypatch):
     assert checkpoint.config.test_feature == report["chosen_feature"]
     printed = capsys.readouterr().out
     assert str(tmp_path / "demo" / "sheet.png") in printed and (tmp_path / "demo" / "sheet.png").is_file()
+
+    also = report["also_evaluated"]
+    ours, histogram = also["test"][report["chosen_feature"]], also["test"]["colour histogram"]
+    difference, interval = also["less_histogram"]["mAP"], also["intervals"]["colour histogram"]["mAP"]
+    assert difference["difference"] == pytest.approx(ours["mAP"] - histogram["mAP"])
+    assert difference["low"] < difference["difference"] < difference["high"]
+    assert interval["low"] < histogram["mAP"] < interval["high"] and interval["confidence"] == 0.95
+    assert f"{tmp_path / 'others'}: 3 people" in printed and "less colour histogram, same queries" in printed
 
     # The card names the people, the weights, the licence and the machine.
     record = json.loads((tmp_path / "demo" / "run.json").read_text())
@@ -106,6 +119,8 @@ def test_the_demo_refuses_a_folder_that_is_not_empty(tmp_path):
         (["--cameras", "1"], "cameras: 1: is out of range: give a number at least 2"),
         (["--pretraining_steps", "0"], "pretraining_steps: 0: is out of range"),
         (["--hidden_size", "9"], "hidden_size 9: give a multiple of 8"),
+        (["--processes", "0"], "processes: 0: is out of range: give a number at least 1"),
+        (["--also_evaluate", "absent"], "also_evaluate: absent: no such folder"),
         (["--output_dir", "/dev/null"], "output /dev/null: is a file, not a folder"),
     ],
 )

@@ -66,7 +66,7 @@ def test_a_group_has_a_heading_and_each_field_shows_its_values_default_and_range
 
 
 def test_the_values_of_a_recipe_are_the_defaults(printed):
-    assert "[default: 0.002]" in printed(help_of("demo"))
+    assert "[default: 0.003]" in printed(help_of("demo"))
     text = printed(lambda: ablate.main(["ablation_demo", "--help"]))
     assert "[default: runs/ablation_demo]" in " ".join(text.split()) and "Required." not in text
 

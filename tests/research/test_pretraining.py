@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.research.pretraining import CaptionPretraining
 from modeling_mllmreid.research.tiny_llava import TinyArguments, build_tiny, pretrain_tiny
 from modeling_mllmreid.synthetic.people.captions import attribute_words, sample_descriptions
@@ -49,3 +50,13 @@ def test_describing_images_does_not_unlearn_to_continue_captions():
     prompts = [processor.text_prompt_ids(caption) for caption in captions]
     continuations = [text for text, _ in generate_texts(mllm, processor.tokenizer, prompts, max_new_tokens=TOKENS)]
     assert kept_attribute_share(captions, continuations, attribute_words) > 0.7
+
+
+def test_an_untrained_tower_already_sees_where_a_colour_is():
+    processor, mllm = build_tiny(TinyArguments(**SMALL), height=128, width=64, seed=0)
+    image = torch.randn(3, 128, 64, generator=torch.Generator().manual_seed(0))
+    turned = torch.cat([image[:, 64:], image[:, :64]], dim=1)  # The same patches elsewhere.
+    model = MllmReIDModel.from_mllm(mllm, height=128, width=64).eval()
+    with torch.inference_mode():
+        first, second = model.image_features(torch.stack([image, turned]), ("vision",))["vision"]
+    assert (first - second).norm() > 0.05

@@ -27,7 +27,7 @@ BUILT_FROM = (
     "modeling_mllmreid",
 )
 SMALL_DEMO = (
-    "--train_identities 10 --test_identities 4 --images_per_camera 2 --cameras 2 --height 64 --width 32 "
+    "--train_identities 10 --test_identities 4 --images_per_camera 2 --cameras 2 --height 64 --width 32 --scenes 3 "
     "--hidden_size 32 --tower_layers 1 --lm_layers 1 --pretraining_people 50 --pretraining_steps 3 --max_steps 4 "
     "--identities_per_batch 3 --images_per_identity 2 --val_identities 3 --eval_steps 2 --save_steps 2 "
     "--warmup_steps 1 --logging_steps 2 --dataloader_num_workers 0"

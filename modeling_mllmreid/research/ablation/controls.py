@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from ...model import MllmReIDModel
-from ...synthetic.flat.captions import ATTRIBUTE_WORDS, attribute_words
+from ...synthetic.people.captions import ATTRIBUTE_WORDS, attribute_words
 from ...training.batches import TrainCollator
 
 
