@@ -1,7 +1,8 @@
 """Work spread over new Python processes, which import nothing of the script that starts them."""
 
+import importlib
+import json
 import os
-import pickle
 import subprocess
 import sys
 import traceback
@@ -33,12 +34,14 @@ def map_in_processes(
     """Yields the function's result for each item, in the order of the items. To close the iterator ends the processes.
 
     Args:
-        function (`Callable`): With several processes, one that pickle can send.
-        items (`Sequence`): Arguments of the function.
+        function (`Callable`): With several processes, a function of a module, whose result JSON can write.
+        items (`Sequence`): Arguments of the function. With several processes, JSON must be able to write them.
         processes (`int`): Number of processes. With one, the work is done in this process.
 
     Raises:
-        UserError: A process was killed. An exception of the function is raised as it is.
+        UserError: A process was killed.
+        OSError: As the function raised it in another process.
+        RuntimeError: The function raised another exception in another process; it has the traceback as a note.
     """
     processes = min(processes, len(items))
     if processes <= 1:
@@ -48,12 +51,9 @@ def map_in_processes(
     try:
         for number in range(processes):
             workers.append(_start())
-            _send(workers[-1], (function, items[number::processes]))
+            _send(workers[-1], function, items[number::processes])
         for number in range(len(items)):
-            result, error = _receive(workers[number % processes])
-            if error is not None:
-                raise error
-            yield result
+            yield _receive(workers[number % processes])
     finally:
         for worker in workers:
             worker.kill()
@@ -67,22 +67,27 @@ def _start() -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=os.environ | ONE_THREAD, start_new_session=True)
 
 
-def _send(worker: "subprocess.Popen[bytes]", job: tuple[Callable[[Any], Any], Sequence[Any]]) -> None:
-    """Sends a worker its function and its items."""
+def _send(worker: "subprocess.Popen[bytes]", function: Callable[[Any], Any], items: Sequence[Any]) -> None:
+    """Sends a worker its function, by name, and its items."""
+    job = {"module": function.__module__, "function": function.__name__, "items": list(items)}
     try:
-        worker.stdin.write(pickle.dumps(job))  # type: ignore[union-attr]
+        worker.stdin.write(json.dumps(job).encode() + b"\n")  # type: ignore[union-attr]
         worker.stdin.flush()  # type: ignore[union-attr]
     except BrokenPipeError:
         raise _death(worker) from None
 
 
-def _receive(worker: "subprocess.Popen[bytes]") -> tuple[Any, Exception | None]:
-    """Returns the next result of a worker, or the exception in its place."""
-    try:
-        answer: tuple[Any, Exception | None] = pickle.load(worker.stdout)  # type: ignore[arg-type]
-    except (EOFError, pickle.UnpicklingError):
-        raise _death(worker) from None
-    return answer
+def _receive(worker: "subprocess.Popen[bytes]") -> Any:
+    """Returns the next result of a worker; raises the exception in its place."""
+    line = worker.stdout.readline()  # type: ignore[union-attr]
+    if not line.endswith(b"\n"):
+        raise _death(worker)
+    answer = json.loads(line)
+    if "traceback" not in answer:
+        return answer["result"]
+    error = OSError(*answer["system"]) if answer["system"] else RuntimeError(answer["message"])
+    error.add_note(answer["traceback"])
+    raise error
 
 
 def _death(worker: "subprocess.Popen[bytes]") -> UserError:
@@ -99,20 +104,25 @@ def work() -> None:
     """Does the work of a worker: reads the function and the items from stdin, writes each result to stdout."""
     # What a library prints goes to stderr.
     results, sys.stdout = sys.stdout.buffer, sys.stderr
-    try:
-        function, items = pickle.load(sys.stdin.buffer)
-        for item in items:
-            results.write(pickle.dumps(_answer(function, item)))
-            results.flush()
-    except (EOFError, pickle.UnpicklingError, BrokenPipeError):
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
         # The parent process has ended.
+        os._exit(1)
+    job = json.loads(line)
+    function = getattr(importlib.import_module(job["module"]), job["function"])
+    try:
+        for item in job["items"]:
+            results.write(json.dumps(_answer(function, item)).encode() + b"\n")
+            results.flush()
+    except BrokenPipeError:
         os._exit(1)
 
 
-def _answer(function: Callable[[Any], Any], item: Any) -> tuple[Any, Exception | None]:
-    """Returns the result of a function, or its exception with the traceback."""
+def _answer(function: Callable[[Any], Any], item: Any) -> dict[str, Any]:
+    """Returns the result of a function, or what its exception says."""
     try:
-        return function(item), None
+        return {"result": function(item)}
     except Exception as error:
-        error.add_note(traceback.format_exc())
-        return None, error
+        system = [error.errno, error.strerror, error.filename] if isinstance(error, OSError) else None
+        message = f"{type(error).__name__}: {error}"
+        return {"system": system, "message": message, "traceback": traceback.format_exc()}

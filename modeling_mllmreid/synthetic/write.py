@@ -3,7 +3,6 @@
 import json
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from ..utils.errors import UserError
 from ..utils.outputs import atomic_folder
 from ..utils.ranges import MOST_PROCESSES
 from .files import CAPTIONS_FILE, FOLDERS, WrittenPedestrians, mark_rendered
-from .people.attributes import Person, change_clothes, make_person, random_stream
+from .people.attributes import Crowd, Person, change_clothes, make_person, random_stream
 from .people.captions import seen_items, tokenize, write_captions
 from .rendering.crops import render
 from .rendering.scenes import make_scene
@@ -69,8 +68,9 @@ def write_pedestrians(
     with atomic_folder(root) as partial_root:
         for folder in FOLDERS if world.train_identities else FOLDERS[1:]:
             (partial_root / folder).mkdir()
-        write = partial(_write_person, partial_root, world, captions_per_image)
-        with closing(map_in_processes(write, walkers, processes)) as results:
+        plan = {"root": str(partial_root), "world": asdict(world), "captions": captions_per_image}
+        jobs = [plan | {"walker": asdict(walker)} for walker in walkers]
+        with closing(map_in_processes(write_person, jobs, processes)) as results:
             for written in tqdm(results, total=len(walkers), unit="person", disable=None):
                 records += written
         (partial_root / CAPTIONS_FILE).write_text(json.dumps(records), encoding="utf-8")
@@ -87,8 +87,16 @@ def write_world(root: Path, name: str) -> WrittenPedestrians:
     return write_pedestrians(root, world, named=name, processes=useful_processes(people))
 
 
-def _write_person(root: Path, world: World, captions: int, walker: Walker) -> list[dict[str, Any]]:
-    """Writes all images of a person; returns their records in the captions file."""
+def write_person(job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Writes all images of a person; returns their records in the captions file.
+
+    Args:
+        job (`dict[str, Any]`): Values that JSON can write: `root`, the folder; the fields of `world` and of `walker`;
+            `captions` of each image.
+    """
+    root, captions, walker = Path(job["root"]), job["captions"], Walker(**job["walker"])
+    fields = job["world"]
+    world = World(**{**fields, "crowd": Crowd(**fields["crowd"]), "size": tuple(fields["size"])})
     group, index = walker.group, walker.index
     first = make_person(world.seed, group, index, world.crowd, world.season)
     clothes = [first]

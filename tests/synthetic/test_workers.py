@@ -1,6 +1,7 @@
 """Worker processes: from any script, results in order, every way in which one of them can end."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -36,8 +37,8 @@ def no_worker_is_left():
 def test_results_are_in_the_order_of_the_items():
     items = [float(number) for number in range(11)]
     for processes in (1, 2, 3, 20):
-        assert list(map_in_processes(float.hex, items, processes)) == [number.hex() for number in items]
-    assert list(map_in_processes(float.hex, [], 2)) == []
+        assert list(map_in_processes(math.sqrt, items, processes)) == [math.sqrt(number) for number in items]
+    assert list(map_in_processes(math.sqrt, [], 2)) == []
 
 
 def test_workers_import_only_what_rendering_needs():
@@ -60,6 +61,9 @@ def test_an_exception_of_the_function_is_raised_with_its_traceback():
     with pytest.raises(FileNotFoundError) as caught:
         list(map_in_processes(os.listdir, ["/", "/no such folder"], 2))
     assert caught.value.filename == "/no such folder" and "in _answer" in caught.value.__notes__[0]
+    with pytest.raises(RuntimeError, match="^ValueError: math domain error|^ValueError: expected a nonneg") as caught:
+        list(map_in_processes(math.sqrt, [1.0, -1.0], 2))
+    assert "in _answer" in caught.value.__notes__[0]
 
 
 def test_killed_workers_are_named():
@@ -95,7 +99,7 @@ def script(tmp_path):
     """A script that renders many people, and its workers."""
     (tmp_path / "script.py").write_text(SCRIPT)
     # The worker must not import the modules of the current folder.
-    (tmp_path / "pickle.py").write_text("raise SystemExit('another pickle')")
+    (tmp_path / "json.py").write_text("raise SystemExit('another json')")
     command, pipe = [sys.executable, "-P", "script.py", "."], subprocess.PIPE
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe)
@@ -113,7 +117,7 @@ def test_a_script_without_main_guard_starts_workers_and_ctrl_c_ends_them(script,
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=20)[1].decode()
     assert error.endswith("KeyboardInterrupt\n") and error.count("Traceback") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["few", "pickle.py", "script.py"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["few", "json.py", "script.py"]
     assert len(list(tmp_path.glob("few/*/*.jpg"))) == 6
 
 
