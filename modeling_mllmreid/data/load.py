@@ -147,7 +147,7 @@ def _read(
     combination = parse_combination(name)
     if combination is not None:
         return _load_combination(name, combination, data_dirs or {}, problems, {**split_options, **options})
-    if data_dirs is not None:
+    if data_dirs:
         raise UserError(f"data set {name}: data_dirs is for several sets: give data_dir")
     if columns is not None or name not in READERS:
         given_options = [*([] if data_dir is None else ["data_dir"]), *split_options, *options]

@@ -92,6 +92,7 @@ def test_loading_several_data_sets(tmp_path):
         load_reid_dataset("market1501+personx", data_dirs=dirs, strict=True)
     with pytest.raises(UserError, match="data_dirs is for several sets: give data_dir"):
         load_reid_dataset("market1501", data_dirs=dirs)
+    assert list(load_reid_dataset("market1501", data_dir=dirs["market1501"], data_dirs={}))
 
 
 def test_combined_data_keeps_names():
