@@ -21,7 +21,6 @@ from modeling_mllmreid.utils.errors import UserError
 NAME = "pedestrians-small"
 FOLDER = shipped_models.PRETRAINED / NAME
 PAGE = ROOT / "docs/pedestrians_small.md"
-needs_weights = pytest.mark.skipif(not (FOLDER / "model.safetensors").is_file(), reason="the weights are not here")
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +151,6 @@ def test_the_random_start_of_the_recipe(disk, tmp_path, monkeypatch):
     assert (model.config.height, model.feature_size, model.config.base_licence) == (128, 768, "apache-2.0")
 
 
-@needs_weights
 def test_the_model_in_the_package_is_small_and_separates_people(disk):
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 10_000_000
