@@ -1,6 +1,5 @@
 """Work spread over new Python processes, which import nothing of the script that starts them."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -15,7 +14,10 @@ from ..utils.errors import UserError
 PEOPLE_PER_PROCESS = 20
 MOST_USEFUL = 16
 # A worker finds modules where this process does, whatever the current folder is.
-START = "import sys; sys.path[:] = sys.argv[1:]; from modeling_mllmreid.synthetic.workers import work; work()"
+START = """import sys; sys.path[:] = sys.argv[1:]
+from modeling_mllmreid.synthetic.workers import work
+from {module} import {name}
+work({name})"""
 # Every core has its worker, so a worker needs no further threads.
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 
@@ -50,8 +52,8 @@ def map_in_processes(
     workers: list[subprocess.Popen[bytes]] = []
     try:
         for number in range(processes):
-            workers.append(_start())
-            _send(workers[-1], function, items[number::processes])
+            workers.append(_start(function))
+            _send(workers[-1], items[number::processes])
         for number in range(len(items)):
             yield _receive(workers[number % processes])
     finally:
@@ -61,17 +63,17 @@ def map_in_processes(
             worker.communicate()  # waits for its end, and closes its pipes
 
 
-def _start() -> "subprocess.Popen[bytes]":
+def _start(function: Callable[[Any], Any]) -> "subprocess.Popen[bytes]":
     """Starts a worker, in a session of its own: Ctrl-C reaches the parent process alone, which ends its workers."""
-    command, pipe = [sys.executable, "-c", START, *sys.path], subprocess.PIPE
+    program = START.format(module=function.__module__, name=function.__name__)
+    command, pipe = [sys.executable, "-c", program, *sys.path], subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=os.environ | ONE_THREAD, start_new_session=True)
 
 
-def _send(worker: "subprocess.Popen[bytes]", function: Callable[[Any], Any], items: Sequence[Any]) -> None:
-    """Sends a worker its function, by name, and its items."""
-    job = {"module": function.__module__, "function": function.__name__, "items": list(items)}
+def _send(worker: "subprocess.Popen[bytes]", items: Sequence[Any]) -> None:
+    """Sends a worker its items."""
     try:
-        worker.stdin.write(json.dumps(job).encode() + b"\n")  # type: ignore[union-attr]
+        worker.stdin.write(json.dumps(list(items)).encode() + b"\n")  # type: ignore[union-attr]
         worker.stdin.flush()  # type: ignore[union-attr]
     except BrokenPipeError:
         raise _death(worker) from None
@@ -100,18 +102,16 @@ def _death(worker: "subprocess.Popen[bytes]") -> UserError:
     )
 
 
-def work() -> None:
-    """Does the work of a worker: reads the function and the items from stdin, writes each result to stdout."""
+def work(function: Callable[[Any], Any]) -> None:
+    """Does the work of a worker: reads the items from stdin, writes each result to stdout."""
     # What a library prints goes to stderr.
     results, sys.stdout = sys.stdout.buffer, sys.stderr
     line = sys.stdin.buffer.readline()
     if not line.endswith(b"\n"):
         # The parent process has ended.
         os._exit(1)
-    job = json.loads(line)
-    function = getattr(importlib.import_module(job["module"]), job["function"])
     try:
-        for item in job["items"]:
+        for item in json.loads(line):
             results.write(json.dumps(_answer(function, item)).encode() + b"\n")
             results.flush()
     except BrokenPipeError:
