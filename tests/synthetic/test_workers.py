@@ -18,9 +18,12 @@ from modeling_mllmreid.utils.errors import UserError
 
 # Without `if __name__ == "__main__"`. It ends only if it is interrupted.
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
 from modeling_mllmreid.synthetic.write import write_pedestrians
+# A shell lets processes in the background ignore Ctrl-C, and they hand that down.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 people = {"test_identities": 0, "images_per_camera": 1, "cameras": 2, "processes": 2}
 write_pedestrians(Path(sys.argv[1]) / "few", train_identities=3, **people)
 print("written", flush=True)
