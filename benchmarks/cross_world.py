@@ -97,7 +97,7 @@ def render_training(folder: Path, row: str, people: int) -> None:
         for cached in (dress, stranger, make_scene, body_data):
             cached.cache_clear()
         # In this process: others would not see the replacements.
-        write_pedestrians(folder, world, captions_per_image=0)
+        write_pedestrians(folder, world, captions_per_image=0, processes=1)
 
 
 def random_encoder(folder: Path, seed: int) -> None:

@@ -9,7 +9,6 @@ for each core.
 
 import argparse
 import io
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -43,9 +42,7 @@ def main() -> None:
             print(f"{width} x {height}: {each:.1f} ms of one core a crop, {ratio:.0f} times its encoding")
         start = time.perf_counter()
         people = options.images // IMAGES_OF_A_PERSON
-        written = write_pedestrians(
-            Path(folder) / "set", train_identities=people, test_identities=0, processes=os.cpu_count() or 1
-        )
+        written = write_pedestrians(Path(folder) / "set", train_identities=people, test_identities=0)
         seconds = time.perf_counter() - start
         print(f"{written.train_images} crops of 64 x 128 in {seconds:.1f} s, one process for each core")
 

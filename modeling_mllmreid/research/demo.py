@@ -35,7 +35,7 @@ from ..training.run import describe_devices, train_reid, write_record
 from ..training.trainer import ReIDTrainer
 from ..utils.errors import UserError
 from ..utils.outputs import check_output_folder
-from ..utils.ranges import Count, RenderingProcesses, Several, Threads
+from ..utils.ranges import Count, Several, Threads
 from .language_gain import image_helps
 from .other_people import HISTOGRAM, evaluate_other_people, load_other_people
 from .tiny_llava import TinyArguments, build_tiny, pretrain_tiny
@@ -53,9 +53,6 @@ class DemoArguments:
     images_per_camera: Several = field(default=3, metadata={"help": "Images of each person from each camera."})
     cameras: Several = field(default=4, metadata={"help": "Cameras that each person passes."})
     scenes: Several = field(default=60, metadata={"help": "Scenes of the world, each with one camera."})
-    processes: RenderingProcesses = field(
-        default=2, metadata={"help": "Processes that render; they do not change the images."}
-    )
     also_evaluate: str | None = field(
         default=None, metadata={"help": "Folder in Market-1501 layout with other people to test on, with intervals."}
     )
@@ -63,7 +60,7 @@ class DemoArguments:
 
     def rendered(self) -> dict[str, Any]:
         """The keyword arguments of `write_pedestrians`."""
-        names = ("train_identities", "test_identities", "images_per_camera", "cameras", "scenes", "processes")
+        names = ("train_identities", "test_identities", "images_per_camera", "cameras", "scenes")
         sizes = {name: getattr(self, name) for name in names}
         # Look-alikes are a world of their own.
         return {**sizes, "crowd": NOBODY_ALIKE, "named": PEDESTRIANS}

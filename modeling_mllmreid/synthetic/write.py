@@ -36,7 +36,7 @@ def write_pedestrians(
     *,
     captions_per_image: int = 2,
     named: str | None = None,
-    processes: int = 1,
+    processes: int | None = None,
     **changes: Any,
 ) -> WrittenPedestrians:
     """Renders people as JPEG crops in Market-1501 layout, with captions and further columns in `reid_raw.json`.
@@ -50,7 +50,8 @@ def write_pedestrians(
         world (`World`): People, scenes and cameras.
         captions_per_image (`int`): Captions of each image.
         named (`str`, *optional*): Name of the world in `world.json`, which identifies the folder for readers.
-        processes (`int`): Number of processes. The files do not depend on it.
+        processes (`int`, *optional*): Number of processes; by default as many as render the people fastest. The files
+            do not depend on it.
         changes: Fields of `world` with other values.
 
     Returns:
@@ -60,6 +61,8 @@ def write_pedestrians(
         UserError: For a `root` that is not empty, for a number out of range, and if a process is killed.
     """
     root, world = Path(root), replace(world, **changes)
+    if processes is None:
+        processes = useful_processes(world.train_identities + world.test_identities + world.distractors)
     _check(root, world, captions_per_image, processes)
     walkers = [Walker("train", index, index + 1) for index in range(world.train_identities)]
     walkers += [Walker("test", index, world.train_identities + index + 1) for index in range(world.test_identities)]
@@ -82,9 +85,7 @@ def write_pedestrians(
 
 def write_world(root: Path, name: str) -> WrittenPedestrians:
     """Renders the world of a name into a new folder, with its fixed numbers of people, cameras and images."""
-    world = WORLDS[name]
-    people = world.train_identities + world.test_identities + world.distractors
-    return write_pedestrians(root, world, named=name, processes=useful_processes(people))
+    return write_pedestrians(root, WORLDS[name], named=name)
 
 
 def write_person(job: dict[str, Any]) -> list[dict[str, Any]]:

@@ -48,7 +48,6 @@ AtMostThousand = Annotated[int, Range(at_most=THOUSAND)]
 # Each loading process is a copy of this one: a typing error would exhaust the machine.
 MOST_PROCESSES = 128
 Processes = Annotated[int, Range(at_most=MOST_PROCESSES)]
-RenderingProcesses = Annotated[int, Range(at_least=1, at_most=MOST_PROCESSES)]
 Share = Annotated[float, Range(at_least=0, at_most=1)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(at_least=0)]

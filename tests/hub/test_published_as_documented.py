@@ -20,7 +20,7 @@ README, MODELS = PAGES[0], ROOT / "docs/models.md"
 SIZES = {"train_identities": 6, "test_identities": 3, "images_per_camera": 2, "cameras": 2, "height": 64, "width": 32}
 SIZES |= {"hidden_size": 32, "tower_layers": 1, "lm_layers": 1, "pretraining_people": 50, "pretraining_steps": 3}
 SIZES |= {"identities_per_batch": 2, "images_per_identity": 2, "val_identities": 2, "max_steps": 2, "eval_steps": 2}
-SIZES |= {"save_steps": 2, "warmup_steps": 1, "logging_steps": 2, "dataloader_num_workers": 0, "processes": 1}
+SIZES |= {"save_steps": 2, "warmup_steps": 1, "logging_steps": 2, "dataloader_num_workers": 0}
 
 
 @pytest.fixture(scope="module")
