@@ -100,12 +100,12 @@ def render_training(folder: Path, row: str, people: int) -> None:
         write_pedestrians(folder, world, captions_per_image=0, processes=1)
 
 
-def random_encoder(folder: Path, seed: int) -> None:
-    """Saves the encoder of the recipe pedestrians_small with random weights."""
+def random_encoder(folder: Path, seed: int, size: tuple[int, int] = (128, 64), **shape: Any) -> None:
+    """Saves the encoder of the recipe pedestrians_small with random weights; `shape` changes its configuration."""
     torch.manual_seed(seed)
-    config = ReIDResNetConfig(width=24, blocks=[2, 2, 2, 2], non_local=[0, 0, 0, 0], ibn=True)
-    ReIDResNetModel(config).save_pretrained(folder)
-    crop_image_processor({"height": 128, "width": 64}).save_pretrained(folder)
+    shape = {"width": 24, "blocks": [2, 2, 2, 2], "non_local": [0, 0, 0, 0], "ibn": True} | shape
+    ReIDResNetModel(ReIDResNetConfig(**shape)).save_pretrained(folder)
+    crop_image_processor({"height": size[0], "width": size[1]}).save_pretrained(folder)
 
 
 def run(*arguments: object) -> None:
