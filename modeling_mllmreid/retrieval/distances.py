@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..utils.errors import UserError
+from .exact import TINY, rounding_error
 
 Features = np.ndarray | Tensor
 METRICS = ("cosine", "euclidean")
@@ -26,7 +27,6 @@ DEPTH_TILE = 4  # numbers: every row has the same alignment
 EXACT_DEVICES = ("cuda",)
 POINT_BITS = 26
 EXACT_BYTES = 2**31  # of a prepared gallery; a larger one is prepared for every block, this many bytes at a time
-TINY = 1e-300  # features of at most this length are zero: they have no direction
 
 
 class _Shift(NamedTuple):
@@ -75,6 +75,26 @@ def distance_blocks(
     if block_size is not None and block_size < 1:
         raise UserError(f"block_size: {block_size} is not a number of queries: use 1 or more, or None")
     return _blocks(query, gallery, _shift(metric, gallery), block_size)
+
+
+@torch.no_grad()
+def rounding_errors(query: Features, gallery: Features, metric: str) -> np.ndarray:
+    """Bounds the error of the distances of each query in `distance_blocks`.
+
+    Args:
+        query (`np.ndarray` or `torch.Tensor`): Query features (Q, D).
+        gallery (`np.ndarray` or `torch.Tensor`): Gallery features (G, D).
+        metric (`str`): "cosine" or "euclidean".
+
+    Returns:
+        `np.ndarray`: (Q,) float64; for "euclidean" the error of half the squared distance.
+    """
+    shift = _shift(metric, gallery)
+    own, others = (
+        torch.cat([(2 * _halves(*_points(features, *chunk, shift))).sqrt().cpu() for chunk in _chunks(features)])
+        for features in (query, gallery)
+    )
+    return rounding_error(query.shape[1], (own + others.max()).numpy())
 
 
 def all_points(metric: str, *sets: Features) -> Tensor:

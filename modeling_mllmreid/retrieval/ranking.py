@@ -4,10 +4,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..utils.errors import UserError
-from .distances import Features, distance_blocks
+from .distances import Features, distance_blocks, rounding_errors
+from .exact import nearest_exact
 from .matching import SamePerson
 
 Blocks = Iterable[tuple[slice, np.ndarray | Tensor]]
@@ -96,6 +98,9 @@ def rank_gallery(
 ) -> Ranking:
     """Finds the k nearest gallery images of each query. Among equal distances the lower gallery index comes first.
 
+    The distances are computed in float64 and rounded to float32: they do not depend on the rest of the gallery, on the
+    device or on the library of the matrix product. See `retrieval/exact.py`.
+
     Args:
         query (`np.ndarray` or `Tensor`): (Q, D) features of any float type, on CPU or GPU.
         gallery (`np.ndarray` or `Tensor`): (G, D) features.
@@ -122,7 +127,22 @@ def rank_gallery(
         ['0.001', '0.258']
     """
     blocks = distance_blocks(query, gallery, metric=metric, block_size=block_size)
-    return rank_blocks(blocks, len(query), k, same_person=same_person)
+    _check(k, len(query), same_person)
+    empty = not (len(query) and len(gallery))
+    errors = np.zeros(len(query)) if empty else rounding_errors(query, gallery, metric)
+    ranking = _no_ranking(len(query), k)
+
+    def take(indices: np.ndarray) -> np.ndarray:
+        return _array(gallery[indices])
+
+    for rows, block in blocks:
+        features = _array(query[rows])
+        for place, (number, rough) in enumerate(_kept_rows(rows, block, same_person)):
+            rough = rough if metric == "cosine" else rough * rough / 2
+            found = nearest_exact(features[place], take, rough, errors[number], k, metric)
+            for row, values in zip((ranking.indices, ranking.distances), found, strict=True):
+                row[number, : len(values)] = values
+    return ranking
 
 
 def rank_blocks(
@@ -143,25 +163,49 @@ def rank_blocks(
     Raises:
         UserError: if k is below 1, or the rule has other queries.
     """
+    _check(k, queries, same_person)
+    ranking = _no_ranking(queries, k)
+    for rows, block in blocks:
+        for number, row in _kept_rows(rows, block, same_person):
+            nearest = nearest_in_row(row, k)
+            ranking.indices[number, : len(nearest)] = nearest
+            ranking.distances[number, : len(nearest)] = row[nearest]
+    return ranking
+
+
+def _check(k: int, queries: int, same_person: SamePerson | None) -> None:
+    """Raises UserError for a number of images below 1, or a rule of other queries."""
     if k < 1:
         raise UserError(f"k: {k} is not a number of images: use 1 or more")
     if same_person is not None and len(same_person.query_persons) != queries:
         raise UserError(
             f"same_person: has {len(same_person.query_persons)} queries, not {queries}: give an id for each query"
         )
-    indices = np.full((queries, k), -1, dtype=np.int64)
-    distances = np.full((queries, k), np.inf, dtype=np.float32)
-    for rows, block in blocks:
-        array = block.cpu().numpy() if isinstance(block, Tensor) else block
-        for query, row in enumerate(array, start=rows.start):
-            if same_person is not None:
-                same, dropped = same_person.gallery_images(query)
-                row = row.copy()
-                row[same[dropped]] = np.inf
-            nearest = nearest_in_row(row, k)
-            indices[query, : len(nearest)] = nearest
-            distances[query, : len(nearest)] = row[nearest]
-    return Ranking(indices, distances)
+
+
+def _no_ranking(queries: int, k: int) -> Ranking:
+    """Returns a ranking without any image."""
+    return Ranking(np.full((queries, k), -1, dtype=np.int64), np.full((queries, k), np.inf, dtype=np.float32))
+
+
+def _kept_rows(
+    rows: slice, block: np.ndarray | Tensor, same_person: SamePerson | None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the number and the distances (G,) of each query of a block; infinity where the rule drops an image."""
+    for number, row in enumerate(_array(block), start=rows.start):
+        if same_person is not None:
+            same, dropped = same_person.gallery_images(number)
+            row = row.copy()
+            row[same[dropped]] = np.inf
+        yield number, row
+
+
+def _array(values: np.ndarray | Tensor) -> np.ndarray:
+    """Returns an array on the CPU; bfloat16, which NumPy lacks, as float32."""
+    if not isinstance(values, Tensor):
+        return values
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def nearest_in_row(row: np.ndarray, k: int) -> np.ndarray:

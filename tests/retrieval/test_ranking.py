@@ -4,10 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_mllmreid.retrieval.distances import distance_blocks
 from modeling_mllmreid.retrieval.matching import SamePerson
 from modeling_mllmreid.retrieval.ranking import nearest_in_row, rank_blocks, rank_gallery
 from modeling_mllmreid.utils.errors import UserError
+
+
+def oracle(q, g, metric):
+    """All distances by the plain formula, in float64, rounded to float32."""
+    q, g = q.astype(np.float64), g.astype(np.float64)
+    if metric == "cosine":
+        q, g = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (q, g))
+    squares = ((q[:, None] - g[None]) ** 2).sum(-1)
+    return (squares / 2 if metric == "cosine" else np.sqrt(squares)).astype(np.float32)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -15,13 +23,44 @@ def test_equals_a_full_stable_sort(metric):
     rng = np.random.default_rng(0)
     q, g = rng.normal(size=(23, 6)).astype(np.float32), rng.normal(size=(90, 6)).astype(np.float32)
     g[40:80] = g[:40]  # ties
-    (_, matrix), *_ = distance_blocks(q, g, metric=metric, block_size=23)
-    order = np.argsort(matrix.numpy(), axis=1, kind="stable")
+    matrix = oracle(q, g, metric)
+    order = np.argsort(matrix, axis=1, kind="stable")
     for k in (1, 7, 90):
         ranking = rank_gallery(q, g, k, metric=metric, block_size=5)
         np.testing.assert_array_equal(ranking.indices, order[:, :k])
-        np.testing.assert_array_equal(ranking.distances, np.take_along_axis(matrix.numpy(), order[:, :k], axis=1))
+        np.testing.assert_array_max_ulp(ranking.distances, np.take_along_axis(matrix, order[:, :k], axis=1), 1)
         assert (ranking.indices.dtype, ranking.distances.dtype) == (np.int64, np.float32)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_near_ties_have_their_exact_order(metric):
+    """In a narrow cone, such as an LLM's, a float32 product orders features by chance."""
+    rng = np.random.default_rng(0)
+    center = rng.normal(size=512)
+    cone = (center + 1e-3 * rng.normal(size=(3000, 512))).astype(np.float32)
+    for far in (0, 5):  # images far away make the rounding of the product coarse
+        g = np.concatenate([cone, -center[None].repeat(far, 0).astype(np.float32)])
+        ranking = rank_gallery(g[:8], g, 50, metric=metric)
+        matrix = oracle(g[:8], g, metric)
+        np.testing.assert_array_equal(ranking.indices, np.argsort(matrix, axis=1, kind="stable")[:, :50])
+        assert (ranking.distances[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_a_distance_depends_on_its_two_features_alone(metric):
+    rng = np.random.default_rng(1)
+    g = rng.normal(size=(700, 33)).astype(np.float32)
+    g[5] = 0  # no direction
+    whole = rank_gallery(g, g, 700, metric=metric)
+    table = np.empty((700, 700), np.float32)
+    np.put_along_axis(table, whole.indices, whole.distances, axis=1)
+    np.testing.assert_array_equal(table, table.T)
+    part = rng.permutation(700)[:90]
+    ranking = rank_gallery(torch.from_numpy(g[part]), g[part], 90, metric=metric)
+    for row, number in enumerate(part):
+        np.testing.assert_array_equal(ranking.distances[row], table[number, part[ranking.indices[row]]])
+    if metric == "cosine":
+        assert (table[5] == 1).all()
 
 
 def test_filter_and_short_rows():
