@@ -1,0 +1,376 @@
+"""`Gallery`: person crops that can be added, searched, and erased for good."""
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from ..data.images import open_image
+from ..utils.errors import UserError
+from ..utils.json_files import parse_json
+from .adding import changed_rows, digest, known_by_digest, new_rows, thumbnail
+from .erasure import find_traces
+from .filters import Where, live
+from .model import FORMAT, METADATA, GalleryEncoder, GalleryModel
+from .results import Erased, Found, Hit, hit_of
+from .rows import SEARCHED, Crop, Rows, row_schema
+from .scan import Scan
+from .store import Store
+
+EVERYTHING = Where()
+BATCH = 1024
+
+
+class Gallery:
+    """A gallery of person crops in a folder or in a bucket.
+
+    Several processes and threads may search and change it at the same time. What `add` has written stays if the process
+    is killed afterwards, and what `delete` has erased does not come back.
+
+    Args:
+        place (`str` or `os.PathLike`): A folder, or an address such as `s3://bucket/gallery`.
+        encoder ([`GalleryEncoder`], *optional*): The model. Loaded from the gallery's metadata when it is needed.
+        options (`Mapping[str, str]`, *optional*): Options of the bucket.
+
+    Raises:
+        UserError: There is no gallery, a newer version wrote it, or another model computed its features.
+    """
+
+    def __init__(
+        self,
+        place: str | os.PathLike[str],
+        encoder: GalleryEncoder | None = None,
+        options: Mapping[str, str] | None = None,
+    ):
+        self.store = Store(place, options)
+        if not self.store.exists():
+            raise UserError(f"gallery {self.store.place}: is no gallery: create one with gallery add")
+        self.model = self._metadata()
+        self._encoder: GalleryEncoder | None = None
+        if encoder is not None:
+            self.check_encoder(encoder)
+            self._encoder = encoder
+        self._lock = threading.Lock()
+        self._loaded: tuple[int, Rows, Scan] | None = None
+
+    @classmethod
+    def create(
+        cls,
+        place: str | os.PathLike[str],
+        encoder: GalleryEncoder,
+        *,
+        keep: Literal["file_name", "thumbnail"] = "file_name",
+        options: Mapping[str, str] | None = None,
+    ) -> "Gallery":
+        """Creates an empty gallery.
+
+        Args:
+            place (`str` or `os.PathLike`): A folder that is missing or empty, or an address in a bucket.
+            encoder ([`GalleryEncoder`]): The model that computes its features.
+            keep (`str`): "file_name": rows name the image files. "thumbnail": rows hold a small copy of the image.
+            options (`Mapping[str, str]`, *optional*): Options of the bucket.
+
+        Returns:
+            [`Gallery`]
+
+        Raises:
+            UserError: The place is in use.
+        """
+        store = Store(place, options)
+        if store.exists() or (not store.remote and os.path.isdir(place) and os.listdir(place)):
+            raise UserError(f"gallery {store.place}: exists and is not empty: give another place")
+        metadata = GalleryModel(format=FORMAT, keep=keep, **encoder.settings().model_dump())
+        with store.writer():
+            store.create(row_schema(metadata.numbers, {METADATA: metadata.model_dump_json()}))
+        return cls(place, encoder, options)
+
+    # ---- the model -------------------------------------------------------------------------------------------------
+
+    @property
+    def encoder(self) -> GalleryEncoder:
+        """The model, loaded at its first use."""
+        with self._lock:
+            if self._encoder is None:
+                from .encoder import load_encoder  # a search by id or feature needs no model
+
+                self._encoder = load_encoder(self.model)
+            return self._encoder
+
+    def check_encoder(self, encoder: GalleryEncoder) -> None:
+        """Raises UserError if a model is not the one that computes the features of this gallery."""
+        given = encoder.settings()
+        for name in ("feature", "numbers", "height", "width", "flip_test", "weights"):
+            own, other = getattr(self.model, name), getattr(given, name)
+            if own != other:
+                raise UserError(
+                    f"gallery {self.store.place}: was made by another model ({self.model.model}): {name} is {own}, "
+                    f"that of {given.model} is {other}: give that model, or compute the features again with gallery "
+                    "reembed"
+                )
+
+    def _metadata(self) -> GalleryModel:
+        """Reads the metadata. Raises UserError if this version cannot read the gallery."""
+        where = f"gallery {self.store.place}"
+        text = (self.store.schema.metadata or {}).get(METADATA.encode())
+        if text is None:
+            raise UserError(f"{where}: is a Lance data set, but no gallery of this package: give another place")
+        stored = parse_json(text, dict[str, Any], where=where)
+        if isinstance(stored.get("format"), int) and stored["format"] > FORMAT:
+            raise UserError(f"{where}: a newer version of this package wrote it: install that version")
+        return parse_json(text, GalleryModel, where=where)
+
+    # ---- rows ------------------------------------------------------------------------------------------------------
+
+    def rows(self) -> Rows:
+        """Returns all rows of the newest version, expired ones too."""
+        return self._load()[1]
+
+    def _load(self) -> tuple[int, Rows, Scan]:
+        """Returns the newest version, its rows, and the features prepared for searches."""
+        with self._lock:
+            if self._loaded is None or self._loaded[0] != self.store.version:
+                self._loaded = None  # frees the memory first
+                version, table = self.store.read(SEARCHED)
+                rows = Rows.from_table(table)
+                self._loaded = version, rows, Scan.of(rows.features)
+            return self._loaded
+
+    def add(
+        self,
+        images: Sequence[str | os.PathLike[str]],
+        crops: Crop | Sequence[Crop] = Crop(),  # noqa: B008 - it is frozen
+        *,
+        batch_size: int = BATCH,
+    ) -> int:
+        """Adds images. An image that is there already, byte for byte, stays one row and is not embedded again.
+
+        What is known about it is added to what the row has. Rows are written in batches: an interrupted call can be
+        repeated.
+
+        Args:
+            images (`Sequence[str]`): N image files.
+            crops ([`Crop`] or `Sequence[Crop]`): What is known about all or each of them.
+            batch_size (`int`): Images of one batch.
+
+        Returns:
+            `int`: Number of new rows.
+
+        Raises:
+            UserError: An image is broken, or the gallery cannot be written.
+        """
+        crops = [crops] * len(images) if isinstance(crops, Crop) else list(crops)
+        if len(crops) != len(images):
+            raise UserError(f"crops: {len(crops)} for {len(images)} images: give one for each image")
+        new = 0
+        for start in range(0, len(images), batch_size):
+            share = slice(start, start + batch_size)
+            new += self._add_batch([os.path.abspath(image) for image in images[share]], crops[share])
+        with self.store.writer():
+            self.store.tidy()
+        return new
+
+    def _add_batch(self, images: Sequence[str], crops: Sequence[Crop]) -> int:
+        """Embeds the images that are not there, and writes a batch in one commit; returns the number of new rows."""
+        digests = [digest(image) for image in images]
+        known = known_by_digest(digests, crops)
+        there = set(self.rows().ids)
+        new = {name: image for name, image in zip(digests, images, strict=True) if name not in there}
+        features = self.encoder.encode(list(new.values())) if new else np.empty((0, self.model.numbers), np.float32)
+        described = [{"id": name, **known[name], **self._kept(image)} for name, image in new.items()]
+        return self.add_features(features, described, {name: known[name] for name in known.keys() - new.keys()})
+
+    def add_features(
+        self,
+        features: np.ndarray,
+        described: Sequence[Mapping[str, Any]],
+        known: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> int:
+        """Writes rows whose features are there already, in one commit.
+
+        Args:
+            features (`np.ndarray`): (N, D) float32.
+            described (`Sequence[Mapping]`): N rows: `id`, and any columns that describe a crop.
+            known (`Mapping`, *optional*): For rows that are there, new values of columns, by id.
+
+        Returns:
+            `int`: Number of new rows.
+
+        Raises:
+            UserError: A feature is not finite or has another width, or an id is no SHA-256 digest.
+        """
+        new = new_rows(self.store.schema, features, described)
+        with self.store.writer():
+            self._finish_erasure()
+            before = self.store.count()
+            _, stored = self.store.read(new.schema.names, list(known or {}))
+            table = pa.concat_tables([changed_rows(stored, known or {}), new])
+            if len(table):
+                self.store.merge(table)
+            return self.store.count() - before
+
+    def _kept(self, image: str) -> dict[str, Any]:
+        """Returns what a row keeps of an image: its name, or a small copy."""
+        return {"file_name": image} if self.model.keep == "file_name" else {"thumbnail": thumbnail(open_image(image))}
+
+    # ---- search ----------------------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        query: Any = None,
+        k: int = 10,
+        *,
+        words: str | None = None,
+        id: str | None = None,
+        where: Where = EVERYTHING,
+        threshold: float | None | Literal["model"] = "model",
+    ) -> Found:
+        """Finds the rows that are most similar to a person.
+
+        Args:
+            query (`str`, `PIL.Image.Image`, or a sequence of them, or `np.ndarray`): One photo or several of one
+                person, whose mean is searched for, or a feature (D,).
+            k (`int`): Number of rows.
+            words (`str`, *optional*): A description, instead of a photo.
+            id (`str`, *optional*): A row of the gallery, instead of a photo; it is not found itself.
+            where ([`Where`]): Which rows are searched.
+            threshold (`float`, *optional*): Cosine distance beyond which nobody is found; None for no threshold. By
+                default that of the model, chosen on validation people.
+
+        Returns:
+            [`Found`]
+
+        Raises:
+            UserError: There is no query or several, or an image is broken.
+        """
+        if k < 1:
+            raise UserError(f"k {k}: give 1 or more")
+        _, rows, scan = self._load()
+        feature = self.query_feature(query, words=words, id=id)
+        kept = where.mask(rows) & live(rows)
+        if id is not None:
+            kept[rows.places([id])] = False
+        limit = self.encoder.threshold() if threshold == "model" else threshold
+        ((places, distances),) = scan.nearest(feature[None], kept, k)
+        hits = [hit_of(rows, int(place), distance, limit) for place, distance in zip(places, distances, strict=True)]
+        return Found(hits, limit, int(kept.sum()))
+
+    def query_feature(self, query: Any = None, *, words: str | None = None, id: str | None = None) -> np.ndarray:
+        """Returns the feature (D,) of a query; see `search`."""
+        if sum(given is not None for given in (query, words, id)) != 1:
+            raise UserError("query: give a photo, words or an id, and only one of them")
+        if id is not None:
+            rows = self.rows()
+            places = rows.places([id])
+            if not len(places):
+                raise UserError(f"id {id}: is not in the gallery")
+            feature: np.ndarray = rows.features[places[0]]
+            return feature
+        if words is not None:
+            text: np.ndarray = self.encoder.encode_text([words])[0]
+            return text
+        if isinstance(query, np.ndarray):
+            return query
+        images = [query] if isinstance(query, str | os.PathLike | Image.Image) else list(query)
+        features = self.encoder.encode(images)
+        mean: np.ndarray = features.mean(0) if len(features) > 1 else features[0]
+        return mean
+
+    def find(self, where: Where = EVERYTHING) -> list[Hit]:
+        """Returns the rows that meet conditions, sorted by id, expired ones too."""
+        rows = self.rows()
+        return [hit_of(rows, int(place), float("nan"), None) for place in np.flatnonzero(where.mask(rows))]
+
+    # ---- erase -----------------------------------------------------------------------------------------------------
+
+    def delete(self, where: Where, *, files: bool = False) -> Erased:
+        """Erases rows for good: they are in no file of the gallery afterwards.
+
+        Args:
+            where ([`Where`]): Which rows; at least one condition. `find` shows them.
+            files (`bool`): Whether their image files are deleted too.
+
+        Returns:
+            [`Erased`]: With the traces that are left, 0 in a folder.
+
+        Raises:
+            UserError: There is no condition, or the gallery cannot be written.
+        """
+        if not where:
+            raise UserError("delete: give a condition, such as person=NAME: no condition would mean all rows")
+        return self._erase(where, files)
+
+    def expire(self, now: datetime | None = None, *, files: bool = False) -> Erased:
+        """Erases the rows whose time has come, as `delete` does. Run it daily."""
+        rows = self.rows()
+        ids = rows.ids[~live(rows, now)]
+        return self._erase(Where(ids=list(ids)), files)
+
+    def _erase(self, where: Where, files: bool) -> Erased:
+        """Erases the rows that meet conditions."""
+        with self.store.writer():
+            rows = self.rows()
+            gone = where.mask(rows)
+            ids = list(rows.ids[gone])
+            named = sorted({name for name in rows.columns["file_name"][gone] if name})
+            thumbnails = self.store.read(["thumbnail"], ids)[1]["thumbnail"].to_pylist() if ids else []
+            patterns = _bytes_of(rows, gone) | {picture for picture in thumbnails if picture}
+            shared = _shared(patterns, rows, ~gone)
+            if ids:
+                self.store.erase(ids)
+            self._finish_erasure()
+            traces = find_traces(patterns - shared, self.store.files() if ids else [], len(shared))
+        deleted = []
+        for name in named if files else []:
+            if os.path.isfile(name):
+                os.unlink(name)
+                deleted.append(name)
+        return Erased(len(ids), deleted, traces)
+
+    def _finish_erasure(self) -> None:
+        """Finishes the erasure of a process that was killed."""
+        if self.store.unfinished():
+            self.store.finish_erasure()
+
+    # ---- report ----------------------------------------------------------------------------------------------------
+
+    def info(self) -> dict[str, Any]:
+        """Returns the counts and the model of the gallery.
+
+        Returns:
+            `dict[str, Any]`: `rows`, `expired`, `persons` that are named, `cameras` with their rows, `first` and `last`
+            time, `bytes` on disk, `unfinished_erasure`, and `model`.
+        """
+        rows = self.rows()
+        cameras, counts = np.unique(rows.columns["camera_id"], return_counts=True)
+        times = rows.columns["time"][~np.isnat(rows.columns["time"])]
+        return {
+            "rows": len(rows),
+            "expired": int((~live(rows)).sum()),
+            "persons": len({name for name in rows.columns["person"] if name}),
+            "cameras": dict(zip(cameras.tolist(), counts.tolist(), strict=True)),
+            "first": f"{times.min()}Z" if len(times) else None,
+            "last": f"{times.max()}Z" if len(times) else None,
+            "bytes": self.store.size(),
+            "unfinished_erasure": self.store.unfinished(),
+            "model": self.model.model_dump(),
+        }
+
+
+def _bytes_of(rows: Rows, chosen: np.ndarray) -> set[bytes]:
+    """Returns the byte strings that identify rows: features, ids and file names."""
+    features = {row.tobytes() for row in rows.features[chosen]}
+    texts = [*rows.ids[chosen], *rows.columns["file_name"][chosen]]
+    return features | {text.encode() for text in texts if text}
+
+
+def _shared(patterns: set[bytes], rows: Rows, kept: np.ndarray) -> set[bytes]:
+    """Returns the byte strings that rows still there have too: equal features, and names that are part of a name."""
+    names = "\n".join(name for name in rows.columns["file_name"][kept] if name).encode()
+    equal = patterns & _bytes_of(rows, kept)
+    texts = {name.encode() for name in rows.columns["file_name"][~kept] if name}
+    return equal | {text for text in texts if text in names}

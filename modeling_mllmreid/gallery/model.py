@@ -1,0 +1,50 @@
+"""The model of a gallery: what the gallery stores about it, and what it needs of it."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from ..utils.json_files import Count, Format, Size, Text
+
+FORMAT, METADATA = 1, "mllmreid_gallery"
+
+
+class EncoderSettings(Format):
+    """A model with its settings: two of them with the same digest and settings compute the same features."""
+
+    model: Text
+    revision: str | None = None
+    dtype: Text
+    # SHA-256 of the weights.
+    weights: Text
+    feature: Literal["llm", "vision", "concat"]
+    numbers: Size
+    height: Size
+    width: Size
+    fields: dict[str, Any] = {}
+    onnx: dict[str, Any] | None = None
+    flip_test: bool = False
+
+
+class GalleryModel(EncoderSettings):
+    """The metadata of a gallery: its format, what its rows keep of an image, and the model of its features."""
+
+    format: Count
+    keep: Literal["file_name", "thumbnail"]
+
+
+class GalleryEncoder(Protocol):
+    """What a gallery needs of a model."""
+
+    def settings(self) -> EncoderSettings:
+        """Returns the model and its settings."""
+
+    def encode(self, images: Sequence[Any]) -> np.ndarray:
+        """Embeds paths or PIL images. Returns (N, D) float32."""
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds descriptions. Returns (N, D) float32. Raises UserError if the model cannot."""
+
+    def threshold(self) -> float | None:
+        """Returns the distance beyond which nobody is found, chosen on validation people; None if there is none."""

@@ -1,0 +1,73 @@
+"""What searches and deletions of a gallery return."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from .erasure import Traces
+from .rows import Crop, Rows
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A row that a search found.
+
+    Args:
+        id (`str`): SHA-256 of the image file.
+        distance (`float`): Cosine distance to the query.
+        beyond (`bool`): Whether the distance is beyond the threshold.
+        crop ([`Crop`]): What is known about the image.
+        file_name (`str`, *optional*): The image file, where the gallery keeps its name.
+    """
+
+    id: str
+    distance: float
+    beyond: bool
+    crop: Crop
+    file_name: str | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result of a search.
+
+    Args:
+        hits (`list[Hit]`): The nearest rows, nearest first; equal distances by id.
+        threshold (`float`, *optional*): Distance beyond which nobody is found.
+        searched (`int`): Number of rows that meet the conditions.
+        nobody (`bool`): Whether no hit is within the threshold.
+    """
+
+    hits: list[Hit]
+    threshold: float | None
+    searched: int
+
+    @property
+    def nobody(self) -> bool:
+        """Whether there is a threshold and no hit within it."""
+        return self.threshold is not None and all(hit.beyond for hit in self.hits)
+
+
+@dataclass(frozen=True)
+class Erased:
+    """The result of a deletion.
+
+    Args:
+        rows (`int`): Rows that were erased.
+        files (`list[str]`): Image files that were deleted.
+        traces ([`Traces`]): What is left of the rows in the files of the gallery.
+    """
+
+    rows: int
+    files: list[str]
+    traces: Traces
+
+
+def hit_of(rows: Rows, place: int, distance: float, threshold: float | None) -> Hit:
+    """Returns a row as a hit."""
+    values = {name: column[place] for name, column in rows.columns.items()}
+    for name in ("time", "expires"):
+        values[name] = None if np.isnat(values[name]) else f"{values[name]}Z"
+    crop = Crop(**{name: values[name] for name in asdict(Crop())})
+    beyond = threshold is not None and not distance <= threshold
+    return Hit(values["id"], float(distance), beyond, crop, values["file_name"])

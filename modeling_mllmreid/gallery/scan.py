@@ -1,0 +1,68 @@
+"""The exact search over the rows of a gallery, in NumPy."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..retrieval.exact import nearest_exact, rounding_error, scales
+from ..utils.errors import UserError
+
+# Below this share of the rows, those that meet the conditions are copied.
+FEW = 0.2
+CHUNK_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Features that are ready for searches.
+
+    Args:
+        features (`np.ndarray`): (N, D) float32, of any length.
+        factors (`np.ndarray`): (N,) float32, 1 over the length of each, or 0.
+    """
+
+    features: np.ndarray
+    factors: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> "Scan":
+        """Prepares features (N, D)."""
+        factors = np.empty(len(features), np.float32)
+        for start in range(0, len(features), CHUNK_ROWS):
+            factors[start : start + CHUNK_ROWS] = scales(features[start : start + CHUNK_ROWS])
+        return cls(features, factors)
+
+    def nearest(self, queries: np.ndarray, kept: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Finds the nearest rows of each query, as `rank_gallery` does for the kept rows.
+
+        Args:
+            queries (`np.ndarray`): (Q, D) float32.
+            kept (`np.ndarray`): (N,) bool, the rows to search.
+            k (`int`): Number of rows.
+
+        Returns:
+            `list`: For each query at most k places in the rows, and their cosine distances in float32; nearest first,
+            equal distances by place.
+
+        Raises:
+            UserError: A query has another width, or NaN or infinity.
+        """
+        width = self.features.shape[1]
+        if queries.ndim != 2 or queries.shape[1] != width:
+            raise UserError(f"query: has shape {queries.shape}, the features of the gallery have width {width}")
+        if not np.isfinite(queries).all():
+            raise UserError("query: its feature has NaN or infinity: embed it again, or give another image")
+        features, factors, places = self.features, self.factors, None
+        if kept.mean() < FEW if len(kept) else False:
+            places = np.flatnonzero(kept)
+            features, factors, kept = features[places], factors[places], np.ones(len(places), dtype=bool)
+        own = scales(queries).astype(np.float32)
+        products = features @ queries.T.astype(np.float32)
+        error = float(rounding_error(width, np.array(2.0)))
+        found = []
+        for query, scale, product in zip(queries, own, products.T, strict=True):
+            rough = 1 - product * factors * scale
+            rough[~kept] = np.inf
+            nearest, distances = nearest_exact(query, features.__getitem__, rough, error, k)
+            found.append((nearest if places is None else places[nearest], distances))
+        return found

@@ -1,0 +1,234 @@
+"""The rows of a gallery on disk or in a bucket: a Lance data set with one writer at a time."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from ..utils.errors import UserError
+from ..utils.outputs import new_parents, only_writer, refused_by_disk
+
+try:
+    import lance
+    from lance.file import LanceFileSession
+except ImportError as error:
+    raise ImportError("a gallery needs the extra `gallery`: pip install 'mllmreid[gallery]'") from error
+
+ROWS = "rows.lance"
+REMOTE = ("s3://", "gs://", "az://", "hf://")
+# A row in the deletion's text costs 70 bytes.
+IDS_AT_ONCE = 5000
+# An entry of the data set's configuration: "1" between a deletion and the end of its erasure.
+ERASING = "mllmreid.erasing"
+MOST_FILES = 64
+# A reader that another process's erasure overtakes opens the newest version.
+ATTEMPTS = 4
+Result = TypeVar("Result")
+
+
+class Store:
+    """A Lance data set of rows.
+
+    Args:
+        place (`str`): A folder, or the address of one in a bucket (s3://, gs://, az://) or on the Hub (hf://, to read).
+        options (`Mapping[str, str]`, *optional*): Options of the bucket, such as `endpoint`.
+    """
+
+    def __init__(self, place: str | os.PathLike[str], options: Mapping[str, str] | None = None):
+        self.place = os.fspath(place)
+        self.remote = self.place.startswith(REMOTE)
+        self.options = dict(options or {}) or None
+        self.uri = f"{self.place.rstrip('/')}/{ROWS}"
+        self._data: Any = None
+
+    # ---- open and create -------------------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """Returns whether there is a data set. Raises UserError if its place cannot be read."""
+        if not self.remote:
+            return os.path.isdir(Path(self.place, ROWS, "_versions"))
+        try:
+            self.open()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def open(self) -> Any:
+        """Returns the data set in its newest version. Raises FileNotFoundError if there is none, UserError."""
+        with self._errors():
+            if self._data is None:
+                try:
+                    self._data = lance.dataset(self.uri, storage_options=self.options)
+                except ValueError as error:
+                    if "not found" in str(error).lower():
+                        raise FileNotFoundError(self.uri) from error
+                    raise
+            self._data.checkout_latest()
+        return self._data
+
+    def create(self, schema: pa.Schema) -> None:
+        """Creates an empty data set. Raises UserError if the place holds something else."""
+        with self._errors(), nullcontext() if self.remote else new_parents(Path(self.place, ROWS)):
+            self._data = lance.write_dataset(
+                schema.empty_table(), self.uri, schema=schema, data_storage_version="2.1", storage_options=self.options
+            )
+
+    @contextmanager
+    def writer(self) -> Iterator[None]:
+        """Makes this process the only writer of a folder within the block. In a bucket Lance repeats a lost commit."""
+        if self.place.startswith("hf://"):
+            raise UserError(f"gallery {self.place}: is on the Hub and can only be read: give a folder or a bucket")
+        with nullcontext() if self.remote else only_writer(Path(self.place), work="gallery command"):
+            yield
+
+    # ---- read ------------------------------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        """The newest version: it changes with every commit of any process."""
+        return int(self.open().version)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns, with their metadata."""
+        return self.open().schema
+
+    def count(self) -> int:
+        """Returns the number of rows, expired ones too."""
+        with self._errors():
+            return int(self.open().count_rows())
+
+    def size(self) -> int:
+        """Returns the bytes of all files."""
+        return sum(len(read()) for _, read in self.files())
+
+    def read(self, columns: Sequence[str], ids: Sequence[str] | None = None) -> tuple[int, pa.Table]:
+        """Reads columns of all rows, or of some. Returns the version and the table."""
+
+        def table(data: Any) -> tuple[int, pa.Table]:
+            if ids is None:
+                return data.version, data.to_table(columns=list(columns))
+            parts = [
+                data.to_table(columns=list(columns), filter=_one_of(ids[start : start + IDS_AT_ONCE]))
+                for start in range(0, len(ids), IDS_AT_ONCE)
+            ]
+            return data.version, pa.concat_tables(parts or [data.schema.empty_table().select(list(columns))])
+
+        return self._attempt(table)
+
+    # ---- write -----------------------------------------------------------------------------------------------------
+
+    def merge(self, table: pa.Table) -> None:
+        """Writes rows in one commit; rows with the same id are replaced."""
+        with self._errors():
+            merge = self.open().merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            merge.execute(table)
+
+    def erase(self, ids: Sequence[str]) -> None:
+        """Deletes rows, and removes their bytes from all files.
+
+        A process that is killed in between leaves a mark, so that the next writer finishes its work.
+        """
+        with self._errors():
+            data = self.open()
+            data.update_config({ERASING: "1"})
+            for start in range(0, len(ids), IDS_AT_ONCE):
+                data.delete(_one_of(ids[start : start + IDS_AT_ONCE]))
+        self.finish_erasure()
+
+    def unfinished(self) -> bool:
+        """Returns whether an erasure was interrupted."""
+        with self._errors():
+            return bool(self.open().config().get(ERASING) == "1")
+
+    def finish_erasure(self) -> None:
+        """Rewrites the files that hold deleted rows, and removes all older versions and files of killed writers.
+
+        Another writer of a bucket may have files that are not committed yet: there, files of killed writers stay for
+        seven days.
+        """
+        with self._errors():
+            data = self.open()
+            # An index holds copies of the features.
+            for index in data.list_indices():
+                data.drop_index(index["name"])
+            # The default leaves a file alone in which less than a tenth of the rows are deleted.
+            data.optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
+            # The file of the last transaction stays. That of a deletion names the deleted ids.
+            data.update_config({ERASING: "0"})
+            data.cleanup_old_versions(timedelta(0), delete_unverified=not self.remote)
+            data.checkout_latest()
+
+    def tidy(self) -> None:
+        """Joins the files of many additions."""
+        with self._errors():
+            data = self.open()
+            if len(data.get_fragments()) > MOST_FILES:
+                data.optimize.compact_files()
+                data.cleanup_old_versions(timedelta(0), delete_unverified=not self.remote)
+                data.checkout_latest()
+
+    # ---- files -----------------------------------------------------------------------------------------------------
+
+    def files(self) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """Yields the name of each file, and a function that reads it."""
+        if not self.remote:
+            for root, _, names in os.walk(Path(self.place, ROWS)):
+                for name in sorted(names):
+                    path = Path(root, name)
+                    yield str(path.relative_to(self.place)), path.read_bytes
+            return
+        session = LanceFileSession(self.uri, storage_options=self.options)
+        for name in sorted(session.list()):
+            yield name, lambda name=name: _download(session, name)  # type: ignore[misc]
+
+    # ---- errors ----------------------------------------------------------------------------------------------------
+
+    def _attempt(self, read: Callable[[Any], Result]) -> Result:
+        """Reads from the newest version, again if another process has removed its files in the meantime."""
+        for attempt in range(ATTEMPTS):
+            try:
+                with self._errors():
+                    return read(self.open())
+            except UserError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                self._data = None
+                time.sleep(0.05 * 4**attempt)
+        raise AssertionError
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turns Lance's errors into a UserError of one line."""
+        try:
+            with nullcontext() if self.remote else refused_by_disk(self.place):
+                yield
+        except (UserError, FileNotFoundError):
+            raise
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"gallery {self.place}: {_reason(error)}: check the place, or restore a copy") from error
+
+
+def _one_of(ids: Sequence[str]) -> str:
+    """Returns the condition that the id is one of these. They are digests: nothing has to be escaped."""
+    return f"id IN ({', '.join(repr(str(name)) for name in ids)})"
+
+
+def _reason(error: Exception) -> str:
+    """Returns Lance's message without the places in its own source."""
+    return " ".join(str(error).split()).partition(", /")[0].partition(", src/")[0][:300] or type(error).__name__
+
+
+def _download(session: Any, name: str) -> bytes:
+    """Reads a file of a bucket."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder, "file")
+        session.download_file(name, str(local))
+        return local.read_bytes()

@@ -1,0 +1,42 @@
+"""The search for traces finds what is there, wherever it is."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modeling_mllmreid.gallery.erasure import find_traces
+
+
+def traces(patterns, *contents):
+    return find_traces(set(patterns), [(f"file {n}", lambda c=c: c) for n, c in enumerate(contents)])
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=5, unique=True),
+    st.lists(st.binary(max_size=30), min_size=1, max_size=6),
+    st.data(),
+)
+def test_every_occurrence_is_found_at_any_address(patterns, between, data):
+    content = b"".join(part + data.draw(st.sampled_from([b"", *patterns])) for part in between)
+    expected = sum(
+        content.startswith(pattern, place)
+        for pattern in patterns
+        for place in range(len(content))
+        if len(pattern) >= 15
+    ) + sum(content.count(pattern) for pattern in patterns if len(pattern) < 15)
+    assert traces(patterns, content).count == expected
+
+
+def test_the_file_and_the_sizes_are_reported():
+    feature = np.random.default_rng(0).normal(size=64).astype("f4").tobytes()
+    result = traces([feature, b"camera/a.jpg"], b"x" * 1001 + feature, b"camera/b.jpg", b"ccamera/a.jpgg")
+    assert (result.count, result.files, result.patterns) == (2, ["file 0", "file 2"], 2)
+    assert result.searched_bytes == 1001 + 256 + 12 + 14
+
+
+def test_repeated_words_and_borders_of_chunks(monkeypatch):
+    monkeypatch.setattr("modeling_mllmreid.gallery.erasure.CHUNK_BYTES", 64)
+    zeros = bytes(32)
+    content = b"\1" * 60 + zeros + b"\1" * 60
+    assert traces([zeros], content).count == 1
+    assert traces([zeros], bytes(40)).count == 9  # overlapping ones
