@@ -305,7 +305,7 @@ class Gallery:
         return self._erase(where, files)
 
     def expire(self, now: datetime | None = None, *, files: bool = False) -> Erased:
-        """Erases the rows whose time has come, as `delete` does. Run it daily."""
+        """Erases the rows whose time has come, as `delete` does, and what killed processes left. Run it daily."""
         rows = self.rows()
         ids = rows.ids[~live(rows, now)]
         return self._erase(Where(ids=list(ids)), files)
@@ -320,9 +320,7 @@ class Gallery:
             thumbnails = self.store.read(["thumbnail"], ids)[1]["thumbnail"].to_pylist() if ids else []
             patterns = _bytes_of(rows, gone) | {picture for picture in thumbnails if picture}
             shared = _shared(patterns, rows, ~gone)
-            if ids:
-                self.store.erase(ids)
-            self._finish_erasure()
+            self.store.erase(ids)
             traces = find_traces(patterns - shared, self.store.files() if ids else [], len(shared))
         deleted = []
         for name in named if files else []:

@@ -155,8 +155,8 @@ class Store:
         with self._errors():
             data = self.open()
             # An index holds copies of the features.
-            for index in data.list_indices():
-                data.drop_index(index["name"])
+            for index in data.describe_indices():
+                data.drop_index(index.name)
             # The default leaves a file alone in which less than a tenth of the rows are deleted.
             data.optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
             # The file of the last transaction stays. That of a deletion names the deleted ids.
