@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
@@ -20,6 +20,8 @@ except ImportError as error:
     raise ImportError("a gallery needs the extra `gallery`: pip install 'mllmreid[gallery]'") from error
 
 ROWS = "rows.lance"
+# Of Lance's file format.
+STORAGE: Literal["2.1"] = "2.1"
 REMOTE = ("s3://", "gs://", "az://", "hf://")
 # A row in the deletion's text costs 70 bytes.
 IDS_AT_ONCE = 5000
@@ -75,7 +77,11 @@ class Store:
         """Creates an empty data set. Raises UserError if the place holds something else."""
         with self._errors(), nullcontext() if self.remote else new_parents(Path(self.place, ROWS)):
             self._data = lance.write_dataset(
-                schema.empty_table(), self.uri, schema=schema, data_storage_version="2.1", storage_options=self.options
+                schema.empty_table(),
+                self.uri,
+                schema=schema,
+                data_storage_version=STORAGE,
+                storage_options=self.options,
             )
 
     @contextmanager
@@ -128,6 +134,15 @@ class Store:
         with self._errors():
             merge = self.open().merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
             merge.execute(table)
+
+    def replace(self, rows: pa.RecordBatchReader) -> None:
+        """Replaces all rows and columns in one commit, and erases the old ones."""
+        with self._errors():
+            self.open().update_config({ERASING: "1"})
+            self._data = lance.write_dataset(
+                rows, self.uri, mode="overwrite", data_storage_version=STORAGE, storage_options=self.options
+            )
+        self.finish_erasure()
 
     def erase(self, ids: Sequence[str]) -> None:
         """Deletes rows, and removes their bytes from all files.

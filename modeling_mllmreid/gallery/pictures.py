@@ -1,0 +1,58 @@
+"""The pictures of rows: from their image files, or from the small copies inside the gallery."""
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from PIL import Image
+
+from ..data.images import open_image
+from ..utils.errors import UserError
+from .gallery import Gallery
+from .results import Hit
+
+# A crop of one person is rarely wider than this share of its height.
+WIDEST = 1.2
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+ORIENTATION = 0x0112
+
+
+def openers(gallery: Gallery, hits: Sequence[Hit]) -> list[Callable[[], Image.Image]]:
+    """Returns a function for each hit that opens its picture; it raises UserError if the image file is gone."""
+    if gallery.model.keep == "file_name":
+        return [lambda name=str(hit.file_name): open_image(name) for hit in hits]  # type: ignore[misc]
+    _, table = gallery.store.read(["id", "thumbnail"], [hit.id for hit in hits])
+    stored = dict(zip(table["id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True))
+    return [lambda name=hit.id: Image.open(io.BytesIO(stored[name])).convert("RGB") for hit in hits]  # type: ignore[misc]
+
+
+def check_proportions(source: Any) -> None:
+    """Checks that a picture can be a crop of one person.
+
+    Args:
+        source (`str`, `os.PathLike` or `PIL.Image.Image`): The picture; of a file the header is read.
+
+    Raises:
+        UserError: It is clearly wider than high, like a picture of a scene.
+    """
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the picture"
+    width, height = _size(source)
+    if width > WIDEST * height:
+        raise UserError(
+            f"{name}: is {width} x {height} pixels, wider than a person: it looks like a whole scene, and a gallery "
+            "takes crops of one person each: cut the people out first (a detector is another tool), or allow it with "
+            "--any_shape true"
+        )
+
+
+def _size(source: Any) -> tuple[int, int]:
+    """Returns width and height of a picture as it is shown. An unreadable one is (0, 1): its decoder reports it."""
+    if isinstance(source, Image.Image):
+        return source.size
+    try:
+        with Image.open(source) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(ORIENTATION) in TURNED else (width, height)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return 0, 1
