@@ -31,6 +31,7 @@ COMMANDS = {
     "push": "upload an exported checkpoint with its card to the Hub; private by default",
     "embed": "embed a folder of person crops",
     "search": "find the embedded images that are most similar to a query image",
+    "gallery": "add person crops to a gallery, search them by photo or words, and erase them for good",
     "configs": "list the shipped recipes and launch configurations, or print the path of one",
 }
 

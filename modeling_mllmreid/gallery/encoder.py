@@ -1,8 +1,140 @@
 """The model of a gallery, loaded once: it embeds photos and words."""
 
-from .model import GalleryEncoder, GalleryModel
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..evaluation.embedding import embed_feature
+from ..evaluation.onnx_encoder import OnnxEncoder
+from ..evaluation.report import weights_digest
+from ..evaluation.text_queries import TEXT_FEATURE, embed_captions
+from ..evaluation.threshold import load_thresholds
+from ..model import MllmReIDModel, MllmReIDProcessor
+from ..options.arguments import MethodArguments, ModelArguments, OnnxArguments
+from ..options.parser import build_options, read_mapping
+from ..training.loading import load_embedder
+from ..utils.errors import UserError
+from .model import EncoderSettings, GalleryModel
+
+BATCH = 64
 
 
-def load_encoder(stored: GalleryModel) -> GalleryEncoder:
-    """Loads the model that computes the features of a gallery."""
-    raise NotImplementedError
+class ModelEncoder:
+    """A model that embeds photos and, if it was trained for it, words.
+
+    Args:
+        arguments ([`ModelArguments`]): The model, its revision and number format.
+        fields (`Mapping[str, Any]`, *optional*): Fields of its configuration to replace.
+        onnx ([`OnnxArguments`], *optional*): How an ONNX file takes images.
+        flip_test (`bool`): Average the features of a photo and its mirror image.
+
+    Raises:
+        UserError: The model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        arguments: ModelArguments,
+        fields: Mapping[str, Any] | None = None,
+        onnx: OnnxArguments | None = None,
+        flip_test: bool = False,
+    ):
+        self.arguments, self.fields, self.flip_test = arguments, dict(fields or {}), flip_test
+        self.model, self.processor = load_embedder(arguments, self.fields, onnx)
+        # A model holds buffers of one forward pass.
+        self._lock = threading.Lock()
+
+    def settings(self) -> EncoderSettings:
+        """Returns the model and its settings."""
+        name = self.arguments.model_name
+        if name == self.arguments.model and os.path.exists(name):
+            name = os.path.abspath(name)  # loads from any working directory
+        is_onnx = isinstance(self.model, OnnxEncoder)
+        stored = self.model.metadata() if isinstance(self.model, OnnxEncoder) else {}
+        return EncoderSettings(
+            model=name,
+            revision=self.arguments.revision,
+            dtype=str(self.arguments.torch_dtype).removeprefix("torch."),
+            weights=stored["weights"] if is_onnx else weights_digest(_folder(self.arguments)),
+            feature=self.model.config.test_feature,  # type: ignore[arg-type]
+            numbers=self.encode([_blank()]).shape[1],
+            height=self.processor.height,
+            width=self.processor.width,
+            fields=self.fields,
+            onnx=stored.get("onnx"),
+            flip_test=self.flip_test,
+        )
+
+    def encode(self, images: Sequence[Any]) -> np.ndarray:
+        """Embeds paths or PIL images. Returns (N, D) float32, L2-normalised."""
+        with self._lock:
+            return embed_feature(
+                self.model,
+                self.processor,
+                images,
+                batch_size=BATCH,
+                flip_test=self.flip_test,
+                progress=len(images) > BATCH,
+            )
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds descriptions. Returns (N, D) float32. Raises UserError if the model was not trained for it."""
+        model, processor, config = self.model, self.processor, self.model.config
+        if not isinstance(model, MllmReIDModel) or not isinstance(processor, MllmReIDProcessor):
+            raise UserError(f"words: model {self.arguments.model_name} has no language model: give a photo")
+        if not config.reid_text or config.test_feature != TEXT_FEATURE:
+            raise UserError(
+                f"words: model {self.arguments.model_name} was not trained to search by words: give a photo, or a "
+                f"model that was trained with --reid_text true and has the test feature {TEXT_FEATURE}"
+            )
+        with self._lock:
+            return embed_captions(model, processor, texts, progress=False)
+
+    def threshold(self) -> float | None:
+        """Returns the distance beyond which nobody is found, chosen on validation people; None if there is none."""
+        if isinstance(self.model, OnnxEncoder) or self.flip_test or set(self.fields) - {"test_feature"}:
+            return None
+        stored = load_thresholds(self.arguments.model, self.arguments.revision).get(self.model.config.test_feature)
+        return None if stored is None or stored.metric != "cosine" else stored.distance
+
+
+def load_encoder(stored: GalleryModel, model: str | None = None) -> ModelEncoder:
+    """Loads the model that computes the features of a gallery.
+
+    Args:
+        stored ([`GalleryModel`]): The metadata of the gallery.
+        model (`str`, *optional*): Where the model is now, if it was moved.
+
+    Returns:
+        [`ModelEncoder`]
+
+    Raises:
+        UserError: The model is not there, or the metadata is not valid.
+    """
+    if model is None and os.path.isabs(stored.model) and not os.path.exists(stored.model):
+        raise UserError(f"model {stored.model}: no longer exists: give its new place with --model")
+    where = "metadata of the gallery"
+    (fields,) = build_options((MethodArguments,), read_mapping((MethodArguments,), stored.fields, where), where)
+    (onnx,) = build_options((OnnxArguments,), read_mapping((OnnxArguments,), stored.onnx or {}, where), where)
+    arguments = ModelArguments(model or stored.model, stored.revision, stored.dtype)  # type: ignore[arg-type]
+    return ModelEncoder(arguments, fields.given(), onnx, stored.flip_test)
+
+
+def _folder(arguments: ModelArguments) -> Path:
+    """Returns the folder of a model's files, that in the cache for a model on the Hub."""
+    if os.path.isdir(arguments.model):
+        return Path(arguments.model)
+    from transformers.utils.hub import cached_file
+
+    return Path(str(cached_file(arguments.model, "config.json", revision=arguments.revision))).parent
+
+
+def _blank() -> Any:
+    """Returns a black crop."""
+    from PIL import Image
+
+    return Image.new("RGB", (64, 128))

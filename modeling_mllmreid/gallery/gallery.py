@@ -24,6 +24,8 @@ from .store import Store
 
 EVERYTHING = Where()
 BATCH = 1024
+# A threshold: a distance, none, or that of the model.
+Limit = float | None | Literal["model"]
 
 
 class Gallery:
@@ -52,11 +54,10 @@ class Gallery:
             raise UserError(f"gallery {self.store.place}: is no gallery: create one with gallery add")
         self.model = self._metadata()
         self._encoder: GalleryEncoder | None = None
-        if encoder is not None:
-            self.check_encoder(encoder)
-            self._encoder = encoder
         self._lock = threading.Lock()
         self._loaded: tuple[int, Rows, Scan] | None = None
+        if encoder is not None:
+            self.use(encoder)
 
     @classmethod
     def create(
@@ -89,6 +90,11 @@ class Gallery:
             store.create(row_schema(metadata.numbers, {METADATA: metadata.model_dump_json()}))
         return cls(place, encoder, options)
 
+    @classmethod
+    def is_at(cls, place: str | os.PathLike[str], options: Mapping[str, str] | None = None) -> bool:
+        """Returns whether there is a gallery at a place."""
+        return Store(place, options).exists()
+
     # ---- the model -------------------------------------------------------------------------------------------------
 
     @property
@@ -101,8 +107,8 @@ class Gallery:
                 self._encoder = load_encoder(self.model)
             return self._encoder
 
-    def check_encoder(self, encoder: GalleryEncoder) -> None:
-        """Raises UserError if a model is not the one that computes the features of this gallery."""
+    def use(self, encoder: GalleryEncoder) -> None:
+        """Sets the model. Raises UserError if it is not the one that computes the features of this gallery."""
         given = encoder.settings()
         for name in ("feature", "numbers", "height", "width", "flip_test", "weights"):
             own, other = getattr(self.model, name), getattr(given, name)
@@ -112,6 +118,7 @@ class Gallery:
                     f"that of {given.model} is {other}: give that model, or compute the features again with gallery "
                     "reembed"
                 )
+        self._encoder = encoder
 
     def _metadata(self) -> GalleryModel:
         """Reads the metadata. Raises UserError if this version cannot read the gallery."""
@@ -227,7 +234,7 @@ class Gallery:
         words: str | None = None,
         id: str | None = None,
         where: Where = EVERYTHING,
-        threshold: float | None | Literal["model"] = "model",
+        threshold: Limit = "model",
     ) -> Found:
         """Finds the rows that are most similar to a person.
 

@@ -1,0 +1,276 @@
+"""`gallery`: adds person crops to a gallery, searches them, and erases them."""
+
+import difflib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..gallery.audit import Audit, query_digest
+from ..gallery.encoder import ModelEncoder, load_encoder
+from ..gallery.export import export_rows
+from ..gallery.filters import Where
+from ..gallery.folder import find_crops
+from ..gallery.gallery import Gallery, Limit
+from ..gallery.pictures import check_proportions, openers
+from ..gallery.reembedding import reembed
+from ..gallery.results import Erased, Found, Hit
+from ..options.arguments import MethodArguments, OnnxArguments
+from ..options.gallery_arguments import (
+    AddArguments,
+    DeleteArguments,
+    ExpireArguments,
+    ExportArguments,
+    GalleryModelArguments,
+    InfoArguments,
+    PlaceArguments,
+    QueryArguments,
+    WhereArguments,
+    storage_options,
+)
+from ..options.help_text import program_name
+from ..options.parser import parse
+from ..retrieval.embeddings import printable
+from ..retrieval.ranking import Ranking
+from ..retrieval.sheet import decimals, ranked_sheet
+from ..utils.errors import UserError
+from ..utils.outputs import check_output
+
+SHOWN = 20
+
+
+def main(argv: list[str]) -> None:
+    """Runs one of the commands in `COMMANDS`."""
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help", "help"):
+        lines = [f"  {command:<9} {(run.__doc__ or '').splitlines()[0]}" for command, run in COMMANDS.items()]
+        program = f"{program_name()} gallery"
+        print(
+            "\n".join(
+                [
+                    f"usage: {program} COMMAND [--field value ...]",
+                    "",
+                    *lines,
+                    "",
+                    f"`{program} COMMAND --help` lists the fields of a command.",
+                ]
+            )
+        )
+        return
+    if name not in COMMANDS:
+        nearest = difflib.get_close_matches(name[:80], COMMANDS, n=1, cutoff=0.0)[0]
+        raise UserError(f"gallery: unknown command {name[:80]!r}: did you mean {nearest!r}?")
+    COMMANDS[name](rest)
+
+
+def add(argv: list[str]) -> None:
+    """Add the images of a folder; the first call creates the gallery."""
+    groups = (PlaceArguments, AddArguments, GalleryModelArguments, MethodArguments, OnnxArguments)
+    place, args, model, method, onnx = parse(groups, argv, "gallery add")
+    images, crops, left_out = find_crops(args)
+    encoder = None if model.model is None else ModelEncoder(model, method.given(), onnx, model.flip_test)
+    options = storage_options(place.storage_options)
+    if Gallery.is_at(place.gallery, options):
+        gallery = Gallery(place.gallery, encoder, options)
+    elif encoder is None:
+        raise UserError(f"gallery {place.gallery}: does not exist yet: add --model, such as pedestrians-small")
+    else:
+        gallery = Gallery.create(place.gallery, encoder, keep=args.keep, options=options)
+    new = gallery.add(images, crops)
+    there = len(images) - new
+    print(f"{new:,} images added, {there:,} were there: {len(gallery.rows()):,} rows in {printable(place.gallery)}")
+    if left_out:
+        names = ", ".join(map(printable, list(left_out)[:SHOWN]))
+        print(f"left out: {len(left_out):,} files that cannot be used: {names}")
+
+
+def search(argv: list[str]) -> None:
+    """Find the images that are most similar to a photo, words, or an image of the gallery."""
+    groups = (PlaceArguments, QueryArguments, WhereArguments, GalleryModelArguments)
+    place, args, where_args, model = parse(groups, argv, "gallery search")
+    gallery, where = _open(place, model), _where(where_args)
+    _check_photos(args.query, args.any_shape)
+    if args.output:
+        check_output(args.output, inputs=args.query)
+    limit: Limit = "model" if args.threshold is None else args.threshold
+    found = gallery.search(args.query or None, args.top_k, words=args.words, id=args.id, where=where, threshold=limit)
+    text = args.words or args.id or ""
+    digest = query_digest([Path(query).read_bytes() for query in args.query], text)
+    _audit(place).write("search", query=digest, where=where, results=len(found.hits))
+    _print_found(found)
+    if args.output:
+        _draw(args.output, gallery, found, args.query[0] if args.query else None, text)
+
+
+def delete(argv: list[str]) -> None:
+    """Show the rows that meet conditions or show a person, and erase them for good with --confirm true."""
+    groups = (PlaceArguments, DeleteArguments, WhereArguments, GalleryModelArguments)
+    place, args, where_args, model = parse(groups, argv, "gallery delete")
+    gallery, where = _open(place, model), _where(where_args)
+    _check_photos(args.query, args.any_shape)
+    if args.output:
+        check_output(args.output, inputs=args.query)
+    if args.query:
+        limit: Limit = "model" if args.threshold is None else args.threshold
+        found = gallery.search(args.query, max(len(gallery.rows()), 1), where=where, threshold=limit)
+        if found.threshold is None:
+            raise UserError("delete: the model has no threshold: give the largest distance with --threshold")
+        hits = [hit for hit in found.hits if not hit.beyond]
+        where = Where(ids=[hit.id for hit in hits])
+    elif not where:
+        raise UserError("delete: give a photo or a condition, such as --where person=NAME")
+    else:
+        hits = gallery.find(where)
+    for hit in hits[:SHOWN]:
+        print(_line(hit))
+    if len(hits) > SHOWN:
+        print(f"and {len(hits) - SHOWN:,} more")
+    if args.output and hits:
+        _draw(args.output, gallery, Found(hits, None, len(hits)), args.query[0] if args.query else None, str(where))
+    if not args.confirm:
+        print(f"nothing is erased: these {len(hits):,} rows are, if the command is repeated with --confirm true")
+        return
+    erased = gallery.delete(where, files=args.files)
+    digest = query_digest([Path(query).read_bytes() for query in args.query]) if args.query else None
+    _audit(place).write("delete", query=digest, where=where, results=erased.rows)
+    _print_erased(erased)
+
+
+def expire(argv: list[str]) -> None:
+    """Erase the rows whose time has come, and what killed processes left; run it daily."""
+    place, args = parse((PlaceArguments, ExpireArguments), argv, "gallery expire")
+    erased = _open(place).expire(files=args.files)
+    _audit(place).write("expire", results=erased.rows)
+    _print_erased(erased)
+
+
+def info(argv: list[str]) -> None:
+    """Print the counts, the cameras, the size and the model of a gallery."""
+    place, args = parse((PlaceArguments, InfoArguments), argv, "gallery info")
+    values = _open(place).info()
+    if args.json:
+        print(json.dumps(values, indent=1))
+        return
+    cameras = ", ".join(f"{camera}: {count:,}" for camera, count in values["cameras"].items())
+    print(f"rows      {values['rows']:,} ({values['expired']:,} expired), {values['persons']:,} named persons")
+    print(f"cameras   {cameras or 'none'}")
+    print(f"times     {values['first'] or 'unknown'} to {values['last'] or 'unknown'}")
+    print(f"size      {values['bytes'] / 2**20:,.1f} MiB")
+    model = values["model"]
+    print(
+        f"model     {printable(model['model'])}: {model['feature']}, {model['numbers']} numbers, keeps {model['keep']}"
+    )
+    if values["unfinished_erasure"]:
+        print("an erasure was interrupted: run gallery expire to finish it")
+
+
+def export(argv: list[str]) -> None:
+    """Write rows to a CSV, JSON or Parquet file."""
+    place, args, where_args = parse((PlaceArguments, ExportArguments, WhereArguments), argv, "gallery export")
+    count = export_rows(_open(place), args.output, _where(where_args))
+    print(f"{count:,} rows: {printable(args.output)}")
+
+
+def reembed_all(argv: list[str]) -> None:
+    """Compute all features again with another model."""
+    groups = (PlaceArguments, GalleryModelArguments, MethodArguments, OnnxArguments)
+    place, model, method, onnx = parse(groups, argv, "gallery reembed")
+    if model.model is None:
+        raise UserError("gallery reembed: model is not given: add --model")
+    gallery = _open(place)
+    new = reembed(gallery, ModelEncoder(model, method.given(), onnx, model.flip_test))
+    print(f"{len(new.rows()):,} rows have features of {printable(new.model.model)} now")
+
+
+COMMANDS = {
+    "add": add,
+    "search": search,
+    "delete": delete,
+    "expire": expire,
+    "info": info,
+    "export": export,
+    "reembed": reembed_all,
+}
+
+
+def _open(place: PlaceArguments, model: GalleryModelArguments | None = None) -> Gallery:
+    """Opens the gallery, with a model that was moved where one is given."""
+    gallery = Gallery(place.gallery, options=storage_options(place.storage_options))
+    if model is not None and model.model is not None:
+        gallery.use(load_encoder(gallery.model, model.model))
+    return gallery
+
+
+def _where(args: WhereArguments) -> Where:
+    """Returns the conditions."""
+    return Where(cameras=args.cameras, since=args.since, until=args.until, equal=args.where)
+
+
+def _audit(place: PlaceArguments) -> Audit:
+    """Returns the audit trail of a gallery."""
+    name = place.gallery.rstrip("/")
+    return Audit(place.audit or f"{name.rpartition('/')[2] if '://' in name else name}.audit", place.audit_days)
+
+
+def _check_photos(photos: Sequence[str], any_shape: bool) -> None:
+    """Raises UserError for a photo that looks like a scene."""
+    for photo in photos if not any_shape else ():
+        check_proportions(photo)
+
+
+def _line(hit: Hit, place: int | None = None, places: int = 4) -> str:
+    """Returns a row as a line."""
+    known = {name: value for name, value in asdict(hit.crop).items() if name in hit.crop.known()}
+    words = [f"{name} {value.isoformat() if hasattr(value, 'isoformat') else value}" for name, value in known.items()]
+    name = printable(hit.file_name) if hit.file_name else hit.id[:16]
+    distance = "" if place is None else f"{place:>4}  {hit.distance:.{places}f}  "
+    return f"{distance}{name}{'  ' if words else ''}{', '.join(words)}{'  beyond the threshold' if hit.beyond else ''}"
+
+
+def _print_found(found: Found) -> None:
+    """Prints the hits, and whether any of them is within the threshold."""
+    digits = decimals([hit.distance for hit in found.hits])
+    for place, hit in enumerate(found.hits, start=1):
+        print(_line(hit, place, digits))
+    print(f"searched {found.searched:,} rows")
+    if found.nobody:
+        print(f"nobody: no image is within the threshold {found.threshold:.{decimals([found.threshold or 0])}f}")
+
+
+def _print_erased(erased: Erased) -> None:
+    """Prints what was erased, and what is left of it."""
+    traces = erased.traces
+    files = f", {len(erased.files):,} image files deleted" if erased.files else ""
+    print(f"{erased.rows:,} rows erased{files}")
+    print(
+        f"traces: {traces.count} (searched {traces.searched_bytes / 2**20:,.1f} MiB of files for {traces.patterns:,} "
+        "byte strings: features, ids, names and pictures)"
+    )
+    if traces.count:
+        raise UserError(f"traces of erased rows are left in {', '.join(traces.files)}: run gallery expire again")
+
+
+def _draw(path: str, gallery: Gallery, found: Found, photo: str | None, text: str) -> None:
+    """Draws the hits as a ranked sheet."""
+    shown = found.hits[:SHOWN]
+    distances = np.array([[hit.distance for hit in shown]], np.float32)
+    ranking = Ranking(np.arange(len(shown))[None], np.nan_to_num(distances))
+    titles = [os.path.basename(hit.file_name) if hit.file_name else hit.id[:12] for hit in shown]
+    sources: list[Any] = openers(gallery, shown)
+    ranked_sheet(
+        path,
+        [photo],
+        sources,
+        ranking,
+        gallery_camera_ids=[hit.crop.camera_id for hit in shown] if photo is None else None,
+        query_titles=[os.path.basename(photo) if photo else text],
+        gallery_titles=titles,
+        title=f"Nearest of {found.searched:,} rows",
+        columns=len(shown),
+        threshold=found.threshold,
+    )
+    print(f"ranked sheet: {printable(path)}")
