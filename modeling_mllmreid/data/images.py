@@ -48,14 +48,15 @@ class EmbeddedImage:
         return content
 
 
-ImageSource = str | os.PathLike[str] | EmbeddedImage
+ImageSource = str | os.PathLike[str] | EmbeddedImage | Image.Image
 
 
 def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decodes an image with the rules of `model.images.open_image`.
 
     Args:
-        source (`str`, `os.PathLike` or `EmbeddedImage`): the path of a file, or an image in a table.
+        source (`str`, `os.PathLike`, `EmbeddedImage` or `PIL.Image.Image`): the path of a file, an image in a table, or
+            an open image.
         max_pixels (`int`): the largest accepted width x height.
 
     Returns:
@@ -65,8 +66,13 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         UserError: the image is missing, truncated, not an image or too large, or its pixels have more than 8 bits and
             an unknown range. The message names the source.
     """
-    name = source.name if isinstance(source, EmbeddedImage) else os.fspath(source)
+    if isinstance(source, Image.Image):
+        name = str(getattr(source, "filename", None) or "image")
+    else:
+        name = source.name if isinstance(source, EmbeddedImage) else os.fspath(source)
     try:
+        if isinstance(source, Image.Image):
+            return safe_images.to_rgb(source)
         file = io.BytesIO(source.read()) if isinstance(source, EmbeddedImage) else source
         return safe_images.open_image(file, max_pixels=max_pixels)
     except FileNotFoundError as error:

@@ -213,12 +213,9 @@ class Gallery:
         new = new_rows(self.store.schema, features, described)
         with self.store.writer():
             self._finish_erasure()
-            before = self.store.count()
             _, stored = self.store.read(new.schema.names, list(known or {}))
             table = pa.concat_tables([changed_rows(stored, known or {}), new])
-            if len(table):
-                self.store.merge(table)
-            return self.store.count() - before
+            return self.store.merge(table) if len(table) else 0
 
     def _kept(self, image: str) -> dict[str, Any]:
         """Returns what a row keeps of an image: its name, or a small copy."""

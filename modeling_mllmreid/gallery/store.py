@@ -104,11 +104,6 @@ class Store:
         """The columns, with their metadata."""
         return self.open().schema
 
-    def count(self) -> int:
-        """Returns the number of rows, expired ones too."""
-        with self._errors():
-            return int(self.open().count_rows())
-
     def size(self) -> int:
         """Returns the bytes of all files."""
         return sum(len(read()) for _, read in self.files())
@@ -129,11 +124,11 @@ class Store:
 
     # ---- write -----------------------------------------------------------------------------------------------------
 
-    def merge(self, table: pa.Table) -> None:
-        """Writes rows in one commit; rows with the same id are replaced."""
+    def merge(self, table: pa.Table) -> int:
+        """Writes rows in one commit; rows with the same id are replaced. Returns the number of new rows."""
         with self._errors():
             merge = self.open().merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            merge.execute(table)
+            return int(merge.execute(table)["num_inserted_rows"])
 
     def replace(self, rows: pa.RecordBatchReader) -> None:
         """Replaces all rows and columns in one commit, and erases the old ones."""
