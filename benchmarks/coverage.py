@@ -16,7 +16,7 @@ import itertools
 
 import numpy as np
 
-from modeling_mllmreid.evaluation.threshold import choose_threshold
+from modeling_mllmreid.evaluation.threshold_choice import choose_threshold
 from modeling_mllmreid.research.ablation.contrasts import contrast, interval_over_seeds
 from modeling_mllmreid.retrieval.matching import SamePerson
 

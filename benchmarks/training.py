@@ -37,7 +37,8 @@ from transformers import TrainerCallback
 from transformers.utils import is_bitsandbytes_available
 
 from modeling_mllmreid.model import MllmReIDModel
-from modeling_mllmreid.options.arguments import DataArguments, MethodArguments, ModelArguments
+from modeling_mllmreid.options.arguments import MethodArguments, ModelArguments
+from modeling_mllmreid.options.data_arguments import DataArguments
 from modeling_mllmreid.options.parser import build_options, read_options
 from modeling_mllmreid.training.adapters import AdapterArguments
 from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments

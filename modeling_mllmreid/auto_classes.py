@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-MODELS = f"{__package__}.model"
+FILES, MODELS = f"{__package__}.model.", f"{__package__}.model.registered"
 
 
 def register_auto_classes() -> None:
@@ -25,13 +25,19 @@ def register_auto_classes() -> None:
 
 
 class _AfterTransformers(importlib.abc.MetaPathFinder):
-    """Imports the models after the first import of transformers, then leaves the path."""
+    """Imports the models after the first import of transformers, then leaves the path.
+
+    If a file of the model imports transformers, the models wait for the end of that file: they need the whole of it.
+    """
+
+    def __init__(self) -> None:
+        self.running = 0  # imports of transformers and of files of the model, one inside another
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Finds transformers with a loader that imports the models after it; a mere search changes nothing."""
-        if fullname != "transformers":
+        """Finds a module with a loader that imports the models after it; a mere search changes nothing."""
+        if fullname != "transformers" and not fullname.startswith(FILES):
             return None
         others = [finder for finder in sys.meta_path if not isinstance(finder, _AfterTransformers)]
         spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
@@ -41,9 +47,14 @@ class _AfterTransformers(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             del loader.exec_module
-            loader.exec_module(module)
-            sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _AfterTransformers)]
-            _import_models()
+            self.running += 1
+            try:
+                loader.exec_module(module)
+            finally:
+                self.running -= 1
+            if not self.running and "transformers" in sys.modules:
+                sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _AfterTransformers)]
+                _import_models()
 
         loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -48,7 +48,13 @@ def test_the_import_loads_neither_torch_nor_transformers():
 
 
 @pytest.mark.parametrize(
-    "first, second", (("transformers", "modeling_mllmreid"), ("modeling_mllmreid", "transformers"))
+    "first, second",
+    (
+        ("transformers", "modeling_mllmreid"),
+        ("modeling_mllmreid", "transformers"),
+        # A file of the model that imports transformers itself.
+        ("modeling_mllmreid.model.adapters", "transformers"),
+    ),
 )
 def test_the_auto_classes_know_the_models(first, second):
     run_fresh(f"import {first}\nimport {second}\n{HAS_MODELS}")

@@ -7,7 +7,8 @@ from typing import Literal
 from ..data.licences import licence_of
 from ..data.load import load_reid_dataset
 from ..model.backbones import FAMILIES
-from ..options.arguments import DataArguments, LicenceArguments, ModelArguments
+from ..options.arguments import ModelArguments
+from ..options.data_arguments import DataArguments, LicenceArguments
 from ..options.parser import parse
 from ..text.captioning import caption_side, write_captions
 from ..text.instructions import STANDARD_INSTRUCTION, STANDARD_POOL

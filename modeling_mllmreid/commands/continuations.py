@@ -9,7 +9,8 @@ from transformers import AutoModelForImageTextToText
 from ..data.licences import licence_of
 from ..data.load import load_reid_dataset
 from ..model.backbones import FAMILIES
-from ..options.arguments import DataArguments, LicenceArguments, ModelArguments
+from ..options.arguments import ModelArguments
+from ..options.data_arguments import DataArguments, LicenceArguments
 from ..options.parser import parse
 from ..text.continuations import write_continuations
 from ..text.instructions import instruction_texts

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..hub.convert import LAYOUTS, convert, find_layout, read_checkpoint
 from ..hub.export import write_export
 from ..hub.layouts.layout import LayoutOptions
-from ..options.arguments import LicenceArguments
+from ..options.data_arguments import LicenceArguments
 from ..options.parser import parse
 from ..utils.outputs import check_output_folder
 from ..utils.ranges import NotNegative, Pixels, Share

@@ -12,10 +12,10 @@ from ..data.inspection import contact_sheet, describe, examine_images, shared_pe
 from ..data.leakage import shared_people, shared_people_lines
 from ..data.load import load_reid_dataset
 from ..data.readers import READERS
-from ..evaluation.report import align, write_json
-from ..options.arguments import DataArguments
+from ..evaluation.report import align
+from ..options.data_arguments import DataArguments
 from ..options.parser import parse
-from ..utils.outputs import check_output
+from ..utils.outputs import check_output, write_json
 
 MAX_LINES = 5
 

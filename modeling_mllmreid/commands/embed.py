@@ -12,9 +12,9 @@ from ..model.images import SUFFIXES
 from ..options.arguments import EmbeddingArguments, MethodArguments, ModelArguments, OnnxArguments
 from ..options.parser import parse
 from ..retrieval.embeddings import check_embeddings_output, fault_of_name, printable, save_embeddings
-from ..training.loading import load_embedder
+from ..training.embedder import load_embedder
 from ..utils.errors import UserError
-from ..utils.processes import on_main, this_process
+from ..utils.processes import on_main, place
 
 
 @dataclass
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     metadata = {
         **asdict(model_args),
         "model": model_name,
-        "dtype": str(model_args.torch_dtype).removeprefix("torch."),
+        "dtype": model_args.dtype_name,
         "fields": method_args.given(),
         "images": str(folder.resolve()),
         "test_feature": model.config.test_feature,
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
     if isinstance(model, OnnxEncoder):
         metadata |= model.metadata()
     on_main(save_embeddings, args.output, features, images.names, metadata)
-    if this_process().is_main_process:
+    if place().rank == 0:
         width, feature = features.shape[1], metadata["test_feature"]
         print(f"{len(features):,} embeddings of {width} numbers ({feature}): {printable(args.output)}")
         print_left_out("images that cannot be used", list(images.left_out))

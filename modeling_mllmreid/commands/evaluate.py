@@ -15,13 +15,14 @@ from ..evaluation.metrics import RetrievalMetrics
 from ..evaluation.onnx_encoder import check_onnx_options, print_onnx
 from ..evaluation.plots import figure_class
 from ..evaluation.protocol import metrics_by_feature, protocol_features
-from ..evaluation.report import data_set_matrix, write_json
+from ..evaluation.report import data_set_matrix
 from ..evaluation.run import EvaluateArguments, evaluate_and_report, report_splits
-from ..options.arguments import DataArguments, EmbeddingArguments, MethodArguments, ModelArguments, OnnxArguments
+from ..options.arguments import EmbeddingArguments, MethodArguments, ModelArguments, OnnxArguments
+from ..options.data_arguments import DataArguments
 from ..options.parser import HELP, parse
-from ..training.loading import load_embedder
+from ..training.embedder import load_embedder
 from ..utils.errors import UserError
-from ..utils.outputs import check_output
+from ..utils.outputs import check_output, write_json
 from ..utils.processes import on_main
 
 

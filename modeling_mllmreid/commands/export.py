@@ -8,7 +8,8 @@ from ..data.licences import licence_of
 from ..hub.export import form_of, write_export
 from ..hub.native import Source, native_llava, write_native
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDProcessor
-from ..options.arguments import LicenceArguments, ModelArguments
+from ..options.arguments import ModelArguments
+from ..options.data_arguments import LicenceArguments
 from ..options.parser import parse
 from ..training.loading import load_encoder
 from ..utils.checkpoint_formats import ExportConfigFile

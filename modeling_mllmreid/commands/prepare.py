@@ -10,7 +10,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from ..data.leakage import shared_people_lines
 from ..data.load import load_reid_dataset
 from ..data.prepare import read_prepared, write_prepared
-from ..options.arguments import DataArguments
+from ..options.data_arguments import DataArguments
 from ..options.parser import parse
 from ..utils.errors import UserError
 from ..utils.outputs import check_output_folder

@@ -19,7 +19,7 @@ from ..options.parser import build_options, parse, read_mapping
 from ..retrieval.embeddings import FEATURES_FILE, METADATA_FILE, Embeddings, fault_of_name, load_embeddings, printable
 from ..retrieval.ranking import Ranking, rank_gallery
 from ..retrieval.sheet import decimals, ranked_sheet
-from ..training.loading import load_embedder
+from ..training.embedder import load_embedder
 from ..utils.errors import UserError
 from ..utils.json_files import check_content
 from ..utils.outputs import check_output, is_ours
@@ -171,7 +171,7 @@ def check_same_model(arguments: ModelArguments, model: Any, processor: Any, meta
     if isinstance(model, OnnxEncoder) and metadata.weights != model.file.digest:
         raise UserError(f"model {name}: is another file than the one of the embeddings: give that file, or embed again")
     expected, got = np.asarray(metadata.fingerprint), model_fingerprint(model, processor)
-    tolerance = TOLERANCE[str(arguments.torch_dtype).removeprefix("torch.")]
+    tolerance = TOLERANCE[arguments.dtype_name]
     # Written so that NaN, from a diverged model, is refused too.
     if expected.shape != got.shape or not np.linalg.norm(expected - got) <= tolerance:
         raise UserError(f"model {name}: did not compute the embeddings: give the model that did, or embed again")

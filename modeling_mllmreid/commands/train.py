@@ -21,7 +21,8 @@ from ..data.readers import READERS
 from ..evaluation.protocol import check_query_gallery
 from ..evaluation.run import EvaluateArguments, evaluate_and_report
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDConfig, MllmReIDModel
-from ..options.arguments import DataArguments, LeakArguments, LicenceArguments, MethodArguments, ModelArguments
+from ..options.arguments import MethodArguments, ModelArguments
+from ..options.data_arguments import DataArguments, LeakArguments, LicenceArguments
 from ..options.parser import build_options, read_options
 from ..training.adapters import AdapterArguments
 from ..training.arguments import BatchArguments, ReIDTrainingArguments

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -17,8 +16,10 @@ from ..model import images as safe_images
 from ..model.images import MAX_PIXELS, SUFFIXES
 from ..utils.errors import UserError
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from datasets import Dataset
 
+logger = logging.getLogger(__name__)
 
 # Folders and files that operating systems add next to images. Names that begin with a dot are hidden too.
 SYSTEM_FILES = frozenset(
@@ -38,7 +39,7 @@ class EmbeddedImage:
         name (`str`): the file name for messages.
     """
 
-    dataset: Dataset
+    dataset: "Dataset"
     index: int
     name: str
 

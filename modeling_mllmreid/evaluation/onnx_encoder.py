@@ -1,4 +1,4 @@
-"""An ONNX file as an image encoder: it embeds person crops like a vision form, and cannot be trained."""
+"""An ONNX file as an image encoder, in NumPy: it embeds person crops like a vision form, and cannot be trained."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
 
-from ..model import ImageEncoder, ImageEncoderProcessor
 from ..model.images import to_rgb
 from ..options.arguments import RESAMPLING, OnnxArguments
 from ..utils.errors import UserError
@@ -25,6 +21,7 @@ logger = logging.getLogger(__name__)
 # Largest difference of one crop's feature between two batches, as a share of its largest number.
 TOLERANCE = {np.float16: 3e-2}
 DEFAULT_TOLERANCE = 1e-4
+SMALLEST_LENGTH = 1e-12  # a shorter feature has no direction, and stays short
 
 
 @dataclass
@@ -47,7 +44,7 @@ class OnnxProcessor:
         self.settings = settings
         self.height, self.width = settings.height, settings.width
 
-    def __call__(self, images: Sequence[Any]) -> dict[str, Tensor]:
+    def __call__(self, images: Sequence[Any]) -> dict[str, np.ndarray]:
         """Converts PIL images. Returns `pixel_values`, (B, 3, H, W) float32, with the channels in the file's order."""
         settings, size = self.settings, (self.width, self.height)
         resample = Image.Resampling(RESAMPLING.index(settings.resample))
@@ -55,10 +52,10 @@ class OnnxProcessor:
         mean, std = (np.asarray(values, dtype=np.float32) for values in (settings.mean, settings.std))
         pixels = (pixels * np.float32(settings.rescale) - mean) / std
         pixels = pixels[..., ::-1] if settings.channels == "bgr" else pixels
-        return {"pixel_values": torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))}
+        return {"pixel_values": np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))}
 
 
-class OnnxEncoder(nn.Module):
+class OnnxEncoder:
     """An ONNX file with the interface of a vision form for embedding and evaluation.
 
     Args:
@@ -71,7 +68,6 @@ class OnnxEncoder(nn.Module):
     """
 
     def __init__(self, file: OnnxFile, settings: OnnxSettings, trained_on: list[str]):
-        super().__init__()
         self.file, self.settings = file, settings
         self.config = OnnxConfig(trained_on)
         (entry,) = file.inputs
@@ -85,41 +81,37 @@ class OnnxEncoder(nn.Module):
     def metadata(self) -> dict[str, Any]:
         """Returns what identifies the file and its settings, for embeddings and reports."""
         size = {"height": self.settings.height, "width": self.settings.width}
-        dtype = str(self.dtype).removeprefix("torch.")
-        return {"weights": self.file.digest, "dtype": dtype, "fields": size, "onnx": self.settings.options()}
+        return {"weights": self.file.digest, "dtype": self.dtype, "fields": size, "onnx": self.settings.options()}
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> str:
         """Number format of the input; float32 for an input of uint8 or float64, as its embeddings are float32."""
-        return torch.float16 if self.input_type is np.float16 else torch.float32
+        return "float16" if self.input_type is np.float16 else "float32"
 
-    def image_features(self, pixel_values: Tensor, names: tuple[str, ...] = ("vision",)) -> dict[str, Tensor]:
-        """Computes the feature of person crops.
+    def encode_images(self, pixel_values: np.ndarray, *, flip_test: bool = False) -> np.ndarray:
+        """Embeds person crops.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Crops from [`OnnxProcessor`].
-            names (`tuple[str, ...]`): As in a vision form; those other than "vision" are left out.
+            pixel_values (`np.ndarray` of shape `(B, 3, H, W)`): Crops from [`OnnxProcessor`].
+            flip_test (`bool`): Average the features of each crop and its mirror image.
 
         Returns:
-            `dict[str, torch.Tensor]`: "vision" of shape (B, D), float32, L2-normalised.
+            `np.ndarray` of shape `(B, D)`: float32, L2-normalised.
 
         Raises:
             UserError: A feature is not finite.
         """
-        pixels = pixel_values.cpu().numpy()
-        step = self.batch_size or len(pixels)
-        pieces = [self._run(pixels[start : start + step]) for start in range(0, len(pixels), step)]
-        features = torch.from_numpy(np.concatenate(pieces))
-        if not features.isfinite().all():
+        if flip_test:
+            return _normalised(self.encode_images(pixel_values) + self.encode_images(pixel_values[..., ::-1]))
+        step = self.batch_size or len(pixel_values)
+        pieces = [self._run(pixel_values[start : start + step]) for start in range(0, len(pixel_values), step)]
+        features = np.concatenate(pieces)
+        if not np.isfinite(features).all():
             raise UserError(
                 f"model {self.file.path}: the feature of a crop has NaN or infinity: check onnx_rescale, onnx_mean and "
                 "onnx_std, or export the model in float32"
             )
-        return {"vision": F.normalize(features, dim=-1)}
-
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Embeds person crops of shape (B, 3, H, W). Returns (B, D), float32, L2-normalised."""
-        return self.image_features(pixel_values)["vision"]
+        return _normalised(features)
 
     def _run(self, pixels: np.ndarray) -> np.ndarray:
         """Returns the features (n, D) of one run on (n, 3, H, W); copies of the last crop fill a fixed batch."""
@@ -157,7 +149,7 @@ class OnnxEncoder(nn.Module):
         noise = np.random.default_rng(0).integers(0, 256, (2, 64, 32, 3), dtype=np.uint8)
         # A dark one and a light one: a quantised file may scale both by the range of the batch.
         noise[0] //= 8
-        crops = OnnxProcessor(self.settings)([Image.fromarray(image) for image in noise])["pixel_values"].numpy()
+        crops = OnnxProcessor(self.settings)([Image.fromarray(image) for image in noise])["pixel_values"]
         alone = self._run(crops[:1])
         if self.batch_size == 1:
             return
@@ -179,8 +171,11 @@ class OnnxEncoder(nn.Module):
         self.batch_size = 1
 
 
-Encoder = ImageEncoder | OnnxEncoder
-EncoderProcessor = ImageEncoderProcessor | OnnxProcessor
+def _normalised(features: np.ndarray) -> np.ndarray:
+    """Returns features (B, D) of length 1."""
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    unit: np.ndarray = features / np.maximum(lengths, SMALLEST_LENGTH)
+    return unit
 
 
 def check_onnx_options(arguments: OnnxArguments, models: Sequence[str]) -> None:
@@ -189,14 +184,14 @@ def check_onnx_options(arguments: OnnxArguments, models: Sequence[str]) -> None:
         raise UserError(f"{', '.join(given)}: only for ONNX files, and no model is one: leave out {next(iter(given))}")
 
 
-def print_onnx(model: Encoder) -> None:
+def print_onnx(model: object) -> None:
     """Prints on process 0 how an ONNX file takes images, since wrong settings raise no error; nothing for others."""
     if isinstance(model, OnnxEncoder):
         on_main(print, f"{model.file.path}: {model.settings}")
 
 
 def load_onnx(
-    path: Path, arguments: OnnxArguments, size: Mapping[str, int], dtype: torch.dtype = torch.float32
+    path: Path, arguments: OnnxArguments, size: Mapping[str, int], dtype: str = "float32"
 ) -> tuple[OnnxEncoder, OnnxProcessor]:
     """Opens an ONNX file as an image encoder.
 
@@ -204,7 +199,7 @@ def load_onnx(
         path (`Path`): The file.
         arguments ([`OnnxArguments`]): How it takes images, where the file does not say so.
         size (`Mapping[str, int]`): Height and width, where the options set them.
-        dtype (`torch.dtype`): Number format that the user asked for.
+        dtype (`str`): Number format that the user asked for.
 
     Returns:
         `tuple[OnnxEncoder, OnnxProcessor]`
@@ -215,7 +210,6 @@ def load_onnx(
     file = OnnxFile(path)
     settings = find_settings(file, arguments, size)
     encoder = OnnxEncoder(file, settings, arguments.onnx_trained_on or stored_data_sets(file))
-    if dtype not in (torch.float32, encoder.dtype):
-        name = str(dtype).removeprefix("torch.")
-        raise UserError(f"dtype {name}: an ONNX file has its own number format: leave dtype out")
+    if dtype not in ("float32", encoder.dtype):
+        raise UserError(f"dtype {dtype}: an ONNX file has its own number format: leave dtype out")
     return encoder, OnnxProcessor(settings)

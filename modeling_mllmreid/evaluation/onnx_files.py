@@ -1,4 +1,4 @@
-"""ONNX files from anywhere: finds, checks and identifies them, and opens them with onnxruntime."""
+"""ONNX files from anywhere: finds, checks and identifies them, and opens them with onnxruntime, without torch."""
 
 import hashlib
 import os
@@ -8,10 +8,8 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
-
 from ..utils.errors import UserError
-from ..utils.processes import this_process
+from ..utils.processes import place, this_process, usable_cores
 
 PACKAGES = ("onnx", "onnxruntime")
 SUFFIX = ".onnx"
@@ -43,6 +41,11 @@ def find_onnx(name: str) -> Path | None:
         names = ", ".join(file.name for file in files[:10])
         raise UserError(f"model {name}: has {len(files)} ONNX files: give one of them: {names}")
     return files[0] if files else None
+
+
+def missing_packages() -> list[str]:
+    """Returns the packages that an ONNX file needs and that are not installed."""
+    return [name for name in PACKAGES if find_spec(name) is None]
 
 
 def refuse_single_file(name: str) -> None:
@@ -92,8 +95,7 @@ class OnnxFile:
     """
 
     def __init__(self, path: Path):
-        missing = [name for name in PACKAGES if find_spec(name) is None]
-        if missing:
+        if missing := missing_packages():
             raise UserError(f"model {path}: {', '.join(missing)} not installed: pip install '.[onnx]'")
         if not path.is_file():
             raise UserError(f"model {path}: is a folder, a pipe or a device, not a file: give an ONNX file")
@@ -178,11 +180,14 @@ def _open(path: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised too
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = _threads()
     providers: list[Any] = ["CPUExecutionProvider"]
-    device = this_process().device
-    if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0, "use_tf32": 0}))
+    place()  # refuses a launch that lost its processes
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        # Imports torch, whose CUDA libraries onnxruntime needs too.
+        device = this_process().device
+        if device.type == "cuda":
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0, "use_tf32": 0}))
     try:
         # Its fallback prints a banner, and falls back to the same providers.
         return onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
@@ -190,6 +195,12 @@ def _open(path: Path) -> Any:
         raise UserError(
             f"model {path}: onnxruntime cannot load it ({reason(error)}): export the model again"
         ) from error
+
+
+def _threads() -> int:
+    """Returns the number of threads for one run: that of OpenMP if it is set, as in torch, or one for each core."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(given) if given.isdecimal() and int(given) else usable_cores()
 
 
 def reason(error: Exception) -> str:

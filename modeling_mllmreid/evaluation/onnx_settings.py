@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..model.fields import LARGEST_SIDE
+from ..model.images import LARGEST_SIDE
 from ..options.arguments import RESAMPLING, OnnxArguments
 from ..utils.checkpoint_formats import ImageProcessorFile, ProcessorFile
 from ..utils.errors import UserError

@@ -19,7 +19,7 @@ from ..utils.errors import UserError
 from ..utils.processes import on_main
 from .embedding import embed_images
 from .metrics import RetrievalMetrics, metrics_from_blocks
-from .onnx_encoder import Encoder, EncoderProcessor
+from .torch_embedding import Encoder, EncoderProcessor
 
 
 def color_histogram(image: Image.Image, *, stripes: int = 6, bins: int = 8) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Results as text tables and JSON: metrics by query camera, the worst queries, training sets against test sets."""
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,6 @@ import numpy as np
 from ..retrieval.embeddings import FEATURES_FILE
 from ..utils.errors import UserError
 from ..utils.json_files import read_json
-from ..utils.outputs import atomic_file
 from ..utils.report_formats import MatrixEntry
 from .metrics import RetrievalMetrics, averages
 from .statistics import Interval
@@ -66,16 +64,6 @@ def _cell(share: float, interval: Interval | None = None) -> str:
     if math.isnan(share):
         return "-"
     return f"{100 * share:.1f}" + (f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval else "")
-
-
-def write_json(path: str | os.PathLike[str], obj: Any) -> None:
-    """Writes an object as indented JSON, under a temporary name that is renamed: the file is never half-written.
-
-    Raises ValueError for NaN or infinity, which JSON cannot store.
-    """
-    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def subset(metrics: RetrievalMetrics, queries: np.ndarray) -> RetrievalMetrics:

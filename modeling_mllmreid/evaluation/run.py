@@ -17,10 +17,11 @@ from ..retrieval.distances import distance_blocks
 from ..retrieval.ranking import Ranking, rank_gallery
 from ..retrieval.reranking import expand_queries, rerank_blocks
 from ..utils.errors import UserError
+from ..utils.outputs import write_json
 from ..utils.processes import on_main
 from ..utils.ranges import Count
 from .metrics import RetrievalMetrics, metrics_from_blocks, single_shot_cmc
-from .onnx_encoder import Encoder, EncoderProcessor, OnnxEncoder
+from .onnx_encoder import OnnxEncoder
 from .plots import draw_curves, draw_roc
 from .protocol import (
     ProtocolFeatures,
@@ -30,9 +31,10 @@ from .protocol import (
     metrics_by_feature,
     protocol_features,
 )
-from .report import align, by_camera, format_table, weights_digest, worst_queries, write_json
+from .report import align, by_camera, format_table, weights_digest, worst_queries
 from .statistics import Interval, PairedDifference, compare, confidence_intervals
 from .text_queries import TEXT_FEATURE, caption_queries, embed_captions, image_and_text, text_to_image
+from .torch_embedding import Encoder, EncoderProcessor
 from .verification import OpenSetMetrics, VerificationMetrics, open_set_from_blocks, verification_from_blocks
 
 
@@ -216,7 +218,7 @@ def _run_settings(
         "height": processor.height,
         "width": processor.width,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "quantize": quantized_as(model),
+        "quantize": None if isinstance(model, OnnxEncoder) else quantized_as(model),
         "exclude": args.exclude,
         "pool_tracks": args.pool_tracks,
         "test_feature": model.config.test_feature,

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor
 
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..utils.errors import UserError
-from .embedding import eval_mode, features_on_main, own_batches
 from .metrics import RetrievalMetrics, evaluate_retrieval
+from .shares import features_on_main, own_batches
+from .torch_embedding import as_arrays, eval_mode
 
 # The image feature that captions share their space with.
 TEXT_FEATURE = "llm"
@@ -44,9 +44,9 @@ def embed_captions(
     if not len(captions):
         raise UserError("there is no caption to embed: give a data set with captions")
 
-    def embed(batch: list[int]) -> dict[str, Tensor]:
+    def embed(batch: list[int]) -> dict[str, np.ndarray]:
         inputs = processor(text=[captions[index] for index in batch])
-        return {TEXT_FEATURE: model.encode_text(**inputs)}
+        return as_arrays({TEXT_FEATURE: model.encode_text(**inputs)})
 
     share = own_batches(len(captions), batch_size)
     with eval_mode(model), torch.inference_mode():

@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..evaluation.report import weights_digest, write_json
+from ..evaluation.report import weights_digest
 from ..evaluation.threshold import THRESHOLD_FILE
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDVisionModel, MllmReIDVisionProcessor
 from ..model.publishing import VERBATIM
 from ..utils.errors import UserError
-from ..utils.outputs import atomic_folder
+from ..utils.outputs import atomic_folder, write_json
 from .card import licence_notice, read_card_data, write_card
 from .publication import LOSS_PICTURE, REPORTS, form_files, published_json, published_report
 from .training_settings import draw_loss_curves

@@ -1,18 +1,25 @@
-"""The model: the files that travel to the Hub inside every checkpoint. Importing it registers the auto classes."""
+"""The model: the files that travel to the Hub inside every checkpoint.
 
-# First: its error names the versions that are needed.
-from .versions import check_versions  # noqa: F401
+Its classes are imported at their first use: torch and transformers take seconds to import, and some files here, such as
+`images`, need neither.
+"""
 
-# isort: split
-from transformers import AutoConfig, AutoModel, AutoProcessor
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from .configuration_mllmreid import MllmReIDConfig
-from .configuration_vision_mllmreid import MllmReIDVisionConfig
-from .heads import MllmReIDOutput
-from .modeling_mllmreid import MllmReIDModel
-from .pipeline_mllmreid import PersonReIDPipeline, register_person_reid
-from .processing_mllmreid import MllmReIDProcessor
-from .vision_mllmreid import MllmReIDVisionModel, MllmReIDVisionProcessor
+if TYPE_CHECKING:
+    from .registered import (
+        ImageEncoder,
+        ImageEncoderProcessor,
+        MllmReIDConfig,
+        MllmReIDModel,
+        MllmReIDOutput,
+        MllmReIDProcessor,
+        MllmReIDVisionConfig,
+        MllmReIDVisionModel,
+        MllmReIDVisionProcessor,
+        PersonReIDPipeline,
+    )
 
 __all__ = [
     "ImageEncoder",
@@ -27,14 +34,15 @@ __all__ = [
     "PersonReIDPipeline",
 ]
 
-# Either form of the model, whole or vision, and its processor.
-ImageEncoder = MllmReIDModel | MllmReIDVisionModel
-ImageEncoderProcessor = MllmReIDProcessor | MllmReIDVisionProcessor
 
-AutoConfig.register(MllmReIDConfig.model_type, MllmReIDConfig)
-AutoModel.register(MllmReIDConfig, MllmReIDModel)
-AutoProcessor.register(MllmReIDConfig, MllmReIDProcessor)
-AutoConfig.register(MllmReIDVisionConfig.model_type, MllmReIDVisionConfig)
-AutoModel.register(MllmReIDVisionConfig, MllmReIDVisionModel)
-AutoProcessor.register(MllmReIDVisionConfig, MllmReIDVisionProcessor)
-register_person_reid()
+def _load(name: str) -> Any:
+    """Imports a class at its first use."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(".registered", __name__), name)
+    return value
+
+
+if not TYPE_CHECKING:
+    # Hidden from type checkers, which would accept any name otherwise.
+    __getattr__ = _load

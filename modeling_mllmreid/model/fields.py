@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-LARGEST_SIDE = 4096
+from .images import LARGEST_SIDE
+
 WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
 
 

@@ -21,6 +21,8 @@ FORMATS = {
 }
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 MAX_PIXELS = 50_000_000
+# Of a resized crop.
+LARGEST_SIDE = 4096
 # Modes with one channel of more than 8 bits.
 WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 LARGEST_16_BIT = 65_535

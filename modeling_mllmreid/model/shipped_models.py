@@ -1,12 +1,11 @@
 """The models that come with the package: a name stands for a folder in `pretrained/`."""
 
 import difflib
+import logging
 import os
 from pathlib import Path
 
-from transformers.utils import logging
-
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 # Absent where these files travel in a checkpoint.
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
@@ -46,6 +45,19 @@ def shipped_folder(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
     if isinstance(name, str) and "/" not in name and (near := difflib.get_close_matches(name, models, 1, MISSPELT)):
         raise ValueError(f"{name}: no such folder, and no model of the package: did you mean {near[0]}?")
     return name
+
+
+def shipped_onnx(folder: str | os.PathLike[str]) -> Path | None:
+    """Returns the ONNX file of a model that comes with the package, which gives the embeddings of its other files.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            Folder of a model, as `shipped_folder` returns it.
+
+    Returns:
+        `Path`, or `None` for a model that does not come with the package.
+    """
+    return Path(folder, "model.onnx") if Path(folder).parent == PRETRAINED else None
 
 
 def shipped_name(folder: str) -> str:

@@ -4,18 +4,17 @@ import difflib
 import json
 import logging
 import math
-from argparse import Action, ArgumentTypeError
+from argparse import Action, ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import partial
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-from transformers import HfArgumentParser
-
 from ..utils.errors import UserError, is_our_fault
 from ..utils.ranges import Range
 from ..utils.shipped import recipe_path
+from .flags import add_flags
 from .help_text import help_text, program_name
 from .overrides import is_overridden, refuse_overridden
 from .values import INTEGERS, finite_number, is_text, json_object, whole_number
@@ -128,11 +127,13 @@ def build_options(dataclasses: Sequence[Any], values: Mapping[str, Any], command
     return tuple(_build(dataclass, values, command) for dataclass in dataclasses)
 
 
-class _Parser(HfArgumentParser):
-    """The fields of dataclasses as flags: transformers defines the flags, stricter rules read their values."""
+class _Parser(ArgumentParser):
+    """The fields of dataclasses as flags, with stricter rules for their values than argparse has."""
 
     def __init__(self, dataclasses: Sequence[Any], command: str):
-        super().__init__(dataclasses, prog=f"{program_name()} {command}")
+        super().__init__(prog=f"{program_name()} {command}")
+        for dataclass in dataclasses:
+            add_flags(self, dataclass)
         self.unused = UNUSED.get(command, ())
         self.hints = {name: hint for kind in dataclasses for name, hint in _type_hints(kind).items()}
         self.ranges = {
@@ -173,7 +174,7 @@ class _Parser(HfArgumentParser):
         for flag, texts in _split(flags, where):
             action = self._option_string_actions.get(self.current_flag(flag, where))
             if action is None or action.dest == "help":
-                # Suggest one spelling of a field: transformers adds a second one with dashes.
+                # Suggest one spelling of a field, without the second one with dashes.
                 raise UserError(_unknown(where, flag, [known.option_strings[0] for known in self.known_actions()]))
             name = action.dest
             if self.is_unused(name, where):

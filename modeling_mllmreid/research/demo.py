@@ -20,7 +20,7 @@ from ..evaluation.protocol import (
     metrics_by_feature,
     same_person,
 )
-from ..evaluation.report import format_table, write_json
+from ..evaluation.report import format_table
 from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
 from ..options.arguments import MethodArguments
 from ..retrieval.ranking import rank_gallery
@@ -34,7 +34,7 @@ from ..training.arguments import BatchArguments, ReIDTrainingArguments
 from ..training.run import describe_devices, train_reid, write_record
 from ..training.trainer import ReIDTrainer
 from ..utils.errors import UserError
-from ..utils.outputs import check_output_folder
+from ..utils.outputs import check_output_folder, write_json
 from ..utils.ranges import Count, Several, Threads
 from .language_gain import image_helps
 from .other_people import HISTOGRAM, evaluate_other_people, load_other_people

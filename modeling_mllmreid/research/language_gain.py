@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data.contract import image_sources
 from ..data.images import ImageSource, open_image
-from ..evaluation.embedding import eval_mode
+from ..evaluation.torch_embedding import eval_mode
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.backbone import Image
 from ..utils.errors import UserError

@@ -1,13 +1,17 @@
 """The matching rule: which gallery images show a query's person, and which of them are dropped for that query."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
-from torch import Tensor
 
 from ..utils.errors import UserError
+from ..utils.tensors import is_tensor
 
-Ids = np.ndarray | Tensor | Sequence[int] | Sequence[str]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Ids = Union[np.ndarray, "Tensor", Sequence[int], Sequence[str]]
 UNKNOWN = -1
 UNKNOWN_NAMES = ("-1", "")
 
@@ -116,7 +120,7 @@ def _numbered(
 
 def _checked_ids(ids: Ids, name: str, count: int | None = None) -> np.ndarray:
     """Converts ids to an array (N,) of int64 or strings, and checks N against the count if there is one."""
-    array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
+    array = ids.detach().cpu().numpy() if is_tensor(ids) else np.asarray(ids)
     if array.dtype.kind == "O" and all(isinstance(value, str) for value in array.flat):
         array = array.astype(str)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iuU"):

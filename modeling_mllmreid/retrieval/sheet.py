@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from torch import Tensor
 
 from ..data.images import open_image
 from ..model.images import to_rgb
 from ..utils.errors import UserError
 from ..utils.outputs import atomic_file, png_info
+from ..utils.tensors import is_tensor
 from .embeddings import CONTROLS, SURROGATES
 from .matching import Ids, SamePerson
 from .ranking import Ranking
@@ -356,7 +356,7 @@ def _plain_id(ids: Ids | None, index: int) -> str | int | None:
     if ids is None:
         return None
     value = ids[index]
-    value = value.item() if isinstance(value, np.generic | Tensor) else value
+    value = value.item() if isinstance(value, np.generic) or is_tensor(value) else value
     return value if isinstance(value, str) else int(value)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from ..utils.errors import UserError
+from ..utils.processes import usable_cores
 
 # A process starts in 0.3 s, about the time of two people, and takes 100 MB.
 PEOPLE_PER_PROCESS = 20
@@ -24,9 +25,8 @@ ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "
 
 def useful_processes(people: int) -> int:
     """Returns how many processes render a number of people fastest on the cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     # torchrun starts several processes, and each of them reads the data set.
-    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return max(1, min(cores, people // PEOPLE_PER_PROCESS, MOST_USEFUL))
 
 

@@ -27,13 +27,12 @@ from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotate_checkpoints
 
-from ..evaluation.report import write_json
 from ..hub.export import form_of, write_export
 from ..hub.push import create_repository, upload
 from ..utils.checkpoint_formats import ProofFile
 from ..utils.errors import UserError
 from ..utils.json_files import read_json
-from ..utils.outputs import atomic_file, owner_only, scratch_folder
+from ..utils.outputs import atomic_file, owner_only, scratch_folder, write_json
 from ..utils.processes import on_main, wait_for_all
 from .engines import sharding_of
 from .resume import OTHER_CHECKPOINT, RUN_FILE, last_checkpoint

@@ -11,8 +11,7 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from ..evaluation.onnx_encoder import Encoder, EncoderProcessor, load_onnx
-from ..evaluation.onnx_files import find_onnx, refuse_single_file
+from ..evaluation.onnx_files import refuse_single_file
 from ..model import (
     ImageEncoder,
     ImageEncoderProcessor,
@@ -28,7 +27,7 @@ from ..model.backbones import FAMILIES
 from ..model.encoder_checkpoints import encoder_config
 from ..model.prompts import check_vocabulary
 from ..model.weights import load_whole, native_config, read_config
-from ..options.arguments import ModelArguments, OnnxArguments
+from ..options.arguments import ModelArguments
 from ..options.parser import build_options
 from ..utils.errors import UserError
 from ..utils.processes import this_process
@@ -306,34 +305,13 @@ def _refuse_other_pooling(stored: MllmReIDVisionConfig, fields: Mapping[str, Any
         raise ValueError(f"pooling is {fields['pooling']}: its head was trained with {stored.pooling}: leave it out")
 
 
-def load_embedder(
-    arguments: ModelArguments, fields: dict[str, Any] | None = None, onnx: OnnxArguments | None = None
-) -> tuple[Encoder, EncoderProcessor]:
-    """Loads a model that embeds images to the device of this process: an ONNX file, or a model of `load_encoder`.
-
-    Args:
-        arguments (`ModelArguments`): Name or folder of the model, or an ONNX file.
-        fields (`dict[str, Any]`, *optional*): Configuration fields to replace; an ONNX file takes height and width.
-        onnx (`OnnxArguments`, *optional*): How an ONNX file takes images, where the file does not say so.
-
-    Returns:
-        `tuple[Encoder, EncoderProcessor]`
-
-    Raises:
-        UserError: As in `load_encoder` and `load_onnx`, and if the model cannot embed a crop.
-    """
-    path = find_onnx(arguments.model)
-    if path is None:
-        model, processor = load_encoder(arguments, fields)
-        to_device(model)
-        use_fast_layout(model, this_process().device)
-        check_runs(model, arguments.model)
-        return model, processor
-    size = dict(fields or {})
-    others = sorted(set(size) - {"height", "width"})
-    if others:
-        raise UserError(f"model {path}: an ONNX file has no such settings: leave out {', '.join(others)}")
-    return load_onnx(path, onnx or OnnxArguments(), size, arguments.torch_dtype)
+def load_ready_encoder(arguments: ModelArguments, fields: dict[str, Any]) -> tuple[ImageEncoder, ImageEncoderProcessor]:
+    """Loads a model as `load_encoder` does to the device of this process, and checks that it embeds a crop."""
+    model, processor = load_encoder(arguments, fields)
+    to_device(model)
+    use_fast_layout(model, this_process().device)
+    check_runs(model, arguments.model)
+    return model, processor
 
 
 @torch.inference_mode()

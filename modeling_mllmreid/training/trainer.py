@@ -15,11 +15,11 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..data.pairs import PairSampler
 from ..data.sampler import PKSampler
 from ..evaluation.protocol import evaluate_model
-from ..evaluation.report import write_json
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.losses import mix_losses
 from ..utils.checkpoint_formats import LogWindowFile
 from ..utils.json_files import read_json
+from ..utils.outputs import write_json
 from .arguments import ReIDTrainingArguments
 from .batches import TrainDataset, label_counts
 from .checkpointing import CheckpointingTrainer, PublishingTrainer

@@ -1,6 +1,7 @@
 """Safe writing of files: no foreign file is replaced, no file is half-written, only the owner can read it."""
 
 import errno
+import json
 import os
 import shutil
 import stat
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .report_formats import is_known_json
@@ -164,6 +165,16 @@ def atomic_file(path: AnyPath, *, inputs: Sequence[AnyPath] = ()) -> Iterator[Pa
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_json(path: AnyPath, obj: Any) -> None:
+    """Writes an object as indented JSON, under a temporary name that is renamed: the file is never half-written.
+
+    Raises ValueError for NaN or infinity, which JSON cannot store.
+    """
+    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -1,18 +1,22 @@
-"""The processes of a launch: this process among them, and the exchange of objects and errors."""
+"""The processes of a launch: this process among them, and the exchange of objects and errors.
+
+A process that no launcher started is alone. It imports torch, which takes seconds, for its device only.
+"""
 
 import hashlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import cache
-from typing import ParamSpec, TypeVar
-
-import torch
-import torch.distributed as dist
-from accelerate import DistributedType, PartialState
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+    from accelerate import PartialState
 
 logger = logging.getLogger(__name__)
 
@@ -22,24 +26,56 @@ Arguments = ParamSpec("Arguments")
 
 # The number of processes in the environment: torchrun, Open MPI, Intel MPI and Slurm's PMI, MVAPICH2.
 WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+# Without any of these variables accelerate starts no group of processes, and there is no lost launch to refuse.
+LAUNCHED = frozenset({*WORLD_SIZES, "LOCAL_RANK", "MASTER_ADDR", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"})
 # The other processes wait while process 0 works alone, for example on a re-ranking; NCCL gives up after ten minutes.
 PATIENCE = timedelta(days=1)
 
 
-def this_process() -> PartialState:
+def usable_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+class Place(NamedTuple):
+    """The place of this process in its launch.
+
+    Args:
+        rank (`int`): Its number, from 0.
+        processes (`int`): Number of processes.
+    """
+
+    rank: int
+    processes: int
+
+
+def place() -> Place:
+    """Returns the place of this process in its launch. Raises UserError like `refuse_lost_processes`."""
+    if not LAUNCHED & os.environ.keys():
+        return Place(0, 1)
+    state = this_process()
+    return Place(state.process_index, state.num_processes)
+
+
+def this_process() -> "PartialState":
     """Returns the rank and the device of this process; without a launcher it is the only one.
 
     Without a GPU the CPU backend must be requested, or each of several processes would act as the only one. Raises
     UserError like `refuse_lost_processes`.
     """
+    import torch
+    from accelerate import PartialState
+
     state = PartialState(cpu=not torch.cuda.is_available())
     refuse_lost_processes(state, os.environ)
     warn_idle_gpus(state)
     return state
 
 
-def warn_idle_gpus(state: PartialState) -> None:
+def warn_idle_gpus(state: "PartialState") -> None:
     """Warns once if a single process uses one of several GPUs, with the command that uses all of them."""
+    import torch
+
     gpus = torch.cuda.device_count()
     if state.num_processes == 1 and state.device.type == "cuda" and gpus > 1:
         _warn_once(
@@ -53,7 +89,7 @@ def _warn_once(text: str) -> None:
     logger.warning(text)
 
 
-def refuse_lost_processes(state: PartialState, environ: Mapping[str, str]) -> None:
+def refuse_lost_processes(state: "PartialState", environ: Mapping[str, str]) -> None:
     """Raises UserError if a launch for several processes, or for FSDP, did not become one.
 
     Each of several such processes would act as the only one, train on all data and overwrite the others' files.
@@ -75,6 +111,8 @@ def refuse_lost_processes(state: PartialState, environ: Mapping[str, str]) -> No
             "accelerate launch was asked for several processes and started one: "
             f"{remedy.format('N')}; to run one process, unset MASTER_ADDR"
         )
+    from accelerate import DistributedType
+
     if environ.get("ACCELERATE_USE_FSDP") == "true" and state.distributed_type == DistributedType.MULTI_CPU:
         raise UserError(
             "FSDP needs GPUs, and accelerate replaces it with DDP on CPUs: leave the FSDP configuration out"
@@ -92,8 +130,10 @@ def raise_together(value: Value | UserError) -> Value:
 
     All processes call it at the same place: if one process ended alone, the others would wait for it.
     """
-    if this_process().num_processes > 1:
-        errors: list[UserError | None] = [None] * this_process().num_processes
+    if (processes := place().processes) > 1:
+        import torch.distributed as dist
+
+        errors: list[UserError | None] = [None] * processes
         dist.all_gather_object(errors, value if isinstance(value, UserError) else None, group=_cpu_group())
         value = next((error for error in errors if error is not None), value)
     if isinstance(value, UserError):
@@ -106,11 +146,12 @@ def on_main(function: Callable[Arguments, Value], *args: Arguments.args, **kwarg
 
     A UserError of the function is raised on every process.
     """
-    state = this_process()
-    if state.num_processes == 1:
+    if place().processes == 1:
         return function(*args, **kwargs)
+    import torch.distributed as dist
+
     result: list[Value | UserError | None] = [None]
-    if state.is_main_process:
+    if place().rank == 0:
         try:
             result = [function(*args, **kwargs)]
         except UserError as error:
@@ -129,6 +170,8 @@ def claim_message(message: str) -> bool:
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or _count(os.environ, "WORLD_SIZE") < 2:
         return True
+    import torch.distributed as dist
+
     try:
         store = dist.TCPStore(
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=5)
@@ -143,22 +186,28 @@ def claim_message(message: str) -> bool:
 
 def wait_for_all() -> None:
     """Waits for all processes, over main memory: accelerate would need a GPU for each process even on the CPU."""
-    if this_process().num_processes > 1:
+    if place().processes > 1:
+        import torch.distributed as dist
+
         dist.barrier(group=_cpu_group())
 
 
 def gather_on_main(value: Value) -> list[Value]:
     """Returns the values of all processes in order on process 0, an empty list on the others. All processes call it."""
-    state = this_process()
-    if state.num_processes == 1:
+    rank, processes = place()
+    if processes == 1:
         return [value]
-    values: list[Value] | None = [value] * state.num_processes if state.is_main_process else None
+    import torch.distributed as dist
+
+    values: list[Value] | None = [value] * processes if rank == 0 else None
     dist.gather_object(value, values, group=_cpu_group())
     return values or []
 
 
 @cache
-def _cpu_group() -> dist.ProcessGroup:
+def _cpu_group() -> "dist.ProcessGroup":
     """Returns a group of all processes over main memory; the default group of GPUs would copy objects to them."""
+    import torch.distributed as dist
+
     group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=PATIENCE)
     return group

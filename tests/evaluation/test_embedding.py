@@ -7,7 +7,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from modeling_mllmreid.data.contract import Sample, make_split
-from modeling_mllmreid.evaluation import embedding
+from modeling_mllmreid.evaluation import torch_embedding
 from modeling_mllmreid.evaluation.embedding import embed_images
 from modeling_mllmreid.evaluation.protocol import (
     draw_queries,
@@ -145,7 +145,7 @@ def test_no_more_processes_than_batches(make_model, tiny_processor, tmp_path, mo
             asked.append(num_workers)
             super().__init__(*args, num_workers=0, **options)
 
-    monkeypatch.setattr(embedding, "DataLoader", Loader)
+    monkeypatch.setattr(torch_embedding, "DataLoader", Loader)
     images = [tmp_path / "a.png"] * 5
-    rows = embedding.embed_images(make_model(), tiny_processor, images, batch_size=2, num_workers=100, progress=False)
+    rows = embed_images(make_model(), tiny_processor, images, batch_size=2, num_workers=100, progress=False)
     assert asked == [3] and len(rows["llm"]) == 5

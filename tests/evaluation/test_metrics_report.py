@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
-from modeling_mllmreid.evaluation.report import format_table, write_json
+from modeling_mllmreid.evaluation.report import format_table
 from modeling_mllmreid.evaluation.statistics import Interval
+from modeling_mllmreid.utils.outputs import write_json
 
 EYE = np.eye(4, dtype=np.float32)
 

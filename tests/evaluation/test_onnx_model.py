@@ -4,6 +4,8 @@ import json
 import logging
 import pickle
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,13 +13,17 @@ import torch
 from PIL import Image
 
 from modeling_mllmreid.commands import embed, evaluate, export, search
+from modeling_mllmreid.evaluation import onnx_files
+from modeling_mllmreid.evaluation.embedding import embed_images
 from modeling_mllmreid.evaluation.onnx_encoder import load_onnx
 from modeling_mllmreid.evaluation.onnx_files import find_onnx
 from modeling_mllmreid.model import MllmReIDVisionModel, MllmReIDVisionProcessor
 from modeling_mllmreid.options.arguments import ModelArguments, OnnxArguments
 from modeling_mllmreid.retrieval.embeddings import load_embeddings
-from modeling_mllmreid.training.loading import load_embedder, load_encoder, load_model, load_text_model
+from modeling_mllmreid.training.embedder import load_embedder
+from modeling_mllmreid.training.loading import load_encoder, load_model, load_text_model
 from modeling_mllmreid.utils.errors import UserError
+from modeling_mllmreid.utils.processes import usable_cores
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -69,7 +75,7 @@ def by_hand(images, size=(4, 8), rescale=1 / 255, mean=MEAN, std=STD, channels=s
 
 def embeddings(path, images, size=None, **options):
     encoder, processor = load_onnx(path, OnnxArguments(**options), size or {})
-    return encoder.encode_images(processor(images=images)["pixel_values"]).numpy()
+    return encoder.encode_images(processor(images=images)["pixel_values"])
 
 
 @pytest.mark.parametrize(
@@ -327,6 +333,47 @@ def test_embed_search_and_evaluate(disk, tmp_path, capsys):
     ):
         with pytest.raises(UserError, match=message):
             evaluate.main([*flags, *data])
+
+
+def test_a_fresh_process_embeds_and_refuses_without_torch(tmp_path, images):
+    path = model(tmp_path / "m.onnx")
+    (tmp_path / "crops").mkdir()
+    for number, image in enumerate(images):
+        image.save(tmp_path / "crops" / f"{number}.png")
+    embed_all = ["embed", "--model", str(path), "--images", str(tmp_path / "crops"), "--output", str(tmp_path / "e")]
+    code = f"""
+import sys
+from modeling_mllmreid.commands.main import run
+assert run({[*embed_all, "--flip_test"]}) == 0
+assert run(["embed", "--modle", "x"]) == 2
+heavy = {{"torch", "transformers", "datasets", "pandas", "accelerate", "scipy", "huggingface_hub"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
+    sums = by_hand(images) + by_hand(mirrored)
+    expected = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    np.testing.assert_allclose(load_embeddings(tmp_path / "e").features, expected, atol=1e-5)
+
+
+def test_loading_processes_change_nothing(tmp_path, disk):
+    path, paths = model(tmp_path / "m.onnx"), sorted((disk.people / "query").iterdir())[:3]
+    encoder, processor = load_onnx(path, OnnxArguments(), {})
+    alone, loaded = (
+        embed_images(encoder, processor, paths, batch_size=2, num_workers=workers, progress=False) for workers in (0, 1)
+    )
+    assert list(alone) == ["vision"]
+    np.testing.assert_array_equal(loaded["vision"], alone["vision"])
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="broken.png: not an image"):
+        embed_images(encoder, processor, [*paths, tmp_path / "broken.png"], progress=False)
+
+
+@pytest.mark.parametrize(("given", "expected"), [("3", 3), ("3,2", 3), ("0", None), ("", None), ("many", None)])
+def test_the_threads_of_a_run(given, expected, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert onnx_files._threads() == (expected or usable_cores())
 
 
 def test_an_exported_file_alone_embeds_like_the_vision_form(disk, tmp_path):

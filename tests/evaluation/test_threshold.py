@@ -5,7 +5,8 @@ import pytest
 
 from modeling_mllmreid.evaluation import threshold
 from modeling_mllmreid.evaluation.statistics import Error, people_error, share_interval
-from modeling_mllmreid.evaluation.threshold import _error, choose_threshold, load_thresholds, save_thresholds
+from modeling_mllmreid.evaluation.threshold import load_thresholds, save_thresholds
+from modeling_mllmreid.evaluation.threshold_choice import _error, choose_threshold
 from modeling_mllmreid.evaluation.verification import open_set_from_blocks
 from modeling_mllmreid.retrieval.distances import distance_blocks
 from modeling_mllmreid.retrieval.matching import SamePerson
@@ -70,7 +71,7 @@ def test_a_foreign_file_is_named(tmp_path, text):
 
 def test_the_file_of_the_wanted_revision_is_read(monkeypatch, tmp_path):
     wanted = []
-    monkeypatch.setattr(threshold, "cached_file", lambda *names, **options: wanted.append((names, options)))
+    monkeypatch.setattr("transformers.utils.hub.cached_file", lambda *names, **options: wanted.append((names, options)))
     assert load_thresholds("somebody/model", "v2") == {}
     assert wanted == [(("somebody/model", "threshold.json"), {"revision": "v2", **threshold.QUIET})]
 

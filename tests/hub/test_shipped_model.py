@@ -64,6 +64,16 @@ def test_every_command_takes_the_name(shipped, disk, capsys):
     assert torch.equal(load_file("export/model.safetensors")["tower.conv.weight"], expected)
 
 
+def test_the_onnx_file_of_a_name_gives_its_embeddings(shipped, disk):
+    pytest.importorskip("onnxruntime")
+    path = shipped_models.shipped_onnx(shipped_models.shipped_folder(NAME))
+    assert path == shipped / "model.onnx" and shipped_models.shipped_onnx(disk.ours) is None
+    for name, output in ((NAME, "weights"), (str(path), "onnx")):
+        embed.main(["--model", name, "--images", str(disk.people / "query"), "--output", output])
+    expected, computed = (load_embeddings(folder).features for folder in ("weights", "onnx"))
+    np.testing.assert_allclose(computed, expected, atol=1e-4)
+
+
 def test_python_takes_the_name(shipped, disk, capsys):
     model, processor = (kind.from_pretrained(NAME) for kind in (MllmReIDVisionModel, MllmReIDVisionProcessor))
     assert (model.config.height, processor.height, model.dtype) == (32, 32, torch.float32)

@@ -11,7 +11,8 @@ from transformers import TrainingArguments
 
 from modeling_mllmreid.model import MllmReIDConfig, MllmReIDVisionConfig
 from modeling_mllmreid.options import parser
-from modeling_mllmreid.options.arguments import DataArguments, MethodArguments, ModelArguments
+from modeling_mllmreid.options.arguments import MethodArguments, ModelArguments
+from modeling_mllmreid.options.data_arguments import DataArguments
 from modeling_mllmreid.options.overrides import OVERRIDES
 from modeling_mllmreid.options.parser import parse, read_options
 from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments

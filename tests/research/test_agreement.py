@@ -10,7 +10,6 @@ from PIL import Image
 
 from modeling_mllmreid.data.contract import Sample, image_sources, make_split
 from modeling_mllmreid.data.images import open_image
-from modeling_mllmreid.evaluation.report import write_json
 from modeling_mllmreid.research.agreement import (
     TEXT,
     TEXT_WIDTH,
@@ -22,6 +21,7 @@ from modeling_mllmreid.research.agreement import (
 )
 from modeling_mllmreid.research.language_gain import image_helps, images_of_others
 from modeling_mllmreid.utils.errors import UserError
+from modeling_mllmreid.utils.outputs import write_json
 
 INSTRUCTION = "continue the text"
 CAPTIONS = [

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from modeling_mllmreid.evaluation.report import write_json
 from modeling_mllmreid.research import continuation_analysis
 from modeling_mllmreid.research.continuation_analysis import analyse_continuations, corpus_statistics, text_retrieval
 from modeling_mllmreid.synthetic.people.captions import sample_descriptions
 from modeling_mllmreid.utils.errors import UserError
+from modeling_mllmreid.utils.outputs import write_json
 
 
 def test_equal_texts():

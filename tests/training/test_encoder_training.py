@@ -16,9 +16,10 @@ from modeling_mllmreid.model import MllmReIDVisionModel
 from modeling_mllmreid.options.arguments import ModelArguments
 from modeling_mllmreid.retrieval.embeddings import load_embeddings
 from modeling_mllmreid.training.adapters import AdapterArguments
+from modeling_mllmreid.training.embedder import load_embedder
 from modeling_mllmreid.training.encoder_training import use_fast_layout
 from modeling_mllmreid.training.fake_runs import image_parameters
-from modeling_mllmreid.training.loading import load_embedder, load_encoder
+from modeling_mllmreid.training.loading import load_encoder
 from modeling_mllmreid.training.parameters import freeze_unused_parameters
 from modeling_mllmreid.utils.errors import UserError
 

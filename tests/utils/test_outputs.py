@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from modeling_mllmreid.evaluation.report import write_json
 from modeling_mllmreid.retrieval.embeddings import check_embeddings_output
 from modeling_mllmreid.utils.errors import UserError
-from modeling_mllmreid.utils.outputs import atomic_file, atomic_folder, check_output, check_output_folder, png_info
+from modeling_mllmreid.utils.outputs import (
+    atomic_file,
+    atomic_folder,
+    check_output,
+    check_output_folder,
+    png_info,
+    write_json,
+)
 
 WORLD = {"world": "street", "version": 1}
 

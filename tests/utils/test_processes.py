@@ -9,7 +9,7 @@ import torch.distributed as dist
 from accelerate import DistributedType
 
 from modeling_mllmreid.utils.errors import UserError
-from modeling_mllmreid.utils.processes import claim_message, refuse_lost_processes
+from modeling_mllmreid.utils.processes import LAUNCHED, Place, claim_message, place, refuse_lost_processes, this_process
 
 
 def state(processes: int, kind: DistributedType = DistributedType.NO) -> SimpleNamespace:
@@ -57,6 +57,16 @@ def test_of_the_processes_of_a_launch_the_first_says_a_mistake(monkeypatch):
     assert said == [True, False, True]
     monkeypatch.delenv("MASTER_PORT")
     assert claim_message("a")
+
+
+def test_the_place_of_a_process(monkeypatch):
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    assert place() == Place(rank=0, processes=1)
+    this_process()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="WORLD_SIZE is 2, but this process is alone"):
+        place()
 
 
 @pytest.mark.slow

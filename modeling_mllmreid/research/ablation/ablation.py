@@ -10,11 +10,10 @@ from datasets import DatasetDict
 from ...data.leakage import training_sources
 from ...evaluation.plots import figure_class
 from ...evaluation.protocol import check_query_gallery
-from ...evaluation.report import write_json
 from ...options.parser import build_options
 from ...training.arguments import BatchArguments
 from ...utils.errors import UserError
-from ...utils.outputs import check_output_folder
+from ...utils.outputs import check_output_folder, write_json
 from .plan import NOT_COMPARED, SPEED, AblationArguments, Cost, Plan, Run
 from .report import write_report
 from .results import Results

@@ -25,7 +25,6 @@ from transformers.utils import logging as transformers_logging
 
 from ...data.captions import join_continuations, read_records
 from ...evaluation.protocol import evaluate_model
-from ...evaluation.report import write_json
 from ...model import MllmReIDModel, MllmReIDProcessor
 from ...options.arguments import MethodArguments, ModelArguments
 from ...options.parser import build_options
@@ -39,6 +38,7 @@ from ...training.parameters import freeze_unused_parameters
 from ...training.run import hardware, train_reid, versions
 from ...training.trainer import ReIDTrainer
 from ...utils.errors import UserError
+from ...utils.outputs import write_json
 from ...utils.processes import this_process
 from ..agreement import branch_agreement, draw_agreement
 from .controls import AttributeCollator, add_attribute_head, corrupt_captions, permute_captions

@@ -18,7 +18,6 @@ from ...data.captions import read_records
 from ...data.combinations import parse_combination
 from ...data.licences import licence_of
 from ...data.load import load_reid_dataset
-from ...evaluation.report import write_json
 from ...model.heads import mean_pool
 from ...options.arguments import MethodArguments, ModelArguments
 from ...text.continuations import write_continuations
@@ -26,6 +25,7 @@ from ...text.instructions import COMMON_INSTRUCTION, STANDARD_POOL
 from ...training.arguments import BatchArguments
 from ...training.loading import load_native_processor, load_text_model, model_commit, to_device
 from ...utils.errors import UserError
+from ...utils.outputs import write_json
 from ..tiny_llava import PRETRAINING_VERSION, TinyArguments, build_tiny, pretrain_tiny
 from .plan import TINY, AblationArguments
 
