@@ -35,7 +35,7 @@ from ..options.gallery_arguments import (
 from ..options.help_text import program_name
 from ..options.parser import parse
 from ..retrieval.embeddings import printable
-from ..retrieval.ranking import Ranking
+from ..retrieval.exact import Ranking
 from ..retrieval.sheet import decimals, ranked_sheet
 from ..utils.errors import UserError
 from ..utils.outputs import check_output

@@ -17,7 +17,8 @@ from ..evaluation.threshold import load_thresholds
 from ..options.arguments import MethodArguments, ModelArguments, OnnxArguments
 from ..options.parser import build_options, parse, read_mapping
 from ..retrieval.embeddings import FEATURES_FILE, METADATA_FILE, Embeddings, fault_of_name, load_embeddings, printable
-from ..retrieval.ranking import Ranking, rank_gallery
+from ..retrieval.exact import Ranking
+from ..retrieval.ranking import rank_gallery
 from ..retrieval.sheet import decimals, ranked_sheet
 from ..training.embedder import load_embedder
 from ..utils.errors import UserError

@@ -49,10 +49,10 @@ class EmbeddedImage:
         return content
 
 
-ImageSource = str | os.PathLike[str] | EmbeddedImage | Image.Image
+ImageSource = str | os.PathLike[str] | EmbeddedImage
 
 
-def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(source: ImageSource | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decodes an image with the rules of `model.images.open_image`.
 
     Args:

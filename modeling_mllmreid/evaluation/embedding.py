@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def embed_images(
     model: "Encoder",
     processor: "EncoderProcessor",
-    images: Sequence[ImageSource],
+    images: Sequence[ImageSource | Image.Image],
     *,
     names: tuple[str, ...] = ("llm", "vision"),
     batch_size: int = 64,
@@ -87,7 +87,7 @@ def embed_images(
 
 
 def embed_feature(
-    model: "Encoder", processor: "EncoderProcessor", images: Sequence[ImageSource], **options: Any
+    model: "Encoder", processor: "EncoderProcessor", images: Sequence[ImageSource | Image.Image], **options: Any
 ) -> np.ndarray:
     """Computes the model's configured feature, (N, D) float32, on process 0. `options` are those of `embed_images`."""
     feature = model.config.test_feature

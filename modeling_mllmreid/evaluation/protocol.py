@@ -12,8 +12,8 @@ from PIL import Image
 from ..data.contract import UNKNOWN_CAMERA, camera_names, display_label, image_sources, person_names
 from ..data.images import ImageSource, open_image
 from ..retrieval.distances import distance_blocks
+from ..retrieval.exact import Ranking
 from ..retrieval.matching import SamePerson
-from ..retrieval.ranking import Ranking
 from ..retrieval.sheet import ranked_sheet
 from ..utils.errors import UserError
 from ..utils.processes import on_main

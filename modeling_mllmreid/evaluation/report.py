@@ -1,6 +1,5 @@
 """Results as text tables and JSON: metrics by query camera, the worst queries, training sets against test sets."""
 
-import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ..retrieval.embeddings import FEATURES_FILE
 from ..utils.errors import UserError
 from ..utils.json_files import read_json
 from ..utils.report_formats import MatrixEntry
@@ -146,24 +144,3 @@ def _matrix_cell(file: Path) -> tuple[str, str, dict[str, Any]]:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
-
-
-def weights_digest(folder: str | os.PathLike[str]) -> str:
-    """Returns the SHA-256 of the names and contents of a checkpoint's `*.safetensors`, or "" if there are none.
-
-    Embeddings in the folder are no weights. Raises UserError for a file that cannot be read.
-    """
-    root = Path(folder)
-    paths = sorted(path for pattern in ("*.safetensors", "adapter/*.safetensors") for path in root.glob(pattern))
-    files = [path for path in paths if path.name != FEATURES_FILE]
-    if not files:
-        return ""
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.relative_to(root).as_posix().encode())
-        try:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}): restore the file") from error
-    return digest.hexdigest()

@@ -14,7 +14,9 @@ from ..data.published import published_counts
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.adapters import quantized_as
 from ..retrieval.distances import distance_blocks
-from ..retrieval.ranking import Ranking, rank_gallery
+from ..retrieval.embeddings import weights_digest
+from ..retrieval.exact import Ranking
+from ..retrieval.ranking import rank_gallery
 from ..retrieval.reranking import expand_queries, rerank_blocks
 from ..utils.errors import UserError
 from ..utils.outputs import write_json
@@ -31,7 +33,7 @@ from .protocol import (
     metrics_by_feature,
     protocol_features,
 )
-from .report import align, by_camera, format_table, weights_digest, worst_queries
+from .report import align, by_camera, format_table, worst_queries
 from .statistics import Interval, PairedDifference, compare, confidence_intervals
 from .text_queries import TEXT_FEATURE, caption_queries, embed_captions, image_and_text, text_to_image
 from .torch_embedding import Encoder, EncoderProcessor

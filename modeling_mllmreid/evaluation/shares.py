@@ -67,7 +67,7 @@ class OpenedImages:
     An error in a loading process would reach the user as a traceback.
     """
 
-    def __init__(self, sources: Sequence[ImageSource]):
+    def __init__(self, sources: Sequence[ImageSource | Image.Image]):
         self.sources = sources
 
     def __len__(self) -> int:

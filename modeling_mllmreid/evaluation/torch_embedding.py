@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -24,7 +25,7 @@ EncoderProcessor = ImageEncoderProcessor | OnnxProcessor
 def embed_with_torch(
     model: ImageEncoder,
     processor: EncoderProcessor,
-    images: Sequence[ImageSource],
+    images: Sequence[ImageSource | Image.Image],
     share: list[list[int]],
     *,
     names: tuple[str, ...],
@@ -52,7 +53,7 @@ def embed_with_torch(
 
 
 def image_loader(
-    processor: EncoderProcessor, images: Sequence[ImageSource], share: list[list[int]], num_workers: int
+    processor: EncoderProcessor, images: Sequence[ImageSource | Image.Image], share: list[list[int]], num_workers: int
 ) -> Iterable[Any]:
     """Returns the pixel values, or the UserError, of each batch; other processes open the images if asked for."""
     dataset: Any = OpenedImages(images)

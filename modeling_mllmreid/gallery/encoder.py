@@ -3,6 +3,8 @@
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,12 @@ import numpy as np
 
 from ..evaluation.embedding import embed_feature
 from ..evaluation.onnx_encoder import OnnxEncoder
-from ..evaluation.report import weights_digest
-from ..evaluation.text_queries import TEXT_FEATURE, embed_captions
 from ..evaluation.threshold import load_thresholds
-from ..model import MllmReIDModel, MllmReIDProcessor
+from ..model.shipped_models import shipped_onnx
 from ..options.arguments import MethodArguments, ModelArguments, OnnxArguments
 from ..options.parser import build_options, read_mapping
-from ..training.loading import load_embedder
+from ..retrieval.embeddings import weights_digest
+from ..training.embedder import load_embedder
 from ..utils.errors import UserError
 from .model import EncoderSettings, GalleryModel
 
@@ -44,7 +45,10 @@ class ModelEncoder:
         flip_test: bool = False,
     ):
         self.arguments, self.fields, self.flip_test = arguments, dict(fields or {}), flip_test
-        self.model, self.processor = load_embedder(arguments, self.fields, onnx)
+        # The same embeddings, without the seconds that the import of torch takes.
+        light = None if self.fields or find_spec("onnxruntime") is None else shipped_onnx(arguments.model)
+        loaded = arguments if light is None else replace(arguments, model=str(light))
+        self.model, self.processor = load_embedder(loaded, self.fields, onnx)
         # A model holds buffers of one forward pass.
         self._lock = threading.Lock()
 
@@ -53,13 +57,13 @@ class ModelEncoder:
         name = self.arguments.model_name
         if name == self.arguments.model and os.path.exists(name):
             name = os.path.abspath(name)  # loads from any working directory
-        is_onnx = isinstance(self.model, OnnxEncoder)
-        stored = self.model.metadata() if isinstance(self.model, OnnxEncoder) else {}
+        is_file = isinstance(self.model, OnnxEncoder) and shipped_onnx(self.arguments.model) is None
+        stored = self.model.metadata() if isinstance(self.model, OnnxEncoder) and is_file else {}
         return EncoderSettings(
             model=name,
             revision=self.arguments.revision,
-            dtype=str(self.arguments.torch_dtype).removeprefix("torch."),
-            weights=stored["weights"] if is_onnx else weights_digest(_folder(self.arguments)),
+            dtype=self.arguments.dtype_name,
+            weights=stored["weights"] if stored else weights_digest(_folder(self.arguments)),
             feature=self.model.config.test_feature,  # type: ignore[arg-type]
             numbers=self.encode([_blank()]).shape[1],
             height=self.processor.height,
@@ -83,20 +87,26 @@ class ModelEncoder:
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds descriptions. Returns (N, D) float32. Raises UserError if the model was not trained for it."""
+        name = self.arguments.model_name
+        if isinstance(self.model, OnnxEncoder):
+            raise UserError(f"words: model {name} has no language model: give a photo")
+        from ..evaluation.text_queries import TEXT_FEATURE, embed_captions
+        from ..model import MllmReIDModel, MllmReIDProcessor
+
         model, processor, config = self.model, self.processor, self.model.config
         if not isinstance(model, MllmReIDModel) or not isinstance(processor, MllmReIDProcessor):
-            raise UserError(f"words: model {self.arguments.model_name} has no language model: give a photo")
+            raise UserError(f"words: model {name} has no language model: give a photo")
         if not config.reid_text or config.test_feature != TEXT_FEATURE:
             raise UserError(
-                f"words: model {self.arguments.model_name} was not trained to search by words: give a photo, or a "
-                f"model that was trained with --reid_text true and has the test feature {TEXT_FEATURE}"
+                f"words: model {name} was not trained to search by words: give a photo, or a model that was trained "
+                f"with --reid_text true and has the test feature {TEXT_FEATURE}"
             )
         with self._lock:
             return embed_captions(model, processor, texts, progress=False)
 
     def threshold(self) -> float | None:
         """Returns the distance beyond which nobody is found, chosen on validation people; None if there is none."""
-        if isinstance(self.model, OnnxEncoder) or self.flip_test or set(self.fields) - {"test_feature"}:
+        if os.path.isfile(self.arguments.model) or self.flip_test or set(self.fields) - {"test_feature"}:
             return None
         stored = load_thresholds(self.arguments.model, self.arguments.revision).get(self.model.config.test_feature)
         return None if stored is None or stored.metric != "cosine" else stored.distance

@@ -13,9 +13,9 @@ from transformers import PreTrainedConfig
 
 from ..data.licences import LLAMA2, LLAMA2_NOTICE, RENDERED, data_licence, licence_in_config
 from ..data.published import PUBLISHED, has_published_counts
-from ..evaluation.report import weights_digest
 from ..model import MllmReIDConfig
 from ..model.publishing import is_local
+from ..retrieval.embeddings import weights_digest
 from ..utils.checkpoint_formats import ExportConfigFile
 from ..utils.errors import UserError
 from ..utils.json_files import read_json

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..evaluation.report import weights_digest
 from ..evaluation.threshold import THRESHOLD_FILE
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDVisionModel, MllmReIDVisionProcessor
 from ..model.publishing import VERBATIM
+from ..retrieval.embeddings import weights_digest
 from ..utils.errors import UserError
 from ..utils.outputs import atomic_folder, write_json
 from .card import licence_notice, read_card_data, write_card

@@ -153,6 +153,27 @@ def load_embeddings(folder: str | os.PathLike[str]) -> Embeddings:
     return Embeddings(features, content.file_names, content.metadata)
 
 
+def weights_digest(folder: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 of the names and contents of a checkpoint's `*.safetensors`, or "" if there are none.
+
+    Embeddings in the folder are no weights. Raises UserError for a file that cannot be read.
+    """
+    root = Path(folder)
+    paths = sorted(path for pattern in ("*.safetensors", "adapter/*.safetensors") for path in root.glob(pattern))
+    files = [path for path in paths if path.name != FEATURES_FILE]
+    if not files:
+        return ""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.relative_to(root).as_posix().encode())
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}): restore the file") from error
+    return digest.hexdigest()
+
+
 def fault_of_name(name: str) -> str | None:
     """Returns what is wrong with a file name, in a few words; None if embeddings can store it."""
     if SURROGATES.search(name):

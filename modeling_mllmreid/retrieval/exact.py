@@ -6,12 +6,26 @@ library of matrix products, in any gallery, and for any part of it.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 TINY = 1e-300  # features of at most this length are zero: they have no direction
 # Rows whose float64 copies stay in the processor's cache.
 CHUNK_NUMBERS = 2**18
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The k nearest gallery images of each query, nearest first.
+
+    Args:
+        indices (`np.ndarray`): (Q, k) int64 gallery indices; -1 after the last image of a query that has fewer than k.
+        distances (`np.ndarray`): (Q, k) float32 distances of these images; infinity for index -1.
+    """
+
+    indices: np.ndarray
+    distances: np.ndarray
 
 
 def scales(features: np.ndarray, metric: str = "cosine") -> np.ndarray:

@@ -1,7 +1,6 @@
 """The nearest gallery images of each query, from blocks of distances."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from ..utils.errors import UserError
 from .distances import Features, distance_blocks, rounding_errors
-from .exact import nearest_exact
+from .exact import Ranking, nearest_exact
 from .matching import SamePerson
 
 Blocks = Iterable[tuple[slice, np.ndarray | Tensor]]
@@ -72,19 +71,6 @@ def no_match_error(same_person: SamePerson) -> UserError:
         f"camera, here all {shared:,} of the queries' persons (the gallery has {cameras} cameras): "
         "leave the camera ids out for no filter, or give -1 where the camera is unknown"
     )
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """The k nearest gallery images of each query, nearest first.
-
-    Args:
-        indices (`np.ndarray`): (Q, k) int64 gallery indices; -1 after the last image of a query that has fewer than k.
-        distances (`np.ndarray`): (Q, k) float32 distances of these images; infinity for index -1.
-    """
-
-    indices: np.ndarray
-    distances: np.ndarray
 
 
 def rank_gallery(

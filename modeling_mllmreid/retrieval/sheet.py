@@ -14,8 +14,8 @@ from ..utils.errors import UserError
 from ..utils.outputs import atomic_file, png_info
 from ..utils.tensors import is_tensor
 from .embeddings import CONTROLS, SURROGATES
+from .exact import Ranking
 from .matching import Ids, SamePerson
-from .ranking import Ranking
 
 ImageSource = Image.Image | str | os.PathLike[str] | Callable[[], Image.Image]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

@@ -19,10 +19,10 @@ from ..data.images import check_images
 from ..data.published import published_counts
 from ..data.splits import split_query_gallery, split_validation
 from ..evaluation.protocol import embed_query_gallery, same_person
-from ..evaluation.report import weights_digest
 from ..evaluation.threshold import Threshold, save_thresholds
 from ..evaluation.threshold_choice import choose_threshold
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDProcessor
+from ..retrieval.embeddings import weights_digest
 from ..utils.errors import UserError
 from ..utils.outputs import only_writer, owner_only, write_json
 from ..utils.processes import on_main

@@ -8,10 +8,10 @@ from huggingface_hub import ModelCard
 
 from modeling_mllmreid.commands import evaluate, export
 from modeling_mllmreid.commands.demo import main
-from modeling_mllmreid.evaluation.report import weights_digest
 from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.research import demo
 from modeling_mllmreid.research.tiny_llava import pretrain_tiny
+from modeling_mllmreid.retrieval.embeddings import weights_digest
 from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.utils.errors import UserError
 

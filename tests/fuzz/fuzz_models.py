@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from modeling_mllmreid.commands import embed, evaluate
 from modeling_mllmreid.data.captions import CaptionRecord, TextRecord, append_records, caption_keys
 from modeling_mllmreid.data.load import load_reid_dataset
-from modeling_mllmreid.evaluation.report import weights_digest
 from modeling_mllmreid.evaluation.threshold import Threshold, save_thresholds
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel, MllmReIDVisionProcessor
 from modeling_mllmreid.options.arguments import ModelArguments
+from modeling_mllmreid.retrieval.embeddings import weights_digest
 from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.training.adapters import AdapterArguments, prepare_training
 from modeling_mllmreid.training.arguments import ReIDTrainingArguments

@@ -11,10 +11,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_file
 
-from modeling_mllmreid.evaluation.report import weights_digest
 from modeling_mllmreid.hub.card import SNIPPET, CardData, licence_notice, read_card_data, render_card, write_card
 from modeling_mllmreid.hub.training_settings import draw_loss_curves, loss_table
 from modeling_mllmreid.model import MllmReIDVisionModel, MllmReIDVisionProcessor
+from modeling_mllmreid.retrieval.embeddings import weights_digest
 from modeling_mllmreid.utils.errors import UserError
 
 KEYS = ("mAP", "rank1", "rank5", "rank10", "mINP")

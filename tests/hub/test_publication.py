@@ -13,7 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from modeling_mllmreid.commands import export, push
-from modeling_mllmreid.evaluation.report import weights_digest
 from modeling_mllmreid.evaluation.threshold import Threshold, save_thresholds
 from modeling_mllmreid.hub import export as hub_export
 from modeling_mllmreid.hub.publication import check_publishable, form_files, publication
@@ -21,6 +20,7 @@ from modeling_mllmreid.hub.push import card_with_name
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel
 from modeling_mllmreid.model.publishing import is_local, without_local_paths
 from modeling_mllmreid.research.tiny_llava import build_tiny_llava
+from modeling_mllmreid.retrieval.embeddings import weights_digest
 from modeling_mllmreid.utils.errors import UserError
 
 ROW = {"mAP": 0.5, "rank1": 0.6, "rank5": 0.7, "rank10": 0.8, "mINP": 0.2, "num_queries": 4, "num_valid": 4}

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageColor
 
 from modeling_mllmreid.retrieval import sheet
-from modeling_mllmreid.retrieval.ranking import Ranking
+from modeling_mllmreid.retrieval.exact import Ranking
 from modeling_mllmreid.retrieval.sheet import ranked_sheet
 from modeling_mllmreid.utils.errors import UserError
 
