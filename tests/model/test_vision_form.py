@@ -52,6 +52,7 @@ WITH_LANGUAGE_MODEL = {
     "modeling_mllmreid.py",
     "processing_mllmreid.py",
     "prompts.py",
+    "registered.py",
 }
 CLEAN_PROCESS = """
 import sys
