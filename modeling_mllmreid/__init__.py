@@ -12,6 +12,9 @@ from .auto_classes import register_auto_classes
 if TYPE_CHECKING:
     from .data.load import load_reid_dataset
     from .evaluation.metrics import RetrievalMetrics, evaluate_retrieval, metrics_from_blocks
+    from .gallery.filters import Where
+    from .gallery.gallery import Gallery
+    from .gallery.rows import CropInfo
     from .model import (
         MllmReIDConfig,
         MllmReIDModel,
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BatchArguments",
+    "CropInfo",
+    "Gallery",
     "MllmReIDConfig",
     "MllmReIDModel",
     "MllmReIDOutput",
@@ -45,6 +50,7 @@ __all__ = [
     "SamePerson",
     "TrainCollator",
     "TrainDataset",
+    "Where",
     "evaluate_retrieval",
     "load_embeddings",
     "load_reid_dataset",
@@ -58,6 +64,8 @@ __all__ = [
 
 _MODULES = {
     "BatchArguments": "training.arguments",
+    "CropInfo": "gallery.rows",
+    "Gallery": "gallery.gallery",
     "MllmReIDConfig": "model",
     "MllmReIDModel": "model",
     "MllmReIDOutput": "model",
@@ -70,6 +78,7 @@ _MODULES = {
     "SamePerson": "retrieval.matching",
     "TrainCollator": "training.batches",
     "TrainDataset": "training.batches",
+    "Where": "gallery.filters",
     "evaluate_retrieval": "evaluation.metrics",
     "load_embeddings": "retrieval.embeddings",
     "load_reid_dataset": "data.load",
@@ -88,7 +97,7 @@ def _load(name: str) -> Any:
     """Imports a public name from its module at its first use."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _MODULES[name].partition(".")[0] not in ("evaluation", "retrieval"):
+    if _MODULES[name].partition(".")[0] not in ("evaluation", "gallery", "retrieval"):
         # First, like the auto classes do: threads that import both in another order would wait for each other.
         importlib.import_module("transformers")
     value = globals()[name] = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

@@ -12,6 +12,7 @@ from documents import PAGES, ROOT, code_blocks, command_lines, inline_code
 
 import modeling_mllmreid
 from modeling_mllmreid import evaluate_retrieval
+from modeling_mllmreid.commands import gallery
 from modeling_mllmreid.commands.main import COMMANDS
 from modeling_mllmreid.data.readers import READERS
 from modeling_mllmreid.options.parser import build_options, read_options
@@ -25,6 +26,8 @@ TESTS = (
 ON_A_CHECKPOINT = ("runs/quick", "runs/demo", "you/pedestrians-reid")
 # Blocks that tests/hub/test_shipped_model.py runs on the model in the package.
 OF_THE_SHIPPED_MODEL = ("pedestrians-small", "runs/random_resnet")
+# The block that tests/commands/test_gallery_command.py runs on a gallery.
+ON_A_GALLERY = ("runs/gallery",)
 PROGRAMS = ("run_reid.py", "mllmreid", "modeling_mllmreid")
 # Flags of accelerate, torchrun, pip and mutmut.
 OF_OTHERS = {"--config_file", "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip"}
@@ -99,8 +102,10 @@ def test_command_lines_parse(page, monkeypatch):
 
 def test_flags_named_in_the_text_exist(monkeypatch):
     known = set(OF_OTHERS)
-    for command in COMMANDS.keys() - {"configs"}:
-        for kind in parse_only(command, [], monkeypatch, build=False):
+    names = [(command, []) for command in COMMANDS.keys() - {"configs", "gallery"}]
+    names += [("gallery", [name]) for name in gallery.COMMANDS]
+    for command, argv in names:
+        for kind in parse_only(command, argv, monkeypatch, build=False):
             known |= {f"--{field.name}" for field in fields(kind)}
     codes = [code for page in PAGES for code in inline_code(page) if not code.startswith("python benchmarks/")]
     named = {flag for code in codes for flag in re.findall(r"(?<!\S)--\w+", code)}
@@ -115,7 +120,8 @@ def test_python_blocks_use_public_names_and_are_all_run_by_a_test():
             for node in ours:
                 assert {alias.name for alias in node.names} <= {*modeling_mllmreid.__all__, "REID_METRIC"}, code
             assert any(
-                name in code for name in ("features.npz", "REID_METRIC", *ON_A_CHECKPOINT, *OF_THE_SHIPPED_MODEL)
+                name in code
+                for name in ("features.npz", "REID_METRIC", *ON_A_CHECKPOINT, *OF_THE_SHIPPED_MODEL, *ON_A_GALLERY)
             ), code
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..gallery.audit import Audit, query_digest
-from ..gallery.encoder import ModelEncoder, load_encoder
+from ..gallery.encoder import ModelEncoder
 from ..gallery.export import export_rows
 from ..gallery.filters import Where
 from ..gallery.folder import find_crops
@@ -47,20 +47,11 @@ def main(argv: list[str]) -> None:
     """Runs one of the commands in `COMMANDS`."""
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help", "help"):
-        lines = [f"  {command:<9} {(run.__doc__ or '').splitlines()[0]}" for command, run in COMMANDS.items()]
         program = f"{program_name()} gallery"
-        print(
-            "\n".join(
-                [
-                    f"usage: {program} COMMAND [--field value ...]",
-                    "",
-                    *lines,
-                    "",
-                    f"`{program} COMMAND --help` lists the fields of a command.",
-                ]
-            )
-        )
-        return
+        lines = [f"  {command:<9} {(run.__doc__ or '').splitlines()[0]}" for command, run in COMMANDS.items()]
+        print(f"usage: {program} [{'|'.join(COMMANDS)}] [config.yaml] [--field value ...]", "", *lines, "", sep="\n")
+        print(f"`{program} COMMAND --help` lists the fields of a command.")
+        raise SystemExit(0)
     if name not in COMMANDS:
         nearest = difflib.get_close_matches(name[:80], COMMANDS, n=1, cutoff=0.0)[0]
         raise UserError(f"gallery: unknown command {name[:80]!r}: did you mean {nearest!r}?")
@@ -183,7 +174,7 @@ def reembed_all(argv: list[str]) -> None:
         raise UserError("gallery reembed: model is not given: add --model")
     gallery = _open(place)
     new = reembed(gallery, ModelEncoder(model, method.given(), onnx, model.flip_test))
-    print(f"{len(new.rows()):,} rows have features of {printable(new.model.model)} now")
+    print(f"{len(new.rows()):,} rows have features of {printable(new.metadata.model)} now")
 
 
 COMMANDS = {
@@ -199,10 +190,7 @@ COMMANDS = {
 
 def _open(place: PlaceArguments, model: GalleryModelArguments | None = None) -> Gallery:
     """Opens the gallery, with a model that was moved where one is given."""
-    gallery = Gallery(place.gallery, options=storage_options(place.storage_options))
-    if model is not None and model.model is not None:
-        gallery.use(load_encoder(gallery.model, model.model))
-    return gallery
+    return Gallery(place.gallery, None if model is None else model.model, storage_options(place.storage_options))
 
 
 def _where(args: WhereArguments) -> Where:

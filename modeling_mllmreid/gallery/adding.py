@@ -10,7 +10,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ..utils.errors import UserError
-from .rows import DESCRIBED, DIGEST, Crop
+from .rows import DESCRIBED, DIGEST, CropInfo
 
 # Width and height of an embedded picture, at most.
 THUMBNAIL = (128, 256)
@@ -34,7 +34,7 @@ def thumbnail(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def known_by_digest(digests: Sequence[str], crops: Sequence[Crop]) -> dict[str, dict[str, Any]]:
+def known_by_digest(digests: Sequence[str], crops: Sequence[CropInfo]) -> dict[str, dict[str, Any]]:
     """Returns what is known about each image. Where an image comes several times, the last one that knows wins."""
     known: dict[str, dict[str, Any]] = {}
     for name, crop in zip(digests, crops, strict=True):

@@ -112,6 +112,11 @@ class ModelEncoder:
         return None if stored is None or stored.metric != "cosine" else stored.distance
 
 
+def named_encoder(model: str) -> ModelEncoder:
+    """Loads a model by its name alone."""
+    return ModelEncoder(ModelArguments(model))
+
+
 def load_encoder(stored: GalleryModel, model: str | None = None) -> ModelEncoder:
     """Loads the model that computes the features of a gallery.
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .rows import Rows
+
 WORD = 8
 # An occurrence of this many bytes contains a whole word at an address that is a multiple of 8.
 SHORTEST = 2 * WORD - 1
@@ -28,6 +30,21 @@ class Traces:
     searched_bytes: int
     patterns: int
     shared: int
+
+
+def bytes_of(rows: Rows, chosen: np.ndarray) -> set[bytes]:
+    """Returns the byte strings that identify rows: features, ids and file names."""
+    features = {row.tobytes() for row in rows.features[chosen]}
+    texts = [*rows.ids[chosen], *rows.columns["file_name"][chosen]]
+    return features | {text.encode() for text in texts if text}
+
+
+def shared_bytes(patterns: set[bytes], rows: Rows, kept: np.ndarray) -> set[bytes]:
+    """Returns the byte strings that rows still there have too: equal features, and names that are part of a name."""
+    names = "\n".join(name for name in rows.columns["file_name"][kept] if name).encode()
+    equal = patterns & bytes_of(rows, kept)
+    texts = {name.encode() for name in rows.columns["file_name"][~kept] if name}
+    return equal | {text for text in texts if text in names}
 
 
 def find_traces(patterns: set[bytes], files: Iterable[tuple[str, Callable[[], bytes]]], shared: int = 0) -> Traces:

@@ -29,7 +29,7 @@ class Where:
         UserError: A condition is not valid.
 
     Example:
-        >>> from modeling_mllmreid.gallery.filters import Where
+        >>> from modeling_mllmreid import Where
         >>> str(Where(cameras=[1, 2], since="2026-11-28T08:00Z", equal=["source=hall"]))
         'camera_id in 1, 2; time from 2026-11-28T08:00:00+00:00; source=hall'
     """

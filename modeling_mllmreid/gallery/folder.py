@@ -13,20 +13,20 @@ from ..options.gallery_arguments import AddArguments
 from ..retrieval.embeddings import fault_of_name
 from ..utils.errors import UserError
 from .pictures import check_proportions
-from .rows import Crop, utc_now
+from .rows import CropInfo, utc_now
 
-COLUMNS = tuple(field.name for field in fields(Crop))
+COLUMNS = tuple(field.name for field in fields(CropInfo))
 NUMBERS = ("camera_id", "track_id")
 
 
-def find_crops(args: AddArguments) -> tuple[list[str], list[Crop], dict[str, str]]:
+def find_crops(args: AddArguments) -> tuple[list[str], list[CropInfo], dict[str, str]]:
     """Lists the images to add, and what is known about each.
 
     Args:
         args ([`AddArguments`]): The folder or the image, the CSV file, and values for all images.
 
     Returns:
-        `tuple`: Paths, their [`Crop`], and the faults of files that are left out, by name.
+        `tuple`: Paths, their [`CropInfo`], and the faults of files that are left out, by name.
 
     Raises:
         UserError: There is no image, one cannot be used and `on_error` is "stop", or the CSV file is not valid.
@@ -47,7 +47,8 @@ def find_crops(args: AddArguments) -> tuple[list[str], list[Crop], dict[str, str
     left = [name for name in names if name not in faults]
     if not left:
         raise UserError(f"images {args.images}: no image can be used: give a folder that holds crops")
-    return [str(folder / name) for name in left], [Crop(**{**common, **known.get(name, {})}) for name in left], faults
+    crops = [CropInfo(**{**common, **known.get(name, {})}) for name in left]
+    return [str(folder / name) for name in left], crops, faults
 
 
 def _listed(images: str) -> tuple[Path, list[str]]:
@@ -113,7 +114,7 @@ def _values(row: Mapping[str, str], where: str) -> dict[str, Any]:
                 raise UserError(f"{where}: {name} {text!r}: give a whole number")
             values[name] = int(text) if name in NUMBERS else text.strip()
     try:
-        Crop(**values)
+        CropInfo(**values)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return values

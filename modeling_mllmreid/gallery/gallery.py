@@ -14,11 +14,11 @@ from ..data.images import open_image
 from ..utils.errors import UserError
 from ..utils.json_files import parse_json
 from .adding import changed_rows, digest, known_by_digest, new_rows, thumbnail
-from .erasure import find_traces
+from .erasure import bytes_of, find_traces, shared_bytes
 from .filters import Where, live
 from .model import FORMAT, METADATA, GalleryEncoder, GalleryModel
 from .results import Erased, Found, Hit, hit_of
-from .rows import SEARCHED, Crop, Rows, row_schema
+from .rows import SEARCHED, CropInfo, Rows, row_schema
 from .scan import Scan
 from .store import Store
 
@@ -36,34 +36,54 @@ class Gallery:
 
     Args:
         place (`str` or `os.PathLike`): A folder, or an address such as `s3://bucket/gallery`.
-        encoder ([`GalleryEncoder`], *optional*): The model. Loaded from the gallery's metadata when it is needed.
+        model (`str` or [`GalleryEncoder`], *optional*): The model, or its new place if it was moved. By default it is
+            loaded from the place in the gallery's metadata when it is needed.
         options (`Mapping[str, str]`, *optional*): Options of the bucket.
 
     Raises:
         UserError: There is no gallery, a newer version wrote it, or another model computed its features.
+
+    Example:
+        >>> import os
+        >>> from PIL import Image
+        >>> from modeling_mllmreid import CropInfo, Gallery, Where
+        >>> for color in ("red", "blue"):
+        ...     Image.new("RGB", (64, 128), color).save(f"{color}.png")
+        >>> gallery = Gallery.create("gallery", "pedestrians-small")
+        >>> gallery.add(["red.png", "blue.png"], CropInfo(camera_id=1))
+        2
+        >>> [os.path.basename(hit.file_name) for hit in gallery.search("red.png", k=1).hits]
+        ['red.png']
+        >>> erased = gallery.delete(Where(cameras=[1]))
+        >>> erased.rows, erased.traces.count
+        (2, 0)
     """
 
     def __init__(
         self,
         place: str | os.PathLike[str],
-        encoder: GalleryEncoder | None = None,
+        model: str | GalleryEncoder | None = None,
         options: Mapping[str, str] | None = None,
     ):
         self.store = Store(place, options)
         if not self.store.exists():
             raise UserError(f"gallery {self.store.place}: is no gallery: create one with gallery add")
-        self.model = self._metadata()
+        self.metadata = self._metadata()
         self._encoder: GalleryEncoder | None = None
         self._lock = threading.Lock()
         self._loaded: tuple[int, Rows, Scan] | None = None
-        if encoder is not None:
-            self.use(encoder)
+        if isinstance(model, str):
+            from .encoder import load_encoder
+
+            model = load_encoder(self.metadata, model)
+        if model is not None:
+            self._use(model)
 
     @classmethod
     def create(
         cls,
         place: str | os.PathLike[str],
-        encoder: GalleryEncoder,
+        model: str | GalleryEncoder,
         *,
         keep: Literal["file_name", "thumbnail"] = "file_name",
         options: Mapping[str, str] | None = None,
@@ -72,7 +92,7 @@ class Gallery:
 
         Args:
             place (`str` or `os.PathLike`): A folder that is missing or empty, or an address in a bucket.
-            encoder ([`GalleryEncoder`]): The model that computes its features.
+            model (`str` or [`GalleryEncoder`]): The model: a folder, a Hub name, an ONNX file or "pedestrians-small".
             keep (`str`): "file_name": rows name the image files. "thumbnail": rows hold a small copy of the image.
             options (`Mapping[str, str]`, *optional*): Options of the bucket.
 
@@ -85,10 +105,14 @@ class Gallery:
         store = Store(place, options)
         if store.exists() or (not store.remote and os.path.isdir(place) and os.listdir(place)):
             raise UserError(f"gallery {store.place}: exists and is not empty: give another place")
-        metadata = GalleryModel(format=FORMAT, keep=keep, **encoder.settings().model_dump())
+        if isinstance(model, str):
+            from .encoder import named_encoder
+
+            model = named_encoder(model)
+        metadata = GalleryModel(format=FORMAT, keep=keep, **model.settings().model_dump())
         with store.writer():
             store.create(row_schema(metadata.numbers, {METADATA: metadata.model_dump_json()}))
-        return cls(place, encoder, options)
+        return cls(place, model, options)
 
     @classmethod
     def is_at(cls, place: str | os.PathLike[str], options: Mapping[str, str] | None = None) -> bool:
@@ -104,17 +128,17 @@ class Gallery:
             if self._encoder is None:
                 from .encoder import load_encoder  # a search by id or feature needs no model
 
-                self._encoder = load_encoder(self.model)
+                self._encoder = load_encoder(self.metadata)
             return self._encoder
 
-    def use(self, encoder: GalleryEncoder) -> None:
+    def _use(self, encoder: GalleryEncoder) -> None:
         """Sets the model. Raises UserError if it is not the one that computes the features of this gallery."""
         given = encoder.settings()
         for name in ("feature", "numbers", "height", "width", "flip_test", "weights"):
-            own, other = getattr(self.model, name), getattr(given, name)
+            own, other = getattr(self.metadata, name), getattr(given, name)
             if own != other:
                 raise UserError(
-                    f"gallery {self.store.place}: was made by another model ({self.model.model}): {name} is {own}, "
+                    f"gallery {self.store.place}: was made by another model ({self.metadata.model}): {name} is {own}, "
                     f"that of {given.model} is {other}: give that model, or compute the features again with gallery "
                     "reembed"
                 )
@@ -150,7 +174,7 @@ class Gallery:
     def add(
         self,
         images: Sequence[str | os.PathLike[str]],
-        crops: Crop | Sequence[Crop] = Crop(),  # noqa: B008 - it is frozen
+        crops: CropInfo | Sequence[CropInfo] = CropInfo(),  # noqa: B008 - it is frozen
         *,
         batch_size: int = BATCH,
     ) -> int:
@@ -161,7 +185,7 @@ class Gallery:
 
         Args:
             images (`Sequence[str]`): N image files.
-            crops ([`Crop`] or `Sequence[Crop]`): What is known about all or each of them.
+            crops ([`CropInfo`] or `Sequence[CropInfo]`): What is known about all or each of them.
             batch_size (`int`): Images of one batch.
 
         Returns:
@@ -170,7 +194,7 @@ class Gallery:
         Raises:
             UserError: An image is broken, or the gallery cannot be written.
         """
-        crops = [crops] * len(images) if isinstance(crops, Crop) else list(crops)
+        crops = [crops] * len(images) if isinstance(crops, CropInfo) else list(crops)
         if len(crops) != len(images):
             raise UserError(f"crops: {len(crops)} for {len(images)} images: give one for each image")
         new = 0
@@ -181,13 +205,13 @@ class Gallery:
             self.store.tidy()
         return new
 
-    def _add_batch(self, images: Sequence[str], crops: Sequence[Crop]) -> int:
+    def _add_batch(self, images: Sequence[str], crops: Sequence[CropInfo]) -> int:
         """Embeds the images that are not there, and writes a batch in one commit; returns the number of new rows."""
         digests = [digest(image) for image in images]
         known = known_by_digest(digests, crops)
         there = set(self.rows().ids)
         new = {name: image for name, image in zip(digests, images, strict=True) if name not in there}
-        features = self.encoder.encode(list(new.values())) if new else np.empty((0, self.model.numbers), np.float32)
+        features = self.encoder.encode(list(new.values())) if new else np.empty((0, self.metadata.numbers), np.float32)
         described = [{"id": name, **known[name], **self._kept(image)} for name, image in new.items()]
         return self.add_features(features, described, {name: known[name] for name in known.keys() - new.keys()})
 
@@ -219,7 +243,9 @@ class Gallery:
 
     def _kept(self, image: str) -> dict[str, Any]:
         """Returns what a row keeps of an image: its name, or a small copy."""
-        return {"file_name": image} if self.model.keep == "file_name" else {"thumbnail": thumbnail(open_image(image))}
+        return (
+            {"file_name": image} if self.metadata.keep == "file_name" else {"thumbnail": thumbnail(open_image(image))}
+        )
 
     # ---- search ----------------------------------------------------------------------------------------------------
 
@@ -322,8 +348,8 @@ class Gallery:
             ids = list(rows.ids[gone])
             named = sorted({name for name in rows.columns["file_name"][gone] if name})
             thumbnails = self.store.read(["thumbnail"], ids)[1]["thumbnail"].to_pylist() if ids else []
-            patterns = _bytes_of(rows, gone) | {picture for picture in thumbnails if picture}
-            shared = _shared(patterns, rows, ~gone)
+            patterns = bytes_of(rows, gone) | {picture for picture in thumbnails if picture}
+            shared = shared_bytes(patterns, rows, ~gone)
             self.store.erase(ids)
             traces = find_traces(patterns - shared, self.store.files() if ids else [], len(shared))
         deleted = []
@@ -345,7 +371,7 @@ class Gallery:
 
         Returns:
             `dict[str, Any]`: `rows`, `expired`, `persons` that are named, `cameras` with their rows, `first` and `last`
-            time, `bytes` on disk, `unfinished_erasure`, and `model`.
+            time, `bytes` on disk, `unfinished_erasure` and `model`.
         """
         rows = self.rows()
         cameras, counts = np.unique(rows.columns["camera_id"], return_counts=True)
@@ -359,20 +385,5 @@ class Gallery:
             "last": f"{times.max()}Z" if len(times) else None,
             "bytes": self.store.size(),
             "unfinished_erasure": self.store.unfinished(),
-            "model": self.model.model_dump(),
+            "model": self.metadata.model_dump(),
         }
-
-
-def _bytes_of(rows: Rows, chosen: np.ndarray) -> set[bytes]:
-    """Returns the byte strings that identify rows: features, ids and file names."""
-    features = {row.tobytes() for row in rows.features[chosen]}
-    texts = [*rows.ids[chosen], *rows.columns["file_name"][chosen]]
-    return features | {text.encode() for text in texts if text}
-
-
-def _shared(patterns: set[bytes], rows: Rows, kept: np.ndarray) -> set[bytes]:
-    """Returns the byte strings that rows still there have too: equal features, and names that are part of a name."""
-    names = "\n".join(name for name in rows.columns["file_name"][kept] if name).encode()
-    equal = patterns & _bytes_of(rows, kept)
-    texts = {name.encode() for name in rows.columns["file_name"][~kept] if name}
-    return equal | {text for text in texts if text in names}

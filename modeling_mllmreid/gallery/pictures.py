@@ -20,7 +20,7 @@ ORIENTATION = 0x0112
 
 def openers(gallery: Gallery, hits: Sequence[Hit]) -> list[Callable[[], Image.Image]]:
     """Returns a function for each hit that opens its picture; it raises UserError if the image file is gone."""
-    if gallery.model.keep == "file_name":
+    if gallery.metadata.keep == "file_name":
         return [lambda name=str(hit.file_name): open_image(name) for hit in hits]  # type: ignore[misc]
     _, table = gallery.store.read(["id", "thumbnail"], [hit.id for hit in hits])
     stored = dict(zip(table["id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True))

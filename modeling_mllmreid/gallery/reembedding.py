@@ -26,10 +26,10 @@ def reembed(gallery: Gallery, encoder: GalleryEncoder) -> Gallery:
         UserError: A picture of a row cannot be opened. Nothing is changed then.
     """
     settings = encoder.settings()
-    metadata = GalleryModel(**{**gallery.model.model_dump(), **settings.model_dump()})
+    metadata = GalleryModel(**{**gallery.metadata.model_dump(), **settings.model_dump()})
     schema = row_schema(settings.numbers, {METADATA: metadata.model_dump_json()})
     hits = gallery.find()
-    missing = [hit for hit in hits if gallery.model.keep == "file_name" and not _opens(gallery, hit)]
+    missing = [hit for hit in hits if gallery.metadata.keep == "file_name" and not _opens(gallery, hit)]
     if missing:
         raise UserError(
             f"gallery {gallery.store.place}: {len(missing)} of {len(hits)} image files cannot be opened, the first is "

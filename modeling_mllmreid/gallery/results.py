@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from .erasure import Traces
-from .rows import Crop, Rows
+from .rows import CropInfo, Rows
 
 
 @dataclass(frozen=True)
@@ -16,14 +16,14 @@ class Hit:
         id (`str`): SHA-256 of the image file.
         distance (`float`): Cosine distance to the query.
         beyond (`bool`): Whether the distance is beyond the threshold.
-        crop ([`Crop`]): What is known about the image.
+        crop ([`CropInfo`]): What is known about the image.
         file_name (`str`, *optional*): The image file, where the gallery keeps its name.
     """
 
     id: str
     distance: float
     beyond: bool
-    crop: Crop
+    crop: CropInfo
     file_name: str | None
 
 
@@ -68,6 +68,6 @@ def hit_of(rows: Rows, place: int, distance: float, threshold: float | None) -> 
     values = {name: column[place] for name, column in rows.columns.items()}
     for name in ("time", "expires"):
         values[name] = None if np.isnat(values[name]) else f"{values[name]}Z"
-    crop = Crop(**{name: values[name] for name in asdict(Crop())})
+    crop = CropInfo(**{name: values[name] for name in asdict(CropInfo())})
     beyond = threshold is not None and not distance <= threshold
     return Hit(values["id"], float(distance), beyond, crop, values["file_name"])

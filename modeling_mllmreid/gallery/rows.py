@@ -62,7 +62,7 @@ def parse_time(text: str | datetime) -> datetime:
 
 
 @dataclass(frozen=True)
-class Crop:
+class CropInfo:
     """What is known about one image, besides its pixels.
 
     Args:
@@ -75,6 +75,11 @@ class Crop:
 
     Raises:
         UserError: A value is not of its kind.
+
+    Example:
+        >>> from modeling_mllmreid import CropInfo
+        >>> CropInfo(camera_id=3, time="2026-11-28T09:30:00+01:00", source="hall").known()
+        {'camera_id': 3, 'time': datetime.datetime(2026, 11, 28, 8, 30, tzinfo=datetime.timezone.utc), 'source': 'hall'}
     """
 
     camera_id: int = -1

@@ -9,8 +9,8 @@ from PIL import Image, ImageColor
 from modeling_mllmreid.evaluation import plots
 from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
 from modeling_mllmreid.evaluation.verification import verification_from_blocks
-from modeling_mllmreid.retrieval.matching import SamePerson
 from modeling_mllmreid.retrieval.exact import Ranking
+from modeling_mllmreid.retrieval.matching import SamePerson
 from modeling_mllmreid.retrieval.sheet import ranked_sheet
 from modeling_mllmreid.utils.errors import UserError
 

@@ -16,7 +16,7 @@ from modeling_mllmreid.gallery.filters import Where
 from modeling_mllmreid.gallery.gallery import Gallery
 from modeling_mllmreid.gallery.pictures import check_proportions, openers
 from modeling_mllmreid.gallery.reembedding import reembed
-from modeling_mllmreid.gallery.rows import Crop
+from modeling_mllmreid.gallery.rows import CropInfo
 from modeling_mllmreid.utils.errors import UserError
 
 
@@ -24,7 +24,7 @@ from modeling_mllmreid.utils.errors import UserError
 def test_a_new_model_replaces_all_features(tmp_path, crops, encoder, keep):
     gallery = Gallery.create(tmp_path / "store", encoder, keep=keep)
     images = crops(9)
-    gallery.add(images, Crop(camera_id=4, person="Ida"))
+    gallery.add(images, CropInfo(camera_id=4, person="Ida"))
     old = [row.tobytes() for row in gallery.rows().features]
 
     class Other(type(encoder)):
@@ -35,8 +35,8 @@ def test_a_new_model_replaces_all_features(tmp_path, crops, encoder, keep):
 
     other = Other("other", weights="1" * 64)
     new = reembed(gallery, other)
-    assert new.model.model == "other" and new.rows().features.shape == (9, 3)
-    assert {hit.crop for hit in new.find()} == {Crop(camera_id=4, person="Ida")}
+    assert new.metadata.model == "other" and new.rows().features.shape == (9, 3)
+    assert {hit.crop for hit in new.find()} == {CropInfo(camera_id=4, person="Ida")}
     if keep == "file_name":
         assert new.search(images[5], threshold=None).hits[0].file_name == images[5]
     everything = b"".join(read() for _, read in new.store.files())
@@ -57,7 +57,9 @@ def test_a_missing_picture_stops_a_new_model(gallery, crops, encoder):
 
 def test_exports(gallery, crops, tmp_path):
     images = crops(3)
-    gallery.add(images, [Crop(camera_id=1, time="2026-11-28T09:00+01:00"), Crop(source="=1+1"), Crop(person="Ida")])
+    gallery.add(
+        images, [CropInfo(camera_id=1, time="2026-11-28T09:00+01:00"), CropInfo(source="=1+1"), CropInfo(person="Ida")]
+    )
     assert export_rows(gallery, tmp_path / "rows.csv") == 3
     with open(tmp_path / "rows.csv", encoding="utf-8", newline="") as file:
         rows = {row["file_name"]: row for row in csv.DictReader(file)}

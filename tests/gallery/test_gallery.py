@@ -12,7 +12,7 @@ import pytest
 
 from modeling_mllmreid.gallery.filters import Where
 from modeling_mllmreid.gallery.gallery import Gallery
-from modeling_mllmreid.gallery.rows import Crop
+from modeling_mllmreid.gallery.rows import CropInfo
 from modeling_mllmreid.retrieval.ranking import rank_gallery
 from modeling_mllmreid.utils.errors import UserError
 
@@ -40,10 +40,10 @@ def contents(folder):
 
 def test_what_was_added_is_found(gallery, crops):
     images = crops(30)
-    assert gallery.add(images, [Crop(camera_id=n % 3, source="hall") for n in range(30)]) == 30
+    assert gallery.add(images, [CropInfo(camera_id=n % 3, source="hall") for n in range(30)]) == 30
     found = gallery.search(images[7], k=5)
     assert (found.hits[0].file_name, found.hits[0].distance, found.searched) == (images[7], 0, 30)
-    assert found.hits[0].crop == Crop(camera_id=1, source="hall")
+    assert found.hits[0].crop == CropInfo(camera_id=1, source="hall")
     assert not found.nobody and found.hits[1].beyond
     query = gallery.encoder.encode([images[7]])[0]
     assert ids_and_distances(found) == same_as_rank_gallery(gallery, query, 5)
@@ -61,12 +61,12 @@ def test_a_stranger_is_nobody(gallery, crops):
 
 def test_adding_twice_is_one_row_and_keeps_what_is_known(gallery, crops):
     images = crops(6)
-    gallery.add(images, Crop(camera_id=2, person="Anna"))
+    gallery.add(images, CropInfo(camera_id=2, person="Anna"))
     assert gallery.encoder.encoded == 6
-    assert gallery.add([*images, *images], Crop(source="yard"), batch_size=5) == 0
+    assert gallery.add([*images, *images], CropInfo(source="yard"), batch_size=5) == 0
     assert gallery.encoder.encoded == 6
-    assert {hit.crop for hit in gallery.find()} == {Crop(camera_id=2, person="Anna", source="yard")}
-    gallery.add(images[:1], Crop(camera_id=3))
+    assert {hit.crop for hit in gallery.find()} == {CropInfo(camera_id=2, person="Anna", source="yard")}
+    gallery.add(images[:1], CropInfo(camera_id=3))
     assert sorted(hit.crop.camera_id for hit in gallery.find()) == [2, 2, 2, 2, 2, 3]
 
 
@@ -92,7 +92,9 @@ def test_conditions(gallery, crops):
     images = crops(20)
     hour = [datetime(2026, 11, 28, n, tzinfo=UTC) for n in range(20)]
     known = [
-        Crop(camera_id=n % 4, time=None if n == 3 else hour[n], source=f"hall {n % 2}", person="Ida" if n < 2 else None)
+        CropInfo(
+            camera_id=n % 4, time=None if n == 3 else hour[n], source=f"hall {n % 2}", person="Ida" if n < 2 else None
+        )
         for n in range(20)
     ]
     gallery.add(images, known)
@@ -149,7 +151,7 @@ def test_wrong_conditions(arguments, message):
 )
 def test_wrong_values(arguments, message):
     with pytest.raises(UserError, match=message):
-        Crop(**arguments)
+        CropInfo(**arguments)
 
 
 @pytest.mark.parametrize("keep", ["file_name", "thumbnail"])
@@ -158,7 +160,7 @@ def test_what_is_erased_is_in_no_file(tmp_path, crops, encoder, keep):
     gallery = Gallery.create(tmp_path / "store", encoder, keep=keep)
     images = crops(300)
     gallery.add(images[:200], batch_size=90)
-    gallery.add(images[200:], Crop(person="Ida"))
+    gallery.add(images[200:], CropInfo(person="Ida"))
     for count in (1, 1, 7, 100):
         rows = gallery.rows()
         chosen = Where(ids=list(rows.ids[:count]))
@@ -205,7 +207,7 @@ def test_files_are_deleted_only_on_request(gallery, crops):
 def test_expired_rows_are_not_found_and_then_erased(gallery, crops):
     images = crops(3)
     soon = datetime.now(UTC) + timedelta(days=1)
-    gallery.add(images, [Crop(expires=soon - timedelta(days=2)), Crop(expires=soon), Crop()])
+    gallery.add(images, [CropInfo(expires=soon - timedelta(days=2)), CropInfo(expires=soon), CropInfo()])
     assert {hit.file_name for hit in gallery.search(images[0]).hits} == set(images[1:])
     assert (gallery.info()["rows"], gallery.info()["expired"]) == (3, 1)
     assert gallery.expire().rows == 1 and gallery.expire().rows == 0
@@ -250,7 +252,7 @@ def test_many_additions_do_not_leave_many_files(gallery, crops, monkeypatch):
 
 
 def test_the_info(gallery, crops):
-    gallery.add(crops(4), [Crop(camera_id=1, time="2026-11-28T08:00Z", person="Ida")] * 3 + [Crop()])
+    gallery.add(crops(4), [CropInfo(camera_id=1, time="2026-11-28T08:00Z", person="Ida")] * 3 + [CropInfo()])
     info = gallery.info()
     assert (info["rows"], info["persons"], info["cameras"]) == (4, 1, {-1: 1, 1: 3})
     assert (info["first"], info["last"]) == ("2026-11-28T08:00:00.000000Z",) * 2
@@ -302,7 +304,7 @@ def test_random_histories(gallery, crops, encoder, seed):
         chosen = [images[n] for n in random.choice(24, random.integers(1, 9), replace=False)]
         camera = int(random.integers(5))
         if random.random() < 0.6:
-            acting.add(chosen, Crop(camera_id=camera), batch_size=int(random.integers(1, 9)))
+            acting.add(chosen, CropInfo(camera_id=camera), batch_size=int(random.integers(1, 9)))
             state |= dict.fromkeys(chosen, camera)
         else:
             acting.delete(Where(equal=[f"file_name={name}" for name in chosen]))

@@ -8,7 +8,7 @@ import numpy as np
 
 from modeling_mllmreid.gallery.filters import Where
 from modeling_mllmreid.gallery.gallery import Gallery
-from modeling_mllmreid.gallery.rows import Crop
+from modeling_mllmreid.gallery.rows import CropInfo
 
 NUMBERS, PEOPLE = 64, 60
 
@@ -35,7 +35,7 @@ def change(gallery: Gallery, random: np.random.Generator) -> None:
     elif kind == "delete":
         gallery.delete(Where(ids=[digest(person) for person in people]))
     else:
-        past = Crop(expires="2020-01-01T00:00Z").expires
+        past = CropInfo(expires="2020-01-01T00:00Z").expires
         gallery.add_features(
             np.empty((0, NUMBERS), np.float32), [], {digest(person): {"expires": past} for person in people}
         )

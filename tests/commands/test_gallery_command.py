@@ -1,0 +1,160 @@
+"""`gallery`: the commands of docs/gallery.md on rendered people, and their mistakes."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from documents import ROOT, code_blocks
+from PIL import Image
+
+from modeling_mllmreid.commands import gallery as command
+from modeling_mllmreid.synthetic.worlds import World
+from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.utils.errors import UserError
+
+PAGE = ROOT / "docs/gallery.md"
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """Four people from three cameras, two images each."""
+    folder = tmp_path_factory.mktemp("people")
+    world = World(7, scenes=3, cameras=3, images_per_camera=2, test_identities=4)
+    write_pedestrians(folder / "world", world, captions_per_image=0, processes=1)
+    (folder / "crops").mkdir()
+    for path in sorted((folder / "world/bounding_box_test").glob("0*.jpg")):
+        path.rename(folder / "crops" / path.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def filled(people):
+    """A folder with the gallery of these people."""
+    with open(people / "rows.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "camera_id", "time", "person"])
+        for path in sorted((people / "crops").iterdir()):
+            person, camera = path.name.split("_")[0], path.name.split("_c")[1][0]
+            writer.writerow([path.name, camera, f"2026-11-28T0{camera}:00:00+00:00", "Ida" if person == "0001" else ""])
+    place, images, rows = (str(people / name) for name in ("filled/runs/gallery", "crops", "rows.csv"))
+    known = ["--columns", rows, "--keep_days", "30"]
+    command.main(["add", "--gallery", place, "--images", images, "--model", "pedestrians-small", *known])
+    return people / "filled"
+
+
+@pytest.fixture
+def place(people, filled, tmp_path, monkeypatch):
+    """A copy of the gallery in the working folder: runs/gallery. Returns the folder of the crops."""
+    shutil.copytree(filled, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    Path("CROPS").symlink_to(people / "crops")
+    return people / "crops"
+
+
+def run(capsys, *words):
+    """Runs a command; returns its lines."""
+    capsys.readouterr()
+    command.main([words[0], "--gallery", "runs/gallery", *words[1:]])
+    return capsys.readouterr().out.splitlines()
+
+
+def test_add_search_delete_expire(place, capsys):
+    images = sorted(place.iterdir())
+    query = str(next((place.parent / "world/query").glob("0001_*.jpg")))
+    assert len(images) == 12
+    lines = run(capsys, "add", "--images", "CROPS")
+    assert lines == ["0 images added, 12 were there: 12 rows in runs/gallery"]
+    lines = run(capsys, "search", "--query", query, "--top_k", "3", "--output", "sheet.png")
+    assert "person Ida" in lines[0] and lines[0].startswith("   1  0.") and "searched 12 rows" in lines
+    assert Image.open("sheet.png").width > 300
+    lines = run(capsys, "search", "--query", query, "--cameras", "2", "--since", "2026-11-28T01:30:00+00:00")
+    assert "searched 4 rows" in lines and all("camera_id 2" in line for line in lines[:-1] if line.startswith("   "))
+    lines = run(capsys, "search", "--query", query, "--where", "person=", "--threshold", "0.001")
+    assert lines[-1] == "nobody: no image is within the threshold 0.0010"
+    lines = run(capsys, "delete", "--where", "person=Ida")
+    assert lines[-1] == "nothing is erased: these 3 rows are, if the command is repeated with --confirm true"
+    lines = run(capsys, "delete", "--where", "person=Ida", "--confirm", "true")
+    assert lines[-2] == "3 rows erased" and lines[-1].startswith("traces: 0 (searched 0.0 MiB of files for 9 byte")
+    assert not any("Ida" in line for line in run(capsys, "search", "--query", query, "--top_k", "20"))
+    assert run(capsys, "expire")[0] == "0 rows erased"
+    info = json.loads("\n".join(run(capsys, "info", "--json", "true")))
+    assert (info["rows"], info["cameras"], info["model"]["model"]) == (9, {"1": 3, "2": 3, "3": 3}, "pedestrians-small")
+    assert run(capsys, "info")[0] == "rows      9 (0 expired), 0 named persons"
+    assert run(capsys, "export", "--output", "rows.json") == ["9 rows: rows.json"]
+    trail = [json.loads(line) for path in Path("runs/gallery.audit").iterdir() for line in path.open()]
+    assert [line["action"] for line in trail] == ["search"] * 3 + ["delete", "search", "expire"]
+    assert all(len(line["query"]) == 64 for line in trail if line["action"] == "search")
+
+
+def test_a_person_on_a_photo_is_shown_and_then_erased(place, capsys):
+    query = str(next((place.parent / "world/query").glob("0002_*.jpg")))
+    lines = run(capsys, "delete", "--query", query, "--threshold", "0.45", "--output", "shown.png")
+    shown = {Path(line.split("  ")[0]).name for line in lines if ".jpg" in line}
+    assert shown and all(name.startswith("0002") for name in shown) and Path("shown.png").exists()
+    assert len(json.loads("\n".join(run(capsys, "info", "--json", "true")))["cameras"]) == 3
+    run(capsys, "delete", "--query", query, "--threshold", "0.45", "--confirm", "true")
+    left = run(capsys, "search", "--query", query, "--top_k", "20")
+    assert not any(name in line for name in shown for line in left)
+
+
+def test_the_python_of_the_page_runs(place, monkeypatch, capsys):
+    (code,) = code_blocks(PAGE, "python")
+    Path("person.jpg").write_bytes(next(path for path in place.iterdir() if "_c3" in path.name).read_bytes())
+    exec(code, {})
+    assert "person.jpg" not in (out := capsys.readouterr().out) and "(0.0, '" in out
+
+
+def test_a_search_imports_no_torch(place):
+    """The first result of a cold search takes about a second of processor time."""
+    query = str(next(place.iterdir()))
+    code = (
+        "import sys; from modeling_mllmreid.commands import gallery;"
+        f"gallery.main(['search', '--gallery', 'runs/gallery', '--query', {query!r}, '--output', 'sheet.png']);"
+        "loaded = {'torch', 'transformers', 'datasets'} & set(sys.modules); assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "searched 12 rows" in done.stdout
+
+
+GALLERY = ["--gallery", "runs/gallery"]
+ADD = ["add", *GALLERY, "--images", "CROPS"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["serch"], "gallery: unknown command 'serch': did you mean 'search'?"),
+        (["search", "--gallery", "nothing", "--query", "a.jpg"], "gallery nothing: is no gallery"),
+        (["add", "--gallery", "new", "--images", "CROPS"], "gallery new: does not exist yet: add --model"),
+        (["add", *GALLERY, "--images", "nothing"], "images nothing: no such folder or image"),
+        (["add", *GALLERY, "--images", "scene.png"], "(a detector is another tool)"),
+        ([*ADD, "--columns", "wrong.csv"], "line 2: camera_id 'x'"),
+        ([*ADD, "--columns", "other.csv"], "unknown column 'colour'"),
+        ([*ADD, "--columns", "zone.csv"], "line 2: time '2026-11-28T08:00': has no zone"),
+        ([*ADD, "--model", "other"], "model other: "),
+        (["search", *GALLERY, "--query", "nothing.jpg"], "nothing.jpg: no such image"),
+        (["search", *GALLERY, "--query", "scene.png"], "scene.png: is 192 x 108 pixels, wider than"),
+        (["search", *GALLERY, "--words", "a man"], "model pedestrians-small has no language model"),
+        (["search", *GALLERY, "--id", "0"], "id 0: is not in the gallery"),
+        (["search", *GALLERY], "query: give a photo, words or an id"),
+        (["search", *GALLERY, "--id", "0", "--where", "colour=red"], "no such column"),
+        (["search", *GALLERY, "--id", "0", "--since", "2026-11-28"], "has no zone"),
+        (["delete", *GALLERY, "--confirm", "true"], "delete: give a photo or a condition"),
+        (["reembed", *GALLERY], "gallery reembed: model is not given"),
+        (["export", *GALLERY, "--output", "rows.xlsx"], "ends in none of"),
+    ],
+)
+def test_mistakes(place, words, message):
+    name = next(place.iterdir()).name
+    Image.new("RGB", (192, 108)).save("scene.png")
+    Path("wrong.csv").write_text(f"file_name,camera_id\n{name},x\n")
+    Path("other.csv").write_text(f"file_name,colour\n{name},red\n")
+    Path("zone.csv").write_text(f"file_name,time\n{name},2026-11-28T08:00\n")
+    with pytest.raises(UserError, match=re.escape(message)):
+        command.main(words)
