@@ -77,10 +77,15 @@ def test_type_checkers_know_the_public_names_alone(tmp_path):
     (tmp_path / "user.py").write_text(
         "import modeling_mllmreid as m\nreveal_type(m.evaluate_retrieval)\nm.evaluate_retreival\n"
     )
+    # Reads this package alone: the libraries that it imports have no part in its names, and torch takes half a minute.
+    (tmp_path / "mypy.ini").write_text(
+        "[mypy]\nstrict = true\nfollow_imports = skip\n[mypy-modeling_mllmreid.*]\nfollow_imports = silent\n"
+    )
     result = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), str(tmp_path / "user.py")],
+        [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", os.devnull, "user.py"],
         capture_output=True,
         text=True,
+        cwd=tmp_path,
         env={**os.environ, "MYPYPATH": str(Path(str(modeling_mllmreid.__file__)).parents[1])},
     )
     assert "RetrievalMetrics" in result.stdout and 'no attribute "evaluate_retreival"' in result.stdout, result.stdout
