@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from children import children
+from children import start_children
 from native import write_native
 from PIL import Image
 
@@ -132,7 +132,7 @@ def one_of_two(rank: int, root: Path, output: Path, port: int) -> None:
 
 def test_two_processes_share_what_one_does(disk, tmp_path):
     (tmp_path / "both").mkdir()
-    two = children(one_of_two, disk, tmp_path / "both", 30500 + os.getpid() % 1000, count=2)
+    two = start_children(one_of_two, disk, tmp_path / "both", 30500 + os.getpid() % 1000, count=2)
     alone = everything(disk, tmp_path / "alone")
     while not two.join():
         pass

@@ -3,6 +3,7 @@
 The server and its children see no GPU: CUDA cannot be used in a child of a process that has used it.
 """
 
+import gc
 import multiprocessing
 from collections.abc import Callable
 from multiprocessing import forkserver
@@ -27,16 +28,25 @@ def start_server() -> None:
         forkserver.ensure_running()
 
 
+def run_child(*given: Any) -> None:
+    """Calls a function in a child, with a rank before the function or without; what is imported is no garbage."""
+    gc.freeze()
+    *rank, function, args = given
+    function(*rank, *args)
+
+
 def exit_code_of_child(function: Callable, *args: Any) -> int:
     """Runs a function of a module in a child; returns its exit code, below 0 for a signal."""
     start_server()
-    child = multiprocessing.get_context("forkserver").Process(target=function, args=args)
+    child = multiprocessing.get_context("forkserver").Process(target=run_child, args=(function, args))
     child.start()
     child.join()
     return child.exitcode
 
 
-def children(function: Callable, *args: Any, count: int) -> torch.multiprocessing.ProcessContext:
+def start_children(function: Callable, *args: Any, count: int) -> torch.multiprocessing.ProcessContext:
     """Starts children that run function(rank, *args); `.join()` waits, and raises an exception of any."""
     start_server()
-    return torch.multiprocessing.start_processes(function, args, count, join=False, start_method="forkserver")
+    return torch.multiprocessing.start_processes(
+        run_child, (function, args), count, join=False, start_method="forkserver"
+    )
