@@ -129,7 +129,7 @@ def test_sleeves_of_another_cloth_show_no_pattern():
     outfits = (replace(person.outfit, upper="sweater", pattern="logo", bag=None, detail=n) for n in range(20, 40))
     dressed = (Dressed(replace(person, outfit=outfit)) for outfit in outfits)
     plain = next(each for each in dressed if each.sleeves is not each.textures[Layer.UPPER])
-    everywhere = np.stack(np.meshgrid(np.linspace(-2, 2, 40), np.linspace(-2, 6, 80), (-1, 1)), -1).reshape(-1, 3)
+    everywhere = np.stack(np.meshgrid(np.linspace(-5, 5, 60), np.linspace(-2, 6, 60), (-1, 0, 1)), -1).reshape(-1, 3)
     upper = np.full(len(everywhere), Layer.UPPER)
     for on_arm, shown in ((False, True), (True, False)):
         assert albedo(plain, upper, everywhere, np.full(len(upper), on_arm))[1].any() == shown
