@@ -141,7 +141,8 @@ def _check(root: Path, world: World, captions: int, processes: int) -> None:
     ranges = {
         "test_identities": (0, 9999),
         "train_identities": (0, 9999 - world.test_identities),
-        "images_per_camera": (1, 9999),
+        # The first image of a test identity is a query: without a second one the gallery has none of this camera.
+        "images_per_camera": (2 if world.test_identities else 1, 9999),
         "scenes": (1, 999),
         "cameras": (1, world.scenes),
         "outfits": (1, world.cameras),

@@ -27,7 +27,8 @@ def small_worlds(monkeypatch):
     """Every world with a handful of people."""
     for name, world in WORLDS.items():
         people = {"train_identities": min(world.train_identities, 2), "test_identities": min(world.test_identities, 2)}
-        small = replace(world, cameras=3, images_per_camera=2, distractors=min(world.distractors, 2), **people)
+        images = min(world.images_per_camera, 2)
+        small = replace(world, cameras=3, images_per_camera=images, distractors=min(world.distractors, 2), **people)
         monkeypatch.setitem(WORLDS, name, small)
 
 
@@ -118,6 +119,7 @@ def test_numbers_out_of_range_and_full_folders_are_refused(tmp_path):
         ({"cameras": 25}, "cameras is 25: give 1 to 24"),
         ({"outfits": 4}, "outfits is 4: give 1 to 3"),
         ({"test_identities": 10_000}, "test_identities is 10000: give 0 to 9999"),
+        ({"images_per_camera": 1}, "images_per_camera is 1: give 2 to 9999"),
         ({"processes": 0}, "processes is 0: give 1 to 128"),
         ({"captions_per_image": -1}, "captions_per_image is -1: give 0 to 100"),
     ):
