@@ -1,6 +1,7 @@
 """The models that come with the package: every command finds them by name, and their files are small and agree."""
 
 import json
+import runpy
 import shutil
 from pathlib import Path
 
@@ -125,6 +126,29 @@ def test_the_packed_files_are_small_agree_and_need_no_code(packed):
         assert (model.encode_images(crops) * trained.encode_images(crops)).sum(1).min() > 0.999
     check_onnx(folder, crops)
     assert (folder / "model.onnx").stat().st_size < 1.2 * (folder / "model.safetensors").stat().st_size + 50_000
+
+
+def test_an_interrupted_packing_changes_no_file(packed, tmp_path, monkeypatch):
+    shutil.copytree(packed / "pretrained" / NAME, tmp_path / NAME)
+    (tmp_path / NAME / "model.safetensors").write_text("the weights before")
+    before = {path.name: path.read_bytes() for path in (tmp_path / NAME).iterdir()}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("modeling_mllmreid.hub.pack.halve_onnx", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pack(packed / "run", tmp_path / NAME)
+    assert {path.name: path.read_bytes() for path in (tmp_path / NAME).iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("given", [[], ["run"], ["run", "../elsewhere"]])
+def test_packing_needs_a_checkpoint_and_a_name(given, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["pack", *given])
+    with pytest.raises(SystemExit, match="^usage: python -m modeling_mllmreid.hub.pack CHECKPOINT NAME$"):
+        runpy.run_module("modeling_mllmreid.hub.pack", run_name="__main__")
 
 
 def check_onnx(folder: Path, crops: torch.Tensor) -> None:
