@@ -15,6 +15,7 @@ from transformers import AutoModel
 
 from modeling_mllmreid import MllmReIDVisionModel, MllmReIDVisionProcessor, load_embeddings, load_reid_dataset
 from modeling_mllmreid.commands import embed, evaluate, export, push, search, train
+from modeling_mllmreid.evaluation.report import weights_digest
 from modeling_mllmreid.hub.pack import pack
 from modeling_mllmreid.model import shipped_models
 from modeling_mllmreid.utils.errors import UserError
@@ -56,7 +57,8 @@ def test_every_command_takes_the_name(shipped, disk, capsys):
 
     data = ["--dataset", "market1501", "--data_dir", str(disk.people)]
     evaluate.main(["--model", NAME, *data, "--output_dir", "report"])
-    assert json.loads(Path("report/metrics.json").read_text())["model"] == NAME
+    report = json.loads(Path("report/metrics.json").read_text())
+    assert (report["model"], report["weights"]) == (NAME, weights_digest(shipped))
     export.main(["--model", NAME, "--output", "export"])
     batch = "--identities_per_batch 2 --images_per_identity 2 --max_steps 1 --eval_strategy no --use_cpu true"
     train.main(["--model", NAME, *data, *batch.split(), "--disable_tqdm", "true", "--output_dir", "run"])
