@@ -88,7 +88,8 @@ def search(argv: list[str]) -> None:
     if args.output:
         check_output(args.output, inputs=args.query)
     limit: Limit = "model" if args.threshold is None else args.threshold
-    found = gallery.search(args.query or None, args.top_k, words=args.words, id=args.id, where=where, threshold=limit)
+    asked: dict[str, Any] = {"words": args.words, "id": args.id, "where": where, "threshold": limit}
+    found = gallery.search(args.query or None, args.top_k, **asked, rerank=args.rerank)
     text = args.words or args.id or ""
     digest = query_digest([Path(query).read_bytes() for query in args.query], text)
     _audit(place).write("search", query=digest, where=where, results=len(found.hits))

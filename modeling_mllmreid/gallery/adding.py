@@ -42,6 +42,11 @@ def known_by_digest(digests: Sequence[str], crops: Sequence[CropInfo]) -> dict[s
     return known
 
 
+def known_values(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of a row that are known, without its id."""
+    return {name: value for name, value in row.items() if name in DESCRIBED and value != DESCRIBED[name][1]}
+
+
 def new_rows(schema: pa.Schema, features: np.ndarray, described: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Returns rows as a table.
 

@@ -13,13 +13,14 @@ from PIL import Image
 from ..data.images import open_image
 from ..utils.errors import UserError
 from ..utils.json_files import parse_json
-from .adding import changed_rows, digest, known_by_digest, new_rows, thumbnail
+from ..utils.processes import on_main
+from .adding import changed_rows, digest, known_by_digest, known_values, new_rows, thumbnail
 from .erasure import bytes_of, find_traces, shared_bytes
 from .filters import Where, live
 from .model import FORMAT, METADATA, GalleryEncoder, GalleryModel
-from .results import Erased, Found, Hit, hit_of
+from .results import Erased, Found, Hit, hit_of, summary
 from .rows import SEARCHED, CropInfo, Rows, row_schema
-from .scan import Scan
+from .scan import SHORTLIST, Scan, reranked
 from .store import Store
 
 EVERYTHING = Where()
@@ -181,7 +182,7 @@ class Gallery:
         """Adds images. An image that is there already, byte for byte, stays one row and is not embedded again.
 
         What is known about it is added to what the row has. Rows are written in batches: an interrupted call can be
-        repeated.
+        repeated. If several processes run, all of them call this with the same images, and share the work.
 
         Args:
             images (`Sequence[str]`): N image files.
@@ -201,19 +202,19 @@ class Gallery:
         for start in range(0, len(images), batch_size):
             share = slice(start, start + batch_size)
             new += self._add_batch([os.path.abspath(image) for image in images[share]], crops[share])
-        with self.store.writer():
-            self.store.tidy()
+        on_main(self._tidy)
         return new
 
     def _add_batch(self, images: Sequence[str], crops: Sequence[CropInfo]) -> int:
         """Embeds the images that are not there, and writes a batch in one commit; returns the number of new rows."""
         digests = [digest(image) for image in images]
         known = known_by_digest(digests, crops)
-        there = set(self.rows().ids)
+        there = on_main(self._there, digests)
         new = {name: image for name, image in zip(digests, images, strict=True) if name not in there}
+        # On process 0; the others get no rows.
         features = self.encoder.encode(list(new.values())) if new else np.empty((0, self.metadata.numbers), np.float32)
         described = [{"id": name, **known[name], **self._kept(image)} for name, image in new.items()]
-        return self.add_features(features, described, {name: known[name] for name in known.keys() - new.keys()})
+        return on_main(self.add_features, features, described, {name: known[name] for name in known.keys() & there})
 
     def add_features(
         self,
@@ -237,9 +238,22 @@ class Gallery:
         new = new_rows(self.store.schema, features, described)
         with self.store.writer():
             self._finish_erasure()
-            _, stored = self.store.read(new.schema.names, list(known or {}))
-            table = pa.concat_tables([changed_rows(stored, known or {}), new])
+            # Another process may have added some of them in the meantime.
+            there = self._there([row["id"] for row in described])
+            changes = {row["id"]: known_values(row) for row in described if row["id"] in there} | dict(known or {})
+            _, stored = self.store.read(new.schema.names, list(changes))
+            new = new.filter(pa.array([row["id"] not in there for row in described], pa.bool_()))
+            table = pa.concat_tables([changed_rows(stored, changes), new])
             return self.store.merge(table) if len(table) else 0
+
+    def _there(self, ids: Sequence[str]) -> set[str]:
+        """Returns the ids of rows that are there."""
+        return set(self.store.read(["id"], ids)[1]["id"].to_pylist())
+
+    def _tidy(self) -> None:
+        """Joins the files of many additions."""
+        with self.store.writer():
+            self.store.tidy()
 
     def _kept(self, image: str) -> dict[str, Any]:
         """Returns what a row keeps of an image: its name, or a small copy."""
@@ -258,6 +272,7 @@ class Gallery:
         id: str | None = None,
         where: Where = EVERYTHING,
         threshold: Limit = "model",
+        rerank: bool = False,
     ) -> Found:
         """Finds the rows that are most similar to a person.
 
@@ -270,6 +285,7 @@ class Gallery:
             where ([`Where`]): Which rows are searched.
             threshold (`float`, *optional*): Cosine distance beyond which nobody is found; None for no threshold. By
                 default that of the model, chosen on validation people.
+            rerank (`bool`): Order the nearest rows by k-reciprocal re-ranking; distances stay those to the query.
 
         Returns:
             [`Found`]
@@ -285,7 +301,10 @@ class Gallery:
         if id is not None:
             kept[rows.places([id])] = False
         limit = self.encoder.threshold() if threshold == "model" else threshold
-        ((places, distances),) = scan.nearest(feature[None], kept, k)
+        ((places, distances),) = scan.nearest(feature[None], kept, max(k, SHORTLIST) if rerank else k)
+        if rerank:
+            order = reranked(feature, rows.features[places])[:k]
+            places, distances = places[order], distances[order]
         hits = [hit_of(rows, int(place), distance, limit) for place, distance in zip(places, distances, strict=True)]
         return Found(hits, limit, int(kept.sum()))
 
@@ -373,16 +392,8 @@ class Gallery:
             `dict[str, Any]`: `rows`, `expired`, `persons` that are named, `cameras` with their rows, `first` and `last`
             time, `bytes` on disk, `unfinished_erasure` and `model`.
         """
-        rows = self.rows()
-        cameras, counts = np.unique(rows.columns["camera_id"], return_counts=True)
-        times = rows.columns["time"][~np.isnat(rows.columns["time"])]
         return {
-            "rows": len(rows),
-            "expired": int((~live(rows)).sum()),
-            "persons": len({name for name in rows.columns["person"] if name}),
-            "cameras": dict(zip(cameras.tolist(), counts.tolist(), strict=True)),
-            "first": f"{times.min()}Z" if len(times) else None,
-            "last": f"{times.max()}Z" if len(times) else None,
+            **summary(self.rows()),
             "bytes": self.store.size(),
             "unfinished_erasure": self.store.unfinished(),
             "model": self.metadata.model_dump(),

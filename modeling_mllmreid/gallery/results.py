@@ -1,10 +1,12 @@
 """What searches and deletions of a gallery return."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from .erasure import Traces
+from .filters import live
 from .rows import CropInfo, Rows
 
 
@@ -71,3 +73,17 @@ def hit_of(rows: Rows, place: int, distance: float, threshold: float | None) -> 
     crop = CropInfo(**{name: values[name] for name in asdict(CropInfo())})
     beyond = threshold is not None and not distance <= threshold
     return Hit(values["id"], float(distance), beyond, crop, values["file_name"])
+
+
+def summary(rows: Rows) -> dict[str, Any]:
+    """Returns the counts of rows: those in all, expired ones, named persons, rows of each camera, first and last time."""
+    cameras, counts = np.unique(rows.columns["camera_id"], return_counts=True)
+    times = rows.columns["time"][~np.isnat(rows.columns["time"])]
+    return {
+        "rows": len(rows),
+        "expired": int((~live(rows)).sum()),
+        "persons": len({name for name in rows.columns["person"] if name}),
+        "cameras": dict(zip(cameras.tolist(), counts.tolist(), strict=True)),
+        "first": f"{times.min()}Z" if len(times) else None,
+        "last": f"{times.max()}Z" if len(times) else None,
+    }

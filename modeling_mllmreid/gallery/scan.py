@@ -9,6 +9,8 @@ from ..utils.errors import UserError
 
 # Below this share of the rows, those that meet the conditions are copied.
 FEW = 0.2
+# Rows that are ordered again by re-ranking.
+SHORTLIST = 200
 CHUNK_ROWS = 65_536
 
 
@@ -66,3 +68,21 @@ class Scan:
             nearest, distances = nearest_exact(query, features.__getitem__, rough, error, k)
             found.append((nearest if places is None else places[nearest], distances))
         return found
+
+
+def reranked(query: np.ndarray, shortlist: np.ndarray) -> np.ndarray:
+    """Orders the nearest rows of a query by k-reciprocal re-ranking.
+
+    Args:
+        query (`np.ndarray` of shape `(D,)`): Feature.
+        shortlist (`np.ndarray` of shape `(n, D)`): Features of its nearest rows, nearest first.
+
+    Returns:
+        `np.ndarray` of shape `(n,)`: Their places in the new order; equal distances keep theirs.
+    """
+    from ..retrieval.reranking import rerank_blocks  # it needs torch
+
+    if not len(shortlist):
+        return np.arange(0)
+    distances = np.concatenate([block.numpy() for _, block in rerank_blocks(query[None], shortlist)])
+    return np.argsort(distances[0], kind="stable")

@@ -96,6 +96,7 @@ class QueryArguments:
         default=None,
         metadata={"help": "Largest cosine distance of a match. Default: the threshold of the model, chosen on val."},
     )
+    rerank: bool = field(default=False, metadata={"help": "Order the nearest images by k-reciprocal re-ranking."})
     output: str | None = field(default=None, metadata={"help": "PNG file for a ranked sheet. Default: none is drawn."})
     any_shape: bool = field(default=False, metadata={"help": "Take photos that are wider than a person, too."})
 

@@ -14,6 +14,7 @@ from modeling_mllmreid.gallery.filters import Where
 from modeling_mllmreid.gallery.gallery import Gallery
 from modeling_mllmreid.gallery.rows import CropInfo
 from modeling_mllmreid.retrieval.ranking import rank_gallery
+from modeling_mllmreid.retrieval.reranking import rerank_blocks
 from modeling_mllmreid.utils.errors import UserError
 
 
@@ -86,6 +87,34 @@ def test_several_photos_and_a_row_as_query(gallery, crops):
         gallery.search(id="abc")
     with pytest.raises(UserError, match="cannot embed words"):
         gallery.search(words="a man in a red coat")
+
+
+def test_re_ranking_orders_the_nearest_rows(gallery, crops):
+    gallery.add(crops(40))
+    query = gallery.encoder.encode(crops(1, start=40))[0]
+    plain, again = gallery.search(query, k=40), gallery.search(query, k=40, rerank=True)
+    distances = {hit.id: hit.distance for hit in plain.hits}
+    assert {hit.id: hit.distance for hit in again.hits} == distances
+    features = gallery.rows().features[gallery.rows().places([hit.id for hit in plain.hits])]
+    ((_, block),) = rerank_blocks(query[None], features)
+    order = np.argsort(block.numpy()[0], kind="stable")
+    assert [hit.id for hit in again.hits] == [plain.hits[place].id for place in order]
+    assert [hit.id for hit in again.hits] != [hit.id for hit in plain.hits]
+
+
+def test_rows_that_another_process_added_in_the_meantime_stay(gallery, crops, encoder, monkeypatch):
+    images = crops(3)
+    other = Gallery(gallery.store.place, encoder)
+    encode = encoder.encode
+
+    def slow(paths):
+        monkeypatch.setattr(encoder, "encode", encode)
+        assert other.add(images[:2], CropInfo(person="Ida")) == 2
+        return encode(paths)
+
+    monkeypatch.setattr(encoder, "encode", slow)
+    assert gallery.add(images, CropInfo(camera_id=3)) == 1
+    assert {hit.crop for hit in gallery.find()} == {CropInfo(3), CropInfo(3, person="Ida")}
 
 
 def test_conditions(gallery, crops):
