@@ -76,7 +76,7 @@ def hit_of(rows: Rows, place: int, distance: float, threshold: float | None) -> 
 
 
 def summary(rows: Rows) -> dict[str, Any]:
-    """Returns the counts of rows: those in all, expired ones, named persons, rows of each camera, first and last time."""
+    """Returns counts: rows, expired ones, named persons, rows of each camera; and the first and the last time."""
     cameras, counts = np.unique(rows.columns["camera_id"], return_counts=True)
     times = rows.columns["time"][~np.isnat(rows.columns["time"])]
     return {
