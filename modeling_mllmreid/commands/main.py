@@ -14,6 +14,7 @@ import traceback
 from typing import TextIO
 
 from ..options.help_text import program_name
+from ..utils.errors import UserError
 
 # Each command is the module of its name in this folder.
 COMMANDS = {
@@ -81,7 +82,7 @@ def main() -> int:
 
 
 def run(arguments: list[str]) -> int:
-    """Runs a command, or prints the usage. Returns the exit code; raises every error that is not a UserError."""
+    """Runs a command, or prints the usage. Returns the exit code; raises every error but UserError and ImportError."""
     command, *argv = arguments or ["--help"]
     if command in ("-h", "--help", "help"):
         print(usage_text())
@@ -95,19 +96,16 @@ def run(arguments: list[str]) -> int:
         return USER_MISTAKE
     try:
         # Imported here, because the libraries of a command take seconds to import.
-        from ..utils.errors import UserError
         from ..utils.outputs import owner_only
 
         module = importlib.import_module(f"{__package__}.{command}")
-    except ImportError as error:
-        # A library is missing or has an incompatible version.
-        print(f"error: {' '.join(str(error).split())[:300]}", file=sys.stderr)
-        return USER_MISTAKE
-
-    try:
         # Results, logs and weights identify people: only the owner may read them, whichever library writes them.
         with owner_only():
             module.main(argv)
+    except ImportError as error:
+        # A library is missing or has an incompatible version. Some are imported where they are used.
+        print(f"error: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+        return USER_MISTAKE
     except UserError as error:
         from ..utils.processes import claim_message
 

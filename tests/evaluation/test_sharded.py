@@ -19,7 +19,7 @@ from PIL import Image
 
 from modeling_mllmreid.commands import embed, evaluate
 from modeling_mllmreid.data.contract import Sample, make_split
-from modeling_mllmreid.evaluation import embedding, protocol
+from modeling_mllmreid.evaluation import embedding, protocol, shares
 from modeling_mllmreid.evaluation.protocol import protocol_features
 from modeling_mllmreid.evaluation.text_queries import embed_captions
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
@@ -78,8 +78,8 @@ def everything(root: Path, output: Path) -> dict:
     model, processor = MllmReIDModel.from_pretrained(root / "ours"), MllmReIDProcessor.from_pretrained(root / "ours")
     paths = [root / "noise" / f"{number}.png" for number in range(IMAGES)]
     opened, measured, got = [], [], {}
-    real_open, real_metrics = embedding.open_image, protocol.metrics_from_blocks
-    embedding.open_image = lambda source: opened.append(Path(source).name) or real_open(source)
+    real_open, real_metrics = shares.open_image, protocol.metrics_from_blocks
+    shares.open_image = lambda source: opened.append(Path(source).name) or real_open(source)
     protocol.metrics_from_blocks = lambda *args: measured.append(1) or real_metrics(*args)
 
     got["features"] = embedding.embed_images(model, processor, paths, flip_test=True, **QUIET)
@@ -117,7 +117,7 @@ def everything(root: Path, output: Path) -> dict:
         more = ["--captions_file", str(root / "people/reid_raw.json"), "--text_queries", "true"]
         evaluate.main([*common, *data, *more, "--compare", str(root / "ours"), "--output_dir", str(output)])
     got["printed"] = printed.getvalue()
-    embedding.open_image, protocol.metrics_from_blocks = real_open, real_metrics
+    shares.open_image, protocol.metrics_from_blocks = real_open, real_metrics
     return got
 
 
