@@ -18,7 +18,7 @@ from ..options.arguments import MethodArguments, ModelArguments, OnnxArguments
 from ..options.parser import build_options, parse, read_mapping
 from ..retrieval.embeddings import FEATURES_FILE, METADATA_FILE, Embeddings, fault_of_name, load_embeddings, printable
 from ..retrieval.exact import Ranking
-from ..retrieval.ranking import rank_gallery
+from ..retrieval.scan import Scan
 from ..retrieval.sheet import decimals, ranked_sheet
 from ..training.embedder import load_embedder
 from ..utils.errors import UserError
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
     if threshold is None and not isinstance(model, OnnxEncoder):
         threshold = stored_threshold(model_args.model, metadata)
     features = embed_feature(model, processor, args.query, flip_test=metadata.flip_test, progress=False)
-    ranking = rank_gallery(features, stored.features, max(min(args.top_k, len(stored.features)), 1))
+    ranking = Scan.of(stored.features).ranking(features, max(min(args.top_k, len(stored.features)), 1))
     print_ranking(args.query, ranking, stored.file_names, threshold)
     title = f"Nearest of {len(stored.file_names):,} images by the feature {metadata.test_feature!r}"
     ranked_sheet(

@@ -11,6 +11,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ..data.images import open_image
+from ..retrieval.scan import SHORTLIST, Scan, reranked
 from ..utils.errors import UserError
 from ..utils.json_files import parse_json
 from ..utils.processes import on_main
@@ -20,7 +21,6 @@ from .filters import Where, live
 from .model import FORMAT, METADATA, GalleryEncoder, GalleryModel
 from .results import Erased, Found, Hit, hit_of, summary
 from .rows import SEARCHED, CropInfo, Rows, row_schema
-from .scan import SHORTLIST, Scan, reranked
 from .store import Store
 
 EVERYTHING = Where()

@@ -27,6 +27,11 @@ class Ranking:
     indices: np.ndarray
     distances: np.ndarray
 
+    @classmethod
+    def empty(cls, queries: int, k: int) -> "Ranking":
+        """Returns a ranking without any image, to be filled in."""
+        return cls(np.full((queries, k), -1, dtype=np.int64), np.full((queries, k), np.inf, dtype=np.float32))
+
 
 def scales(features: np.ndarray, metric: str = "cosine") -> np.ndarray:
     """Returns the factor (n,) of each row (n, D): 1 over its length for the cosine, 0 for a zero row, else 1."""

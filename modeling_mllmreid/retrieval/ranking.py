@@ -116,7 +116,7 @@ def rank_gallery(
     _check(k, len(query), same_person)
     empty = not (len(query) and len(gallery))
     errors = np.zeros(len(query)) if empty else rounding_errors(query, gallery, metric)
-    ranking = _no_ranking(len(query), k)
+    ranking = Ranking.empty(len(query), k)
 
     def take(indices: np.ndarray) -> np.ndarray:
         return _array(gallery[indices])
@@ -150,7 +150,7 @@ def rank_blocks(
         UserError: if k is below 1, or the rule has other queries.
     """
     _check(k, queries, same_person)
-    ranking = _no_ranking(queries, k)
+    ranking = Ranking.empty(queries, k)
     for rows, block in blocks:
         for number, row in _kept_rows(rows, block, same_person):
             nearest = nearest_in_row(row, k)
@@ -167,11 +167,6 @@ def _check(k: int, queries: int, same_person: SamePerson | None) -> None:
         raise UserError(
             f"same_person: has {len(same_person.query_persons)} queries, not {queries}: give an id for each query"
         )
-
-
-def _no_ranking(queries: int, k: int) -> Ranking:
-    """Returns a ranking without any image."""
-    return Ranking(np.full((queries, k), -1, dtype=np.int64), np.full((queries, k), np.inf, dtype=np.float32))
 
 
 def _kept_rows(

@@ -6,6 +6,7 @@ import torch
 
 from modeling_mllmreid.retrieval.matching import SamePerson
 from modeling_mllmreid.retrieval.ranking import nearest_in_row, rank_blocks, rank_gallery
+from modeling_mllmreid.retrieval.scan import Scan
 from modeling_mllmreid.utils.errors import UserError
 
 
@@ -61,6 +62,21 @@ def test_a_distance_depends_on_its_two_features_alone(metric):
         np.testing.assert_array_equal(ranking.distances[row], table[number, part[ranking.indices[row]]])
     if metric == "cosine":
         assert (table[5] == 1).all()
+
+
+def test_the_scan_without_torch_ranks_the_same():
+    rng = np.random.default_rng(2)
+    q, g = (rng.normal(size=(count, 40)).astype(np.float32) for count in (9, 300))
+    g[100:150], g[7] = g[:50], 0
+    for k in (1, 20, 300):
+        ours, theirs = Scan.of(g).ranking(q, k), rank_gallery(q, g, k)
+        np.testing.assert_array_equal(ours.indices, theirs.indices)
+        np.testing.assert_array_equal(ours.distances, theirs.distances)
+    assert Scan.of(g[:2]).ranking(q[:1], 3).indices[0, 2] == -1
+    with pytest.raises(UserError, match="query: has shape .9, 39., the features of the gallery have width 40"):
+        Scan.of(g).ranking(q[:, :39], 3)
+    with pytest.raises(UserError, match="query: its feature has NaN"):
+        Scan.of(g).ranking(np.full((1, 40), np.nan, np.float32), 3)
 
 
 def test_filter_and_short_rows():

@@ -1,11 +1,11 @@
-"""The exact search over the rows of a gallery, in NumPy."""
+"""The exact search over the features of a gallery, in NumPy."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..retrieval.exact import nearest_exact, rounding_error, scales
 from ..utils.errors import UserError
+from .exact import Ranking, nearest_exact, rounding_error, scales
 
 # Below this share of the rows, those that meet the conditions are copied.
 FEW = 0.2
@@ -69,6 +69,25 @@ class Scan:
             found.append((nearest if places is None else places[nearest], distances))
         return found
 
+    def ranking(self, queries: np.ndarray, k: int) -> Ranking:
+        """Ranks all rows, as `rank_gallery` does.
+
+        Args:
+            queries (`np.ndarray`): (Q, D) float32.
+            k (`int`): Number of rows.
+
+        Returns:
+            [`Ranking`]
+
+        Raises:
+            UserError: A query has another width, or NaN or infinity.
+        """
+        found = self.nearest(queries, np.ones(len(self.features), dtype=bool), k)
+        ranking = Ranking.empty(len(queries), k)
+        for number, (places, distances) in enumerate(found):
+            ranking.indices[number, : len(places)], ranking.distances[number, : len(places)] = places, distances
+        return ranking
+
 
 def reranked(query: np.ndarray, shortlist: np.ndarray) -> np.ndarray:
     """Orders the nearest rows of a query by k-reciprocal re-ranking.
@@ -80,7 +99,7 @@ def reranked(query: np.ndarray, shortlist: np.ndarray) -> np.ndarray:
     Returns:
         `np.ndarray` of shape `(n,)`: Their places in the new order; equal distances keep theirs.
     """
-    from ..retrieval.reranking import rerank_blocks  # it needs torch
+    from .reranking import rerank_blocks  # it needs torch
 
     if not len(shortlist):
         return np.arange(0)
