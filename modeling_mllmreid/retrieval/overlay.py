@@ -42,7 +42,7 @@ def draw_relevance(
         >>> from modeling_mllmreid import draw_relevance
         >>> drawn = draw_relevance(Image.new("RGB", (64, 128), "gray"), np.array([[0.1], [-0.2]]))
         >>> drawn.size, drawn.getpixel((32, 127))
-        ((64, 128), (38, 105, 188))
+        ((64, 128), (38, 106, 188))
     """
     relevance = np.asarray(relevance, dtype=np.float32)
     if relevance.ndim != 2 or not relevance.size or not np.isfinite(relevance).all():
