@@ -1,6 +1,7 @@
 """The models that come with the package: every command finds them by name, and their files are small and agree."""
 
 import json
+import runpy
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers import AutoModel
 
 from modeling_mllmreid import MllmReIDVisionModel, MllmReIDVisionProcessor, load_embeddings, load_reid_dataset
 from modeling_mllmreid.commands import embed, evaluate, export, push, search, train
+from modeling_mllmreid.evaluation.report import weights_digest
 from modeling_mllmreid.hub.pack import pack
 from modeling_mllmreid.model import shipped_models
 from modeling_mllmreid.utils.errors import UserError
@@ -55,7 +57,8 @@ def test_every_command_takes_the_name(shipped, disk, capsys):
 
     data = ["--dataset", "market1501", "--data_dir", str(disk.people)]
     evaluate.main(["--model", NAME, *data, "--output_dir", "report"])
-    assert json.loads(Path("report/metrics.json").read_text())["model"] == NAME
+    report = json.loads(Path("report/metrics.json").read_text())
+    assert (report["model"], report["weights"]) == (NAME, weights_digest(shipped))
     export.main(["--model", NAME, "--output", "export"])
     batch = "--identities_per_batch 2 --images_per_identity 2 --max_steps 1 --eval_strategy no --use_cpu true"
     train.main(["--model", NAME, *data, *batch.split(), "--disable_tqdm", "true", "--output_dir", "run"])
@@ -125,6 +128,29 @@ def test_the_packed_files_are_small_agree_and_need_no_code(packed):
         assert (model.encode_images(crops) * trained.encode_images(crops)).sum(1).min() > 0.999
     check_onnx(folder, crops)
     assert (folder / "model.onnx").stat().st_size < 1.2 * (folder / "model.safetensors").stat().st_size + 50_000
+
+
+def test_an_interrupted_packing_changes_no_file(packed, tmp_path, monkeypatch):
+    shutil.copytree(packed / "pretrained" / NAME, tmp_path / NAME)
+    (tmp_path / NAME / "model.safetensors").write_text("the weights before")
+    before = {path.name: path.read_bytes() for path in (tmp_path / NAME).iterdir()}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("modeling_mllmreid.hub.pack.halve_onnx", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pack(packed / "run", tmp_path / NAME)
+    assert {path.name: path.read_bytes() for path in (tmp_path / NAME).iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("given", [[], ["run"], ["run", "../elsewhere"]])
+def test_packing_needs_a_checkpoint_and_a_name(given, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["pack", *given])
+    with pytest.raises(SystemExit, match="^usage: python -m modeling_mllmreid.hub.pack CHECKPOINT NAME$"):
+        runpy.run_module("modeling_mllmreid.hub.pack", run_name="__main__")
 
 
 def check_onnx(folder: Path, crops: torch.Tensor) -> None:
