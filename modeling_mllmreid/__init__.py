@@ -12,6 +12,7 @@ from .auto_classes import register_auto_classes
 if TYPE_CHECKING:
     from .data.load import load_reid_dataset
     from .evaluation.metrics import RetrievalMetrics, evaluate_retrieval, metrics_from_blocks
+    from .evaluation.relevance import image_relevance
     from .gallery.filters import Where
     from .gallery.gallery import Gallery
     from .gallery.rows import CropInfo
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     )
     from .retrieval.embeddings import load_embeddings, save_embeddings
     from .retrieval.matching import SamePerson
+    from .retrieval.overlay import draw_relevance
     from .retrieval.ranking import rank_gallery
     from .retrieval.reranking import rerank_blocks
     from .retrieval.sheet import ranked_sheet
@@ -51,7 +53,9 @@ __all__ = [
     "TrainCollator",
     "TrainDataset",
     "Where",
+    "draw_relevance",
     "evaluate_retrieval",
+    "image_relevance",
     "load_embeddings",
     "load_reid_dataset",
     "metrics_from_blocks",
@@ -79,7 +83,9 @@ _MODULES = {
     "TrainCollator": "training.batches",
     "TrainDataset": "training.batches",
     "Where": "gallery.filters",
+    "draw_relevance": "retrieval.overlay",
     "evaluate_retrieval": "evaluation.metrics",
+    "image_relevance": "evaluation.relevance",
     "load_embeddings": "retrieval.embeddings",
     "load_reid_dataset": "data.load",
     "metrics_from_blocks": "evaluation.metrics",
@@ -89,6 +95,17 @@ _MODULES = {
     "save_embeddings": "retrieval.embeddings",
     "train_reid": "training.run",
 }
+# Modules that import neither the models nor transformers.
+_WITHOUT_MODELS = {
+    "evaluation.metrics",
+    "gallery.filters",
+    "gallery.gallery",
+    "gallery.rows",
+    "retrieval.embeddings",
+    "retrieval.matching",
+    "retrieval.ranking",
+    "retrieval.reranking",
+}
 
 register_auto_classes()
 
@@ -97,7 +114,7 @@ def _load(name: str) -> Any:
     """Imports a public name from its module at its first use."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _MODULES[name].partition(".")[0] not in ("evaluation", "gallery", "retrieval"):
+    if _MODULES[name] not in _WITHOUT_MODELS:
         # First, like the auto classes do: threads that import both in another order would wait for each other.
         importlib.import_module("transformers")
     value = globals()[name] = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
