@@ -17,8 +17,8 @@ from ..data.images import open_image
 from ..model import ImageEncoder, MllmReIDModel
 from ..model.images import to_rgb
 from ..utils.errors import UserError
-from .embedding import eval_mode
-from .onnx_encoder import Encoder, EncoderProcessor, OnnxEncoder
+from .onnx_encoder import OnnxEncoder
+from .torch_embedding import Encoder, EncoderProcessor, eval_mode
 
 # Pictures of one colour without content, in addition to the blurred crop. One alone would miss clothes of its colour.
 COLOURS = ("black", "gray", "white")
