@@ -82,7 +82,7 @@ def image_relevance(
     # Autograd keeps no tensor of inference mode.
     with eval_mode(model), torch.inference_mode(False):
         crop = _opened(image)
-        pixels = processor(images=[crop, *_without_content(crop)])["pixel_values"]
+        pixels = torch.as_tensor(processor(images=[crop, *_without_content(crop)])["pixel_values"])
         with torch.no_grad():
             target = _target(model, processor, name, pixels[:1], other)
         total = torch.zeros_like(pixels[0])
@@ -132,7 +132,7 @@ def _target(
     if other is None:
         return own
     if not isinstance(other, np.ndarray | Tensor):
-        values: Tensor = processor(images=[_opened(other)])["pixel_values"]
+        values = torch.as_tensor(processor(images=[_opened(other)])["pixel_values"])
         return model.image_features(values, (name,))[name][0]
     given = torch.as_tensor(other).detach().to(own)
     if given.shape != own.shape or not given.isfinite().all() or not given.any():
