@@ -21,6 +21,7 @@ ROOMS = (
     "evaluation",
     "hub",
     "training",
+    "gallery",
     "research",
     "commands",
 )

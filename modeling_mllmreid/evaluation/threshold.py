@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers.utils.hub import cached_file
@@ -12,8 +13,9 @@ from transformers.utils.hub import cached_file
 from ..retrieval.distances import Features, distance_blocks
 from ..retrieval.matching import SamePerson
 from ..utils.errors import UserError
-from ..utils.json_files import read_json
-from ..utils.report_formats import ThresholdsFile
+from ..utils.json_files import Format, read_json
+from ..utils.report_formats import CalibrationValues, ThresholdsFile
+from .calibration import Calibration
 from .report import write_json
 from .statistics import Error, holds_share, people_error
 from .verification import OpenSetDistances, open_set_distances, share_of, threshold_at
@@ -44,6 +46,8 @@ class Threshold:
         people (`int`): number of people among the queries.
         gallery (`int`): number of gallery images.
         metric (`str`): the distance.
+        calibration (`Calibration`, *optional*): what distances mean, for groups of unknown people; None if val is too
+            small, and in files of older versions.
     """
 
     distance: float
@@ -55,6 +59,7 @@ class Threshold:
     people: int
     gallery: int
     metric: str = "cosine"
+    calibration: Calibration | None = None
 
 
 def choose_threshold(
@@ -158,6 +163,20 @@ def load_thresholds(checkpoint: str, revision: str | None = None) -> dict[str, T
     except UserError as error:
         raise UserError(f"{path}: holds no thresholds ({str(error).removeprefix(f'{path}: ')})") from error
     return {
-        name: Threshold(**{field.name: getattr(values, field.name) for field in fields(Threshold)})
+        name: Threshold(**_values(values, Threshold) | {"calibration": _calibration(values.calibration)})
         for name, values in stored.items()
     }
+
+
+def _values(stored: Format, kind: type[Any]) -> dict[str, Any]:
+    """Returns the values of a stored object for the fields of a dataclass."""
+    return {field.name: getattr(stored, field.name) for field in fields(kind)}
+
+
+def _calibration(stored: CalibrationValues | None) -> Calibration | None:
+    """Returns a stored calibration; JSON has lists where the dataclass has tuples."""
+    if stored is None:
+        return None
+    values = _values(stored, Calibration)
+    lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Calibration(**values | lists)

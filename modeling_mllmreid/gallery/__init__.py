@@ -1,0 +1,1 @@
+"""The gallery: person crops that can be added, searched and erased."""
