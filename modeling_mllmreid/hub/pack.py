@@ -18,7 +18,7 @@ from ..data.load import load_reid_dataset
 from ..evaluation.calibration import fit_calibration
 from ..evaluation.embedding import embed_images
 from ..evaluation.onnx_encoder import load_onnx
-from ..evaluation.threshold import load_thresholds, save_thresholds
+from ..evaluation.threshold import THRESHOLD_FILE, load_thresholds, save_thresholds
 from ..model import MllmReIDVisionModel, MllmReIDVisionProcessor
 from ..model.shipped_models import PRETRAINED
 from ..options.arguments import OnnxArguments
@@ -74,26 +74,32 @@ def pack(checkpoint: Path, folder: Path) -> None:
         halve_onnx(scratch / ONNX, folder / ONNX)
         for name in AS_EXPORTED:
             (folder / name).write_bytes((export / name).read_bytes())
-    add_calibration(folder)
     # A checkpoint is for its owner alone, and everyone reads an installed package.
     for path in folder.iterdir():
         path.chmod(0o644)
 
 
-def add_calibration(folder: Path) -> None:
-    """Fits the calibration of a packed model on rendered people of their own, and writes it into threshold.json."""
+def add_calibration(folder: Path, world: World = CALIBRATION) -> None:
+    """Fits the calibration of a packed model on rendered people of their own, and writes it into threshold.json.
+
+    Raises RuntimeError if the model has no threshold, or if no calibration reaches its precision.
+    """
+    threshold = load_thresholds(str(folder)).get("vision")
+    if threshold is None:
+        raise RuntimeError(f"{folder}: this model has no threshold: train it with val people")
     encoder, processor = load_onnx(folder / ONNX, OnnxArguments(), {})
     with TemporaryDirectory() as scratch:
-        world = Path(scratch) / "world"
-        write_pedestrians(world, CALIBRATION, captions_per_image=0)
-        splits = load_reid_dataset("market1501", data_dir=world, strict=False)
+        people = write_pedestrians(Path(scratch) / "people", world, captions_per_image=0).root
+        splits = load_reid_dataset("market1501", data_dir=people, strict=False)
         features, persons = [], []
         for split in (splits["query"], splits["gallery"]):
             features.append(embed_images(encoder, processor, image_sources(split), names=("vision",))["vision"])
             persons += split["person_id"][:]
     calibration = fit_calibration(np.concatenate(features), persons)
-    thresholds = load_thresholds(str(folder))
-    save_thresholds(folder, {"vision": replace(thresholds["vision"], calibration=calibration)})
+    if calibration is None:
+        raise RuntimeError(f"{folder}: groups of this model do not reach the precision: train it longer")
+    save_thresholds(folder, {"vision": replace(threshold, calibration=calibration)})
+    (folder / THRESHOLD_FILE).chmod(0o644)
 
 
 def is_large(weight: torch.Tensor) -> bool:
@@ -125,3 +131,4 @@ def halve_onnx(source: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     pack(Path(sys.argv[1]), PRETRAINED / sys.argv[2])
+    add_calibration(PRETRAINED / sys.argv[2])
