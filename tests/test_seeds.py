@@ -69,7 +69,7 @@ def draws(tiny_processor, make_llava, tmp_path):
 
     def world(seed):
         folder = tmp_path / f"world{seed}-{len(list(tmp_path.iterdir()))}"
-        sizes = {"train_identities": 2, "test_identities": 1, "images_per_camera": 1, "cameras": 2}
+        sizes = {"train_identities": 2, "test_identities": 1, "images_per_camera": 2, "cameras": 2}
         write_pedestrians(folder, **sizes, seed=seed)
         return [path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()]
 

@@ -13,6 +13,7 @@ from ..data.leakage import overlaps
 from ..data.published import published_counts
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.adapters import quantized_as
+from ..model.shipped_models import shipped_folder
 from ..retrieval.distances import distance_blocks
 from ..retrieval.ranking import Ranking, rank_gallery
 from ..retrieval.reranking import expand_queries, rerank_blocks
@@ -202,10 +203,11 @@ def _run_settings(
 ) -> dict[str, Any]:
     """Returns the entries of metrics.json that describe the model, the data and the settings."""
     query, gallery, trained_on = features.query_split, features.gallery_split, model.config.trained_on or []
+    folder = shipped_folder(metadata["model"])
     onnx = {"onnx": model.settings.options()} if isinstance(model, OnnxEncoder) else {}
     return {
         **metadata,
-        "weights": model.file.digest if isinstance(model, OnnxEncoder) else weights_digest(metadata["model"]),
+        "weights": model.file.digest if isinstance(model, OnnxEncoder) else weights_digest(folder),
         **onnx,
         "trained_on": trained_on,
         "tested_on": sorted(set(query["source"][:])),

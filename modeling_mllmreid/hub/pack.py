@@ -65,18 +65,22 @@ def pack(checkpoint: Path, folder: Path) -> None:
         export = scratch / "export"
         write_export(model, processor, export, to="vision", name=folder.name, source=checkpoint)
         weights = {name: w.half() if is_large(w) else w for name, w in load_file(export / WEIGHTS).items()}
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        done = scratch / "done"
+        done.mkdir()
+        save_file(weights, done / WEIGHTS, metadata={"format": "pt"})
         fields = json.loads((export / CONFIG).read_text(encoding="utf-8"))
         fields = {name: value for name, value in fields.items() if name not in CODE_FIELDS}
-        (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        (done / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         # Products of weights and norms are no numbers of 16 bits.
         export_onnx(model, scratch / ONNX, processor, fuse_norms=False)
-        halve_onnx(scratch / ONNX, folder / ONNX)
+        halve_onnx(scratch / ONNX, done / ONNX)
         for name in AS_EXPORTED:
-            (folder / name).write_bytes((export / name).read_bytes())
-    # A checkpoint is for its owner alone, and everyone reads an installed package.
-    for path in folder.iterdir():
-        path.chmod(0o644)
+            (done / name).write_bytes((export / name).read_bytes())
+        # Weights, ONNX file and config.json are of one training: they are replaced once all are complete.
+        for path in done.iterdir():
+            # A checkpoint is for its owner alone, and everyone reads an installed package.
+            path.chmod(0o644)
+            path.replace(folder / path.name)
 
 
 def add_calibration(folder: Path, world: World = CALIBRATION) -> None:
@@ -130,5 +134,7 @@ def halve_onnx(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3 or Path(sys.argv[2]).name != sys.argv[2]:
+        sys.exit("usage: python -m modeling_mllmreid.hub.pack CHECKPOINT NAME")
     pack(Path(sys.argv[1]), PRETRAINED / sys.argv[2])
     add_calibration(PRETRAINED / sys.argv[2])

@@ -68,7 +68,7 @@ WORLDS: dict[str, World] = {
         203, scenes=24, images_per_camera=2, train_identities=300, test_identities=100, crowd=NOBODY_ALIKE, outfits=2
     ),
     "walks": World(204, scenes=24, images_per_camera=8, test_identities=60, tracks=True),
-    "descriptions": World(205, scenes=40, images_per_camera=1, test_identities=200, crowd=NOBODY_ALIKE),
+    "descriptions": World(205, scenes=40, images_per_camera=2, test_identities=200, crowd=NOBODY_ALIKE),
 }
 
 

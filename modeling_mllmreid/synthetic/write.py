@@ -10,9 +10,9 @@ from tqdm.auto import tqdm
 
 from ..utils.errors import UserError
 from ..utils.outputs import atomic_folder
-from ..utils.ranges import MOST_PROCESSES
+from ..utils.ranges import MOST_PIXELS, MOST_PROCESSES
 from .files import CAPTIONS_FILE, FOLDERS, WrittenPedestrians, mark_rendered
-from .people.attributes import Crowd, Person, change_clothes, make_person, random_stream
+from .people.attributes import SEASONS, Crowd, Person, change_clothes, make_person, random_stream
 from .people.captions import seen_items, tokenize, write_captions
 from .rendering.crops import render
 from .rendering.scenes import make_scene
@@ -69,7 +69,8 @@ def write_pedestrians(
     walkers += [Walker("distractor", index, 0) for index in range(world.distractors)]
     records: list[dict[str, Any]] = []
     with atomic_folder(root) as partial_root:
-        for folder in FOLDERS if world.train_identities else FOLDERS[1:]:
+        folders = [*FOLDERS[: 1 if world.train_identities else 0], *(FOLDERS[1:] if world.test_identities else ())]
+        for folder in folders:
             (partial_root / folder).mkdir()
         plan = {"root": str(partial_root), "world": asdict(world), "captions": captions_per_image}
         jobs = [plan | {"walker": asdict(walker)} for walker in walkers]
@@ -140,14 +141,24 @@ def _check(root: Path, world: World, captions: int, processes: int) -> None:
         raise UserError(f"{root} is not an empty folder: give a new folder or empty this one")
     ranges = {
         "test_identities": (0, 9999),
-        "train_identities": (0, 9999 - world.test_identities),
-        "images_per_camera": (1, 9999),
+        "train_identities": (0 if world.test_identities else 1, 9999 - world.test_identities),
+        "distractors": (0, 9999 if world.test_identities else 0),
+        # The first image of a test identity is a query: without a second one the gallery has none of this camera.
+        "images_per_camera": (2 if world.test_identities else 1, 9999),
         "scenes": (1, 999),
         "cameras": (1, world.scenes),
         "outfits": (1, world.cameras),
+        "height": (1, MOST_PIXELS),
+        "width": (1, MOST_PIXELS),
+        "crowd.size": (1, 9999),
+        "crowd.copies": (0, world.crowd.size - 1),
     }
     ranges |= {"captions_per_image": (0, 100), "processes": (1, MOST_PROCESSES)}
-    values = asdict(world) | {"captions_per_image": captions, "processes": processes}
+    height, width = world.size
+    values = asdict(world) | {"captions_per_image": captions, "processes": processes, "height": height, "width": width}
+    values |= {"crowd.size": world.crowd.size, "crowd.copies": world.crowd.copies}
     for name, (low, high) in ranges.items():
         if not low <= values[name] <= high:
             raise UserError(f"{name} is {values[name]}: give {low} to {high}")
+    if world.season not in SEASONS:
+        raise UserError(f"season is {world.season!r}: give one of {', '.join(SEASONS)}")

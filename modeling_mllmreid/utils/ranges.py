@@ -41,7 +41,8 @@ Count = Annotated[int, Range(at_least=1, at_most=MILLIONS)]
 Several = Annotated[int, Range(at_least=2, at_most=MILLIONS)]
 CountOrZero = Annotated[int, Range(at_least=0, at_most=MILLIONS)]
 Threads = Annotated[int, Range(at_least=1, at_most=THOUSAND)]
-Pixels = Annotated[int, Range(at_least=1, at_most=4096)]
+MOST_PIXELS = 4096
+Pixels = Annotated[int, Range(at_least=1, at_most=MOST_PIXELS)]
 # For fields whose dataclass checks the lower limit.
 AtMostMillions = Annotated[int, Range(at_most=MILLIONS)]
 AtMostThousand = Annotated[int, Range(at_most=THOUSAND)]

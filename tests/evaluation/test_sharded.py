@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
+from children import start_children
 from native import write_native
 from PIL import Image
 
@@ -132,8 +132,10 @@ def one_of_two(rank: int, root: Path, output: Path, port: int) -> None:
 
 def test_two_processes_share_what_one_does(disk, tmp_path):
     (tmp_path / "both").mkdir()
+    two = start_children(one_of_two, disk, tmp_path / "both", 30500 + os.getpid() % 1000, count=2)
     alone = everything(disk, tmp_path / "alone")
-    mp.spawn(one_of_two, args=(disk, tmp_path / "both", 30500 + os.getpid() % 1000), nprocs=2)
+    while not two.join():
+        pass
     main, other = (torch.load(tmp_path / "both" / f"got{rank}.pt", weights_only=False) for rank in (0, 1))
 
     # All rows are on process 0 in their order, none on the other.

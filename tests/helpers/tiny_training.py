@@ -1,13 +1,9 @@
-"""Runs the real training on a small rendered data set, in this process or in a child that may be killed."""
+"""Runs the real training on a small rendered data set."""
 
 import copy
-import multiprocessing
-from collections.abc import Callable
 from functools import cache
-from multiprocessing import forkserver
 from pathlib import Path
 
-import pytest
 import torch
 
 from modeling_mllmreid.data.load import load_reid_dataset
@@ -81,19 +77,3 @@ def train_tiny(
     args = ReIDTrainingArguments(output_dir=str(folder / output), **{**settings, **arguments})
     batches = BatchArguments(**{"target": "caption", "val_identities": 4, **(batch or {})})
     return train_reid(reid, processor, dataset, batches, args)
-
-
-def exit_code_of_child(function: Callable, *args) -> int:
-    """Runs a function of these helpers in a child process on the CPU; returns its exit code, below 0 for a signal.
-
-    Not by os.fork: CUDA cannot be used in a child of a process that has used it. The server that forks here sees none.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["modeling_mllmreid.training"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        forkserver.ensure_running()
-    child = context.Process(target=function, args=args)
-    child.start()
-    child.join()
-    return child.exitcode

@@ -2,14 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_file
+from without_package import run_without_package
 
 from modeling_mllmreid.evaluation.report import weights_digest
 from modeling_mllmreid.hub.card import SNIPPET, CardData, licence_notice, read_card_data, render_card, write_card
@@ -381,8 +380,6 @@ def test_the_snippet_of_the_card_runs(saved, tmp_path):
     for number, name in enumerate(("query.jpg", "gallery.jpg")):
         Image.linear_gradient("L").rotate(90 * number).convert("RGB").resize((50, 90)).save(tmp_path / name)
     # As a reader of the card runs it, who does not have the package.
-    alone = f"import sys\nsys.modules['modeling_mllmreid'] = None\n{code}"
-    done = subprocess.run([sys.executable, "-I", "-c", alone], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    printed = [float(number) for number in re.findall(r"-?\d\.\d*", done.stdout)]
+    output = run_without_package(code, folder=tmp_path)
+    printed = [float(number) for number in re.findall(r"-?\d\.\d*", output)]
     assert len(printed) == 4 and printed[0] == pytest.approx(1, abs=1e-3) and printed[1] == printed[2] < 1

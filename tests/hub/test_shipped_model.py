@@ -1,6 +1,7 @@
 """The models that come with the package: every command finds them by name, and their files are small and agree."""
 
 import json
+import runpy
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import AutoModel
 
 from modeling_mllmreid import MllmReIDVisionModel, MllmReIDVisionProcessor, load_embeddings, load_reid_dataset
 from modeling_mllmreid.commands import embed, evaluate, export, push, search, train
+from modeling_mllmreid.evaluation.report import weights_digest
 from modeling_mllmreid.evaluation.threshold import load_thresholds, save_thresholds
 from modeling_mllmreid.hub.pack import add_calibration, pack
 from modeling_mllmreid.model import shipped_models
@@ -58,7 +60,8 @@ def test_every_command_takes_the_name(shipped, disk, capsys):
 
     data = ["--dataset", "market1501", "--data_dir", str(disk.people)]
     evaluate.main(["--model", NAME, *data, "--output_dir", "report"])
-    assert json.loads(Path("report/metrics.json").read_text())["model"] == NAME
+    report = json.loads(Path("report/metrics.json").read_text())
+    assert (report["model"], report["weights"]) == (NAME, weights_digest(shipped))
     export.main(["--model", NAME, "--output", "export"])
     batch = "--identities_per_batch 2 --images_per_identity 2 --max_steps 1 --eval_strategy no --use_cpu true"
     train.main(["--model", NAME, *data, *batch.split(), "--disable_tqdm", "true", "--output_dir", "run"])
@@ -142,6 +145,29 @@ def test_a_calibration_is_added_to_a_packed_model(tmp_path):
     (tmp_path / "threshold.json").write_text("{}")
     with pytest.raises(RuntimeError, match="this model has no threshold"):
         add_calibration(tmp_path)
+
+
+def test_an_interrupted_packing_changes_no_file(packed, tmp_path, monkeypatch):
+    shutil.copytree(packed / "pretrained" / NAME, tmp_path / NAME)
+    (tmp_path / NAME / "model.safetensors").write_text("the weights before")
+    before = {path.name: path.read_bytes() for path in (tmp_path / NAME).iterdir()}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("modeling_mllmreid.hub.pack.halve_onnx", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pack(packed / "run", tmp_path / NAME)
+    assert {path.name: path.read_bytes() for path in (tmp_path / NAME).iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("given", [[], ["run"], ["run", "../elsewhere"]])
+def test_packing_needs_a_checkpoint_and_a_name(given, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["pack", *given])
+    with pytest.raises(SystemExit, match="^usage: python -m modeling_mllmreid.hub.pack CHECKPOINT NAME$"):
+        runpy.run_module("modeling_mllmreid.hub.pack", run_name="__main__")
 
 
 def check_onnx(folder: Path, crops: torch.Tensor) -> None:

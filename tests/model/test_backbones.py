@@ -2,13 +2,12 @@
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from families import CONFIGS, IMAGE_TOKEN, PREFIX, build_native, build_reid, prompts, stock_inputs
+from without_package import run_without_package
 
 import modeling_mllmreid
 from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel, MllmReIDVisionModel
@@ -24,8 +23,6 @@ CLEAN_PROCESS = """
 import json, sys
 import torch
 from transformers import AutoModel
-
-sys.modules["modeling_mllmreid"] = None  # the code comes with the checkpoint
 root, families = sys.argv[1], json.loads(sys.argv[2])
 pixels = torch.load(f"{root}/pixels.pt")
 features = {}
@@ -225,9 +222,7 @@ def test_full_checkpoints_load_in_a_clean_process_with_the_code_that_they_carry(
         with torch.inference_mode():
             expected[family] = model.encode_images(pixels[family])
     torch.save(pixels, tmp_path / "pixels.pt")
-    command = [sys.executable, "-c", CLEAN_PROCESS, str(tmp_path), json.dumps(list(CONFIGS))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    run_without_package(CLEAN_PROCESS, tmp_path, json.dumps(list(CONFIGS)), folder=tmp_path)
     features = torch.load(tmp_path / "features.pt")
     for family, value in expected.items():
         torch.testing.assert_close(features[family], value, rtol=0, atol=1e-6)

@@ -1,16 +1,13 @@
 """Two checkpoints with different code, in folders of one name, in one process: each runs its own."""
 
-import subprocess
-import sys
-
 import torch
+from without_package import run_without_package
 
 from modeling_mllmreid.model import MllmReIDVisionModel, MllmReIDVisionProcessor
 
-# No package: the code is the checkpoints' own.
+# Without the package: the code is the checkpoints' own.
 CLEAN_PROCESS = """
 import sys
-sys.modules["modeling_mllmreid"] = None
 import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
@@ -56,9 +53,7 @@ def test_each_checkpoint_runs_its_own_code(make_model, tiny_processor, tmp_path)
             assert code.count(old) == 1
             (folder / file).write_text(code.replace(old, new))
         folders.append(str(folder))
-    command = [sys.executable, "-I", "-c", CLEAN_PROCESS, str(tmp_path / "embeddings.pt"), *folders]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    run_without_package(CLEAN_PROCESS, tmp_path / "embeddings.pt", *folders, folder=tmp_path)
     embeddings = torch.load(tmp_path / "embeddings.pt")
     for (form, _, factor), embedding in zip(VERSIONS, embeddings, strict=True):
         plain = embeddings[0] if form == "full" else embeddings[5]

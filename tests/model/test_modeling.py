@@ -1,13 +1,12 @@
 """MllmReIDModel: compared with native LLaVA, the modules that run, saving and loading."""
 
 import os
-import subprocess
-import sys
 from functools import partial
 
 import pytest
 import torch
 from transformers import AutoModel, AutoProcessor, LlavaForConditionalGeneration
+from without_package import run_without_package
 
 from modeling_mllmreid.model import (
     MllmReIDConfig,
@@ -118,11 +117,7 @@ def test_a_checkpoint_loads_where_the_package_is_absent(make_model, tiny_process
     model = make_model().eval()
     model.save_pretrained(tmp_path)
     tiny_processor.save_pretrained(tmp_path)
-    # Isolated mode: neither the working folder nor PYTHONPATH; an editable install is hidden by the import below.
-    hidden = "import sys; sys.modules['modeling_mllmreid'] = None\n"
-    command = [sys.executable, "-I", "-c", hidden + CLEAN_PROCESS, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    run_without_package(CLEAN_PROCESS, tmp_path, folder=tmp_path)
     image = Image.linear_gradient("L").convert("RGB").resize((50, 90))
     expected = model.encode_images(tiny_processor(images=[image])["pixel_values"])
     assert torch.allclose(torch.load(tmp_path / "got.pt"), expected, atol=1e-6)

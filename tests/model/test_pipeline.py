@@ -1,8 +1,6 @@
 """The pipeline "person-reid": the model's own embeddings and their ranking, with the package and without it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
+from without_package import run_without_package
 
 from modeling_mllmreid.model import MllmReIDVisionModel, MllmReIDVisionProcessor, PersonReIDPipeline
 
@@ -105,7 +104,6 @@ def test_config_names_the_pipeline_and_stays_equal(saved, images, tmp_path):
 
 CLEAN_PROCESS = """
 import sys
-sys.modules["modeling_mllmreid"] = None
 import numpy as np
 from transformers import pipeline
 folder, *images = sys.argv[1:]
@@ -127,9 +125,7 @@ else:
 
 def test_without_the_package_the_checkpoint_brings_the_pipeline(saved, images, tmp_path):
     paths = [str(images[2]), str(images[3])]
-    command = [sys.executable, "-I", "-c", CLEAN_PROCESS, saved, *paths]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    run_without_package(CLEAN_PROCESS, saved, *paths, folder=tmp_path)
     np.testing.assert_allclose(np.load(tmp_path / "embeddings.npy"), embedded(saved, paths), atol=1e-6)
     assert np.load(tmp_path / "ranking.npy").tolist() == [0, 1]
     assert (tmp_path / "again" / "pipeline_mllmreid.py").is_file()

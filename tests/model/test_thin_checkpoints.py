@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 from transformers import AutoModel, BitsAndBytesConfig, LlavaForConditionalGeneration
+from without_package import run_without_package
 
 from modeling_mllmreid.hub.export import write_export
 from modeling_mllmreid.hub.publication import check_publishable
@@ -102,7 +101,6 @@ def test_save_and_load_in_each_mode(make_thin, make_batch, tmp_path, language_mo
 
 CLEAN_PROCESS = """
 import sys
-sys.modules["modeling_mllmreid"] = None
 import torch
 from transformers import AutoModel, BitsAndBytesConfig
 folder, batch, out = sys.argv[1:]
@@ -131,9 +129,7 @@ def test_one_line_loads_it_without_the_package_in_any_format(make_thin, make_bat
     expected = embeddings(model, batch)
     model.save_pretrained(tmp_path / "thin")
     torch.save(batch["pixel_values"], tmp_path / "pixels.pt")
-    command = [sys.executable, "-I", "-c", CLEAN_PROCESS, *(str(tmp_path / n) for n in ("thin", "pixels.pt", "out.pt"))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    run_without_package(CLEAN_PROCESS, *(tmp_path / n for n in ("thin", "pixels.pt", "out.pt")), folder=tmp_path)
     features = torch.load(tmp_path / "out.pt")
     for name in ("plain", "mapped"):
         torch.testing.assert_close(features[name], expected, atol=1e-6, rtol=0)

@@ -3,7 +3,6 @@
 import configparser
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 import transformers
 from travelling_code import FORMS, write
+from without_package import run_without_package
 
 import modeling_mllmreid.model
 from modeling_mllmreid.model.versions import NEEDED, check_versions
@@ -84,10 +84,8 @@ def test_the_needed_versions_are_one_line(monkeypatch, versions, message):
 def test_every_way_to_load_a_checkpoint_reports_the_versions(tmp_path):
     write(tmp_path)
     helper = ROOT / "tests/helpers/travelling_code.py"
-    command = [sys.executable, "-I", "-c", CLEAN_PROCESS, str(helper), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    ends = json.loads(done.stdout.split("ends")[1])
+    printed = run_without_package(CLEAN_PROCESS, helper, tmp_path, folder=tmp_path)
+    ends = json.loads(printed.split("ends")[1])
     assert len(ends) == 4 * len(FORMS)
     assert set(ends.values()) == {"ImportError: " + OLD_TRANSFORMERS.format("5.17.0")}
 

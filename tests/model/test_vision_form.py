@@ -1,7 +1,5 @@
 """The vision form: the same feature as the whole model's, a fraction of its weights, and loading with one line."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,7 @@ import torch
 from PIL import Image
 from published_models import transreid_weights
 from transformers import AutoModel, AutoProcessor
+from without_package import run_without_package
 
 import modeling_mllmreid.model
 from modeling_mllmreid.hub.convert import LAYOUTS, convert
@@ -55,7 +54,6 @@ WITH_LANGUAGE_MODEL = {
 }
 CLEAN_PROCESS = """
 import sys
-sys.modules["modeling_mllmreid"] = None
 import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
@@ -86,9 +84,7 @@ def test_it_loads_by_one_line_with_and_without_the_package(make_model, tiny_proc
     for part in (converted, its_processor):
         part.save_pretrained(tmp_path / "converted")
     folders = [str(tmp_path), str(tmp_path / "converted")]
-    command = [sys.executable, "-I", "-c", CLEAN_PROCESS, *folders]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    run_without_package(CLEAN_PROCESS, *folders, folder=tmp_path)
     torch.testing.assert_close(torch.load(tmp_path / "got.pt"), expected, atol=1e-6, rtol=0)
     expected = converted.encode_images(its_processor(images=image)["pixel_values"])
     torch.testing.assert_close(torch.load(tmp_path / "converted" / "got.pt"), expected, atol=1e-6, rtol=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from modeling_mllmreid.synthetic.body.dressed import Dressed
 from modeling_mllmreid.synthetic.body.mesh import Layer
 from modeling_mllmreid.synthetic.people.attributes import (
     BAGS,
@@ -23,9 +24,10 @@ from modeling_mllmreid.synthetic.people.attributes import (
 )
 from modeling_mllmreid.synthetic.people.captions import LEAST, WORDS, attribute_words, seen_items, write_captions
 from modeling_mllmreid.synthetic.people.colors import CLOTH, Color, cloth_color
+from modeling_mllmreid.synthetic.rendering.albedo import albedo
 from modeling_mllmreid.synthetic.rendering.crops import render
 from modeling_mllmreid.synthetic.rendering.scenes import make_scene
-from modeling_mllmreid.synthetic.rendering.shots import PasserBy, plan_shot, plan_track, view_of
+from modeling_mllmreid.synthetic.rendering.shots import Obstacle, PasserBy, plan_shot, plan_track, view_of
 
 # Means of a grid of 4 x 2 cells, of three crops.
 EXPECTED = [
@@ -101,6 +103,38 @@ def test_what_counts_as_visible_changes_the_image_and_nothing_else_does():
     assert all(visible >= 2 for visible, _ in seen.values()) and sum(hidden for _, hidden in seen.values()) > 10
 
 
+def test_a_pattern_counts_where_its_colour_shows_and_nowhere_else():
+    hidden = shown = 0
+    for index in range(28, 50):
+        person, shot, scene, drawn = crop(index)
+        if person.outfit.pattern == "plain":
+            assert drawn.visible["pattern"] == 0
+        # Some logos are on one side alone, some have the accent's colour alone, and straps cover others.
+        outfit = replace(person.outfit, upper="sweater", pattern="logo", pattern_color=GREEN, bag="backpack")
+        logo, other = (replace(person, outfit=replace(outfit, pattern_color=c)) for c in (GREEN, Color("r", (1, 0, 0))))
+        share = (drawn := render(logo, shot, scene, seed=0)).visible["pattern"]
+        changed = np.abs(np.asarray(drawn.image, int) - np.asarray(render(other, shot, scene, seed=0).image, int))
+        changed = (changed.max(2) > 12).mean()
+        if share == 0:
+            hidden += 1
+            assert changed < 0.002, index
+        elif share >= LEAST["pattern"]:
+            shown += 1
+            assert changed > 0.1 * share, (index, share, changed)
+    assert hidden >= 3 and shown >= 3
+
+
+def test_sleeves_of_another_cloth_show_no_pattern():
+    person = make_person(0, "train", 0)
+    outfits = (replace(person.outfit, upper="sweater", pattern="logo", bag=None, detail=n) for n in range(20, 40))
+    dressed = (Dressed(replace(person, outfit=outfit)) for outfit in outfits)
+    plain = next(each for each in dressed if each.sleeves is not each.textures[Layer.UPPER])
+    everywhere = np.stack(np.meshgrid(np.linspace(-5, 5, 60), np.linspace(-2, 6, 60), (-1, 0, 1)), -1).reshape(-1, 3)
+    upper = np.full(len(everywhere), Layer.UPPER)
+    for on_arm, shown in ((False, True), (True, False)):
+        assert albedo(plain, upper, everywhere, np.full(len(upper), on_arm))[1].any() == shown
+
+
 def test_captions_mention_what_is_seen_alone():
     for index in range(36):
         person, scene = make_person(1, "train", index, season="winter"), make_scene(1, index % 7)
@@ -123,6 +157,35 @@ def test_captions_mention_what_is_seen_alone():
             assert outfit.lower in words and outfit.lower_color.name in words
         if "upper" in seen:
             assert outfit.upper_color.name in words
+
+
+def test_what_an_obstacle_hides_or_a_view_does_not_show_is_in_no_caption():
+    person, shot, scene, _ = crop(1, passers_by=(), obstacle=None, fill=0.95, shift=(0.0, 0.0))
+    outfit = replace(person.outfit, upper="dress", lower=None, hat=None, pattern="logo", pattern_color=GREEN)
+    person = replace(person, body=replace(person.body, hair_style="bald"), outfit=replace(outfit, sleeves="short"))
+    wall, beam = Obstacle("low wall", 0.5, 4.0, 0), Obstacle("low wall", 0.0, 4.0, 0)
+    free, low, high = (render(person, replace(shot, obstacle=o), scene, seed=0).visible for o in (None, wall, beam))
+    assert free["legs"] > 0.1 and free["scalp"] > 0.01
+    assert low["legs"] < LEAST["legs"] and low["scalp"] == free["scalp"] and high["scalp"] == 0
+
+    def words(seen, view, **body):
+        other = replace(person, body=replace(person.body, **body))
+        return " ".join(write_captions(other, frozenset(seen), view, 12, random_stream(0)))
+
+    assert "bare legs" in words(LEAST, "side") and "bald" in words(LEAST, "side")
+    assert "bare legs" not in words(LEAST.keys() - {"legs"}, "side")
+    assert "bald" not in words(LEAST.keys() - {"scalp"}, "side")
+    assert "bun" in words(LEAST, "back", hair_style="bun") and "bun" not in words(LEAST, "front", hair_style="bun")
+
+
+def test_a_colour_has_its_article():
+    person, orange = make_person(0, "train", 0), Color("orange", (0.9, 0.5, 0.1))
+    for pattern in ("logo", "block"):
+        outfit = replace(person.outfit, upper="sweater", pattern=pattern, pattern_color=orange)
+        texts = " ".join(
+            write_captions(replace(person, outfit=outfit), frozenset(LEAST), "front", 12, random_stream(0))
+        )
+        assert f"with an orange {pattern}" in texts and "a orange" not in texts
 
 
 def test_names_of_colors_do_not_overlap():
@@ -178,4 +241,4 @@ def test_a_track_is_one_walk():
 def test_every_size_is_rendered(size):
     drawn = crop(2, size)[3]
     assert drawn.image.size == (size[1], size[0]) and drawn.visible["upper"] > 0.1
-    assert sum(drawn.visible[layer.name.lower()] for layer in Layer) <= 1 + 1e-6
+    assert sum(drawn.visible.values()) - drawn.visible["pattern"] <= 1 + 1e-6

@@ -9,7 +9,7 @@ from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.data.readers import rendered
 from modeling_mllmreid.synthetic import write
 from modeling_mllmreid.synthetic.flat.worlds import WORLDS as FLAT_WORLDS
-from modeling_mllmreid.synthetic.people.attributes import change_clothes, make_person
+from modeling_mllmreid.synthetic.people.attributes import Crowd, change_clothes, make_person
 from modeling_mllmreid.synthetic.people.captions import attribute_words, tokenize
 from modeling_mllmreid.synthetic.worlds import DEFAULT, WORLDS
 from modeling_mllmreid.synthetic.write import write_pedestrians
@@ -27,7 +27,8 @@ def small_worlds(monkeypatch):
     """Every world with a handful of people."""
     for name, world in WORLDS.items():
         people = {"train_identities": min(world.train_identities, 2), "test_identities": min(world.test_identities, 2)}
-        small = replace(world, cameras=3, images_per_camera=2, distractors=min(world.distractors, 2), **people)
+        images = min(world.images_per_camera, 2)
+        small = replace(world, cameras=3, images_per_camera=images, distractors=min(world.distractors, 2), **people)
         monkeypatch.setitem(WORLDS, name, small)
 
 
@@ -118,12 +119,28 @@ def test_numbers_out_of_range_and_full_folders_are_refused(tmp_path):
         ({"cameras": 25}, "cameras is 25: give 1 to 24"),
         ({"outfits": 4}, "outfits is 4: give 1 to 3"),
         ({"test_identities": 10_000}, "test_identities is 10000: give 0 to 9999"),
+        ({"images_per_camera": 1}, "images_per_camera is 1: give 2 to 9999"),
+        ({"train_identities": 0, "test_identities": 0}, "train_identities is 0: give 1 to 9999"),
+        ({"distractors": -1}, "distractors is -1: give 0 to 9999"),
+        ({"distractors": 1, "test_identities": 0}, "distractors is 1: give 0 to 0"),
+        ({"size": (0, 64)}, "height is 0: give 1 to 4096"),
+        ({"size": (128, -1)}, "width is -1: give 1 to 4096"),
+        ({"crowd": Crowd(0, 0)}, "crowd.size is 0: give 1 to 9999"),
+        ({"crowd": Crowd(3, 3)}, "crowd.copies is 3: give 0 to 2"),
+        ({"season": "spring"}, "season is 'spring': give one of mild, summer, winter"),
         ({"processes": 0}, "processes is 0: give 1 to 128"),
         ({"captions_per_image": -1}, "captions_per_image is -1: give 0 to 100"),
     ):
         with pytest.raises(UserError, match=message):
             write_pedestrians(tmp_path / "new", **{**FEW, **change})
     assert not (tmp_path / "new").exists()
+
+
+def test_a_set_of_training_people_alone_is_read(tmp_path):
+    write_pedestrians(tmp_path / "set", **{**FEW, "test_identities": 0, "images_per_camera": 1})
+    assert {split: len(rows) for split, rows in load_reid_dataset("market1501", data_dir=tmp_path / "set").items()} == {
+        "train": 9
+    }
 
 
 def test_an_interrupted_world_leaves_nothing(tmp_path, monkeypatch):

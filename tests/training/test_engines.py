@@ -5,8 +5,8 @@ import os
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from accelerate import PartialState
+from children import start_children
 from datasets import DatasetDict
 
 from modeling_mllmreid.data.load import load_reid_dataset
@@ -122,9 +122,9 @@ def one_of_two(rank: int, people: str, output: str, port: int) -> None:
 def runs(people, tmp_path_factory):
     """Returns the results of one process with 8 people in a batch, and of each of two with 4."""
     output = tmp_path_factory.mktemp("engines")
-    context = mp.spawn(one_of_two, (str(people), str(output), 29500 + os.getpid() % 1000), nprocs=2, join=False)
+    two = start_children(one_of_two, str(people), str(output), 29500 + os.getpid() % 1000, count=2)
     one = train_all(str(people), f"{output}/one", identities_per_batch=8)
-    while not context.join():
+    while not two.join():
         pass
     return one, [torch.load(output / f"rank{rank}.pt") for rank in (0, 1)]
 

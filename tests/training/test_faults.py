@@ -6,9 +6,9 @@ import signal
 
 import pytest
 import torch
+from children import exit_code_of_child
 from datasets import DatasetDict
 from dying_training import MOMENTS, die_at, fill_the_disk, without_hub
-from tiny_training import exit_code_of_child
 
 from modeling_mllmreid.training.guards import Preempted, StepGuard
 from modeling_mllmreid.training.resume import last_checkpoint

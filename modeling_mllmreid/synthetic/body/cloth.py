@@ -1,4 +1,4 @@
-"""Procedural cloth: square images around a garment, in sRGB, with a mask of what its pattern adds.
+"""Procedural cloth: square images around a garment, in sRGB, with a mask of its pattern's colour.
 
 A texture has `SIZE` rows from the collar or waist down and `SIZE` columns around the body, the front in the middle.
 """
@@ -45,13 +45,13 @@ def weave(
         third (`tuple`): sRGB of details of the pattern.
 
     Returns:
-        `np.ndarray`: (SIZE, SIZE, 4): sRGB from 0 to 1, and 1 where the pattern covers the cloth.
+        `np.ndarray`: (SIZE, SIZE, 4): sRGB from 0 to 1, and 1 where the cloth has the colour of the pattern.
     """
     cloth = np.zeros((SIZE, SIZE, 4), np.float32)
     cloth[..., :3] = base
     if pattern != "plain":
         for mask, color in PATTERNS[pattern](rng, second, third):
-            cloth[mask, :3], cloth[mask, 3] = color, 1
+            cloth[mask, :3], cloth[mask, 3] = color, color == second
     wear = 1 + rng.uniform(0.01, 0.09) * noise(rng, rng.uniform(0.2, 0.9))
     cloth[..., :3] = np.clip(cloth[..., :3] * wear[..., None], 0.01, 1)
     return cloth

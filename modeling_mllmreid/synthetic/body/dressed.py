@@ -73,7 +73,7 @@ class Dressed:
             Layer.NECK: weave(rng, (outfit.scarf_color or outfit.upper_color).rgb),
         }
         for cloth in self.textures.values():
-            np.clip(cloth, 0.01, 1, out=cloth)
+            np.clip(cloth[..., :3], 0.01, 1, out=cloth[..., :3])
         self.bump = np.stack([noise(rng, 1.2), noise(rng, 1.2)], -1)
         closed = outfit.inner_color is None and outfit.upper in ("jacket", "hoodie", "puffer", "coat", "shirt")
         self.zipper: RGB | None = third if closed and rng.random() < 0.5 else None

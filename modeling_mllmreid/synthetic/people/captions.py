@@ -18,8 +18,8 @@ PATTERN_PHRASES: dict[str, tuple[str, ...]] = {
     "striped": ("{color} and {second} striped {garment}", "{color} {garment} with {second} stripes"),
     "checked": ("{color} and {second} checked {garment}", "{color} {garment} with {second} checks"),
     "dotted": ("{color} {garment} with {second} dots", "{color} {garment} dotted in {second}"),
-    "block": ("{color} and {second} block {garment}", "{color} {garment} with a {second} block"),
-    "logo": ("{color} {garment} with a {second} logo",),
+    "block": ("{color} and {second} block {garment}", "{color} {garment} with {a_second} block"),
+    "logo": ("{color} {garment} with {a_second} logo",),
     "floral": ("{color} floral {garment} with {second} flowers",),
     "camouflage": ("{color} and {second} camouflage {garment}",),
 }
@@ -34,7 +34,8 @@ LEAST = {
     "bag": 0.01,
     "neck": 0.006,
     "pattern": 0.008,
-    "skin": 0.01,
+    "legs": 0.03,
+    "scalp": 0.01,
 }
 ATTRIBUTE_WORDS = frozenset(
     word
@@ -117,8 +118,10 @@ def _phrases(person: Person, seen: frozenset[str], view: str, rng: Random) -> Ph
         "who": rng.choice((person.body.gender, person.body.gender, "person", "pedestrian")),
         "upper": _upper(person, seen, rng) if "upper" in seen else "clothes that are hidden",
     }
-    if outfit.lower is None or "lower" not in seen:
-        phrases["lower"] = "bare legs" if outfit.lower is None else "something that is hidden"
+    if ("legs" if outfit.lower is None else "lower") not in seen:
+        phrases["lower"] = "something that is hidden"
+    elif outfit.lower is None:
+        phrases["lower"] = "bare legs"
     else:
         phrases["lower"] = f"{'a ' if outfit.lower == 'skirt' else ''}{outfit.lower_color.name} {outfit.lower}"
     head = _head(person, seen, view)
@@ -137,8 +140,9 @@ def _upper(person: Person, seen: frozenset[str], rng: Random) -> str:
     outfit = person.outfit
     pattern = outfit.pattern if "pattern" in seen else "plain"
     garment = WORDS.get(outfit.upper, outfit.upper)
+    second = outfit.pattern_color.name
     text = rng.choice(PATTERN_PHRASES[pattern]).format(
-        color=outfit.upper_color.name, second=outfit.pattern_color.name, garment=garment
+        color=outfit.upper_color.name, second=second, a_second=article(second), garment=garment
     )
     if outfit.upper in ("shirt", "blouse", "dress") and outfit.sleeves != "none" and rng.random() < 0.6:
         text += f"{' and' if ' with ' in text else ' with'} {outfit.sleeves} sleeves"
@@ -154,12 +158,12 @@ def _head(person: Person, seen: frozenset[str], view: str) -> str:
     body, outfit = person.body, person.outfit
     color = body.hair_color.name
     if body.hair_style == "bald":
-        hair = "a bald head" if outfit.hat is None and "skin" in seen else ""
+        hair = "a bald head" if outfit.hat is None and "scalp" in seen else ""
     elif "hair" not in seen:
         hair = ""
     else:
         style = body.hair_style
-        if style == "ponytail" and view == "front":
+        if style in ("ponytail", "bun") and view == "front":
             hair = f"{color} hair"
         else:
             phrase = HAIR_PHRASES.get(style, f"{style} {{}} hair").format(color)

@@ -37,7 +37,7 @@ def albedo(
         on_arm (`np.ndarray`): (P,), whether it lies on an arm.
 
     Returns:
-        `tuple`: colours (P, 3), whether a pattern covers the point (P,), and the cloth's rows and columns.
+        `tuple`: colours (P, 3), whether the point has the colour of a pattern (P,), and the cloth's rows and columns.
     """
     row, column = cloth_coordinates(layer, place, on_arm)
     color, marked = np.zeros((len(layer), 3), np.float32), np.zeros(len(layer), bool)
@@ -46,8 +46,9 @@ def albedo(
         texels = dressed.textures[name][row[chosen], column[chosen]]
         color[chosen], marked[chosen] = texels[:, :3], texels[:, 3] > 0
     sleeve = (layer == Layer.UPPER) & on_arm
-    color[sleeve] = dressed.sleeves[row[sleeve], column[sleeve], :3]
-    _fasten(dressed, (layer == Layer.UPPER) & ~on_arm, place, color)
+    texels = dressed.sleeves[row[sleeve], column[sleeve]]
+    color[sleeve], marked[sleeve] = texels[:, :3], texels[:, 3] > 0
+    marked &= ~_fasten(dressed, (layer == Layer.UPPER) & ~on_arm, place, color)
     outfit, body = dressed.person.outfit, dressed.person.body
     shoes = layer == Layer.SHOES
     sole = place[shoes, 1:2] < -8.02
@@ -64,13 +65,15 @@ def albedo(
     return np.clip(color, 0.008, 1) ** GAMMA, marked, (row, column)
 
 
-def _fasten(dressed: Dressed, trunk: np.ndarray, place: np.ndarray, color: np.ndarray) -> None:
-    """Paints zipper and straps on the trunk (P,)."""
+def _fasten(dressed: Dressed, trunk: np.ndarray, place: np.ndarray, color: np.ndarray) -> np.ndarray:
+    """Paints zipper and straps on the trunk (P,); returns where they are."""
     x, y, z = place.T
+    painted = np.zeros(len(trunk), bool)
     if dressed.zipper is not None:
-        color[trunk & (np.abs(x) < 0.1) & (z > 0)] = dressed.zipper
+        painted = trunk & (np.abs(x) < 0.1) & (z > 0)
+        color[painted] = dressed.zipper
     if dressed.strap is None:
-        return
+        return painted
     outfit = dressed.person.outfit
     side = 1 if outfit.bag_side == "left" else -1
     if outfit.bag == "backpack":
@@ -79,7 +82,10 @@ def _fasten(dressed: Dressed, trunk: np.ndarray, place: np.ndarray, color: np.nd
         strap = np.abs(0.9 * side * x - (1.9 - 0.62 * (y - 0.5))) < 0.2
     else:
         strap = (np.abs(side * x - 1.5) < 0.15) & (y > 0.5)
-    color[trunk & strap] = dressed.strap
+    strap &= trunk
+    color[strap] = dressed.strap
+    painted |= strap
+    return painted
 
 
 def _skin(dressed: Dressed, place: np.ndarray) -> np.ndarray:

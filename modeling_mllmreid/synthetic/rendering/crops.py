@@ -27,8 +27,8 @@ class Crop:
 
     Args:
         image (`Image.Image`): RGB.
-        visible (`dict[str, float]`): For each layer by name, and "pattern": the share of the person's pixels that shows
-            it. What something in front hides is not counted.
+        visible (`dict[str, float]`): For each layer by name, "pattern", bare "legs" and a bare "scalp": the share of
+            the person's pixels that shows it. What something in front hides is not counted.
     """
 
     image: Image.Image
@@ -160,10 +160,10 @@ def _put_before(image: np.ndarray, obstacle: Obstacle, scene: Scene) -> np.ndarr
 
 
 def _visible(figure: Figure, hidden: np.ndarray) -> dict[str, float]:
-    """The share of the person's pixels that shows each layer, and a pattern."""
+    """The share of the person's pixels that shows each layer and each detail."""
     person = figure.layer >= 0
     total = max(int(person.sum()), 1)
     seen = person & ~hidden
     counts = Counter(figure.layer[seen].tolist())
-    shares = {layer.name.lower(): counts[layer.value] / total for layer in Layer}
-    return shares | {"pattern": float((figure.marked & seen).sum()) / total}
+    shares = {layer.name.lower(): counts[layer.value] / total for layer in Layer if layer != Layer.SKIN}
+    return shares | {name: int((shows & seen).sum()) / total for name, shows in figure.details.items()}

@@ -12,6 +12,8 @@ from .filters import box_mean, dots
 from .raster import rasterize
 from .scenes import Light
 
+# Heights on the mesh at rest.
+HIPS, BROWS = -1.0, 7.6
 SHADOW_SIZE = 72  # pixels of a shadow map of 24 decimetres
 SHEEN = {Layer.HAIR: 0.06, Layer.SKIN: 0.03, Layer.BAG: 0.02, Layer.SHOES: 0.02}
 
@@ -41,13 +43,14 @@ class View(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A drawn person, images (H, W): linear `rgb` (H, W, 3), `layer`, -1 where nothing is, `marked`: where a pattern
-    shows, and `ground`: the factor by which the person's shadow darkens the ground.
+    """A drawn person, images (H, W): linear `rgb` (H, W, 3), `layer`, -1 where nothing is, `details`: where the
+    colour of a "pattern", bare "legs" and a bare "scalp" show, and `ground`: the factor by which the person's shadow
+    darkens the ground.
     """
 
     rgb: np.ndarray
     layer: np.ndarray
-    marked: np.ndarray
+    details: dict[str, np.ndarray]
     ground: np.ndarray
 
 
@@ -79,7 +82,10 @@ def draw_figure(
 
     layer = dressed.layer[seen.face]
     on_arm = at_pixels(dressed.arm[:, None])[:, 0] > 0.5
-    color, marked, cloth = albedo(dressed, layer, at_pixels(dressed.place), on_arm)
+    place = at_pixels(dressed.place)
+    color, marked, cloth = albedo(dressed, layer, place, on_arm)
+    skin, height_at_rest = (layer == Layer.SKIN) & ~on_arm, place[:, 1]
+    details = {"pattern": marked, "legs": skin & (height_at_rest < HIPS), "scalp": skin & (height_at_rest > BROWS)}
     points, towards = at_pixels(vertices), unit(at_pixels(normals))
     sight = unit(points - view.position)
     towards[np.einsum("pi,pi->p", towards, sight) > 0.25] *= -1  # the inside of a garment
@@ -95,7 +101,8 @@ def draw_figure(
     depth = image((1 / seen.inverse_depth).astype(np.float32))
     layers = image(layer, -1)
     rgb = _occluded(image(color.astype(np.float32)), (layers >= 0).astype(np.float32), depth, height)
-    return Figure(rgb, layers, image(marked), _ground_shadow(vertices, view, light, size))
+    details = {name: image(shows) for name, shows in details.items()}
+    return Figure(rgb, layers, details, _ground_shadow(vertices, view, light, size))
 
 
 def _folds(
