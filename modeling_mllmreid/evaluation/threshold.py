@@ -4,11 +4,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from ..utils.errors import UserError
-from ..utils.json_files import read_json
+from ..utils.json_files import Format, read_json
 from ..utils.outputs import write_json
-from ..utils.report_formats import ThresholdsFile
+from ..utils.report_formats import CalibrationValues, ThresholdsFile
+from .calibration import Calibration
 
 THRESHOLD_FILE = "threshold.json"
 # A checkpoint without the file, and a Hub that cannot be reached, are no errors.
@@ -35,6 +37,8 @@ class Threshold:
         people (`int`): number of people among the queries.
         gallery (`int`): number of gallery images.
         metric (`str`): the distance.
+        calibration (`Calibration`, *optional*): what distances mean, for groups of unknown people; None if val is too
+            small, and in files of older versions.
     """
 
     distance: float
@@ -46,6 +50,7 @@ class Threshold:
     people: int
     gallery: int
     metric: str = "cosine"
+    calibration: Calibration | None = None
 
 
 def save_thresholds(folder: str | os.PathLike[str], thresholds: Mapping[str, Threshold]) -> None:
@@ -66,7 +71,7 @@ def load_thresholds(checkpoint: str, revision: str | None = None) -> dict[str, T
     except UserError as error:
         raise UserError(f"{path}: holds no thresholds ({str(error).removeprefix(f'{path}: ')})") from error
     return {
-        name: Threshold(**{field.name: getattr(values, field.name) for field in fields(Threshold)})
+        name: Threshold(**_values(values, Threshold) | {"calibration": _calibration(values.calibration)})
         for name, values in stored.items()
     }
 
@@ -80,3 +85,17 @@ def _file_of(checkpoint: str, revision: str | None) -> str | None:
 
     cached: str | None = cached_file(checkpoint, THRESHOLD_FILE, revision=revision, **QUIET)
     return cached
+
+
+def _values(stored: Format, kind: type[Any]) -> dict[str, Any]:
+    """Returns the values of a stored object for the fields of a dataclass."""
+    return {field.name: getattr(stored, field.name) for field in fields(kind)}
+
+
+def _calibration(stored: CalibrationValues | None) -> Calibration | None:
+    """Returns a stored calibration; JSON has lists where the dataclass has tuples."""
+    if stored is None:
+        return None
+    values = _values(stored, Calibration)
+    lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Calibration(**values | lists)

@@ -12,6 +12,8 @@ FEW = 0.2
 # Rows that are ordered again by re-ranking.
 SHORTLIST = 200
 CHUNK_ROWS = 65_536
+# Products that are in memory at once.
+BLOCK_NUMBERS = 2**24
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,17 @@ class Scan:
             places = np.flatnonzero(kept)
             features, factors, kept = features[places], factors[places], np.ones(len(places), dtype=bool)
         own = scales(queries).astype(np.float32)
-        products = features @ queries.T.astype(np.float32)
         error = float(rounding_error(width, np.array(2.0)))
         found = []
-        for query, scale, product in zip(queries, own, products.T, strict=True):
-            rough = 1 - product * factors * scale
-            rough[~kept] = np.inf
-            nearest, distances = nearest_exact(query, features.__getitem__, rough, error, k)
-            found.append((nearest if places is None else places[nearest], distances))
+        step = max(BLOCK_NUMBERS // max(len(features), 1), 1)
+        for start in range(0, len(queries), step):
+            block = queries[start : start + step]
+            products = features @ block.T.astype(np.float32)
+            for query, scale, product in zip(block, own[start : start + step], products.T, strict=True):
+                rough = 1 - product * factors * scale
+                rough[~kept] = np.inf
+                nearest, distances = nearest_exact(query, features.__getitem__, rough, error, k)
+                found.append((nearest if places is None else places[nearest], distances))
         return found
 
     def ranking(self, queries: np.ndarray, k: int) -> Ranking:

@@ -6,10 +6,11 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedConfig, TrainingArguments
@@ -18,6 +19,7 @@ from ..data.contract import image_sources
 from ..data.images import check_images
 from ..data.published import published_counts
 from ..data.splits import split_query_gallery, split_validation
+from ..evaluation.calibration_fit import fit_calibration
 from ..evaluation.protocol import embed_query_gallery, same_person
 from ..evaluation.threshold import Threshold, save_thresholds
 from ..evaluation.threshold_choice import choose_threshold
@@ -316,7 +318,7 @@ def _train_and_save(trainer: ReIDTrainer, fingerprint: dict[str, Any], val: Quer
 
 
 def thresholds_on_val(trainer: ReIDTrainer, val: QueryGallery) -> dict[str, Threshold]:
-    """Chooses the distance up to which a search reports a person, for each feature.
+    """Chooses the distance up to which a search reports a person, and fits the calibration, for each feature.
 
     Args:
         trainer (`ReIDTrainer`): The trainer with the trained model.
@@ -330,8 +332,14 @@ def thresholds_on_val(trainer: ReIDTrainer, val: QueryGallery) -> dict[str, Thre
     rule = same_person(*val)
 
     def choose() -> dict[str, Threshold]:
-        chosen = {name: choose_threshold(features, gallery[name], rule) for name, features in query.items()}
-        return {name: threshold for name, threshold in chosen.items() if threshold is not None}
+        persons = np.concatenate([rule.query_persons, rule.gallery_persons])
+        chosen = {}
+        for name, features in query.items():
+            threshold = choose_threshold(features, gallery[name], rule)
+            if threshold is not None:
+                calibration = fit_calibration(np.concatenate([features, gallery[name]]), persons)
+                chosen[name] = replace(threshold, calibration=calibration)
+        return chosen
 
     return on_main(choose)
 

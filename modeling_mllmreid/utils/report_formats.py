@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -121,6 +122,30 @@ class InspectionFile(Format):
     parts: dict[str, dict[str, Any]]
 
 
+class CalibrationValues(Format):
+    """What distances mean for a feature, see `evaluation.calibration.Calibration`."""
+
+    distances: Annotated[list[float], Field(min_length=1)]
+    log_ratios: list[float]
+    merge: Annotated[list[float], Field(min_length=5, max_length=5)]
+    least: Annotated[float, Field(ge=0)]
+    precision: Share
+    recall: Share
+    people: Count
+    images: Count
+
+    @model_validator(mode="after")
+    def _monotone(self) -> "CalibrationValues":
+        if len(self.distances) != len(self.log_ratios):
+            raise ValueError(f"{len(self.distances)} distances have {len(self.log_ratios)} log_ratios")
+        for name, values, sign in (("distances", self.distances, 1), ("log_ratios", self.log_ratios, -1)):
+            if any(sign * (after - before) < 0 for before, after in pairwise(values)):
+                raise ValueError(f"{name} are not {'ascending' if sign > 0 else 'descending'}")
+        if self.merge[1] > 0 or self.merge[2] < 0:
+            raise ValueError("merge: the odds rise with the distance, or fall with the similarity")
+        return self
+
+
 class ThresholdValues(Format):
     """A distance threshold chosen on val, see `evaluation.threshold.Threshold`."""
 
@@ -133,6 +158,7 @@ class ThresholdValues(Format):
     people: Count
     gallery: Count
     metric: Literal["cosine", "euclidean"] = "cosine"
+    calibration: CalibrationValues | None = None
 
     @model_validator(mode="after")
     def _in_order(self) -> "ThresholdValues":

@@ -3,6 +3,7 @@
 import json
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from transformers import AutoModel
 from modeling_mllmreid import MllmReIDVisionModel, MllmReIDVisionProcessor, load_embeddings, load_reid_dataset
 from modeling_mllmreid.commands import embed, evaluate, export, push, search, train
 from modeling_mllmreid.evaluation.report import weights_digest
-from modeling_mllmreid.hub.pack import pack
+from modeling_mllmreid.evaluation.threshold import load_thresholds, save_thresholds
+from modeling_mllmreid.hub.pack import add_calibration, pack
 from modeling_mllmreid.model import shipped_models
+from modeling_mllmreid.synthetic.worlds import World
 from modeling_mllmreid.utils.errors import UserError
 
 NAME = "pedestrians-small"
@@ -138,6 +141,20 @@ def test_the_packed_files_are_small_agree_and_need_no_code(packed):
         assert (model.encode_images(crops) * trained.encode_images(crops)).sum(1).min() > 0.999
     check_onnx(folder, crops)
     assert (folder / "model.onnx").stat().st_size < 1.2 * (folder / "model.safetensors").stat().st_size + 50_000
+
+
+def test_a_calibration_is_added_to_a_packed_model(tmp_path):
+    shutil.copy(FOLDER / "model.onnx", tmp_path)
+    before = load_thresholds(str(FOLDER))["vision"]
+    save_thresholds(tmp_path, {"vision": replace(before, calibration=None)})
+    add_calibration(tmp_path, World(313, scenes=4, cameras=2, images_per_camera=2, test_identities=12))
+    added = load_thresholds(str(tmp_path))["vision"]
+    assert (added.calibration.people, added.calibration.images) == (12, 48)
+    assert replace(added, calibration=before.calibration) == before
+    assert (tmp_path / "threshold.json").stat().st_mode & 0o777 == 0o644
+    (tmp_path / "threshold.json").write_text("{}")
+    with pytest.raises(RuntimeError, match="this model has no threshold"):
+        add_calibration(tmp_path)
 
 
 def test_an_interrupted_packing_changes_no_file(packed, tmp_path, monkeypatch):

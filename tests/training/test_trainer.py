@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback
+from unknown_people import CALIBRATION
 
 from modeling_mllmreid.data.contract import image_sources
 from modeling_mllmreid.evaluation.protocol import embed_query_gallery
@@ -161,8 +162,23 @@ def test_thresholds_are_chosen_on_val_and_kept_with_the_checkpoint(train, tmp_pa
             and threshold.searches == len(others) == 12
             and (others <= threshold.distance - 1e-6).sum() == 1
         )
+    assert {threshold.calibration for threshold in chosen.values()} == {None}  # few people
     train(max_steps=2, batch={"val_identities": 0})
     assert load_thresholds(str(tmp_path / "run")) == {}  # the older thresholds belong to other weights
+
+
+def test_the_calibration_is_fitted_on_all_crops_of_val(train, tmp_path, monkeypatch):
+    fitted = []
+
+    def fit(features, persons):
+        fitted.append((features.shape[0], sorted(np.unique(persons, return_counts=True)[1].tolist())))
+        return CALIBRATION
+
+    monkeypatch.setattr("modeling_mllmreid.training.run.fit_calibration", fit)
+    query, gallery = train(max_steps=1).val
+    counts = np.unique(query["person_id"][:] + gallery["person_id"][:], return_counts=True)[1]
+    assert fitted == 3 * [(len(query) + len(gallery), sorted(counts.tolist()))]
+    assert all(t.calibration == CALIBRATION for t in load_thresholds(str(tmp_path / "run")).values())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
