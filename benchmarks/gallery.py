@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 from timing import Results, add_arguments, alternate
 
+from modeling_mllmreid.evaluation.calibration import Calibration
 from modeling_mllmreid.gallery.encoder import named_encoder
 from modeling_mllmreid.gallery.filters import Where
 from modeling_mllmreid.gallery.gallery import Gallery
@@ -46,6 +47,10 @@ class WidthEncoder:
     def encode_text(self, texts: Any) -> np.ndarray:
         """Embeds nothing."""
         return self.encoder.encode_text(texts)
+
+    def calibration(self) -> Calibration | None:
+        """Returns the calibration of the model."""
+        return self.encoder.calibration()
 
     def threshold(self) -> float | None:
         """Returns the threshold of the model."""

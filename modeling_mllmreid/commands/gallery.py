@@ -19,6 +19,8 @@ from ..gallery.gallery import Gallery, Limit
 from ..gallery.pictures import check_proportions, openers
 from ..gallery.reembedding import reembed
 from ..gallery.results import Erased, Found, Hit
+from ..gallery.rows import Rows
+from ..gallery.unknown_people import duplicates, gallery_groups, write_groups
 from ..options.arguments import MethodArguments, OnnxArguments
 from ..options.gallery_arguments import (
     AddArguments,
@@ -26,6 +28,7 @@ from ..options.gallery_arguments import (
     ExpireArguments,
     ExportArguments,
     GalleryModelArguments,
+    GroupsArguments,
     InfoArguments,
     PlaceArguments,
     QueryArguments,
@@ -167,6 +170,30 @@ def export(argv: list[str]) -> None:
     print(f"{count:,} rows: {printable(args.output)}")
 
 
+def groups(argv: list[str]) -> None:
+    """Group crops that are probably one person, and suggest which groups a human should look at."""
+    place, args, where_args, model = parse(
+        (PlaceArguments, GroupsArguments, WhereArguments, GalleryModelArguments), argv, "gallery groups"
+    )
+    if args.output:
+        check_output(args.output, ours=lambda path: path.stat().st_size == 0)
+    gallery = _open(place, model)
+    options = {"confidence": args.confidence, "travel_seconds": args.travel_seconds}
+    rows, found = gallery_groups(gallery, _where(where_args), **options, overlapping=_pairs(args.overlapping))
+    sizes = np.bincount(found.labels) if len(rows) else np.zeros(0, int)
+    print(f"{len(rows):,} rows: {(sizes > 1).sum():,} groups of two or more, {(sizes == 1).sum():,} rows alone")
+    for group in np.argsort(-sizes, kind="stable")[:SHOWN]:
+        if sizes[group] > 1:
+            print(_group_line(rows, found.labels == group, int(group)))
+    for merge in found.merges[:SHOWN]:
+        print(f"perhaps one person: groups {merge.first} and {merge.second}, {merge.confidence:.0%}")
+    for first, second in duplicates(gallery, found) if args.duplicates else ():
+        print(f"almost the same picture: {first[:16]} and {second[:16]}")
+    if args.output:
+        write_groups(args.output, rows, found)
+        print(f"groups: {printable(args.output)}")
+
+
 def reembed_all(argv: list[str]) -> None:
     """Compute all features again with another model."""
     groups = (PlaceArguments, GalleryModelArguments, MethodArguments, OnnxArguments)
@@ -185,6 +212,7 @@ COMMANDS = {
     "expire": expire,
     "info": info,
     "export": export,
+    "groups": groups,
     "reembed": reembed_all,
 }
 
@@ -218,6 +246,27 @@ def _line(hit: Hit, place: int | None = None, places: int = 4) -> str:
     name = printable(hit.file_name) if hit.file_name else hit.id[:16]
     distance = "" if place is None else f"{place:>4}  {hit.distance:.{places}f}  "
     return f"{distance}{name}{'  ' if words else ''}{', '.join(words)}{'  beyond the threshold' if hit.beyond else ''}"
+
+
+def _pairs(texts: Sequence[str]) -> list[tuple[int, int]]:
+    """Returns pairs of cameras. Raises UserError for a text that is none."""
+    pairs = []
+    for text in texts:
+        first, _, second = text.partition("-")
+        if not (first.isdigit() and second.isdigit()):
+            raise UserError(f"overlapping {text!r}: is no pair of cameras: write 1-2")
+        pairs.append((int(first), int(second)))
+    return pairs
+
+
+def _group_line(rows: Rows, chosen: np.ndarray, group: int) -> str:
+    """Returns a group as a line: crops, cameras, times, and the name if a human gave one."""
+    part = rows.part(chosen)
+    cameras = ", ".join(map(str, np.unique(part.columns["camera_id"])))
+    times = part.columns["time"][~np.isnat(part.columns["time"])]
+    span = f", {times.min()}Z to {times.max()}Z" if len(times) else ""
+    names = sorted({name for name in part.columns["person"] if name})
+    return f"group {group}: {len(part)} crops, cameras {cameras}{span}{', person ' if names else ''}{' '.join(names)}"
 
 
 def _print_found(found: Found) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.calibration import Calibration
 from ..evaluation.embedding import embed_feature
 from ..evaluation.onnx_encoder import OnnxEncoder
-from ..evaluation.threshold import load_thresholds
+from ..evaluation.threshold import Threshold, load_thresholds
 from ..model.shipped_models import shipped_onnx
 from ..options.arguments import MethodArguments, ModelArguments, OnnxArguments
 from ..options.parser import build_options, read_mapping
@@ -106,10 +107,19 @@ class ModelEncoder:
 
     def threshold(self) -> float | None:
         """Returns the distance beyond which nobody is found, chosen on validation people; None if there is none."""
+        stored = self._stored()
+        return None if stored is None or stored.metric != "cosine" else stored.distance
+
+    def calibration(self) -> Calibration | None:
+        """Returns what distances mean, for groups of unknown people; None if the checkpoint has no calibration."""
+        stored = self._stored()
+        return None if stored is None else stored.calibration
+
+    def _stored(self) -> Threshold | None:
+        """Returns the threshold of the checkpoint; None for other settings than those it was chosen with."""
         if os.path.isfile(self.arguments.model) or self.flip_test or set(self.fields) - {"test_feature"}:
             return None
-        stored = load_thresholds(self.arguments.model, self.arguments.revision).get(self.model.config.test_feature)
-        return None if stored is None or stored.metric != "cosine" else stored.distance
+        return load_thresholds(self.arguments.model, self.arguments.revision).get(self.model.config.test_feature)
 
 
 def named_encoder(model: str) -> ModelEncoder:

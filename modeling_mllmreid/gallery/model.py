@@ -5,6 +5,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from ..evaluation.calibration import Calibration
 from ..utils.json_files import Count, Format, Size, Text
 
 FORMAT, METADATA = 1, "mllmreid_gallery"
@@ -45,6 +46,9 @@ class GalleryEncoder(Protocol):
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds descriptions. Returns (N, D) float32. Raises UserError if the model cannot."""
+
+    def calibration(self) -> Calibration | None:
+        """Returns what distances mean, for groups of unknown people; None if the checkpoint has no calibration."""
 
     def threshold(self) -> float | None:
         """Returns the distance beyond which nobody is found, chosen on validation people; None if there is none."""

@@ -156,6 +156,10 @@ class Rows:
         """The ids (N,), sorted."""
         return self.columns["id"]
 
+    def part(self, chosen: np.ndarray) -> "Rows":
+        """Returns the chosen rows, by a mask (N,)."""
+        return Rows(self.features[chosen], {name: column[chosen] for name, column in self.columns.items()})
+
     def places(self, ids: Sequence[str]) -> np.ndarray:
         """Returns the places of ids that are there, (n,), in their order."""
         wanted = np.asarray(ids, dtype=object)

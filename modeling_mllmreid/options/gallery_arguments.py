@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..utils.ranges import Count, NotNegative
+from ..utils.ranges import Count, NotNegative, Share
 from .arguments import ModelArguments
 
 CONDITION = "Condition COLUMN=VALUE, such as source=hall or person=Ida; COLUMN= where the value is unknown."
@@ -132,6 +132,23 @@ class InfoArguments:
     """The form of the report."""
 
     json: bool = field(default=False, metadata={"help": "Print JSON."})
+
+
+@dataclass
+class GroupsArguments:
+    """Which crops are taken for one person."""
+
+    confidence: Share | None = field(
+        default=None, metadata={"help": "Probability from which groups are joined. Default: that of the calibration."}
+    )
+    travel_seconds: NotNegative = field(
+        default=1.0, metadata={"help": "Crops of two cameras that are nearer in time are two people. 0: no such rule."}
+    )
+    overlapping: list[str] = field(
+        default_factory=list, metadata={"help": "Pairs of cameras that see the same place, such as 1-2: no such rule."}
+    )
+    duplicates: bool = field(default=False, metadata={"help": "List crops that are almost the same picture."})
+    output: str | None = field(default=None, metadata={"help": "CSV file with the group of each row. Default: none."})
 
 
 @dataclass

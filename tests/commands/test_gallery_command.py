@@ -102,6 +102,29 @@ def test_a_person_on_a_photo_is_shown_and_then_erased(place, capsys):
     assert not any(name in line for name in shown for line in left)
 
 
+def test_groups_follow_the_names_that_a_human_gave(place, capsys):
+    copy = place.parent / "copies"
+    copy.mkdir(exist_ok=True)
+    image = next(path for path in sorted(place.iterdir()) if path.name.startswith("0003"))
+    Image.open(image).save(copy / "again.jpg", quality=70)
+    run(capsys, "add", "--images", str(copy))
+    lines = run(capsys, "groups", "--output", "groups.csv", "--duplicates", "true")
+    assert lines[0].startswith("13 rows: ") and lines[-1] == "groups: groups.csv"
+    with open("groups.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["group"] for row in rows if row["person"] == "Ida"}) == 1
+    (line,) = [line for line in lines if "person Ida" in line]
+    assert "cameras 1, 2, 3" in line or ": 4 crops" in line or ": 3 crops" in line
+    ids = {Path(row["file_name"]).name: row["id"] for row in rows}
+    pair = {ids[image.name][:16], ids["again.jpg"][:16]}
+    assert [set(line.split(": ")[1].split(" and ")) for line in lines if line.startswith("almost")] == [pair]
+    # Times one hour apart in different cameras are no obstacle; with two hours of travel they are.
+    far = run(capsys, "groups", "--travel_seconds", "7200", "--where", "person=")
+    assert not any("cameras 1, 2" in line or "cameras 2, 3" in line for line in far if line.startswith("group"))
+    with pytest.raises(UserError, match="overlapping '1:2': is no pair of cameras"):
+        command.main(["groups", "--gallery", "runs/gallery", "--overlapping", "1:2"])
+
+
 def test_the_python_of_the_page_runs(place, monkeypatch, capsys):
     (code,) = code_blocks(PAGE, "python")
     Path("person.jpg").write_bytes(next(path for path in place.iterdir() if "_c3" in path.name).read_bytes())

@@ -32,6 +32,9 @@ class ColourEncoder:
     def encode_text(self, texts):
         raise UserError(f"model {self.name}: cannot embed words")
 
+    def calibration(self):
+        return None
+
     def threshold(self):
         return 0.05
 

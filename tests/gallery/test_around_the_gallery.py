@@ -17,6 +17,7 @@ from modeling_mllmreid.gallery.gallery import Gallery
 from modeling_mllmreid.gallery.pictures import check_proportions, openers
 from modeling_mllmreid.gallery.reembedding import reembed
 from modeling_mllmreid.gallery.rows import CropInfo
+from modeling_mllmreid.gallery.unknown_people import gallery_groups
 from modeling_mllmreid.utils.errors import UserError
 
 
@@ -53,6 +54,12 @@ def test_a_missing_picture_stops_a_new_model(gallery, crops, encoder):
     with pytest.raises(UserError, match=f"1 of 3 image files cannot be opened, the first is {images[1]}"):
         reembed(gallery, type(encoder)("other"))
     assert gallery.store.version == before
+
+
+def test_groups_need_a_calibration(gallery, crops):
+    gallery.add(crops(2))
+    with pytest.raises(UserError, match="groups: model colours has no calibration: train it with validation people"):
+        gallery_groups(gallery, Where())
 
 
 def test_exports(gallery, crops, tmp_path):

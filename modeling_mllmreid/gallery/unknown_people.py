@@ -1,0 +1,83 @@
+"""The groups of unknown people in a gallery, with what a human has named."""
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..utils.errors import UserError
+from ..utils.outputs import atomic_file, check_output
+from .constraints import Rules
+from .duplicates import near_duplicates
+from .filters import Where, live
+from .gallery import Gallery
+from .groups import Crops, UnknownPeople, find_groups
+from .pictures import openers
+from .rows import Rows
+
+
+def gallery_groups(
+    gallery: Gallery,
+    where: Where,
+    *,
+    confidence: float | None = None,
+    travel_seconds: float = 1.0,
+    overlapping: Sequence[tuple[int, int]] = (),
+) -> tuple[Rows, UnknownPeople]:
+    """Groups rows that are probably one person.
+
+    Rows that a human has given one name are one person, and rows with two names are two.
+
+    Args:
+        gallery ([`Gallery`]): The gallery.
+        where ([`Where`]): Which rows; expired ones are left out.
+        confidence (`float`, *optional*): Probability from which groups are joined; by default the suggested one.
+        travel_seconds (`float`): Crops of two cameras that are nearer in time are two people.
+        overlapping (`Sequence[tuple[int, int]]`): Pairs of cameras that see the same place, without this rule.
+
+    Returns:
+        `tuple[Rows, UnknownPeople]`: The rows that meet the conditions, and their groups in this order.
+
+    Raises:
+        UserError: The model has no calibration, or the tracks contradict the names.
+    """
+    calibration = gallery.encoder.calibration()
+    if calibration is None:
+        raise UserError(
+            f"groups: model {gallery.metadata.model} has no calibration: train it with validation people, which stores "
+            "one in its threshold.json"
+        )
+    rows = gallery.rows()
+    rows = rows.part(where.mask(rows) & live(rows))
+    named = rows.columns["person"]
+    first: dict[str, str] = {}
+    same = [(first.setdefault(name, own), own) for own, name in zip(rows.ids, named, strict=True) if name]
+    leaders = list(first.values())
+    different = [(one, other) for place, one in enumerate(leaders) for other in leaders[:place]]
+    rules = Rules(same, different, np.timedelta64(round(1e6 * travel_seconds), "us"), list(overlapping))
+    crops = Crops(rows.ids, rows.features, *(rows.columns[name] for name in ("camera_id", "time", "track_id")))
+    return rows, find_groups(crops, calibration, rules, confidence=confidence)
+
+
+def duplicates(gallery: Gallery, found: UnknownPeople) -> list[tuple[str, str]]:
+    """Returns the ids of pairs of rows that are almost the same picture. Raises UserError for a missing picture."""
+    hits = {hit.id: hit for hit in gallery.find(Where(ids=sorted({name for pair in found.close for name in pair})))}
+
+    def open_picture(name: str) -> Image.Image:
+        return openers(gallery, [hits[name]])[0]()
+
+    return near_duplicates(found.close, open_picture)
+
+
+def write_groups(path: str | os.PathLike[str], rows: Rows, found: UnknownPeople) -> None:
+    """Writes the group of each row as CSV. Raises UserError if the file exists or cannot be written."""
+    check_output(path, ours=lambda existing: existing.stat().st_size == 0)
+    with atomic_file(Path(path)) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["group", "id", "file_name", "person"])
+        columns = (rows.ids, rows.columns["file_name"], rows.columns["person"])
+        for group, *values in sorted(zip(found.labels.tolist(), *columns, strict=True), key=lambda row: row[:2]):
+            writer.writerow([group, *(value or "" for value in values)])
