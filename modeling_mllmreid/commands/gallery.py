@@ -4,7 +4,6 @@ import difflib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -242,11 +241,11 @@ def _check_photos(photos: Sequence[str], any_shape: bool) -> None:
 
 def _line(hit: Hit, place: int | None = None, places: int = 4) -> str:
     """Returns a row as a line."""
-    known = {name: value for name, value in asdict(hit.crop).items() if name in hit.crop.known()}
-    words = [
-        f"{name} {value.isoformat(timespec='seconds') if isinstance(value, datetime) else value}"
-        for name, value in known.items()
-    ]
+    known = {
+        name: value.isoformat(timespec="seconds") if isinstance(value, datetime) else value
+        for name, value in hit.crop.known().items()
+    }
+    words = [f"{name} {value}" for name, value in known.items()]
     name = printable(hit.file_name) if hit.file_name else hit.id[:16]
     distance = "" if place is None else f"{place:>4}  {hit.distance:.{places}f}  "
     return f"{distance}{name}{'  ' if words else ''}{', '.join(words)}{'  beyond the threshold' if hit.beyond else ''}"
