@@ -2,9 +2,10 @@
 
 import copy
 import functools
-import gc
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import CellType, ModuleType
 from typing import Any
 
 import torch
@@ -69,10 +70,21 @@ def _forgotten_caches() -> Iterator[None]:
     try:
         yield
     finally:
-        for function in gc.get_objects():
-            is_cache = type(function) is functools._lru_cache_wrapper
-            if is_cache and str(getattr(function, "__module__", "")).startswith("transformers.models."):
-                function.cache_clear()
+        for name, module in list(sys.modules.items()):
+            if name.startswith("transformers.models.") and module is not None:
+                for cache in _caches(module):
+                    cache.cache_clear()
+
+
+def _caches(module: ModuleType) -> Iterator[Any]:
+    """Yields the caches of a module's functions and methods, also those that a function calls from its closure."""
+    own = [value for value in list(vars(module).values()) if getattr(value, "__module__", None) == module.__name__]
+    own += [method for value in own if isinstance(value, type) for method in vars(value).values()]
+    for function in own:
+        for value in (function, *(getattr(function, "__closure__", None) or ())):
+            value = getattr(value, "cell_contents", None) if isinstance(value, CellType) else value
+            if isinstance(value, functools._lru_cache_wrapper):
+                yield value
 
 
 def image_parameters(model: ImageEncoder, *, image: bool, vision: bool) -> set[str]:

@@ -160,7 +160,7 @@ ADD = ["add", *GALLERY, "--images", "CROPS"]
         ([*ADD, "--columns", "wrong.csv"], "line 2: camera_id 'x'"),
         ([*ADD, "--columns", "other.csv"], "unknown column 'colour'"),
         ([*ADD, "--columns", "zone.csv"], "line 2: time '2026-11-28T08:00': has no zone"),
-        ([*ADD, "--model", "other"], "model other: "),
+        ([*ADD, "--model", "./nothing"], "model ./nothing: "),
         (["search", *GALLERY, "--query", "nothing.jpg"], "nothing.jpg: no such image"),
         (["search", *GALLERY, "--query", "scene.png"], "scene.png: is 192 x 108 pixels, wider than"),
         (["search", *GALLERY, "--words", "a man"], "model pedestrians-small has no language model"),

@@ -16,10 +16,10 @@ from transformers import AutoModel
 
 from modeling_mllmreid import MllmReIDVisionModel, MllmReIDVisionProcessor, load_embeddings, load_reid_dataset
 from modeling_mllmreid.commands import embed, evaluate, export, push, search, train
-from modeling_mllmreid.evaluation.report import weights_digest
 from modeling_mllmreid.evaluation.threshold import load_thresholds, save_thresholds
 from modeling_mllmreid.hub.pack import add_calibration, pack
 from modeling_mllmreid.model import shipped_models
+from modeling_mllmreid.retrieval.embeddings import weights_digest
 from modeling_mllmreid.synthetic.worlds import World
 from modeling_mllmreid.utils.errors import UserError
 
