@@ -42,6 +42,7 @@ from ..retrieval.exact import Ranking
 from ..retrieval.sheet import decimals, ranked_sheet
 from ..utils.errors import UserError
 from ..utils.outputs import check_output
+from ..utils.processes import on_main
 
 SHOWN = 20
 
@@ -65,21 +66,18 @@ def add(argv: list[str]) -> None:
     """Add the images of a folder; the first call creates the gallery."""
     groups = (PlaceArguments, AddArguments, GalleryModelArguments, MethodArguments, OnnxArguments)
     place, args, model, method, onnx = parse(groups, argv, "gallery add")
-    images, crops, left_out = find_crops(args)
+    images, crops, left_out = on_main(find_crops, args)
     encoder = None if model.model is None else ModelEncoder(model, method.given(), onnx, model.flip_test)
     options = storage_options(place.storage_options)
-    if Gallery.is_at(place.gallery, options):
-        gallery = Gallery(place.gallery, encoder, options)
-    elif encoder is None:
-        raise UserError(f"gallery {place.gallery}: does not exist yet: add --model, such as pedestrians-small")
-    else:
-        gallery = Gallery.create(place.gallery, encoder, keep=args.keep, options=options)
+    on_main(_create, place.gallery, encoder, args.keep, options)
+    gallery = Gallery(place.gallery, encoder, options)
     new = gallery.add(images, crops)
     there = len(images) - new
-    print(f"{new:,} images added, {there:,} were there: {len(gallery.rows()):,} rows in {printable(place.gallery)}")
+    lines = [f"{new:,} images added, {there:,} were there: {len(gallery.rows()):,} rows in {printable(place.gallery)}"]
     if left_out:
         names = ", ".join(map(printable, list(left_out)[:SHOWN]))
-        print(f"left out: {len(left_out):,} files that cannot be used: {names}")
+        lines.append(f"left out: {len(left_out):,} files that cannot be used: {names}")
+    on_main(print, *lines, sep="\n")
 
 
 def search(argv: list[str]) -> None:
@@ -215,6 +213,15 @@ COMMANDS = {
     "groups": groups,
     "reembed": reembed_all,
 }
+
+
+def _create(place: str, encoder: ModelEncoder | None, keep: Any, options: dict[str, str]) -> None:
+    """Creates a gallery, unless there is one."""
+    if Gallery.is_at(place, options):
+        return
+    if encoder is None:
+        raise UserError(f"gallery {place}: does not exist yet: add --model, such as pedestrians-small")
+    Gallery.create(place, encoder, keep=keep, options=options)
 
 
 def _open(place: PlaceArguments, model: GalleryModelArguments | None = None) -> Gallery:

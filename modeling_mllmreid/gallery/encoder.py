@@ -52,9 +52,14 @@ class ModelEncoder:
         self.model, self.processor = load_embedder(loaded, self.fields, onnx)
         # A model holds buffers of one forward pass.
         self._lock = threading.Lock()
+        self._settings = self._find_settings()
 
     def settings(self) -> EncoderSettings:
         """Returns the model and its settings."""
+        return self._settings
+
+    def _find_settings(self) -> EncoderSettings:
+        """Returns the settings; all processes of a run compute them, as they embed a crop together."""
         name = self.arguments.model_name
         if name == self.arguments.model and os.path.exists(name):
             name = os.path.abspath(name)  # loads from any working directory

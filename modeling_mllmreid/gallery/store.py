@@ -105,8 +105,10 @@ class Store:
         return self.open().schema
 
     def size(self) -> int:
-        """Returns the bytes of all files."""
-        return sum(len(read()) for _, read in self.files())
+        """Returns the bytes of all files; in a bucket those of the rows alone."""
+        if self.remote:
+            return int(self.open().versions()[-1]["metadata"]["total_files_size"])
+        return sum(path.stat().st_size for path in Path(self.place, ROWS).rglob("*") if path.is_file())
 
     def read(self, columns: Sequence[str], ids: Sequence[str] | None = None) -> tuple[int, pa.Table]:
         """Reads columns of all rows, or of some. Returns the version and the table."""

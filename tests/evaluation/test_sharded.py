@@ -17,11 +17,12 @@ from children import start_children
 from native import write_native
 from PIL import Image
 
-from modeling_mllmreid.commands import embed, evaluate
+from modeling_mllmreid.commands import embed, evaluate, gallery
 from modeling_mllmreid.data.contract import Sample, make_split
 from modeling_mllmreid.evaluation import embedding, protocol, shares
 from modeling_mllmreid.evaluation.protocol import protocol_features
 from modeling_mllmreid.evaluation.text_queries import embed_captions
+from modeling_mllmreid.gallery.gallery import Gallery
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
 from modeling_mllmreid.retrieval.embeddings import load_embeddings
 from modeling_mllmreid.synthetic.write import write_pedestrians
@@ -113,6 +114,8 @@ def everything(root: Path, output: Path) -> dict:
     with contextlib.redirect_stdout(printed):
         common = ["--model", str(root / "ours"), "--batch_size", "2"]
         embed.main([*common, "--images", str(root / "noise"), "--output", str(output / "noise")])
+        place = ["--gallery", str(output / "gallery"), "--model", str(root / "ours")]
+        gallery.main(["add", *place, "--images", str(root / "noise")])
         data = ["--dataset", "market1501", "--data_dir", str(root / "people")]
         more = ["--captions_file", str(root / "people/reid_raw.json"), "--text_queries", "true"]
         evaluate.main([*common, *data, *more, "--compare", str(root / "ours"), "--output_dir", str(output)])
@@ -167,6 +170,9 @@ def test_two_processes_share_what_one_does(disk, tmp_path):
     stored, expected = (load_embeddings(tmp_path / name / "noise") for name in ("both", "alone"))
     assert stored.file_names == expected.file_names
     np.testing.assert_allclose(stored.features, expected.features, atol=1e-6, rtol=0)
+    rows, alone_rows = (Gallery(tmp_path / name / "gallery").rows() for name in ("both", "alone"))
+    assert list(rows.ids) == list(alone_rows.ids) and len(rows) == IMAGES
+    np.testing.assert_allclose(rows.features, alone_rows.features, atol=1e-6, rtol=0)
     both, single = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("both", "alone"))
     assert both == single and both["metrics"].keys() >= {"llm", "text", "image and text"}
 
