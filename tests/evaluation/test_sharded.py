@@ -110,6 +110,7 @@ def everything(root: Path, output: Path) -> dict:
     ]
     got["thresholds"] = thresholds_on_val(trainer, QueryGallery(*ten))
 
+    shares.open_image, protocol.metrics_from_blocks = real_open, real_metrics
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         common = ["--model", str(root / "ours"), "--batch_size", "2"]
@@ -120,7 +121,6 @@ def everything(root: Path, output: Path) -> dict:
         more = ["--captions_file", str(root / "people/reid_raw.json"), "--text_queries", "true"]
         evaluate.main([*common, *data, *more, "--compare", str(root / "ours"), "--output_dir", str(output)])
     got["printed"] = printed.getvalue()
-    shares.open_image, protocol.metrics_from_blocks = real_open, real_metrics
     return got
 
 
