@@ -7,10 +7,9 @@ from datetime import datetime
 import numpy as np
 
 from ..utils.errors import UserError
-from .rows import SEARCHED, Rows, as_datetime64, parse_time, utc_now
+from .rows import DESCRIPTIONS, Rows, as_datetime64, parse_time, utc_now
 
 NUMBERS, TIMES = ("camera_id", "track_id"), ("time", "expires")
-COLUMNS = tuple(name for name in SEARCHED if name != "feature")
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ class Where:
             column, sign, value = condition.partition("=")
             if not sign:
                 raise UserError(f"where {condition!r}: is no condition: write COLUMN=VALUE")
-            if column not in COLUMNS:
-                raise UserError(f"where {condition!r}: no such column: the columns are {', '.join(COLUMNS)}")
+            if column not in DESCRIPTIONS:
+                raise UserError(f"where {condition!r}: no such column: the columns are {', '.join(DESCRIPTIONS)}")
             self._equal.setdefault(column, []).append(value)
         for column, values in self._equal.items():
             for value in values:

@@ -20,7 +20,7 @@ from .erasure import bytes_of, find_traces, shared_bytes
 from .filters import Where, live
 from .model import FORMAT, METADATA, GalleryEncoder, GalleryModel
 from .results import Erased, Found, Hit, hit_of, summary
-from .rows import SEARCHED, CropInfo, Rows, row_schema
+from .rows import CropInfo, Rows, row_schema
 from .store import Store
 
 EVERYTHING = Where()
@@ -167,8 +167,8 @@ class Gallery:
         with self._lock:
             if self._loaded is None or self._loaded[0] != self.store.version:
                 self._loaded = None  # frees the memory first
-                version, table = self.store.read(SEARCHED)
-                rows = Rows.from_table(table)
+                version, table, features = self.store.read_searched()
+                rows = Rows.from_table(table, features)
                 self._loaded = version, rows, Scan.of(rows.features)
             return self._loaded
 

@@ -27,7 +27,7 @@ DESCRIBED: dict[str, tuple[pa.DataType, Any]] = {
     "expires": (TIME, None),
 }
 # What a search reads. Thumbnails are read for the rows that are shown.
-SEARCHED = ("id", "feature", "file_name", "camera_id", "time", "track_id", "source", "person", "expires")
+DESCRIPTIONS = ("id", "file_name", "camera_id", "time", "track_id", "source", "person", "expires")
 DIGEST = re.compile("[0-9a-f]{64}")
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 LONGEST_TEXT = 1000
@@ -123,7 +123,7 @@ class Rows:
 
     Args:
         features (`np.ndarray`): (N, D) float32.
-        columns (`dict[str, np.ndarray]`): The other columns of `SEARCHED`, (N,) each: whole numbers as int64, texts as
+        columns (`dict[str, np.ndarray]`): The columns of `DESCRIPTIONS`, (N,) each: whole numbers as int64, texts as
             objects with None where there is none, times as datetime64[us] in UTC with NaT where there is none.
     """
 
@@ -131,22 +131,15 @@ class Rows:
     columns: dict[str, np.ndarray]
 
     @classmethod
-    def from_table(cls, table: pa.Table) -> "Rows":
-        """Converts the columns that a search reads."""
-        table = table.sort_by("id")
-        flat = table["feature"].combine_chunks()
-        width = table.schema.field("feature").type.list_size
-        flat = flat.flatten() if isinstance(flat, pa.FixedSizeListArray) else pa.array([], pa.float32())
-        features = flat.to_numpy(zero_copy_only=False).reshape(-1, width)
+    def from_table(cls, table: pa.Table, features: np.ndarray) -> "Rows":
+        """Converts the columns that a search reads; they and the features are sorted by id."""
         columns = {}
-        for name in SEARCHED:
-            if name == "feature":
-                continue
+        for name in DESCRIPTIONS:
             column = table[name]
             if pa.types.is_timestamp(column.type):
                 column = column.cast(pa.timestamp("us"))
             columns[name] = column.to_numpy()
-        return cls(np.ascontiguousarray(features), columns)
+        return cls(features, columns)
 
     def __len__(self) -> int:
         return len(self.features)

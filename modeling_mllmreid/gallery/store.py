@@ -8,10 +8,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from ..utils.errors import UserError
 from ..utils.outputs import new_parents, only_writer, refused_by_disk
+from .rows import DESCRIPTIONS
 
 try:
     import lance
@@ -123,6 +125,22 @@ class Store:
             return data.version, pa.concat_tables(parts or [data.schema.empty_table().select(list(columns))])
 
         return self._attempt(table)
+
+    def read_searched(self) -> tuple[int, pa.Table, np.ndarray]:
+        """Reads what a search needs: the version, the columns of `DESCRIPTIONS` sorted by id, the features (N, D)."""
+
+        def rows(data: Any) -> tuple[int, pa.Table, np.ndarray]:
+            table = data.to_table(columns=list(DESCRIPTIONS)).sort_by("id")
+            ids = table["id"].to_numpy()
+            features = np.empty((len(ids), data.schema.field("feature").type.list_size), np.float32)
+            # In pieces, so that the features are in memory once.
+            for batch in data.to_batches(columns=["id", "feature"]):
+                flat = batch["feature"].flatten().to_numpy(zero_copy_only=False)
+                places = np.searchsorted(ids, batch["id"].to_numpy(zero_copy_only=False))
+                features[places] = flat.reshape(-1, features.shape[1])
+            return data.version, table, features
+
+        return self._attempt(rows)
 
     # ---- write -----------------------------------------------------------------------------------------------------
 
