@@ -67,6 +67,9 @@ def add(argv: list[str]) -> None:
     groups = (PlaceArguments, AddArguments, GalleryModelArguments, MethodArguments, OnnxArguments)
     place, args, model, method, onnx = parse(groups, argv, "gallery add")
     images, crops, left_out = on_main(find_crops, args)
+    settings = [*method.given(), *onnx.given(), *(["flip_test"] if model.flip_test else [])]
+    if model.model is None and settings:
+        raise UserError(f"gallery add: {settings[0]} is a setting of the model: add --model, or leave it out")
     encoder = None if model.model is None else ModelEncoder(model, method.given(), onnx, model.flip_test)
     options = storage_options(place.storage_options)
     on_main(_create, place.gallery, encoder, args.keep, options)
@@ -218,10 +221,13 @@ COMMANDS = {
 def _create(place: str, encoder: ModelEncoder | None, keep: Any, options: dict[str, str]) -> None:
     """Creates a gallery, unless there is one."""
     if Gallery.is_at(place, options):
+        kept = Gallery(place, options=options).metadata.keep
+        if keep not in (None, kept):
+            raise UserError(f"gallery {place}: keeps {kept} of its images, not {keep}: leave keep out")
         return
     if encoder is None:
         raise UserError(f"gallery {place}: does not exist yet: add --model, such as pedestrians-small")
-    Gallery.create(place, encoder, keep=keep, options=options)
+    Gallery.create(place, encoder, keep=keep or "file_name", options=options)
 
 
 def _open(place: PlaceArguments, model: GalleryModelArguments | None = None) -> Gallery:

@@ -48,9 +48,11 @@ class AddArguments:
     """The images to add, and what is known about them."""
 
     images: str = field(metadata={"help": "Folder of person crops, with its sub-folders, or one image."})
-    keep: Literal["file_name", "thumbnail"] = field(
-        default="file_name",
-        metadata={"help": "New galleries: rows name the image file, or hold a small copy of the image."},
+    keep: Literal["file_name", "thumbnail"] | None = field(
+        default=None,
+        metadata={
+            "help": "New galleries: rows name the image file, or hold a small copy of the image. Default: file_name."
+        },
     )
     columns: str | None = field(
         default=None,
