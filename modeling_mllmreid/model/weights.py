@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -34,6 +35,9 @@ MATRICES = (
 )
 # A file name of a sharded checkpoint. It has no folder, so the file is in the checkpoint's own.
 SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors", re.ASCII)
+# transformers replaces methods of its classes while it loads a model. Two threads that load at once leave them
+# replaced: no model of the process ties its weights any more.
+_loading = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -329,7 +333,8 @@ def load_whole(
         check_files(name_or_path, hub)
         check_sizes(stored, name_or_path, hub)
         try:
-            model, info = load(name_or_path, **{"trust_remote_code": False, **options, **strict})
+            with _loading:
+                model, info = load(name_or_path, **{"trust_remote_code": False, **options, **strict})
         except (OSError, ValueError, ImportError, SafetensorError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # settings of foreign files fail in any way while the model is built

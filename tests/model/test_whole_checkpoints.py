@@ -3,12 +3,14 @@
 import copy
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
-from transformers import AutoModel, AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers import AutoModel, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
 
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel
 from modeling_mllmreid.model.weights import check_finite
@@ -303,3 +305,22 @@ def test_a_full_checkpoint_that_is_cut_off_or_lacks_a_weight(make_model, tmp_pat
     save_file({key: value for key, value in whole.items() if key != name}, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"1 weights are missing, {name} first: get it again"):
         MllmReIDModel.from_pretrained(tmp_path / "full")
+
+
+@pytest.mark.parametrize("form", LOADERS)
+def test_threads_that_load_at_once_leave_transformers_as_it_was(form, save, monkeypatch):
+    folder = save(form)
+    names = ("tie_weights", "init_weights", "_initialize_weights")
+    before = {name: getattr(PreTrainedModel, name) for name in names}
+    init = PreTrainedModel.__init__
+
+    def slow(self, *arguments, **options):
+        time.sleep(0.1)
+        init(self, *arguments, **options)
+
+    monkeypatch.setattr(PreTrainedModel, "__init__", slow)
+    with ThreadPoolExecutor(3) as pool:
+        models = list(pool.map(LOADERS[form], [folder] * 3))
+    assert {name: getattr(PreTrainedModel, name) for name in names} == before
+    first, *others = (model.state_dict() for model in models)
+    assert all(torch.equal(first[name], other[name]) for other in others for name in first)
