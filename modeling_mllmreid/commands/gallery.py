@@ -16,6 +16,7 @@ from ..gallery.export import export_rows
 from ..gallery.filters import Where
 from ..gallery.folder import find_crops
 from ..gallery.gallery import Gallery, Limit
+from ..gallery.indexing import build_index
 from ..gallery.pictures import check_proportions, openers
 from ..gallery.reembedding import reembed
 from ..gallery.results import Erased, Found, Hit
@@ -29,6 +30,7 @@ from ..options.gallery_arguments import (
     ExportArguments,
     GalleryModelArguments,
     GroupsArguments,
+    IndexArguments,
     InfoArguments,
     PlaceArguments,
     QueryArguments,
@@ -93,7 +95,8 @@ def search(argv: list[str]) -> None:
         check_output(args.output, inputs=args.query)
     limit: Limit = "model" if args.threshold is None else args.threshold
     asked: dict[str, Any] = {"words": args.words, "id": args.id, "where": where, "threshold": limit}
-    found = gallery.search(args.query or None, args.top_k, **asked, rerank=args.rerank)
+    asked |= {"rerank": args.rerank, "approximate": args.approximate}
+    found = gallery.search(args.query or None, args.top_k, **asked)
     text = args.words or args.id or ""
     digest = query_digest([Path(query).read_bytes() for query in args.query], text)
     _audit(place).write("search", query=digest, where=where, results=len(found.hits))
@@ -160,6 +163,8 @@ def info(argv: list[str]) -> None:
     print(
         f"model     {printable(model['model'])}: {model['feature']}, {model['numbers']} numbers, keeps {model['keep']}"
     )
+    index = "none" if values["index"] is None else f"a search with --approximate reads {values['index']:,} parts"
+    print(f"index     {index}")
     if values["unfinished_erasure"]:
         print("an erasure was interrupted: run gallery expire to finish it")
 
@@ -195,6 +200,14 @@ def groups(argv: list[str]) -> None:
         print(f"groups: {printable(args.output)}")
 
 
+def index(argv: list[str]) -> None:
+    """Build an index for galleries that do not fit into memory, and print what it finds."""
+    place, args = parse((PlaceArguments, IndexArguments), argv, "gallery index")
+    built = build_index(_open(place), recall=args.recall, k=args.top_k)
+    print(f"{built.rows:,} rows in {built.partitions:,} parts; a search reads the nearest {built.probes:,}")
+    print(f"recall of the nearest {built.k}: {built.recall:.3f} of those of the exact search (sampled rows as queries)")
+
+
 def reembed_all(argv: list[str]) -> None:
     """Compute all features again with another model."""
     groups = (PlaceArguments, GalleryModelArguments, MethodArguments, OnnxArguments)
@@ -214,6 +227,7 @@ COMMANDS = {
     "info": info,
     "export": export,
     "groups": groups,
+    "index": index,
     "reembed": reembed_all,
 }
 

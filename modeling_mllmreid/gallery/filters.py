@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 import numpy as np
 
@@ -93,6 +93,32 @@ class Where:
             kept &= met
         return kept
 
+    def sql(self, now: datetime | None = None) -> str:
+        """Returns the conditions, and that the row has not expired, as a filter of the store.
+
+        Args:
+            now (`datetime`, *optional*): The time; by default now.
+
+        Returns:
+            `str`: An SQL condition. Texts are quoted, so that no value can change it.
+        """
+        parts = [f"(expires IS NULL OR expires > {_literal(now or utc_now())})"]
+        if self.ids is not None:
+            parts.append(_one_of("id", self.ids))
+        if self.cameras:
+            parts.append(_one_of("camera_id", list(self.cameras)))
+        if isinstance(self.since, datetime):
+            parts.append(f"time >= {_literal(self.since)}")
+        if isinstance(self.until, datetime):
+            parts.append(f"time < {_literal(self.until)}")
+        for column, values in self._equal.items():
+            typed = [_typed(column, value) for value in values]
+            alternatives = [f"{column} IS NULL"] if None in typed else []
+            alternatives += [f"{column} = ''"] if None in typed and column not in TIMES else []
+            alternatives += [f"{column} = {_literal(value)}" for value in typed if value is not None]
+            parts.append(f"({' OR '.join(alternatives)})")
+        return " AND ".join(parts)
+
 
 def live(rows: Rows, now: datetime | None = None) -> np.ndarray:
     """Returns which rows have not expired, (N,) bool."""
@@ -122,3 +148,15 @@ def _equals(column: np.ndarray, value: int | str | datetime | None) -> np.ndarra
         return np.array([text is None or text == "" for text in column], dtype=bool)
     met = np.asarray(column == value, dtype=bool)
     return met
+
+
+def _literal(value: int | str | datetime) -> str:
+    """Returns a value as SQL."""
+    if isinstance(value, datetime):
+        return f"TIMESTAMP '{value.astimezone(UTC).isoformat(timespec='microseconds')}'"
+    return str(value) if isinstance(value, int) else f"'{value.replace(chr(39), 2 * chr(39))}'"
+
+
+def _one_of(column: str, values: Sequence[int] | Sequence[str]) -> str:
+    """Returns the condition that a column has one of these values."""
+    return f"{column} IN ({', '.join(map(_literal, values))})" if values else "FALSE"

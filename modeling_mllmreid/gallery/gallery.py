@@ -13,14 +13,14 @@ from PIL import Image
 from ..data.images import open_image
 from ..retrieval.scan import SHORTLIST, Scan, reranked
 from ..utils.errors import UserError
-from ..utils.json_files import parse_json
 from ..utils.processes import on_main
 from .adding import changed_rows, digest, known_by_digest, known_values, new_rows, thumbnail
 from .erasure import bytes_of, find_traces, shared_bytes
 from .filters import Where, live
-from .model import FORMAT, METADATA, GalleryEncoder, GalleryModel
+from .indexing import shortlist
+from .model import FORMAT, METADATA, GalleryEncoder, GalleryModel, check_same, read_metadata
 from .results import Erased, Found, Hit, hit_of, summary
-from .rows import CropInfo, Rows, row_schema
+from .rows import DIGEST, CropInfo, Rows, row_schema
 from .store import Store
 
 EVERYTHING = Where()
@@ -134,27 +134,12 @@ class Gallery:
 
     def _use(self, encoder: GalleryEncoder) -> None:
         """Sets the model. Raises UserError if it is not the one that computes the features of this gallery."""
-        given = encoder.settings()
-        for name in ("feature", "numbers", "height", "width", "flip_test", "weights"):
-            own, other = getattr(self.metadata, name), getattr(given, name)
-            if own != other:
-                raise UserError(
-                    f"gallery {self.store.place}: was made by another model ({self.metadata.model}): {name} is {own}, "
-                    f"that of {given.model} is {other}: give that model, or compute the features again with gallery "
-                    "reembed"
-                )
+        check_same(self.metadata, encoder.settings(), f"gallery {self.store.place}")
         self._encoder = encoder
 
     def _metadata(self) -> GalleryModel:
         """Reads the metadata. Raises UserError if this version cannot read the gallery."""
-        where = f"gallery {self.store.place}"
-        text = (self.store.schema.metadata or {}).get(METADATA.encode())
-        if text is None:
-            raise UserError(f"{where}: is a Lance data set, but no gallery of this package: give another place")
-        stored = parse_json(text, dict[str, Any], where=where)
-        if isinstance(stored.get("format"), int) and stored["format"] > FORMAT:
-            raise UserError(f"{where}: a newer version of this package wrote it: install that version")
-        return parse_json(text, GalleryModel, where=where)
+        return read_metadata(self.store.schema.metadata, f"gallery {self.store.place}")
 
     # ---- rows ------------------------------------------------------------------------------------------------------
 
@@ -273,6 +258,7 @@ class Gallery:
         where: Where = EVERYTHING,
         threshold: Limit = "model",
         rerank: bool = False,
+        approximate: bool = False,
     ) -> Found:
         """Finds the rows that are most similar to a person.
 
@@ -286,39 +272,43 @@ class Gallery:
             threshold (`float`, *optional*): Cosine distance beyond which nobody is found; None for no threshold. By
                 default that of the model, chosen on validation people.
             rerank (`bool`): Order the nearest rows by k-reciprocal re-ranking; distances stay those to the query.
+            approximate (`bool`): Compare only the rows that the index finds, see `build_index`. Features are then not
+                read into memory.
 
         Returns:
             [`Found`]
 
         Raises:
-            UserError: There is no query or several, or an image is broken.
+            UserError: There is no query or several, an image is broken, or there is no index.
         """
         if k < 1:
             raise UserError(f"k {k}: give 1 or more")
-        _, rows, scan = self._load()
-        feature = self.query_feature(query, words=words, id=id)
+        feature, listed = self.query_feature(query, words=words, id=id), max(k, SHORTLIST) if rerank else k
+        if approximate:
+            rows, searched = shortlist(self, feature, listed, where, without=id)
+            scan = Scan.of(rows.features)
+        else:
+            _, rows, scan = self._load()
         kept = where.mask(rows) & live(rows)
         if id is not None:
             kept[rows.places([id])] = False
         limit = self.encoder.threshold() if threshold == "model" else threshold
-        ((places, distances),) = scan.nearest(feature[None], kept, max(k, SHORTLIST) if rerank else k)
+        ((places, distances),) = scan.nearest(feature[None], kept, listed)
         if rerank:
             order = reranked(feature, rows.features[places])[:k]
             places, distances = places[order], distances[order]
         hits = [hit_of(rows, int(place), distance, limit) for place, distance in zip(places, distances, strict=True)]
-        return Found(hits, limit, int(kept.sum()))
+        return Found(hits, limit, searched if approximate else int(kept.sum()))
 
     def query_feature(self, query: Any = None, *, words: str | None = None, id: str | None = None) -> np.ndarray:
         """Returns the feature (D,) of a query; see `search`."""
         if sum(given is not None for given in (query, words, id)) != 1:
             raise UserError("query: give a photo, words or an id, and only one of them")
         if id is not None:
-            rows = self.rows()
-            places = rows.places([id])
-            if not len(places):
+            _, stored = self.store.read(["feature"], [id] if DIGEST.fullmatch(id) else [])
+            if not len(stored):
                 raise UserError(f"id {id}: is not in the gallery")
-            feature: np.ndarray = rows.features[places[0]]
-            return feature
+            return np.array(stored["feature"][0].as_py(), np.float32)
         if words is not None:
             text: np.ndarray = self.encoder.encode_text([words])[0]
             return text
@@ -390,11 +380,12 @@ class Gallery:
 
         Returns:
             `dict[str, Any]`: `rows`, `expired`, `persons` that are named, `cameras` with their rows, `first` and `last`
-            time, `bytes` on disk, `unfinished_erasure` and `model`.
+            time, `bytes` on disk, parts that a search of the `index` reads, `unfinished_erasure` and `model`.
         """
         return {
             **summary(self.rows()),
             "bytes": self.store.size(),
+            "index": self.store.probes(),
             "unfinished_erasure": self.store.unfinished(),
             "model": self.metadata.model_dump(),
         }

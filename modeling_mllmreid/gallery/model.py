@@ -1,12 +1,13 @@
 """The model of a gallery: what the gallery stores about it, and what it needs of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from ..evaluation.calibration import Calibration
-from ..utils.json_files import Count, Format, Size, Text
+from ..utils.errors import UserError
+from ..utils.json_files import Count, Format, Size, Text, parse_json
 
 FORMAT, METADATA = 1, "mllmreid_gallery"
 
@@ -52,3 +53,25 @@ class GalleryEncoder(Protocol):
 
     def threshold(self) -> float | None:
         """Returns the distance beyond which nobody is found, chosen on validation people; None if there is none."""
+
+
+def read_metadata(stored: Mapping[bytes, bytes] | None, where: str) -> GalleryModel:
+    """Reads the metadata of a data set. Raises UserError if it is no gallery that this version can read."""
+    text = (stored or {}).get(METADATA.encode())
+    if text is None:
+        raise UserError(f"{where}: is a Lance data set, but no gallery of this package: give another place")
+    values = parse_json(text, dict[str, Any], where=where)
+    if isinstance(values.get("format"), int) and values["format"] > FORMAT:
+        raise UserError(f"{where}: a newer version of this package wrote it: install that version")
+    return parse_json(text, GalleryModel, where=where)
+
+
+def check_same(own: EncoderSettings, given: EncoderSettings, where: str) -> None:
+    """Raises UserError if a model does not compute the features of a gallery."""
+    for name in ("feature", "numbers", "height", "width", "flip_test", "weights"):
+        if getattr(own, name) != getattr(given, name):
+            raise UserError(
+                f"{where}: was made by another model ({own.model}): {name} is {getattr(own, name)}, that of "
+                f"{given.model} is {getattr(given, name)}: give that model, or compute the features again with gallery "
+                "reembed"
+            )

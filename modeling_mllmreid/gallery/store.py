@@ -29,6 +29,8 @@ REMOTE = ("s3://", "gs://", "az://", "hf://")
 IDS_AT_ONCE = 5000
 # An entry of the data set's configuration: "1" between a deletion and the end of its erasure.
 ERASING = "mllmreid.erasing"
+# Parts of the index that a search reads.
+PROBES = "mllmreid.probes"
 MOST_FILES = 64
 # A reader that another process's erasure overtakes opens the newest version.
 ATTEMPTS = 4
@@ -142,6 +144,24 @@ class Store:
 
         return self._attempt(rows)
 
+    def nearest(self, feature: np.ndarray, k: int, probes: int, condition: str | None = None) -> pa.Table:
+        """Returns the k nearest rows that the index finds, with their features; rows without an index are compared."""
+        nearest = {"column": "feature", "q": feature, "k": k, "nprobes": probes, "metric": "cosine"}
+        columns = [*DESCRIPTIONS, "feature"]
+        return self._attempt(
+            lambda data: data.to_table(columns=columns, nearest=nearest, filter=condition, prefilter=True).select(
+                columns
+            )
+        )
+
+    def count(self, condition: str) -> int:
+        """Returns the number of rows that meet a condition."""
+        return self._attempt(lambda data: int(data.count_rows(condition)))
+
+    def probes(self) -> int | None:
+        """Returns how many parts of the index a search reads; None if there is no index."""
+        return self._attempt(lambda data: int(data.config()[PROBES]) if data.describe_indices() else None)
+
     # ---- write -----------------------------------------------------------------------------------------------------
 
     def merge(self, table: pa.Table) -> int:
@@ -170,6 +190,18 @@ class Store:
             for start in range(0, len(ids), IDS_AT_ONCE):
                 data.delete(_one_of(ids[start : start + IDS_AT_ONCE]))
         self.finish_erasure()
+
+    def build_index(self, partitions: int) -> None:
+        """Divides the rows by k-means into an index, in place of an earlier one."""
+        with self._errors():
+            data = self.open()
+            data.create_index("feature", "IVF_FLAT", metric="cosine", num_partitions=partitions, replace=True)
+            self._data = None
+
+    def set_probes(self, probes: int) -> None:
+        """Sets how many parts of the index a search reads."""
+        with self._errors():
+            self.open().update_config({PROBES: str(probes)})
 
     def unfinished(self) -> bool:
         """Returns whether an erasure was interrupted."""

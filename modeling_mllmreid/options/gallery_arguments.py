@@ -99,6 +99,10 @@ class QueryArguments:
         metadata={"help": "Largest cosine distance of a match. Default: the threshold of the model, chosen on val."},
     )
     rerank: bool = field(default=False, metadata={"help": "Order the nearest images by k-reciprocal re-ranking."})
+    approximate: bool = field(
+        default=False,
+        metadata={"help": "Compare only the rows that the index of `gallery index` finds, and read no others."},
+    )
     output: str | None = field(default=None, metadata={"help": "PNG file for a ranked sheet. Default: none is drawn."})
     any_shape: bool = field(default=False, metadata={"help": "Take photos that are wider than a person, too."})
 
@@ -134,6 +138,16 @@ class InfoArguments:
     """The form of the report."""
 
     json: bool = field(default=False, metadata={"help": "Print JSON."})
+
+
+@dataclass
+class IndexArguments:
+    """How good the index has to be."""
+
+    recall: Share = field(
+        default=0.95, metadata={"help": "Least share of the nearest rows of the exact search that it has to find."}
+    )
+    top_k: Count = field(default=10, metadata={"help": "Number of nearest rows for which the recall is measured."})
 
 
 @dataclass

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from documents import ROOT, code_blocks
 from PIL import Image
 
 from modeling_mllmreid.commands import gallery as command
+from modeling_mllmreid.gallery.gallery import Gallery
 from modeling_mllmreid.synthetic.worlds import World
 from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.utils.errors import UserError
@@ -89,6 +91,20 @@ def test_add_search_delete_expire(place, capsys):
     trail = [json.loads(line) for path in Path("runs/gallery.audit").iterdir() for line in path.open()]
     assert [line["action"] for line in trail] == ["search"] * 3 + ["delete", "search", "expire"]
     assert all(len(line["query"]) == 64 for line in trail if line["action"] == "search")
+
+
+def test_an_index(place, capsys):
+    gallery = Gallery("runs/gallery")
+    own = gallery.rows().ids[0]
+    features = np.random.default_rng(0).normal(size=(300, gallery.metadata.numbers)).astype(np.float32)
+    gallery.add_features(features, [{"id": f"{number:064x}"} for number in range(300)])
+    assert run(capsys, "info")[-1] == "index     none"
+    lines = run(capsys, "index", "--recall", "1")
+    assert lines[0] == "312 rows in 2 parts; a search reads the nearest 2"
+    assert lines[1] == "recall of the nearest 10: 1.000 of those of the exact search (sampled rows as queries)"
+    assert run(capsys, "info")[-1] == "index     a search with --approximate reads 2 parts"
+    exact = run(capsys, "search", "--id", own)
+    assert run(capsys, "search", "--id", own, "--approximate", "true") == exact and len(exact) > 10
 
 
 def test_a_person_on_a_photo_is_shown_and_then_erased(place, capsys):

@@ -59,6 +59,11 @@ def encoder():
     return ColourEncoder()
 
 
+@pytest.fixture(scope="module")
+def module_encoder():
+    return ColourEncoder()
+
+
 @pytest.fixture
 def gallery(tmp_path, encoder):
     return Gallery.create(tmp_path / "gallery", encoder)

@@ -19,14 +19,14 @@ def digest(person: int) -> str:
 
 
 def feature(person: int) -> np.ndarray:
-    """The feature of a person: the same image gives the same one."""
-    return np.random.default_rng(person).normal(size=NUMBERS).astype(np.float32)
+    """The feature of a person; two people have the same one, so that there are ties."""
+    return np.random.default_rng(person // 2).normal(size=NUMBERS).astype(np.float32)
 
 
 def change(gallery: Gallery, random: np.random.Generator) -> None:
     """Makes one random change."""
     people = random.choice(PEOPLE, random.integers(1, 20), replace=False).tolist()
-    kind = random.choice(["add", "add", "delete", "expire"])
+    kind = random.choice(["add", "add", "delete", "expire", "index"])
     version = int(random.integers(1000))
     print(json.dumps([kind, people, version]), flush=True)
     if kind == "add":
@@ -34,6 +34,10 @@ def change(gallery: Gallery, random: np.random.Generator) -> None:
         gallery.add_features(np.stack([feature(person) for person in people]), rows)
     elif kind == "delete":
         gallery.delete(Where(ids=[digest(person) for person in people]))
+    elif kind == "index":
+        with gallery.store.writer():
+            gallery.store.build_index(2)
+            gallery.store.open().optimize.compact_files()
     else:
         past = CropInfo(expires="2020-01-01T00:00Z").expires
         gallery.add_features(
