@@ -326,7 +326,7 @@ def _draw(path: str, gallery: Gallery, found: Found, photo: str | None, text: st
     """Draws the hits as a ranked sheet."""
     shown = found.hits[:SHOWN]
     distances = np.array([[hit.distance for hit in shown]], np.float32)
-    ranking = Ranking(np.arange(len(shown))[None], np.nan_to_num(distances))
+    ranking = Ranking(np.arange(len(shown))[None], distances)
     titles = [os.path.basename(hit.file_name) if hit.file_name else hit.id[:12] for hit in shown]
     sources: list[Any] = openers(gallery, shown)
     ranked_sheet(

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from .rows import Rows
 WORD = 8
 # An occurrence of this many bytes contains a whole word at an address that is a multiple of 8.
 SHORTEST = 2 * WORD - 1
+# A part of a file that is in memory at once.
 CHUNK_BYTES = 64 * 2**20
 
 
@@ -51,33 +53,49 @@ class Patterns:
                 self.places[word].add((offset, len(pattern)))
         self.words = np.array(sorted(self.places), dtype=np.uint64)
 
-    def find(self, content: bytes) -> list[bytes]:
-        """Returns the byte strings in the content, once for each occurrence."""
-        found = [pattern for pattern in self.short for _ in range(content.count(pattern))]
+    def find(self, content: bytes) -> set[tuple[int, bytes]]:
+        """Returns the places in the content where a byte string begins, with the byte string."""
+        found: set[tuple[int, bytes]] = set()
+        for pattern in self.short:
+            begin = content.find(pattern)
+            while begin >= 0:
+                found.add((begin, pattern))
+                begin = content.find(pattern, begin + 1)
         whole = len(content) // WORD
         if not len(self.words) or not whole:
             return found
         aligned = np.frombuffer(content, dtype="<u8", count=whole)
-        occurrences: set[tuple[int, bytes]] = set()
-        step = CHUNK_BYTES // WORD
-        for start in range(0, whole, step):
-            chunk = aligned[start : start + step]
-            entry = np.minimum(np.searchsorted(self.words, chunk), len(self.words) - 1)
-            for hit in np.flatnonzero(self.words[entry] == chunk):
-                for offset, length in self.places[int(chunk[hit])]:
-                    begin = (start + int(hit)) * WORD - offset
-                    piece = content[begin : begin + length] if begin >= 0 else b""
-                    if piece in self.all:
-                        occurrences.add((begin, piece))
-        return found + [piece for _, piece in occurrences]
+        entry = np.minimum(np.searchsorted(self.words, aligned), len(self.words) - 1)
+        for hit in np.flatnonzero(self.words[entry] == aligned):
+            for offset, length in self.places[int(aligned[hit])]:
+                begin = int(hit) * WORD - offset
+                piece = content[begin : begin + length] if begin >= 0 else b""
+                if piece in self.all:
+                    found.add((begin, piece))
+        return found
+
+    def count(self, file: BinaryIO) -> tuple[int, int]:
+        """Returns the number of occurrences in a file, and its size. A part of it is in memory at once."""
+        count, size, content = 0, 0, b""
+        # The end of a part, in which an occurrence may begin that ends in the next one.
+        overlap = max(map(len, self.all), default=1) - 1
+        while block := file.read(CHUNK_BYTES):
+            known = len(content)
+            content += block
+            count += sum(begin + len(piece) > known for begin, piece in self.find(content))
+            size += len(block)
+            content = content[len(content) - overlap :] if overlap < len(content) else content
+        return count, size
 
 
-def find_traces(patterns: Iterable[bytes], files: Iterable[tuple[str, Callable[[], bytes]]], shared: int = 0) -> Traces:
+def find_traces(
+    patterns: Iterable[bytes], files: Iterable[tuple[str, Callable[[], BinaryIO]]], shared: int = 0
+) -> Traces:
     """Counts the occurrences of byte strings in files.
 
     Args:
         patterns (`Iterable[bytes]`): Byte strings of any length above 0.
-        files (`Iterable`): Name of each file, and a function that reads it.
+        files (`Iterable`): Name of each file, and a function that opens it.
         shared (`int`): Byte strings that were left out, for the report.
 
     Returns:
@@ -85,11 +103,10 @@ def find_traces(patterns: Iterable[bytes], files: Iterable[tuple[str, Callable[[
     """
     searched = Patterns(patterns)
     count, found, size = 0, [], 0
-    for name, read in files:
-        content = read()
-        size += len(content)
-        here = len(searched.find(content))
-        count += here
+    for name, open_file in files:
+        with open_file() as file:
+            here, length = searched.count(file)
+        count, size = count + here, size + length
         if here:
             found.append(name)
     return Traces(count, found, size, len(searched.all), shared)
@@ -107,7 +124,7 @@ def shared_bytes(patterns: set[bytes], rows: Rows, kept: np.ndarray) -> set[byte
     names = "\n".join(name for name in rows.columns["file_name"][kept] if name).encode()
     features = rows.features[kept]
     equal = {row.tobytes() for row in features[np.isin(features[:, 0], _first_numbers(patterns, features))]}
-    return (patterns & equal) | set(Patterns(patterns).find(names))
+    return (patterns & equal) | {name for _, name in Patterns(patterns).find(names)}
 
 
 def _first_numbers(patterns: set[bytes], features: np.ndarray) -> np.ndarray:

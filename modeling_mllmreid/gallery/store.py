@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -237,17 +238,17 @@ class Store:
 
     # ---- files -----------------------------------------------------------------------------------------------------
 
-    def files(self) -> Iterator[tuple[str, Callable[[], bytes]]]:
-        """Yields the name of each file, and a function that reads it."""
+    def files(self) -> Iterator[tuple[str, Callable[[], BinaryIO]]]:
+        """Yields the name of each file, and a function that opens it to read."""
         if not self.remote:
             for root, _, names in os.walk(Path(self.place, ROWS)):
                 for name in sorted(names):
                     path = Path(root, name)
-                    yield str(path.relative_to(self.place)), path.read_bytes
+                    yield str(path.relative_to(self.place)), partial(_open, path)
             return
         session = LanceFileSession(self.uri, storage_options=self.options)
         for name in sorted(session.list()):
-            yield name, lambda name=name: _download(session, name)  # type: ignore[misc]
+            yield name, partial(_download, session, name)
 
     # ---- errors ----------------------------------------------------------------------------------------------------
 
@@ -286,11 +287,16 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()).partition(", /")[0].partition(", src/")[0][:300] or type(error).__name__
 
 
-def _download(session: Any, name: str) -> bytes:
-    """Reads a file of a bucket."""
+def _download(session: Any, name: str) -> BinaryIO:
+    """Opens a copy of a file in a bucket. Its name is removed at once, its bytes when it is closed."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder, "file")
         session.download_file(name, str(local))
-        return local.read_bytes()
+        return _open(local)
+
+
+def _open(path: Path) -> BinaryIO:
+    """Opens a file to read."""
+    return open(path, "rb")

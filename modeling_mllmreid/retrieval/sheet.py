@@ -74,7 +74,8 @@ def ranked_sheet(
         query_images (`Sequence`): Q PIL images, paths, or functions that return an image; `None` for a text query.
         gallery_images (`Sequence`): G PIL images, paths, or functions that return an image. Only images on the sheet
             are opened; one that cannot be opened is drawn as a blank with its name.
-        ranking (`Ranking`): the result of `rank_gallery` for these queries and this gallery.
+        ranking (`Ranking`): the result of `rank_gallery` for these queries and this gallery. A distance of NaN is not
+            drawn.
         query_person_ids (`Sequence[int | str]`, `np.ndarray` or `Tensor`, *optional*): (Q,) person ids.
         gallery_person_ids (`Sequence[int | str]`, `np.ndarray` or `Tensor`, *optional*): (G,) person ids.
         query_camera_ids (`Sequence[int | str]`, `np.ndarray` or `Tensor`, *optional*): (Q,) camera ids; -1 is unknown.
@@ -115,7 +116,7 @@ def ranked_sheet(
     limit = None if threshold is None else _Limit(threshold, _within(ranking.distances, threshold))
     available = min(columns, ranking.indices.shape[1])
     columns, rows = min(available, MAX_COLUMNS), min(len(query_images), MAX_ROWS)
-    notes = [distance_name]
+    notes = [distance_name] if np.isfinite(ranking.distances).any() else []
     notes += [f"the first {columns} of {available:,} columns"] if columns < available else []
     notes += [f"the first {rows} of {len(query_images):,} rows"] if rows < len(query_images) else []
     if limit is not None:
@@ -190,7 +191,8 @@ def _draw_results(
         title = "" if gallery.titles is None else gallery.titles[index].rpartition("/")[2]
         image, problem = _open_result(gallery.images[index], title)
         _draw_crop(sheet, draw, position, image, color, problem, faded=faded)
-        distance = f"{max(float(ranking.distances[row, column]), 0.0):.{digits}f}"
+        value = float(ranking.distances[row, column])
+        distance = "" if math.isnan(value) else f"{max(value, 0.0):.{digits}f}"
         captions = [distance, ", ".join(_person_and_camera(gallery, index)), title]
         _draw_caption(draw, position, captions, faded=faded)
     if limit is not None and limit.within[row, :columns].sum() < np.isfinite(ranking.distances[row, :columns]).sum():

@@ -40,7 +40,7 @@ def test_a_new_model_replaces_all_features(tmp_path, crops, encoder, keep):
     assert {hit.crop for hit in new.find()} == {CropInfo(camera_id=4, person="Ida")}
     if keep == "file_name":
         assert new.search(images[5], threshold=None).hits[0].file_name == images[5]
-    everything = b"".join(read() for _, read in new.store.files())
+    everything = b"".join(file().read() for _, file in new.store.files())
     assert not any(row in everything for row in old)
     with pytest.raises(UserError, match="was made by another model"):
         Gallery(tmp_path / "store", encoder)

@@ -68,7 +68,7 @@ def test_two_writers_searches_and_an_erasure(options, encoder):
     gone = [number for number in [*numbers, *more] if number % 7 == 5]
     erased = gallery.delete(Where(cameras=[5]))
     assert (erased.rows, erased.traces.count) == (len(gone), 0) and erased.traces.searched_bytes > 200 * 128
-    content = b"".join(read() for _, read in gallery.store.files())
+    content = b"".join(file().read() for _, file in gallery.store.files())
     assert not any(bucket_writer.feature(number).tobytes() in content for number in gone)
     assert bucket_writer.feature(0).tobytes() in content
     assert not {hit.crop.camera_id for hit in Gallery(place, options=options).find()} & {5}

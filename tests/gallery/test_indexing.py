@@ -110,7 +110,7 @@ def test_later_rows_are_found_and_an_erasure_removes_the_index(tmp_path, encoder
         assert ids(gallery.search(features[number], 1, approximate=True)) == [name(number)]
     erased = gallery.delete(Where(ids=[name(0), name(later[0])]))
     assert (erased.rows, erased.traces.count) == (2, 0)
-    stored = b"".join(read() for _, read in gallery.store.files())
+    stored = b"".join(file().read() for _, file in gallery.store.files())
     assert features[0].tobytes() not in stored and features[1].tobytes() in stored
     with pytest.raises(UserError, match=r"has no index \(an erasure removes it\): build it with gallery index, or"):
         gallery.search(features[1], approximate=True)

@@ -64,7 +64,7 @@ def check(kills: int, place: Path, seed: int) -> None:
         for person in rows.keys() - {int(hit.id, 16) for hit in gallery.find()}:
             assert rows[person].expires is not None
             del state[person]
-        files = [read() for _, read in gallery.store.files()]
+        files = [file().read() for _, file in gallery.store.files()]
         for person in range(0, dying_gallery.PEOPLE, 2):
             there = any(dying_gallery.feature(person).tobytes() in content for content in files)
             assert there == bool({person, person + 1} & state.keys()), (number, changes[-1:])

@@ -93,6 +93,17 @@ def test_a_sheet_is_of_a_size_that_can_be_shown_and_reports_it(tmp_path, monkeyp
         assert image.width < 2600 and image.height < 8200
 
 
+def test_unknown_distances_are_not_drawn(tmp_path, monkeypatch, images):
+    texts = []
+    draw = sheet.ImageDraw.ImageDraw.text
+    monkeypatch.setattr(sheet.ImageDraw.ImageDraw, "text", lambda *args, **k: (texts.append(args[2]), draw(*args, **k)))
+    for value in (0.0, np.nan):
+        ranked_sheet(tmp_path / "s.png", *images, Ranking(RANKING.indices, np.full((2, 2), value, np.float32)))
+        shown = [text for text in texts if text in ("0.000", "cosine distance")]
+        assert (shown != []) == (value == 0)
+        texts.clear()
+
+
 def test_what_cannot_be_opened_is_a_blank_with_its_name(tmp_path, monkeypatch):
     (tmp_path / "drawing.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
     (tmp_path / "folder.png").mkdir()
