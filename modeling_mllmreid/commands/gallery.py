@@ -1,30 +1,32 @@
-"""`gallery`: adds person crops to a gallery, searches them, and erases them."""
+"""`gallery`: adds person crops to a gallery, searches them, groups them, and erases them."""
 
 import difflib
 import json
-import os
 from collections.abc import Sequence
-from datetime import datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..gallery.audit import Audit, query_digest
+from ..gallery.decisions import Decision, confirm, decisions, rename, split, undo
 from ..gallery.encoder import ModelEncoder
 from ..gallery.export import export_rows
 from ..gallery.filters import Where
 from ..gallery.folder import find_crops
 from ..gallery.gallery import Gallery, Limit
 from ..gallery.indexing import build_index
-from ..gallery.pictures import check_proportions, openers
+from ..gallery.pictures import check_proportions
 from ..gallery.reembedding import reembed
-from ..gallery.results import Erased, Found, Hit
-from ..gallery.rows import Rows
-from ..gallery.unknown_people import duplicates, gallery_groups, write_groups
+from ..gallery.report import SHOWN, decision_line, draw_found, group_line, hit_line, print_erased, print_found
+from ..gallery.results import Found
+from ..gallery.unknown_people import duplicates, gallery_groups, read_groups, write_groups
 from ..options.arguments import MethodArguments, OnnxArguments
 from ..options.gallery_arguments import (
     AddArguments,
+    DecisionArguments,
+    DecisionsArguments,
     DeleteArguments,
     ExpireArguments,
     ExportArguments,
@@ -34,19 +36,17 @@ from ..options.gallery_arguments import (
     InfoArguments,
     PlaceArguments,
     QueryArguments,
+    RenameArguments,
+    UndoArguments,
     WhereArguments,
     storage_options,
 )
 from ..options.help_text import program_name
 from ..options.parser import parse
 from ..retrieval.embeddings import printable
-from ..retrieval.exact import Ranking
-from ..retrieval.sheet import decimals, ranked_sheet
 from ..utils.errors import UserError
 from ..utils.outputs import check_output
 from ..utils.processes import on_main
-
-SHOWN = 20
 
 
 def main(argv: list[str]) -> None:
@@ -100,9 +100,9 @@ def search(argv: list[str]) -> None:
     text = args.words or args.id or ""
     digest = query_digest([Path(query).read_bytes() for query in args.query], text)
     _audit(place).write("search", query=digest, where=where, results=len(found.hits))
-    _print_found(found)
+    print_found(found)
     if args.output:
-        _draw(args.output, gallery, found, args.query[0] if args.query else None, text)
+        draw_found(args.output, gallery, found, args.query[0] if args.query else None, text)
 
 
 def delete(argv: list[str]) -> None:
@@ -125,18 +125,19 @@ def delete(argv: list[str]) -> None:
     else:
         hits = gallery.find(where)
     for hit in hits[:SHOWN]:
-        print(_line(hit))
+        print(hit_line(hit))
     if len(hits) > SHOWN:
         print(f"and {len(hits) - SHOWN:,} more")
     if args.output and hits:
-        _draw(args.output, gallery, Found(hits, None, len(hits)), args.query[0] if args.query else None, str(where))
+        photo = args.query[0] if args.query else None
+        draw_found(args.output, gallery, Found(hits, None, len(hits)), photo, str(where))
     if not args.confirm:
         print(f"nothing is erased: these {len(hits):,} rows are, if the command is repeated with --confirm true")
         return
     erased = gallery.delete(where, files=args.files)
     digest = query_digest([Path(query).read_bytes() for query in args.query]) if args.query else None
     _audit(place).write("delete", query=digest, where=where, results=erased.rows)
-    _print_erased(erased)
+    print_erased(erased)
 
 
 def expire(argv: list[str]) -> None:
@@ -144,7 +145,7 @@ def expire(argv: list[str]) -> None:
     place, args = parse((PlaceArguments, ExpireArguments), argv, "gallery expire")
     erased = _open(place).expire(files=args.files)
     _audit(place).write("expire", results=erased.rows)
-    _print_erased(erased)
+    print_erased(erased)
 
 
 def info(argv: list[str]) -> None:
@@ -190,7 +191,7 @@ def groups(argv: list[str]) -> None:
     print(f"{len(rows):,} rows: {(sizes > 1).sum():,} groups of two or more, {(sizes == 1).sum():,} rows alone")
     for group in np.argsort(-sizes, kind="stable")[:SHOWN]:
         if sizes[group] > 1:
-            print(_group_line(rows, found.labels == group, int(group)))
+            print(group_line(rows, found.labels == group, int(group)))
     for merge in found.merges[:SHOWN]:
         print(f"perhaps one person: groups {merge.first} and {merge.second}, {merge.confidence:.0%}")
     for first, second in duplicates(gallery, found) if args.duplicates else ():
@@ -198,6 +199,44 @@ def groups(argv: list[str]) -> None:
     if args.output:
         write_groups(args.output, rows, found)
         print(f"groups: {printable(args.output)}")
+
+
+def confirm_rows(argv: list[str]) -> None:
+    """Decide that groups or rows are one person."""
+    place, args, where = parse((PlaceArguments, DecisionArguments, WhereArguments), argv, "gallery confirm")
+    gallery = _open(place)
+    _report(place, confirm(gallery, _rows(gallery, args, where, "confirm"), args.person))
+
+
+def rename_person(argv: list[str]) -> None:
+    """Give a person another name, or the name of another person if both are one."""
+    place, args = parse((PlaceArguments, RenameArguments), argv, "gallery rename")
+    _report(place, rename(_open(place), args.person, args.new))
+
+
+def split_rows(argv: list[str]) -> None:
+    """Decide that some rows of a person are another one."""
+    place, args, where = parse((PlaceArguments, DecisionArguments, WhereArguments), argv, "gallery split")
+    gallery = _open(place)
+    _report(place, split(gallery, _rows(gallery, args, where, "split"), args.person))
+
+
+def undo_decision(argv: list[str]) -> None:
+    """Take a decision back; by default the newest."""
+    place, args = parse((PlaceArguments, UndoArguments), argv, "gallery undo")
+    undone = undo(_open(place), args.decision)
+    _audit(place).write("undo", query=undone.id, results=len(undone.ids))
+    print(f"undone: {decision_line(undone)}")
+
+
+def list_decisions(argv: list[str]) -> None:
+    """List the decisions that can be undone, oldest first."""
+    place, args = parse((PlaceArguments, DecisionsArguments), argv, "gallery decisions")
+    made = decisions(_open(place))
+    if args.json:
+        print(json.dumps([{**asdict(one), "time": one.time.isoformat()} for one in made], ensure_ascii=False, indent=1))
+        return
+    print(*map(decision_line, made), sep="\n") if made else print("no decisions")
 
 
 def index(argv: list[str]) -> None:
@@ -227,6 +266,11 @@ COMMANDS = {
     "info": info,
     "export": export,
     "groups": groups,
+    "confirm": confirm_rows,
+    "rename": rename_person,
+    "split": split_rows,
+    "undo": undo_decision,
+    "decisions": list_decisions,
     "index": index,
     "reembed": reembed_all,
 }
@@ -260,22 +304,26 @@ def _audit(place: PlaceArguments) -> Audit:
     return Audit(place.audit or f"{name.rpartition('/')[2] if '://' in name else name}.audit", place.audit_days)
 
 
+def _rows(gallery: Gallery, args: DecisionArguments, where_args: WhereArguments, command: str) -> list[str]:
+    """Returns the ids of the rows that are chosen by groups or by conditions. Raises UserError."""
+    where = _where(where_args)
+    if (args.groups is None) != (not args.group):
+        raise UserError(f"{command}: groups and group belong together: give a file and the numbers of its groups")
+    if bool(where) == bool(args.group):
+        raise UserError(f"{command}: choose rows by --groups and --group, or by conditions such as --where id=ID")
+    return read_groups(args.groups, args.group) if args.groups else [hit.id for hit in gallery.find(where)]
+
+
+def _report(place: PlaceArguments, made: Decision) -> None:
+    """Prints a decision, and writes it to the audit trail."""
+    _audit(place).write(made.action, query=made.id, results=len(made.ids))
+    print(decision_line(made))
+
+
 def _check_photos(photos: Sequence[str], any_shape: bool) -> None:
     """Raises UserError for a photo that looks like a scene."""
     for photo in photos if not any_shape else ():
         check_proportions(photo)
-
-
-def _line(hit: Hit, place: int | None = None, places: int = 4) -> str:
-    """Returns a row as a line."""
-    known = {
-        name: value.isoformat(timespec="seconds") if isinstance(value, datetime) else value
-        for name, value in hit.crop.known().items()
-    }
-    words = [f"{name} {value}" for name, value in known.items()]
-    name = printable(hit.file_name) if hit.file_name else hit.id[:16]
-    distance = "" if place is None else f"{place:>4}  {hit.distance:.{places}f}  "
-    return f"{distance}{name}{'  ' if words else ''}{', '.join(words)}{'  beyond the threshold' if hit.beyond else ''}"
 
 
 def _pairs(texts: Sequence[str]) -> list[tuple[int, int]]:
@@ -287,58 +335,3 @@ def _pairs(texts: Sequence[str]) -> list[tuple[int, int]]:
             raise UserError(f"overlapping {text!r}: is no pair of cameras: write 1-2")
         pairs.append((int(first), int(second)))
     return pairs
-
-
-def _group_line(rows: Rows, chosen: np.ndarray, group: int) -> str:
-    """Returns a group as a line: crops, cameras, times, and the name if a human gave one."""
-    part = rows.part(chosen)
-    cameras = ", ".join(map(str, np.unique(part.columns["camera_id"])))
-    times = part.columns["time"][~np.isnat(part.columns["time"])]
-    span = f", {times.min()}Z to {times.max()}Z" if len(times) else ""
-    names = sorted({name for name in part.columns["person"] if name})
-    return f"group {group}: {len(part)} crops, cameras {cameras}{span}{', person ' if names else ''}{' '.join(names)}"
-
-
-def _print_found(found: Found) -> None:
-    """Prints the hits, and whether any of them is within the threshold."""
-    digits = decimals([hit.distance for hit in found.hits])
-    for place, hit in enumerate(found.hits, start=1):
-        print(_line(hit, place, digits))
-    print(f"searched {found.searched:,} rows")
-    if found.nobody:
-        print(f"nobody: no image is within the threshold {found.threshold:.{decimals([found.threshold or 0])}f}")
-
-
-def _print_erased(erased: Erased) -> None:
-    """Prints what was erased, and what is left of it."""
-    traces = erased.traces
-    files = f", {len(erased.files):,} image files deleted" if erased.files else ""
-    print(f"{erased.rows:,} rows erased{files}")
-    print(
-        f"traces: {traces.count} (searched {traces.searched_bytes / 2**20:,.1f} MiB of files for {traces.patterns:,} "
-        "byte strings: features, ids, names and pictures)"
-    )
-    if traces.count:
-        raise UserError(f"traces of erased rows are left in {', '.join(traces.files)}: run gallery expire again")
-
-
-def _draw(path: str, gallery: Gallery, found: Found, photo: str | None, text: str) -> None:
-    """Draws the hits as a ranked sheet."""
-    shown = found.hits[:SHOWN]
-    distances = np.array([[hit.distance for hit in shown]], np.float32)
-    ranking = Ranking(np.arange(len(shown))[None], distances)
-    titles = [os.path.basename(hit.file_name) if hit.file_name else hit.id[:12] for hit in shown]
-    sources: list[Any] = openers(gallery, shown)
-    ranked_sheet(
-        path,
-        [photo],
-        sources,
-        ranking,
-        gallery_camera_ids=[hit.crop.camera_id for hit in shown] if photo is None else None,
-        query_titles=[os.path.basename(photo) if photo else text],
-        gallery_titles=titles,
-        title=f"Nearest of {found.searched:,} rows",
-        columns=len(shown),
-        threshold=found.threshold,
-    )
-    print(f"ranked sheet: {printable(path)}")

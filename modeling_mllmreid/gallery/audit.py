@@ -41,7 +41,7 @@ class Audit:
 
         Args:
             action (`str`): What was done, such as "search".
-            query (`str`, *optional*): Digest of the query, see `query_digest`.
+            query (`str`, *optional*): Digest of the query, see `query_digest`, or the id of a decision.
             where ([`Where`], *optional*): The conditions.
             results (`int`): Number of rows that were found or erased.
             who (`str`, *optional*): The user; by default the one who runs this process.
@@ -52,7 +52,7 @@ class Audit:
         now = utc_now()
         entry = {
             "time": now.isoformat(timespec="seconds"),
-            "who": who or _user(),
+            "who": who or user_name(),
             "action": action,
             "query": query,
             "where": str(where) if where else None,
@@ -94,7 +94,7 @@ def query_digest(images: Sequence[bytes] = (), text: str = "") -> str:
     return digest.hexdigest()
 
 
-def _user() -> str:
+def user_name() -> str:
     """Returns the name of the user who runs this process, or the number if it has no name."""
     try:
         return getpass.getuser()

@@ -1,13 +1,14 @@
 """Traces: how often the bytes of erased rows occur in the files of a gallery."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 
 from .rows import Rows
+from .store import Store
 
 WORD = 8
 # An occurrence of this many bytes contains a whole word at an address that is a multiple of 8.
@@ -117,6 +118,19 @@ def bytes_of(rows: Rows, chosen: np.ndarray) -> set[bytes]:
     features = {row.tobytes() for row in rows.features[chosen]}
     texts = [*rows.ids[chosen], *rows.columns["file_name"][chosen]]
     return features | {text.encode() for text in texts if text}
+
+
+def stored_bytes(store: Store, ids: Sequence[str]) -> set[bytes]:
+    """Returns the byte strings of rows that are not in memory: pictures, and decisions that no other row has."""
+    if not ids:
+        return set()
+    _, table = store.read(["thumbnail", "decisions"], ids)
+    made = {text for text in table["decisions"].to_pylist() if text}
+    if made:
+        _, others = store.read(["id", "decisions"])
+        gone = set(ids)
+        made -= {row["decisions"] for row in others.to_pylist() if row["id"] not in gone}
+    return {picture for picture in table["thumbnail"].to_pylist() if picture} | {text.encode() for text in made}
 
 
 def shared_bytes(patterns: set[bytes], rows: Rows, kept: np.ndarray) -> set[bytes]:

@@ -15,7 +15,7 @@ from ..retrieval.scan import SHORTLIST, Scan, reranked
 from ..utils.errors import UserError
 from ..utils.processes import on_main
 from .adding import changed_rows, digest, known_by_digest, known_values, new_rows, thumbnail
-from .erasure import bytes_of, find_traces, shared_bytes
+from .erasure import bytes_of, find_traces, shared_bytes, stored_bytes
 from .filters import Where, live
 from .indexing import shortlist
 from .model import FORMAT, METADATA, GalleryEncoder, GalleryModel, check_same, read_metadata
@@ -356,8 +356,7 @@ class Gallery:
             gone = where.mask(rows)
             ids = list(rows.ids[gone])
             named = sorted({name for name in rows.columns["file_name"][gone] if name})
-            thumbnails = self.store.read(["thumbnail"], ids)[1]["thumbnail"].to_pylist() if ids else []
-            patterns = bytes_of(rows, gone) | {picture for picture in thumbnails if picture}
+            patterns = bytes_of(rows, gone) | stored_bytes(self.store, ids)
             shared = shared_bytes(patterns, rows, ~gone)
             self.store.erase(ids)
             traces = find_traces(patterns - shared, self.store.files() if ids else [], len(shared))

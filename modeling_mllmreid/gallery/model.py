@@ -9,7 +9,8 @@ from ..evaluation.calibration import Calibration
 from ..utils.errors import UserError
 from ..utils.json_files import Count, Format, Size, Text, parse_json
 
-FORMAT, METADATA = 1, "mllmreid_gallery"
+# Format 1 had no decisions; no release wrote it.
+FORMAT, METADATA = 2, "mllmreid_gallery"
 
 
 class EncoderSettings(Format):
@@ -63,7 +64,10 @@ def read_metadata(stored: Mapping[bytes, bytes] | None, where: str) -> GalleryMo
     values = parse_json(text, dict[str, Any], where=where)
     if isinstance(values.get("format"), int) and values["format"] > FORMAT:
         raise UserError(f"{where}: a newer version of this package wrote it: install that version")
-    return parse_json(text, GalleryModel, where=where)
+    metadata = parse_json(text, GalleryModel, where=where)
+    if metadata.format < FORMAT:
+        raise UserError(f"{where}: an earlier version of this package wrote it: add its images to a new gallery")
+    return metadata
 
 
 def check_same(own: EncoderSettings, given: EncoderSettings, where: str) -> None:

@@ -25,6 +25,8 @@ DESCRIBED: dict[str, tuple[pa.DataType, Any]] = {
     "source": (pa.string(), ""),
     "person": (pa.string(), None),
     "expires": (TIME, None),
+    # Of `decisions.py`: JSON.
+    "decisions": (pa.string(), ""),
 }
 # What a search reads. Thumbnails are read for the rows that are shown.
 DESCRIPTIONS = ("id", "file_name", "camera_id", "time", "track_id", "source", "person", "expires")

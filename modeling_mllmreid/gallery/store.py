@@ -171,6 +171,11 @@ class Store:
             merge = self.open().merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
             return int(merge.execute(table)["num_inserted_rows"])
 
+    def update(self, table: pa.Table) -> None:
+        """Replaces rows with the same id in one commit. A row that was erased in the meantime does not come back."""
+        with self._errors():
+            self.open().merge_insert("id").when_matched_update_all().execute(table)
+
     def replace(self, rows: pa.RecordBatchReader) -> None:
         """Replaces all rows and columns in one commit, and erases the old ones."""
         with self._errors():

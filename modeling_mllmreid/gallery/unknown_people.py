@@ -81,3 +81,31 @@ def write_groups(path: str | os.PathLike[str], rows: Rows, found: UnknownPeople)
         columns = (rows.ids, rows.columns["file_name"], rows.columns["person"])
         for group, *values in sorted(zip(found.labels.tolist(), *columns, strict=True), key=lambda row: row[:2]):
             writer.writerow([group, *(value or "" for value in values)])
+
+
+def read_groups(path: str | os.PathLike[str], groups: Sequence[int]) -> list[str]:
+    """Returns the ids of the rows of some groups.
+
+    Args:
+        path (`str` or `os.PathLike`): A file of `write_groups`.
+        groups (`Sequence[int]`): The groups.
+
+    Returns:
+        `list[str]`
+
+    Raises:
+        UserError: The file cannot be read, is another one, or lacks a group.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}): give the file that gallery groups --output wrote"
+        ) from error
+    if not rows or not {"group", "id"} <= rows[0].keys() or not all((row["group"] or "").isdigit() for row in rows):
+        raise UserError(f"{path}: has no groups of rows: give the file that gallery groups --output wrote")
+    missing = set(groups) - {int(row["group"]) for row in rows}
+    if missing:
+        raise UserError(f"{path}: has no group {min(missing)}: give groups of its first column")
+    return [row["id"] for row in rows if int(row["group"]) in groups]

@@ -168,6 +168,41 @@ class GroupsArguments:
 
 
 @dataclass
+class DecisionArguments:
+    """Which rows a decision concerns, by groups or by conditions, and the name that it gives."""
+
+    groups: str | None = field(default=None, metadata={"help": "File that `gallery groups --output` wrote."})
+    group: list[int] = field(default_factory=list, metadata={"help": "Groups of this file; several are one person."})
+    person: str | None = field(
+        default=None, metadata={"help": "Name of the person. Default: the name that is there, or a new one."}
+    )
+
+
+@dataclass
+class RenameArguments:
+    """The names."""
+
+    person: str = field(metadata={"help": "Name until now."})
+    new: str = field(metadata={"help": "New name. If other rows have it, all of them are one person then."})
+
+
+@dataclass
+class UndoArguments:
+    """Which decision is taken back."""
+
+    decision: str | None = field(
+        default=None, metadata={"help": "Id of the decision, see `gallery decisions`. Default: the newest."}
+    )
+
+
+@dataclass
+class DecisionsArguments:
+    """The form of the list."""
+
+    json: bool = field(default=False, metadata={"help": "Print JSON."})
+
+
+@dataclass
 class ExportArguments:
     """The file."""
 

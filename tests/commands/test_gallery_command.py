@@ -141,6 +141,43 @@ def test_groups_follow_the_names_that_a_human_gave(place, capsys):
         command.main(["groups", "--gallery", "runs/gallery", "--overlapping", "1:2"])
 
 
+def groups_of(capsys, path):
+    """The rows of each group, by the command."""
+    run(capsys, "groups", "--output", path)
+    found: dict[str, set[str]] = {}
+    with open(path, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["group"], set()).add(row["id"])
+    return found
+
+
+def test_decisions(place, capsys):
+    before = groups_of(capsys, "before.csv")
+    unnamed = [line for line in run(capsys, "groups") if line.startswith("group") and "person" not in line]
+    first, second = (line.split()[1].rstrip(":") for line in unnamed[:2])
+    lines = run(capsys, "confirm", "--groups", "before.csv", "--group", first, second, "--person", "Eva")
+    both = before[first] | before[second]
+    assert f"{len(both)} rows, one person: Eva" in lines[0]
+    assert both in groups_of(capsys, "joined.csv").values()  # one group now
+    assert any(line.endswith("person Eva") for line in run(capsys, "groups"))
+    one = sorted(both)[0]
+    lines = run(capsys, "split", "--where", f"id={one}", "--person", "Bo")
+    assert "1 rows, another person: Bo" in lines[0]
+    after = groups_of(capsys, "split.csv").values()
+    assert {one} in after and both - {one} in after
+    assert "renamed: Zoe" in run(capsys, "rename", "--person", "Bo", "--new", "Zoe")[0]
+    listed = run(capsys, "decisions")
+    assert [line.split(", ")[1] for line in listed] == ["one person: Eva", "another person: Bo", "renamed: Zoe"]
+    assert [made["ids"] for made in json.loads("\n".join(run(capsys, "decisions", "--json", "true")))][1] == [one]
+    assert run(capsys, "undo", "--decision", listed[2].split()[0]) == [f"undone: {listed[2]}"]
+    run(capsys, "undo"), run(capsys, "undo")
+    assert run(capsys, "decisions") == ["no decisions"]
+    assert groups_of(capsys, "undone.csv") == before
+    trail = [json.loads(line) for path in Path("runs/gallery.audit").iterdir() for line in path.open()]
+    made = [line for line in trail if line["query"] and len(line["query"]) == 16]
+    assert [line["action"] for line in made] == ["confirm", "split", "rename", "undo", "undo", "undo"]
+
+
 def test_the_python_of_the_page_runs(place, monkeypatch, capsys):
     (code,) = code_blocks(PAGE, "python")
     Path("person.jpg").write_bytes(next(path for path in place.iterdir() if "_c3" in path.name).read_bytes())
@@ -188,6 +225,16 @@ ADD = ["add", *GALLERY, "--images", "CROPS"]
         (["search", *GALLERY, "--id", "0", "--where", "colour=red"], "no such column"),
         (["search", *GALLERY, "--id", "0", "--since", "2026-11-28"], "has no zone"),
         (["delete", *GALLERY, "--confirm", "true"], "delete: give a photo or a condition"),
+        (["confirm", *GALLERY], "confirm: choose rows by --groups and --group, or by conditions"),
+        (["confirm", *GALLERY, "--group", "1"], "confirm: groups and group belong together"),
+        (["split", *GALLERY, "--groups", "nothing.csv", "--group", "1"], "nothing.csv: cannot be read"),
+        (["split", *GALLERY, "--groups", "wrong.csv", "--group", "1"], "wrong.csv: has no groups of rows"),
+        (["confirm", *GALLERY, "--where", "person=nobody"], "no row is chosen: give conditions"),
+        (
+            ["rename", *GALLERY, "--person", "Eve", "--new", "x"],
+            "rename: no row has the name 'Eve': the names are",
+        ),
+        (["undo", *GALLERY, "--decision", "x"], "undo: there is no decision 'x': list them"),
         (["reembed", *GALLERY], "gallery reembed: model is not given"),
         (["export", *GALLERY, "--output", "rows.xlsx"], "ends in none of"),
     ],

@@ -310,7 +310,7 @@ def test_places_that_are_no_gallery(tmp_path, encoder):
         Gallery(tmp_path / "other")
     Gallery.create(tmp_path / "newer", encoder)
     metadata = lance.dataset(str(tmp_path / "newer/rows.lance")).schema.metadata
-    stored = json.loads(metadata[b"mllmreid_gallery"]) | {"format": 2}
+    stored = json.loads(metadata[b"mllmreid_gallery"]) | {"format": 3}
     lance.dataset(str(tmp_path / "newer/rows.lance")).update_schema_metadata({"mllmreid_gallery": json.dumps(stored)})
     with pytest.raises(UserError, match="a newer version of this package wrote it"):
         Gallery(tmp_path / "newer")

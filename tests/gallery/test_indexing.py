@@ -15,7 +15,7 @@ ROWS = 3000
 NAMES = [None, "", "Ida", "O'Neil", "100%", "a_b", "' OR 1=1 --", 'He said "x"', "Zoë"]
 
 
-def name(number):
+def digest_of(number):
     return hashlib.sha256(bytes([number % 256, number // 256])).hexdigest()
 
 
@@ -26,7 +26,7 @@ def features_and_rows(rng, count=ROWS):
     seconds = rng.integers(100, size=count)
     rows = [
         {
-            "id": name(number),
+            "id": digest_of(number),
             "camera_id": int(number % 5) - 1,
             "track_id": int(number % 7),
             "person": NAMES[number % len(NAMES)],
@@ -88,12 +88,12 @@ def test_the_store_and_the_memory_agree_on_conditions(filled, seed):
     rows = gallery.rows()
     pairs = [f"person={name or ''}" for name in NAMES]
     pairs += ["source=", "source=yard 'b'", "camera_id=", "camera_id=3", "track_id=6", "time=", "expires="]
-    pairs += ["time=2023-11-14T22:13:50Z", "file_name=/crops/7.png", f"id={name(7)}", "expires=2020-09-13T12:26:40Z"]
+    pairs += ["time=2023-11-14T22:13:50Z", "file_name=/crops/7.png", f"id={digest_of(7)}", "expires=2020-09-13T12:26:40Z"]
     times = [None, *(datetime.fromtimestamp(1_700_000_000 + 20 * n, UTC).isoformat() for n in range(5))]
     since, until = times[rng.integers(6)], times[rng.integers(6)]
     if since and until and since >= until:
         since = None
-    chosen = None if rng.random() < 0.7 else [name(number) for number in rng.integers(ROWS + 100, size=300)]
+    chosen = None if rng.random() < 0.7 else [digest_of(number) for number in rng.integers(ROWS + 100, size=300)]
     cameras = rng.choice([-1, 0, 1, 2, 99], rng.integers(3)).tolist()
     where = Where(cameras, since, until, list(rng.choice(pairs, rng.integers(1, 4))), chosen)
     assert gallery.store.count(where.sql()) == (where.mask(rows) & live(rows)).sum(), where
@@ -107,15 +107,15 @@ def test_later_rows_are_found_and_an_erasure_removes_the_index(tmp_path, encoder
     gallery.add_features(features[500:], rows[500:])
     later = [number for number in range(500, 600) if rows[number]["expires"] != 1_600_000_000_000_000]
     for number in later[:10]:
-        assert ids(gallery.search(features[number], 1, approximate=True)) == [name(number)]
-    erased = gallery.delete(Where(ids=[name(0), name(later[0])]))
+        assert ids(gallery.search(features[number], 1, approximate=True)) == [digest_of(number)]
+    erased = gallery.delete(Where(ids=[digest_of(0), digest_of(later[0])]))
     assert (erased.rows, erased.traces.count) == (2, 0)
     stored = b"".join(file().read() for _, file in gallery.store.files())
     assert features[0].tobytes() not in stored and features[1].tobytes() in stored
     with pytest.raises(UserError, match=r"has no index \(an erasure removes it\): build it with gallery index, or"):
         gallery.search(features[1], approximate=True)
     build_index(gallery)
-    assert name(0) not in ids(gallery.search(features[0], 600, approximate=True))
+    assert digest_of(0) not in ids(gallery.search(features[0], 600, approximate=True))
 
 
 def test_mistakes(gallery, filled):

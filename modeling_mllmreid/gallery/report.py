@@ -1,0 +1,93 @@
+"""Rows, groups, decisions and results of a gallery as lines of text and as a ranked sheet."""
+
+import os
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from ..retrieval.embeddings import printable
+from ..retrieval.exact import Ranking
+from ..retrieval.sheet import decimals, ranked_sheet
+from ..utils.errors import UserError
+from .decisions import Decision
+from .gallery import Gallery
+from .pictures import openers
+from .results import Erased, Found, Hit
+from .rows import Rows
+
+SHOWN = 20
+
+
+def hit_line(hit: Hit, place: int | None = None, places: int = 4) -> str:
+    """Returns a row as a line."""
+    known = {
+        name: value.isoformat(timespec="seconds") if isinstance(value, datetime) else value
+        for name, value in hit.crop.known().items()
+    }
+    words = [f"{name} {value}" for name, value in known.items()]
+    name = printable(hit.file_name) if hit.file_name else hit.id[:16]
+    distance = "" if place is None else f"{place:>4}  {hit.distance:.{places}f}  "
+    return f"{distance}{name}{'  ' if words else ''}{', '.join(words)}{'  beyond the threshold' if hit.beyond else ''}"
+
+
+def group_line(rows: Rows, chosen: np.ndarray, group: int) -> str:
+    """Returns a group as a line: crops, cameras, times, and the name if a human gave one."""
+    part = rows.part(chosen)
+    cameras = ", ".join(map(str, np.unique(part.columns["camera_id"])))
+    times = part.columns["time"][~np.isnat(part.columns["time"])]
+    span = f", {times.min()}Z to {times.max()}Z" if len(times) else ""
+    names = sorted({name for name in part.columns["person"] if name})
+    return f"group {group}: {len(part)} crops, cameras {cameras}{span}{', person ' if names else ''}{' '.join(names)}"
+
+
+def decision_line(made: Decision) -> str:
+    """Returns a decision as a line."""
+    verb = {"confirm": "one person", "rename": "renamed", "split": "another person"}[made.action]
+    time = made.time.isoformat(timespec="seconds")
+    return f"{made.id}  {time}  {printable(made.who)}  {len(made.ids):,} rows, {verb}: {printable(made.person)}"
+
+
+def print_found(found: Found) -> None:
+    """Prints the hits, and whether any of them is within the threshold."""
+    digits = decimals([hit.distance for hit in found.hits])
+    for place, hit in enumerate(found.hits, start=1):
+        print(hit_line(hit, place, digits))
+    print(f"searched {found.searched:,} rows")
+    if found.nobody:
+        print(f"nobody: no image is within the threshold {found.threshold:.{decimals([found.threshold or 0])}f}")
+
+
+def print_erased(erased: Erased) -> None:
+    """Prints what was erased, and what is left of it."""
+    traces = erased.traces
+    files = f", {len(erased.files):,} image files deleted" if erased.files else ""
+    print(f"{erased.rows:,} rows erased{files}")
+    print(
+        f"traces: {traces.count} (searched {traces.searched_bytes / 2**20:,.1f} MiB of files for {traces.patterns:,} "
+        "byte strings: features, ids, names, pictures and decisions)"
+    )
+    if traces.count:
+        raise UserError(f"traces of erased rows are left in {', '.join(traces.files)}: run gallery expire again")
+
+
+def draw_found(path: str, gallery: Gallery, found: Found, photo: str | None, text: str) -> None:
+    """Draws the hits as a ranked sheet."""
+    shown = found.hits[:SHOWN]
+    distances = np.array([[hit.distance for hit in shown]], np.float32)
+    ranking = Ranking(np.arange(len(shown))[None], distances)
+    titles = [os.path.basename(hit.file_name) if hit.file_name else hit.id[:12] for hit in shown]
+    sources: list[Any] = openers(gallery, shown)
+    ranked_sheet(
+        path,
+        [photo],
+        sources,
+        ranking,
+        gallery_camera_ids=[hit.crop.camera_id for hit in shown] if photo is None else None,
+        query_titles=[os.path.basename(photo) if photo else text],
+        gallery_titles=titles,
+        title=f"Nearest of {found.searched:,} rows",
+        columns=len(shown),
+        threshold=found.threshold,
+    )
+    print(f"ranked sheet: {printable(path)}")
