@@ -22,6 +22,7 @@ ROOMS = (
     "hub",
     "training",
     "gallery",
+    "serving",
     "research",
     "commands",
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..gallery.audit import Audit, query_digest
+from ..gallery.audit import Audit, audit_of, query_digest
 from ..gallery.decisions import Decision, confirm, decisions, rename, split, undo
 from ..gallery.encoder import ModelEncoder
 from ..gallery.export import export_rows
@@ -300,8 +300,7 @@ def _where(args: WhereArguments) -> Where:
 
 def _audit(place: PlaceArguments) -> Audit:
     """Returns the audit trail of a gallery."""
-    name = place.gallery.rstrip("/")
-    return Audit(place.audit or f"{name.rpartition('/')[2] if '://' in name else name}.audit", place.audit_days)
+    return audit_of(place.gallery, place.audit, place.audit_days)
 
 
 def _rows(gallery: Gallery, args: DecisionArguments, where_args: WhereArguments, command: str) -> list[str]:

@@ -33,6 +33,7 @@ COMMANDS = {
     "embed": "embed a folder of person crops",
     "search": "find the embedded images that are most similar to a query image",
     "gallery": "add person crops to a gallery, search them by photo or words, and erase them for good",
+    "serve": "serve a gallery over HTTP, with the model loaded once",
     "configs": "list the shipped recipes and launch configurations, or print the path of one",
 }
 

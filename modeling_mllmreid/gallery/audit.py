@@ -85,6 +85,12 @@ class Audit:
                 path.unlink(missing_ok=True)
 
 
+def audit_of(gallery: str, folder: str | None, days: int) -> Audit:
+    """Returns the audit trail of a gallery: in a folder, or next to it; that of a bucket in the working directory."""
+    name = gallery.rstrip("/")
+    return Audit(folder or f"{name.rpartition('/')[2] if '://' in name else name}.audit", days)
+
+
 def query_digest(images: Sequence[bytes] = (), text: str = "") -> str:
     """Returns the SHA-256 digest of a query: of its image files, or of its words or id. It does not show the person."""
     digest = hashlib.sha256()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..utils.ranges import Count, NotNegative, Share
+from ..utils.ranges import Count, NotNegative, Port, Share
 from .arguments import ModelArguments
 
 CONDITION = "Condition COLUMN=VALUE, such as source=hall or person=Ida; COLUMN= where the value is unknown."
@@ -138,6 +138,18 @@ class InfoArguments:
     """The form of the report."""
 
     json: bool = field(default=False, metadata={"help": "Print JSON."})
+
+
+@dataclass
+class ServeArguments:
+    """Where the server listens, and who may use it. A password or a token comes from the environment."""
+
+    host: str = field(
+        default="127.0.0.1",
+        metadata={"help": "Address to listen on. Any other one needs MLLMREID_PASSWORD and user, or MLLMREID_TOKEN."},
+    )
+    port: Port = field(default=7860, metadata={"help": "Port to listen on; 0 for any free one."})
+    user: str | None = field(default=None, metadata={"help": "Name for the password in MLLMREID_PASSWORD."})
 
 
 @dataclass

@@ -54,3 +54,4 @@ Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(at_least=0)]
 # The seeds that both NumPy and torch accept.
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
+Port = Annotated[int, Range(at_least=0, at_most=65535)]

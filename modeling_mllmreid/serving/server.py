@@ -1,0 +1,186 @@
+"""The gallery over HTTP: JSON end points, and the page where it is installed."""
+
+import io
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any
+
+from ..gallery.filters import Where
+from ..gallery.results import Hit
+from ..gallery.rows import DIGEST
+from ..utils.errors import UserError
+from .protection import Access, Protection
+from .service import MOST_PHOTOS, PHOTO_BYTES, GalleryService, Photo
+
+try:
+    from fastapi import FastAPI, File, Form, Request, UploadFile
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse, Response
+    from pydantic import BaseModel
+except ImportError as error:
+    raise ImportError("serve needs the extra `serve`: pip install 'mllmreid[serve]'") from error
+
+# Of a request: the photos, and the form around them.
+MOST_BYTES = MOST_PHOTOS * PHOTO_BYTES + 2**20
+
+
+class Conditions(BaseModel):
+    """Which rows are meant, as in `Where`."""
+
+    cameras: list[int] = []
+    since: str | None = None
+    until: str | None = None
+    where: list[str] = []
+    ids: list[str] | None = None
+
+    def built(self) -> Where:
+        """Returns the conditions. Raises UserError for one that is not valid."""
+        return Where(self.cameras, self.since, self.until, self.where, self.ids)
+
+
+class Deletion(Conditions):
+    """Rows to erase. Without `confirm` they are shown and nothing is erased."""
+
+    confirm: bool = False
+
+
+class NewDecision(BaseModel):
+    """A decision, as in `GalleryService.decide`."""
+
+    action: str
+    ids: list[str] = []
+    person: str | None = None
+    new: str | None = None
+
+
+def build_app(service: GalleryService) -> FastAPI:
+    """Builds the application, without protection.
+
+    Args:
+        service ([`GalleryService`]): The gallery.
+
+    Returns:
+        `FastAPI`
+    """
+    app = FastAPI(title="MLLMReID gallery", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
+
+    @app.exception_handler(UserError)
+    def refuse(request: Request, error: UserError) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, status_code=404 if "is not in the gallery" in str(error) else 400)
+
+    @app.exception_handler(RequestValidationError)
+    def refuse_form(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][1:]) or "request"
+        return JSONResponse({"error": f"{name}: {first['msg']}"[:300]}, status_code=422)
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/api/info")
+    def info() -> dict[str, Any]:
+        return service.info()
+
+    @app.post("/api/search")
+    def search(
+        request: Request,
+        photos: Annotated[list[UploadFile], File()] = [],  # noqa: B006 - FastAPI copies it
+        words: Annotated[str | None, Form()] = None,
+        id: Annotated[str | None, Form()] = None,
+        top_k: Annotated[int, Form()] = 10,
+        cameras: Annotated[list[int], Form()] = [],  # noqa: B006
+        since: Annotated[str | None, Form()] = None,
+        until: Annotated[str | None, Form()] = None,
+        where: Annotated[list[str], Form()] = [],  # noqa: B006
+        threshold: Annotated[float | None, Form(ge=0, le=2)] = None,
+        rerank: Annotated[bool, Form()] = False,
+        any_shape: Annotated[bool, Form()] = False,
+    ) -> dict[str, Any]:
+        found = service.search(
+            _photos(photos, any_shape),
+            words=words,
+            id=id,
+            where=Where(cameras, since, until, where),
+            k=top_k,
+            threshold="model" if threshold is None else threshold,
+            rerank=rerank,
+            who=_user(request),
+        )
+        return {
+            "hits": [hit_json(hit) for hit in found.hits],
+            "threshold": found.threshold,
+            "searched": found.searched,
+            "nobody": found.nobody,
+        }
+
+    @app.post("/api/compare")
+    def compare(
+        request: Request,
+        photos: Annotated[list[UploadFile], File()],
+        any_shape: Annotated[bool, Form()] = False,
+    ) -> dict[str, Any]:
+        if len(photos) != 2:
+            raise UserError(f"photos: {len(photos)} were sent: send two")
+        return vars(service.compare(*_photos(photos, any_shape), who=_user(request)))
+
+    @app.get("/api/rows/{id}/picture")
+    def picture(id: str) -> Response:
+        if not DIGEST.fullmatch(id):
+            raise UserError(f"id {id[:16]!r}: is no SHA-256 digest in hexadecimal digits")
+        file = io.BytesIO()
+        service.picture(id).save(file, "JPEG", quality=90)
+        return Response(file.getvalue(), media_type="image/jpeg", headers={"cache-control": "no-store"})
+
+    @app.post("/api/delete")
+    def delete(request: Request, asked: Deletion) -> dict[str, Any]:
+        hits = service.find(asked.built())
+        if not asked.confirm:
+            return {"rows": [hit_json(hit) for hit in hits], "erased": 0}
+        erased = service.delete([hit.id for hit in hits], who=_user(request))
+        return {"erased": erased.rows, "traces": erased.traces.count}
+
+    @app.post("/api/groups")
+    def groups(asked: Conditions) -> dict[str, Any]:
+        rows, found = service.groups(asked.built())
+        members: dict[int, list[str]] = {}
+        for label, name in zip(found.labels.tolist(), rows.ids, strict=True):
+            members.setdefault(label, []).append(name)
+        return {
+            "groups": [members[label] for label in sorted(members)],
+            "merges": [vars(merge) for merge in found.merges],
+        }
+
+    @app.get("/api/decisions")
+    def decisions() -> list[dict[str, Any]]:
+        return [vars(made) for made in service.decisions()]
+
+    @app.post("/api/decisions")
+    def decide(request: Request, asked: NewDecision) -> dict[str, Any]:
+        return vars(service.decide(asked.action, asked.ids, asked.person, asked.new, who=_user(request)))
+
+    return app
+
+
+def protected(app: Any, access: Access, host: str) -> Protection:
+    """Returns the application behind the checks of `protection.py`."""
+    return Protection(app, access, host, MOST_BYTES)
+
+
+def hit_json(hit: Hit) -> dict[str, Any]:
+    """Returns a row as JSON; an unknown distance is null."""
+    known = {
+        name: value.isoformat() if isinstance(value, datetime) else value for name, value in hit.crop.known().items()
+    }
+    distance = hit.distance if hit.distance == hit.distance else None
+    return {"id": hit.id, "distance": distance, "beyond": hit.beyond, "file_name": hit.file_name, **known}
+
+
+def _photos(uploads: Sequence[UploadFile], any_shape: bool) -> list[Photo]:
+    """Returns the photos of a form."""
+    return [Photo(upload.file.read(PHOTO_BYTES + 1), upload.filename or "photo", any_shape) for upload in uploads]
+
+
+def _user(request: Request) -> str | None:
+    """Returns the user of a request; None without a password, for the user who runs the server."""
+    return getattr(request.state, "user", None)

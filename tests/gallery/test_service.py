@@ -1,0 +1,163 @@
+"""What the server and the page do: batches of concurrent queries, limits, comparisons, audit lines."""
+
+import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modeling_mllmreid.evaluation.calibration import Calibration
+from modeling_mllmreid.gallery.audit import Audit, query_digest
+from modeling_mllmreid.gallery.filters import Where
+from modeling_mllmreid.gallery.rows import CropInfo
+from modeling_mllmreid.serving import batching, service
+from modeling_mllmreid.serving.batching import BatchingEncoder
+from modeling_mllmreid.serving.service import GalleryService, Photo
+from modeling_mllmreid.utils.errors import UserError
+
+
+@pytest.fixture
+def served(gallery, crops, tmp_path):
+    images = crops(12)
+    gallery.add(images, [CropInfo(camera_id=n % 3) for n in range(12)])
+    return GalleryService(gallery, Audit(tmp_path / "audit")), images
+
+
+def photo(path, **options):
+    return Photo(Path(path).read_bytes(), Path(path).name, **options)
+
+
+class SlowEncoder:
+    """Waits until it may go on; refuses the image 13."""
+
+    def __init__(self):
+        self.gate, self.sizes = threading.Event(), []
+
+    def encode(self, images):
+        self.gate.wait(10)
+        self.sizes.append(len(images))
+        if 13 in images:
+            raise UserError("13: is refused")
+        return np.array(images, np.float32)[:, None]
+
+
+def wait_until(condition):
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError
+
+
+def test_queries_that_wait_are_one_pass_and_an_error_is_of_one_query(monkeypatch):
+    monkeypatch.setattr(batching, "BATCH", 8)
+    encoder = SlowEncoder()
+    shared = BatchingEncoder(encoder)
+    with ThreadPoolExecutor(13) as pool:
+        first = pool.submit(shared.encode, [0])
+        wait_until(lambda: shared.passes == 1)
+        others = [pool.submit(shared.encode, [number, number + 100]) for number in range(1, 12)]
+        wrong = pool.submit(shared.encode, [13])
+        wait_until(lambda: shared._waiting.qsize() == 12)
+        encoder.gate.set()
+        assert first.result() == [[0]]
+        for number, other in enumerate(others, start=1):
+            np.testing.assert_array_equal(other.result(), [[number], [number + 100]])
+        with pytest.raises(UserError, match="13: is refused"):
+            wrong.result()
+    assert encoder.sizes[0] == 1 and encoder.sizes[1] == 8 and len(encoder.sizes) < 12
+
+
+def test_a_search_is_that_of_the_gallery_and_leaves_an_audit_line(served):
+    own, images = served
+    for number in range(3):
+        found = own.search([photo(images[number])], where=Where(cameras=[number]), k=3, who="ida")
+        assert found == own.gallery.search(images[number], 3, where=Where(cameras=[number]))
+        assert found.hits[0].file_name == images[number]
+    line = list(own.audit.lines())[-1]
+    digest = query_digest([Path(images[2]).read_bytes()])
+    assert line | {"time": ""} == {
+        "time": "",
+        "who": "ida",
+        "action": "search",
+        "query": digest,
+        "where": "camera_id in 2",
+        "results": 3,
+    }
+    assert own.search(id=found.hits[0].id, k=1).hits[0].id != found.hits[0].id
+
+
+def test_two_crops_are_compared(served, monkeypatch):
+    own, images = served
+    same = own.compare(photo(images[0]), photo(images[0]))
+    assert (same.distance, same.threshold, same.probability) == (0, 0.05, None)
+    calibration = Calibration((0.0, 1.0), (5.0, -5.0), (0.0,) * 5, 0.0, 1.0, 1.0, 10, 20)
+    monkeypatch.setattr(own.gallery.encoder.encoder, "calibration", lambda: calibration, raising=False)
+    other = own.compare(photo(images[0]), photo(images[1]))
+    features = own.gallery.encoder.encode(images[:2]).astype(np.float64)
+    cosine = features[0] @ features[1] / np.linalg.norm(features, axis=1).prod()
+    assert other.distance == pytest.approx(1 - cosine, abs=1e-6)
+    assert other.probability == pytest.approx(float(calibration.pair_probability(other.distance)))
+    assert [line["action"] for line in own.audit.lines()] == ["compare", "compare"]
+
+
+def test_rows_are_shown_and_erased(served):
+    own, images = served
+    shown = own.find(Where(cameras=[1]))
+    assert {hit.file_name for hit in shown} == set(images[1::3])
+    assert own.picture(shown[0].id).size == (32, 64)
+    erased = own.delete([hit.id for hit in shown], who="eva")
+    assert (erased.rows, erased.traces.count, erased.files) == (4, 0, [])
+    assert own.find(Where(cameras=[1])) == [] and own.info()["rows"] == 8
+    assert list(own.audit.lines())[-1]["where"] == "one of 4 ids"
+    with pytest.raises(UserError, match="is not in the gallery"):
+        own.picture(shown[0].id)
+
+
+def test_decisions(served):
+    own, _ = served
+    ids = [hit.id for hit in own.find(Where(cameras=[0]))]
+    made = own.decide("confirm", ids, "Ida", who="eva")
+    assert (made.person, made.who) == ("Ida", "eva")
+    own.decide("rename", person="Ida", new="Bo")
+    assert own.decide("split", ids[:1]).person not in ("Ida", "Bo")
+    assert [one.action for one in own.decisions()] == ["confirm", "rename", "split"]
+    own.decide("undo", [own.decisions()[-1].id])
+    own.decide("undo")
+    assert own.decisions() == [made]
+    assert [line["action"] for line in own.audit.lines()] == ["confirm", "rename", "split", "undo", "undo"]
+
+
+def noise(width, height):
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (
+            lambda s: s.search([Photo(noise(40, 20), "a.png")]),
+            "a.png: is 40 x 20 pixels, wider than a person: it looks",
+        ),
+        (lambda s: s.search([Photo(b"x" * 10, "<b>.png")]), "<b>.png: not an image"),
+        (lambda s: s.search([Photo(noise(9, 9)[:45], "a.png")]), "a.png: "),
+        (lambda s: s.search([Photo(b"x" * 101, "a.png")]), "a.png: has more than 0 MiB: send a crop of one person"),
+        (lambda s: s.search([Photo(noise(9, 9))] * 11), "photos: 11 were sent: send at most 10 of one person"),
+        (lambda s: s.search([Photo(noise(9, 9))], k=1001), "top_k 1001: give at most 1000"),
+        (lambda s: s.search([Photo(noise(9, 9))], words="red"), "query: give a photo, words or an id, and only one"),
+        (lambda s: s.search(words="red"), "cannot embed words"),
+        (lambda s: s.find(Where()), "delete: give a condition, or the ids of rows"),
+        (lambda s: s.decide("dance"), "action 'dance': give confirm, rename, split or undo"),
+    ],
+)
+def test_mistakes(served, ask, message, monkeypatch):
+    monkeypatch.setattr(service, "PHOTO_BYTES", 100)
+    with pytest.raises(UserError, match=message):
+        ask(served[0])
+    assert list(served[0].audit.lines()) == []
