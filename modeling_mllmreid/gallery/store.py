@@ -149,11 +149,9 @@ class Store:
         """Returns the k nearest rows that the index finds, with their features; rows without an index are compared."""
         nearest = {"column": "feature", "q": feature, "k": k, "nprobes": probes, "metric": "cosine"}
         columns = [*DESCRIPTIONS, "feature"]
-        return self._attempt(
-            lambda data: data.to_table(columns=columns, nearest=nearest, filter=condition, prefilter=True).select(
-                columns
-            )
-        )
+        # Lance warns on stderr about a query without the distances.
+        query = {"columns": [*columns, "_distance"], "nearest": nearest, "filter": condition, "prefilter": True}
+        return self._attempt(lambda data: data.to_table(**query).select(columns))
 
     def count(self, condition: str) -> int:
         """Returns the number of rows that meet a condition."""

@@ -65,7 +65,7 @@ def test_its_recall_is_measured_against_the_exact_search(filled):
     assert index.recall >= np.mean(shares)
 
 
-def test_a_search_with_all_parts_is_the_exact_search(filled, module_encoder):
+def test_a_search_with_all_parts_is_the_exact_search(filled, module_encoder, capfd):
     gallery, index = filled
     fresh = Gallery(gallery.store.place, module_encoder)
     fresh.store.set_probes(index.partitions)
@@ -79,6 +79,7 @@ def test_a_search_with_all_parts_is_the_exact_search(filled, module_encoder):
     own, exact = (gallery.search(id=row, k=5, approximate=approximate) for approximate in (True, False))
     assert (own.hits, own.searched) == (exact.hits, exact.searched) and row not in ids(own)
     fresh.store.set_probes(index.probes)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("seed", range(40))
