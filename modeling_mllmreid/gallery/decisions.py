@@ -158,7 +158,9 @@ def undo(gallery: Gallery, decision: str | None = None) -> Decision:
         made = decisions(gallery)
         found = made[-1:] if decision is None else [one for one in made if one.id == decision]
         if not found:
-            raise UserError("undo: there is no decision" + (f" {decision!r}: list them" if decision else ""))
+            raise UserError(
+                "undo: there is no decision" + (f" {decision!r}: gallery decisions lists them" if decision else "")
+            )
         table, rows = _read(gallery, found[0].ids)
         stacks = [json.loads(row["decisions"]) for row in rows]
         later = Counter(stack[-1]["id"] for stack in stacks) - Counter({found[0].id: len(stacks)})
@@ -246,7 +248,7 @@ def _read(gallery: Gallery, ids: Sequence[str]) -> tuple[pa.Table, Rows]:
     """Returns rows with all columns. Raises UserError if there is none or one is missing."""
     wanted = sorted(set(ids))
     if not wanted:
-        raise UserError("no row is chosen: give conditions, or groups of a file of `gallery groups`")
+        raise UserError("no row is chosen: give conditions that rows meet, or groups of a file of `gallery groups`")
     there = set(gallery.rows().ids)
     missing = [name for name in wanted if name not in there]
     if missing:

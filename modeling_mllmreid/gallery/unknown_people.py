@@ -112,8 +112,9 @@ def read_groups(path: str | os.PathLike[str], groups: Sequence[int]) -> list[str
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"{path}: cannot be read ({error}): give the file that gallery groups --output wrote"
+            f"{path}: cannot be read ({reason}): give the file that gallery groups --output wrote"
         ) from error
     if not rows or not {"group", "id"} <= rows[0].keys() or not all((row["group"] or "").isdecimal() for row in rows):
         raise UserError(f"{path}: has no groups of rows: give the file that gallery groups --output wrote")

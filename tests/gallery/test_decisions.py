@@ -112,6 +112,32 @@ def test_random_decisions(filled, seed):
         assert names(gallery) == before
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_after_any_decisions_an_erased_row_and_its_names_are_in_no_file(filled, seed):
+    gallery, ids = filled
+    random, given = np.random.default_rng(seed), set()
+    for number in range(12):
+        now, new, who = names(gallery), f"Wilhelmina {number:02d}", f"theodora {number:02d}"
+        named = [name for name in ids if now[name]]
+        if not named or random.random() < 0.5:
+            chosen = random.choice([name for name in ids if not now[name]] or named[:1], 2).tolist()
+            confirm(gallery, chosen, now[chosen[0]] or new, who=who)
+        elif random.random() < 0.6:
+            rename(gallery, now[str(random.choice(named))], new, who=who)
+        else:
+            undo(gallery)
+        given |= {new, who}
+    for _ in range(3):
+        gone = random.choice(list(names(gallery)), 2, replace=False).tolist()
+        secrets = {*gone, *(row.tobytes() for row in gallery.rows().features[gallery.rows().places(gone)])}
+        assert gallery.delete(Where(ids=gone)).traces.count == 0
+        left = str(gallery.store.read(["person", "decisions"])[1].to_pylist())
+        stored = b"".join(file().read() for _, file in gallery.store.files())
+        forgotten = {word for word in given if word not in left}
+        found = [word for word in secrets | forgotten if (word if isinstance(word, bytes) else word.encode()) in stored]
+        assert not found and forgotten
+
+
 def test_an_erasure_takes_names_and_decisions_along(filled):
     gallery, ids = filled
     old, new = "Wilhelmina Old", "Wilhelmina New"
@@ -142,7 +168,10 @@ def test_traces_of_decisions_are_counted(filled):
 @pytest.mark.parametrize(
     ("decide", "message"),
     [
-        (lambda g, ids: confirm(g, []), "no row is chosen: give conditions, or groups of a file of `gallery groups`"),
+        (
+            lambda g, ids: confirm(g, []),
+            "no row is chosen: give conditions that rows meet, or groups of a file of `gallery groups`",
+        ),
         (
             lambda g, ids: confirm(g, [*ids[:2], "0" * 64]),
             "1 of 3 rows are not in the gallery, the first is 0000000000000",
@@ -161,7 +190,7 @@ def test_traces_of_decisions_are_counted(filled):
         (lambda g, ids: split(g, ids[6:]), "split: the rows do not have one name"),
         (lambda g, ids: split(g, ids[:3]), "split: these are all rows of 'Ida': use rename to give another name"),
         (lambda g, ids: split(g, ids[:1], "Ida"), "split: 'Ida' is the name that the rows have: give another one"),
-        (lambda g, ids: undo(g, "no"), "undo: there is no decision 'no': list them"),
+        (lambda g, ids: undo(g, "no"), "undo: there is no decision 'no': gallery decisions lists them"),
     ],
 )
 def test_mistakes(filled, decide, message):
