@@ -1,8 +1,11 @@
 """`serve`: a gallery over HTTP, with the model loaded once."""
 
+import os
 import signal
 import socket
 import sys
+import tempfile
+from importlib.util import find_spec
 
 import uvicorn
 
@@ -26,13 +29,23 @@ def main(argv: list[str]) -> None:
     gallery = Gallery(place.gallery, model.model, storage_options(place.storage_options))
     listener = _listen(args.host, args.port)
     service = GalleryService(gallery, audit_of(place.gallery, place.audit, place.audit_days))
-    app = protected(build_app(service), access, args.host)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE)
     # uvicorn finishes its work at a signal, and then raises it again.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    shown = f"[{args.host}]" if ":" in args.host else args.host
-    print(f"{place.gallery}: http://{shown}:{listener.getsockname()[1]} (Ctrl+C stops it)", flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    # Gradio keeps uploads and pictures in this folder. They show people.
+    with tempfile.TemporaryDirectory(prefix="mllmreid-page-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        app = build_app(service)
+        if args.page or (args.page is None and find_spec("gradio") is not None):
+            from ..serving.page import mount_page  # it takes seconds to import
+
+            app = mount_page(app, service)
+        servers: list[uvicorn.Server] = []
+        protection = protected(app, access, args.host, lambda: servers[0].should_exit)
+        config = uvicorn.Config(protection, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE)
+        servers.append(uvicorn.Server(config))
+        shown = f"[{args.host}]" if ":" in args.host else args.host
+        print(f"{place.gallery}: http://{shown}:{listener.getsockname()[1]} (Ctrl+C stops it)", flush=True)
+        servers[0].run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:

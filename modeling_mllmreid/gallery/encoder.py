@@ -52,6 +52,7 @@ class ModelEncoder:
         self.model, self.processor = load_embedder(loaded, self.fields, onnx)
         # A model holds buffers of one forward pass.
         self._lock = threading.Lock()
+        self._explained: tuple[Any, Any] | None = None
         self._settings = self._find_settings()
 
     def settings(self) -> EncoderSettings:
@@ -109,6 +110,19 @@ class ModelEncoder:
             )
         with self._lock:
             return embed_captions(model, processor, texts, progress=False)
+
+    def relevance(self, image: Any, feature: np.ndarray) -> np.ndarray:
+        """Returns how much each place of an image adds to its similarity with a feature, see `image_relevance`."""
+        from ..evaluation.relevance import image_relevance  # it needs torch
+
+        with self._lock:
+            if self._explained is None:
+                whole = isinstance(self.model, OnnxEncoder) and shipped_onnx(self.arguments.model) is not None
+                # An ONNX file has no gradients; the package has the weights of its own model too.
+                loaded = load_embedder(self.arguments, self.fields) if whole else (self.model, self.processor)
+                self._explained = loaded
+            model, processor = self._explained
+            return image_relevance(model, processor, image, feature, feature=self._settings.feature)
 
     def threshold(self) -> float | None:
         """Returns the distance beyond which nobody is found, chosen on validation people; None if there is none."""

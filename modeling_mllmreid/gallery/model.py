@@ -49,6 +49,9 @@ class GalleryEncoder(Protocol):
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds descriptions. Returns (N, D) float32. Raises UserError if the model cannot."""
 
+    def relevance(self, image: Any, feature: np.ndarray) -> np.ndarray:
+        """Returns how much each place of an image adds to its similarity with a feature. Raises UserError."""
+
     def calibration(self) -> Calibration | None:
         """Returns what distances mean, for groups of unknown people; None if the checkpoint has no calibration."""
 

@@ -150,6 +150,9 @@ class ServeArguments:
     )
     port: Port = field(default=7860, metadata={"help": "Port to listen on; 0 for any free one."})
     user: str | None = field(default=None, metadata={"help": "Name for the password in MLLMREID_PASSWORD."})
+    page: bool | None = field(
+        default=None, metadata={"help": "Serve a page at /, too. Default: where the extra `page` is installed."}
+    )
 
 
 @dataclass

@@ -44,6 +44,10 @@ class BatchingEncoder:
         """Embeds descriptions. Returns (N, D) float32."""
         return self.encoder.encode_text(texts)
 
+    def relevance(self, image: Any, feature: np.ndarray) -> np.ndarray:
+        """Returns how much each place of an image adds to its similarity with a feature."""
+        return self.encoder.relevance(image, feature)
+
     def calibration(self) -> Any:
         """Returns what distances mean; None if the checkpoint has no calibration."""
         return self.encoder.calibration()

@@ -1,5 +1,6 @@
 """Who may use the server: passwords and tokens, the sizes of requests, and pages of other sites."""
 
+import asyncio
 import base64
 import binascii
 import contextlib
@@ -18,6 +19,8 @@ PASSWORD, TOKEN = "MLLMREID_PASSWORD", "MLLMREID_TOKEN"
 # A short one can be guessed.
 SHORTEST_SECRET = 8
 OPEN_PATHS = ("/health",)
+# The page of a browser is open as long as this stream.
+HEARTBEAT = "/heartbeat/"
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -91,10 +94,13 @@ class Protection:
         access ([`Access`]): Who may use it.
         host (`str`): The address that the server listens on.
         most_bytes (`int`): Largest body of a request.
+        ending (`Callable`, *optional*): Returns whether the server ends, so that streams without an end are closed.
     """
 
-    def __init__(self, app: App, access: Access, host: str, most_bytes: int):
-        self.app, self.access, self.most_bytes = app, access, most_bytes
+    def __init__(
+        self, app: App, access: Access, host: str, most_bytes: int, ending: Callable[[], bool] = lambda: False
+    ):
+        self.app, self.access, self.most_bytes, self.ending = app, access, most_bytes, ending
         # A page of another site may give its own name this machine's address. Its requests name that site as host.
         self.hosts = None if access or host not in LOCAL else set(LOCAL)
 
@@ -124,9 +130,19 @@ class Protection:
                 await send(message)
 
         with contextlib.suppress(_TooLarge):
-            await self.app(scope, counted if scope["type"] == "http" else receive, unless_too_large)
+            served = self.app(scope, counted if scope["type"] == "http" else receive, unless_too_large)
+            await (self._until_the_end(served) if HEARTBEAT in scope["path"] else served)
         if too_large:
             await _answer(scope, send, 413, self._too_large())
+
+    async def _until_the_end(self, served: Awaitable[None]) -> None:
+        """Serves a stream that has no end of its own until the server ends."""
+        task = asyncio.ensure_future(served)
+        while not (self.ending() or task.done()):
+            await asyncio.wait({task}, timeout=0.2)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
         """Returns the status and the message with which a request is refused, None if it is not."""

@@ -1,7 +1,7 @@
 """The gallery over HTTP: JSON end points, and the page where it is installed."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -162,9 +162,9 @@ def build_app(service: GalleryService) -> FastAPI:
     return app
 
 
-def protected(app: Any, access: Access, host: str) -> Protection:
+def protected(app: Any, access: Access, host: str, ending: Callable[[], bool] = lambda: False) -> Protection:
     """Returns the application behind the checks of `protection.py`."""
-    return Protection(app, access, host, MOST_BYTES)
+    return Protection(app, access, host, MOST_BYTES, ending)
 
 
 def hit_json(hit: Hit) -> dict[str, Any]:

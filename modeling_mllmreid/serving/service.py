@@ -20,6 +20,7 @@ from ..gallery.results import Erased, Found, Hit
 from ..gallery.rows import Rows
 from ..gallery.unknown_people import gallery_groups
 from ..model.images import open_image as decode
+from ..retrieval.overlay import draw_relevance
 from ..utils.errors import UserError
 from .batching import BatchingEncoder
 
@@ -138,6 +139,29 @@ class GalleryService:
         probability = None if calibration is None else float(calibration.pair_probability(distance))
         self.audit.write("compare", query=query_digest([first.content, second.content]), results=2, who=who)
         return Comparison(distance, self.gallery.encoder.threshold(), probability)
+
+    def overlay(self, picture: Image.Image, other: Image.Image) -> tuple[Image.Image, Image.Image]:
+        """Draws on two crops which places add to their similarity, and which make them differ.
+
+        Args:
+            picture (`Image.Image`): A crop.
+            other (`Image.Image`): Another one.
+
+        Returns:
+            `tuple[Image.Image, Image.Image]`: Both, with one scale of colours.
+
+        Raises:
+            UserError: The model is an ONNX file, which has no gradients.
+        """
+        encoder = self.gallery.encoder
+        features = encoder.encode([picture, other])
+        found = [encoder.relevance(image, feature) for image, feature in ((picture, features[1]), (other, features[0]))]
+        limit = max(float(np.abs(relevance).max()) for relevance in found) or 1.0
+        first, second = (
+            draw_relevance(image, relevance, limit=limit)
+            for image, relevance in zip((picture, other), found, strict=True)
+        )
+        return first, second
 
     def groups(self, where: Where = EVERYTHING, confidence: float | None = None) -> tuple[Rows, UnknownPeople]:
         """Groups unknown people, see `gallery_groups`. One request at a time: it takes all cores."""

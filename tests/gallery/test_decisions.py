@@ -1,6 +1,7 @@
 """Decisions of a human: what they change, that they can be undone, and that an erasure takes them along."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -223,11 +224,11 @@ def test_a_killed_process_leaves_whole_decisions(tmp_path, encoder):
         "while True:\n    n += 1\n    confirm(g, [d.digest(p) for p in range(40)], 'A')\n    rename(g, 'A', 'B')\n"
         "    undo(g)\n    undo(g)\n    print(n, flush=True)\n"
     )
-    ended = 0
+    paths = [str(Path(dying_gallery.__file__).parent), str(Path(__file__).parents[2])]
+    environment, ended = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, 0
     for seconds in (0.15, 0.25, 0.35):
         command = [sys.executable, "-c", code, str(place)]
-        helpers = Path(dying_gallery.__file__).parent
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=helpers) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
             assert process.stdout.readline() == "ready\n"
             time.sleep(seconds)
             process.kill()
