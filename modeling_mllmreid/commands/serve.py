@@ -6,11 +6,13 @@ import socket
 import sys
 import tempfile
 from importlib.util import find_spec
+from pathlib import Path
 
 import uvicorn
 
 from ..gallery.audit import audit_of
 from ..gallery.gallery import Gallery
+from ..model.shipped_models import shipped_folder
 from ..options.gallery_arguments import GalleryModelArguments, PlaceArguments, ServeArguments, storage_options
 from ..options.parser import parse
 from ..serving.protection import Access
@@ -38,7 +40,7 @@ def main(argv: list[str]) -> None:
         if args.page or (args.page is None and find_spec("gradio") is not None):
             from ..serving.page import mount_page  # it takes seconds to import
 
-            app = mount_page(app, service)
+            app = mount_page(app, service, _card(gallery.metadata.model))
         servers: list[uvicorn.Server] = []
         protection = protected(app, access, args.host, lambda: servers[0].should_exit)
         config = uvicorn.Config(protection, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE)
@@ -46,6 +48,12 @@ def main(argv: list[str]) -> None:
         shown = f"[{args.host}]" if ":" in args.host else args.host
         print(f"{place.gallery}: http://{shown}:{listener.getsockname()[1]} (Ctrl+C stops it)", flush=True)
         servers[0].run(sockets=[listener])
+
+
+def _card(model: str) -> str | None:
+    """Returns the card of a model in a folder or in this package, without its metadata."""
+    path = Path(shipped_folder(model), "README.md")
+    return path.read_text(encoding="utf-8").rpartition("\n---\n")[2] if path.is_file() else None
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
-# Set before the import: no telemetry.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read at the import
 try:
     import gradio as gr
 except ImportError as error:
@@ -39,13 +38,14 @@ wrong more often: check it there first. Grey images are beyond it.
 """
 # Captions below the pictures, whole pictures, and room for the label above them.
 CSS = """
-.gradio-container {max-width: 1100px !important; margin: 0 auto !important}
+.gradio-container {max-width: min(1100px, 100vw) !important; margin: 0 auto !important}
 .crops .grid-wrap {padding-top: 34px; max-height: none !important}
 .crops .thumbnail-lg, .crops .gallery-item {aspect-ratio: auto !important; height: auto !important}
 .crops:not(.large) .grid-container {grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)) !important}
 .crops .thumbnail-lg img {height: 190px !important; object-fit: contain}
 .crops .caption-label {position: static !important; max-width: 100% !important; border: 0; white-space: normal}
 .large .thumbnail-lg img {height: 300px !important}
+.card, .card * {min-width: 0; max-width: 100%; overflow-x: auto; overflow-wrap: anywhere}
 """
 
 
@@ -67,7 +67,7 @@ def build_page(service: GalleryService, card: str | None = None) -> gr.Blocks:
                     tab(service)
             with gr.Tab("About"):
                 gr.Markdown(ABOUT)
-                gr.Markdown(card or "")
+                gr.Markdown(card or "", elem_classes="card")
     built: gr.Blocks = page
     return built
 

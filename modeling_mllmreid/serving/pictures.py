@@ -41,7 +41,7 @@ def verdict(found: Found) -> str:
     value = f"{found.threshold:.{decimals([found.threshold])}f}"
     if found.nobody:
         return f"Nobody: no image of {found.searched:,} rows is within the threshold {value}. The grey ones are others."
-    return f"{within} of the {len(found.hits)} nearest of {found.searched:,} rows are within the threshold {value}."
+    return f"Within the threshold {value}: {within} of the {len(found.hits)} nearest of {found.searched:,} rows."
 
 
 def caption(hit: Hit, place: int, places: int) -> str:
