@@ -187,6 +187,9 @@ def groups(argv: list[str]) -> None:
     gallery = _open(place, model)
     options = {"confidence": args.confidence, "travel_seconds": args.travel_seconds}
     rows, found = gallery_groups(gallery, _where(where_args), **options, overlapping=_pairs(args.overlapping))
+    if args.output:
+        # Before the lists, which a reader such as `head` may cut.
+        write_groups(args.output, rows, found)
     sizes = np.bincount(found.labels) if len(rows) else np.zeros(0, int)
     print(f"{len(rows):,} rows: {(sizes > 1).sum():,} groups of two or more, {(sizes == 1).sum():,} rows alone")
     for group in np.argsort(-sizes, kind="stable")[:SHOWN]:
@@ -197,7 +200,6 @@ def groups(argv: list[str]) -> None:
     for first, second in duplicates(gallery, found) if args.duplicates else ():
         print(f"almost the same picture: {first[:16]} and {second[:16]}")
     if args.output:
-        write_groups(args.output, rows, found)
         print(f"groups: {printable(args.output)}")
 
 

@@ -5,7 +5,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -17,6 +17,10 @@ from .rows import CropInfo, utc_now
 
 Action = Literal["confirm", "rename", "split"]
 SHOWN_ID = 8
+# In a bucket, other writers may change the gallery between the reading and the commit of a decision.
+ATTEMPTS = 20
+MOMENT = timedelta(microseconds=1)
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -56,16 +60,18 @@ def confirm(gallery: Gallery, ids: Sequence[str], person: str | None = None, *, 
         UserError: There is no row, one is not in the gallery, or they have other names.
     """
 
-    def name(rows: list[dict[str, Any]]) -> str | None:
-        names = sorted({row["person"] for row in rows if row["person"]} - {person})
-        if len(names) > (person is None):
+    given = _given(person)
+
+    def name(rows: Rows) -> str | None:
+        names = sorted({row["person"] for row in rows if row["person"]} - {given})
+        if len(names) > (given is None):
             raise UserError(
                 f"confirm: the rows have {'the names' if len(names) > 1 else 'the name'} "
                 f"{', '.join(map(repr, names[:5]))}: rename these people first, or split the rows"
             )
-        return person or next(iter(names), None)
+        return given or next(iter(names), None)
 
-    return _decide(gallery, "confirm", ids, name, who)
+    return _decide(gallery, "confirm", lambda: ids, name, who)
 
 
 def rename(gallery: Gallery, person: str, new: str, *, who: str | None = None) -> Decision:
@@ -81,17 +87,23 @@ def rename(gallery: Gallery, person: str, new: str, *, who: str | None = None) -
         [`Decision`]
 
     Raises:
-        UserError: No row has the name, or both names are equal.
+        UserError: No row has the name, the new one is empty, or both are equal.
     """
-    if person == new:
+    given = _given(new)
+    if given is None:
+        raise UserError(f"rename: {new!r} is no name: give one")
+    if person == given:
         raise UserError(f"rename: {person!r} is the name already: give another one")
-    rows = gallery.rows()
-    ids = list(rows.ids[[name == person for name in rows.columns["person"]]])
-    if not ids:
-        known = sorted({name for name in rows.columns["person"] if name})
-        listed = f": the names are {', '.join(map(repr, known[:10]))}" if known else ""
-        raise UserError(f"rename: no row has the name {person!r}{listed}")
-    return _decide(gallery, "rename", ids, lambda _: new, who)
+
+    def ids() -> list[str]:
+        rows = gallery.rows()
+        if person not in rows.columns["person"]:
+            known = sorted({name for name in rows.columns["person"] if name})
+            listed = f": the names are {', '.join(map(repr, known[:10]))}" if known else ""
+            raise UserError(f"rename: no row has the name {person!r}{listed}")
+        return list(rows.ids[rows.columns["person"] == person])
+
+    return _decide(gallery, "rename", ids, lambda _: given, who)
 
 
 def split(gallery: Gallery, ids: Sequence[str], person: str | None = None, *, who: str | None = None) -> Decision:
@@ -111,7 +123,9 @@ def split(gallery: Gallery, ids: Sequence[str], person: str | None = None, *, wh
             the same.
     """
 
-    def name(rows: list[dict[str, Any]]) -> str | None:
+    given = _given(person)
+
+    def name(rows: Rows) -> str | None:
         names = {row["person"] for row in rows}
         if len(names) != 1 or None in names:
             raise UserError("split: the rows do not have one name: choose rows of one named person")
@@ -119,11 +133,11 @@ def split(gallery: Gallery, ids: Sequence[str], person: str | None = None, *, wh
         everybody = gallery.rows()
         if sum(other == old for other in everybody.columns["person"]) == len(rows):
             raise UserError(f"split: these are all rows of {old!r}: use rename to give another name")
-        if person == old:
+        if given == old:
             raise UserError(f"split: {old!r} is the name that the rows have: give another one")
-        return person
+        return given
 
-    return _decide(gallery, "split", ids, name, who)
+    return _decide(gallery, "split", lambda: ids, name, who)
 
 
 def undo(gallery: Gallery, decision: str | None = None) -> Decision:
@@ -139,11 +153,14 @@ def undo(gallery: Gallery, decision: str | None = None) -> Decision:
     Raises:
         UserError: There is no such decision, or its rows were changed afterwards.
     """
-    with gallery.store.writer():
+
+    def undone() -> tuple[Decision, pa.Table]:
         made = decisions(gallery)
         found = made[-1:] if decision is None else [one for one in made if one.id == decision]
         if not found:
-            raise UserError("undo: there is no decision" + (f" {decision!r}: list them" if decision else ""))
+            raise UserError(
+                "undo: there is no decision" + (f" {decision!r}: gallery decisions lists them" if decision else "")
+            )
         table, rows = _read(gallery, found[0].ids)
         stacks = [json.loads(row["decisions"]) for row in rows]
         later = Counter(stack[-1]["id"] for stack in stacks) - Counter({found[0].id: len(stacks)})
@@ -155,8 +172,9 @@ def undo(gallery: Gallery, decision: str | None = None) -> Decision:
             raise UserError(f"undo {found[0].id}: {changed} of its rows got another name from add later: rename them")
         for row, stack in zip(rows, stacks, strict=True):
             row |= {"person": stack.pop()["before"], "decisions": json.dumps(stack) if stack else ""}
-        gallery.store.update(pa.Table.from_pylist(rows, schema=table.schema))
-    return found[0]
+        return found[0], pa.Table.from_pylist(rows, schema=table.schema)
+
+    return _commit(gallery, undone)
 
 
 def decisions(gallery: Gallery) -> list[Decision]:
@@ -180,31 +198,57 @@ def decisions(gallery: Gallery) -> list[Decision]:
 def _decide(
     gallery: Gallery,
     action: Action,
-    ids: Sequence[str],
-    name: Callable[[list[dict[str, Any]]], str | None],
+    ids: Callable[[], Sequence[str]],
+    name: Callable[[Rows], str | None],
     who: str | None,
 ) -> Decision:
     """Gives rows a name in one commit, with an entry on each of them from which it can be undone."""
-    key, now = uuid.uuid4().hex[:16], utc_now()
-    with gallery.store.writer():
-        table, rows = _read(gallery, ids)
-        person = name(rows)
+    key = uuid.uuid4().hex[:16]
+
+    def decided() -> tuple[Decision, pa.Table]:
+        table, rows = _read(gallery, ids())
         # The name is checked as that of `add` is.
-        person = CropInfo(person=person).person or f"person {key[:SHOWN_ID]}"
-        entry = {"id": key, "time": now.isoformat(), "who": who or user_name(), "action": action, "after": person}
-        for row in rows:
-            stack = json.loads(row["decisions"]) if row["decisions"] else []
+        person = CropInfo(person=name(rows)).person or f"person {key[:SHOWN_ID]}"
+        stacks = [json.loads(row["decisions"] or "[]") for row in rows]
+        # Later than those below it, whatever the clock says: the newest decision can always be undone.
+        times = [datetime.fromisoformat(stack[-1]["time"]) + MOMENT for stack in stacks if stack]
+        made = Decision(key, max([utc_now(), *times]), who or user_name(), action, person, [row["id"] for row in rows])
+        entry = {"id": key, "time": made.time.isoformat(), "who": made.who, "action": action, "after": person}
+        for row, stack in zip(rows, stacks, strict=True):
             row["decisions"] = json.dumps([*stack, {**entry, "before": row["person"]}])
             row["person"] = person
-        gallery.store.update(pa.Table.from_pylist(rows, schema=table.schema))
-    return Decision(key, now, entry["who"], action, person, sorted({row["id"] for row in rows}))
+        return made, pa.Table.from_pylist(rows, schema=table.schema)
+
+    return _commit(gallery, decided)
 
 
-def _read(gallery: Gallery, ids: Sequence[str]) -> tuple[pa.Table, list[dict[str, Any]]]:
+def _commit(gallery: Gallery, change: Callable[[], tuple[Decision, pa.Table]]) -> Decision:
+    """Writes the rows that `change` returns; computes them again if another process has changed the gallery."""
+    with gallery.store.writer():
+        for _ in range(ATTEMPTS):
+            version = gallery.store.version
+            try:
+                decision, table = change()
+            except (LookupError, ValueError):
+                if gallery.store.version == version:
+                    raise
+                continue  # it has read rows of two versions
+            if gallery.store.update(table, version):
+                gallery.store.tidy()
+                return decision
+    raise UserError(f"gallery {gallery.store.place}: other processes change it all the time: try again later")
+
+
+def _given(person: str | None) -> str | None:
+    """Returns a name without the space around it; None if nothing is left."""
+    return (person or "").strip() or None
+
+
+def _read(gallery: Gallery, ids: Sequence[str]) -> tuple[pa.Table, Rows]:
     """Returns rows with all columns. Raises UserError if there is none or one is missing."""
     wanted = sorted(set(ids))
     if not wanted:
-        raise UserError("no row is chosen: give conditions, or groups of a file of `gallery groups`")
+        raise UserError("no row is chosen: give conditions that rows meet, or groups of a file of `gallery groups`")
     there = set(gallery.rows().ids)
     missing = [name for name in wanted if name not in there]
     if missing:
@@ -213,5 +257,5 @@ def _read(gallery: Gallery, ids: Sequence[str]) -> tuple[pa.Table, list[dict[str
             "erased, or are of another gallery"
         )
     _, table = gallery.store.read(gallery.store.schema.names, wanted)
-    rows: list[dict[str, Any]] = table.to_pylist()
+    rows: Rows = table.sort_by("id").to_pylist()
     return table, rows

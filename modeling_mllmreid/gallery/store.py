@@ -169,10 +169,23 @@ class Store:
             merge = self.open().merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
             return int(merge.execute(table)["num_inserted_rows"])
 
-    def update(self, table: pa.Table) -> None:
-        """Replaces rows with the same id in one commit. A row that was erased in the meantime does not come back."""
+    def update(self, table: pa.Table, version: int) -> bool:
+        """Replaces rows with the same id in one commit. A row that was erased in the meantime does not come back.
+
+        Returns False and changes nothing if `version` is not the newest any more: in a bucket Lance would repeat the
+        commit over the one of another process.
+        """
         with self._errors():
-            self.open().merge_insert("id").when_matched_update_all().execute(table)
+            data = self.open()
+            if data.version != version:
+                return False
+            try:
+                data.merge_insert("id").when_matched_update_all().conflict_retries(0).execute(table)
+            except OSError as error:
+                if "concurrent writers" in str(error):
+                    return False
+                raise
+            return True
 
     def replace(self, rows: pa.RecordBatchReader) -> None:
         """Replaces all rows and columns in one commit, and erases the old ones."""

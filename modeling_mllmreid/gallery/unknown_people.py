@@ -29,7 +29,8 @@ def gallery_groups(
 ) -> tuple[Rows, UnknownPeople]:
     """Groups rows that are probably one person.
 
-    Rows that a human has given one name are one person, and rows with two names are two.
+    Rows that a human has given one name are one person, and rows with two names are two. A track in which rows have two
+    names joins nothing: a tracker may go on with another person.
 
     Args:
         gallery ([`Gallery`]): The gallery.
@@ -42,7 +43,7 @@ def gallery_groups(
         `tuple[Rows, UnknownPeople]`: The rows that meet the conditions, and their groups in this order.
 
     Raises:
-        UserError: The model has no calibration, or the tracks contradict the names.
+        UserError: The model has no calibration, or names or tracks contradict cameras and times.
     """
     calibration = gallery.encoder.calibration()
     if calibration is None:
@@ -58,8 +59,19 @@ def gallery_groups(
     leaders = list(first.values())
     different = [(one, other) for place, one in enumerate(leaders) for other in leaders[:place]]
     rules = Rules(same, different, np.timedelta64(round(1e6 * travel_seconds), "us"), list(overlapping))
-    crops = Crops(rows.ids, rows.features, *(rows.columns[name] for name in ("camera_id", "time", "track_id")))
+    crops = Crops(rows.ids, rows.features, rows.columns["camera_id"], rows.columns["time"], _tracks(rows))
     return rows, find_groups(crops, calibration, rules, confidence=confidence)
+
+
+def _tracks(rows: Rows) -> np.ndarray:
+    """Returns the track of each row, (N,); -1 where a human has given rows of one track two names."""
+    names: dict[tuple[int, int], set[str]] = {}
+    tracks = list(zip(rows.columns["camera_id"].tolist(), rows.columns["track_id"].tolist(), strict=True))
+    for track, name in zip(tracks, rows.columns["person"], strict=True):
+        if name:
+            names.setdefault(track, set()).add(name)
+    split = np.array([len(names.get(track, ())) > 1 for track in tracks], dtype=bool)
+    return np.where(split, -1, rows.columns["track_id"])
 
 
 def duplicates(gallery: Gallery, found: UnknownPeople) -> list[tuple[str, str]]:
@@ -100,10 +112,11 @@ def read_groups(path: str | os.PathLike[str], groups: Sequence[int]) -> list[str
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"{path}: cannot be read ({error}): give the file that gallery groups --output wrote"
+            f"{path}: cannot be read ({reason}): give the file that gallery groups --output wrote"
         ) from error
-    if not rows or not {"group", "id"} <= rows[0].keys() or not all((row["group"] or "").isdigit() for row in rows):
+    if not rows or not {"group", "id"} <= rows[0].keys() or not all((row["group"] or "").isdecimal() for row in rows):
         raise UserError(f"{path}: has no groups of rows: give the file that gallery groups --output wrote")
     missing = set(groups) - {int(row["group"]) for row in rows}
     if missing:

@@ -5,17 +5,25 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import dying_gallery
 import lance
 import numpy as np
 import pytest
+from unknown_people import CALIBRATION
 
 from modeling_mllmreid.gallery.decisions import confirm, decisions, rename, split, undo
 from modeling_mllmreid.gallery.filters import Where
 from modeling_mllmreid.gallery.gallery import Gallery
+from modeling_mllmreid.gallery.reembedding import reembed
 from modeling_mllmreid.gallery.rows import CropInfo
+from modeling_mllmreid.gallery.store import Store
+from modeling_mllmreid.gallery.unknown_people import gallery_groups
 from modeling_mllmreid.utils.errors import UserError
 
 
@@ -105,6 +113,32 @@ def test_random_decisions(filled, seed):
         assert names(gallery) == before
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_after_any_decisions_an_erased_row_and_its_names_are_in_no_file(filled, seed):
+    gallery, ids = filled
+    random, given = np.random.default_rng(seed), set()
+    for number in range(12):
+        now, new, who = names(gallery), f"Wilhelmina {number:02d}", f"theodora {number:02d}"
+        named = [name for name in ids if now[name]]
+        if not named or random.random() < 0.5:
+            chosen = random.choice([name for name in ids if not now[name]] or named[:1], 2).tolist()
+            confirm(gallery, chosen, now[chosen[0]] or new, who=who)
+        elif random.random() < 0.6:
+            rename(gallery, now[str(random.choice(named))], new, who=who)
+        else:
+            undo(gallery)
+        given |= {new, who}
+    for _ in range(3):
+        gone = random.choice(list(names(gallery)), 2, replace=False).tolist()
+        secrets = {*gone, *(row.tobytes() for row in gallery.rows().features[gallery.rows().places(gone)])}
+        assert gallery.delete(Where(ids=gone)).traces.count == 0
+        left = str(gallery.store.read(["person", "decisions"])[1].to_pylist())
+        stored = b"".join(file().read() for _, file in gallery.store.files())
+        forgotten = {word for word in given if word not in left}
+        found = [word for word in secrets | forgotten if (word if isinstance(word, bytes) else word.encode()) in stored]
+        assert not found and forgotten
+
+
 def test_an_erasure_takes_names_and_decisions_along(filled):
     gallery, ids = filled
     old, new = "Wilhelmina Old", "Wilhelmina New"
@@ -135,7 +169,10 @@ def test_traces_of_decisions_are_counted(filled):
 @pytest.mark.parametrize(
     ("decide", "message"),
     [
-        (lambda g, ids: confirm(g, []), "no row is chosen: give conditions, or groups of a file of `gallery groups`"),
+        (
+            lambda g, ids: confirm(g, []),
+            "no row is chosen: give conditions that rows meet, or groups of a file of `gallery groups`",
+        ),
         (
             lambda g, ids: confirm(g, [*ids[:2], "0" * 64]),
             "1 of 3 rows are not in the gallery, the first is 0000000000000",
@@ -148,11 +185,13 @@ def test_traces_of_decisions_are_counted(filled):
         (lambda g, ids: confirm(g, ids[6:], "a\nb"), "person 'a.nb': give a text of one line"),
         (lambda g, ids: rename(g, "Eva", "Zoë"), "rename: no row has the name 'Eva': the names are 'Bo', 'Ida'"),
         (lambda g, ids: rename(g, "Ida", "Ida"), "rename: 'Ida' is the name already: give another one"),
+        (lambda g, ids: rename(g, "Ida", " Ida "), "rename: 'Ida' is the name already"),
+        (lambda g, ids: rename(g, "Ida", " "), "rename: ' ' is no name: give one"),
         (lambda g, ids: split(g, ids[2:5]), "split: the rows do not have one name: choose rows of one named person"),
         (lambda g, ids: split(g, ids[6:]), "split: the rows do not have one name"),
         (lambda g, ids: split(g, ids[:3]), "split: these are all rows of 'Ida': use rename to give another name"),
         (lambda g, ids: split(g, ids[:1], "Ida"), "split: 'Ida' is the name that the rows have: give another one"),
-        (lambda g, ids: undo(g, "no"), "undo: there is no decision 'no': list them"),
+        (lambda g, ids: undo(g, "no"), "undo: there is no decision 'no': gallery decisions lists them"),
     ],
 )
 def test_mistakes(filled, decide, message):
@@ -202,3 +241,125 @@ def test_a_killed_process_leaves_whole_decisions(tmp_path, encoder):
             undo(gallery)
             made = decisions(gallery)
     assert ended and set(names(gallery).values()) == {None}
+
+
+def check_stacks(gallery, made):
+    """A row has the name of its last decision, each of them starts from the one before, and all can be undone."""
+    rows = gallery.store.read(["id", "person", "decisions"])[1].to_pylist()
+    for row in rows:
+        stack = json.loads(row["decisions"] or "[]")
+        assert [None, *(entry["after"] for entry in stack)] == [*(entry["before"] for entry in stack), row["person"]]
+        assert all(one["time"] < other["time"] for one, other in pairwise(stack))
+    left = decisions(gallery)
+    assert {one.id: one for one in left} == made
+    while left:
+        undo(gallery)
+        left = decisions(gallery)
+    assert set(names(gallery).values()) == {None}
+
+
+def decide_at_random(gallery, ids, seed, count):
+    """Makes decisions; returns those that were made and the ids of those that were undone."""
+    random, made, undone = np.random.default_rng(seed), {}, set()
+    for _ in range(count):
+        kind = str(random.choice(["undo", "confirm", "confirm", "split", "rename"]))
+        now = names(gallery)
+        named = [name for name in ids if now[name]] or ids
+        try:
+            if kind == "undo":
+                undone.add(undo(gallery).id)
+                continue
+            if kind == "confirm":
+                one = confirm(gallery, random.choice(ids, 2, replace=False).tolist())
+            elif kind == "split":
+                one = split(gallery, [str(random.choice(named))])
+            else:
+                one = rename(gallery, str(now[str(random.choice(named))]), str(random.choice(["A", "B", "C"])))
+            made[one.id] = one
+        except UserError as error:
+            assert "all the time" not in str(error)
+    return made, undone
+
+
+@pytest.mark.parametrize("locked", [True, False], ids=["folder", "as in a bucket"])
+def test_several_writers_decide_at_once(filled, encoder, monkeypatch, locked):
+    gallery, ids = filled
+    if not locked:
+        monkeypatch.setattr(Store, "writer", lambda self: nullcontext())
+    with ThreadPoolExecutor(3) as pool:
+        work = [
+            pool.submit(decide_at_random, Gallery(gallery.store.place, encoder), ids, seed, 10 if locked else 20)
+            for seed in range(2 if locked else 3)
+        ]
+        done = [one.result() for one in work]
+    assert sum(len(some) for some, _ in done) > 5
+    undone = set().union(*(gone for _, gone in done))
+    made = {key: one for some, _ in done for key, one in some.items() if key not in undone}
+    check_stacks(gallery, made)
+
+
+def test_what_another_process_decided_in_the_meantime_is_seen(filled, encoder, monkeypatch):
+    gallery, ids = filled
+    monkeypatch.setattr(Store, "writer", lambda self: nullcontext())
+    other, update = Gallery(gallery.store.place, encoder), gallery.store.update
+
+    def meanwhile(change):
+        def late(table, version):
+            monkeypatch.setattr(gallery.store, "update", update)
+            change()
+            return update(table, version)
+
+        monkeypatch.setattr(gallery.store, "update", late)
+
+    meanwhile(lambda: confirm(other, ids[:2], "Bo"))
+    with pytest.raises(UserError, match="confirm: the rows have the name 'Bo'"):
+        confirm(gallery, ids[1:4], "Ida")
+    meanwhile(lambda: confirm(other, ids[2:3], "Bo"))
+    assert rename(gallery, "Bo", "Ida").ids == ids[:3]
+    meanwhile(lambda: rename(other, "Ida", "Zoë"))
+    with pytest.raises(UserError, match="rename: no row has the name 'Ida': the names are 'Zoë'"):
+        rename(gallery, "Ida", "Eva")
+    meanwhile(lambda: undo(other))
+    assert undo(gallery).action == "rename" and set(names(gallery).values()) == {"Bo", None}
+
+
+def test_many_decisions_do_not_leave_many_files(filled, monkeypatch):
+    monkeypatch.setattr("modeling_mllmreid.gallery.store.MOST_FILES", 3)
+    gallery, ids = filled
+    for row in ids:
+        confirm(gallery, [row])
+    assert len([name for name, _ in gallery.store.files() if name.endswith(".lance")]) <= 4
+    check_stacks(gallery, {one.id: one for one in decisions(gallery)})
+
+
+def test_a_new_model_keeps_decisions(filled, encoder):
+    gallery, ids = filled
+    confirm(gallery, ids[:2], "Ida")
+    made = decisions(gallery)
+    new = reembed(gallery, type(encoder)("other", weights="1" * 64))
+    assert decisions(new) == made and undo(new) == made[0] and set(names(new).values()) == {None}
+
+
+def test_a_decision_outranks_a_track(gallery, encoder, monkeypatch):
+    monkeypatch.setattr(encoder, "calibration", lambda: CALIBRATION)
+    directions = np.eye(3, encoder.numbers, dtype=np.float32)[[0, 0, 1, 1, 2]]
+    ids = [dying_gallery.digest(n) for n in range(5)]
+    rows = [{"id": name, "camera_id": 1, "track_id": track} for name, track in zip(ids, [7, 7, 7, 7, 8], strict=True)]
+    gallery.add_features(directions, rows)
+    assert gallery_groups(gallery, Where())[1].labels.tolist() == [0, 0, 0, 0, 1]
+    confirm(gallery, ids[:4], "Ida")
+    split(gallery, ids[2:4], "Bo")  # the tracker went on with another person
+    assert gallery_groups(gallery, Where())[1].labels.tolist() == [0, 0, 1, 1, 2]
+    confirm(gallery, [*ids[2:4], ids[4]])
+    found = gallery_groups(gallery, Where())[1]
+    assert (found.labels.tolist(), found.merges) == ([0, 0, 1, 1, 1], [])
+
+
+def test_a_clock_that_goes_back(filled, monkeypatch):
+    gallery, ids = filled
+    for year in (2030, 2020):
+        monkeypatch.setattr(
+            "modeling_mllmreid.gallery.decisions.utc_now", lambda year=year: datetime(year, 1, 1, tzinfo=UTC)
+        )
+        made = confirm(gallery, ids[:2], "Ida")
+    assert undo(gallery) == made
