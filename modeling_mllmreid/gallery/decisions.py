@@ -12,13 +12,11 @@ import pyarrow as pa
 
 from ..utils.errors import UserError
 from .audit import user_name
-from .gallery import Gallery
+from .gallery import ATTEMPTS, Gallery
 from .rows import CropInfo, utc_now
 
 Action = Literal["confirm", "rename", "split"]
 SHOWN_ID = 8
-# In a bucket, other writers may change the gallery between the reading and the commit of a decision.
-ATTEMPTS = 20
 MOMENT = timedelta(microseconds=1)
 Rows = list[dict[str, Any]]
 

@@ -25,6 +25,8 @@ from .store import Store
 
 EVERYTHING = Where()
 BATCH = 1024
+# In a bucket, other writers may change rows between their reading and the commit.
+ATTEMPTS = 20
 # A threshold: a distance, none, or that of the model.
 Limit = float | None | Literal["model"]
 
@@ -223,13 +225,19 @@ class Gallery:
         new = new_rows(self.store.schema, features, described)
         with self.store.writer():
             self._finish_erasure()
-            # Another process may have added some of them in the meantime.
-            there = self._there([row["id"] for row in described])
-            changes = {row["id"]: known_values(row) for row in described if row["id"] in there} | dict(known or {})
-            _, stored = self.store.read(new.schema.names, list(changes))
-            new = new.filter(pa.array([row["id"] not in there for row in described], pa.bool_()))
-            table = pa.concat_tables([changed_rows(stored, changes), new])
-            return self.store.merge(table) if len(table) else 0
+            for _ in range(ATTEMPTS):
+                version = self.store.version
+                # Another process may have added some of them in the meantime.
+                there = self._there([row["id"] for row in described])
+                changes = {row["id"]: known_values(row) for row in described if row["id"] in there} | dict(known or {})
+                changed = changed_rows(self.store.read(new.schema.names, list(changes))[1], changes)
+                added = new.filter(pa.array([row["id"] not in there for row in described], pa.bool_()))
+                table = pa.concat_tables([changed, added])
+                # In a bucket, rows that another process changes in the meantime are read again.
+                count = self.store.merge(table, version if len(changed) else None) if len(table) else 0
+                if count is not None:
+                    return count
+        raise UserError(f"gallery {self.store.place}: other processes change it all the time: try again later")
 
     def _there(self, ids: Sequence[str]) -> set[str]:
         """Returns the ids of rows that are there."""

@@ -163,29 +163,33 @@ class Store:
 
     # ---- write -----------------------------------------------------------------------------------------------------
 
-    def merge(self, table: pa.Table) -> int:
-        """Writes rows in one commit; rows with the same id are replaced. Returns the number of new rows."""
-        with self._errors():
-            merge = self.open().merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            return int(merge.execute(table)["num_inserted_rows"])
+    def merge(self, table: pa.Table, version: int | None = None) -> int | None:
+        """Writes rows in one commit; rows with the same id are replaced. Returns the number of new rows.
+
+        With a version, it returns None and changes nothing if that is not the newest any more: in a bucket Lance would
+        repeat the commit over the one of another process.
+        """
+        return self._merge(table, version, new=True)
 
     def update(self, table: pa.Table, version: int) -> bool:
-        """Replaces rows with the same id in one commit. A row that was erased in the meantime does not come back.
+        """Replaces rows with the same id, as `merge` does. A row that was erased in the meantime does not come back."""
+        return self._merge(table, version, new=False) is not None
 
-        Returns False and changes nothing if `version` is not the newest any more: in a bucket Lance would repeat the
-        commit over the one of another process.
-        """
+    def _merge(self, table: pa.Table, version: int | None, *, new: bool) -> int | None:
+        """Replaces rows, and adds new ones if this is asked for."""
         with self._errors():
             data = self.open()
-            if data.version != version:
-                return False
+            if version is not None and data.version != version:
+                return None
+            merge = data.merge_insert("id").when_matched_update_all()
+            merge = merge.when_not_matched_insert_all() if new else merge
+            merge = merge if version is None else merge.conflict_retries(0)
             try:
-                data.merge_insert("id").when_matched_update_all().conflict_retries(0).execute(table)
+                return int(merge.execute(table)["num_inserted_rows"])
             except OSError as error:
-                if "concurrent writers" in str(error):
-                    return False
+                if version is not None and "concurrent writers" in str(error):
+                    return None
                 raise
-            return True
 
     def replace(self, rows: pa.RecordBatchReader) -> None:
         """Replaces all rows and columns in one commit, and erases the old ones."""

@@ -323,6 +323,24 @@ def test_what_another_process_decided_in_the_meantime_is_seen(filled, encoder, m
     assert undo(gallery).action == "rename" and set(names(gallery).values()) == {"Bo", None}
 
 
+def test_an_addition_in_a_bucket_keeps_a_decision_that_was_made_in_the_meantime(filled, encoder, crops, monkeypatch):
+    gallery, ids = filled
+    monkeypatch.setattr(Store, "writer", lambda self: nullcontext())
+    other, merge = Gallery(gallery.store.place, encoder), gallery.store.merge
+
+    def late(*arguments):
+        monkeypatch.setattr(gallery.store, "merge", merge)
+        confirm(other, ids[:3], "Ida")
+        return merge(*arguments)
+
+    monkeypatch.setattr(gallery.store, "merge", late)
+    images = sorted({hit.file_name for hit in gallery.find()})
+    assert gallery.add([*images, *crops(2, start=20)], CropInfo(camera_id=7)) == 2
+    assert {hit.crop.camera_id for hit in gallery.find()} == {7} and len(gallery.find()) == 11
+    assert {name for name, person in names(gallery).items() if person == "Ida"} == set(ids[:3])
+    assert undo(gallery).ids == ids[:3]
+
+
 def test_many_decisions_do_not_leave_many_files(filled, monkeypatch):
     monkeypatch.setattr("modeling_mllmreid.gallery.store.MOST_FILES", 3)
     gallery, ids = filled
