@@ -124,7 +124,7 @@ def _search_tab(service: GalleryService) -> None:
         asked: dict[str, Any] = {"where": typed_conditions(cameras, since, until, where), "who": _user(request)}
         found = service.search(uploaded_photos(photos, shape), words=words.strip(), k=int(k), **asked)
         digits = decimals([hit.distance for hit in found.hits])
-        drawn = result_pictures([service.picture(hit.id) for hit in found.hits], found.hits)
+        drawn = result_pictures(service.pictures([hit.id for hit in found.hits]), found.hits)
         captions = [caption(hit, place, digits) for place, hit in enumerate(found.hits, start=1)]
         return verdict(found), list(zip(drawn, captions, strict=True)), [hit.id for hit in found.hits], []
 
@@ -205,7 +205,7 @@ def _people_tab(service: GalleryService) -> None:
 
     @_shown
     def show(choice: str, known: dict[str, list[str]]) -> Any:
-        return [service.picture(name) for name in known.get(choice, [])[:MOST_SHOWN]]
+        return service.pictures(known.get(choice, [])[:MOST_SHOWN])
 
     @_shown
     def decide_one(choice: str, known: dict[str, list[str]], person: str, request: gr.Request) -> Any:
@@ -257,7 +257,7 @@ def _gallery_tab(service: GalleryService) -> None:
     def look(cameras: str, conditions: str) -> Any:
         hits = service.find(typed_conditions(cameras, "", "", conditions))
         names = [hit.id for hit in hits]
-        pictures = [service.picture(name) for name in names[:MOST_SHOWN]]
+        pictures = service.pictures(names[:MOST_SHOWN])
         text = f"{len(hits):,} rows" + (f", the first {MOST_SHOWN} are shown" if len(hits) > MOST_SHOWN else "")
         return pictures, names, gr.Button(f"Erase these {len(hits):,} rows for good", interactive=bool(hits)), text
 

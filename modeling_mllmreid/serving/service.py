@@ -1,5 +1,6 @@
 """What the server and the page do with a gallery: plain functions, without HTTP and without layout."""
 
+import contextlib
 import io
 import threading
 from collections.abc import Sequence
@@ -231,6 +232,16 @@ class GalleryService:
         image = open_image(openers(self.gallery, hits)[0]())
         image.thumbnail(PICTURE)
         return image
+
+    def pictures(self, ids: Sequence[str]) -> list[Image.Image]:
+        """Returns the pictures of rows; a grey one where the row or its image file is gone."""
+        hits = self.gallery.find(Where(ids=list(ids)))
+        found = {}
+        for hit, open_picture in zip(hits, openers(self.gallery, hits), strict=True):
+            with contextlib.suppress(UserError):
+                found[hit.id] = open_image(open_picture())
+                found[hit.id].thumbnail(PICTURE)
+        return [found.get(name) or Image.new("RGB", (64, 128), "lightgray") for name in ids]
 
     def info(self) -> dict[str, Any]:
         """Returns the counts and the model of the gallery."""

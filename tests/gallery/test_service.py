@@ -118,6 +118,15 @@ def test_rows_are_shown_and_erased(served):
         own.picture(shown[0].id)
 
 
+def test_pictures_that_are_gone_are_grey(served):
+    own, images = served
+    hits = own.find(Where(cameras=[1]))
+    Path(hits[1].file_name).unlink()
+    pictures = own.pictures([hits[0].id, hits[1].id, "0" * 64])
+    assert pictures[0].tobytes() == Image.open(hits[0].file_name).convert("RGB").tobytes()
+    assert all(low == high for picture in pictures[1:] for low, high in picture.getextrema())
+
+
 def test_decisions(served):
     own, _ = served
     ids = [hit.id for hit in own.find(Where(cameras=[0]))]
