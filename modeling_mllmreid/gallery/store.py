@@ -16,6 +16,8 @@ from ..utils.errors import UserError
 from ..utils.outputs import new_parents, only_writer, refused_by_disk
 from .rows import DESCRIPTIONS
 
+# Read at the import. Its warnings on stderr are about the inside of an index.
+os.environ.setdefault("LANCE_LOG", "error")
 try:
     import lance
     from lance.file import LanceFileSession
