@@ -134,6 +134,7 @@ def delete(argv: list[str]) -> None:
     if not args.confirm:
         print(f"nothing is erased: these {len(hits):,} rows are, if the command is repeated with --confirm true")
         return
+    _audit(place).check()
     erased = gallery.delete(where, files=args.files)
     digest = query_digest([Path(query).read_bytes() for query in args.query]) if args.query else None
     _audit(place).write("delete", query=digest, where=where, results=erased.rows)
@@ -143,7 +144,9 @@ def delete(argv: list[str]) -> None:
 def expire(argv: list[str]) -> None:
     """Erase the rows whose time has come, and what killed processes left; run it daily."""
     place, args = parse((PlaceArguments, ExpireArguments), argv, "gallery expire")
-    erased = _open(place).expire(files=args.files)
+    gallery = _open(place)
+    _audit(place).check()
+    erased = gallery.expire(files=args.files)
     _audit(place).write("expire", results=erased.rows)
     print_erased(erased)
 
@@ -207,26 +210,32 @@ def confirm_rows(argv: list[str]) -> None:
     """Decide that groups or rows are one person."""
     place, args, where = parse((PlaceArguments, DecisionArguments, WhereArguments), argv, "gallery confirm")
     gallery = _open(place)
+    _audit(place).check()
     _report(place, confirm(gallery, _rows(gallery, args, where, "confirm"), args.person))
 
 
 def rename_person(argv: list[str]) -> None:
     """Give a person another name, or the name of another person if both are one."""
     place, args = parse((PlaceArguments, RenameArguments), argv, "gallery rename")
-    _report(place, rename(_open(place), args.person, args.new))
+    gallery = _open(place)
+    _audit(place).check()
+    _report(place, rename(gallery, args.person, args.new))
 
 
 def split_rows(argv: list[str]) -> None:
     """Decide that some rows of a person are another one."""
     place, args, where = parse((PlaceArguments, DecisionArguments, WhereArguments), argv, "gallery split")
     gallery = _open(place)
+    _audit(place).check()
     _report(place, split(gallery, _rows(gallery, args, where, "split"), args.person))
 
 
 def undo_decision(argv: list[str]) -> None:
     """Take a decision back; by default the newest."""
     place, args = parse((PlaceArguments, UndoArguments), argv, "gallery undo")
-    undone = undo(_open(place), args.decision)
+    gallery = _open(place)
+    _audit(place).check()
+    undone = undo(gallery, args.decision)
     _audit(place).write("undo", query=undone.id, results=len(undone.ids))
     print(f"undone: {decision_line(undone)}")
 

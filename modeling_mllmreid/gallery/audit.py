@@ -34,6 +34,10 @@ class Audit:
             raise UserError(f"audit_days {days}: give 1 or more")
         self.folder, self.days = Path(folder), days
 
+    def check(self) -> None:
+        """Raises UserError if no line can be written, before something is done that needs one."""
+        self._append(utc_now(), b"")
+
     def write(
         self, action: str, *, query: str | None = None, where: Where | None = None, results: int, who: str | None = None
     ) -> None:
@@ -58,16 +62,20 @@ class Audit:
             "where": str(where) if where else None,
             "results": results,
         }
+        # One call: lines of several processes do not mix.
+        self._append(now, (json.dumps(entry, ensure_ascii=False) + "\n").encode())
+        self._remove_old(now)
+
+    def _append(self, now: datetime, line: bytes) -> None:
+        """Appends to the file of a day. Raises UserError if the folder cannot be written."""
         path = self.folder / f"{now:%Y-%m-%d}.jsonl"
         with refused_by_disk(path), owner_only():
             self.folder.mkdir(parents=True, exist_ok=True)
-            # One call: lines of several processes do not mix.
             number = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
-                os.write(number, (json.dumps(entry, ensure_ascii=False) + "\n").encode())
+                os.write(number, line)
             finally:
                 os.close(number)
-            self._remove_old(now)
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yields the lines, oldest first."""

@@ -131,9 +131,11 @@ def _search_tab(service: GalleryService) -> None:
     @_shown
     def explain(photos: Any, ids: list[str], shape: bool, event: gr.SelectData) -> Any:
         picture = service.picture(ids[event.index])
-        query = uploaded_photos(photos, shape)
-        first, second = service.overlay(query[0].open() if query else picture, picture)
-        return [(first, "query"), (second, f"result {event.index + 1}")]
+        query, name = uploaded_photos(photos, shape), f"result {event.index + 1}"
+        if not query:
+            return [(service.overlay(picture, picture)[0], f"{name}: where its feature looked")]
+        first, second = service.overlay(query[0].open(), picture)
+        return [(first, "query"), (second, name)]
 
     inputs = [photos, words, cameras, since, until, conditions, top_k, any_shape]
     button.click(search, inputs, [answer, results, ids, overlay], show_progress="minimal")
@@ -196,10 +198,8 @@ def _people_tab(service: GalleryService) -> None:
             for label in largest[:SHOWN_GROUPS]
         }
         text = f"{len(rows):,} rows, {len(largest):,} groups of two or more"
-        text += "".join(
-            f"\nperhaps one person: groups {merge.first} and {merge.second}, {merge.confidence:.0%}"
-            for merge in found.merges[:5]
-        )
+        for merge in found.merges[:5]:
+            text += f"\nperhaps one person: groups {merge.first} and {merge.second}, {merge.confidence:.0%}"
         names = list(known)
         return text, gr.Dropdown(choices=names, value=names[0] if names else None), known, listed()
 
@@ -219,8 +219,7 @@ def _people_tab(service: GalleryService) -> None:
 
     @_shown
     def take_back(request: gr.Request) -> Any:
-        service.decide("undo", who=_user(request))
-        return listed()
+        return service.decide("undo", who=_user(request)) and listed()
 
     button.click(group, None, [answer, choice, members, made])
     choice.change(show, [choice, members], pictures)
@@ -289,7 +288,7 @@ def _shown(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except UserError as error:
+        except (UserError, ImportError) as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from None
 
     return run

@@ -22,6 +22,14 @@ OPEN_PATHS = ("/health",)
 # The page of a browser is open as long as this stream.
 HEARTBEAT = "/heartbeat/"
 
+# No page of another site shows this one in a frame, where a click could be led to "Erase".
+HEADERS = (
+    (b"x-frame-options", b"DENY"),
+    (b"content-security-policy", b"frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -126,6 +134,8 @@ class Protection:
             return message
 
         async def unless_too_large(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *HEADERS]
             if not too_large:
                 await send(message)
 
@@ -177,7 +187,7 @@ async def _answer(scope: Scope, send: Send, status: int, message: str) -> None:
         await send({"type": "websocket.close", "code": 1008, "reason": message})
         return
     body = json.dumps({"error": message}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *HEADERS]
     headers += [(b"www-authenticate", b'Basic realm="gallery"')] if status == 401 else []
     headers += [(b"connection", b"close")] if status == 413 else []
     await send({"type": "http.response.start", "status": status, "headers": headers})

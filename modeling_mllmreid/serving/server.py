@@ -39,7 +39,7 @@ class Conditions(BaseModel):
 
 
 class Deletion(Conditions):
-    """Rows to erase. Without `confirm` they are shown and nothing is erased."""
+    """Rows to erase: without `confirm` they are shown; with it, `ids` names those that were shown."""
 
     confirm: bool = False
 
@@ -73,6 +73,15 @@ def build_app(service: GalleryService) -> FastAPI:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"][1:]) or "request"
         return JSONResponse({"error": f"{name}: {first['msg']}"[:300]}, status_code=422)
+
+    @app.exception_handler(ImportError)
+    def refuse_missing(request: Request, error: ImportError) -> JSONResponse:
+        return JSONResponse({"error": " ".join(str(error).split())[:300]}, status_code=501)
+
+    @app.exception_handler(Exception)
+    def report_fault(request: Request, error: Exception) -> JSONResponse:
+        # The server's log has the traceback.
+        return JSONResponse({"error": f"a fault of the server, not yours: {type(error).__name__}"}, status_code=500)
 
     @app.get("/health")
     def health() -> dict[str, str]:
@@ -137,6 +146,8 @@ def build_app(service: GalleryService) -> FastAPI:
         hits = service.find(asked.built())
         if not asked.confirm:
             return {"rows": [hit_json(hit) for hit in hits], "erased": 0}
+        if asked.ids is None:
+            raise UserError("delete: give the ids of the rows that were shown, and no other conditions, to erase them")
         erased = service.delete([hit.id for hit in hits], who=_user(request))
         return {"erased": erased.rows, "traces": erased.traces.count}
 

@@ -195,6 +195,7 @@ class GalleryService:
             UserError: The decision is not possible; see `decisions`.
         """
         with self._writing:
+            self.audit.check()
             if action == "undo":
                 made = undo(self.gallery, next(iter(ids), None))
             elif action == "rename":
@@ -220,6 +221,7 @@ class GalleryService:
         """Erases rows for good, and writes an audit line. `find` and `search` show them first."""
         where = Where(ids=list(ids))
         with self._writing:
+            self.audit.check()
             erased = self.gallery.delete(where)
         self.audit.write("delete", where=where, results=erased.rows, who=who)
         return erased

@@ -79,6 +79,9 @@ def test_rows_are_erased_after_a_look(client, gallery):
     shown = client.post("/api/delete", json=asked).json()
     assert [row["person"] for row in shown["rows"]] == ["Ida"] and shown["erased"] == 0
     assert client.get("/api/info").json()["rows"] == 12
+    refused = client.post("/api/delete", json={**asked, "confirm": True})
+    assert (refused.status_code, gallery.info()["rows"]) == (400, 12)
+    assert refused.json()["error"].startswith("delete: give the ids of the rows that were shown")
     ids = {"ids": [row["id"] for row in shown["rows"]], "confirm": True}
     assert client.post("/api/delete", json=ids).json() == {"erased": 1, "traces": 0}
     assert gallery.info()["rows"] == 11
@@ -148,6 +151,22 @@ def test_pages_of_other_sites_are_refused(client):
     )
     assert answer.status_code == 403 and client.get("/api/info").json()["rows"] == 12
     assert client.get("/api/info", headers={"origin": OWN}).status_code == 200
+
+
+def test_no_other_site_shows_the_page_in_a_frame(client):
+    for answer in (client.get("/api/info"), client.get("/api/info", headers={"host": "evil.example"})):
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["content-security-policy"] == "frame-ancestors 'none'"
+
+
+def test_faults_are_one_line(client, app, monkeypatch):
+    for error, status, message in (
+        (ImportError("needs the extra `x`"), 501, "needs the extra `x`"),
+        (RuntimeError("secret"), 500, "a fault of the server, not yours: RuntimeError"),
+    ):
+        monkeypatch.setattr(GalleryService, "info", lambda self, error=error: (_ for _ in ()).throw(error))
+        answer = client.get("/api/info")
+        assert (answer.status_code, answer.json()) == (status, {"error": message})
 
 
 def basic(user, password):

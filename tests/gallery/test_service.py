@@ -118,6 +118,16 @@ def test_rows_are_shown_and_erased(served):
         own.picture(shown[0].id)
 
 
+def test_nothing_is_erased_or_decided_without_an_audit_trail(served):
+    own, _ = served
+    own.audit.folder.write_text("no folder")
+    ids = [hit.id for hit in own.find(Where(cameras=[1]))]
+    for act in (lambda: own.delete(ids), lambda: own.decide("confirm", ids)):
+        with pytest.raises(UserError, match="audit"):
+            act()
+    assert own.info()["rows"] == 12 and own.decisions() == []
+
+
 def test_pictures_that_are_gone_are_grey(served):
     own, images = served
     hits = own.find(Where(cameras=[1]))
