@@ -3,12 +3,14 @@
 import io
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from PIL import Image
 
 from ..data.images import open_image
 from ..utils.errors import UserError
+from .adding import digest
 from .gallery import Gallery
 from .results import Hit
 
@@ -19,12 +21,21 @@ ORIENTATION = 0x0112
 
 
 def openers(gallery: Gallery, hits: Sequence[Hit]) -> list[Callable[[], Image.Image]]:
-    """Returns a function for each hit that opens its picture; it raises UserError if the image file is gone."""
+    """Returns a function for each hit that opens its picture; it raises UserError if the file is gone or changed."""
     if gallery.metadata.keep == "file_name":
-        return [lambda name=str(hit.file_name): open_image(name) for hit in hits]  # type: ignore[misc]
+        return [partial(_open_named, hit) for hit in hits]
     _, table = gallery.store.read(["id", "thumbnail"], [hit.id for hit in hits])
     stored = dict(zip(table["id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True))
     return [lambda name=hit.id: Image.open(io.BytesIO(stored[name])).convert("RGB") for hit in hits]  # type: ignore[misc]
+
+
+def _open_named(hit: Hit) -> Image.Image:
+    """Opens the image file of a row. Raises UserError if it is not the one that was added."""
+    name = str(hit.file_name)
+    image = open_image(name)
+    if digest(name) != hit.id:
+        raise UserError(f"{name}: is not the image that was added: restore it, or delete the row and add the new one")
+    return image
 
 
 def check_proportions(source: Any) -> None:

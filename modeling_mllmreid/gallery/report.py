@@ -54,7 +54,9 @@ def print_found(found: Found) -> None:
     for place, hit in enumerate(found.hits, start=1):
         print(hit_line(hit, place, digits))
     print(f"searched {found.searched:,} rows")
-    if found.nobody:
+    if not found.searched:
+        print("no row meets the conditions; a row without a time meets no condition on time")
+    elif found.nobody:
         print(f"nobody: no image is within the threshold {found.threshold:.{decimals([found.threshold or 0])}f}")
 
 

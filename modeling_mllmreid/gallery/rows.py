@@ -31,7 +31,8 @@ DESCRIBED: dict[str, tuple[pa.DataType, Any]] = {
 # What a search reads. Thumbnails are read for the rows that are shown.
 DESCRIPTIONS = ("id", "file_name", "camera_id", "time", "track_id", "source", "person", "expires")
 DIGEST = re.compile("[0-9a-f]{64}")
-CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Characters that break a line or change the direction of what follows.
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 LONGEST_TEXT = 1000
 
 

@@ -1,6 +1,7 @@
 """The rows of a gallery on disk or in a bucket: a Lance data set with one writer at a time."""
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -53,9 +54,19 @@ class Store:
         self.remote = self.place.startswith(REMOTE)
         self.options = dict(options or {}) or None
         self.uri = f"{self.place.rstrip('/')}/{ROWS}"
-        self._data: Any = None
+        # Lance's object cannot be read by one thread while another one moves it to a new version.
+        self._own = threading.local()
 
     # ---- open and create -------------------------------------------------------------------------------------------
+
+    @property
+    def _data(self) -> Any:
+        """The data set of this thread; None before it is opened."""
+        return getattr(self._own, "data", None)
+
+    @_data.setter
+    def _data(self, data: Any) -> None:
+        self._own.data = data
 
     def exists(self) -> bool:
         """Returns whether there is a data set. Raises UserError if its place cannot be read."""

@@ -16,37 +16,11 @@ from ..gallery.report import decision_line, group_line
 from ..retrieval.sheet import decimals
 from ..utils.errors import UserError
 from .forms import typed_conditions, uploaded_photos
+from .page_texts import ABOUT, CSS, NOTE
 from .pictures import caption, result_pictures, verdict
 from .service import PHOTO_BYTES, GalleryService
 
 SHOWN_GROUPS, MOST_SHOWN = 30, 50
-NOTE = (
-    "A distance is a hint and no proof of identity. Use this gallery only where you may: with a legal basis, for a "
-    "stated purpose, and with a time after which rows are erased. Every search is in the audit trail."
-)
-ABOUT = """
-**What it is for**: to find the crops of one person among your own cameras, where you are allowed to.
-
-**What it must not be used for**: to identify strangers, to watch people because of who they are, to decide about
-anybody without a human. Images from which people can be recognised are biometric data. In most countries they need a
-legal basis (mostly consent), a purpose, a limit in time, and erasure on request.
-
-**How sure it is**: the threshold was chosen on validation people of the model's training. On your cameras it may be
-wrong more often: check it there first. Grey images are beyond it.
-
-**Erasure**: deleted rows are gone from all files of the gallery; the traces are counted. Copies elsewhere are yours.
-"""
-# Captions below the pictures, whole pictures, and room for the label above them.
-CSS = """
-.gradio-container {max-width: min(1100px, 100vw) !important; margin: 0 auto !important}
-.crops .grid-wrap {padding-top: 34px; max-height: none !important}
-.crops .thumbnail-lg, .crops .gallery-item {aspect-ratio: auto !important; height: auto !important}
-.crops:not(.large) .grid-container {grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)) !important}
-.crops .thumbnail-lg img {height: 190px !important; object-fit: contain}
-.crops .caption-label {position: static !important; max-width: 100% !important; border: 0; white-space: normal}
-.large .thumbnail-lg img {height: 300px !important}
-.card, .card * {min-width: 0; max-width: 100%; overflow-x: auto; overflow-wrap: anywhere}
-"""
 
 
 def build_page(service: GalleryService, card: str | None = None) -> gr.Blocks:
@@ -138,7 +112,10 @@ def _search_tab(service: GalleryService) -> None:
         return [(first, "query"), (second, name)]
 
     inputs = [photos, words, cameras, since, until, conditions, top_k, any_shape]
-    button.click(search, inputs, [answer, results, ids, overlay], show_progress="minimal")
+    found = [answer, results, ids, overlay]
+    # A mistake leaves no older result next to it.
+    cleared = button.click(lambda: ("", [], [], []), None, found, show_progress="hidden")
+    cleared.then(search, inputs, found, show_progress="minimal")
     results.select(explain, [photos, ids, any_shape], overlay)
 
 
@@ -266,8 +243,15 @@ def _gallery_tab(service: GalleryService) -> None:
         text = f"{erased.rows:,} rows erased, traces: {erased.traces.count}"
         return text, [], [], gr.Button("Erase these rows for good", interactive=False), count()
 
+    def disarm() -> Any:
+        """Only what is shown can be erased: nothing after a change of the conditions, or a mistake in them."""
+        return [], [], gr.Button("Erase these rows for good", interactive=False), ""
+
+    armed = [shown, ids, erase, answer]
     refresh.click(_shown(count), None, counts)
-    preview.click(look, [cameras, conditions], [shown, ids, erase, answer])
+    for field in (cameras, conditions):
+        field.input(disarm, None, armed)
+    preview.click(disarm, None, armed).then(look, [cameras, conditions], armed)
     erase.click(delete, ids, [answer, ids, shown, erase, counts])
 
 

@@ -35,6 +35,8 @@ def result_pictures(pictures: list[Image.Image], hits: list[Hit]) -> list[Image.
 
 def verdict(found: Found) -> str:
     """Returns the result of a search in one line."""
+    if not found.searched:
+        return "No row meets the conditions."
     within = sum(not hit.beyond for hit in found.hits)
     if found.threshold is None:
         return f"{len(found.hits)} nearest of {found.searched:,} rows; the model has no threshold."

@@ -157,10 +157,10 @@ class Protection:
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
         """Returns the status and the message with which a request is refused, None if it is not."""
         host = headers.get("host", "")
-        if self.hosts is not None and (urlsplit(f"//{host}").hostname or "") not in self.hosts:
+        if self.hosts is not None and _split(f"//{host}")[1] not in self.hosts:
             return 403, f"host {host[:60]!r}: is not this machine: use 127.0.0.1 or localhost"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _split(origin)[0] != host:
             return 403, f"origin {origin[:60]!r}: pages of other sites may not use this server"
         if self.access and scope.get("path") not in OPEN_PATHS:
             user = self.access.user_of(headers.get("authorization", ""))
@@ -192,6 +192,15 @@ async def _answer(scope: Scope, send: Send, status: int, message: str) -> None:
     headers += [(b"connection", b"close")] if status == 413 else []
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _split(address: str) -> tuple[str | None, str | None]:
+    """Returns the host of an address with its port, and without; None if it is not valid or names a user."""
+    try:
+        parts = urlsplit(address)
+        return (None, None) if "@" in parts.netloc else (parts.netloc, parts.hostname)
+    except ValueError:
+        return None, None
 
 
 def _equal(given: str, own: str) -> bool:

@@ -17,6 +17,7 @@ try:
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, Response
     from pydantic import BaseModel
+    from starlette.exceptions import HTTPException
 except ImportError as error:
     raise ImportError("serve needs the extra `serve`: pip install 'mllmreid[serve]'") from error
 
@@ -73,6 +74,10 @@ def build_app(service: GalleryService) -> FastAPI:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"][1:]) or "request"
         return JSONResponse({"error": f"{name}: {first['msg']}"[:300]}, status_code=422)
+
+    @app.exception_handler(HTTPException)
+    def refuse_request(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": str(error.detail)}, status_code=error.status_code)
 
     @app.exception_handler(ImportError)
     def refuse_missing(request: Request, error: ImportError) -> JSONResponse:

@@ -261,3 +261,32 @@ def test_fifty_searches_at_once_and_a_graceful_end(tmp_path, crops):
     with pytest.raises(urllib.error.URLError):
         ask(url[0], images[0])
     assert sum(1 for _ in Audit(f"{place}.audit").lines()) == 51
+
+
+def test_searches_and_changes_at_the_same_time(client, gallery, crops):
+    """Threads of one server read, decide and erase at once: every request has its answer."""
+    more = crops(40, start=100)
+    gallery.add(more, CropInfo(camera_id=9))
+    photo, ids = upload(more[0]), [hit.id for hit in gallery.find(Where(cameras=[9]))]
+
+    def change(name):
+        answer = client.post("/api/decisions", json={"action": "confirm", "ids": [name]})
+        gone = client.post("/api/delete", json={"ids": [name], "confirm": True})
+        return answer.status_code, gone.status_code, gone.json()
+
+    with ThreadPoolExecutor(8) as pool:
+        changes = [pool.submit(change, name) for name in ids[:20]]
+        searches = [pool.submit(client.post, "/api/search", files=photo) for _ in range(60)]
+        assert {one.result().status_code for one in searches} == {200}
+        assert [one.result() for one in changes] == [(200, 200, {"erased": 1, "traces": 0})] * 20
+    assert {hit.id for hit in gallery.find(Where(cameras=[9]))} == set(ids[20:])
+
+
+@pytest.mark.parametrize("headers", [{"host": "["}, {"host": "x@127.0.0.1"}, {"origin": "http://["}])
+def test_addresses_that_are_not_valid(client, headers):
+    assert client.get("/health", headers=headers).status_code == 403
+
+
+def test_unknown_paths_are_one_line(client):
+    assert client.get("/api/nothing").json() == {"error": "Not Found"}
+    assert client.put("/api/search").json() == {"error": "Method Not Allowed"}
