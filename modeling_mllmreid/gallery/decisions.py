@@ -207,8 +207,6 @@ def _decide(
         table, rows = _read(gallery, ids())
         # The name is checked as that of `add` is.
         person = CropInfo(person=name(rows)).person or f"person {key[:SHOWN_ID]}"
-        if all(row["person"] == person for row in rows):
-            raise UserError(f"{action}: all of these rows have the name {person!r} already")
         stacks = [json.loads(row["decisions"] or "[]") for row in rows]
         # Later than those below it, whatever the clock says: the newest decision can always be undone.
         times = [datetime.fromisoformat(stack[-1]["time"]) + MOMENT for stack in stacks if stack]
