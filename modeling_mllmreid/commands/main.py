@@ -34,6 +34,7 @@ COMMANDS = {
     "search": "find the embedded images that are most similar to a query image",
     "gallery": "add person crops to a gallery, search them by photo or words, and erase them for good",
     "serve": "serve a gallery over HTTP, with the model loaded once",
+    "page": "write a private Hugging Face Space with the page of a gallery in a bucket; can upload it",
     "configs": "list the shipped recipes and launch configurations, or print the path of one",
 }
 

@@ -7,7 +7,7 @@ import contextlib
 import hmac
 import json
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,13 +22,8 @@ OPEN_PATHS = ("/health",)
 # The page of a browser is open as long as this stream.
 HEARTBEAT = "/heartbeat/"
 
-# No page of another site shows this one in a frame, where a click could be led to "Erase".
-HEADERS = (
-    (b"x-frame-options", b"DENY"),
-    (b"content-security-policy", b"frame-ancestors 'none'"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-)
+# Sites that may show the page in a frame, where a click could be led to "Erase".
+NO_FRAMES = "'none'"
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -103,12 +98,25 @@ class Protection:
         host (`str`): The address that the server listens on.
         most_bytes (`int`): Largest body of a request.
         ending (`Callable`, *optional*): Returns whether the server ends, so that streams without an end are closed.
+        frames (`str`): Sites that may show the page in a frame.
     """
 
     def __init__(
-        self, app: App, access: Access, host: str, most_bytes: int, ending: Callable[[], bool] = lambda: False
+        self,
+        app: App,
+        access: Access,
+        host: str,
+        most_bytes: int,
+        ending: Callable[[], bool] = lambda: False,
+        frames: str = NO_FRAMES,
     ):
         self.app, self.access, self.most_bytes, self.ending = app, access, most_bytes, ending
+        self.headers = [
+            (b"content-security-policy", f"frame-ancestors {frames}".encode()),
+            (b"x-content-type-options", b"nosniff"),
+            (b"referrer-policy", b"no-referrer"),
+        ]
+        self.headers += [(b"x-frame-options", b"DENY")] if frames == NO_FRAMES else []
         # A page of another site may give its own name this machine's address. Its requests name that site as host.
         self.hosts = None if access or host not in LOCAL else set(LOCAL)
 
@@ -120,7 +128,7 @@ class Protection:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(scope, headers)
         if refusal is not None:
-            await _answer(scope, send, *refusal)
+            await _answer(scope, send, *refusal, self.headers)
             return
         count, too_large = 0, False
 
@@ -135,7 +143,7 @@ class Protection:
 
         async def unless_too_large(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *HEADERS]
+                message["headers"] = [*message.get("headers", ()), *self.headers]
             if not too_large:
                 await send(message)
 
@@ -143,7 +151,7 @@ class Protection:
             served = self.app(scope, counted if scope["type"] == "http" else receive, unless_too_large)
             await (self._until_the_end(served) if HEARTBEAT in scope["path"] else served)
         if too_large:
-            await _answer(scope, send, 413, self._too_large())
+            await _answer(scope, send, 413, self._too_large(), self.headers)
 
     async def _until_the_end(self, served: Awaitable[None]) -> None:
         """Serves a stream that has no end of its own until the server ends."""
@@ -181,13 +189,13 @@ class _TooLarge(Exception):
     """The body of a request is larger than the limit."""
 
 
-async def _answer(scope: Scope, send: Send, status: int, message: str) -> None:
+async def _answer(scope: Scope, send: Send, status: int, message: str, fixed: Sequence[tuple[bytes, bytes]]) -> None:
     """Answers with an error as JSON."""
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008, "reason": message})
         return
     body = json.dumps({"error": message}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *HEADERS]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *fixed]
     headers += [(b"www-authenticate", b'Basic realm="gallery"')] if status == 401 else []
     headers += [(b"connection", b"close")] if status == 413 else []
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -9,7 +9,7 @@ from ..gallery.filters import Where
 from ..gallery.results import Hit
 from ..gallery.rows import DIGEST
 from ..utils.errors import UserError
-from .protection import Access, Protection
+from .protection import NO_FRAMES, Access, Protection
 from .service import MOST_PHOTOS, PHOTO_BYTES, GalleryService, Photo
 
 try:
@@ -178,9 +178,15 @@ def build_app(service: GalleryService) -> FastAPI:
     return app
 
 
-def protected(app: Any, access: Access, host: str, ending: Callable[[], bool] = lambda: False) -> Protection:
+def protected(
+    app: Any,
+    access: Access,
+    host: str,
+    ending: Callable[[], bool] = lambda: False,
+    frames: str = NO_FRAMES,
+) -> Protection:
     """Returns the application behind the checks of `protection.py`."""
-    return Protection(app, access, host, MOST_BYTES, ending)
+    return Protection(app, access, host, MOST_BYTES, ending, frames)
 
 
 def hit_json(hit: Hit) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from modeling_mllmreid.commands import serve
 from modeling_mllmreid.gallery.audit import Audit
 from modeling_mllmreid.gallery.filters import Where
 from modeling_mllmreid.gallery.gallery import Gallery
 from modeling_mllmreid.gallery.rows import CropInfo
+from modeling_mllmreid.serving import running
 from modeling_mllmreid.serving.protection import Access, Protection
 from modeling_mllmreid.serving.server import build_app, protected
 from modeling_mllmreid.serving.service import GalleryService
@@ -159,6 +159,13 @@ def test_no_other_site_shows_the_page_in_a_frame(client):
         assert answer.headers["content-security-policy"] == "frame-ancestors 'none'"
 
 
+def test_the_hub_may_show_a_space_in_a_frame(app):
+    client = client_of(protected(app, Access(), "127.0.0.1", frames="https://huggingface.co"))
+    headers = client.get("/health").headers
+    assert headers["content-security-policy"] == "frame-ancestors https://huggingface.co"
+    assert "x-frame-options" not in headers
+
+
 def test_faults_are_one_line(client, app, monkeypatch):
     for error, status, message in (
         (ImportError("needs the extra `x`"), 501, "needs the extra `x`"),
@@ -209,7 +216,7 @@ def test_an_open_address_needs_a_secret(host, user, environment, message, monkey
 
 def test_an_address_that_cannot_be_used(gallery, monkeypatch):
     with pytest.raises(UserError, match="192.0.2.1:7860: cannot be used"):
-        serve._listen("192.0.2.1", 7860)
+        running._listen("192.0.2.1", 7860)
 
 
 def form_of(path):

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_" + "loopback" * 4
 LFS_SUFFIXES = (".safetensors", ".parquet", ".png", ".onnx", ".bin")
-REPO = r"(?P<kind>models|datasets)/(?P<repo>[\w.-]+/[\w.-]+)"
+REPO = r"(?P<kind>models|datasets|spaces)/(?P<repo>[\w.-]+/[\w.-]+)"
 
 
 @dataclass
@@ -204,14 +204,18 @@ ROUTES = [
     ("create", "POST", r"/api/repos/create"),
     ("validate", "POST", r"/api/validate-yaml"),
     ("preupload", "POST", rf"/api/{REPO}/preupload/(?P<revision>[^/]+)"),
-    ("batch", "POST", r"/(?:(?P<kind>datasets)/)?(?P<repo>[\w.-]+/[\w.-]+)\.git/info/lfs/objects/batch"),
+    ("batch", "POST", r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[\w.-]+/[\w.-]+)\.git/info/lfs/objects/batch"),
     ("upload", "PUT", r"/lfs/(?P<oid>\w+)"),
     ("commit", "POST", rf"/api/{REPO}/commit/(?P<revision>[^/]+)"),
     ("refs", "GET", rf"/api/{REPO}/refs"),
     ("tree", "GET", rf"/api/{REPO}/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?"),
     ("paths", "POST", rf"/api/{REPO}/paths-info/(?P<revision>[^/]+)"),
     ("info", "GET", rf"/api/{REPO}(?:/revision/(?P<revision>[^/]+))?"),
-    ("resolve", "GET", r"/(?:(?P<kind>datasets)/)?(?P<repo>[\w.-]+/[\w.-]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"),
+    (
+        "resolve",
+        "GET",
+        r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[\w.-]+/[\w.-]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)",
+    ),
 ]
 
 
