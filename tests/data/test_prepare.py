@@ -3,6 +3,7 @@
 import gc
 import tempfile
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -240,5 +241,9 @@ def test_reading_needs_the_memory_of_one_copy(tmp_path):
     before = pa.total_allocated_bytes()
     back = read_prepared(tmp_path / "out")
     gc.collect()
-    used = pa.total_allocated_bytes() - before
+    for _ in range(100):
+        used = pa.total_allocated_bytes() - before
+        if used < 1.5 * size:
+            break
+        time.sleep(0.05)  # a thread of Arrow may hold its last buffer for a moment
     assert len(back["train"]) == 40 and size > 1_000_000 and used < 1.5 * size
