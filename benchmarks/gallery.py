@@ -54,7 +54,7 @@ class WidthEncoder:
         return self.encoder.calibration()
 
     def relevance(self, image: Any, feature: np.ndarray) -> np.ndarray:
-        """Returns nothing: no overlay is measured."""
+        """Returns the relevance that the model computes; it is not measured."""
         return self.encoder.relevance(image, feature)
 
     def threshold(self) -> float | None:

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -208,10 +208,7 @@ def groups(argv: list[str]) -> None:
 
 def confirm_rows(argv: list[str]) -> None:
     """Decide that groups or rows are one person."""
-    place, args, where = parse((PlaceArguments, DecisionArguments, WhereArguments), argv, "gallery confirm")
-    gallery = _open(place)
-    _audit(place).check()
-    _report(place, confirm(gallery, _rows(gallery, args, where, "confirm"), args.person))
+    _decide(argv, "confirm", confirm)
 
 
 def rename_person(argv: list[str]) -> None:
@@ -224,10 +221,7 @@ def rename_person(argv: list[str]) -> None:
 
 def split_rows(argv: list[str]) -> None:
     """Decide that some rows of a person are another one."""
-    place, args, where = parse((PlaceArguments, DecisionArguments, WhereArguments), argv, "gallery split")
-    gallery = _open(place)
-    _audit(place).check()
-    _report(place, split(gallery, _rows(gallery, args, where, "split"), args.person))
+    _decide(argv, "split", split)
 
 
 def undo_decision(argv: list[str]) -> None:
@@ -312,6 +306,14 @@ def _where(args: WhereArguments) -> Where:
 def _audit(place: PlaceArguments) -> Audit:
     """Returns the audit trail of a gallery."""
     return audit_of(place.gallery, place.audit, place.audit_days)
+
+
+def _decide(argv: list[str], command: str, decide: Callable[[Gallery, Sequence[str], str | None], Decision]) -> None:
+    """Makes a decision about rows that are chosen by groups or conditions."""
+    place, args, where = parse((PlaceArguments, DecisionArguments, WhereArguments), argv, f"gallery {command}")
+    gallery = _open(place)
+    _audit(place).check()
+    _report(place, decide(gallery, _rows(gallery, args, where, command), args.person))
 
 
 def _rows(gallery: Gallery, args: DecisionArguments, where_args: WhereArguments, command: str) -> list[str]:

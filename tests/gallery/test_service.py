@@ -137,6 +137,15 @@ def test_pictures_that_are_gone_are_grey(served):
     assert all(low == high for picture in pictures[1:] for low, high in picture.getextrema())
 
 
+def test_a_changed_image_file_is_not_shown_as_the_row(served):
+    own, images = served
+    hit = next(hit for hit in own.find(Where(cameras=[1])) if hit.file_name == images[1])
+    Path(images[1]).write_bytes(Path(images[2]).read_bytes())
+    with pytest.raises(UserError, match="0001.png: is not the image that was added: restore it, or delete the row"):
+        own.picture(hit.id)
+    assert own.pictures([hit.id])[0].getextrema() == ((211, 211),) * 3
+
+
 def test_decisions(served):
     own, _ = served
     ids = [hit.id for hit in own.find(Where(cameras=[0]))]
