@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -215,14 +216,31 @@ def scratch_folder(folder: AnyPath) -> Iterator[Path]:
             os.close(lock)
 
 
+class _OwnerOnly:
+    """The running blocks of `owner_only`. Threads share the mask of their process, so the last block restores it."""
+
+    lock = threading.Lock()
+    blocks = 0
+    before = 0
+
+
 @contextmanager
 def owner_only() -> Iterator[None]:
-    """Makes new files and folders within the block readable by their owner alone, also those of libraries."""
-    before = os.umask(0o077)
+    """Makes new files and folders within the block readable by their owner alone, also those of libraries.
+
+    Blocks may overlap in threads; files that other threads make meanwhile are readable by their owner alone too.
+    """
+    with _OwnerOnly.lock:
+        if not _OwnerOnly.blocks:
+            _OwnerOnly.before = os.umask(0o077)
+        _OwnerOnly.blocks += 1
     try:
         yield
     finally:
-        os.umask(before)
+        with _OwnerOnly.lock:
+            _OwnerOnly.blocks -= 1
+            if not _OwnerOnly.blocks:
+                os.umask(_OwnerOnly.before)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from modeling_mllmreid.utils.outputs import (
     atomic_folder,
     check_output,
     check_output_folder,
+    owner_only,
     png_info,
     write_json,
 )
@@ -153,6 +154,24 @@ def test_a_new_folder_is_absent_or_empty_and_not_in_what_is_read(tmp_path):
     with atomic_folder(tmp_path / "empty") as aside:
         (aside / "x").write_text("x")
     assert tree(tmp_path / "empty") == {"x": b"x"}
+
+
+def test_blocks_of_threads_that_overlap_keep_files_private_and_then_restore_the_mask(tmp_path):
+    """As two requests of a server: the first block ends while the second one still writes."""
+    before = os.umask(0o022)
+    try:
+        first, second = owner_only(), owner_only()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        (tmp_path / "private").touch()
+        second.__exit__(None, None, None)
+        (tmp_path / "public").touch()
+    finally:
+        after = os.umask(before)
+    assert after == 0o022
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"private": 0o600, "public": 0o644}
 
 
 def test_two_writers_of_a_folder_never_mix(tmp_path):
