@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from ..utils.errors import UserError
+from ..utils.errors import NotFound, Unavailable, UserError
 from .audit import user_name
 from .gallery import ATTEMPTS, Gallery
 from .rows import CropInfo, utc_now
@@ -234,7 +234,7 @@ def _commit(gallery: Gallery, change: Callable[[], tuple[Decision, pa.Table]]) -
             if gallery.store.update(table, version):
                 gallery.store.tidy()
                 return decision
-    raise UserError(f"gallery {gallery.store.place}: other processes change it all the time: try again later")
+    raise Unavailable(f"gallery {gallery.store.place}: other processes change it all the time: try again later")
 
 
 def _given(person: str | None) -> str | None:
@@ -250,7 +250,7 @@ def _read(gallery: Gallery, ids: Sequence[str]) -> tuple[pa.Table, Rows]:
     there = set(gallery.rows().ids)
     missing = [name for name in wanted if name not in there]
     if missing:
-        raise UserError(
+        raise NotFound(
             f"{len(missing)} of {len(wanted)} rows are not in the gallery, the first is {missing[0][:16]}: they were "
             "erased, or are of another gallery"
         )

@@ -12,13 +12,13 @@ from PIL import Image
 
 from ..data.images import open_image
 from ..retrieval.scan import SHORTLIST, Scan, reranked
-from ..utils.errors import UserError
+from ..utils.errors import NotFound, Unavailable, UserError
 from ..utils.processes import on_main
 from .adding import changed_rows, digest, known_by_digest, known_values, new_rows, thumbnail
 from .erasure import bytes_of, find_traces, shared_bytes, stored_bytes
 from .filters import Where, live
 from .indexing import shortlist
-from .model import FORMAT, METADATA, GalleryEncoder, GalleryModel, check_same, read_metadata
+from .model import FORMAT, METADATA, GalleryEncoder, GalleryModel, check_same, check_unchanged, read_metadata
 from .results import Erased, Found, Hit, hit_of, summary
 from .rows import DIGEST, CropInfo, Rows, row_schema
 from .store import Store
@@ -69,9 +69,7 @@ class Gallery:
         options: Mapping[str, str] | None = None,
     ):
         self.store = Store(place, options)
-        if not self.store.exists():
-            raise UserError(f"gallery {self.store.place}: is no gallery: create one with gallery add")
-        self.metadata = self._metadata()
+        self.metadata = read_metadata(self.store.schema.metadata, f"gallery {self.store.place}")
         self._encoder: GalleryEncoder | None = None
         self._lock = threading.Lock()
         self._loaded: tuple[int, Rows, Scan] | None = None
@@ -106,6 +104,7 @@ class Gallery:
             UserError: The place is in use.
         """
         store = Store(place, options)
+        store.check_writable()
         if store.exists() or (not store.remote and os.path.isdir(place) and os.listdir(place)):
             raise UserError(f"gallery {store.place}: exists and is not empty: give another place")
         if isinstance(model, str):
@@ -139,9 +138,9 @@ class Gallery:
         check_same(self.metadata, encoder.settings(), f"gallery {self.store.place}")
         self._encoder = encoder
 
-    def _metadata(self) -> GalleryModel:
-        """Reads the metadata. Raises UserError if this version cannot read the gallery."""
-        return read_metadata(self.store.schema.metadata, f"gallery {self.store.place}")
+    def _check_metadata(self) -> None:
+        """Raises Unavailable if another process has given the gallery another format or model since it was opened."""
+        check_unchanged(self.metadata, self.store.schema.metadata, f"gallery {self.store.place}")
 
     # ---- rows ------------------------------------------------------------------------------------------------------
 
@@ -154,6 +153,7 @@ class Gallery:
         with self._lock:
             if self._loaded is None or self._loaded[0] != self.store.version:
                 self._loaded = None  # frees the memory first
+                self._check_metadata()
                 version, table, features = self.store.read_searched()
                 rows = Rows.from_table(table, features)
                 self._loaded = version, rows, Scan.of(rows.features)
@@ -185,6 +185,7 @@ class Gallery:
         crops = [crops] * len(images) if isinstance(crops, CropInfo) else list(crops)
         if len(crops) != len(images):
             raise UserError(f"crops: {len(crops)} for {len(images)} images: give one for each image")
+        self.store.check_writable()
         new = 0
         for start in range(0, len(images), batch_size):
             share = slice(start, start + batch_size)
@@ -224,6 +225,7 @@ class Gallery:
         """
         new = new_rows(self.store.schema, features, described)
         with self.store.writer():
+            self._check_metadata()
             self._finish_erasure()
             for _ in range(ATTEMPTS):
                 version = self.store.version
@@ -237,7 +239,7 @@ class Gallery:
                 count = self.store.merge(table, version if len(changed) else None) if len(table) else 0
                 if count is not None:
                     return count
-        raise UserError(f"gallery {self.store.place}: other processes change it all the time: try again later")
+        raise Unavailable(f"gallery {self.store.place}: other processes change it all the time: try again later")
 
     def _there(self, ids: Sequence[str]) -> set[str]:
         """Returns the ids of rows that are there."""
@@ -293,6 +295,7 @@ class Gallery:
             raise UserError(f"k {k}: give 1 or more")
         feature, listed = self.query_feature(query, words=words, id=id), max(k, SHORTLIST) if rerank else k
         if approximate:
+            self._check_metadata()
             rows, searched = shortlist(self, feature, listed, where, without=id)
             scan = Scan.of(rows.features)
         else:
@@ -315,7 +318,7 @@ class Gallery:
         if id is not None:
             _, stored = self.store.read(["feature"], [id] if DIGEST.fullmatch(id) else [])
             if not len(stored):
-                raise UserError(f"id {id}: is not in the gallery")
+                raise NotFound(f"id {id}: is not in the gallery")
             return np.array(stored["feature"][0].as_py(), np.float32)
         if words is not None:
             text: np.ndarray = self.encoder.encode_text([words])[0]

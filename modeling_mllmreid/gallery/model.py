@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from ..evaluation.calibration import Calibration
-from ..utils.errors import UserError
+from ..utils.errors import Unavailable, UserError
 from ..utils.json_files import Count, Format, Size, Text, parse_json
 
 # Format 1 had no decisions; no release wrote it.
@@ -71,6 +71,16 @@ def read_metadata(stored: Mapping[bytes, bytes] | None, where: str) -> GalleryMo
     if metadata.format < FORMAT:
         raise UserError(f"{where}: an earlier version of this package wrote it: add its images to a new gallery")
     return metadata
+
+
+def check_unchanged(own: GalleryModel, stored: Mapping[bytes, bytes] | None, where: str) -> None:
+    """Raises Unavailable if the metadata of a data set is not what it was when the gallery was opened."""
+    try:
+        same = read_metadata(stored, where) == own
+    except UserError as error:
+        raise Unavailable(str(error)) from error
+    if not same:
+        raise Unavailable(f"{where}: got another model in the meantime: open it again")
 
 
 def check_same(own: EncoderSettings, given: EncoderSettings, where: str) -> None:

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Literal, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from ..utils.errors import UserError
+from ..utils.errors import Unavailable, UserError
 from ..utils.outputs import new_parents, only_writer, refused_by_disk
 from .rows import DESCRIPTIONS
 
@@ -28,7 +28,8 @@ except ImportError as error:
 ROWS = "rows.lance"
 # Of Lance's file format.
 STORAGE: Literal["2.1"] = "2.1"
-REMOTE = ("s3://", "gs://", "az://", "hf://")
+HUB = "hf://"
+REMOTE = ("s3://", "gs://", "az://", HUB)
 # A row in the deletion's text costs 70 bytes.
 IDS_AT_ONCE = 5000
 # An entry of the data set's configuration: "1" between a deletion and the end of its erasure.
@@ -39,6 +40,10 @@ MOST_FILES = 64
 # A reader that another process's erasure overtakes opens the newest version.
 ATTEMPTS = 4
 Result = TypeVar("Result")
+
+
+class NoGallery(Unavailable):
+    """There is no data set at the place of a store."""
 
 
 class Store:
@@ -69,31 +74,33 @@ class Store:
         self._own.data = data
 
     def exists(self) -> bool:
-        """Returns whether there is a data set. Raises UserError if its place cannot be read."""
+        """Returns whether there is a data set. Raises Unavailable if its place cannot be read."""
         if not self.remote:
             return os.path.isdir(Path(self.place, ROWS, "_versions"))
         try:
             self.open()
-        except FileNotFoundError:
+        except NoGallery:
             return False
         return True
 
     def open(self) -> Any:
-        """Returns the data set in its newest version. Raises FileNotFoundError if there is none, UserError."""
+        """Returns the data set in its newest version. Raises NoGallery if there is none, Unavailable."""
         with self._errors():
-            if self._data is None:
-                try:
+            try:
+                if self._data is None:
                     self._data = lance.dataset(self.uri, storage_options=self.options)
-                except ValueError as error:
-                    if "not found" in str(error).lower():
-                        raise FileNotFoundError(self.uri) from error
+                self._data.checkout_latest()
+            except ValueError as error:
+                if "not found" not in str(error).lower():
                     raise
-            self._data.checkout_latest()
+                self._data = None  # another one may take its place
+                hint = "give another address" if self.place.startswith(HUB) else "create one with gallery add"
+                raise NoGallery(f"gallery {self.place}: is no gallery: {hint}, or restore it") from error
         return self._data
 
     def create(self, schema: pa.Schema) -> None:
-        """Creates an empty data set. Raises UserError if the place holds something else."""
-        with self._errors(), nullcontext() if self.remote else new_parents(Path(self.place, ROWS)):
+        """Creates an empty data set. Raises Unavailable if the place cannot be written."""
+        with self._errors(writing=True), nullcontext() if self.remote else new_parents(Path(self.place, ROWS)):
             self._data = lance.write_dataset(
                 schema.empty_table(),
                 self.uri,
@@ -105,10 +112,14 @@ class Store:
     @contextmanager
     def writer(self) -> Iterator[None]:
         """Makes this process the only writer of a folder within the block. In a bucket Lance repeats a lost commit."""
-        if self.place.startswith("hf://"):
-            raise UserError(f"gallery {self.place}: is on the Hub and can only be read: give a folder or a bucket")
+        self.check_writable()
         with nullcontext() if self.remote else only_writer(Path(self.place), work="gallery command"):
             yield
+
+    def check_writable(self) -> None:
+        """Raises UserError if the place can only be read, before something is done that needs to write."""
+        if self.place.startswith(HUB):
+            raise UserError(f"gallery {self.place}: is on the Hub and can only be read: give a folder or a bucket")
 
     # ---- read ------------------------------------------------------------------------------------------------------
 
@@ -126,7 +137,11 @@ class Store:
         """Returns the bytes of all files; in a bucket those of the rows alone."""
         if self.remote:
             return int(self.open().versions()[-1]["metadata"]["total_files_size"])
-        return sum(path.stat().st_size for path in Path(self.place, ROWS).rglob("*") if path.is_file())
+        size = 0
+        for path in Path(self.place, ROWS).rglob("*"):
+            with suppress(FileNotFoundError):  # another process may remove it in the meantime
+                size += path.stat().st_size if path.is_file() else 0
+        return size
 
     def read(self, columns: Sequence[str], ids: Sequence[str] | None = None) -> tuple[int, pa.Table]:
         """Reads columns of all rows, or of some. Returns the version and the table."""
@@ -190,7 +205,7 @@ class Store:
 
     def _merge(self, table: pa.Table, version: int | None, *, new: bool) -> int | None:
         """Replaces rows, and adds new ones if this is asked for."""
-        with self._errors():
+        with self._errors(writing=True):
             data = self.open()
             if version is not None and data.version != version:
                 return None
@@ -206,7 +221,7 @@ class Store:
 
     def replace(self, rows: pa.RecordBatchReader) -> None:
         """Replaces all rows and columns in one commit, and erases the old ones."""
-        with self._errors():
+        with self._errors(writing=True):
             self.open().update_config({ERASING: "1"})
             self._data = lance.write_dataset(
                 rows, self.uri, mode="overwrite", data_storage_version=STORAGE, storage_options=self.options
@@ -218,7 +233,7 @@ class Store:
 
         A process that is killed in between leaves a mark, so that the next writer finishes its work.
         """
-        with self._errors():
+        with self._errors(writing=True):
             data = self.open()
             data.update_config({ERASING: "1"})
             for start in range(0, len(ids), IDS_AT_ONCE):
@@ -227,14 +242,14 @@ class Store:
 
     def build_index(self, partitions: int) -> None:
         """Divides the rows by k-means into an index, in place of an earlier one."""
-        with self._errors():
+        with self._errors(writing=True):
             data = self.open()
             data.create_index("feature", "IVF_FLAT", metric="cosine", num_partitions=partitions, replace=True)
             self._data = None
 
     def set_probes(self, probes: int) -> None:
         """Sets how many parts of the index a search reads."""
-        with self._errors():
+        with self._errors(writing=True):
             self.open().update_config({PROBES: str(probes)})
 
     def unfinished(self) -> bool:
@@ -248,7 +263,7 @@ class Store:
         Another writer of a bucket may have files that are not committed yet: there, files of killed writers stay for
         seven days.
         """
-        with self._errors():
+        with self._errors(writing=True):
             data = self.open()
             # An index holds copies of the features.
             for index in data.describe_indices():
@@ -262,7 +277,7 @@ class Store:
 
     def tidy(self) -> None:
         """Joins the files of many additions."""
-        with self._errors():
+        with self._errors(writing=True):
             data = self.open()
             if len(data.get_fragments()) > MOST_FILES:
                 data.optimize.compact_files()
@@ -291,33 +306,38 @@ class Store:
             try:
                 with self._errors():
                     return read(self.open())
-            except UserError:
-                if attempt == ATTEMPTS - 1:
+            except Unavailable as error:
+                if attempt == ATTEMPTS - 1 or isinstance(error, NoGallery):
                     raise
                 self._data = None
                 time.sleep(0.05 * 4**attempt)
         raise AssertionError
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Turns Lance's errors into a UserError of one line."""
+    def _errors(self, *, writing: bool = False) -> Iterator[None]:
+        """Turns Lance's errors into an Unavailable of one line."""
         try:
-            with nullcontext() if self.remote else refused_by_disk(self.place):
+            with refused_by_disk(self.place) if writing and not self.remote else nullcontext():
                 yield
-        except (UserError, FileNotFoundError):
+        except UserError:
             raise
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"gallery {self.place}: {_reason(error)}: check the place, or restore a copy") from error
+            raise Unavailable(
+                f"gallery {self.place}: {self._reason(error)}: check the place, or restore a copy"
+            ) from error
+
+    def _reason(self, error: Exception) -> str:
+        """Returns Lance's message without the places in its own source. Lance leaves out the first "/" of a path."""
+        text = " ".join(str(error).split()).partition(", /home")[0].partition(", src/")[0]
+        if not self.remote:
+            path = os.path.abspath(self.place)
+            text = text.replace(path, path[1:]).replace(path[1:], path)
+        return text[:300] or type(error).__name__
 
 
 def _one_of(ids: Sequence[str]) -> str:
     """Returns the condition that the id is one of these. They are digests: nothing has to be escaped."""
     return f"id IN ({', '.join(repr(str(name)) for name in ids)})"
-
-
-def _reason(error: Exception) -> str:
-    """Returns Lance's message without the places in its own source."""
-    return " ".join(str(error).split()).partition(", /")[0].partition(", src/")[0][:300] or type(error).__name__
 
 
 def _download(session: Any, name: str) -> BinaryIO:

@@ -29,6 +29,18 @@ class UserError(ValueError):
         super().__init__(one_line(str(message)))
 
 
+class NotFound(UserError):
+    """What was asked for by its name is not there."""
+
+
+class TooLarge(UserError):
+    """The input has more bytes or pixels than are taken."""
+
+
+class Unavailable(UserError):
+    """A place or a disk cannot be used now. The input may be right: the same may work later."""
+
+
 def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
     """Returns the text as one line of at most `most` characters; the middle is cut, unprintable characters are escaped.
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError
+from .errors import Unavailable, UserError
 from .report_formats import is_known_json
 
 if TYPE_CHECKING:
@@ -50,14 +50,14 @@ def only_writer(path: Path, *, work: str) -> Iterator[None]:
     """Makes this process the only writer of a file or folder within the block; a missing folder is created.
 
     A killed launcher leaves its processes behind: if the same command starts again, both runs would write to one place.
-    work: names the work in the message. Raises UserError if another process still writes after `PATIENCE` seconds.
+    work: names the work in the message. Raises Unavailable if another process still writes after `PATIENCE` seconds.
     """
     if not path.exists():
         path.mkdir(mode=0o700, parents=True)
     deadline = time.monotonic() + PATIENCE
     while (number := try_lock(path)) is None:
         if time.monotonic() > deadline:
-            raise UserError(
+            raise Unavailable(
                 f"{path}: another {work} writes there: wait until it has ended, end it (a killed launcher leaves its "
                 "processes behind), or give another path"
             )
@@ -265,7 +265,7 @@ def new_parents(path: Path) -> Iterator[None]:
 
 @contextmanager
 def refused_by_disk(path: AnyPath) -> Iterator[None]:
-    """Turns the errors of a full, missing or read-only disk within the block into a UserError that names `path`."""
+    """Turns the errors of a full, missing or read-only disk within the block into an Unavailable that names `path`."""
     try:
         yield
     except UserError:
@@ -278,7 +278,7 @@ def refused_by_disk(path: AnyPath) -> Iterator[None]:
         ):
             raise
         reason = "no space left on the disk" if full else (getattr(error, "strerror", None) or str(error))
-        raise UserError(f"output {path}: cannot be written ({reason}): {REMEDY}, or free space") from error
+        raise Unavailable(f"output {path}: cannot be written ({reason}): {REMEDY}, or free space") from error
 
 
 # ---- helpers -------------------------------------------------------------------------------------------------------
@@ -339,7 +339,10 @@ def _locked_folder(folder: Path) -> tuple[Path, int]:
     """Creates a temporary folder next to `folder`; returns it and its lock. Removes folders that are not locked."""
     prefix, suffix = f".{folder.name[:100]}.", ".part"
     for old in folder.parent.glob(f"{_literal(prefix)}*{suffix}"):
-        number = try_lock(old)
+        try:
+            number = try_lock(old)
+        except PermissionError:  # another user's, in a folder that users share
+            continue
         if number is not None:
             shutil.rmtree(old, ignore_errors=True)
             os.close(number)
