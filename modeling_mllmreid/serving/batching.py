@@ -59,26 +59,31 @@ class BatchingEncoder:
     def _work(self) -> None:
         """Embeds what waits, again and again."""
         while True:
-            calls = [self._waiting.get()]
-            while sum(len(images) for images, _ in calls) < BATCH:
-                try:
-                    calls.append(self._waiting.get_nowait())
-                except queue.Empty:
-                    break
-            self.passes += 1
+            # A call of its own: while it waits for the next images, no variable holds the last ones.
+            self._pass(self._waiting.get())
+
+    def _pass(self, first: tuple[list[Any], Future[np.ndarray]]) -> None:
+        """Embeds the images of a call, and of others that wait."""
+        calls = [first]
+        while sum(len(images) for images, _ in calls) < BATCH:
             try:
-                features = self.encoder.encode([image for images, _ in calls for image in images])
-            except Exception as error:
-                if len(calls) == 1:
-                    calls[0][1].set_exception(error)
-                else:
-                    for images, future in calls:
-                        self._alone(images, future)
-                continue
-            start = 0
-            for images, future in calls:
-                future.set_result(features[start : start + len(images)])
-                start += len(images)
+                calls.append(self._waiting.get_nowait())
+            except queue.Empty:
+                break
+        self.passes += 1
+        try:
+            features = self.encoder.encode([image for images, _ in calls for image in images])
+        except Exception as error:
+            if len(calls) == 1:
+                first[1].set_exception(error)
+            else:
+                for images, future in calls:
+                    self._alone(images, future)
+            return
+        start = 0
+        for images, future in calls:
+            future.set_result(features[start : start + len(images)])
+            start += len(images)
 
     def _alone(self, images: list[Any], future: Future[np.ndarray]) -> None:
         """Embeds the images of one call, after a pass of several has failed."""

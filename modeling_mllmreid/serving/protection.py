@@ -6,13 +6,17 @@ import binascii
 import contextlib
 import hmac
 import json
+import math
 import os
+import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..utils.errors import UserError
+from ..utils.errors import TooLarge, UserError
+from .failures import Failures
+from .uploads import FileSizes
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 PASSWORD, TOKEN = "MLLMREID_PASSWORD", "MLLMREID_TOKEN"
@@ -29,6 +33,14 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+# Status, message, and headers of the answer.
+Refusal = tuple[int, str, dict[str, str]]
+
+# Largest body without files.
+TEXT_BYTES = 16 * 2**20
+# Seconds after SIGTERM in which the rest of a body has to arrive.
+UPLOAD_SECONDS = 5
+ENDING: Refusal = 503, "the server ends: send the request again later", {"connection": "close"}
 
 
 @dataclass(frozen=True)
@@ -90,15 +102,17 @@ class Access:
 
 
 class Protection:
-    """Checks each request before the application sees it.
+    """Checks each request before the application sees it, and its body while it arrives.
 
     Args:
         app (`Callable`): The application.
         access ([`Access`]): Who may use it.
         host (`str`): The address that the server listens on.
-        most_bytes (`int`): Largest body of a request.
+        most_bytes (`int`): Largest body of a request, with all files.
+        file_bytes (`int`): Largest file in it.
         ending (`Callable`, *optional*): Returns whether the server ends, so that streams without an end are closed.
         frames (`str`): Sites that may show the page in a frame.
+        clock (`Callable`): Returns the time in seconds.
     """
 
     def __init__(
@@ -107,10 +121,15 @@ class Protection:
         access: Access,
         host: str,
         most_bytes: int,
+        file_bytes: int,
         ending: Callable[[], bool] = lambda: False,
         frames: str = NO_FRAMES,
+        clock: Callable[[], float] = time.monotonic,
     ):
-        self.app, self.access, self.most_bytes, self.ending = app, access, most_bytes, ending
+        self.app, self.access, self.ending, self.clock = app, access, ending, clock
+        self.most_bytes, self.file_bytes = most_bytes, file_bytes
+        self.failures = Failures(clock)
+        self.unfinished, self._ending_since = 0, math.inf
         self.headers = [
             (b"content-security-policy", f"frame-ancestors {frames}".encode()),
             (b"x-content-type-options", b"nosniff"),
@@ -126,32 +145,56 @@ class Protection:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        refusal = self._refusal(scope, headers)
+        body = _Body(headers, self.most_bytes, self.file_bytes)
+        refusal = self._refusal(scope, headers) or body.refusal
         if refusal is not None:
-            await _answer(scope, send, *refusal, self.headers)
+            await _answer(scope, send, refusal, self.headers)
             return
-        count, too_large = 0, False
+        started = False
 
-        async def counted() -> MutableMapping[str, Any]:
-            nonlocal count, too_large
-            message = await receive()
-            count += len(message.get("body", b""))
-            if count > self.most_bytes:
-                too_large = True
-                raise _TooLarge
+        async def checked() -> MutableMapping[str, Any]:
+            message = await (receive() if body.complete else self._before_the_end(receive, body))
+            body.add(message)
+            if body.refusal is not None:
+                raise _Refused
             return message
 
-        async def unless_too_large(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *self.headers]
-            if not too_large:
+        async def unless_refused(message: MutableMapping[str, Any]) -> None:
+            nonlocal started
+            if body.refusal is None:
+                started = True
+                if message["type"] == "http.response.start":
+                    message["headers"] = [*message.get("headers", ()), *self.headers]
                 await send(message)
 
-        with contextlib.suppress(_TooLarge):
-            served = self.app(scope, counted if scope["type"] == "http" else receive, unless_too_large)
+        try:
+            served = self.app(scope, checked if scope["type"] == "http" else receive, unless_refused)
             await (self._until_the_end(served) if HEARTBEAT in scope["path"] else served)
-        if too_large:
-            await _answer(scope, send, 413, self._too_large(), self.headers)
+        except _Refused:
+            pass
+        except asyncio.CancelledError:
+            # It has run longer than a request may after SIGTERM.
+            if not self.ending():
+                raise
+            body.refusal = ENDING
+        if body.refusal is not None and not started:
+            await _answer(scope, send, body.refusal, self.headers)
+
+    async def _before_the_end(self, receive: Receive, body: "_Body") -> MutableMapping[str, Any]:
+        """Returns the next part of a body, or refuses it if the server ends and the rest does not arrive."""
+        task = asyncio.ensure_future(receive())
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=0.2)
+                if self.ending():
+                    self._ending_since = min(self._ending_since, self.clock())
+                    if not task.done() and self.clock() - self._ending_since > UPLOAD_SECONDS:
+                        self.unfinished += 1
+                        body.refusal = ENDING
+                        raise _Refused
+            return task.result()
+        finally:
+            task.cancel()
 
     async def _until_the_end(self, served: Awaitable[None]) -> None:
         """Serves a stream that has no end of its own until the server ends."""
@@ -162,42 +205,77 @@ class Protection:
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
-        """Returns the status and the message with which a request is refused, None if it is not."""
+    def _refusal(self, scope: Scope, headers: dict[str, str]) -> Refusal | None:
+        """Returns why a request is refused before its body is read, None if it is not."""
         host = headers.get("host", "")
         if self.hosts is not None and _split(f"//{host}")[1] not in self.hosts:
-            return 403, f"host {host[:60]!r}: is not this machine: use 127.0.0.1 or localhost"
+            return 403, f"host {host[:60]!r}: is not this machine: use 127.0.0.1 or localhost", {}
         origin = headers.get("origin")
         if origin is not None and _split(origin)[0] != host:
-            return 403, f"origin {origin[:60]!r}: pages of other sites may not use this server"
+            return 403, f"origin {origin[:60]!r}: pages of other sites may not use this server", {}
         if self.access and scope.get("path") not in OPEN_PATHS:
-            user = self.access.user_of(headers.get("authorization", ""))
-            if user is None:
-                return 401, "user and password or token are missing or wrong"
-            scope.setdefault("state", {})["user"] = user
-        length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self.most_bytes:
-            return 413, self._too_large()
+            return self._login(scope, headers.get("authorization"))
         return None
 
-    def _too_large(self) -> str:
-        """Returns the message for a body that is too large."""
-        return f"the request has more than {self.most_bytes // 2**20} MiB: send crops of one person"
+    def _login(self, scope: Scope, header: str | None) -> Refusal | None:
+        """Notes the user of a request. Returns the refusal of a wrong or missing password."""
+        address = (scope.get("client") or [""])[0]
+        if wait := self.failures.wait(address):
+            return 429, f"too many wrong passwords from {address}: try again in {wait} s", {"retry-after": str(wait)}
+        user = self.access.user_of(header or "")
+        if user is None:
+            if header is not None:
+                self.failures.add(address)
+            hint = {"www-authenticate": 'Basic realm="gallery"'}
+            return 401, "user and password or token are missing or wrong", hint
+        scope.setdefault("state", {})["user"] = user
+        return None
 
 
-class _TooLarge(Exception):
-    """The body of a request is larger than the limit."""
+class _Body:
+    """The body of a request while it arrives: how much of it there is, and why it is refused."""
+
+    def __init__(self, headers: dict[str, str], most_bytes: int, file_bytes: int):
+        self.files = FileSizes(headers.get("content-type", ""), file_bytes)
+        # Without files it is in memory as a whole.
+        self.most = most_bytes if self.files.is_form else min(most_bytes, TEXT_BYTES)
+        self.count, self.complete = 0, False
+        self.refusal: Refusal | None = None
+        length = headers.get("content-length", "0")
+        self._check(int(length) if length.isdigit() else 0)
+
+    def add(self, message: MutableMapping[str, Any]) -> None:
+        """Counts the next part."""
+        content = message.get("body", b"")
+        self.count += len(content)
+        self.complete = not message.get("more_body", False)
+        self._check(self.count)
+        try:
+            self.files.add(content)
+        except TooLarge as error:
+            self.refusal = 413, str(error), {"connection": "close"}
+
+    def _check(self, count: int) -> None:
+        """Refuses a body that is too large."""
+        if count > self.most:
+            advice = "send crops of one person" if self.files.is_form else "send less at one time"
+            message = f"the request has more than {self.most // 2**20} MiB: {advice}"
+            self.refusal = 413, message, {"connection": "close"}
 
 
-async def _answer(scope: Scope, send: Send, status: int, message: str, fixed: Sequence[tuple[bytes, bytes]]) -> None:
+class _Refused(Exception):
+    """The body of a request is refused."""
+
+
+async def _answer(scope: Scope, send: Send, refusal: Refusal, fixed: Sequence[tuple[bytes, bytes]]) -> None:
     """Answers with an error as JSON."""
+    status, message, own = refusal
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008, "reason": message})
         return
     body = json.dumps({"error": message}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *fixed]
-    headers += [(b"www-authenticate", b'Basic realm="gallery"')] if status == 401 else []
-    headers += [(b"connection", b"close")] if status == 413 else []
+    headers += [(name.encode(), value.encode()) for name, value in own.items()]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

@@ -12,6 +12,7 @@ from ..gallery.audit import Audit
 from ..gallery.gallery import Gallery
 from ..model.shipped_models import shipped_folder
 from ..utils.errors import UserError
+from ..utils.outputs import scratch_folder
 from .protection import NO_FRAMES, Access
 from .server import build_app, protected
 from .service import GalleryService
@@ -49,9 +50,9 @@ def run_server(
     service = GalleryService(gallery, audit)
     # uvicorn finishes its work at a signal, and then raises it again.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    # Gradio keeps uploads and pictures in this folder. They show people.
-    with tempfile.TemporaryDirectory(prefix="mllmreid-page-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads
+    # Gradio keeps uploads and pictures in this folder. They show people. Folders of killed servers are removed.
+    with scratch_folder(Path(tempfile.gettempdir(), f"mllmreid-page-{os.getuid()}")) as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
         app = build_app(service)
         if page or (page is None and find_spec("gradio") is not None):
             from .page import mount_page  # it takes seconds to import
@@ -63,7 +64,11 @@ def run_server(
         servers.append(uvicorn.Server(config))
         shown = f"[{host}]" if ":" in host else host
         print(f"{gallery.store.place}: http://{shown}:{listener.getsockname()[1]} (Ctrl+C stops it)", flush=True)
-        servers[0].run(sockets=[listener])
+        try:
+            servers[0].run(sockets=[listener])
+        finally:
+            cut = f"; {protection.unfinished} unfinished uploads were refused" if protection.unfinished else ""
+            print(f"stopped{cut}", flush=True)
 
 
 def _card(model: str) -> str | None:

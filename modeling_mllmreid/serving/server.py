@@ -1,16 +1,19 @@
 """The gallery over HTTP: JSON end points, and the page where it is installed."""
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
+
+from PIL import Image
 
 from ..gallery.filters import Where
 from ..gallery.results import Hit
 from ..gallery.rows import DIGEST
-from ..utils.errors import UserError
+from ..utils.errors import NotFound, TooLarge, Unavailable, UserError
 from .protection import NO_FRAMES, Access, Protection
-from .service import MOST_PHOTOS, PHOTO_BYTES, GalleryService, Photo
+from .service import PHOTO_BYTES, PICTURE, GalleryService, Photo
 
 try:
     from fastapi import FastAPI, File, Form, Request, UploadFile
@@ -21,8 +24,9 @@ try:
 except ImportError as error:
     raise ImportError("serve needs the extra `serve`: pip install 'mllmreid[serve]'") from error
 
-# Of a request: the photos, and the form around them.
-MOST_BYTES = MOST_PHOTOS * PHOTO_BYTES + 2**20
+# Of a request: two photos of any size that is allowed, or more smaller ones, and the form around them.
+MOST_BYTES = 2 * PHOTO_BYTES + 2**20
+STATUSES = {NotFound: 404, TooLarge: 413, Unavailable: 503, UserError: 400}
 
 
 class Conditions(BaseModel):
@@ -67,7 +71,8 @@ def build_app(service: GalleryService) -> FastAPI:
 
     @app.exception_handler(UserError)
     def refuse(request: Request, error: UserError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, status_code=404 if "is not in the gallery" in str(error) else 400)
+        status = next(status for kind, status in STATUSES.items() if isinstance(error, kind))
+        return JSONResponse({"error": str(error)}, status_code=status)
 
     @app.exception_handler(RequestValidationError)
     def refuse_form(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -89,12 +94,14 @@ def build_app(service: GalleryService) -> FastAPI:
         return JSONResponse({"error": f"a fault of the server, not yours: {type(error).__name__}"}, status_code=500)
 
     @app.get("/health")
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:  # it waits for no thread
         return {"status": "ok"}
 
     @app.get("/api/info")
     def info() -> dict[str, Any]:
-        return service.info()
+        found = service.info()
+        found["model"]["model"] = _base_name(found["model"]["model"])
+        return found
 
     @app.post("/api/search")
     def search(
@@ -138,13 +145,19 @@ def build_app(service: GalleryService) -> FastAPI:
             raise UserError(f"photos: {len(photos)} were sent: send two")
         return vars(service.compare(*_photos(photos, any_shape), who=_user(request)))
 
+    @app.post("/api/overlay")
+    def overlay(
+        request: Request,
+        photos: Annotated[list[UploadFile], File()],
+        id: Annotated[str | None, Form()] = None,
+        any_shape: Annotated[bool, Form()] = False,
+    ) -> Response:
+        drawn = service.overlay_photos(_photos(photos, any_shape), None if id is None else _id(id), who=_user(request))
+        return _picture(_side_by_side(drawn), "PNG")
+
     @app.get("/api/rows/{id}/picture")
     def picture(id: str) -> Response:
-        if not DIGEST.fullmatch(id):
-            raise UserError(f"id {id[:16]!r}: is no SHA-256 digest in hexadecimal digits")
-        file = io.BytesIO()
-        service.picture(id).save(file, "JPEG", quality=90)
-        return Response(file.getvalue(), media_type="image/jpeg", headers={"cache-control": "no-store"})
+        return _picture(service.row_picture(_id(id)), "JPEG")
 
     @app.post("/api/delete")
     def delete(request: Request, asked: Deletion) -> dict[str, Any]:
@@ -186,16 +199,48 @@ def protected(
     frames: str = NO_FRAMES,
 ) -> Protection:
     """Returns the application behind the checks of `protection.py`."""
-    return Protection(app, access, host, MOST_BYTES, ending, frames)
+    return Protection(app, access, host, MOST_BYTES, PHOTO_BYTES, ending, frames)
 
 
 def hit_json(hit: Hit) -> dict[str, Any]:
-    """Returns a row as JSON; an unknown distance is null."""
+    """Returns a row as JSON. An unknown distance is null; of the image file it has the base name alone."""
     known = {
         name: value.isoformat() if isinstance(value, datetime) else value for name, value in hit.crop.known().items()
     }
     distance = hit.distance if hit.distance == hit.distance else None
-    return {"id": hit.id, "distance": distance, "beyond": hit.beyond, "file_name": hit.file_name, **known}
+    name = None if hit.file_name is None else _base_name(hit.file_name)
+    return {"id": hit.id, "distance": distance, "beyond": hit.beyond, "file_name": name, **known}
+
+
+def _base_name(path: str) -> str:
+    """Returns an absolute path without its folders, which are no client's business; any other text as it is."""
+    return os.path.basename(path) if os.path.isabs(path) else path
+
+
+def _id(text: str) -> str:
+    """Returns the id of a row. Raises UserError if it is none."""
+    if not DIGEST.fullmatch(text):
+        raise UserError(f"id {text[:16]!r}: is no SHA-256 digest in hexadecimal digits")
+    return text
+
+
+def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Returns pictures next to each other, in the height of the highest one, but at most that of a row's picture."""
+    height = min(max(picture.height for picture in pictures), PICTURE[1])
+    scaled = [picture.resize((max(1, round(picture.width * height / picture.height)), height)) for picture in pictures]
+    whole = Image.new("RGB", (sum(picture.width for picture in scaled), height))
+    left = 0
+    for picture in scaled:
+        whole.paste(picture, (left, 0))
+        left += picture.width
+    return whole
+
+
+def _picture(image: Image.Image, kind: Literal["JPEG", "PNG"]) -> Response:
+    """Returns a picture that no cache keeps."""
+    file = io.BytesIO()
+    image.save(file, kind, quality=90)
+    return Response(file.getvalue(), media_type=f"image/{kind.lower()}", headers={"cache-control": "no-store"})
 
 
 def _photos(uploads: Sequence[UploadFile], any_shape: bool) -> list[Photo]:

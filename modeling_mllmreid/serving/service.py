@@ -3,7 +3,7 @@
 import contextlib
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,18 @@ from ..gallery.rows import Rows
 from ..gallery.unknown_people import gallery_groups
 from ..model.images import open_image as decode
 from ..retrieval.overlay import draw_relevance
-from ..utils.errors import UserError
+from ..utils.errors import NotFound, TooLarge, Unavailable, UserError
 from .batching import BatchingEncoder
+from .uploads import MIB, Memory, pixel_count
 
 MOST_PHOTOS, MOST_RESULTS = 10, 1000
-PHOTO_BYTES = 20 * 2**20
+PHOTO_BYTES = 20 * MIB
+# Of all photos of a request together.
+MOST_PIXELS = 25_000_000
+# Photos that are decoded: Pillow takes 4 bytes for a pixel. All requests share this.
+PHOTO_MEMORY, PIXEL_BYTES = 512 * MIB, 4
+# Decoding takes several copies of a picture: one picture at a time.
+DECODING = threading.Lock()
 # Width and height of the pictures that are sent, at most.
 PICTURE = (256, 512)
 
@@ -48,9 +55,10 @@ class Photo:
     def open(self) -> Image.Image:
         """Decodes the photo. Raises UserError if it is too large, broken, or clearly a whole scene."""
         if len(self.content) > PHOTO_BYTES:
-            raise UserError(f"{self.name}: has more than {PHOTO_BYTES // 2**20} MiB: send a crop of one person")
+            raise TooLarge(f"{self.name}: has more than {PHOTO_BYTES // MIB} MiB: send a crop of one person")
         try:
-            image = decode(io.BytesIO(self.content))
+            with DECODING:
+                image = decode(io.BytesIO(self.content), max_pixels=MOST_PIXELS)
         except ValueError as error:
             raise UserError(f"{self.name}: {error}") from error
         if not self.any_shape:
@@ -88,7 +96,23 @@ class GalleryService:
     def __init__(self, gallery: Gallery, audit: Audit):
         self.audit = audit
         self.gallery = Gallery(gallery.store.place, BatchingEncoder(gallery.encoder), gallery.store.options)
+        self.memory = Memory(PHOTO_MEMORY)
         self._grouping, self._writing = threading.Lock(), threading.Lock()
+
+    @contextlib.contextmanager
+    def opened(self, photos: Sequence[Photo]) -> Iterator[list[Image.Image]]:
+        """Decodes photos, which share `PHOTO_MEMORY` with those of other requests until the end of the block.
+
+        Raises UserError if one cannot be used, and TooLarge if they have too many pixels.
+        """
+        pixels = sum(pixel_count(photo.content) for photo in photos if len(photo.content) <= PHOTO_BYTES)
+        if pixels > MOST_PIXELS:
+            raise TooLarge(
+                f"{', '.join(photo.name for photo in photos)[:200]}: {pixels:,} pixels, more than {MOST_PIXELS:,}: "
+                "send crops of one person"
+            )
+        with self.memory.held(PIXEL_BYTES * pixels):
+            yield [photo.open() for photo in photos]
 
     def search(
         self,
@@ -122,18 +146,19 @@ class GalleryService:
         """
         if len(photos) > MOST_PHOTOS:
             raise UserError(f"photos: {len(photos)} were sent: send at most {MOST_PHOTOS} of one person")
-        if k > MOST_RESULTS:
-            raise UserError(f"top_k {k}: give at most {MOST_RESULTS}")
+        if not 1 <= k <= MOST_RESULTS:
+            raise UserError(f"top_k {k}: give 1 to {MOST_RESULTS}")
         options: dict[str, Any] = {"words": words or None, "id": id or None, "where": where, "rerank": rerank}
-        images = [photo.open() for photo in photos]
-        found = self.gallery.search(images or None, k, threshold=threshold, **options)
+        with self.opened(photos) as images:
+            found = self.gallery.search(images or None, k, threshold=threshold, **options)
         digest = query_digest([photo.content for photo in photos], words or id or "")
         self.audit.write("search", query=digest, where=where, results=len(found.hits), who=who)
         return found
 
     def compare(self, first: Photo, second: Photo, *, who: str | None = None) -> Comparison:
         """Compares two crops, and writes an audit line. Raises UserError if one cannot be used."""
-        features = self.gallery.encoder.encode([first.open(), second.open()]).astype(np.float64)
+        with self.opened([first, second]) as images:
+            features = self.gallery.encoder.encode(images).astype(np.float64)
         one, other = features / np.linalg.norm(features, axis=1, keepdims=True)
         distance = float(((one - other) ** 2).sum() / 2)
         calibration = self.gallery.encoder.calibration()
@@ -163,6 +188,22 @@ class GalleryService:
             for image, relevance in zip((picture, other), found, strict=True)
         )
         return first, second
+
+    def overlay_photos(
+        self, photos: Sequence[Photo], id: str | None = None, *, who: str | None = None
+    ) -> tuple[Image.Image, Image.Image]:
+        """Draws the overlay of two photos, or of a photo and a row, as `overlay` does, and writes an audit line.
+
+        Raises UserError for another number of photos, or a photo that cannot be used, and NotFound for the row.
+        """
+        if len(photos) != (2 if id is None else 1):
+            raise UserError(f"photos: {len(photos)} were sent: send two, or one and the id of a row")
+        with self.opened(photos) as images:
+            first, second = [*images, *([] if id is None else [self.row_picture(id)])]
+            drawn = self.overlay(first, second)
+        digest = query_digest([photo.content for photo in photos], id or "")
+        self.audit.write("overlay", query=digest, results=2, who=who)
+        return drawn
 
     def groups(self, where: Where = EVERYTHING, confidence: float | None = None) -> tuple[Rows, UnknownPeople]:
         """Groups unknown people, see `gallery_groups`. One request at a time: it takes all cores."""
@@ -230,10 +271,22 @@ class GalleryService:
         """Returns the picture of a row, at most 256 x 512 pixels. Raises UserError if there is none."""
         hits = self.gallery.find(Where(ids=[id]))
         if not hits:
-            raise UserError(f"id {id[:16]}: is not in the gallery")
+            raise NotFound(f"id {id[:16]}: is not in the gallery")
         image = open_image(openers(self.gallery, hits)[0]())
         image.thumbnail(PICTURE)
         return image
+
+    def row_picture(self, id: str) -> Image.Image:
+        """Returns the picture of a row, as `picture` does. Its errors do not name the folders of the server."""
+        try:
+            return self.picture(id)
+        except (NotFound, Unavailable):
+            raise
+        except UserError as error:
+            raise NotFound(
+                f"id {id[:16]}: its image file is missing, broken or not the one that was added: restore it on the "
+                "server, or erase the row"
+            ) from error
 
     def pictures(self, ids: Sequence[str]) -> list[Image.Image]:
         """Returns the pictures of rows; a grey one where the row or its image file is gone."""

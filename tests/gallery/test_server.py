@@ -128,7 +128,7 @@ def test_photos_that_cannot_be_used(client, tmp_path):
 
 
 def test_large_bodies_are_refused_before_they_are_read(app):
-    client = client_of(Protection(app, Access(), "127.0.0.1", most_bytes=2**20))
+    client = client_of(Protection(app, Access(), "127.0.0.1", most_bytes=2**20, file_bytes=2**20))
     answer = client.post("/api/search", files=[("photos", ("a.png", bytes(2**21)))])
     assert (answer.status_code, answer.json()["error"][:32]) == (413, "the request has more than 1 MiB:")
     sent = []
