@@ -67,7 +67,7 @@ def run_server(
         try:
             servers[0].run(sockets=[listener])
         finally:
-            cut = f"; {protection.unfinished} unfinished uploads were refused" if protection.unfinished else ""
+            cut = f"; uploads that were not complete: {protection.unfinished}" if protection.unfinished else ""
             print(f"stopped{cut}", flush=True)
 
 

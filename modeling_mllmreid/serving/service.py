@@ -4,6 +4,7 @@ import contextlib
 import io
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,8 @@ PHOTO_BYTES = 20 * MIB
 MOST_PIXELS = 25_000_000
 # Photos that are decoded: Pillow takes 4 bytes for a pixel. All requests share this.
 PHOTO_MEMORY, PIXEL_BYTES = 512 * MIB, 4
-# Decoding takes several copies of a picture: one picture at a time.
-DECODING = threading.Lock()
+# Decoding takes several copies of a picture: one picture at a time. In many threads, each would keep freed memory.
+DECODER = ThreadPoolExecutor(1, "decoder")
 # Width and height of the pictures that are sent, at most.
 PICTURE = (256, 512)
 
@@ -57,8 +58,7 @@ class Photo:
         if len(self.content) > PHOTO_BYTES:
             raise TooLarge(f"{self.name}: has more than {PHOTO_BYTES // MIB} MiB: send a crop of one person")
         try:
-            with DECODING:
-                image = decode(io.BytesIO(self.content), max_pixels=MOST_PIXELS)
+            image = DECODER.submit(decode, io.BytesIO(self.content), max_pixels=MOST_PIXELS).result()
         except ValueError as error:
             raise UserError(f"{self.name}: {error}") from error
         if not self.any_shape:
@@ -105,12 +105,10 @@ class GalleryService:
 
         Raises UserError if one cannot be used, and TooLarge if they have too many pixels.
         """
-        pixels = sum(pixel_count(photo.content) for photo in photos if len(photo.content) <= PHOTO_BYTES)
+        pixels = sum(DECODER.map(pixel_count, [photo.content for photo in photos if len(photo.content) <= PHOTO_BYTES]))
         if pixels > MOST_PIXELS:
-            raise TooLarge(
-                f"{', '.join(photo.name for photo in photos)[:200]}: {pixels:,} pixels, more than {MOST_PIXELS:,}: "
-                "send crops of one person"
-            )
+            names = ", ".join(photo.name for photo in photos)[:200]
+            raise TooLarge(f"{names}: more than {MOST_PIXELS // 10**6} million pixels: send crops of one person")
         with self.memory.held(PIXEL_BYTES * pixels):
             yield [photo.open() for photo in photos]
 

@@ -1,6 +1,7 @@
 """Limits of uploads: the bytes of each file while a form arrives, and the pictures that are in memory at one time."""
 
 import io
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -105,10 +106,15 @@ class Memory:
 
 
 def pixel_count(content: bytes) -> int:
-    """Returns width times height of an image file by its header; 0 if it cannot be read: its decoder reports it."""
+    """Returns width times height of an image file by its header.
+
+    It is 0 if the header cannot be read, which the decoder reports, and `sys.maxsize` for what Pillow does not open.
+    """
     Image.init()
     try:
         with Image.open(io.BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
             return image.width * image.height
+    except Image.DecompressionBombError:
+        return sys.maxsize
     except Exception:  # decoders raise anything at broken bytes
         return 0
