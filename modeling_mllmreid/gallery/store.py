@@ -1,6 +1,7 @@
 """The rows of a gallery on disk or in a bucket: a Lance data set with one writer at a time."""
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ ROWS = "rows.lance"
 # Of Lance's file format.
 STORAGE: Literal["2.1"] = "2.1"
 HUB = "hf://"
+ON_THE_HUB = re.compile(rf"{HUB}(datasets|models|spaces)(/[\w.-]+){{2,}}/?")
 REMOTE = ("s3://", "gs://", "az://", HUB)
 # A row in the deletion's text costs 70 bytes.
 IDS_AT_ONCE = 5000
@@ -52,10 +54,15 @@ class Store:
     Args:
         place (`str`): A folder, or the address of one in a bucket (s3://, gs://, az://) or on the Hub (hf://, to read).
         options (`Mapping[str, str]`, *optional*): Options of the bucket, such as `endpoint`.
+
+    Raises:
+        UserError: The address is not one of the Hub.
     """
 
     def __init__(self, place: str | os.PathLike[str], options: Mapping[str, str] | None = None):
         self.place = os.fspath(place)
+        if self.place.startswith(HUB) and not ON_THE_HUB.fullmatch(self.place):
+            raise UserError(f"gallery {self.place}: is no address on the Hub: write it as hf://datasets/OWNER/NAME")
         self.remote = self.place.startswith(REMOTE)
         self.options = dict(options or {}) or None
         self.uri = f"{self.place.rstrip('/')}/{ROWS}"
@@ -322,6 +329,9 @@ class Store:
         except UserError:
             raise
         except (OSError, ValueError, RuntimeError) as error:
+            if self.place.startswith(HUB) and "PermissionDenied" in str(error):
+                refused = "the Hub refuses to show it: run `hf auth login`, or set HF_TOKEN to a token that may read it"
+                raise Unavailable(f"gallery {self.place}: {refused}") from error
             raise Unavailable(
                 f"gallery {self.place}: {self._reason(error)}: check the place, or restore a copy"
             ) from error

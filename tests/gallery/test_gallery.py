@@ -12,10 +12,11 @@ import pytest
 
 from modeling_mllmreid.gallery.filters import Where
 from modeling_mllmreid.gallery.gallery import Gallery
+from modeling_mllmreid.gallery.reembedding import reembed
 from modeling_mllmreid.gallery.rows import CropInfo
 from modeling_mllmreid.retrieval.ranking import rank_gallery
 from modeling_mllmreid.retrieval.reranking import rerank_blocks
-from modeling_mllmreid.utils.errors import UserError
+from modeling_mllmreid.utils.errors import Unavailable, UserError
 
 
 def same_as_rank_gallery(gallery, query, k, kept=None):
@@ -296,6 +297,24 @@ def test_another_model_is_refused(gallery, crops):
         other = type(gallery.encoder)("another", **changed)
         with pytest.raises(UserError, match=r"was made by another model \(colours\): .* gallery reembed"):
             Gallery(gallery.store.place, other)
+
+
+def test_another_process_gives_a_gallery_another_model(gallery, crops, tmp_path):
+    """Nothing is compared with, or added to, features of another model."""
+    images = crops(3)
+    gallery.add(images)
+    gallery.search(images[0])
+    reembed(Gallery(gallery.store.place, gallery.encoder), type(gallery.encoder)("new", weights="1" * 64))
+    for act in (
+        lambda: gallery.search(images[0]),
+        lambda: gallery.search(images[0], approximate=True),
+        gallery.find,
+        gallery.info,
+        lambda: gallery.add(crops(2, start=50)),
+    ):
+        with pytest.raises(Unavailable, match="gallery: got another model in the meantime: open it again$"):
+            act()
+    assert len(Gallery(gallery.store.place).find()) == 3
 
 
 def test_places_that_are_no_gallery(tmp_path, encoder):

@@ -3,6 +3,7 @@
 import io
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from modeling_mllmreid.gallery.rows import CropInfo
 from modeling_mllmreid.serving import batching, service
 from modeling_mllmreid.serving.batching import BatchingEncoder
 from modeling_mllmreid.serving.service import GalleryService, Photo
+from modeling_mllmreid.serving.uploads import Memory
 from modeling_mllmreid.utils.errors import UserError
 
 
@@ -70,6 +72,67 @@ def test_queries_that_wait_are_one_pass_and_an_error_is_of_one_query(monkeypatch
         with pytest.raises(UserError, match="13: is refused"):
             wrong.result()
     assert encoder.sizes[0] == 1 and encoder.sizes[1] == 8 and len(encoder.sizes) < 12
+
+
+def test_images_of_a_pass_are_released():
+    class Encoder:
+        def encode(self, images):
+            return np.zeros((len(images), 1), np.float32)
+
+    shared, image = BatchingEncoder(Encoder()), Image.new("RGB", (4, 4))
+    known = weakref.ref(image)
+    shared.encode([image])
+    del image
+    wait_until(lambda: known() is None)
+
+
+def test_memory_that_many_threads_share():
+    memory, order, hold = Memory(100), [], threading.Event()
+
+    def use(name, size):
+        with memory.held(size):
+            order.append(name)
+            assert memory.used <= 100
+            hold.wait(10)
+
+    with ThreadPoolExecutor(5) as pool:
+        pool.submit(use, "first", 60)
+        wait_until(lambda: order == ["first"])
+        pool.submit(use, "small", 40)
+        wait_until(lambda: order == ["first", "small"])
+        # More than there is counts as all. A small one does not overtake it.
+        pool.submit(use, "large", 1000)
+        wait_until(memory._turn.locked)
+        later = pool.submit(use, "later", 1)
+        time.sleep(0.05)
+        assert order == ["first", "small"]
+        hold.set()
+        later.result()
+    assert order == ["first", "small", "large", "later"] and memory.used == 0
+
+
+def test_photos_of_all_requests_share_a_memory(served, monkeypatch):
+    own, images = served
+    monkeypatch.setattr(own, "memory", Memory(service.PIXEL_BYTES * 3 * 32 * 64))
+    gate, sizes, encode = threading.Event(), [], own.gallery.encoder.encoder.encode
+
+    def slow(batch):
+        sizes.append(len(batch))
+        gate.wait(10)
+        return encode(batch)
+
+    monkeypatch.setattr(own.gallery.encoder.encoder, "encode", slow)
+    with ThreadPoolExecutor(10) as pool:
+        found = [pool.submit(own.search, [photo(images[n])], k=1) for n in range(10)]
+        wait_until(lambda: sizes and own.memory.used == own.memory.most)
+        time.sleep(0.1)
+        assert sum(sizes) + own.gallery.encoder._waiting.qsize() == 3
+        gate.set()
+        assert [one.result().hits[0].file_name for one in found] == images[:10]
+    assert own.memory.used == 0
+    with pytest.raises(UserError, match="not an image"):
+        own.search([Photo(b"no image")])
+    assert own.memory.used == 0
 
 
 def test_a_search_is_that_of_the_gallery_and_leaves_an_audit_line(served):

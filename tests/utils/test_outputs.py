@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from modeling_mllmreid.retrieval.embeddings import check_embeddings_output
+from modeling_mllmreid.utils import outputs
 from modeling_mllmreid.utils.errors import UserError
 from modeling_mllmreid.utils.outputs import (
     atomic_file,
@@ -18,6 +19,8 @@ from modeling_mllmreid.utils.outputs import (
     check_output_folder,
     owner_only,
     png_info,
+    scratch_folder,
+    try_lock,
     write_json,
 )
 
@@ -200,3 +203,20 @@ def test_what_a_killed_writer_left_is_removed_and_never_taken_over(tmp_path):
     with atomic_folder(target) as aside:
         (aside / "new").write_text("new")
     assert tree(tmp_path) == {"set [1]": None, "set [1]/new": b"new"}
+
+
+def test_folders_of_other_users_stay(tmp_path, monkeypatch):
+    """In a folder that users share, such as /tmp, the folders of another one cannot be opened."""
+    other, own = tmp_path / ".set.other.part", tmp_path / ".set.own.part"
+    other.mkdir()
+    own.mkdir()
+
+    def lock(path):
+        if path == other:
+            raise PermissionError(13, "Permission denied", str(path))
+        return try_lock(path)
+
+    monkeypatch.setattr(outputs, "try_lock", lock)
+    with scratch_folder(tmp_path / "set") as scratch:
+        assert scratch.is_dir() and other.exists() and not own.exists()
+    assert tree(tmp_path) == {".set.other.part": None}
