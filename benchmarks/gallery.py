@@ -1,17 +1,30 @@
-"""The gallery at scale: additions, searches, the index, deletions, memory and disk.
+"""The gallery at scale: additions, searches, the index, deletions, memory and disk; two writers of one bucket.
 
 python benchmarks/gallery.py [--rows 100000] [--numbers 512] [--repeats 20] [--append RESULTS.md]
+python benchmarks/gallery.py --bucket [--rows 20000] [--batch 1000]
 
 Rows have random features around 1,000 centers, so that neighbours are similar. The model is pedestrians-small as ONNX,
 with its 768 numbers cut or repeated to `--numbers`. The floor of a search is the model's forward pass on the photo and
 the product of all features with one query; both sides take turns.
+
+With `--bucket`, two processes add rows to one gallery in a bucket of moto's S3 server on this machine, and a third one
+reads them: all rows that were acknowledged have to be there, and no others.
 """
 
 import argparse
 import hashlib
+import multiprocessing
 import resource
+import socket
+import subprocess
+import sys
 import tempfile
 import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +93,79 @@ def resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+@contextmanager
+def bucket_server() -> Iterator[dict[str, str]]:
+    """Yields the options of the bucket `s3://bucket` on an S3 server of this machine, which ends after the block."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stderr=subprocess.DEVNULL)
+    endpoint = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT"))
+                break
+            except OSError:
+                if server.poll() is not None:
+                    raise
+                time.sleep(0.1)
+        keys = {"aws_access_key_id": "any", "aws_secret_access_key": "any", "region": "us-east-1"}
+        yield {"endpoint": endpoint, "allow_http": "true", **keys}
+    finally:
+        server.kill()
+        server.wait()
+
+
+def write(place: str, options: dict[str, str], first: int, rows: int, batch: int) -> tuple[list[str], float, float]:
+    """Adds rows to a gallery in batches. Returns the ids that were acknowledged, and when it began and ended."""
+    gallery, rng = Gallery(place, options=options), np.random.default_rng(first)
+    acknowledged: list[str] = []
+    begin = time.time()
+    for start in range(first, first + rows, batch):
+        described_rows = described(start, min(batch, first + rows - start))
+        features = rng.normal(size=(len(described_rows), gallery.metadata.numbers)).astype(np.float32)
+        if gallery.add_features(features, described_rows) == len(described_rows):
+            acknowledged += [row["id"] for row in described_rows]
+    return acknowledged, begin, time.time()
+
+
+def two_writers(results: Results, rows: int, numbers: int, batch: int) -> None:
+    """Measures two writers of one bucket."""
+    name, place = f"gallery in a bucket, 2 writers, {rows:,} x {numbers} in batches of {batch:,}", "s3://bucket/gallery"
+    if find_spec("moto") is None:
+        results.skip(name, "the S3 server needs moto[server]")
+        return
+    share = rows // 2
+    with bucket_server() as options:
+        Gallery.create(place, WidthEncoder(numbers), options=options)
+        with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+            writers = [pool.submit(write, place, options, n * share, share, batch) for n in range(2)]
+            written, begins, ends = zip(*[writer.result() for writer in writers], strict=True)
+        acknowledged = sorted(name for ids in written for name in ids)
+        found = sorted(hit.id for hit in Gallery(place, options=options).find())
+    both = min(ends) - max(begins)
+    equal = found == acknowledged and len(found) == 2 * share
+    results.add(f"{name}: rows acknowledged, rows found", f"{len(acknowledged):,}, {len(found):,}", "equal", equal)
+    results.add(f"{name}: rows added a second", f"{len(found) / (max(ends) - min(begins)):,.0f}")
+    results.add(f"{name}: s in which both wrote", f"{both:.1f}")
+
+
 def main() -> None:
     """Fills a gallery, and measures each operation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--rows", type=int, help="rows of the gallery (100000, with --bucket 20000)")
     parser.add_argument("--numbers", type=int, default=512)
+    parser.add_argument("--bucket", action="store_true", help="measure two writers of one bucket, and nothing else")
+    parser.add_argument("--batch", type=int, default=1000, help="rows of one commit in the bucket")
     add_arguments(parser, repeats=20)
     args = parser.parse_args()
     results, rng = Results(args), np.random.default_rng(0)
+    if args.bucket:
+        two_writers(results, args.rows or 20_000, args.numbers, args.batch)
+        results.append()
+        return
+    args.rows = args.rows or 100_000
     name = f"gallery, {args.rows:,} x {args.numbers}"
     with tempfile.TemporaryDirectory() as folder:
         photo = Path(folder, "photo.png")
