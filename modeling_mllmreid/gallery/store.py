@@ -32,6 +32,8 @@ STORAGE: Literal["2.1"] = "2.1"
 HUB = "hf://"
 ON_THE_HUB = re.compile(rf"{HUB}(datasets|models|spaces)(/[\w.-]+){{2,}}/?")
 REMOTE = ("s3://", "gs://", "az://", HUB)
+# In messages of Lance: no answer from a bucket, from the Hub.
+UNREACHABLE = ("error sending request", "send http request")
 # A row in the deletion's text costs 70 bytes.
 IDS_AT_ONCE = 5000
 # An entry of the data set's configuration: "1" between a deletion and the end of its erasure.
@@ -329,20 +331,19 @@ class Store:
         except UserError:
             raise
         except (OSError, ValueError, RuntimeError) as error:
-            if self.place.startswith(HUB) and "PermissionDenied" in str(error):
-                refused = "the Hub refuses to show it: run `hf auth login`, or set HF_TOKEN to a token that may read it"
-                raise Unavailable(f"gallery {self.place}: {refused}") from error
-            raise Unavailable(
-                f"gallery {self.place}: {self._reason(error)}: check the place, or restore a copy"
-            ) from error
+            raise Unavailable(f"gallery {self.place}: {self._reason(error)}") from error
 
     def _reason(self, error: Exception) -> str:
-        """Returns Lance's message without the places in its own source. Lance leaves out the first "/" of a path."""
+        """Returns what is wrong and how to fix it: Lance's message without the places in its own source."""
+        if self.remote and any(sign in str(error) for sign in UNREACHABLE):
+            return "cannot be reached: check the network and the address, or try again later"
+        if self.place.startswith(HUB) and "PermissionDenied" in str(error):
+            return "the Hub refuses to show it: run `hf auth login`, or set HF_TOKEN to a token that may read it"
         text = " ".join(str(error).split()).partition(", /home")[0].partition(", src/")[0]
         if not self.remote:
-            path = os.path.abspath(self.place)
+            path = os.path.abspath(self.place)  # Lance leaves out its first "/"
             text = text.replace(path, path[1:]).replace(path[1:], path)
-        return text[:300] or type(error).__name__
+        return f"{text[:300] or type(error).__name__}: check the place, or restore a copy"
 
 
 def _one_of(ids: Sequence[str]) -> str:

@@ -6,23 +6,28 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 
 import bucket_writer
 import numpy as np
 import pytest
 
+from modeling_mllmreid.gallery.audit import Audit
 from modeling_mllmreid.gallery.filters import Where
 from modeling_mllmreid.gallery.gallery import Gallery
 from modeling_mllmreid.gallery.indexing import build_index
 from modeling_mllmreid.retrieval.ranking import rank_gallery
+from modeling_mllmreid.serving.server import build_app
+from modeling_mllmreid.serving.service import GalleryService
 from modeling_mllmreid.utils.errors import UserError
 
 pytest.importorskip("moto", reason="the S3 server needs moto")
+testclient = pytest.importorskip("starlette.testclient")
 
 
-@pytest.fixture(scope="module")
-def options():
-    """Options of a bucket on a server that this test starts."""
+@contextmanager
+def bucket_server():
+    """Options of a bucket on a server of this machine, and the process of the server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -37,10 +42,31 @@ def options():
                 assert server.poll() is None
                 time.sleep(0.1)
         keys = {"aws_access_key_id": "any", "aws_secret_access_key": "any", "region": "us-east-1"}
-        yield {"endpoint": endpoint, "allow_http": "true", **keys}
+        yield {"endpoint": endpoint, "allow_http": "true", **keys}, server
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.fixture(scope="module")
+def options():
+    with bucket_server() as (options, _):
+        yield options
+
+
+def test_a_bucket_that_cannot_be_reached_any_more(encoder, tmp_path):
+    place = "s3://bucket/served"
+    with bucket_server() as (options, server):
+        gallery = Gallery.create(place, type(encoder)(numbers=bucket_writer.NUMBERS), options=options)
+        gallery.add_features(bucket_writer.feature(1)[None], [bucket_writer.row(1)])
+        client = testclient.TestClient(build_app(GalleryService(gallery, Audit(tmp_path / "audit"))))
+        search = {"id": bucket_writer.row(1)["id"]}
+        assert client.post("/api/search", data=search).json()["hits"] == []
+        server.kill()
+        server.wait()
+        answer = client.post("/api/search", data=search)
+    message = f"gallery {place}: cannot be reached: check the network and the address, or try again later"
+    assert (answer.status_code, answer.json()) == (503, {"error": message})
 
 
 def test_two_writers_searches_and_an_erasure(options, encoder):

@@ -41,9 +41,9 @@ def command(hub, tmp_path):
     work.mkdir()
     own = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
 
-    def run(*argv, address=ADDRESS, token=TOKEN):
+    def run(*argv, address=ADDRESS, token=TOKEN, **variables):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        environment |= own | hub.environment(tmp_path / "home", token)
+        environment |= own | hub.environment(tmp_path / "home", token) | variables
         name, *rest = argv
         line = [sys.executable, "-m", "modeling_mllmreid", "gallery", name, "--gallery", address, *rest]
         return subprocess.run(line, cwd=work, env=environment, capture_output=True, text=True, timeout=120)
@@ -95,6 +95,12 @@ def test_it_is_not_written(published, hub, command, argv):
     # Only reading was asked for.
     assert set(hub.seen) <= {"GET tree", "GET resolve", "HEAD resolve", "POST paths"}
     assert len(hub.repos["datasets", "owner/people"].commits) == 2
+
+
+def test_a_hub_that_cannot_be_reached(command):
+    done = command("info", HF_ENDPOINT="http://127.0.0.1:9")
+    message = f"error: gallery {ADDRESS}: cannot be reached: check the network and the address, or try again later"
+    assert (done.returncode, done.stderr.splitlines()) == (2, [message])
 
 
 @pytest.mark.parametrize(
