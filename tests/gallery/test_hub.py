@@ -60,6 +60,8 @@ def test_it_is_read(published, command, tmp_path):
     assert found.returncode == 0, found.stderr
     names = [word for word in found.stdout.split() if word.endswith(".png")]
     assert names == [hit.file_name for hit in gallery.search(images[3], 4, where=Where(cameras=[0, 1])).hits]
+    grouped = command("groups")
+    assert grouped.returncode == 0 and "12 rows" in grouped.stdout, grouped
     exported = command("export", "--output", str(tmp_path / "rows.json"), "--where", "person=Ida")
     assert exported.returncode == 0, exported.stderr
     (row,) = json.loads((tmp_path / "rows.json").read_text())
