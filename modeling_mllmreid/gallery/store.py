@@ -34,6 +34,8 @@ ON_THE_HUB = re.compile(rf"{HUB}(datasets|models|spaces)(/[\w.-]+){{2,}}/?")
 REMOTE = ("s3://", "gs://", "az://", HUB)
 # In messages of Lance: no answer from a bucket, from the Hub.
 UNREACHABLE = ("error sending request", "send http request")
+# A place in Lance's own source.
+SOURCE = re.compile(r", \S+\.rs:\d+")
 # A row in the deletion's text costs 70 bytes.
 IDS_AT_ONCE = 5000
 # An entry of the data set's configuration: "1" between a deletion and the end of its erasure.
@@ -339,7 +341,7 @@ class Store:
             return "cannot be reached: check the network and the address, or try again later"
         if self.place.startswith(HUB) and "PermissionDenied" in str(error):
             return "the Hub refuses to show it: run `hf auth login`, or set HF_TOKEN to a token that may read it"
-        text = " ".join(str(error).split()).partition(", /home")[0].partition(", src/")[0]
+        text = SOURCE.split(" ".join(str(error).split()))[0]
         if not self.remote:
             path = os.path.abspath(self.place)  # Lance leaves out its first "/"
             text = text.replace(path, path[1:]).replace(path[1:], path)

@@ -144,7 +144,9 @@ class Protection:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        # Of a header that comes twice, the application too takes the first one.
+        pairs = reversed(list(scope["headers"]))
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in pairs}
         body = _Body(headers, self.most_bytes, self.file_bytes)
         refusal = self._refusal(scope, headers) or body.refusal
         if refusal is not None:
@@ -242,7 +244,7 @@ class _Body:
         self.count, self.complete = 0, False
         self.refusal: Refusal | None = None
         length = headers.get("content-length", "0")
-        self._check(int(length) if length.isdigit() else 0)
+        self._check(int(length) if length.isdecimal() else 0)
 
     def add(self, message: MutableMapping[str, Any]) -> None:
         """Counts the next part."""

@@ -301,6 +301,8 @@ def test_a_large_file_is_refused_while_it_arrives(app, images):
     status, error, taken = asyncio.run(sent(limited, large))
     assert (status, error["error"]) == (413, "big.png: has more than 0 MiB: send a crop of one person")
     assert taken == 4 + 64 + 1
+    second = [(b"content-type", b"multipart/form-data; boundary=y")]
+    assert asyncio.run(sent(limited, large, headers=second)) == (status, error, taken)
     several = [START % b"a.png", small, b"\r\n"] * 3 + [b"--x--\r\n"]
     assert asyncio.run(sent(limited, several))[0] == 200
     # A form that is not valid is refused by the application, as is one whose boundary is too long.
@@ -411,6 +413,10 @@ def test_an_address_with_wrong_passwords_waits_and_others_do_not(app):
     assert ask("10.0.0.1", good).headers.get("retry-after") == "1"
     time[0] += 0.1
     assert ask("10.0.0.1", good).status_code == 200
+    # Then it has all its trials again.
+    for _ in range(10):
+        assert ask("10.0.0.1", wrong).status_code == 401
+    assert ask("10.0.0.1", good).status_code == 429
     # One client has all addresses of an IPv6 network.
     for last in range(10):
         assert ask(f"2001:db8::{last}", wrong).status_code == 401
