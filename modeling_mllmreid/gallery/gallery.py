@@ -357,8 +357,7 @@ class Gallery:
     def expire(self, now: datetime | None = None, *, files: bool = False) -> Erased:
         """Erases the rows whose time has come, as `delete` does, and what killed processes left. Run it daily."""
         rows = self.rows()
-        ids = rows.ids[~live(rows, now)]
-        return self._erase(Where(ids=list(ids)), files)
+        return self._erase(Where(ids=list(rows.ids[~live(rows, now)])), files)
 
     def _erase(self, where: Where, files: bool) -> Erased:
         """Erases the rows that meet conditions."""
