@@ -35,5 +35,5 @@ CSS = """
 .card {overflow-wrap: anywhere}
 .card table {display: block; overflow-x: auto}
 .card th, .card td {overflow-wrap: normal !important; word-break: normal !important}
-.file-preview .download {min-width: 0 !important}
+.file-preview .download {min-width: 5.5rem !important}
 """
