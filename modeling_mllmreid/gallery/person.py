@@ -2,14 +2,15 @@
 
 from typing import Any
 
+from ..retrieval.scan import Scan
 from ..utils.errors import UserError
 from .filters import Where
 from .gallery import EVERYTHING, Gallery, Limit
-from .results import Hit
+from .results import Hit, hit_of
 
 
 def rows_of_person(gallery: Gallery, photos: Any, where: Where = EVERYTHING, threshold: Limit = "model") -> list[Hit]:
-    """Finds all rows within the threshold of a person.
+    """Finds all rows within the threshold of a person. Expired rows are found too, as they are still on disk.
 
     Args:
         gallery ([`Gallery`]): The gallery.
@@ -23,7 +24,10 @@ def rows_of_person(gallery: Gallery, photos: Any, where: Where = EVERYTHING, thr
     Raises:
         UserError: There is no threshold, or a photo cannot be used.
     """
-    found = gallery.search(photos, max(len(gallery.rows()), 1), where=where, threshold=threshold)
-    if found.threshold is None:
+    limit = gallery.encoder.threshold() if threshold == "model" else threshold
+    if limit is None:
         raise UserError("delete: the model has no threshold: give the largest distance as threshold")
-    return [hit for hit in found.hits if not hit.beyond]
+    feature, rows = gallery.query_feature(photos), gallery.rows()
+    ((places, distances),) = Scan.of(rows.features).nearest(feature[None], where.mask(rows), max(len(rows), 1))
+    pairs = zip(places, distances, strict=True)
+    return [hit_of(rows, int(place), distance, limit) for place, distance in pairs if distance <= limit]

@@ -137,13 +137,21 @@ def test_a_person_found_by_a_photo_is_shown_and_erased(served):
     assert (lines[0]["results"], lines[0]["who"]) == (len(within), "eva")
 
 
+def test_expired_rows_of_a_person_are_found(served):
+    own, images = served
+    expired = own.gallery.rows().ids.tolist()
+    own.gallery.add(images, CropInfo(expires="2026-01-01T00:00:00Z"))
+    assert own.search([photo(images[1])]).searched == 0
+    assert sorted(hit.id for hit in own.find_person([photo(images[1])], threshold=2.0)) == expired
+
+
 def test_a_person_is_not_found_without_a_threshold(served, monkeypatch):
     own, images = served
+    with pytest.raises(UserError, match="query: give a photo, words or an id"):
+        own.find_person([])
     monkeypatch.setattr(own.gallery.encoder.encoder, "threshold", lambda: None)
     with pytest.raises(UserError, match="delete: the model has no threshold: give the largest distance as threshold"):
         own.find_person([photo(images[1])])
-    with pytest.raises(UserError, match="query: give a photo, words or an id"):
-        own.find_person([])
 
 
 def test_an_explanation_is_about_the_query(served, monkeypatch):

@@ -33,7 +33,7 @@ CSS = """
 .marks .thumbnail-lg {--ring-color: transparent !important; border-color: var(--border-color-primary) !important}
 .answer textarea {field-sizing: content; height: auto !important; min-height: 2.4em}
 .card {overflow-wrap: anywhere}
-.card table {display: block; overflow-x: auto}
+.card table {display: block; overflow-x: auto; border: 0 !important; padding: 0}
 .card th, .card td {overflow-wrap: normal !important; word-break: normal !important}
 .file-preview .download {min-width: 5.5rem !important}
 """
