@@ -188,11 +188,6 @@ class GalleryService:
         with self._grouping:
             return gallery_groups(self.gallery, where, confidence=confidence)
 
-    def rows(self, ids: Sequence[str]) -> Rows:
-        """Returns rows as they are now; without those that are gone."""
-        rows = self.gallery.rows()
-        return rows.part(rows.places(ids))
-
     def decide(
         self,
         action: str,

@@ -63,9 +63,9 @@ def people_tab(service: GalleryService, tab: gr.Tab) -> None:
         rows, found = service.groups()
         largest = largest_groups(rows, found)
         pairs = []
-        for number, merge in enumerate(found.merges[:SHOWN_MERGES], start=1):
+        for place, merge in enumerate(found.merges[:SHOWN_MERGES], start=1):
             both = [rows.ids[np.flatnonzero(found.labels == label)].tolist() for label in (merge.first, merge.second)]
-            pairs.append((f"{number}. {merge_line(merge)}", *both))
+            pairs.append((f"{place}. {merge_line(merge)}", *both))
         text = f"{len(rows):,} rows, {len(largest):,} groups of two or more, {len(found.merges):,} suggested merges"
         return text, done + 1, dict(islice(largest.items(), SHOWN_GROUPS)), pairs
 
@@ -143,11 +143,11 @@ def _report(service: GalleryService, made: Decision, before: str = "") -> tuple[
 
 def _group_view(service: GalleryService, groups: Groups, number: int | None) -> tuple[Any, ...]:
     """Returns the groups as a choice, the crops of one of them with nothing chosen, and its name."""
-    choices = []
+    choices, rows = [], service.gallery.rows()
     for own, ids in groups.items():
-        rows = service.rows(ids)
-        names = sorted({name for name in rows.columns["person"] if name})
-        choices.append((", ".join([f"group {own}: {len(rows)} crops", *names]), own))
+        members = rows.part(rows.places(ids))
+        names = sorted({name for name in members.columns["person"] if name})
+        choices.append((", ".join([f"group {own}: {len(members)} crops", *names]), own))
     if number not in groups:
         number = next(iter(groups), None)
     hits = [] if number is None else service.find(Where(ids=list(groups[number])[:MOST_SHOWN]))
