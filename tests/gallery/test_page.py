@@ -15,8 +15,10 @@ from modeling_mllmreid.gallery.person import rows_of_person
 from modeling_mllmreid.gallery.report import decision_line, merge_line
 from modeling_mllmreid.gallery.rows import CropInfo
 from modeling_mllmreid.gallery.unknown_people import gallery_groups, largest_groups
+from modeling_mllmreid.serving.page.forms import listed, uploaded_photos
 from modeling_mllmreid.synthetic.worlds import World
 from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.utils.errors import UserError
 
 EVIL = "<img src=x onerror=alert(1)>.jpg"
 
@@ -299,6 +301,13 @@ def test_a_person_found_by_a_photo_is_erased(page, world, gallery, queries):
     page.upload("photos", queries[0])
     page.answer("search", "verdict", "Nobody: no image of ")
     assert all(lines[-1] == "beyond" for lines in page.captions("results", 10))
+
+
+def test_what_the_server_has_forgotten_is_asked_for_again(tmp_path):
+    with pytest.raises(UserError, match="^a.jpg: is kept for half an hour and is gone: upload it again$"):
+        uploaded_photos([str(tmp_path / "a.jpg")])
+    with pytest.raises(UserError, match="^this list is kept for half an hour and is gone: show it again$"):
+        listed([], 0)
 
 
 def test_everything_fits_a_narrow_screen(page, queries):
