@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..gallery.audit import Audit, audit_of, query_digest
 from ..gallery.decisions import Decision, confirm, decisions, rename, split, undo
 from ..gallery.encoder import ModelEncoder
@@ -17,11 +15,21 @@ from ..gallery.filters import Where
 from ..gallery.folder import find_crops
 from ..gallery.gallery import Gallery, Limit
 from ..gallery.indexing import build_index
+from ..gallery.person import rows_of_person
 from ..gallery.pictures import check_proportions
 from ..gallery.reembedding import reembed
-from ..gallery.report import SHOWN, decision_line, draw_found, group_line, hit_line, print_erased, print_found
+from ..gallery.report import (
+    SHOWN,
+    decision_line,
+    draw_found,
+    group_line,
+    hit_line,
+    merge_line,
+    print_erased,
+    print_found,
+)
 from ..gallery.results import Found
-from ..gallery.unknown_people import duplicates, gallery_groups, read_groups, write_groups
+from ..gallery.unknown_people import duplicates, gallery_groups, largest_groups, read_groups, write_groups
 from ..options.arguments import MethodArguments, OnnxArguments
 from ..options.gallery_arguments import (
     AddArguments,
@@ -115,10 +123,10 @@ def delete(argv: list[str]) -> None:
         check_output(args.output, inputs=args.query)
     if args.query:
         limit: Limit = "model" if args.threshold is None else args.threshold
-        found = gallery.search(args.query, max(len(gallery.rows()), 1), where=where, threshold=limit)
-        if found.threshold is None:
-            raise UserError("delete: the model has no threshold: give the largest distance with --threshold")
-        hits = [hit for hit in found.hits if not hit.beyond]
+        hits = rows_of_person(gallery, args.query, where, limit)
+        digest = query_digest([Path(query).read_bytes() for query in args.query])
+        if not args.confirm:
+            _audit(place).write("search", query=digest, where=where, results=len(hits))
         where = Where(ids=[hit.id for hit in hits])
     elif not where:
         raise UserError("delete: give a photo or a condition, such as --where person=NAME")
@@ -136,8 +144,7 @@ def delete(argv: list[str]) -> None:
         return
     _audit(place).check()
     erased = gallery.delete(where, files=args.files)
-    digest = query_digest([Path(query).read_bytes() for query in args.query]) if args.query else None
-    _audit(place).write("delete", query=digest, where=where, results=erased.rows)
+    _audit(place).write("delete", query=digest if args.query else None, where=where, results=erased.rows)
     print_erased(erased)
 
 
@@ -193,13 +200,13 @@ def groups(argv: list[str]) -> None:
     if args.output:
         # Before the lists, which a reader such as `head` may cut.
         write_groups(args.output, rows, found)
-    sizes = np.bincount(found.labels) if len(rows) else np.zeros(0, int)
-    print(f"{len(rows):,} rows: {(sizes > 1).sum():,} groups of two or more, {(sizes == 1).sum():,} rows alone")
-    for group in np.argsort(-sizes, kind="stable")[:SHOWN]:
-        if sizes[group] > 1:
-            print(group_line(rows, found.labels == group, int(group)))
+    largest = largest_groups(rows, found)
+    alone = len(rows) - sum(map(len, largest.values()))
+    print(f"{len(rows):,} rows: {len(largest):,} groups of two or more, {alone:,} rows alone")
+    for group, ids in list(largest.items())[:SHOWN]:
+        print(group_line(rows.part(rows.places(ids)), group))
     for merge in found.merges[:SHOWN]:
-        print(f"perhaps one person: groups {merge.first} and {merge.second}, {merge.confidence:.0%}")
+        print(f"perhaps one person: {merge_line(merge)}")
     for first, second in duplicates(gallery, found) if args.duplicates else ():
         print(f"almost the same picture: {first[:16]} and {second[:16]}")
     if args.output:

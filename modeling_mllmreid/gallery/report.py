@@ -12,6 +12,7 @@ from ..retrieval.sheet import decimals, ranked_sheet
 from ..utils.errors import UserError
 from .decisions import Decision
 from .gallery import Gallery
+from .groups import SuggestedMerge
 from .pictures import openers
 from .results import Erased, Found, Hit
 from .rows import Rows
@@ -31,14 +32,19 @@ def hit_line(hit: Hit, place: int | None = None, places: int = 4) -> str:
     return f"{distance}{name}{'  ' if words else ''}{', '.join(words)}{'  beyond the threshold' if hit.beyond else ''}"
 
 
-def group_line(rows: Rows, chosen: np.ndarray, group: int) -> str:
+def group_line(members: Rows, group: int) -> str:
     """Returns a group as a line: crops, cameras, times, and the name if a human gave one."""
-    part = rows.part(chosen)
-    cameras = ", ".join(map(str, np.unique(part.columns["camera_id"])))
-    times = part.columns["time"][~np.isnat(part.columns["time"])]
+    cameras = ", ".join(map(str, np.unique(members.columns["camera_id"])))
+    times = members.columns["time"][~np.isnat(members.columns["time"])].astype("datetime64[s]")
     span = f", {times.min()}Z to {times.max()}Z" if len(times) else ""
-    names = sorted({name for name in part.columns["person"] if name})
-    return f"group {group}: {len(part)} crops, cameras {cameras}{span}{', person ' if names else ''}{' '.join(names)}"
+    names = sorted({name for name in members.columns["person"] if name})
+    person = f", person {', '.join(names)}" if names else ""
+    return f"group {group}: {len(members)} crops, cameras {cameras}{span}{person}"
+
+
+def merge_line(merge: SuggestedMerge) -> str:
+    """Returns two groups that may be one person as a line."""
+    return f"groups {merge.first} and {merge.second}, {merge.confidence:.0%}"
 
 
 def decision_line(made: Decision) -> str:

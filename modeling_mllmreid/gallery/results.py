@@ -78,7 +78,7 @@ def hit_of(rows: Rows, place: int, distance: float, threshold: float | None) -> 
 def summary(rows: Rows) -> dict[str, Any]:
     """Returns counts: rows, expired ones, named persons, rows of each camera; and the first and the last time."""
     cameras, counts = np.unique(rows.columns["camera_id"], return_counts=True)
-    times = rows.columns["time"][~np.isnat(rows.columns["time"])]
+    times = rows.columns["time"][~np.isnat(rows.columns["time"])].astype("datetime64[s]")
     return {
         "rows": len(rows),
         "expired": int((~live(rows)).sum()),

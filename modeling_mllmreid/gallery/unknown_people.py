@@ -74,6 +74,15 @@ def _tracks(rows: Rows) -> np.ndarray:
     return np.where(split, -1, rows.columns["track_id"])
 
 
+def largest_groups(rows: Rows, found: UnknownPeople) -> dict[int, list[str]]:
+    """Returns the ids of each group of two or more rows by its number, the largest group first."""
+    order = np.argsort(found.labels, kind="stable")
+    numbers, starts = np.unique(found.labels[order], return_index=True)
+    members = dict(zip(numbers.tolist(), np.split(rows.ids[order], starts[1:]), strict=True)) if len(rows) else {}
+    largest = sorted(members, key=lambda number: (-len(members[number]), number))
+    return {number: members[number].tolist() for number in largest if len(members[number]) > 1}
+
+
 def duplicates(gallery: Gallery, found: UnknownPeople) -> list[tuple[str, str]]:
     """Returns the ids of pairs of rows that are almost the same picture. Raises UserError for a missing picture."""
     hits = {hit.id: hit for hit in gallery.find(Where(ids=sorted({name for pair in found.close for name in pair})))}

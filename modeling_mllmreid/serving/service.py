@@ -17,6 +17,7 @@ from ..gallery.decisions import Decision, confirm, decisions, rename, split, und
 from ..gallery.filters import Where
 from ..gallery.gallery import EVERYTHING, Gallery, Limit
 from ..gallery.groups import UnknownPeople
+from ..gallery.person import rows_of_person
 from ..gallery.pictures import check_proportions, openers
 from ..gallery.results import Erased, Found, Hit
 from ..gallery.rows import Rows
@@ -103,8 +104,10 @@ class GalleryService:
     def opened(self, photos: Sequence[Photo]) -> Iterator[list[Image.Image]]:
         """Decodes photos, which share `PHOTO_MEMORY` with those of other requests until the end of the block.
 
-        Raises UserError if one cannot be used, and TooLarge if they have too many pixels.
+        Raises UserError if there are too many or one cannot be used, and TooLarge if they have too many pixels.
         """
+        if len(photos) > MOST_PHOTOS:
+            raise UserError(f"photos: {len(photos)} were sent: send at most {MOST_PHOTOS} of one person")
         pixels = sum(DECODER.map(pixel_count, [photo.content for photo in photos if len(photo.content) <= PHOTO_BYTES]))
         if pixels > MOST_PIXELS:
             names = ", ".join(photo.name for photo in photos)[:200]
@@ -142,8 +145,6 @@ class GalleryService:
         Raises:
             UserError: There is no query or several, a photo cannot be used, or a number is out of range.
         """
-        if len(photos) > MOST_PHOTOS:
-            raise UserError(f"photos: {len(photos)} were sent: send at most {MOST_PHOTOS} of one person")
         if not 1 <= k <= MOST_RESULTS:
             raise UserError(f"top_k {k}: give 1 to {MOST_RESULTS}")
         options: dict[str, Any] = {"words": words or None, "id": id or None, "where": where, "rerank": rerank}
@@ -164,32 +165,54 @@ class GalleryService:
         self.audit.write("compare", query=query_digest([first.content, second.content]), results=2, who=who)
         return Comparison(distance, self.gallery.encoder.threshold(), probability)
 
-    def overlay(self, picture: Image.Image, other: Image.Image) -> tuple[Image.Image, Image.Image]:
-        """Draws on two crops which places add to their similarity, and which make them differ.
+    def explain(self, id: str, photos: Sequence[Photo] = (), words: str | None = None) -> list[Image.Image]:
+        """Draws which places of a row and of a query add to their similarity, and which make them differ.
 
         Args:
-            picture (`Image.Image`): A crop.
-            other (`Image.Image`): Another one.
+            id (`str`): A row.
+            photos (`Sequence[Photo]`): The photos that were searched with.
+            words (`str`, *optional*): The words that were searched with, instead of photos.
 
         Returns:
-            `tuple[Image.Image, Image.Image]`: Both, with one scale of colours.
+            `list[Image.Image]`: The photos and the row, with one scale of colours; the row alone for words.
+
+        Raises:
+            UserError: The row is gone, there is no query, a photo cannot be used, or the model is an ONNX file, which
+                has no gradients.
+        """
+        picture = self.picture(id)
+        if not photos:
+            return self._drawn([picture], [self.gallery.query_feature(words=words or None)])
+        with self.opened(photos) as images:
+            return self.overlay(images, picture)
+
+    def overlay(self, pictures: Sequence[Image.Image], other: Image.Image) -> list[Image.Image]:
+        """Draws on crops which places add to their similarity with another one, and which make them differ.
+
+        Args:
+            pictures (`Sequence[Image.Image]`): One crop or several of one person, whose mean feature is compared.
+            other (`Image.Image`): Another crop.
+
+        Returns:
+            `list[Image.Image]`: All of them, the other one last, with one scale of colours.
 
         Raises:
             UserError: The model is an ONNX file, which has no gradients.
         """
-        encoder = self.gallery.encoder
-        features = encoder.encode([picture, other])
-        found = [encoder.relevance(image, feature) for image, feature in ((picture, features[1]), (other, features[0]))]
+        *own, last = self.gallery.encoder.encode([*pictures, other])
+        return self._drawn([*pictures, other], [last] * len(own) + [np.mean(own, axis=0)])
+
+    def _drawn(self, pictures: Sequence[Image.Image], features: Sequence[np.ndarray]) -> list[Image.Image]:
+        """Draws on each picture how much its places add to the similarity with a feature."""
+        pairs = list(zip(pictures, features, strict=True))
+        found = [self.gallery.encoder.relevance(picture, feature) for picture, feature in pairs]
         limit = max(float(np.abs(relevance).max()) for relevance in found) or 1.0
-        first, second = (
-            draw_relevance(image, relevance, limit=limit)
-            for image, relevance in zip((picture, other), found, strict=True)
-        )
-        return first, second
+        drawn = zip(pictures, found, strict=True)
+        return [draw_relevance(picture, relevance, limit=limit) for picture, relevance in drawn]
 
     def overlay_photos(
         self, photos: Sequence[Photo], id: str | None = None, *, who: str | None = None
-    ) -> tuple[Image.Image, Image.Image]:
+    ) -> list[Image.Image]:
         """Draws the overlay of two photos, or of a photo and a row, as `overlay` does, and writes an audit line.
 
         Raises UserError for another number of photos, or a photo that cannot be used, and NotFound for the row.
@@ -198,7 +221,7 @@ class GalleryService:
             raise UserError(f"photos: {len(photos)} were sent: send two, or one and the id of a row")
         with self.opened(photos) as images:
             first, second = [*images, *([] if id is None else [self.row_picture(id)])]
-            drawn = self.overlay(first, second)
+            drawn = self.overlay([first], second)
         digest = query_digest([photo.content for photo in photos], id or "")
         self.audit.write("overlay", query=digest, results=2, who=who)
         return drawn
@@ -256,13 +279,40 @@ class GalleryService:
             raise UserError("delete: give a condition, or the ids of rows: no condition would mean all rows")
         return self.gallery.find(where)
 
-    def delete(self, ids: Sequence[str], *, who: str | None = None) -> Erased:
-        """Erases rows for good, and writes an audit line. `find` and `search` show them first."""
+    def find_person(
+        self,
+        photos: Sequence[Photo],
+        *,
+        where: Where = EVERYTHING,
+        threshold: Limit = "model",
+        who: str | None = None,
+    ) -> list[Hit]:
+        """Returns the rows that show the person on photos, see `rows_of_person`, and writes an audit line."""
+        with self.opened(photos) as images:
+            hits = rows_of_person(self.gallery, images or None, where, threshold)
+        digest = query_digest([photo.content for photo in photos])
+        self.audit.write("search", query=digest, where=where, results=len(hits), who=who)
+        return hits
+
+    def delete(self, ids: Sequence[str], *, query: str | None = None, who: str | None = None) -> Erased:
+        """Erases rows for good, and writes an audit line. `find` and `find_person` show them first.
+
+        Args:
+            ids (`Sequence[str]`): The rows.
+            query (`str`, *optional*): Digest of the photos by which they were found.
+            who (`str`, *optional*): The user.
+
+        Returns:
+            [`Erased`]
+
+        Raises:
+            UserError: The gallery or its audit trail cannot be written.
+        """
         where = Where(ids=list(ids))
         with self._writing:
             self.audit.check()
             erased = self.gallery.delete(where)
-        self.audit.write("delete", where=where, results=erased.rows, who=who)
+        self.audit.write("delete", query=query, where=where, results=erased.rows, who=who)
         return erased
 
     def picture(self, id: str) -> Image.Image:

@@ -78,6 +78,8 @@ def test_add_search_delete_expire(place, capsys):
     assert "searched 4 rows" in lines and all("camera_id 2" in line for line in lines[:-1] if line.startswith("   "))
     lines = run(capsys, "search", "--query", query, "--where", "person=", "--threshold", "0.001")
     assert lines[-1] == "nobody: no image is within the threshold 0.0010"
+    lines = run(capsys, "delete", "--query", query, "--threshold", "0.001")
+    assert lines == ["nothing is erased: these 0 rows are, if the command is repeated with --confirm true"]
     lines = run(capsys, "delete", "--where", "person=Ida")
     assert lines[-1] == "nothing is erased: these 3 rows are, if the command is repeated with --confirm true"
     lines = run(capsys, "delete", "--where", "person=Ida", "--confirm", "true")
@@ -89,7 +91,7 @@ def test_add_search_delete_expire(place, capsys):
     assert run(capsys, "info")[0] == "rows      9 (0 expired), 0 named persons"
     assert run(capsys, "export", "--output", "rows.json") == ["9 rows: rows.json"]
     trail = [json.loads(line) for path in Path("runs/gallery.audit").iterdir() for line in path.open()]
-    assert [line["action"] for line in trail] == ["search"] * 3 + ["delete", "search", "expire"]
+    assert [line["action"] for line in trail] == ["search"] * 4 + ["delete", "search", "expire"]
     assert all(len(line["query"]) == 64 for line in trail if line["action"] == "search")
 
 

@@ -10,7 +10,9 @@ from unknown_people import CALIBRATION, crops_of, features_of
 
 from modeling_mllmreid.evaluation.grouping import grouping_metrics
 from modeling_mllmreid.gallery.constraints import Rules
-from modeling_mllmreid.gallery.groups import Crops, find_groups
+from modeling_mllmreid.gallery.groups import Crops, UnknownPeople, find_groups
+from modeling_mllmreid.gallery.rows import Rows
+from modeling_mllmreid.gallery.unknown_people import largest_groups
 from modeling_mllmreid.utils.errors import UserError
 
 MINUTE = np.timedelta64(60, "s")
@@ -107,6 +109,19 @@ def test_contradictions_name_the_two_crops(rules, message):
     crops = crops_of(np.eye(5, 8), [1, 1, 1, 2, 2], [0, 60, 120, 59.5, 200], [-1, -1, -1, 4, 4])
     with pytest.raises(UserError, match=message):
         find_groups(crops, CALIBRATION, Rules(**rules))
+
+
+def test_the_largest_groups_come_first():
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3, 4], [2, 1, 5, 2, 7]))
+    ids = np.array([f"{number:02d}" for number in range(len(labels))], dtype=object)
+    rows = Rows(np.zeros((len(ids), 1), np.float32), {"id": ids})
+    found = largest_groups(rows, UnknownPeople(labels, [], []))
+    assert list(found) == [4, 2, 0, 3]  # equal sizes by number, and nobody who is alone
+    assert all(
+        members == [name for name, own in zip(ids, labels, strict=True) if own == g] for g, members in found.items()
+    )
+    nobody = Rows(np.zeros((0, 1), np.float32), {"id": ids[:0]})
+    assert largest_groups(nobody, UnknownPeople(labels[:0], [], [])) == {}
 
 
 def test_columns_have_one_value_per_crop():

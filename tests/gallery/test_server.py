@@ -115,7 +115,7 @@ def test_overlay(client, gallery, images, encoder, monkeypatch, tmp_path):
     row = drawn(files=upload(images[0]), data={"id": ids[images[1]]})
     assert two.size == row.size == (64, 64) and two.tobytes() == row.tobytes()
     service = GalleryService(gallery, Audit(tmp_path / "audit"))
-    first, second = service.overlay(Image.open(images[0]).convert("RGB"), Image.open(images[1]).convert("RGB"))
+    first, second = service.overlay([Image.open(images[0]).convert("RGB")], Image.open(images[1]).convert("RGB"))
     assert two.crop((0, 0, 32, 64)).tobytes() == first.tobytes()
     assert two.crop((32, 0, 64, 64)).tobytes() == second.tobytes()
     assert drawn(files=upload(images[0], images[2])).tobytes() != two.tobytes()

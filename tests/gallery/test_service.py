@@ -181,6 +181,71 @@ def test_rows_are_shown_and_erased(served):
         own.picture(shown[0].id)
 
 
+def test_a_person_found_by_a_photo_is_shown_and_erased(served):
+    own, images = served
+    found = own.gallery.search(images[1], 12, threshold=1.0)
+    within = [hit.id for hit in found.hits if hit.distance <= 1.0]
+    assert 1 < len(within) < 12
+    hits = own.find_person([photo(images[1])], threshold=1.0, who="eva")
+    assert [hit.id for hit in hits] == within and hits[0].file_name == images[1]
+    assert [hit.id for hit in own.find_person([photo(images[1])])] == within[:1]  # the model's threshold
+    cameras = Where(cameras=[1])
+    assert {hit.crop.camera_id for hit in own.find_person([photo(images[1])], where=cameras, threshold=2.0)} == {1}
+    digest = query_digest([Path(images[1]).read_bytes()])
+    own.delete(within[:1], query=digest, who="eva")
+    assert [hit.id for hit in own.find_person([photo(images[1])], threshold=1.0)] == within[1:]
+    lines = list(own.audit.lines())
+    assert [line["action"] for line in lines] == ["search"] * 3 + ["delete", "search"]
+    assert {line["query"] for line in lines} == {digest}
+    assert (lines[0]["results"], lines[0]["who"]) == (len(within), "eva")
+
+
+def test_expired_rows_of_a_person_are_found(served):
+    own, images = served
+    expired = own.gallery.rows().ids.tolist()
+    own.gallery.add(images, CropInfo(expires="2026-01-01T00:00:00Z"))
+    assert own.search([photo(images[1])]).searched == 0
+    assert sorted(hit.id for hit in own.find_person([photo(images[1])], threshold=2.0)) == expired
+
+
+def test_a_person_is_not_found_without_a_threshold(served, monkeypatch):
+    own, images = served
+    with pytest.raises(UserError, match="query: give a photo, words or an id"):
+        own.find_person([])
+    monkeypatch.setattr(own.gallery.encoder.encoder, "threshold", lambda: None)
+    with pytest.raises(UserError, match="delete: the model has no threshold: give the largest distance as threshold"):
+        own.find_person([photo(images[1])])
+
+
+def test_an_explanation_is_about_the_query(served, monkeypatch):
+    own, images = served
+    asked = []
+
+    def relevance(image, feature):
+        asked.append((image.tobytes(), feature))
+        return np.ones((2, 2), np.float32) * len(asked)
+
+    encoder = own.gallery.encoder.encoder
+    monkeypatch.setattr(encoder, "relevance", relevance, raising=False)
+    features = encoder.encode(images[:3])
+    row = own.search([photo(images[2])], k=1).hits[0].id
+    drawn = own.explain(row, [photo(images[0]), photo(images[1])])
+    pixels = [Image.open(image).convert("RGB").tobytes() for image in images[:3]]
+    assert len(drawn) == 3 and [image for image, _ in asked] == pixels
+    # The photos are compared with the row, and the row with the mean that was searched for.
+    for (_, feature), own_feature in zip(asked, [features[2], features[2], features[:2].mean(0)], strict=True):
+        np.testing.assert_array_equal(feature, own_feature)
+    # One scale: the smaller relevance has a weaker colour.
+    colours = [np.ptp(np.asarray(picture, int), axis=-1).mean() for picture in drawn]
+    assert colours == sorted(colours) and colours[0] < colours[2]
+    asked.clear()
+    monkeypatch.setattr(encoder, "encode_text", lambda texts: np.full((1, 96), len(texts[0]), np.float32))
+    assert len(own.explain(row, words="red")) == 1
+    assert asked[0][0] == pixels[2] and set(asked[0][1]) == {3.0}
+    with pytest.raises(UserError, match="query: give a photo, words or an id"):
+        own.explain(row)
+
+
 def test_nothing_is_erased_or_decided_without_an_audit_trail(served):
     own, _ = served
     own.audit.folder.write_text("no folder")
@@ -244,6 +309,7 @@ def noise(width, height):
         (lambda s: s.search([Photo(noise(9, 9))], k=0), "top_k 0: give 1 to 1000"),
         (lambda s: s.search([Photo(noise(9, 9))], words="red"), "query: give a photo, words or an id, and only one"),
         (lambda s: s.search(words="red"), "cannot embed words"),
+        (lambda s: s.find_person([Photo(noise(9, 9))] * 11), "photos: 11 were sent: send at most 10 of one person"),
         (lambda s: s.find(Where()), "delete: give a condition, or the ids of rows"),
         (lambda s: s.decide("dance"), "action 'dance': give confirm, rename, split or undo"),
     ],

@@ -16,14 +16,24 @@ wrong more often: check it there first. Grey images are beyond it.
 
 **Erasure**: deleted rows are gone from all files of the gallery; the traces are counted. Copies elsewhere are yours.
 """
-# Captions below the pictures, whole pictures, and room for the label above them.
+NEW_NAME = "made up if it is empty"
+# Captions below the pictures, whole pictures, room for the label above them, results without a cut line, and tables of
+# the card that scroll. Where a click marks a picture, the frame of the last click would look like a mark.
 CSS = """
 .gradio-container {max-width: min(1100px, 100vw) !important; margin: 0 auto !important}
-.crops .grid-wrap {padding-top: 34px; max-height: none !important}
+.crops {min-height: 0 !important}
+.crops .empty {min-height: 96px !important; height: 96px !important}
+.crops .grid-wrap {padding-top: 34px; max-height: none !important; min-height: 0 !important; height: auto !important}
 .crops .thumbnail-lg, .crops .gallery-item {aspect-ratio: auto !important; height: auto !important}
 .crops:not(.large) .grid-container {grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)) !important}
 .crops .thumbnail-lg img {height: 190px !important; object-fit: contain}
-.crops .caption-label {position: static !important; max-width: 100% !important; border: 0; white-space: normal}
+.crops .caption-label {position: static !important; max-width: 100% !important; border: 0; white-space: pre-line;
+  opacity: 1 !important}
 .large .thumbnail-lg img {height: 300px !important}
-.card, .card * {min-width: 0; max-width: 100%; overflow-x: auto; overflow-wrap: anywhere}
+.marks .thumbnail-lg {--ring-color: transparent !important; border-color: var(--border-color-primary) !important}
+.answer textarea {field-sizing: content; height: auto !important; min-height: 2.4em}
+.card {overflow-wrap: anywhere}
+.card table {display: block; overflow-x: auto; border: 0 !important; padding: 0}
+.card th, .card td {overflow-wrap: normal !important; word-break: normal !important}
+.file-preview .download {min-width: 5.5rem !important}
 """
