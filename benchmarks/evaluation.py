@@ -1,12 +1,13 @@
 """Measures the cost of ranking relative to its matrix product, and relative to other evaluators.
 
-python benchmarks/evaluation.py [--sizes market msmt17 small] [--mAP 0.3 0.9] [--repeats 2]
+python benchmarks/evaluation.py [--sizes market msmt17 small] [--mAP 0.3 0.9] [--threads 1 2] [--repeats 2]
+    [--alone] [--append RESULTS.md]
 
 Uses synthetic 768-d features with the size, identities and cameras of the benchmark, and noise that gives the target
 mAP. Runs (a) the float32 product in our blocks, (b) our product and ranking, (c) a plain NumPy argsort evaluator, and
 (d) the evaluators of torchreid, open-metric-learning and pytorch-metric-learning, if they are installed. Each runs in
-its own process. Wall time is the fastest of the repeats, memory the peak above the features. (a) and (b) also run on a
-GPU, if there is one.
+its own process, once with each number of CPU threads. Wall time is the fastest of the repeats, memory the peak above
+the features. (a) and (b) also run on a GPU, if there is one. `--alone` leaves (c) and (d) out.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import timing
 import torch
 
 from modeling_mllmreid.evaluation.metrics import evaluate_retrieval
@@ -37,46 +39,67 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["market"], choices=SIZES)
     parser.add_argument("--mAP", type=float, nargs="+", default=[0.3, 0.9])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--alone", action="store_true", help="leave other evaluators out")
+    parser.add_argument("--append", type=Path, help="append the ratios to this table, such as RESULTS.md")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
+        torch.set_num_threads(args.threads[0])
         return work(args.worker[0], Path(args.worker[1]), torch.device(args.worker[2]), args.repeats)
+    tables = {
+        device: timing.Results(argparse.Namespace(append=args.append, device=device)) for device in ("cpu", "cuda")
+    }
     for size in args.sizes:
         for target in args.mAP:
             with tempfile.TemporaryDirectory() as folder:
-                compare(size, target, Path(folder), args.repeats)
+                make_problem(Path(folder), *SIZES[size], target)
+                if torch.cuda.is_available():
+                    compare(size, target, Path(folder), args, "cuda", 1, tables["cuda"])
+                for threads in args.threads:
+                    compare(size, target, Path(folder), args, "cpu", threads, tables["cpu"])
+    for table in tables.values():
+        table.append()
 
 
-def compare(size: str, target: float, folder: Path, repeats: int) -> None:
-    """Prints a line for each evaluator at this size and mAP."""
+def compare(
+    size: str,
+    target: float,
+    folder: Path,
+    args: argparse.Namespace,
+    device: str,
+    threads: int,
+    table: timing.Results,
+) -> None:
+    """Prints a line for each evaluator at this size and mAP, and adds our ratio to the table."""
     queries, gallery, identities, cameras = SIZES[size]
-    make_problem(folder, queries, gallery, identities, cameras, target)
-    print(f"\n{size}: {queries:,} x {gallery:,}, {WIDTH}-d, {identities:,} identities, {cameras} cameras")
+    where = "GPU" if device == "cuda" else f"{threads} thread{'s' if threads > 1 else ''}"
+    print(f"\n{size}: {queries:,} x {gallery:,}, {WIDTH}-d, {identities:,} identities, {cameras} cameras, {where}")
     print(f"{'':32} {'seconds':>8} {'/ product':>9} {'MiB above':>9} {'mAP':>8}")
-    runs = [("product", "cpu"), ("ours", "cpu"), ("argsort", "cpu"), *((name, "cpu") for name in PEERS)]
-    if torch.cuda.is_available():
-        runs = [("product", "cuda"), ("ours", "cuda"), *runs]
-    product = float("nan")
-    for name, device in runs:
+    others = [] if args.alone or device == "cuda" else ["argsort", *PEERS]
+    seconds: dict[str, float] = {}
+    for name in ["product", "ours", *others]:
         if name in PEERS and importlib.util.find_spec(PEERS[name]) is None:
             print(f"{name:32} not installed")
             continue
-        if name not in ("product", "ours") and queries * gallery > WHOLE_MATRIX:
+        if name in others and queries * gallery > WHOLE_MATRIX:
             print(f"{name:32} not run: holds the whole matrix, {queries * gallery * 12 / 2**30:.0f} GiB with its order")
             continue
-        command = [sys.executable, __file__, "--worker", name, str(folder), device, "--repeats", str(repeats)]
-        run = subprocess.run(command, capture_output=True, text=True)
+        command = [sys.executable, __file__, "--worker", name, str(folder), device, "--repeats", str(args.repeats)]
+        run = subprocess.run([*command, "--threads", str(threads)], capture_output=True, text=True)
         if run.returncode:
             print(f"{name:32} failed: {(run.stderr.splitlines() or [f'exit code {run.returncode}'])[-1]}")
             continue
         result = json.loads(run.stdout.splitlines()[-1])
-        product = result["seconds"] if name == "product" else product
+        seconds[name] = result["seconds"]
         score = "" if result["mAP"] is None else f"{result['mAP']:.6f}"
-        print(
-            f"{f'{name} ({device})':32} {result['seconds']:8.2f} {result['seconds'] / product:9.2f} "
-            f"{result['mib']:9.0f} {score:>8}",
-            flush=True,
+        ratio = result["seconds"] / seconds.get("product", float("nan"))
+        print(f"{name:32} {result['seconds']:8.3f} {ratio:9.2f} {result['mib']:9.0f} {score:>8}", flush=True)
+    if {"product", "ours"} <= seconds.keys():
+        limit = 4.0 if device == "cuda" else 1.25
+        table.ratio(
+            f"evaluation / product ({size}, mAP {target}, {where})", [seconds["ours"]], [seconds["product"]], limit
         )
 
 

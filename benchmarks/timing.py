@@ -7,6 +7,7 @@ over pairs of neighbouring turns, with the quartiles.
 import argparse
 import datetime
 import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -74,7 +75,7 @@ class Results:
 
     def append(self) -> None:
         """Appends the results to the table of `--append`."""
-        if self.args.append is None:
+        if self.args.append is None or not self.lines:
             return
         provenance = (datetime.date.today().isoformat(), hardware(self.args.device), commit(), f"`{command()}`")
         with self.args.append.open("a", encoding="utf-8") as file:
@@ -85,7 +86,20 @@ def hardware(device: str) -> str:
     """Returns the hardware in a few words."""
     if device == "cuda":
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{len(os.sched_getaffinity(0))} CPU cores, no GPU"
+    return f"{len(os.sched_getaffinity(0))} CPU cores, {processor()}"
+
+
+def processor() -> str:
+    """Returns the name of the processor, and its vector instructions, on which ratios depend."""
+    lines = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    name = (
+        lines.partition("model name")[2].partition("\n")[0].lstrip("\t :")
+        or platform.processor()
+        or "unknown processor"
+    )
+    flags = lines.partition("flags")[2].partition("\n")[0].split()
+    known = {"amx_tile": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
+    return name + next((f" with {title}" for flag, title in known.items() if flag in flags), "")
 
 
 def commit() -> str:

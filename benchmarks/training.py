@@ -44,6 +44,7 @@ from modeling_mllmreid.training.adapters import AdapterArguments
 from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
 from modeling_mllmreid.training.batches import TrainCollator
 from modeling_mllmreid.training.loading import load_model
+from modeling_mllmreid.training.modules import linear_layers
 from modeling_mllmreid.training.parameters import freeze_unused_parameters
 from modeling_mllmreid.training.progress import TrainingProgress
 from modeling_mllmreid.training.trainer import ReIDTrainer
@@ -241,6 +242,30 @@ def setting(args: argparse.Namespace, trainer: ReIDTrainer) -> str:
     return f"{recipe}{args.size}, {batch}, {'bfloat16' if arguments.bf16 else 'float32'}"
 
 
+def operations_a_token(trainer: ReIDTrainer) -> int:
+    """Returns the operations of a step that one useful token needs in the linear layers of the language model.
+
+    Two for each weight in the forward pass (multiply, add), two in the gradient of the input, and two more in that of a
+    weight that is trained: 4 x parameters for a LoRA or a frozen model, 6 x for one that is trained in full. What is
+    computed again for activation checkpointing does not count, nor do attention, the LoRA's own products and the tower.
+    """
+    mllm, backbone = trainer.model.mllm, trainer.model.backbone
+    total = 0
+    for name in linear_layers(mllm, backbone, backbone.language_path):
+        if ".lora_" not in name:
+            layer = mllm.get_submodule(name)
+            total += (6 if layer.weight.requires_grad else 4) * layer.in_features * layer.out_features
+    return total
+
+
+def utilisation(operations: float, device: str) -> str:
+    """Returns the share of the GPU's dense bfloat16 peak (MFU) in words, if the peak is known."""
+    name = torch.cuda.get_device_name() if device == "cuda" else ""
+    peaks = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # NVIDIA's data sheets, SXM
+    peak = next((peak for card, peak in peaks.items() if card in name), None)
+    return "" if peak is None else f", MFU {operations / peak:.1%}"
+
+
 # ---- measurements ----------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +281,11 @@ def floor(args: argparse.Namespace, results: timing.Results) -> None:
         if kind == "both branches":
             tokens = np.mean([useful_tokens(batch) for batch in batches]) / np.median(seconds["trainer"])
             results.add(f"useful tokens a second, {kind} ({setting(args, trainer)})", f"{tokens:,.0f}")
+            operations = tokens * operations_a_token(trainer)
+            share = utilisation(operations, args.device)
+            results.add(
+                f"model operations a second, {kind} ({setting(args, trainer)})", f"{operations / 1e12:.3f} T{share}"
+            )
         del trainer, floors
         gc.collect()
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..retrieval.distances import Features, distance_blocks
+from ..retrieval.distances import distance_blocks
+from ..retrieval.match_ranks import match_ranks
 from ..retrieval.matching import Ids, SamePerson
-from ..retrieval.ranking import Blocks, no_match_error, query_distances
+from ..retrieval.points import Features
+from ..retrieval.ranking import Blocks, no_match_error, parts, query_distances
 from ..utils.errors import UserError
 
 AP_RULES = ("step", "trapezoid")
@@ -169,9 +171,11 @@ def metrics_from_blocks(
         raise UserError(f"ranks: {tuple(ranks)} holds a rank below 1: ranks count from 1")
     count = len(same_person.query_persons)
     query_ranks: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * count
-    for index, distances in query_distances(blocks, same_person):
-        query_ranks[index] = match_ranks(distances, *same_person.gallery_images(index))
-    precision = np.array([average_precision(ranks, ap) if len(ranks) else np.nan for ranks in query_ranks])
+    precision = np.full(count, np.nan)
+    for part in parts(blocks, same_person):
+        found = match_ranks(part)
+        query_ranks[part.queries] = found.by_query()
+        precision[part.queries] = average_precisions(*found, rule=ap)
     if np.isnan(precision).all():
         raise no_match_error(same_person)
     return averages(query_ranks, precision, ranks=ranks)
@@ -203,51 +207,31 @@ def averages(query_ranks: Sequence[np.ndarray], precision: np.ndarray, *, ranks:
     )
 
 
-def match_ranks(distances: np.ndarray, same: np.ndarray, dropped: np.ndarray) -> np.ndarray:
-    """Computes the ranks of a query's matches among the gallery images that the matching rule keeps.
-
-    A match's rank is 1 + the non-matches that are at most as far + the matches before it. Only the distances up to the
-    farthest match are sorted.
+def average_precisions(ranks: np.ndarray, counts: np.ndarray, *, rule: str = "step") -> np.ndarray:
+    """Computes the average precision of each query from the ranks of all its matches.
 
     Args:
-        distances (`np.ndarray`): (G,) distances of the query to the gallery.
-        same (`np.ndarray`): (n,) gallery indices of the query's person.
-        dropped (`np.ndarray`): (n,) bool, which of these are left out.
-
-    Returns:
-        `np.ndarray`: (m,) int64 ranks of the matches, ascending from 1.
-    """
-    person_distances = distances[same]
-    matches = np.sort(person_distances[~dropped])
-    if not len(matches):
-        return np.empty(0, dtype=np.int64)
-    # A gather by index: one by flags is several times slower.
-    near = np.sort(distances[np.flatnonzero(distances <= matches[-1])])
-    # All images that are at most as far, minus the images of the query's person, kept or dropped.
-    others = np.searchsorted(near, matches, side="right")
-    others -= np.searchsorted(np.sort(person_distances), matches, side="right")
-    return 1 + others + np.arange(len(matches))
-
-
-def average_precision(ranks: np.ndarray, rule: str = "step") -> float:
-    """Computes average precision from the ranks of all matches.
-
-    Args:
-        ranks (`np.ndarray`): (m,) ascending ranks from 1, at least one.
+        ranks (`np.ndarray`): (T,) ranks from 1, query after query, ascending in each.
+        counts (`np.ndarray`): (Q,) number of matches of each query.
         rule (`str`, defaults to `"step"`): `"step"` is the mean of the precision at each match. `"trapezoid"` also
             averages it with the precision one rank earlier, which is 1 before the first rank.
 
     Returns:
-        `float`: average precision, as a fraction of 1.
+        `np.ndarray`: (Q,) float64, as fractions of 1; NaN without a match.
 
     Source: compute_AP.m of Zheng et al. 2015 (`"trapezoid"`).
     """
-    matches = np.arange(1, len(ranks) + 1)
+    found = counts > 0
+    starts = (np.cumsum(counts) - counts)[found]
+    matches = np.arange(1, len(ranks) + 1) - np.repeat(starts, counts[found])
     precision = matches / ranks
     if rule == "trapezoid":
         before = np.where(ranks > 1, (matches - 1) / np.maximum(ranks - 1, 1), 1.0)
         precision = (precision + before) / 2
-    return float(precision.mean())
+    average = np.full(len(counts), np.nan)
+    if len(starts):
+        average[found] = np.add.reduceat(precision, starts) / counts[found]
+    return average
 
 
 def _mean(values: np.ndarray) -> float:

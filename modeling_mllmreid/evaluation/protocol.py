@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
@@ -14,6 +15,7 @@ from ..data.images import ImageSource, open_image
 from ..retrieval.distances import distance_blocks
 from ..retrieval.exact import Ranking
 from ..retrieval.matching import SamePerson
+from ..retrieval.points import EXACT_DEVICES
 from ..retrieval.sheet import ranked_sheet
 from ..utils.errors import UserError
 from ..utils.processes import on_main
@@ -88,7 +90,7 @@ def pool_tracks(
     return (sums / np.maximum(norms, 1e-12)).astype(np.float32), first
 
 
-Features = Mapping[str, np.ndarray]
+Features = Mapping[str, np.ndarray | torch.Tensor]
 
 
 def evaluate_model(
@@ -113,7 +115,15 @@ def evaluate_model(
         UserError: if a split is empty, an image is broken, or a query of unknown camera is also in the gallery.
     """
     query_features, gallery_features = embed_query_gallery(model, processor, query, gallery, **options)
-    return on_main(metrics_by_feature, query_features, gallery_features, same_person(query, gallery))
+    return on_main(metrics_by_feature, query_features, on_gpu(gallery_features, model), same_person(query, gallery))
+
+
+def on_gpu(features: Mapping[str, np.ndarray], model: Encoder) -> Features:
+    """Moves features to the GPU that the model is on, where they are ranked; returns them as they are without one."""
+    device = getattr(model, "device", torch.device("cpu"))  # an ONNX model has none
+    if device.type not in EXACT_DEVICES:
+        return features
+    return {name: torch.from_numpy(rows).to(device) for name, rows in features.items()}
 
 
 def embed_query_gallery(
@@ -234,7 +244,7 @@ class ProtocolFeatures:
     """
 
     query: dict[str, np.ndarray]
-    gallery: dict[str, np.ndarray]
+    gallery: Features
     query_split: Dataset
     gallery_split: Dataset
     rule: SamePerson
@@ -260,7 +270,8 @@ def protocol_features(
     if pool_tracks:
         query_features, query = _by_track(query_features, query, exclude)
         gallery_features, gallery = _by_track(gallery_features, gallery, exclude)
-    return ProtocolFeatures(query_features, gallery_features, query, gallery, same_person(query, gallery, exclude))
+    rule = same_person(query, gallery, exclude)
+    return ProtocolFeatures(query_features, on_gpu(gallery_features, model), query, gallery, rule)
 
 
 def _by_track(

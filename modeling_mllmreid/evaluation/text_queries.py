@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 
 from ..model import MllmReIDModel, MllmReIDProcessor
+from ..retrieval.points import Features
 from ..utils.errors import UserError
 from .metrics import RetrievalMetrics, evaluate_retrieval
 from .shares import features_on_main, own_batches
@@ -63,7 +64,7 @@ def caption_queries(query: Dataset) -> tuple[list[str], np.ndarray]:
 def text_to_image(
     caption_features: np.ndarray,
     query_indices: np.ndarray,
-    gallery_features: np.ndarray,
+    gallery_features: Features,
     query: Dataset,
     gallery: Dataset,
 ) -> RetrievalMetrics:
@@ -81,7 +82,7 @@ def image_and_text(
     caption_features: np.ndarray,
     query_indices: np.ndarray,
     query_features: np.ndarray,
-    gallery_features: np.ndarray,
+    gallery_features: Features,
     query: Dataset,
     gallery: Dataset,
 ) -> RetrievalMetrics:

@@ -4,8 +4,9 @@ from bisect import bisect_left
 
 import numpy as np
 
-from ..retrieval.distances import Features, distance_blocks
+from ..retrieval.distances import distance_blocks
 from ..retrieval.matching import SamePerson
+from ..retrieval.points import Features
 from .statistics import Error, holds_share, people_error
 from .threshold import Threshold
 from .verification import OpenSetDistances, open_set_distances, share_of, threshold_at

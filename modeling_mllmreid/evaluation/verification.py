@@ -1,13 +1,16 @@
 """Verification over all pairs, and open-set search."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..retrieval.matching import SamePerson
-from ..retrieval.ranking import Blocks, no_match_error, query_distances
+from ..retrieval.points import on_cpu
+from ..retrieval.ranking import Blocks, Part, no_match_error, parts
 from ..utils.errors import UserError
 
 
@@ -61,19 +64,29 @@ def open_set_distances(blocks: Blocks, same_person: SamePerson) -> OpenSetDistan
     """
     mate, other = (np.full(len(same_person.query_persons), value, dtype=np.float32) for value in (np.nan, np.inf))
     other_person = np.full(len(mate), -1, dtype=np.int64)
-    for number, row in query_distances(blocks, same_person):
-        same, dropped = same_person.gallery_images(number)
-        others = row.copy()
-        others[same] = np.inf
-        if len(others) > len(same):
-            nearest_other = others.argmin()
-            other[number] = others[nearest_other]
-            other_person[number] = same_person.gallery_persons[nearest_other]
-        matches = row[same[~dropped]]
-        if len(matches):
-            nearest = matches.min()
-            mate[number] = nearest if nearest < other[number] else np.inf
+    for part in parts(blocks, same_person):
+        if not part.distances.shape[1]:
+            continue
+        others = without_person(part, torch.inf)
+        nearest = others.amin(1, keepdim=True)
+        # The first of equal images.
+        rows, columns = (found.cpu().numpy() for found in torch.nonzero(others == nearest, as_tuple=True))
+        first = columns[np.searchsorted(rows, np.arange(len(others)))]
+        there_are = (part.there.sum(1) < others.shape[1]).cpu().numpy()
+        other[part.queries] = np.where(there_are, nearest[:, 0].cpu().numpy(), np.inf)
+        other_person[part.queries] = np.where(there_are, same_person.gallery_persons[first], -1)
+        if part.images.shape[1]:
+            own = part.distances.gather(1, part.images).masked_fill(~part.kept, torch.inf).amin(1, keepdim=True)
+            found = own.where(own < nearest, torch.inf).where(part.kept.any(1, keepdim=True), torch.nan)
+            mate[part.queries] = found[:, 0].cpu().numpy()
     return OpenSetDistances(mate, other, other_person)
+
+
+def without_person(part: Part, value: float) -> torch.Tensor:
+    """Returns the distances (n, G) with another value for the images of each query's person."""
+    own = part.distances.gather(1, part.images)
+    # A query without images of its person keeps its row.
+    return part.distances.scatter(1, part.images, own.masked_fill(part.there[:, :1], value))
 
 
 def open_set_from_blocks(
@@ -132,7 +145,6 @@ def share_of(rate: float, count: int) -> int:
 # Thresholds at which impostors are counted: the float32 numbers that end in ten zero bits, about 1e-4 apart.
 BINS, DROPPED_BITS = 2**22, 10
 ROC_POINTS = 256
-BUFFER = 2**22
 
 
 @dataclass(frozen=True)
@@ -191,20 +203,19 @@ def verification_from_blocks(
     Source: ISO/IEC 19795-1 (FPR and TPR as false and true match rates); Jain et al. 2008.
     """
     queries, size = len(same_person.query_persons), len(same_person.gallery_persons)
-    num_impostor = queries * size - sum(len(same_person.gallery_images(number)[0]) for number in range(queries))
+    num_impostor = queries * size - int(same_person.image_counts(slice(None)).sum())
     impostors = _Impostors(kept=max((share_of(fpr, num_impostor) for fpr in fprs), default=0) + 1)
     genuine_distances = []
-    for number, row in query_distances(blocks, same_person):
-        same, dropped = same_person.gallery_images(number)
-        genuine_distances.append(row[same[~dropped]])
-        impostors.add(np.delete(row, same))
+    for part in parts(blocks, same_person):
+        genuine_distances.append(part.distances.gather(1, part.images)[part.kept].cpu().numpy())
+        impostors.add(part)
     genuine = np.sort(np.concatenate(genuine_distances)) if genuine_distances else np.empty(0, dtype=np.float32)
     if not len(genuine):
         raise no_match_error(same_person)
     if not num_impostor:
         raise UserError("no impostor pair: every image shows one person: verification needs at least two")
     false = np.cumsum(impostors.counts()) / num_impostor
-    true = np.cumsum(np.bincount(_bins(genuine), minlength=BINS)) / len(genuine)
+    true = np.cumsum(np.bincount(_bins(torch.from_numpy(genuine)).numpy(), minlength=BINS)) / len(genuine)
     tpr, thresholds = {}, {}
     for fpr in fprs:
         allowed = share_of(fpr, num_impostor)
@@ -219,47 +230,45 @@ def verification_from_blocks(
 
 
 class _Impostors:
-    """Collects impostor distances: their number in each bin, and the smallest of them."""
+    """Collects impostor distances where they are: their number in each bin, and the smallest of them."""
 
     def __init__(self, kept: int):
         self._kept = kept
-        self._smallest = np.empty(0, dtype=np.float32)
-        self._limit = np.float32(np.inf)
-        self._counts = np.zeros(BINS, dtype=np.int64)
-        self._waiting: list[np.ndarray] = []
-        self._waiting_size = 0
+        self._limit = math.inf
+        self._smallest, self._counts = torch.empty(0), torch.zeros(BINS, dtype=torch.int64)
 
-    def add(self, distances: np.ndarray) -> None:
-        """Adds distances; they are counted a few million at a time."""
-        self._waiting.append(distances)
-        self._waiting_size += len(distances)
-        if self._waiting_size > BUFFER:
-            self._count()
-
-    def _count(self) -> None:
-        distances = np.concatenate([*self._waiting, np.empty(0, dtype=np.float32)])
-        self._waiting, self._waiting_size = [], 0
-        self._counts += np.bincount(_bins(distances), minlength=BINS)
-        self._smallest = np.concatenate([self._smallest, distances[np.flatnonzero(distances <= self._limit)]])
+    def add(self, part: Part) -> None:
+        """Adds the distances of a part, without those of the images of each query's person."""
+        device, own = part.distances.device, part.distances.gather(1, part.images)[part.there]
+        counts = torch.bincount(_bins(part.distances.flatten()), minlength=BINS)
+        self._counts = self._counts.to(device) + counts - torch.bincount(_bins(own), minlength=BINS)
+        near = _at_most(without_person(part, math.nan).flatten(), self._limit)
+        self._smallest = torch.cat([self._smallest.to(device), near])
         if len(self._smallest) > self._kept:
-            self._smallest = np.partition(self._smallest, self._kept - 1)[: self._kept]
-            self._limit = self._smallest.max()
+            self._smallest = self._smallest.topk(self._kept, largest=False, sorted=False).values
+            self._limit = float(self._smallest.max())
 
     def counts(self) -> np.ndarray:
         """Returns the number of distances in each bin, (BINS,)."""
-        self._count()
-        return self._counts
+        return self._counts.cpu().numpy()
 
     def smallest(self) -> np.ndarray:
         """Returns the smallest distances, ascending."""
-        self._count()
-        return np.sort(self._smallest)
+        return self._smallest.sort().values.cpu().numpy()
 
 
-def _bins(distances: np.ndarray) -> np.ndarray:
+def _at_most(distances: torch.Tensor, limit: float) -> torch.Tensor:
+    """Returns the distances (m,) that are no larger than a limit, and not NaN."""
+    if not on_cpu(distances):
+        return distances[distances <= limit]
+    array = distances.numpy()  # NumPy is several times as fast
+    return torch.from_numpy(array[np.flatnonzero(array <= limit)])
+
+
+def _bins(distances: torch.Tensor) -> torch.Tensor:
     """Returns the bin of each distance: the leading bits of its float32 number, in ascending order."""
-    bits = (distances + np.float32(0)).view(np.int32)  # adding 0 turns -0 into 0
-    ordered = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+    bits = (distances + 0).view(torch.int32)  # adding 0 turns -0 into 0
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return (ordered >> DROPPED_BITS) + BINS // 2
 
 

@@ -7,6 +7,7 @@ library of matrix products, in any gallery, and for any part of it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -113,9 +114,25 @@ def nearest_exact(
     """
     candidates = np.flatnonzero(rough < np.inf)
     if k < len(candidates):
-        bound = np.partition(rough, k - 1)[k - 1]
-        # Twice the error; the rest is the rounding of an exact distance to float32, which can make two of them equal.
-        candidates = np.flatnonzero(rough <= bound + 2 * error + 2.0**-22 * abs(bound))
+        candidates = np.flatnonzero(rough <= candidate_limit(np.partition(rough, k - 1)[k - 1], error))
+    return exact_order(query, take, candidates, k, metric)
+
+
+def candidate_limit(bound: Any, error: Any) -> Any:
+    """Returns the rough distance up to which an image may be among the k nearest.
+
+    Args:
+        bound (`float`, `np.ndarray` or `Tensor`): The rough distance of the k-th nearest image.
+        error (`float`, `np.ndarray` or `Tensor`): See `rounding_error`.
+    """
+    # Twice the error; the rest is the rounding of an exact distance to float32, which can make two of them equal.
+    return bound + 2 * error + 2.0**-22 * abs(bound)
+
+
+def exact_order(
+    query: np.ndarray, take: Callable[[np.ndarray], np.ndarray], candidates: np.ndarray, k: int, metric: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Orders candidates (n,), ascending indices, by their exact distances; as `nearest_exact` otherwise."""
     distances = exact_distances(query, take(candidates), metric)
     order = np.argsort(distances, kind="stable")[:k]
     return candidates[order], distances[order]

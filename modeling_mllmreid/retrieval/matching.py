@@ -1,7 +1,7 @@
 """The matching rule: which gallery images show a query's person, and which of them are dropped for that query."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, NamedTuple, Union
 
 import numpy as np
 
@@ -14,6 +14,20 @@ if TYPE_CHECKING:
 Ids = Union[np.ndarray, "Tensor", Sequence[int], Sequence[str]]
 UNKNOWN = -1
 UNKNOWN_NAMES = ("-1", "")
+
+
+class PersonImages(NamedTuple):
+    """The gallery images of the persons of n queries, in M columns: as many as the person with most images has.
+
+    Args:
+        indices (`np.ndarray`): (n, M) int64 gallery indices, ascending; behind a row's last image its first one again.
+        there (`np.ndarray`): (n, M) bool, whether there is an image.
+        kept (`np.ndarray`): (n, M) bool, whether there is one that the matching rule keeps.
+    """
+
+    indices: np.ndarray
+    there: np.ndarray
+    kept: np.ndarray
 
 
 class SamePerson:
@@ -102,6 +116,32 @@ class SamePerson:
             if query_ids[query] != UNKNOWN:
                 dropped |= gallery_ids[same] == query_ids[query]
         return same, dropped
+
+    def image_counts(self, queries: slice) -> np.ndarray:
+        """Returns the number of gallery images of each query's person, kept or dropped, (n,) int64."""
+        counts: np.ndarray = self._end[queries] - self._first[queries]
+        return counts
+
+    def block_images(self, queries: slice) -> PersonImages:
+        """Returns the gallery images of the persons of several queries.
+
+        Args:
+            queries (`slice`): the queries.
+
+        Returns:
+            `PersonImages`: a row for each query.
+        """
+        first, counts = self._first[queries], self.image_counts(queries)
+        columns = np.arange(counts.max(initial=0))
+        there = columns < counts[:, None]
+        places = first[:, None] + np.where(there, columns, 0)
+        # A person without images may have its place behind the last one.
+        indices = self._by_person[np.minimum(places, len(self._by_person) - 1)]
+        kept = there.copy()
+        for query_ids, gallery_ids in self.excluded:
+            own = query_ids[queries, None]
+            kept &= (own == UNKNOWN) | (gallery_ids[indices] != own)
+        return PersonImages(indices, there, kept)
 
 
 def _numbered(

@@ -1,21 +1,43 @@
 """The nearest gallery images of each query, from blocks of distances."""
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..utils.errors import UserError
-from .distances import Features, distance_blocks, rounding_errors
-from .exact import Ranking, nearest_exact
+from .distances import distance_blocks, rounding_errors
+from .exact import Ranking, candidate_limit, exact_order, nearest_exact
 from .matching import SamePerson
+from .points import Features, on_cpu
 
 Blocks = Iterable[tuple[slice, np.ndarray | Tensor]]
+# Of a part: n queries times the images of the person with most of them.
+PART_IMAGES = 2**20
 
 
-def query_distances(blocks: Blocks, same_person: SamePerson) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields the distances of one query after the other, in the order of the blocks.
+class Part(NamedTuple):
+    """Distances of n queries, and which gallery images show their persons. All tensors are on the device of the block.
+
+    Args:
+        queries (`slice`): the queries.
+        distances (`Tensor`): (n, G) float32; they may be a view of the block: do not change them.
+        images (`Tensor`): (n, M) int64 gallery images of each query's person; behind the last one the first one again.
+        there (`Tensor`): (n, M) bool, whether there is an image.
+        kept (`Tensor`): (n, M) bool, whether there is one that the matching rule keeps.
+    """
+
+    queries: slice
+    distances: Tensor
+    images: Tensor
+    there: Tensor
+    kept: Tensor
+
+
+def parts(blocks: Blocks, same_person: SamePerson) -> Iterator[Part]:
+    """Checks blocks of distances, and yields them in parts, with the images of the queries' persons.
 
     Args:
         blocks (`Iterable[tuple[slice, np.ndarray | Tensor]]`): a slice of the queries and their distances (queries, G);
@@ -24,33 +46,64 @@ def query_distances(blocks: Blocks, same_person: SamePerson) -> Iterator[tuple[i
         same_person (`SamePerson`): the matching rule of these queries and this gallery.
 
     Yields:
-        `tuple[int, np.ndarray]`: the query's index and its distances (G,) float32. They may be a view of the block: do
-        not change them.
+        `Part`: consecutive queries.
 
     Raises:
         UserError: if distances are NaN, a block has the wrong shape, or a query is missing or comes twice.
     """
+    for queries, block in _checked(blocks, same_person):
+        step = max(PART_IMAGES // max(int(same_person.image_counts(queries).max(initial=0)), 1), 1)
+        for start in range(queries.start, queries.stop, step):
+            part = slice(start, min(start + step, queries.stop))
+            images = (torch.from_numpy(array).to(block.device) for array in same_person.block_images(part))
+            yield Part(part, block[part.start - queries.start : part.stop - queries.start], *images)
+        del block  # before the next one is computed
+
+
+def query_distances(blocks: Blocks, same_person: SamePerson) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the distances (G,) float32 of one query after the other, on the CPU, from blocks as in `parts`.
+
+    They may be a view of the block: do not change them.
+    """
+    for queries, block in _checked(blocks, same_person):
+        yield from zip(range(queries.start, queries.stop), block.cpu().numpy(), strict=True)
+
+
+def _checked(blocks: Blocks, same_person: SamePerson) -> Iterator[tuple[slice, Tensor]]:
+    """Yields blocks as float32 on their own devices; raises the errors of `parts`."""
     seen = np.zeros(len(same_person.query_persons), dtype=np.int64)
     for queries, block in blocks:
-        distances = np.asarray(block.detach().float().cpu() if isinstance(block, Tensor) else block, dtype=np.float32)
         indices = range(len(seen))[queries]
         expected = (len(indices), len(same_person.gallery_persons))
-        if distances.shape != expected:
+        if tuple(block.shape) != expected:
             raise UserError(
-                f"distances of queries {queries.start} to {queries.stop}: shape {distances.shape}, not {expected}: "
+                f"distances of queries {queries.start} to {queries.stop}: shape {tuple(block.shape)}, not {expected}: "
                 "give one row per query and one column per gallery image"
             )
-        # The maximum is NaN if any element is; this needs no second matrix.
-        if distances.size and np.isnan(distances.max()):
+        distances = _float32(block)
+        # The maximum is NaN if any element is; this needs no second matrix. `max` is slow for a part of a matrix.
+        if distances.numel() and distances.amax().isnan():
             raise UserError(
                 f"distances of queries {queries.start} to {queries.stop} are NaN: fix the code that computes them"
             )
         seen[queries] += 1
-        yield from zip(indices, distances, strict=True)
+        if indices.step == 1:
+            yield slice(indices.start, indices.stop), distances
+        else:
+            yield from ((slice(index, index + 1), row[None]) for index, row in zip(indices, distances, strict=True))
         del block, distances  # frees the memory before the next block is computed
     if (seen != 1).any():
         query = int(np.flatnonzero(seen != 1)[0])
         raise UserError(f"distances: query {query} comes {seen[query]} times: give each query once")
+
+
+def _float32(block: np.ndarray | Tensor) -> Tensor:
+    """Returns a block as a float32 tensor on its device, without a copy where possible."""
+    if isinstance(block, Tensor):
+        return block.detach().float()
+    array = np.asarray(block, dtype=np.float32)
+    # A tensor cannot share a read-only array.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def no_match_error(same_person: SamePerson) -> UserError:
@@ -123,12 +176,42 @@ def rank_gallery(
 
     for rows, block in blocks:
         features = _array(query[rows])
-        for place, (number, rough) in enumerate(_kept_rows(rows, block, same_person)):
-            rough = rough if metric == "cosine" else rough * rough / 2
-            found = nearest_exact(features[place], take, rough, errors[number], k, metric)
-            for row, values in zip((ranking.indices, ranking.distances), found, strict=True):
+        half_squares = block if metric == "cosine" else block.square_().div_(2)
+        if on_cpu(block):
+            found = (
+                nearest_exact(features[place], take, rough, errors[number], k, metric)
+                for place, (number, rough) in enumerate(_kept_rows(rows, half_squares, same_person))
+            )
+        else:
+            candidates = _candidates_on_device(rows, half_squares, errors[rows], k, same_person)
+            found = (
+                exact_order(feature, take, own, k, metric) for feature, own in zip(features, candidates, strict=True)
+            )
+        for number, nearest in enumerate(found, start=rows.start):
+            for row, values in zip((ranking.indices, ranking.distances), nearest, strict=True):
                 row[number, : len(values)] = values
     return ranking
+
+
+def _candidates_on_device(
+    rows: slice, block: Tensor, errors: np.ndarray, k: int, same_person: SamePerson | None
+) -> list[np.ndarray]:
+    """Returns for each query of a block the ascending indices of the images that may be among its k nearest."""
+    if same_person is not None and same_person.image_counts(rows).any():
+        images, there, kept = (torch.from_numpy(array).to(block.device) for array in same_person.block_images(rows))
+        dropped = there & ~kept
+        dropped = dropped.where(there, dropped[:, :1])  # behind the last image the first one comes again
+        block = block.scatter(1, images, block.gather(1, images).masked_fill(dropped, torch.inf))
+    limits = torch.full_like(block[:, :1], torch.inf)
+    if k < block.shape[1]:
+        bounds = block.kthvalue(k, dim=1, keepdim=True).values.double()
+        limits = candidate_limit(bounds, torch.from_numpy(errors[:, None]).to(block.device)).float()
+        limits = limits.nextafter(torch.full_like(limits, torch.inf))
+    numbers, indices = (
+        found.cpu().numpy() for found in torch.nonzero((block <= limits) & (block < torch.inf), as_tuple=True)
+    )
+    ends = np.searchsorted(numbers, np.arange(len(block) + 1))
+    return [indices[start:end] for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
 
 
 def rank_blocks(
@@ -194,3 +277,20 @@ def nearest_in_row(row: np.ndarray, k: int) -> np.ndarray:
     candidates = np.flatnonzero(row <= np.partition(row, k - 1)[k - 1]) if k < len(row) else np.arange(len(row))
     candidates = candidates[row[candidates] < np.inf]
     return candidates[np.argsort(row[candidates], kind="stable")[:k]]
+
+
+def nearest_in_block(block: Tensor, k: int) -> Tensor:
+    """Returns the indices (n, k) int64 of the smallest distances of each row of a block (n, G), k at most G.
+
+    They ascend, equal distances by index. Distances are finite and not negative.
+    """
+    if on_cpu(block):
+        return torch.from_numpy(np.array([nearest_in_row(row, k) for row in block.numpy()], np.int64).reshape(-1, k))
+    return _nearest_on_device(block, k)
+
+
+def _nearest_on_device(block: Tensor, k: int) -> Tensor:
+    """Computes `nearest_in_block` by numbers that order as distance and index do: the bits of both."""
+    keys = (block + 0).view(torch.int32).long() << 32  # adding 0 turns -0 into 0
+    keys += torch.arange(block.shape[1], device=block.device)
+    return keys.topk(k, dim=1, largest=False, sorted=True).values & 0xFFFFFFFF

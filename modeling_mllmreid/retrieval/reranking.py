@@ -9,25 +9,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..utils.errors import UserError
-from .distances import Features, all_points, distance_blocks, half_square_blocks
-from .ranking import nearest_in_row, rank_gallery
+from .distances import distance_blocks, half_square_blocks
+from .points import Features, all_points, on_cpu
+from .ranking import nearest_in_block, rank_gallery
 
-# Images that are processed at once, and pairs of features that are compared at once.
-IMAGES, PAIRS = 1024, 2048
+# Images that are processed at once, pairs of features that are compared at once, and pairs of weights.
+IMAGES, PAIRS, WEIGHTS = 1024, 2048, 2**22
+GPU_PAIRS = 2**16
 
 
 class _Sparse(NamedTuple):
     """A sparse matrix by rows: row i has `values` at `columns` from starts[i] to starts[i + 1], columns ascending."""
 
-    starts: np.ndarray
-    columns: np.ndarray
-    values: np.ndarray
+    starts: Tensor
+    columns: Tensor
+    values: Tensor
 
-    def positions(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the positions of the entries of these rows (n,), row after row, and their count per row."""
-        counts = self.starts[rows + 1] - self.starts[rows]
-        before = np.cumsum(counts) - counts
-        return np.arange(counts.sum()) + np.repeat(self.starts[rows] - before, counts), counts
+    def counts(self, rows: Tensor) -> Tensor:
+        """Returns the number of entries of these rows (n,)."""
+        return self.starts[rows + 1] - self.starts[rows]
+
+    def positions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the positions of the entries of these rows (n,), row after row, and for each its row's place in n."""
+        counts = self.counts(rows)
+        places = torch.repeat_interleave(counts)
+        before = counts.cumsum(0) - counts
+        return torch.arange(len(places), device=rows.device) + (self.starts[rows] - before)[places], places
 
 
 def rerank_blocks(
@@ -51,7 +58,8 @@ def rerank_blocks(
     3. The members get weights exp(-distance), of sum 1, which are averaged over the k2 nearest images.
     4. The result is (1 - lambda_value) * Jaccard distance of the weights + lambda_value * distance.
 
-    Among equal distances the lower index is nearer, queries first. Memory is a few thousand bytes per image.
+    Among equal distances the lower index is nearer, queries first. Memory is a few thousand bytes per image, on the
+    device of the gallery, where the work is done.
 
     Args:
         query (`np.ndarray` or `Tensor`): (Q, D) features of any float type, on CPU or GPU.
@@ -104,115 +112,122 @@ def _blocks(
         weights = _averaged(weights, neighbours[:, :k2])
     by_column = _transposed(weights, queries, len(points))
     for rows, block in blocks:
-        distances = _squared(block, metric).cpu().numpy() * (share / farthest[rows, None])
-        for query, row in enumerate(distances, start=rows.start):
-            shared = _shared_weight(weights, by_column, query, len(row))
-            row += (1 - share) * (1 - shared / (2 - shared))
-        yield rows, torch.from_numpy(distances)
+        distances = _squared(block, metric).mul_(share / farthest[rows, None])
+        shared = _shared_weights(weights, by_column, rows, block.shape[1])
+        yield rows, distances.add_(1 - shared.div_(2 - shared), alpha=1 - share)
+        del block, distances, shared  # before the next ones are allocated
 
 
 def _squared(block: Tensor, metric: str) -> Tensor:
-    """Converts a block to squared Euclidean distances: of unit vectors they are twice the cosine distance."""
-    return 2 * block if metric == "cosine" else block.square()
+    """Turns a block into squared Euclidean distances: of unit vectors they are twice the cosine distance."""
+    return block.mul_(2) if metric == "cosine" else block.square_()
 
 
-def _neighbours(points: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _neighbours(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Returns the nearest images of each of N images, (N, count) int64, and its largest squared distance, (N,)."""
     size = len(points)
-    neighbours = np.empty((size, min(count, size)), dtype=np.int64)
-    farthest = np.empty(size, dtype=np.float32)
+    neighbours = torch.empty(size, min(count, size), dtype=torch.int64, device=points.device)
+    farthest = torch.empty(size, device=points.device)
     for rows, block in half_square_blocks(points):
-        distances = block.mul_(2).numpy()
-        farthest[rows] = distances.max(1)
-        for image, row in enumerate(distances, start=rows.start):
-            neighbours[image] = nearest_in_row(row, neighbours.shape[1])
-    return neighbours, np.where(farthest > 0, farthest, 1)
+        distances = block.mul_(2)
+        farthest[rows] = distances.amax(1)
+        neighbours[rows] = nearest_in_block(distances, neighbours.shape[1])
+    return neighbours, torch.where(farthest > 0, farthest, 1)
 
 
-def _weights(points: Tensor, neighbours: np.ndarray, farthest: np.ndarray, k1: int) -> _Sparse:
+def _weights(points: Tensor, neighbours: Tensor, farthest: Tensor, k1: int) -> _Sparse:
     """Returns the weights exp(-distance / farthest) of each image's expanded k-reciprocal set; each row sums to 1."""
     wide, narrow = neighbours[:, : k1 + 1], neighbours[:, : round(k1 / 2) + 1]
     size = len(neighbours)
     starts = range(0, size, IMAGES)
-    mutual = np.concatenate([_mutual(wide, np.arange(i, min(i + IMAGES, size))) for i in starts])
-    mutual_narrow = np.concatenate([_mutual(narrow, np.arange(i, min(i + IMAGES, size))) for i in starts])
-    keys = np.concatenate(
+    mutual, mutual_narrow = (torch.cat([_mutual(side, i) for i in starts]) for side in (wide, narrow))
+    keys = torch.cat(
         [_expanded(wide[i : i + IMAGES], mutual[i : i + IMAGES], narrow, mutual_narrow) + i * size for i in starts]
     )
-    rows, columns = np.divmod(keys, size)
-    values = np.exp(-_pair_squares(points.numpy(), rows, columns) / farthest[rows])
-    values /= np.bincount(rows, weights=values, minlength=size)[rows]
-    row_starts = np.searchsorted(rows, np.arange(size + 1))
-    return _Sparse(row_starts, columns.astype(np.int32), values.astype(np.float32))
+    rows, columns = keys // size, keys % size
+    values = torch.exp(-_pair_squares(points, rows, columns) / farthest[rows]).double()
+    values /= torch.bincount(rows, weights=values, minlength=size)[rows]
+    return _Sparse(_row_starts(rows, size), columns, values.float())
 
 
-def _pair_squares(features: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Returns the squared distances (n,) float32 between features[rows] and features[columns]."""
-    squares = np.empty(len(rows), dtype=np.float32)
-    for start in range(0, len(rows), PAIRS):
-        pairs = slice(start, start + PAIRS)
-        difference = features[rows[pairs]] - features[columns[pairs]]
-        squares[pairs] = np.einsum("ij,ij->i", difference, difference)
+def _row_starts(rows: Tensor, size: int) -> Tensor:
+    """Returns the start of each row in ascending rows (n,), and the end, (size + 1,)."""
+    return torch.searchsorted(rows, torch.arange(size + 1, device=rows.device))
+
+
+def _pair_squares(points: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Returns the squared distances (n,) float32 between points[rows] and points[columns]."""
+    squares = torch.empty(len(rows), device=points.device)
+    step = PAIRS if on_cpu(points) else GPU_PAIRS
+    for start in range(0, len(rows), step):
+        pairs = slice(start, start + step)
+        squares[pairs] = (points[rows[pairs]] - points[columns[pairs]]).square_().sum(1)
     return squares
 
 
-def _mutual(neighbours: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Returns which neighbours (n, k) of these images have the image among their own neighbours, bool."""
-    mutual: np.ndarray = (neighbours[neighbours[images]] == images[:, None, None]).any(2)
+def _mutual(neighbours: Tensor, start: int) -> Tensor:
+    """Returns which neighbours (n, k) of IMAGES images have the image among their own neighbours, bool."""
+    images = torch.arange(start, min(start + IMAGES, len(neighbours)), device=neighbours.device)
+    mutual: Tensor = (neighbours[neighbours[images]] == images[:, None, None]).any(2)
     return mutual
 
 
-def _expanded(wide: np.ndarray, mutual: np.ndarray, narrow: np.ndarray, mutual_narrow: np.ndarray) -> np.ndarray:
+def _expanded(wide: Tensor, mutual: Tensor, narrow: Tensor, mutual_narrow: Tensor) -> Tensor:
     """Returns the expanded sets of n images as ascending, distinct keys: (image from 0) * N + member.
 
     wide and mutual are those of these images, (n, k1 + 1); narrow and mutual_narrow of all, (N, round(k1 / 2) + 1).
     """
-    members = np.where(mutual, wide, -1)
+    members = wide.where(mutual, -1)
     candidates, is_candidate = narrow[wide], mutual_narrow[wide] & mutual[:, :, None]
-    inside = np.zeros_like(is_candidate)
+    inside = torch.zeros_like(is_candidate)
     for position in range(members.shape[1]):
         inside |= candidates == members[:, position, None, None]
     joined = 3 * (inside & is_candidate).sum(2) > 2 * is_candidate.sum(2)
     is_candidate &= joined[:, :, None]
-    offset = np.arange(len(wide))[:, None] * len(narrow)
-    return np.unique(np.concatenate([(wide + offset)[mutual], (candidates + offset[:, :, None])[is_candidate]]))
+    offset = torch.arange(len(wide), device=wide.device)[:, None] * len(narrow)
+    keys: Tensor = torch.unique(torch.cat([(wide + offset)[mutual], (candidates + offset[:, :, None])[is_candidate]]))
+    return keys
 
 
-def _averaged(weights: _Sparse, nearest: np.ndarray) -> _Sparse:
+def _averaged(weights: _Sparse, nearest: Tensor) -> _Sparse:
     """Replaces each row by the mean of the rows of its nearest images (N, k2): local query expansion."""
-    size, blocks = len(nearest), []
+    (size, count), keys, values = nearest.shape, [], []
     for start in range(0, size, IMAGES):
-        block = nearest[start : start + IMAGES]
-        positions, counts = weights.positions(block.ravel())
-        row = np.repeat(np.repeat(np.arange(start, start + len(block)), block.shape[1]), counts)
-        keys = row * size + weights.columns[positions]
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
-        first = np.flatnonzero(np.diff(keys, prepend=-1))
-        sums = np.add.reduceat(weights.values[positions][order].astype(np.float64), first)
-        blocks.append((keys[first], (sums / block.shape[1]).astype(np.float32)))
-    rows, columns = np.divmod(np.concatenate([keys for keys, _ in blocks]), size)
-    starts = np.searchsorted(rows, np.arange(size + 1))
-    return _Sparse(starts, columns.astype(np.int32), np.concatenate([values for _, values in blocks]))
+        positions, places = weights.positions(nearest[start : start + IMAGES].flatten())
+        wanted = (places // count + start) * size + weights.columns[positions]
+        distinct, inverse = torch.unique(wanted, return_inverse=True)
+        sums = torch.zeros(len(distinct), dtype=torch.float64, device=nearest.device)
+        values.append((sums.index_add_(0, inverse, weights.values[positions].double()) / count).float())
+        keys.append(distinct)
+    rows, columns = torch.cat(keys) // size, torch.cat(keys) % size
+    return _Sparse(_row_starts(rows, size), columns, torch.cat(values))
 
 
 def _transposed(weights: _Sparse, first: int, size: int) -> _Sparse:
     """Transposes the gallery's rows, those from `first`: for each image, the gallery images with weight on it."""
-    positions = slice(weights.starts[first], None)
-    columns = weights.columns[positions]
-    order = np.argsort(columns, kind="stable")
-    counts = np.diff(weights.starts[first:])
-    rows = np.repeat(np.arange(size - first, dtype=np.int32), counts)
-    starts = np.concatenate([[0], np.cumsum(np.bincount(columns, minlength=size))])
-    return _Sparse(starts, rows[order], weights.values[positions][order])
+    positions, rows = weights.positions(torch.arange(first, size, device=weights.starts.device))
+    columns, order = weights.columns[positions].sort(stable=True)
+    return _Sparse(_row_starts(columns, size), rows[order], weights.values[positions][order])
 
 
-def _shared_weight(weights: _Sparse, by_column: _Sparse, query: int, gallery_size: int) -> np.ndarray:
-    """Sums the smaller of the query's and each gallery image's weight over all images, (G,) float64."""
-    own = slice(weights.starts[query], weights.starts[query + 1])
-    positions, counts = by_column.positions(weights.columns[own])
-    smaller = np.minimum(by_column.values[positions], np.repeat(weights.values[own], counts))
-    return np.bincount(by_column.columns[positions], weights=smaller, minlength=gallery_size)
+def _shared_weights(weights: _Sparse, by_column: _Sparse, queries: slice, gallery_size: int) -> Tensor:
+    """Sums the smaller of each query's and each gallery image's weight over all images, (n, G) float32."""
+    device = weights.starts.device
+    positions, rows = weights.positions(torch.arange(queries.start, queries.stop, device=device))
+    shared = torch.zeros(queries.stop - queries.start, gallery_size, device=device)
+    # Pairs up to and with each entry of a query. Of a collapsed model each has the whole gallery.
+    ends = by_column.counts(weights.columns[positions]).cumsum(0).cpu()
+    start = 0
+    while start < len(positions):
+        done = int(ends[start - 1]) if start else 0
+        stop = max(int(torch.searchsorted(ends, done + WEIGHTS, right=True)), start + 1)
+        own = positions[start:stop]
+        others, places = by_column.positions(weights.columns[own])
+        smaller = torch.minimum(by_column.values[others], weights.values[own][places])
+        keys = rows[start:stop][places] * gallery_size + by_column.columns[others]
+        shared.view(-1).index_add_(0, keys, smaller)
+        start = stop
+    return shared
 
 
 def expand_queries(query: Features, gallery: Features, *, k: int = 10, alpha: float = 3.0) -> np.ndarray:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from modeling_mllmreid.commands import evaluate
 from modeling_mllmreid.data.load import load_reid_dataset
+from modeling_mllmreid.evaluation import protocol
 from modeling_mllmreid.evaluation.run import difference_lines
 from modeling_mllmreid.evaluation.statistics import PairedDifference
 from modeling_mllmreid.model import MllmReIDModel
@@ -21,7 +22,10 @@ def flags(disk):
     return ["--dataset", "market1501", "--data_dir", str(disk.people)]
 
 
-def test_all_options_at_once(disk, flags, tmp_path, capsys):
+@pytest.mark.parametrize("devices", [("cuda",), ("cpu",)])
+def test_all_options_at_once(disk, flags, tmp_path, capsys, monkeypatch, devices):
+    """With the gallery's features as arrays, and as a tensor, as if this were the device of a GPU."""
+    monkeypatch.setattr(protocol, "EXACT_DEVICES", devices)
     output = tmp_path / "out"
     wanted = ("rerank", "expand", "single_shot", "text_queries", "verification", "plots", "flip_test")
     options = [word for name in wanted for word in (f"--{name}", "true")]

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from modeling_mllmreid.evaluation.metrics import (
-    average_precision,
+    average_precisions,
     averages,
     evaluate_retrieval,
-    match_ranks,
     metrics_from_blocks,
 )
 from modeling_mllmreid.retrieval.distances import distance_blocks
@@ -73,21 +72,14 @@ def test_equals_the_naive_evaluator(metric, ap, seed):
 
 
 def test_average_precision_known_values():
-    ranks = np.array([1, 3, 6])
-    assert average_precision(ranks) == pytest.approx((1 + 2 / 3 + 3 / 6) / 3)
+    ranks, counts = np.array([1, 3, 6, 1, 2, 2]), np.array([3, 0, 2, 1])
+    nan = pytest.approx(np.nan, nan_ok=True)
+    assert average_precisions(ranks, counts).tolist() == [pytest.approx((1 + 2 / 3 + 3 / 6) / 3), nan, 1.0, 0.5]
     # Before ranks 1, 3 and 6 the precision was 1 (by definition), 1/2 and 2/5.
-    assert average_precision(ranks, "trapezoid") == pytest.approx(((1 + 1) + (1 / 2 + 2 / 3) + (2 / 5 + 3 / 6)) / 6)
-    assert average_precision(np.array([1, 2]), "trapezoid") == 1.0
-    assert average_precision(np.array([2]), "trapezoid") == pytest.approx(0.25)
-
-
-def test_match_ranks_by_hand():
-    row = np.array([0.5, 0.1, 0.3, 0.3, 0.2, 0.9, 0.3], dtype=np.float32)
-    # Matches 2, 6 (tied with the stranger 3) and 5; image 4 is dropped; strangers 0, 1, 3.
-    ranks = match_ranks(row, np.array([2, 4, 5, 6]), np.array([False, True, False, False]))
-    assert ranks.tolist() == [3, 4, 6]
-    none = match_ranks(row, np.array([4]), np.array([True]))
-    assert none.tolist() == [] and none.dtype == ranks.dtype == np.int64
+    first = ((1 + 1) + (1 / 2 + 2 / 3) + (2 / 5 + 3 / 6)) / 6
+    assert average_precisions(ranks, counts, rule="trapezoid").tolist() == [pytest.approx(first), nan, 1.0, 0.25]
+    none = np.empty(0, np.int64)
+    assert len(average_precisions(none, none)) == 0 and np.isnan(average_precisions(none, np.zeros(2, np.int64))).all()
 
 
 @pytest.mark.filterwarnings("error")
@@ -232,7 +224,7 @@ def test_memory_mapped_galleries(tmp_path, monkeypatch):
     """Read chunk by chunk and not kept, as where the gallery is larger than memory."""
     q, g, qp, gp, qc, gc = problem(8, gallery=700)
     np.save(tmp_path / "gallery.npy", g)
-    monkeypatch.setattr("modeling_mllmreid.retrieval.distances.CHUNK_BYTES", 1)
+    monkeypatch.setattr("modeling_mllmreid.retrieval.points.CHUNK_BYTES", 1)
     for kept, mode in ((0, "r"), (0, "c"), (2**20, "r+")):
         monkeypatch.setattr("modeling_mllmreid.retrieval.distances.KEPT_BYTES", kept)
         mapped = np.load(tmp_path / "gallery.npy", mmap_mode=mode)

@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from modeling_mllmreid.evaluation import verification as module
 from modeling_mllmreid.evaluation.verification import verification_from_blocks
+from modeling_mllmreid.retrieval import ranking
 from modeling_mllmreid.retrieval.matching import SamePerson
 from modeling_mllmreid.utils.errors import UserError
 
@@ -27,13 +29,17 @@ def pairs(matrix, ids):
     return matrix[same & ~dropped], matrix[~same]
 
 
+def bins(distances):
+    return module._bins(torch.from_numpy(distances)).numpy()
+
+
 def parts(matrix):
     return [(slice(10, len(matrix)), matrix[10:]), (slice(0, 10), matrix[:10])]
 
 
 @pytest.mark.parametrize("seed, shift", [(0, 0.1), (1, 0.3), (2, 0.0), (3, -0.2)])
 def test_equals_every_threshold(seed, shift, monkeypatch):
-    monkeypatch.setattr(module, "BUFFER", 500)
+    monkeypatch.setattr(ranking, "PART_IMAGES", 50)
     matrix, ids = problem(seed, shift=shift)
     genuine, impostor = pairs(matrix, ids)
     got = verification_from_blocks(parts(matrix), SamePerson(*ids), fprs=(0.3, 0.05, 1e-2, 1e-3, 1e-5))
@@ -103,16 +109,22 @@ def test_the_curves_points_are_spread_over_the_logarithm():
 
 
 @pytest.mark.parametrize("kept", [1, 40, 999, 1000, 3000])
-def test_the_smallest_impostors_of_a_stream(monkeypatch, kept):
-    monkeypatch.setattr(module, "BUFFER", 300)
+def test_the_smallest_impostors_of_a_stream(kept):
+    """The distances of the queries' own persons, which are the smallest, are none of them."""
     distances = np.random.default_rng(kept).permutation(np.repeat(np.arange(500, dtype=np.float32), 2))
+    # Two more columns: of the persons 3 and 4, at distance -1 of themselves.
+    rows = np.column_stack([distances.reshape(20, 50), np.full((20, 2), 600, np.float32)])
+    rows[[3, 4], [50, 51]] = -1
+    gallery_persons = [*[99] * 50, 3, 4]
     impostors = module._Impostors(kept)
-    for start in range(0, 1000, 70):
-        impostors.add(distances[start : start + 70])
-        assert sum(map(len, impostors._waiting)) <= 300
-    assert impostors.smallest().tolist() == np.sort(distances)[:kept].tolist()
+    for start in range(0, 20, 5):
+        rule = SamePerson(range(start, start + 5), gallery_persons)
+        for part in ranking.parts([(slice(0, 5), rows[start : start + 5])], rule):
+            impostors.add(part)
+    expected = np.sort(np.append(distances, np.full(38, 600)))
+    assert impostors.smallest().tolist() == expected[:kept].tolist()
     counts = impostors.counts()
-    assert counts.sum() == 1000 and counts[module._bins(np.float32([7]))] == 2
+    assert counts.sum() == 1038 and counts[bins(np.float32([7]))] == 2 and counts[bins(np.float32([-1]))] == 0
 
 
 def test_without_rates_or_queries():
@@ -127,10 +139,10 @@ def test_without_rates_or_queries():
 
 def test_bins_ascend_with_the_distances():
     values = np.sort(np.float32([-np.inf, -3.0, -1e-20, -0.0, 0.0, 1e-30, 0.5, 0.50002, 0.6, 2.0, np.inf]))
-    bins = module._bins(values)
-    assert (np.diff(bins) >= 0).all() and bins[0] >= 0 and bins[-1] < module.BINS
-    assert bins[3] == bins[4] and bins[6] < bins[8]
-    assert len(np.unique(module._bins(np.float32([-2e-5, -1e-5, 1e-5, 2e-5])))) == 4  # finer near 0
+    found = bins(values)
+    assert (np.diff(found) >= 0).all() and found[0] >= 0 and found[-1] < module.BINS
+    assert found[3] == found[4] and found[6] < found[8]
+    assert len(np.unique(bins(np.float32([-2e-5, -1e-5, 1e-5, 2e-5])))) == 4  # finer near 0
 
 
 def test_mistakes():

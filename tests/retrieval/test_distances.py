@@ -6,6 +6,7 @@ import torch
 
 from modeling_mllmreid.evaluation.metrics import metrics_from_blocks
 from modeling_mllmreid.retrieval import distances as module
+from modeling_mllmreid.retrieval import gpu_distances, points
 from modeling_mllmreid.retrieval.distances import distance_blocks
 from modeling_mllmreid.retrieval.matching import SamePerson
 from modeling_mllmreid.utils.errors import UserError
@@ -76,7 +77,7 @@ def test_a_gallery_too_large_to_keep_gives_the_same(monkeypatch, metric):
     q, g = features(12, 40, 33), features(13, 500, 33)
     kept = whole(q, g, metric=metric)
     monkeypatch.setattr(module, "KEPT_BYTES", 0)
-    monkeypatch.setattr(module, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(points, "CHUNK_BYTES", 1)
     assert torch.equal(whole(q, g.numpy(), metric=metric), kept)
 
 
@@ -147,9 +148,9 @@ def test_a_gpus_products_are_exact(monkeypatch, metric):
     torch.testing.assert_close(got, rounded, atol=2e-5, rtol=0)
     for block_size in (1, 7):
         assert torch.equal(whole(q, g, metric=metric, block_size=block_size), got)
-    monkeypatch.setattr(module, "EXACT_BYTES", 8 * 301 * 40)
+    monkeypatch.setattr(gpu_distances, "GALLERY_BYTES", 8 * 301 * 40)
     assert torch.equal(whole(q, g, metric=metric), got)
-    monkeypatch.setattr(module, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(gpu_distances, "BLOCK_BYTES", 1)
     order, columns = torch.randperm(90), torch.randperm(301)
     assert torch.equal(whole(q, g[order], metric=metric), got[:, order])
     if metric == "euclidean":  # for the cosine the lengths are added up too

@@ -64,5 +64,6 @@ def test_re_ranking_and_expansion_are_the_cpus(metric):
     q, g = features(3, 30, 32), features(4, 80, 32)
     (_, expected), *_ = rerank_blocks(q, g, k1=5, k2=3, metric=metric)
     (_, got), *_ = rerank_blocks(q.cuda(), g.cuda(), k1=5, k2=3, metric=metric)
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    assert got.is_cuda
+    torch.testing.assert_close(got.cpu(), expected, atol=1e-5, rtol=0)
     np.testing.assert_allclose(expand_queries(q.cuda(), g.cuda(), k=4), expand_queries(q, g, k=4), atol=1e-5)
