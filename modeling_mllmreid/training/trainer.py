@@ -27,8 +27,8 @@ from .diagnostics import Diagnostics
 from .engines import prepare_sharding
 from .grad_cache import average_gradients, cached_backward
 from .guards import Preempted, StepGuard, explain_error
-from .loss_parts import LossParts
 from .lora import fuse_lora
+from .loss_parts import LossParts
 from .parameters import parameter_groups
 from .progress import TrainingProgress
 from .resume import OTHER_CHECKPOINT
