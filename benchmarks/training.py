@@ -54,6 +54,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "full": {"language_model": "full", "tower": "full", "quantize": None},
     "lora": {"language_model": "lora", "tower": "full", "quantize": None},
     "4bit": {"language_model": "lora", "tower": "full", "quantize": "4bit"},
+    "lora by PEFT": {"language_model": "lora", "tower": "full", "quantize": None, "fused_lora": False},
+    "4bit by PEFT": {"language_model": "lora", "tower": "full", "quantize": "4bit", "fused_lora": False},
 }
 IDENTITIES = 751  # in the train split of Market-1501
 

@@ -13,6 +13,8 @@ from .backbones import FAMILIES
 from .weights import read_fields, readable
 
 ADAPTER = "adapter"
+# The name that PEFT gives an adapter within a model.
+ADAPTER_NAME = "default"
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 # PEFT's prefix of names around a model: with it PEFT can load the folder as a LoRA of the native model.
 PREFIX = "base_model.model."
@@ -45,7 +47,7 @@ def inject_adapter(mllm: nn.Module, settings: dict[str, Any]) -> None:
         reason = " ".join(str(error).split())[:200]
         raise ImportError(f"LoRA needs peft, which cannot be imported ({reason}): pip install -U peft") from error
     trained = {name for name, parameter in mllm.named_parameters() if parameter.requires_grad}
-    inject_adapter_in_model(LoraConfig(**settings), mllm, adapter_name="default")
+    inject_adapter_in_model(LoraConfig(**settings), mllm, adapter_name=ADAPTER_NAME)
     for name, parameter in mllm.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.float()
@@ -59,7 +61,7 @@ def adapter_settings(mllm: nn.Module) -> dict[str, Any] | None:
     if not configs:
         return None
     targets = [name for name, module in mllm.named_modules() if hasattr(module, "lora_A")]
-    settings: dict[str, Any] = configs["default"].to_dict() | {"target_modules": targets}
+    settings: dict[str, Any] = configs[ADAPTER_NAME].to_dict() | {"target_modules": targets}
     return settings
 
 

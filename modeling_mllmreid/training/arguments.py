@@ -131,6 +131,8 @@ class ReIDTrainingArguments(TrainingArguments):
         reid_warmup_steps (`int`): Steps over which the weight of the ReID losses rises from 0 to `loss_lambda`.
         diagnostics_steps (`int`): Steps between two diagnostics; 0 turns them off.
         grad_cache_chunk (`int`): Images computed at a time with cached gradients; 0 computes the whole batch at once.
+        fused_lora (`bool`): Whether a LoRA is computed by one function instead of PEFT's operations. With ZeRO-3 it is
+            computed by PEFT.
         max_skipped_steps (`int`): Steps in a row that may be skipped because a loss or gradient is not finite.
         **kwargs: The other fields are those of `transformers.TrainingArguments`, with the defaults below.
 
@@ -170,6 +172,9 @@ class ReIDTrainingArguments(TrainingArguments):
         metadata={
             "help": "Cached gradients: images computed at a time, for one more forward pass. 0: the whole batch."
         },
+    )
+    fused_lora: bool = field(
+        default=True, metadata={"help": "Compute a LoRA by one function with a gradient by hand; false: as PEFT does."}
     )
     max_skipped_steps: int = field(
         default=3,

@@ -27,6 +27,7 @@ from .diagnostics import Diagnostics
 from .engines import prepare_sharding
 from .grad_cache import average_gradients, cached_backward
 from .guards import Preempted, StepGuard, explain_error
+from .lora import fuse_lora
 from .loss_parts import LossParts
 from .parameters import parameter_groups
 from .progress import TrainingProgress
@@ -119,6 +120,8 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         if self.is_world_process_zero():
             self.add_callback(self._progress)
         prepare_sharding(self)
+        if self.args.fused_lora:
+            fuse_lora(self.model)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains as in transformers.
