@@ -176,6 +176,7 @@ def metrics_from_blocks(
         found = match_ranks(part)
         query_ranks[part.queries] = found.by_query()
         precision[part.queries] = average_precisions(*found, rule=ap)
+        del part  # frees its block before the next one is computed
     if np.isnan(precision).all():
         raise no_match_error(same_person)
     return averages(query_ranks, precision, ranks=ranks)

@@ -79,6 +79,7 @@ def open_set_distances(blocks: Blocks, same_person: SamePerson) -> OpenSetDistan
             own = part.distances.gather(1, part.images).masked_fill(~part.kept, torch.inf).amin(1, keepdim=True)
             found = own.where(own < nearest, torch.inf).where(part.kept.any(1, keepdim=True), torch.nan)
             mate[part.queries] = found[:, 0].cpu().numpy()
+        del part, others  # before the next block is computed
     return OpenSetDistances(mate, other, other_person)
 
 
@@ -209,6 +210,7 @@ def verification_from_blocks(
     for part in parts(blocks, same_person):
         genuine_distances.append(part.distances.gather(1, part.images)[part.kept].cpu().numpy())
         impostors.add(part)
+        del part  # frees its block before the next one is computed
     genuine = np.sort(np.concatenate(genuine_distances)) if genuine_distances else np.empty(0, dtype=np.float32)
     if not len(genuine):
         raise no_match_error(same_person)
