@@ -29,6 +29,8 @@ from .resume import RUN_FILE, last_checkpoint, named_checkpoint, read_fingerprin
 QUANTISED_BYTES = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.001}
 # Bytes of optimiser state for a trained parameter, by a part of the optimiser's name. The first match counts.
 OPTIMIZER_STATE_BYTES = {"8bit": 2, "adafactor": 0, "sgd": 0, "lion": 4, "adam": 8}
+# Values of `every_n_layers` that an estimate shows too; 0 is no activation checkpointing.
+OTHER_EVERY = (2, 3, 4, 0)
 # Tokens of the prompt template, and of a long caption in the published caption sets.
 PROMPT_TOKENS, CAPTION_TOKENS = 24, 64
 
@@ -42,6 +44,8 @@ class Memory:
         trained (`int`): Number of trained parameters.
         trained_by_module (`dict[str, int]`): Number of trained parameters by module.
         weights, gradients, optimizer, activations, logits (`int`): Bytes.
+        other_activations (`dict[int, int]`): Bytes of the activations with other values of `every_n_layers` in
+            `activation_checkpointing_kwargs`, and with 0 for no activation checkpointing; empty if it is off.
     """
 
     parameters: int
@@ -52,6 +56,7 @@ class Memory:
     optimizer: int
     activations: int
     logits: int
+    other_activations: dict[int, int]
 
     @property
     def total(self) -> int:
@@ -64,6 +69,10 @@ class Memory:
         lines.append(f"{'parameters':<12} {self.parameters:>15,}, {self.trained:,} trained")
         for name in ("weights", "gradients", "optimizer", "activations", "logits", "total"):
             lines.append(f"{name:<12} {getattr(self, name) / 2**30:>15.2f} GiB")
+        for every, activations in self.other_activations.items():
+            total = (self.total - self.activations + activations) / 2**30
+            setting = f"every_n_layers {every}" if every else "activation_checkpointing false"
+            lines.append(f"a faster step with {setting}: {total:.2f} GiB in total")
         return "\n".join(lines)
 
 
@@ -78,8 +87,8 @@ def estimate_memory(
     """Estimates the memory of one training step on one device, without allocating weights.
 
     The activations are the tensors that autograd saves in a forward pass over fake tensors. Passes with one and two
-    images separate the part that grows with the batch. With activation checkpointing they are the inputs of all blocks
-    and the activations of one block.
+    images separate the part that grows with the batch. With activation checkpointing they are the inputs of the blocks
+    that are computed again, the activations of the others, and those of one block.
 
     Args:
         config (`MllmReIDConfig` or `MllmReIDVisionConfig`): Configuration of the model.
@@ -103,6 +112,9 @@ def estimate_memory(
     count = sum(p.numel() for _, p in trained)
     labels = batches.max_target_tokens * args.per_device_train_batch_size * (2 if batches.text_branch else 1)
     language = config.loss_lambda < 1
+    activations = _activation_bytes(model, args, batches)
+    settings = dict(args.activation_checkpointing_kwargs or {})  # type: ignore[arg-type]
+    every = int(settings.get("every_n_layers", 1)) if args.activation_checkpointing else 0
     return Memory(
         parameters=sum(p.numel() for p in model.parameters()),
         trained=count,
@@ -110,9 +122,10 @@ def estimate_memory(
         weights=_weight_bytes(model, adapters.quantize),
         gradients=4 * count,
         optimizer=optimizer_state_bytes(args) * count,
-        activations=_activation_bytes(model, args, batches),
+        activations=activations(every),
         # In the format of the model, in float32 for the loss, and the gradient.
         logits=labels * config.get_text_config().vocab_size * (2 + 4 + 4) if language else 0,
+        other_activations={n: activations(n) for n in OTHER_EVERY if n != every} if every else {},
     )
 
 
@@ -161,8 +174,13 @@ def _weight_bytes(model: ImageEncoder, quantize: str | None) -> int:
     return int(size)
 
 
-def _activation_bytes(model: ImageEncoder, args: ReIDTrainingArguments, batches: BatchArguments) -> int:
-    """Returns the bytes that autograd saves for the backward pass of one batch."""
+def _activation_bytes(
+    model: ImageEncoder, args: ReIDTrainingArguments, batches: BatchArguments
+) -> Callable[[int], int]:
+    """Returns a function: the bytes that autograd saves for the backward pass of one batch, by `every_n_layers`.
+
+    That is 1 if every block is computed again in the backward pass, n if every n-th one is, 0 if none is.
+    """
     config: Any = model.config
     image_length = (
         config.num_image_tokens + PROMPT_TOKENS + (batches.max_target_tokens if config.loss_lambda < 1 else 0)
@@ -179,23 +197,29 @@ def _activation_bytes(model: ImageEncoder, args: ReIDTrainingArguments, batches:
     growth = {name: two[name] - one[name] for name in one}
     fixed = {name: one[name] - growth[name] for name in one}
     batch_size = args.per_device_train_batch_size
-    if not args.activation_checkpointing:
-        return sum(fixed.values()) + batch_size * sum(growth.values())
+    all_bytes = {name: fixed[name] + batch_size * growth[name] for name in growth}
     tower = model.backbone.tower if isinstance(model, MllmReIDModel) else config.tower
     rows, columns = tower.grid(config.height, config.width)
     patches = rows * columns + tower.prefix_tokens
-    block_inputs = {"tower": tower.depth * patches * tower.size * 4}
+    block_inputs = {"tower": patches * tower.size * 4}
     depth = {"tower": tower.depth}
     if isinstance(model, MllmReIDModel):
         text_config = config.get_text_config()
         depth["language_model"] = text_config.num_hidden_layers
-        block_inputs["language_model"] = text_config.num_hidden_layers * sum(lengths) * text_config.hidden_size * 2
-    saved = sum(size for name, size in block_inputs.items() if growth[name])
+        block_inputs["language_model"] = sum(lengths) * text_config.hidden_size * 2
     # The backward pass recomputes one block at a time, and one branch after the other.
     share = {"tower": 1.0, "language_model": max(lengths) / sum(lengths) if lengths else 0.0}
-    largest = max(int((fixed[name] + batch_size * growth[name]) * share[name]) // depth[name] for name in growth)
-    result: int = batch_size * saved + largest
-    return result
+    largest = max(int(all_bytes[name] * share[name]) // depth[name] for name in growth)
+
+    def of(every: int) -> int:
+        if not every:
+            return sum(all_bytes.values())
+        again = {name: -(-depth[name] // every) for name in growth}
+        inputs = sum(batch_size * again[name] * block_inputs[name] for name in growth if growth[name])
+        whole = sum((depth[name] - again[name]) * all_bytes[name] // depth[name] for name in growth)
+        return inputs + whole + largest
+
+    return of
 
 
 def _saved_bytes(model: ImageEncoder, images: int, lengths: list[int], half: bool) -> dict[str, int]:

@@ -69,3 +69,22 @@ def test_a_recipe_fits_its_families(size, family, tmp_path, capsys):
         assert [by_module[name] for name in ("heads", "projector", "vision", "llm")] == [{rate} for rate in named]
     # The family's own crop.
     assert (model.config.height, model.config.width) == model.backbone.default_size
+
+
+def test_a_dry_run_shows_what_fewer_recomputed_layers_cost(tmp_path, capsys):
+    """Memory grows from all layers computed again to none, and each line is what the setting itself gives."""
+    AutoConfig.for_model(**CONFIGS["LLaVA, CLIP"]).save_pretrained(tmp_path)
+
+    def totals(*flags):
+        train.main(["large", "--model", str(tmp_path), "--dry_run", "true", *flags])
+        found = re.findall(
+            r"^total +([\d.]+) GiB(?: with (.+), for a faster step)?$", capsys.readouterr().out, re.MULTILINE
+        )
+        return {setting: float(total) for total, setting in found}
+
+    every = totals()
+    assert list(every) == ["", *(f"every_n_layers {n}" for n in (2, 3, 4)), "activation_checkpointing false"]
+    assert list(every.values()) == sorted(every.values()) and every["activation_checkpointing false"] > 1.5 * every[""]
+    third = totals("--activation_checkpointing_kwargs", '{"every_n_layers": 3}')
+    assert third[""] == every["every_n_layers 3"] and "every_n_layers 3" not in third
+    assert totals("--activation_checkpointing", "false") == {"": every["activation_checkpointing false"]}
