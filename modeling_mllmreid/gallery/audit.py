@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +81,12 @@ class Audit:
         """Yields the lines, oldest first."""
         for path in sorted(self.folder.glob("*.jsonl")):
             if DAY_FILE.fullmatch(path.name):
-                for line in path.read_text(encoding="utf-8").splitlines():
-                    yield json.loads(line)
+                with open(path, encoding="utf-8") as file:  # `splitlines` would divide at U+2028, too
+                    yield from map(json.loads, file)
 
     def _remove_old(self, now: datetime) -> None:
         """Removes the files of days before the retention; no other file."""
-        oldest = f"{now - timedelta(days=self.days):%Y-%m-%d}"
+        oldest = date.fromordinal(max(1, now.toordinal() - self.days)).isoformat()
         for path in self.folder.glob("*.jsonl"):
             day = DAY_FILE.fullmatch(path.name)
             if day and day[1] < oldest:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from ..utils.errors import UserError
-from .rows import DESCRIPTIONS, Rows, as_datetime64, parse_time, utc_now
+from .rows import DESCRIPTIONS, INT64, Rows, as_datetime64, parse_time, utc_now
 
 NUMBERS, TIMES = ("camera_id", "track_id"), ("time", "expires")
 
@@ -53,6 +53,9 @@ class Where:
                 raise UserError(f"where {condition!r}: is no condition: write COLUMN=VALUE")
             if column not in DESCRIPTIONS:
                 raise UserError(f"where {condition!r}: no such column: the columns are {', '.join(DESCRIPTIONS)}")
+            # The command line has such characters for bytes that are no UTF-8.
+            if any("\ud800" <= character <= "\udfff" for character in value):
+                raise UserError(f"where {condition[:60]!r}: is no UTF-8 text: correct it")
             self._equal.setdefault(column, []).append(value)
         for column, values in self._equal.items():
             for value in values:
@@ -130,13 +133,21 @@ def live(rows: Rows, now: datetime | None = None) -> np.ndarray:
 def _typed(column: str, value: str) -> int | str | datetime | None:
     """Returns the value of a condition as its column stores it; None for unknown. Raises UserError."""
     if column in NUMBERS:
-        try:
-            return int(value) if value else -1
-        except ValueError:
-            raise UserError(f"where {column}={value}: give a whole number") from None
+        number = _whole(value) if value else -1
+        if number is None or not -INT64 <= number <= INT64:
+            raise UserError(f"where {column}={value[:40]}: give a whole number")
+        return number
     if not value:
         return None
     return parse_time(value) if column in TIMES else value
+
+
+def _whole(value: str) -> int | None:
+    """Returns the whole number that a text is, None if it is none."""
+    try:
+        return int(value)
+    except ValueError:
+        return None
 
 
 def _equals(column: np.ndarray, value: int | str | datetime | None) -> np.ndarray:

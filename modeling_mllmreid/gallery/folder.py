@@ -34,7 +34,10 @@ def find_crops(args: AddArguments) -> tuple[list[str], list[CropInfo], dict[str,
     folder, names = _listed(args.images)
     common: dict[str, Any] = {"camera_id": args.camera_id, "source": args.source or "", "person": args.person}
     if args.keep_days is not None:
-        common["expires"] = utc_now() + timedelta(days=args.keep_days)
+        try:
+            common["expires"] = utc_now() + timedelta(days=args.keep_days)
+        except OverflowError:
+            raise UserError(f"keep_days {args.keep_days}: ends after the year 9999: give fewer days") from None
     known = {} if args.columns is None else _read_csv(Path(args.columns), set(names))
     faults = {name: fault for name in names if (fault := _fault(folder, name, args.any_shape))}
     paths = [folder / name for name in names if name not in faults]
@@ -84,8 +87,12 @@ def _read_csv(path: Path, names: set[str]) -> dict[str, dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"columns {path}: cannot be read as UTF-8 text ({error}): give another file") from error
     reader = csv.DictReader(text.splitlines(), strict=True)
-    unknown = sorted(set(reader.fieldnames or ()) - {"file_name", *COLUMNS})
-    if "file_name" not in (reader.fieldnames or ()) or unknown:
+    named = list(reader.fieldnames or ())
+    twice = next((name for name in named if named.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"columns {path}: the first line names {twice!r} twice: remove one of them")
+    unknown = sorted(set(named) - {"file_name", *COLUMNS})
+    if "file_name" not in named or unknown:
         fault = f"unknown column {unknown[0]!r}" if unknown else "no column file_name"
         raise UserError(f"columns {path}: {fault}: the first line names file_name and any of {', '.join(COLUMNS)}")
     known: dict[str, dict[str, Any]] = {}
@@ -110,9 +117,10 @@ def _values(row: Mapping[str, str], where: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, text in row.items():
         if text.strip():
-            if name in NUMBERS and not text.strip().lstrip("-").isdigit():
-                raise UserError(f"{where}: {name} {text!r}: give a whole number")
-            values[name] = int(text) if name in NUMBERS else text.strip()
+            try:
+                values[name] = int(text) if name in NUMBERS else text.strip()
+            except ValueError:
+                raise UserError(f"{where}: {name} {text[:40]!r}: give a whole number") from None
     try:
         CropInfo(**values)
     except UserError as error:

@@ -61,7 +61,7 @@ def print_found(found: Found) -> None:
         print(hit_line(hit, place, digits))
     print(f"searched {found.searched:,} rows")
     if not found.searched:
-        print("no row meets the conditions; a row without a time meets no condition on time")
+        print("no other row is there, or none meets the conditions; a row without a time meets none on time")
     elif found.nobody:
         print(f"nobody: no image is within the threshold {found.threshold:.{decimals([found.threshold or 0])}f}")
 

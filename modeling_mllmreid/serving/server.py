@@ -21,11 +21,13 @@ try:
     from fastapi.responses import JSONResponse, Response
     from pydantic import BaseModel
     from starlette.exceptions import HTTPException
+    from starlette.routing import Match
 except ImportError as error:
     raise ImportError("serve needs the extra `serve`: pip install 'mllmreid[serve]'") from error
 
 # Of a request: two photos of any size that is allowed, or more smaller ones, and the form around them.
 MOST_BYTES = 2 * PHOTO_BYTES + 2**20
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
 STATUSES = {NotFound: 404, TooLarge: 413, Unavailable: 503, UserError: 400}
 
 
@@ -77,7 +79,9 @@ def build_app(service: GalleryService) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     def refuse_form(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"][1:]) or "request"
+        # Of a body that is no JSON, the place is a number of characters.
+        place = () if first["type"] == "json_invalid" else first["loc"][1:]
+        name = ".".join(map(str, place)) or "request"
         return JSONResponse({"error": f"{name}: {first['msg']}"[:300]}, status_code=422)
 
     @app.exception_handler(HTTPException)
@@ -189,6 +193,15 @@ def build_app(service: GalleryService) -> FastAPI:
         return vars(service.decide(asked.action, asked.ids, asked.person, asked.new, who=_user(request)))
 
     return app
+
+
+def unknown_paths(app: FastAPI) -> None:
+    """Answers unknown paths of the end points, before a page at the root of the application answers them."""
+
+    @app.api_route("/api/{path:path}", methods=METHODS, include_in_schema=False)
+    def refuse_path(request: Request) -> None:
+        matches = (route.matches(request.scope)[0] for route in app.routes)
+        raise HTTPException(405 if Match.PARTIAL in matches else 404)
 
 
 def protected(

@@ -213,6 +213,10 @@ ADD = ["add", *GALLERY, "--images", "CROPS"]
         (["add", *GALLERY, "--images", "nothing"], "images nothing: no such folder or image"),
         (["add", *GALLERY, "--images", "scene.png"], "(a detector is another tool)"),
         ([*ADD, "--columns", "wrong.csv"], "line 2: camera_id 'x'"),
+        ([*ADD, "--columns", "sign.csv"], "line 2: camera_id '--5': give a whole number"),
+        ([*ADD, "--columns", "square.csv"], "line 2: camera_id '²': give a whole number"),
+        ([*ADD, "--columns", "twice.csv"], "the first line names 'camera_id' twice: remove one of them"),
+        ([*ADD, "--keep_days", "10000000"], "keep_days 10000000: ends after the year 9999: give fewer days"),
         ([*ADD, "--columns", "other.csv"], "unknown column 'colour'"),
         ([*ADD, "--columns", "zone.csv"], "line 2: time '2026-11-28T08:00': has no zone"),
         ([*ADD, "--model", "./nothing"], "model ./nothing: "),
@@ -249,6 +253,9 @@ def test_mistakes(place, words, message):
     Image.new("RGB", (192, 108)).save("scene.png")
     Path("wrong.csv").write_text(f"file_name,camera_id\n{name},x\n")
     Path("other.csv").write_text(f"file_name,colour\n{name},red\n")
+    Path("sign.csv").write_text(f"file_name,camera_id\n{name},--5\n")
+    Path("square.csv").write_text(f"file_name,camera_id\n{name},²\n", encoding="utf-8")
+    Path("twice.csv").write_text(f"file_name,camera_id,camera_id\n{name},1,2\n")
     Path("zone.csv").write_text(f"file_name,time\n{name},2026-11-28T08:00\n")
     with pytest.raises(UserError, match=re.escape(message)):
         command.main(words)

@@ -112,6 +112,13 @@ def test_the_audit_trail(tmp_path, monkeypatch):
         Audit(tmp_path, days=0)
 
 
+def test_an_audit_trail_takes_any_retention_and_any_text(tmp_path):
+    audit = Audit(tmp_path / "audit", days=10_000_000)
+    audit.write("search", where=Where(equal=["person=one\u2028two\x85"]), results=0, who="ida")
+    audit.write("search", results=1, who="ida")
+    assert [line["where"] for line in audit.lines()] == ["person=one\u2028two\x85", None]
+
+
 @pytest.mark.parametrize("keep", ["file_name", "thumbnail"])
 def test_pictures(tmp_path, crops, encoder, keep):
     gallery = Gallery.create(tmp_path / "store", encoder, keep=keep)

@@ -157,6 +157,8 @@ def test_conditions(gallery, crops):
         ({"equal": ["colour=red"]}, "where 'colour=red': no such column: the columns are id, file_name, camera_id"),
         ({"equal": ["camera_id"]}, "is no condition: write COLUMN=VALUE"),
         ({"equal": ["camera_id=door"]}, "where camera_id=door: give a whole number"),
+        ({"equal": [f"camera_id={10**23}"]}, "where camera_id=100000000000000000000000: give a whole number"),
+        ({"equal": ["person=\udcff"]}, r"where 'person=\\udcff': is no UTF-8 text"),
         ({"since": "2026-11-28T08:00"}, "time '2026-11-28T08:00': has no zone"),
         ({"since": "yesterday"}, "time 'yesterday': is no time"),
         ({"since": "2026-11-28T08:00Z", "until": "2026-11-28T08:00Z"}, "is not before until"),
@@ -285,7 +287,7 @@ def test_the_info(gallery, crops):
     gallery.add(crops(4), [CropInfo(camera_id=1, time="2026-11-28T08:00Z", person="Ida")] * 3 + [CropInfo()])
     info = gallery.info()
     assert (info["rows"], info["persons"], info["cameras"]) == (4, 1, {-1: 1, 1: 3})
-    assert (info["first"], info["last"]) == ("2026-11-28T08:00:00.000000Z",) * 2
+    assert (info["first"], info["last"]) == ("2026-11-28T08:00:00Z",) * 2
     assert info["bytes"] == len(contents(gallery.store.place)) - sum(1 for _ in gallery.store.files()) + 1
     assert info["model"]["model"] == "colours"
     json.dumps(info)

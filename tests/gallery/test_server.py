@@ -29,12 +29,13 @@ from modeling_mllmreid.gallery.model import FORMAT
 from modeling_mllmreid.gallery.rows import CropInfo
 from modeling_mllmreid.serving import failures, protection, running
 from modeling_mllmreid.serving.protection import Access, Protection
-from modeling_mllmreid.serving.server import build_app, protected
+from modeling_mllmreid.serving.server import build_app, protected, unknown_paths
 from modeling_mllmreid.serving.service import GalleryService
 from modeling_mllmreid.utils.errors import NotFound, TooLarge, Unavailable, UserError
 from modeling_mllmreid.utils.outputs import try_lock
 
 testclient = pytest.importorskip("starlette.testclient")
+JSONResponse = pytest.importorskip("starlette.responses").JSONResponse
 OWN = "http://127.0.0.1:7860"
 
 
@@ -381,7 +382,8 @@ def test_passwords_and_tokens(app, tmp_path, images):
             401,
             {"error": "user and password or token are missing or wrong"},
         )
-    assert client.get("/api/info", headers={"authorization": "Basic ####"}).status_code == 401
+    for wrong in (b"Basic ####", b"Basic \xe9", b"Basic " + base64.b64encode(b"\xff:x"), b"Basic", b"Bearer \xe9"):
+        assert client.get("/api/info", headers={"authorization": wrong}).status_code == 401
     assert (
         client.get("/api/info", headers=good).status_code == client.get("/api/info", headers=token).status_code == 200
     )
@@ -598,3 +600,22 @@ def test_addresses_that_are_not_valid(client, headers):
 def test_unknown_paths_are_one_line(client):
     assert client.get("/api/nothing").json() == {"error": "Not Found"}
     assert client.put("/api/search").json() == {"error": "Method Not Allowed"}
+
+
+def test_unknown_paths_are_one_line_next_to_a_page(app):
+    unknown_paths(app)
+
+    async def page(scope, receive, send):  # answers whatever is left
+        await JSONResponse({"detail": "page"})(scope, receive, send)
+
+    app.mount("/", page)
+    client = client_of(protected(app, Access(), "127.0.0.1"))
+    for answer, status in ((client.get("/api/nothing"), 404), (client.get("/api/search"), 405)):
+        assert (answer.status_code, list(answer.json())) == (status, ["error"])
+    assert client.get("/api/info").json()["rows"] == 12
+    assert client.get("/anything").json() == {"detail": "page"}
+
+
+def test_a_body_that_is_no_json(client):
+    answer = client.post("/api/delete", content=b"{", headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()) == (422, {"error": "request: JSON decode error"})

@@ -13,6 +13,7 @@ try:
 except ImportError as error:
     raise ImportError("the page needs the extra `page`: pip install 'mllmreid[page]'") from error
 
+from ..server import unknown_paths
 from ..service import PHOTO_BYTES, GalleryService
 from .compare import compare_tab
 from .erasure import gallery_tab
@@ -61,6 +62,7 @@ def mount_page(app: Any, service: GalleryService, card: str | None = None) -> An
     Returns:
         `FastAPI`
     """
+    unknown_paths(app)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     page = build_page(service, card)
     options = {"max_file_size": PHOTO_BYTES, "ssr_mode": False, "run_history": False, "footer_links": []}
