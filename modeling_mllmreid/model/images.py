@@ -50,11 +50,11 @@ def open_image(file: str | os.PathLike[str] | IO[bytes], *, max_pixels: int = MA
         ValueError: for a file that is no image, has an unknown format, is truncated, or has too many pixels or pixels
             of unknown range (see `to_rgb`).
     """
-    Image, ImageOps, formats = _pillow()
+    Image, ImageOps, _ = _pillow()
     try:
         # Never at reduced size (`draft`), which a JPEG allows: resized to 128 x 64, a crop of 384 x 192 pixels then
         # differs by up to 12 of 255.
-        with Image.open(_readable(file), formats=formats) as image:
+        with Image.open(_readable(file), formats=_formats()) as image:
             # Pillow's own limit only warns, and a single thread cannot turn warnings into errors.
             if image.width * image.height > max_pixels:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {max_pixels}")
@@ -125,8 +125,8 @@ def _readable(file: str | os.PathLike[str] | IO[bytes]) -> str | os.PathLike[str
 
 
 @functools.cache
-def _pillow() -> tuple[Any, Any, list[str]]:
-    """Returns Pillow's modules `Image` and `ImageOps`, and the formats that it reads.
+def _pillow() -> tuple[Any, Any, Any]:
+    """Returns Pillow's modules `Image`, `ImageOps` and `features`.
 
     Inside a function: at its top level a checkpoint's code may import only torch and transformers. Only once: the
     import statements of a call take a tenth of the time of a small crop.
@@ -139,10 +139,15 @@ def _pillow() -> tuple[Any, Any, list[str]]:
         features,
     )
 
+    return Image, ImageOps, features
+
+
+def _formats() -> list[str]:
+    features = _pillow()[2]
     # An older Pillow warns about a feature that it does not know.
     avif = "avif" in features.modules and features.check("avif")
-    return Image, ImageOps, [name for name in FORMATS if name != "AVIF" or avif]
+    return [name for name in FORMATS if name != "AVIF" or avif]
 
 
 def _known() -> str:
-    return ", ".join(name.lower() for name in _pillow()[2])
+    return ", ".join(name.lower() for name in _formats())

@@ -208,10 +208,10 @@ class ReIDTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Not needed: parameters that no loss reaches are frozen before training."}
     )
-    dataloader_pin_memory: bool | None = field(
+    dataloader_pin_memory: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Load batches into pinned memory. Default: with a GPU."}
     )
-    dataloader_persistent_workers: bool | None = field(
+    dataloader_persistent_workers: bool | None = field(  # type: ignore[assignment]
         default=None,
         metadata={"help": "Keep the loading processes from epoch to epoch. Default: with dataloader_num_workers."},
     )

@@ -32,9 +32,13 @@ class TrainingProgress(TrainerCallback):
     The file is in `output_dir`, one JSON object per line, the same entries as `log_history` of the trainer's state. A
     resumed training first writes the checkpoint's entries again, so that the file has every step once. On a terminal
     there is a progress bar too. Add it on the main process only.
+
+    Args:
+        args (`ReIDTrainingArguments`): Folder of the file, and images of a step.
+        measures_waits (`bool`): Whether the time until a batch is there is that of loading it.
     """
 
-    def __init__(self, args: ReIDTrainingArguments):
+    def __init__(self, args: ReIDTrainingArguments, measures_waits: bool = True):
         self._images_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         self._file = Path(str(args.output_dir)) / LOG_FILE
         self._bar: Any = None
@@ -44,7 +48,7 @@ class TrainingProgress(TrainerCallback):
         # Seconds and steps since the last line, without evaluations and checkpoints.
         self._seconds, self._steps = 0.0, 0
         # Of these seconds, those that passed until the next batch was there, where that is the time of loading it.
-        self._waited, self.measures_waits = 0.0, True
+        self._waited, self.measures_waits = 0.0, measures_waits
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

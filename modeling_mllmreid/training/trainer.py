@@ -117,10 +117,9 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         self.add_callback(self._guard)
         # The callback of the stock class prints dictionaries.
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
-        self._progress = TrainingProgress(self.args)
+        self._progress = TrainingProgress(self.args, copy_while_computing(self.accelerator, self.args))
         if self.is_world_process_zero():
             self.add_callback(self._progress)
-        self._progress.measures_waits = copy_while_computing(self.accelerator, self.args)
         prepare_sharding(self)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
