@@ -7,7 +7,8 @@ batch   the same with `TrainCollator`, 32 samples at a time.
 floor   the plain way without augmentation: Pillow decodes and resizes, torch normalises in place.
 
 The files are rendered people, JPEGs of 128 x 64 pixels as in Market-1501 and of 384 x 192. All take turns in one run on
-one core. The time is that of the processor.
+one core. The time is that of the processor. From 128 x 64 to 128 x 64 the floor takes 0.12 ms. Of what a sample takes
+beyond it, the generator of its random numbers, flip, shift and erasing, which the floor lacks, take 0.024 ms.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def compare(samples: TrainDataset, setting: str, args: argparse.Namespace, resul
     results.ratio(
         f"training sample / decode, resize, normalise ({setting})", seconds["sample"], seconds["floor"], TARGET
     )
-    results.ratio(f"the same with the collator ({setting}; floor {floor:.2f} ms)", seconds["batch"], seconds["floor"])
+    results.ratio(f"training batch / the same ({setting}; floor {floor:.2f} ms)", seconds["batch"], seconds["floor"])
 
 
 def each(function: Callable[[Any], object], items: Iterable[Any]) -> None:
