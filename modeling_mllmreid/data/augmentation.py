@@ -87,6 +87,7 @@ class PersonAugmentation:
         self.color_jitter, self.downscale_probability = color_jitter, downscale
         self.pad = min(pad, int(min(height, width) * MAX_PAD_SHARE))
         self.erase_area, self.erase_ratio = erase_area, erase_ratio
+        self.log_erase_ratio = tuple(np.log(erase_ratio).tolist())
 
     def transform_image(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """Resizes the image (bicubic), flips it at random, changes its colours and sharpness, and shifts it.
@@ -98,7 +99,8 @@ class PersonAugmentation:
         Returns:
             `Image.Image`: RGB, (width, height) pixels.
         """
-        image = image.convert("RGB").resize((self.width, self.height), Image.Resampling.BICUBIC)
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        image = image.resize((self.width, self.height), Image.Resampling.BICUBIC)
         if rng.random() < self.flip_probability:
             image = ImageOps.mirror(image)
         left, top = (int(shift) for shift in rng.integers(-self.pad, self.pad + 1, size=2))
@@ -112,23 +114,26 @@ class PersonAugmentation:
         # PIL fills a crop beyond the border with black, which equals padding before the crop.
         return image.crop((left, top, left + self.width, top + self.height))
 
-    def erase(self, pixel_values: Pixels, rng: np.random.Generator) -> Pixels:
+    def erase(self, pixel_values: Pixels, rng: np.random.Generator, *, in_place: bool = False) -> Pixels:
         """Sets one random rectangle of normalised pixels to 0, the mean colour, with probability `erase`.
 
         Args:
             pixel_values (`np.ndarray` or `torch.Tensor` of shape (C, H, W)): normalised pixels.
             rng (`np.random.Generator`): the generator of the sample.
+            in_place (`bool`, defaults to False): whether to change `pixel_values` itself.
 
         Returns:
-            `np.ndarray` or `torch.Tensor` of shape (C, H, W): a copy.
+            `np.ndarray` or `torch.Tensor` of shape (C, H, W): a copy, or `pixel_values`.
         """
-        erased = pixel_values.clone() if isinstance(pixel_values, torch.Tensor) else pixel_values.copy()
+        erased = pixel_values
+        if not in_place:
+            erased = pixel_values.clone() if isinstance(pixel_values, torch.Tensor) else pixel_values.copy()
         if rng.random() >= self.erase_probability:
             return erased
         height, width = pixel_values.shape[-2:]
         for _ in range(ERASE_ATTEMPTS):
             area = rng.uniform(*self.erase_area) * height * width
-            ratio = np.exp(rng.uniform(*np.log(self.erase_ratio)))
+            ratio = np.exp(rng.uniform(*self.log_erase_ratio))
             box_height, box_width = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
             if 0 < box_height < height and 0 < box_width < width:
                 top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)

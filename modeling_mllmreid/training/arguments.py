@@ -213,6 +213,13 @@ class ReIDTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Not needed: parameters that no loss reaches are frozen before training."}
     )
+    dataloader_pin_memory: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Load batches into pinned memory. Default: with a GPU."}
+    )
+    dataloader_persistent_workers: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Keep the loading processes from epoch to epoch. Default: with dataloader_num_workers."},
+    )
     # The step guard finds losses that are not finite with one device synchronisation a step.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not needed: see max_skipped_steps."})
     hub_private_repo: bool | None = field(default=True, metadata={"help": "Make a new Hub repository private."})
@@ -238,12 +245,20 @@ class ReIDTrainingArguments(TrainingArguments):
         if self.reid_warmup_steps < 0:
             raise UserError(f"reid_warmup_steps {self.reid_warmup_steps}: give 0 or more")
         self.learning_rates = _checked_learning_rates(self.learning_rates)
+        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
+            raise UserError(
+                "dataloader_persistent_workers: has no effect without loading processes: set dataloader_num_workers"
+            )
+        if self.dataloader_persistent_workers is None:
+            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         all_loggers = self.report_to in ("all", ["all"])
         supported = self.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()
         if (self.bf16 or self.bf16_full_eval) and not supported:
             raise UserError("bf16: no GPU of this machine computes in bfloat16: add --use_cpu true to train on the CPU")
         with setting_errors("training arguments"):
             super().__post_init__()
+            if self.dataloader_pin_memory is None:
+                self.dataloader_pin_memory = self.device.type == "cuda"
             warn_idle_gpus(self.distributed_state)
         if all_loggers and not self.report_to:
             raise UserError(

@@ -19,6 +19,7 @@ from ..text.continuations import target_text
 from ..text.instructions import instruction_texts
 from ..utils.errors import UserError
 from .arguments import BatchArguments
+from .pixels import CropPixels
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class TrainDataset(Dataset[dict[str, Any]]):
             color_jitter=args.color_jitter,
             downscale=args.downscale,
         )
+        self.crop_pixels = CropPixels(processor)
         self.num_instructions = len(instruction_texts(args.instruction))
         self.texts = _texts_and_targets(split, processor, args) if language else [[] for _ in self.images]
 
@@ -95,12 +97,12 @@ class TrainDataset(Dataset[dict[str, Any]]):
         index, epoch, position = key
         rng = rng_for(self.seed, epoch, position, index)
         image = self.augmentation.transform_image(open_image(self.images[index]), rng)
-        pixels = self.processor(images=[image])["pixel_values"][0]
+        pixels = self.crop_pixels(image)
         texts = self.texts[index]
         caption, target = texts[rng.integers(len(texts))] if texts else ("", [])
         instruction = int(rng.integers(self.num_instructions)) if texts and self.num_instructions > 1 else 0
         return {
-            "pixel_values": self.augmentation.erase(pixels, rng),
+            "pixel_values": torch.from_numpy(self.augmentation.erase(pixels, rng, in_place=True)),
             "person_ids": self.labels[index],
             "instruction": instruction,
             "caption": caption,

@@ -4,7 +4,8 @@ import json
 import math
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ LOG_FILE = "training_log.jsonl"
 WIDTH = 120
 # Names of a log entry that are not parts of the loss.
 NO_PARTS = frozenset({"loss", "grad_norm", "learning_rate", "epoch", "step"})
+# The least share of a step's time that is reported as waiting for data.
+LEAST_WAIT = 0.05
 
 
 class TrainingProgress(TrainerCallback):
@@ -29,9 +32,13 @@ class TrainingProgress(TrainerCallback):
     The file is in `output_dir`, one JSON object per line, the same entries as `log_history` of the trainer's state. A
     resumed training first writes the checkpoint's entries again, so that the file has every step once. On a terminal
     there is a progress bar too. Add it on the main process only.
+
+    Args:
+        args (`ReIDTrainingArguments`): Folder of the file, and images of a step.
+        measures_waits (`bool`): Whether the time until a batch is there is that of loading it.
     """
 
-    def __init__(self, args: ReIDTrainingArguments):
+    def __init__(self, args: ReIDTrainingArguments, measures_waits: bool = True):
         self._images_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         self._file = Path(str(args.output_dir)) / LOG_FILE
         self._bar: Any = None
@@ -40,6 +47,16 @@ class TrainingProgress(TrainerCallback):
         self._start = self._last = 0.0
         # Seconds and steps since the last line, without evaluations and checkpoints.
         self._seconds, self._steps = 0.0, 0
+        # Of these seconds, those that passed until the next batch was there, where that is the time of loading it.
+        self._waited, self.measures_waits = 0.0, measures_waits
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time in the context as waiting for data."""
+        start = time.monotonic()
+        yield
+        if self.measures_waits:
+            self._waited += time.monotonic() - start
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the file with the entries up to the step that the training continues from."""
@@ -48,7 +65,7 @@ class TrainingProgress(TrainerCallback):
         print(f"log: {self._file}", flush=True)
         self._first_step = state.global_step
         self._start = self._last = time.monotonic()
-        self._seconds, self._steps = 0.0, 0
+        self._seconds, self._steps, self._waited = 0.0, 0, 0.0
         self._bar = tqdm(
             desc="training",
             unit="step",
@@ -85,8 +102,11 @@ class TrainingProgress(TrainerCallback):
             done = state.global_step - self._first_step
             left = (time.monotonic() - self._start) / done * (state.max_steps - state.global_step)
             speed = self._steps * self._images_per_step / self._seconds
-            self._seconds, self._steps = 0.0, 0
-            self._print(training_line(entry, state.max_steps, images_per_second=speed, seconds_left=left))
+            data_wait = self._waited / self._seconds
+            self._seconds, self._steps, self._waited = 0.0, 0, 0.0
+            self._print(
+                training_line(entry, state.max_steps, images_per_second=speed, seconds_left=left, data_wait=data_wait)
+            )
         elif "eval_mAP" in entry:
             self._print(evaluation_line(entry, state.max_steps))
 
@@ -122,8 +142,26 @@ def is_training_log(path: AnyPath) -> bool:
         return False
 
 
-def training_line(entry: Mapping[str, float], max_steps: int, *, images_per_second: float, seconds_left: float) -> str:
-    """Formats a log entry of training in 120 columns; the parts of the loss are on a second line if they do not fit."""
+def training_line(
+    entry: Mapping[str, float],
+    max_steps: int,
+    *,
+    images_per_second: float,
+    seconds_left: float,
+    data_wait: float = 0.0,
+) -> str:
+    """Formats a log entry of training in 120 columns; the parts of the loss are on a second line if they do not fit.
+
+    Args:
+        entry (`Mapping[str, float]`): The log entry.
+        max_steps (`int`): Steps of the whole training.
+        images_per_second (`float`): Speed since the last line.
+        seconds_left (`float`): Estimated time until the last step.
+        data_wait (`float`): Share of the time of the steps that waited for data, 0 to 1; shown from 5 %.
+
+    Returns:
+        `str`: The line, without a line feed at its end.
+    """
     items = [
         *_position(entry, max_steps),
         f"loss {entry['loss']:.3f}",
@@ -131,6 +169,8 @@ def training_line(entry: Mapping[str, float], max_steps: int, *, images_per_seco
         f"{images_per_second:.1f} images/s",
         f"{_duration(seconds_left)} left",
     ]
+    if data_wait >= LEAST_WAIT:
+        items.append(f"data_wait {data_wait:.0%}")
     parts = [f"{name} {value:.3f}" for name, value in entry.items() if name not in NO_PARTS]
     line = "  ".join([*items, *parts])
     return line if len(line) <= WIDTH else f"{_wrapped(items)}\n{_wrapped(parts, indent='    ')}"

@@ -1,6 +1,7 @@
 """ReIDTrainer: a Trainer with exact loss scaling, P x K batches, named losses in the log and retrieval evaluation."""
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from .diagnostics import Diagnostics
 from .engines import prepare_sharding
 from .grad_cache import average_gradients, cached_backward
 from .guards import Preempted, StepGuard, explain_error
+from .loading_processes import copy_while_computing, draw_as_new_workers, end_workers
 from .lora import fuse_lora
 from .loss_parts import LossParts
 from .parameters import parameter_groups
@@ -116,7 +118,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         self.add_callback(self._guard)
         # The callback of the stock class prints dictionaries.
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
-        self._progress = TrainingProgress(self.args)
+        self._progress = TrainingProgress(self.args, copy_while_computing(self.accelerator, self.args))
         if self.is_world_process_zero():
             self.add_callback(self._progress)
         prepare_sharding(self)
@@ -152,6 +154,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
             raise user_error from error
         finally:
             self._progress.close()
+            end_workers(self.callback_handler.train_dataloader)
         if self._guard.preempted:
             step = self.state.global_step
             raise Preempted(
@@ -187,7 +190,8 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
             # After a resume from the last step, the stock loop would take one more.
             self.control.should_training_stop = True
             return [], None
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        with self._progress.waiting():
+            samples = list(islice(epoch_iterator, num_batches))
         self._loss_parts.end_step(counted=not self._guard.skipped)
         self._guard.begin_step(self.model)
         counts = torch.tensor(sum(label_counts(batch) for batch in samples), device=device, dtype=torch.float64)
@@ -388,7 +392,8 @@ class _SamplerEpoch(TrainerCallback):
     def __init__(self, trainer: ReIDTrainer):
         self.trainer = trainer
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        draw_as_new_workers(train_dataloader)
         if self.trainer._sampler is not None:
             self.trainer._sampler.set_epoch(int(state.epoch or 0))
         self._first_step = state.global_step

@@ -188,3 +188,20 @@ def test_paths_cannot_leave_the_data_folder(tmp_path):
             safe_join(root, wrong)
     with pytest.raises(UserError, match="'link/c.jpg' leaves the data folder .* by a symbolic link"):
         safe_join(root, "link/c.jpg")
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_small_and_large_files_have_the_same_pixels_and_errors(tmp_path, monkeypatch, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path, cut = write_jpeg(tmp_path / "a.jpg", (60, 90), exif=exif), tmp_path / "cut.jpg"
+    cut.write_bytes(path.read_bytes()[:-900])
+    results = []
+    # At once, and by Pillow in pieces.
+    for small in (2**20, 0):
+        monkeypatch.setattr("modeling_mllmreid.model.images.SMALL_FILE", small)
+        with pytest.raises(UserError, match=r"cut.jpg: broken image \(image file is truncated") as error:
+            open_image(cut)
+        results.append((np.asarray(open_image(path)), re.sub(r"\d+ bytes", "", str(error.value))))
+    assert np.array_equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
+    assert results[0][0].shape == ((90, 60, 3) if orientation == 1 else (60, 90, 3))

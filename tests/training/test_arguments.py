@@ -58,6 +58,25 @@ def test_defaults(tmp_path):
     assert arguments(tmp_path, load_best_model_at_end=False).load_best_model_at_end is False
 
 
+def test_loading_settings_follow_the_machine_unless_they_are_given(tmp_path, monkeypatch):
+    def loading(**given):
+        args = ReIDTrainingArguments(output_dir=str(tmp_path), **given)
+        return args.dataloader_persistent_workers, args.dataloader_pin_memory
+
+    stock = ReIDTrainingArguments.device
+    assert loading(use_cpu=True) == (False, False)
+    assert loading(use_cpu=True, dataloader_num_workers=2) == (True, False)
+    assert loading(use_cpu=True, dataloader_num_workers=2, dataloader_persistent_workers=False) == (False, False)
+    for kind, pinned in (("cuda", True), ("cpu", False)):
+        on_device = property(lambda self, kind=kind: stock.fget(self) and torch.device(kind))
+        monkeypatch.setattr(ReIDTrainingArguments, "device", on_device)
+        assert loading() == (False, pinned)
+        for given in (True, False):
+            assert loading(dataloader_pin_memory=given) == (False, given)
+    with pytest.raises(UserError, match="dataloader_persistent_workers: has no effect without loading processes: set"):
+        loading(dataloader_persistent_workers=True)
+
+
 def test_batches_are_p_by_k(tmp_path):
     sizes = {"identities_per_batch": 3, "images_per_identity": 5}
     for given in (0, 15):

@@ -4,12 +4,17 @@ import io
 import json
 import re
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers import TrainerControl, TrainerState
 
 from modeling_mllmreid.commands.train import check_output_dir
 from modeling_mllmreid.training.arguments import ReIDTrainingArguments
+from modeling_mllmreid.training.batches import TrainDataset
+from modeling_mllmreid.training.loading_processes import copy_while_computing
 from modeling_mllmreid.training.progress import (
     LOG_FILE,
     TrainingProgress,
@@ -42,7 +47,10 @@ def test_a_training_prints_lines_and_a_resumed_one_continues_the_log(train, caps
     assert not re.findall(r"\r(?!Writing model shards)", bars)
     first, *lines = printed[printed.index("log: ") :].splitlines()
     assert first == f"log: {file}" and len(lines) == 7
-    assert re.fullmatch(r"step 2/4  epoch 0.33  loss \d\.\d{3}  lr 7.50e-04  [\d.]+ images/s  0:00:\d\d left", lines[0])
+    assert re.fullmatch(
+        r"step 2/4  epoch 0.33  loss \d\.\d{3}  lr 7.50e-04  [\d.]+ images/s  0:00:\d\d left(  data_wait \d+%)?",
+        lines[0],
+    )
     assert re.match(r"    id_llm \d\.\d{3}  id_vision \d\.\d{3}  lm_image \d\.\d{3}  lm_text ", lines[1])
     assert re.match(r"step 2/4  epoch 0.33  val mAP \d\d\.\d%  rank1 ", lines[2])
     state = trainer.state
@@ -143,6 +151,64 @@ def test_time_of_evaluations_and_checkpoints_is_not_time_of_steps(tmp_path, monk
     progress.on_log(args, state, control)
     assert "  12.8 images/s  0:05:40 left\n" in capsys.readouterr().out
     progress.close()
+
+
+@pytest.mark.parametrize(("waited", "shown"), [(4, "left  data_wait 40%\n"), (0.4, "left\n")])
+def test_the_line_names_the_share_of_the_time_that_waits_for_data(tmp_path, monkeypatch, capsys, waited, shown):
+    args = ReIDTrainingArguments(str(tmp_path), use_cpu=True)
+    state, control, progress = TrainerState(max_steps=4), TrainerControl(), TrainingProgress(args)
+    now = [0.0]
+    monkeypatch.setattr("modeling_mllmreid.training.progress.time.monotonic", lambda: now[0])
+    progress.on_train_begin(args, state, control)
+    # The second line has only its own steps.
+    for step, wait in enumerate((9, waited), start=1):
+        with progress.waiting():
+            now[0] += wait
+        now[0] += 10 - wait
+        state.global_step = step
+        progress.on_step_end(args, state, control)
+        now[0] += 100
+        progress.on_evaluate(args, state, control)
+        state.log_history.append({"loss": 1.0, "learning_rate": 0.1, "epoch": 1.0, "step": step})
+        progress.on_log(args, state, control)
+    first, second = re.findall(r"left.*\n", capsys.readouterr().out)
+    assert (first, second) == ("left  data_wait 90%\n", shown)
+    # Where the time until a batch is there is not that of loading it.
+    progress.measures_waits = False
+    with progress.waiting():
+        now[0] += 9
+    progress.on_step_end(args, state, control)
+    progress.on_log(args, state, control)
+    assert "data_wait" not in capsys.readouterr().out
+    progress.close()
+
+
+def test_copies_are_asynchronous_from_pinned_memory_only():
+    for pin, kind, asynchronous, measured in (
+        (True, "cuda", True, True),
+        (False, "cuda", False, False),
+        (False, "cpu", False, True),
+        (True, "cpu", False, True),
+    ):
+        accelerator = SimpleNamespace(dataloader_config=SimpleNamespace(non_blocking=None))
+        args = SimpleNamespace(dataloader_pin_memory=pin, device=torch.device(kind))
+        assert copy_while_computing(accelerator, args) == measured
+        assert accelerator.dataloader_config.non_blocking == asynchronous
+
+
+def test_a_training_that_waits_for_slow_images_says_so(train, monkeypatch, capsys):
+    stock = TrainDataset.__getitem__
+
+    def slow(self, key):
+        # Half a second a batch: a step that does not show it takes ten seconds.
+        time.sleep(0.06)
+        return stock(self, key)
+
+    monkeypatch.setattr(TrainDataset, "__getitem__", slow)
+    history = train(max_steps=2, logging_steps=2).trainer.state.log_history
+    assert re.search(r"step 2/2 .* data_wait \d+%", capsys.readouterr().out)
+    # Not in the log file, which a resumed run repeats to the last bit.
+    assert not any("wait" in name for entry in history for name in entry)
 
 
 def test_an_error_ends_the_bar(train, monkeypatch):

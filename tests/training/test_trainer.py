@@ -1,6 +1,8 @@
 """ReIDTrainer in real tiny runs: exact scaling, logs, evaluation, saved files, and exact resuming."""
 
 import json
+import multiprocessing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -197,6 +199,29 @@ def test_a_resumed_run_ends_with_the_same_bits(train, tmp_path, workers):
 def test_batches_do_not_depend_on_the_number_of_workers(train):
     runs = [weights(train(f"workers{n}", max_steps=3, dataloader_num_workers=n)) for n in (0, 2)]
     assert all(torch.equal(runs[1][name], value) for name, value in runs[0].items())
+
+
+def test_random_numbers_do_not_depend_on_the_loading_processes(train, monkeypatch, tmp_path):
+    states, stock = {}, ReIDTrainer.train
+
+    def recorded(self, *args, **kwargs):
+        output = stock(self, *args, **kwargs)
+        states[Path(self.args.output_dir).name] = torch.get_rng_state()
+        # Those that stay from epoch to epoch end with the training.
+        assert not multiprocessing.active_children()
+        return output
+
+    monkeypatch.setattr(ReIDTrainer, "train", recorded)
+    # Three epochs of six batches. Step 8 is in the second one.
+    settings = {"max_steps": 18, "save_strategy": "steps", "save_steps": 8, "save_total_limit": 3}
+    settings |= {"eval_strategy": "no"}
+    train("none", **settings)
+    kept = train("kept", **settings, dataloader_num_workers=1)
+    train("new", **settings, dataloader_num_workers=1, dataloader_persistent_workers=False)
+    checkpoint = str(tmp_path / "kept" / "checkpoint-8")
+    train("resumed", **settings, dataloader_num_workers=1, resume_from_checkpoint=checkpoint)
+    assert kept.trainer.args.dataloader_persistent_workers and len(states) == 4
+    assert all(torch.equal(state, states["none"]) for state in states.values())
 
 
 def test_activation_checkpointing_gives_the_same_weights(train):

@@ -1,0 +1,49 @@
+"""Loading processes: they stay from epoch to epoch and change no random number, and copies do not wait."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from .arguments import ReIDTrainingArguments
+
+
+def copy_while_computing(accelerator: Accelerator, args: ReIDTrainingArguments) -> bool:
+    """Copies batches to a GPU without waiting for it, where they are in pinned memory.
+
+    Not a field of the arguments, as checkpoints compare those.
+
+    Args:
+        accelerator (`Accelerator`): Of a trainer whose loaders are not made yet.
+        args (`ReIDTrainingArguments`): Device and `dataloader_pin_memory`.
+
+    Returns:
+        `bool`: Whether the time until a batch is there is that of loading it. A copy from other memory waits for the
+        earlier work of the GPU.
+    """
+    pinned = bool(args.dataloader_pin_memory) and args.device.type == "cuda"
+    accelerator.dataloader_config.non_blocking = pinned
+    return pinned or args.device.type == "cpu"
+
+
+def draw_as_new_workers(loader: Any) -> None:
+    """Draws the random number that new processes would draw at the start of an epoch, if those of the loader stay.
+
+    So the random numbers of a training depend neither on the loading processes nor on a resume.
+
+    Args:
+        loader (`torch.utils.data.DataLoader`): The loader of the training, as accelerate wraps it.
+    """
+    if getattr(loader, "_iterator", None) is not None:
+        torch.empty((), dtype=torch.int64).random_()
+
+
+def end_workers(loader: Any) -> None:
+    """Ends the processes that stay, which otherwise live as long as the trainer.
+
+    Args:
+        loader (`torch.utils.data.DataLoader`): The loader of the training, as accelerate wraps it, or None.
+    """
+    if (base := getattr(loader, "base_dataloader", None)) is not None:
+        # The iterator ends its processes when it is deleted.
+        base._iterator = None
