@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import importlib
 import io
 import ipaddress
 import os
@@ -298,12 +297,14 @@ class Endpoint:
 
 def _http_client() -> Any:
     """The library that speaks HTTP. huggingface_hub brings one of the two, by its version; they are used alike."""
-    for name in ("httpx", "httpx2"):
+    try:
+        import httpx
+    except ImportError:
         try:
-            return importlib.import_module(name)
+            import httpx2 as httpx
         except ImportError:
-            continue
-    raise UserError("endpoint: needs the package httpx: pip install httpx")
+            raise UserError("endpoint: needs the package httpx: pip install httpx") from None
+    return httpx
 
 
 def _is_loopback(host: str) -> bool:
