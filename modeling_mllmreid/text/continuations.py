@@ -117,6 +117,8 @@ def write_continuations(
             text, ids, digest = written
             return [TextRecord(*key, caption, text, provenance, ids, digest) for key in missing[caption]]
 
+        tokenizer = processor.vocabulary_digest
+
         def model_texts(batches: list[Sequence[str]]) -> Iterator[list[tuple[str, Written]]]:
             for batch in batches:
                 texts = generate_texts(
@@ -129,9 +131,7 @@ def write_continuations(
                     seed=seed,
                     batch_size=batch_size,
                 )
-                yield [
-                    (caption, (*text, processor.vocabulary_digest)) for caption, text in zip(batch, texts, strict=True)
-                ]
+                yield [(caption, (*text, tokenizer)) for caption, text in zip(batch, texts, strict=True)]
 
         def engine_texts(batches: list[Sequence[str]]) -> Iterator[list[tuple[str, Written]]]:
             # The chat that the templates of a multimodal LLM are made of; the engine applies the same chat template.

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from ..utils.errors import UserError
 from ..utils.json_files import Format, parse_json
+from .generation import MIN_NEW_TOKENS
 
 # Chosen by `benchmarks/captions.py`: more at once do not write more texts a second.
 REQUESTS_AT_ONCE = 32
@@ -26,9 +27,9 @@ WAITS, LONGEST_WAIT = (1.0, 2.0, 4.0, 8.0, 16.0), 60.0
 # The variable with the key of an engine that asks for one. Not OPENAI_API_KEY, which belongs to another service.
 KEY = "MLLMREID_ENDPOINT_KEY"
 # Engines add their own or the checkpoint's settings to those of a request. These make them the settings of a model in
-# this process: no filter but the temperature, three tokens at least. By the owner that the list of models names.
+# this process: no filter but the temperature, the same shortest length. By the owner that the list of models names.
 _NO_THINKING = {"chat_template_kwargs": {"enable_thinking": False}}
-_NO_FILTERS = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "min_tokens": 3}
+_NO_FILTERS = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "min_tokens": MIN_NEW_TOKENS}
 ENGINE_SETTINGS: dict[str | None, dict[str, Any]] = {
     "vllm": {**_NO_THINKING, **_NO_FILTERS},
     "sglang": {**_NO_THINKING, **_NO_FILTERS},
@@ -151,6 +152,8 @@ class Endpoint:
                 written before has been returned.
         """
         settings: dict[str, Any] = {"model": self.served_model, "max_tokens": max_new_tokens, **self._engine_settings}
+        if "min_tokens" in settings:
+            settings["min_tokens"] = min(settings["min_tokens"], max_new_tokens)
         settings["temperature"] = 0.0 if temperature is None else temperature
         if temperature is not None:
             settings["top_p"] = 1.0

@@ -59,7 +59,7 @@ def write(people, tmp_path):
 
 def echo(number, body):
     """A text that only depends on the request."""
-    (image,) = images_of(body)
+    image = next(iter(images_of(body)), Image.new("RGB", (1, 1)))
     return f" {text_of(body)[:20]}\n{np.asarray(image).sum()} "
 
 
@@ -115,6 +115,9 @@ def test_the_settings_of_an_engine_and_its_checkpoint_have_no_part(write, owner)
     with engine(echo) as server:
         server.models = (200, json.dumps({"data": [{"id": MODEL, "owned_by": owner}]}), {})
         write(server.url, "--captions_per_image", "1")
+        short = endpoint.Question("one", "text", None, 0)
+        list(Endpoint(server.url, MODEL).answers([1], lambda item: short, str, max_new_tokens=2, temperature=None))
+    assert server.requests.pop().get("min_tokens") == (None if owner == "llamacpp" else 2)
     for body in server.requests:
         assert body["chat_template_kwargs"] == {"enable_thinking": False} and body["min_p"] == 0
         assert body["top_k"] == (0 if owner == "llamacpp" else -1)
