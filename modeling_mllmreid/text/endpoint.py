@@ -302,12 +302,16 @@ def _http_client() -> Any:
     """The library that speaks HTTP. huggingface_hub brings one of the two, by its version; they are used alike."""
     try:
         import httpx
+
+        return httpx
     except ImportError:
-        try:
-            import httpx2 as httpx
-        except ImportError:
-            raise UserError("endpoint: needs the package httpx: pip install httpx") from None
-    return httpx
+        pass
+    try:
+        import httpx2
+
+        return httpx2
+    except ImportError:
+        raise UserError("endpoint: needs the package httpx: pip install httpx") from None
 
 
 def _is_loopback(host: str) -> bool:
