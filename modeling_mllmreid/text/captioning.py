@@ -1,10 +1,10 @@
 """Captions for images without one: a multimodal LLM writes them to a sidecar file, with their provenance."""
 
-import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from itertools import groupby
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain, groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +17,13 @@ from ..data.images import ImageSource, open_image
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..model.backbone import Backbone
 from ..utils.errors import UserError
+from .endpoint import Endpoint, Question
 from .generation import (
     check_generation_settings,
     decoded,
     generation_settings,
     own_random_state,
+    random_state,
     ready_to_generate,
     special_tokens,
     up_to_end,
@@ -55,8 +57,8 @@ def caption_side(backbone: Backbone) -> int:
 
 
 def write_captions(
-    model: MllmReIDModel,
-    processor: MllmReIDProcessor,
+    model: MllmReIDModel | Endpoint,
+    processor: MllmReIDProcessor | None,
     dataset_splits: Mapping[str, Dataset],
     out_path: str | os.PathLike[str],
     *,
@@ -78,8 +80,9 @@ def write_captions(
     once, so the same call resumes a killed run. Under several processes each writes a share.
 
     Args:
-        model (`MllmReIDModel`): A native multimodal LLM in our model, for square images (see [`caption_side`]).
-        processor (`MllmReIDProcessor`): Its processor.
+        model (`MllmReIDModel` or [`Endpoint`]): A native multimodal LLM in our model, for square images (see
+            [`caption_side`]), or an engine that serves one.
+        processor (`MllmReIDProcessor`, *optional*): The processor of a model in this process.
         dataset_splits (`Mapping[str, Dataset]`): Splits of the data contract, by name.
         out_path (`str` or `os.PathLike`): The sidecar file.
         prompts (`Sequence[str]`): Prompts to draw from, by the seed and the image.
@@ -91,7 +94,7 @@ def write_captions(
         do_sample (`bool`): Whether to sample; the default is the likeliest text.
         temperature (`float`): Temperature of sampling.
         seed (`int`): Seed of prompts and sampling.
-        batch_size (`int`): Images in a batch.
+        batch_size (`int`): Images in a batch of a model in this process.
         inputs (`Sequence`): Input files; `out_path` must not be one of them.
 
     Returns:
@@ -99,14 +102,14 @@ def write_captions(
 
     Raises:
         UserError: Before the first write for a setting out of range, and for a file that is no sidecar or has other
-            provenance; later for a broken image and an empty caption.
+            provenance; later for a broken image, an empty caption and an engine that fails.
     """
     check_generation_settings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
     if captions_per_image < 1 or not prompts:
         raise UserError(f"captions_per_image {captions_per_image}, {len(prompts)} prompts: give at least one of each")
     if captions_per_image > 1 and not do_sample and len(prompts) < captions_per_image:
         raise UserError(f"{captions_per_image} captions of one prompt would be equal: give do_sample, or more prompts")
-    provenance = {
+    provenance: dict[str, Any] = {
         "model": model_name,
         "revision": revision,
         "licence": licence,
@@ -116,6 +119,12 @@ def write_captions(
         "temperature": temperature if do_sample else None,
         "seed": seed,
     }
+    if isinstance(model, Endpoint):
+        provenance |= model.provenance
+        texts_of = partial(_engine_captions, model)
+    else:
+        assert processor is not None
+        texts_of = partial(_model_captions, model, processor)
     with Sidecar(out_path, CaptionRecord, provenance, inputs) as sidecar:
         written = {record.key for record in sidecar.records}
         queue = [
@@ -127,27 +136,57 @@ def write_captions(
         # Equal prompts share a batch, which then needs no padding.
         queue.sort(key=lambda missing: missing.prompt)
 
-        def write_batch(batch: Sequence[MissingCaption]) -> None:
-            records = []
-            for prompt, group in groupby(batch, key=lambda missing: missing.prompt):
-                same = list(group)
-                keys = [missing.key for missing in same]
-                images = [_square(open_image(missing.source)) for missing in same]
-                # The random state depends on the keys, so that a resumed run writes the same texts.
-                state = int.from_bytes(hashlib.sha256(repr((seed, keys)).encode()).digest()[:8], "big")
-                texts = describe_images(
-                    model, processor, images, prompt, max_new_tokens, temperature if do_sample else None, state
-                )
-                for key, text in zip(keys, texts, strict=True):
-                    if not text:
-                        raise UserError(
-                            f"{key.file_name}: the model wrote an empty caption: try another prompt or model"
-                        )
-                    records.append(CaptionRecord(*key, text, provenance))
-            sidecar.append(records)
-
-        sidecar.write(queue, batch_size, write_batch, "caption")
+        sidecar.write(
+            queue,
+            batch_size,
+            lambda batches: texts_of(batches, max_new_tokens, temperature if do_sample else None, seed),
+            lambda missing, text: [CaptionRecord(*missing.key, text, provenance)],
+            "caption",
+        )
         return len(queue)
+
+
+def _model_captions(
+    model: MllmReIDModel,
+    processor: MllmReIDProcessor,
+    batches: list[Sequence[MissingCaption]],
+    max_new_tokens: int,
+    temperature: float | None,
+    seed: int,
+) -> Iterator[list[tuple[MissingCaption, str]]]:
+    """Yields the captions of each batch by a model in this process."""
+    for batch in batches:
+        texts: list[str] = []
+        for prompt, group in groupby(batch, key=lambda missing: missing.prompt):
+            same = list(group)
+            images = [_square(open_image(missing.source)) for missing in same]
+            state = random_state(seed, [missing.key for missing in same])
+            texts += describe_images(model, processor, images, prompt, max_new_tokens, temperature, state)
+        for missing, text in zip(batch, texts, strict=True):
+            if not text:
+                raise UserError(
+                    f"{missing.key.file_name}: the model wrote an empty caption: try another prompt or model"
+                )
+        yield list(zip(batch, texts, strict=True))
+
+
+def _engine_captions(
+    endpoint: Endpoint,
+    batches: list[Sequence[MissingCaption]],
+    max_new_tokens: int,
+    temperature: float | None,
+    seed: int,
+) -> Iterator[list[tuple[MissingCaption, str]]]:
+    """Yields captions by an engine, which makes its own batches."""
+
+    def question_of(missing: MissingCaption) -> Question:
+        image = _square(open_image(missing.source))
+        state = random_state(seed, [missing.key])
+        return Question(missing.key.file_name, missing.prompt, image, state)
+
+    return endpoint.answers(
+        chain.from_iterable(batches), question_of, _one_line, max_new_tokens=max_new_tokens, temperature=temperature
+    )
 
 
 def describe_images(
@@ -184,7 +223,11 @@ def describe_images(
     with ready_to_generate(mllm), torch.inference_mode(), own_random_state(model.device, seed):
         written = model.generate(ids, pixels, attention_mask=torch.ones_like(ids), generation_config=settings)
     answers = (decoded(tokenizer, up_to_end(answer, settings.eos_token_id), special) for answer in written.tolist())
-    return [" ".join(answer.split()) for answer in answers]
+    return [_one_line(answer) for answer in answers]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _missing(dataset: Dataset, split: str, count: int) -> list[tuple[TextKey, ImageSource]]:
@@ -204,8 +247,7 @@ def _missing(dataset: Dataset, split: str, count: int) -> list[tuple[TextKey, Im
 
 def _prompt(prompts: Sequence[str], key: TextKey, seed: int) -> str:
     """The prompt of a caption; the captions of one image have different prompts while there are enough."""
-    image_seed = int.from_bytes(hashlib.sha256(repr((seed, key[:3])).encode()).digest()[:8], "big")
-    order = np.random.default_rng(image_seed).permutation(len(prompts))
+    order = np.random.default_rng(random_state(seed, key[:3])).permutation(len(prompts))
     return str(prompts[order[key.caption_index % len(prompts)]])
 
 

@@ -3,7 +3,9 @@
 import difflib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from datasets import Dataset
@@ -11,9 +13,19 @@ from datasets import Dataset
 from ..data.captions import TextKey, TextRecord, missing_captions
 from ..model import MllmReIDProcessor
 from ..utils.errors import UserError
-from .generation import check_generation_settings, end_tokens, generate_texts
+from .endpoint import Endpoint, Question
+from .generation import (
+    check_generation_settings,
+    end_tokens,
+    generate_texts,
+    random_state,
+    tokenizer_special_tokens,
+    without,
+)
 from .sidecar import Sidecar
 
+# A continuation, the ids that were written, and the digest of their tokenizer.
+Written = tuple[str, list[int] | None, str | None]
 TARGET_MODES = ("continuation", "caption", "split")
 
 
@@ -37,10 +49,11 @@ def write_continuations(
     """Writes a continuation of every caption that has none in the sidecar file.
 
     Each batch is on disk at once, so the same call resumes a killed run. Equal captions are continued once. A
-    continuation ends where the model ends it. The ids that it wrote are in the file too.
+    continuation ends where the model ends it. The ids that a model in this process wrote are in the file too.
 
     Args:
-        mllm (`PreTrainedModel`): The frozen multimodal LLM; its language model writes.
+        mllm (`PreTrainedModel` or [`Endpoint`]): The frozen multimodal LLM, whose language model writes, or an engine
+            that serves it. An engine's texts have no ids.
         processor (`MllmReIDProcessor`): The processor, for the prompts.
         dataset_splits (`Mapping[str, Dataset]`): Splits of the data contract, by name.
         out_path (`str` or `os.PathLike`): The sidecar file.
@@ -52,7 +65,7 @@ def write_continuations(
         do_sample (`bool`): Whether to sample; the default is greedy.
         temperature (`float`): Temperature of sampling.
         seed (`int`): Seed of sampling.
-        batch_size (`int`): Captions in a batch.
+        batch_size (`int`): Captions in a batch of a model in this process.
         inputs (`Sequence`): Input files; `out_path` must not be one of them.
 
     Returns:
@@ -60,7 +73,8 @@ def write_continuations(
 
     Raises:
         UserError: Before the first write, for a setting out of range, a caption with a special token, a path that
-            cannot be written, and a file that is no sidecar, has other provenance or belongs to other captions.
+            cannot be written, and a file that is no sidecar, has other provenance or belongs to other captions. Later
+            for an engine that fails.
     """
     check_generation_settings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
     provenance: dict[str, Any] = {
@@ -74,10 +88,11 @@ def write_continuations(
         "temperature": temperature if do_sample else None,
         "seed": seed if do_sample else None,
     }
+    if isinstance(mllm, Endpoint):
+        provenance |= mllm.provenance
     # Texts of a model without an end-of-text token are those of earlier versions.
-    ends = sorted(end_tokens(mllm, processor.tokenizer).values())
-    provenance |= {"end_of_text": ends} if ends else {}
-    tokenizer = processor.vocabulary_digest
+    elif ends := sorted(end_tokens(mllm, processor.tokenizer).values()):
+        provenance["end_of_text"] = ends
     # Before the file exists: a caption that cannot be encoded must leave no file behind.
     for split, dataset in dataset_splits.items():
         for key, caption in missing_captions(dataset, split, []):
@@ -98,33 +113,47 @@ def write_continuations(
             if caption not in known
         }
 
-        def append(continuations: Mapping[str, tuple[str, list[int] | None, str | None]]) -> None:
-            sidecar.append(
-                [
-                    TextRecord(*key, caption, text, provenance, ids, digest)
-                    for caption, (text, ids, digest) in continuations.items()
-                    for key in missing[caption]
-                ]
-            )
+        def records_of(caption: str, written: Written) -> list[TextRecord]:
+            text, ids, digest = written
+            return [TextRecord(*key, caption, text, provenance, ids, digest) for key in missing[caption]]
 
-        def write_batch(captions: Sequence[str]) -> None:
-            texts = generate_texts(
-                mllm,
-                processor.tokenizer,
-                [prompts[caption] for caption in captions],
+        tokenizer = processor.vocabulary_digest
+
+        def model_texts(batches: list[Sequence[str]]) -> Iterator[list[tuple[str, Written]]]:
+            for batch in batches:
+                texts = generate_texts(
+                    mllm,
+                    processor.tokenizer,
+                    [prompts[caption] for caption in batch],
+                    max_new_tokens=max_new_tokens,
+                    do_sample=do_sample,
+                    temperature=temperature,
+                    seed=seed,
+                    batch_size=batch_size,
+                )
+                yield [(caption, (*text, tokenizer)) for caption, text in zip(batch, texts, strict=True)]
+
+        def engine_texts(batches: list[Sequence[str]]) -> Iterator[list[tuple[str, Written]]]:
+            # The chat that the templates of a multimodal LLM are made of; the engine applies the same chat template.
+            special = {processor.image_token, *tokenizer_special_tokens(processor.tokenizer).values()}
+            answers = mllm.answers(
+                chain.from_iterable(batches),
+                lambda caption: Question(
+                    _name(missing[caption][0]), f"{caption}\n{instruction}", None, random_state(seed, caption)
+                ),
+                partial(without, special),
                 max_new_tokens=max_new_tokens,
-                do_sample=do_sample,
-                temperature=temperature,
-                seed=seed,
-                batch_size=batch_size,
+                temperature=temperature if do_sample else None,
             )
-            append({caption: (*text, tokenizer) for caption, text in zip(captions, texts, strict=True)})
+            for texts in answers:
+                yield [(caption, (text, None, None)) for caption, text in texts]
 
         if sidecar.state.is_main_process:
-            append(known)
+            sidecar.append([record for caption, text in known.items() for record in records_of(caption, text)])
         # Longest first, as `generate_texts` sorts: batches of similar length, and the same batches after a resume.
         queue = sorted(prompts, key=lambda caption: len(prompts[caption]), reverse=True)
-        sidecar.write(queue, batch_size, write_batch, "continuation")
+        texts_of = engine_texts if isinstance(mllm, Endpoint) else model_texts
+        sidecar.write(queue, batch_size, texts_of, records_of, "continuation")
         return sum(map(len, missing.values()))
 
 
@@ -195,6 +224,9 @@ def _prompt_ids(processor: MllmReIDProcessor, key: TextKey, caption: str, instru
     try:
         return processor.text_prompt_ids(caption, instruction)
     except ValueError as error:
-        raise UserError(
-            f"caption {key.caption_index} of {key.file_name} ({key.source}, {key.split}): {error}"
-        ) from error
+        raise UserError(f"{_name(key)}: {error}") from error
+
+
+def _name(key: TextKey) -> str:
+    """A caption in messages."""
+    return f"caption {key.caption_index} of {key.file_name} ({key.source}, {key.split})"

@@ -70,7 +70,7 @@ def generate_texts(
             indices = order[start : start + batch_size]
             batch = [prompts[index] for index in indices]
             ids, mask = _left_padded(batch, tokenizer.pad_token_id or 0)
-            with own_random_state(mllm.device, _batch_seed(seed, batch)):
+            with own_random_state(mllm.device, random_state(seed, batch)):
                 output = mllm.generate(
                     input_ids=ids.to(mllm.device), attention_mask=mask.to(mllm.device), generation_config=settings
                 )
@@ -119,7 +119,7 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int], special: dict[in
     """Returns the text of ids without special tokens, also without those spelled with ordinary ones."""
     ordinary = [token for token in ids if token not in special]
     text: str = tokenizer.decode(ordinary, clean_up_tokenization_spaces=False)  # type: ignore[assignment]
-    return _without(special.values(), text)
+    return without(special.values(), text)
 
 
 def check_generation_settings(*, max_new_tokens: int, temperature: float, batch_size: int) -> None:
@@ -133,11 +133,17 @@ def check_generation_settings(*, max_new_tokens: int, temperature: float, batch_
 
 def special_tokens(mllm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """The text of every special token by its id, including the image token."""
-    tokens = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    tokens.update(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    tokens = tokenizer_special_tokens(tokenizer)
     image = getattr(mllm.config, "image_token_id", None)  # a text model has none
     if image is not None and 0 <= image < len(tokenizer):
         tokens[image] = str(tokenizer.convert_ids_to_tokens(image))
+    return tokens
+
+
+def tokenizer_special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """The text of every special token of a tokenizer by its id."""
+    tokens = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    tokens.update(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     return tokens
 
 
@@ -161,9 +167,9 @@ def _left_padded(prompts: list[list[int]], pad_id: int) -> tuple[torch.Tensor, t
     return padded, mask
 
 
-def _batch_seed(seed: int, batch: list[list[int]]) -> int:
-    """A seed from the user's seed and the prompts of a batch."""
-    return int.from_bytes(hashlib.sha256(repr((seed, batch)).encode()).digest()[:8], "big")
+def random_state(seed: int, content: object) -> int:
+    """Returns a seed from the user's seed and what is written, so that a resumed run writes the same texts."""
+    return int.from_bytes(hashlib.sha256(repr((seed, content)).encode()).digest()[:8], "big")
 
 
 @contextmanager
@@ -174,8 +180,8 @@ def own_random_state(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def _without(literals: Collection[str], text: str) -> str:
-    """The text without the literals."""
+def without(literals: Collection[str], text: str) -> str:
+    """Returns the text without the literals."""
     while any(literal in text for literal in literals):  # a removal can join the halves of another literal
         for literal in literals:
             text = text.replace(literal, "")

@@ -1,7 +1,7 @@
 """The sidecar file of generated texts: provenance, partial files of several processes, batches that survive a kill."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -15,6 +15,7 @@ from ..utils.processes import on_main, raise_together, this_process
 
 Record = TypeVar("Record", CaptionRecord, TextRecord)
 Item = TypeVar("Item")
+Text = TypeVar("Text")
 
 
 class Sidecar:
@@ -67,18 +68,30 @@ class Sidecar:
         append_records(self._own_path, records)
 
     def write(
-        self, queue: Sequence[Item], batch_size: int, write_batch: Callable[[Sequence[Item]], None], unit: str
+        self,
+        queue: Sequence[Item],
+        batch_size: int,
+        texts_of: Callable[[list[Sequence[Item]]], Iterator[list[tuple[Item, Text]]]],
+        records_of: Callable[[Item, Text], Sequence[Record]],
+        unit: str,
     ) -> None:
-        """Calls `write_batch` on each batch of this process's share; returns when all processes are finished.
+        """Writes the records of this process's share; returns when all processes are finished.
 
         Batches follow the order of the queue, so that a resumed run has the same batches.
+
+        Args:
+            queue (`Sequence`): Items without a text.
+            batch_size (`int`): Items in a batch.
+            texts_of (`Callable`): Yields items and their texts for a list of batches; each yield is on disk at once.
+            records_of (`Callable`): Returns the records of an item and its text.
+            unit (`str`): The name of an item, for the progress bar.
         """
         batches = [queue[start : start + batch_size] for start in range(0, len(queue), batch_size)]
         own_batches = batches[self.state.process_index :: self.state.num_processes]
         with tqdm(total=sum(map(len, own_batches)), desc=f"{unit}s", unit=unit, disable=None) as progress:
-            for batch in own_batches:
-                write_batch(batch)
-                progress.update(len(batch))
+            for texts in texts_of(own_batches):
+                self.append([record for item, text in texts for record in records_of(item, text)])
+                progress.update(len(texts))
         # One process may be hours behind another: the default group would time out.
         raise_together(None)
         on_main(self._join_partial_files)
