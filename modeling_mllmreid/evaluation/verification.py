@@ -68,13 +68,12 @@ def open_set_distances(blocks: Blocks, same_person: SamePerson) -> OpenSetDistan
         if not part.distances.shape[1]:
             continue
         others = without_person(part, torch.inf)
-        nearest = others.amin(1, keepdim=True)
-        # The first of equal images.
-        rows, columns = (found.cpu().numpy() for found in torch.nonzero(others == nearest, as_tuple=True))
-        first = columns[np.searchsorted(rows, np.arange(len(others)))]
+        first = others.argmin(1, keepdim=True)  # of equal images the first one
+        nearest = others.gather(1, first)
         there_are = (part.there.sum(1) < others.shape[1]).cpu().numpy()
         other[part.queries] = np.where(there_are, nearest[:, 0].cpu().numpy(), np.inf)
-        other_person[part.queries] = np.where(there_are, same_person.gallery_persons[first], -1)
+        persons = same_person.gallery_persons[first[:, 0].cpu().numpy()]
+        other_person[part.queries] = np.where(there_are, persons, -1)
         if part.images.shape[1]:
             own = part.distances.gather(1, part.images).masked_fill(~part.kept, torch.inf).amin(1, keepdim=True)
             found = own.where(own < nearest, torch.inf).where(part.kept.any(1, keepdim=True), torch.nan)

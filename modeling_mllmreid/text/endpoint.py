@@ -16,7 +16,7 @@ from ..utils.errors import UserError
 from ..utils.json_files import Format, parse_json
 from .generation import MIN_NEW_TOKENS
 
-# Chosen by `benchmarks/captions.py`: more at once do not write more texts a second.
+# For engines with a GPU. On two cores, 16 and 32 at once write as many texts a second (`benchmarks/captions.py`).
 REQUESTS_AT_ONCE = 32
 # Seconds. A long queue in front of a small engine takes minutes.
 TIMEOUT, CONNECT_TIMEOUT = 300.0, 10.0

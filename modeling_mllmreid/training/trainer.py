@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -24,11 +24,11 @@ from ..utils.outputs import write_json
 from .arguments import ReIDTrainingArguments
 from .batches import TrainDataset, label_counts
 from .checkpointing import CheckpointingTrainer, PublishingTrainer
+from .data_loading import SamplerEpoch, copy_while_computing, end_workers
 from .diagnostics import Diagnostics
 from .engines import prepare_sharding
 from .grad_cache import average_gradients, cached_backward
 from .guards import Preempted, StepGuard, explain_error
-from .loading_processes import copy_while_computing, draw_as_new_workers, end_workers
 from .lora import fuse_lora
 from .loss_parts import LossParts
 from .parameters import parameter_groups
@@ -114,7 +114,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         self._sampler: PKSampler | PairSampler | None = None
         self._diagnostics = Diagnostics(self, self.args, self.processing_class)
         self._guard = StepGuard(self, self.args)
-        self.add_callback(_SamplerEpoch(self))
+        self.add_callback(SamplerEpoch(lambda: self._sampler))
         self.add_callback(self._guard)
         # The callback of the stock class prints dictionaries.
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
@@ -381,23 +381,3 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-class _SamplerEpoch(TrainerCallback):
-    """Sets the sampler's epoch, as the loader does not after a resume in the middle of an epoch.
-
-    An epoch without a step left after a resume ends without another evaluation and checkpoint.
-    """
-
-    def __init__(self, trainer: ReIDTrainer):
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
-        draw_as_new_workers(train_dataloader)
-        if self.trainer._sampler is not None:
-            self.trainer._sampler.set_epoch(int(state.epoch or 0))
-        self._first_step = state.global_step
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self._first_step:
-            control.should_log = control.should_evaluate = control.should_save = False

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from modeling_mllmreid.gallery.audit import Audit
 from modeling_mllmreid.gallery.gallery import Gallery
 from modeling_mllmreid.gallery.model import EncoderSettings
+from modeling_mllmreid.gallery.rows import CropInfo
 from modeling_mllmreid.utils.errors import UserError
 
 
@@ -67,3 +69,31 @@ def module_encoder():
 @pytest.fixture
 def gallery(tmp_path, encoder):
     return Gallery.create(tmp_path / "gallery", encoder)
+
+
+@pytest.fixture
+def images(gallery, crops):
+    """Twelve crops of three cameras in the gallery; the sixth is Ida."""
+    images = crops(12)
+    gallery.add(images, [CropInfo(camera_id=n % 3, person="Ida" if n == 5 else None) for n in range(12)])
+    return images
+
+
+@pytest.fixture
+def app(gallery, images, tmp_path):
+    """The application of the gallery, without protection."""
+    from modeling_mllmreid.serving.server import build_app  # of an extra
+    from modeling_mllmreid.serving.service import GalleryService
+
+    return build_app(GalleryService(gallery, Audit(tmp_path / "audit")))
+
+
+@pytest.fixture
+def client(app):
+    """A client of the application behind its protection, without a password."""
+    from served import client_of
+
+    from modeling_mllmreid.serving.protection import Access
+    from modeling_mllmreid.serving.server import protected
+
+    return client_of(protected(app, Access(), "127.0.0.1"))

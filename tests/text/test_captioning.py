@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from noise_people import write_noise_people
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
@@ -39,14 +40,7 @@ def native(tmp_path_factory):
 
 @pytest.fixture
 def people(tmp_path):
-    rng = np.random.default_rng(0)
-    for folder, count in (("bounding_box_train", 5), ("query", 1), ("bounding_box_test", 1)):
-        (tmp_path / "people" / folder).mkdir(parents=True)
-        for number in range(count):
-            pixels = rng.integers(0, 256, (40, 16, 3), dtype=np.uint8)
-            name = f"{number + 1:04d}_c{1 + (folder == 'query')}s1_000001_01.jpg"
-            Image.fromarray(pixels).save(tmp_path / "people" / folder / name)
-    return tmp_path / "people"
+    return write_noise_people(tmp_path / "people", train=5)
 
 
 def flags(native, people, output):

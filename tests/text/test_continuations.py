@@ -6,11 +6,13 @@ import re
 import stat
 
 import pytest
+from engine_server import MODEL, engine, text_of
 
 from modeling_mllmreid.data.captions import TextRecord, append_records, join_continuations, read_records
 from modeling_mllmreid.data.contract import Sample, make_split
 from modeling_mllmreid.text import continuations
 from modeling_mllmreid.text.continuations import kept_attribute_share, target_text, write_continuations
+from modeling_mllmreid.text.endpoint import Endpoint
 from modeling_mllmreid.text.generation import generate_texts
 from modeling_mllmreid.text.instructions import COMMON_INSTRUCTION
 from modeling_mllmreid.text.sidecar import Sidecar
@@ -241,3 +243,37 @@ def test_kept_attribute_share():
         (1 / 2 + 0 + 1) / 3
     )
     assert math.isnan(kept_attribute_share(["none"], ["red"], words))
+
+
+def test_continuations_by_an_engine(processor, splits, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    first = {"train": splits["train"].select(range(4))}
+
+    def behave(number, body):
+        if number == 3:
+            return 400, "", {}
+        return f"</s>w5 {len(text_of(body))} <ima<image>ge>"
+
+    with engine(behave) as server:
+        there = Endpoint(server.url, MODEL, requests_at_once=1)
+        with pytest.raises(
+            UserError, match=r"refused the request for caption 0 of .*\.jpg \(s, train\): it answered 400"
+        ):
+            write_continuations(there, processor, first, path, **SETTINGS)
+        begun = len(read_records(path))
+        assert write_continuations(there, processor, first, path, **SETTINGS) == 8 - begun
+    records = read_records(path)
+    assert len(records) == 8 and len(server.requests) == 6  # five texts among eight captions, one of them twice
+    texts = {record.caption for record in records}
+    assert {text_of(body) for body in server.requests} == {f"{text}\n{COMMON_INSTRUCTION}" for text in texts}
+    for record in records:
+        assert record.continuation.split() == ["w5", str(len(f"{record.caption}\n{COMMON_INSTRUCTION}"))]
+        assert (record.ids, record.tokenizer) == (None, None)
+        processor.target_ids(record.continuation)  # no special token
+    assert records[0].provenance == {
+        **{"model": "tiny", "revision": "abc", "licence": None, "instruction": COMMON_INSTRUCTION},
+        **{"prompt": "USER: {caption}\nContinue the following text. ASSISTANT:", "max_new_tokens": 4},
+        **{"do_sample": False, "temperature": None, "seed": None},
+        **{"endpoint": "localhost", "served_model": MODEL, "remote": False},
+    }
+    assert isinstance(records[0], TextRecord)

@@ -7,21 +7,19 @@ import signal
 import socket
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
 from engine_server import MODEL, answer, engine, images_of, stall, text_of
+from noise_people import write_noise_people
 from PIL import Image
 
 from modeling_mllmreid.commands import caption
-from modeling_mllmreid.data.captions import CaptionRecord, TextRecord, read_records
-from modeling_mllmreid.data.contract import Sample, make_split
+from modeling_mllmreid.data.captions import CaptionRecord, read_records
 from modeling_mllmreid.options.endpoint_arguments import EndpointArguments
 from modeling_mllmreid.text import captioning, endpoint
-from modeling_mllmreid.text.continuations import write_continuations
 from modeling_mllmreid.text.endpoint import Endpoint
-from modeling_mllmreid.text.instructions import COMMON_INSTRUCTION, STANDARD_POOL
+from modeling_mllmreid.text.instructions import STANDARD_POOL
 from modeling_mllmreid.utils.errors import UserError
 
 IMAGES = 6
@@ -34,14 +32,7 @@ def short_waits(monkeypatch):
 
 @pytest.fixture
 def people(tmp_path):
-    rng = np.random.default_rng(0)
-    for folder, count in (("bounding_box_train", IMAGES), ("query", 1), ("bounding_box_test", 1)):
-        (tmp_path / "people" / folder).mkdir(parents=True)
-        for number in range(count):
-            pixels = rng.integers(0, 256, (40, 16, 3), dtype=np.uint8)
-            name = f"{number + 1:04d}_c{1 + (folder == 'query')}s1_000001_01.jpg"
-            Image.fromarray(pixels).save(tmp_path / "people" / folder / name)
-    return tmp_path / "people"
+    return write_noise_people(tmp_path / "people", train=IMAGES)
 
 
 @pytest.fixture
@@ -355,6 +346,8 @@ def test_a_broken_image_is_named_and_what_was_written_stays(write, people, tmp_p
 
 
 def test_an_interrupt_ends_a_run_at_once_and_keeps_what_was_written(write, tmp_path):
+    released = threading.Event()
+
     """Requests that are under way are given up: an answer may be minutes away."""
 
     def late(number, body):
@@ -362,52 +355,12 @@ def test_an_interrupt_ends_a_run_at_once_and_keeps_what_was_written(write, tmp_p
             return echo(number, body)
         if number == 4:
             threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
-        stall(3)
+        released.wait(60)
         return "late"
 
-    start = time.monotonic()
     with engine(late) as server:
         with pytest.raises(KeyboardInterrupt):
             write(server.url)
-        assert time.monotonic() - start < 3
+        assert not released.is_set()  # no answer came, and the run did not wait for one
+        released.set()
     assert 3 <= len(read_records(tmp_path / "captions.jsonl", CaptionRecord)) <= 4
-
-
-@pytest.fixture
-def splits(tmp_path):
-    train = [Sample(f"{i}.jpg", i, 1, (" ".join(f"w{i + j}" for j in range(i + 1)), "w7 w8")) for i in range(4)]
-    return {"train": make_split(train, root=tmp_path, source="s")}
-
-
-def test_continuations_by_an_engine(processor, splits, tmp_path):
-    path = tmp_path / "texts.jsonl"
-    given = {"instruction": COMMON_INSTRUCTION, "model_name": "tiny", "revision": "abc", "max_new_tokens": 4}
-
-    def behave(number, body):
-        if number == 3:
-            return 400, "", {}
-        return f"</s>w5 {len(text_of(body))} <ima<image>ge>"
-
-    with engine(behave) as server:
-        there = Endpoint(server.url, MODEL, requests_at_once=1)
-        with pytest.raises(
-            UserError, match=r"refused the request for caption 0 of .*\.jpg \(s, train\): it answered 400"
-        ):
-            write_continuations(there, processor, splits, path, **given)
-        begun = len(read_records(path))
-        assert write_continuations(there, processor, splits, path, **given) == 8 - begun
-    records = read_records(path)
-    assert len(records) == 8 and len(server.requests) == 6  # five texts among eight captions, one of them twice
-    texts = {record.caption for record in records}
-    assert {text_of(body) for body in server.requests} == {f"{text}\n{COMMON_INSTRUCTION}" for text in texts}
-    for record in records:
-        assert record.continuation.split() == ["w5", str(len(f"{record.caption}\n{COMMON_INSTRUCTION}"))]
-        assert (record.ids, record.tokenizer) == (None, None)
-        processor.target_ids(record.continuation)  # no special token
-    assert records[0].provenance == {
-        **{"model": "tiny", "revision": "abc", "licence": None, "instruction": COMMON_INSTRUCTION},
-        **{"prompt": "USER: {caption}\nContinue the following text. ASSISTANT:", "max_new_tokens": 4},
-        **{"do_sample": False, "temperature": None, "seed": None},
-        **{"endpoint": "localhost", "served_model": MODEL, "remote": False},
-    }
-    assert isinstance(records[0], TextRecord)

@@ -10,9 +10,8 @@ import sys
 import time
 
 import httpx
-import numpy as np
 import pytest
-from PIL import Image
+from noise_people import write_noise_people
 from torch import nn
 from transformers import CLIPImageProcessor, LlavaProcessor
 
@@ -88,14 +87,8 @@ def url(cache, tmp_path_factory):
 
 @pytest.fixture
 def data(tmp_path):
-    rng = np.random.default_rng(0)
-    for folder, count in (("bounding_box_train", 4), ("query", 1), ("bounding_box_test", 1)):
-        (tmp_path / "people" / folder).mkdir(parents=True)
-        for number in range(count):
-            pixels = rng.integers(0, 256, (40, 16, 3), dtype=np.uint8) // (number + 1)
-            name = f"{number + 1:04d}_c{1 + (folder == 'query')}s1_000001_01.jpg"
-            Image.fromarray(pixels).save(tmp_path / "people" / folder / name)
-    return ["--dataset", "market1501", "--data_dir", str(tmp_path / "people")]
+    people = write_noise_people(tmp_path / "people", train=4, darker=True)
+    return ["--dataset", "market1501", "--data_dir", str(people)]
 
 
 def test_a_served_model_writes_what_it_writes_in_this_process(cache, url, data, tmp_path):

@@ -14,7 +14,7 @@ from transformers import TrainerControl, TrainerState
 from modeling_mllmreid.commands.train import check_output_dir
 from modeling_mllmreid.training.arguments import ReIDTrainingArguments
 from modeling_mllmreid.training.batches import TrainDataset
-from modeling_mllmreid.training.loading_processes import copy_while_computing
+from modeling_mllmreid.training.data_loading import copy_while_computing
 from modeling_mllmreid.training.progress import (
     LOG_FILE,
     TrainingProgress,

@@ -10,7 +10,7 @@ from ...gallery.gallery import Limit
 from ...gallery.results import Hit
 from ...utils.errors import UserError
 from ..service import GalleryService
-from .forms import kept, listed, shown, toggled, typed_conditions, uploaded_photos, user
+from .forms import kept, listed, photos_field, shown, toggled, typed_conditions, uploaded_photos, user
 from .pictures import MOST_SHOWN, grid, row_pictures
 
 
@@ -20,13 +20,7 @@ def gallery_tab(service: GalleryService, tab: gr.Tab) -> None:
     gr.Markdown("### Erase rows\nThose that show the person on a photo, those that meet conditions, or both.")
     with gr.Row():
         with gr.Column(min_width=260):
-            photos = gr.File(
-                label="Photos of one person",
-                file_count="multiple",
-                file_types=["image"],
-                height=150,
-                elem_id="delete-photos",
-            )
+            photos = photos_field("delete-photos")
             any_shape = gr.Checkbox(label="Photos may be wider than a person (any_shape)")
         with gr.Column(min_width=260):
             cameras = gr.Textbox(label="Cameras", placeholder="all; or 1, 3", elem_id="delete-cameras")

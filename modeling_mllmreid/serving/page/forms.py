@@ -17,6 +17,13 @@ KEPT_SECONDS = 1800
 T = TypeVar("T")
 
 
+def photos_field(elem_id: str) -> gr.File:
+    """Returns a field for photos of one person."""
+    return gr.File(
+        label="Photos of one person", file_count="multiple", file_types=["image"], height=150, elem_id=elem_id
+    )
+
+
 def uploaded_photos(files: str | Sequence[str] | None, any_shape: bool = False) -> list[Photo]:
     """Reads uploaded files.
 

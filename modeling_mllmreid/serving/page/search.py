@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from ..service import GalleryService
-from .forms import kept, listed, shown, typed_conditions, uploaded_photos, user
+from .forms import kept, listed, photos_field, shown, typed_conditions, uploaded_photos, user
 from .pictures import MOST_SHOWN, found_pictures, grid, verdict
 
 
@@ -29,13 +29,7 @@ def search_tab(service: GalleryService, tab: gr.Tab) -> None:
     """Lays out the tab."""
     with gr.Row():
         with gr.Column(scale=2, min_width=260):
-            photos = gr.File(
-                label="Photos of one person",
-                file_count="multiple",
-                file_types=["image"],
-                height=150,
-                elem_id="photos",
-            )
+            photos = photos_field("photos")
             words = gr.Textbox(label="Or words", placeholder="a woman in a red coat", elem_id="words")
             cameras = gr.Textbox(label="Cameras", placeholder="all; or 1, 3", elem_id="cameras")
             with gr.Accordion("More", open=False):

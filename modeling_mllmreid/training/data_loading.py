@@ -1,11 +1,40 @@
-"""Loading processes: they stay from epoch to epoch and change no random number, and copies do not wait."""
+"""Loading of batches: the sampler's epoch, loading processes that stay, and copies that do not wait."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from transformers import TrainerCallback
 
+from ..data.pairs import PairSampler
+from ..data.sampler import PKSampler
 from .arguments import ReIDTrainingArguments
+
+
+class SamplerEpoch(TrainerCallback):
+    """Sets the sampler's epoch, as the loader does not after a resume in the middle of an epoch.
+
+    An epoch without a step left after a resume ends without another evaluation and checkpoint.
+
+    Args:
+        sampler (`Callable`): Returns the sampler of the training; None before there is one.
+    """
+
+    def __init__(self, sampler: Callable[[], PKSampler | PairSampler | None]):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        """Sets the epoch, and draws what new loading processes would draw."""
+        draw_as_new_workers(train_dataloader)
+        if (sampler := self.sampler()) is not None:
+            sampler.set_epoch(int(state.epoch or 0))
+        self._first_step = state.global_step
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Logs, evaluates and saves nothing after an epoch without a step."""
+        if state.global_step == self._first_step:
+            control.should_log = control.should_evaluate = control.should_save = False
 
 
 def copy_while_computing(accelerator: Accelerator, args: ReIDTrainingArguments) -> bool:
