@@ -134,7 +134,7 @@ def test_the_seed_and_the_image_draw_the_prompts():
 SHARE = """
 from modeling_mllmreid.commands import caption
 from modeling_mllmreid.utils.processes import this_process
-from modeling_mllmreid.text import STANDARD_POOL, captioning
+from modeling_mllmreid.text import captioning
 
 real, wrote = captioning.describe_images, []
 captioning.describe_images = lambda mllm, processor, images, *rest: wrote.extend(images) or real(
