@@ -28,7 +28,7 @@ from ..gallery.report import (
     print_erased,
     print_found,
 )
-from ..gallery.results import Found
+from ..gallery.results import Found, counted
 from ..gallery.unknown_people import duplicates, gallery_groups, largest_groups, read_groups, write_groups
 from ..options.arguments import MethodArguments, OnnxArguments
 from ..options.gallery_arguments import (
@@ -86,10 +86,11 @@ def add(argv: list[str]) -> None:
     gallery = Gallery(place.gallery, encoder, options)
     new = gallery.add(images, crops)
     there = len(images) - new
-    lines = [f"{new:,} images added, {there:,} were there: {len(gallery.rows()):,} rows in {printable(place.gallery)}"]
+    total = counted(len(gallery.rows()), "row")
+    lines = [f"{counted(new, 'image')} added, {there:,} already there: {total} in {printable(place.gallery)}"]
     if left_out:
         names = ", ".join(map(printable, list(left_out)[:SHOWN]))
-        lines.append(f"left out: {len(left_out):,} files that cannot be used: {names}")
+        lines.append(f"left out: {counted(len(left_out), 'file')} that cannot be used: {names}")
     on_main(print, *lines, sep="\n")
 
 
@@ -140,7 +141,7 @@ def delete(argv: list[str]) -> None:
         photo = args.query[0] if args.query else None
         draw_found(args.output, gallery, Found(hits, None, len(hits)), photo, str(where))
     if not args.confirm:
-        print(f"nothing is erased: these {len(hits):,} rows are, if the command is repeated with --confirm true")
+        print(f"nothing is erased: to erase {counted(len(hits), 'row')}, repeat the command with --confirm true")
         return
     _audit(place).check()
     erased = gallery.delete(where, files=args.files)
@@ -184,7 +185,7 @@ def export(argv: list[str]) -> None:
     """Write rows to a CSV, JSON or Parquet file."""
     place, args, where_args = parse((PlaceArguments, ExportArguments, WhereArguments), argv, "gallery export")
     count = export_rows(_open(place), args.output, _where(where_args))
-    print(f"{count:,} rows: {printable(args.output)}")
+    print(f"{counted(count, 'row')}: {printable(args.output)}")
 
 
 def groups(argv: list[str]) -> None:
@@ -202,7 +203,8 @@ def groups(argv: list[str]) -> None:
         write_groups(args.output, rows, found)
     largest = largest_groups(rows, found)
     alone = len(rows) - sum(map(len, largest.values()))
-    print(f"{len(rows):,} rows: {len(largest):,} groups of two or more, {alone:,} rows alone")
+    several = counted(len(largest), "group")
+    print(f"{counted(len(rows), 'row')}: {several} of two or more, {counted(alone, 'row')} alone")
     for group, ids in list(largest.items())[:SHOWN]:
         print(group_line(rows.part(rows.places(ids)), group))
     for merge in found.merges[:SHOWN]:
@@ -255,7 +257,7 @@ def index(argv: list[str]) -> None:
     """Build an index for galleries that do not fit into memory, and print what it finds."""
     place, args = parse((PlaceArguments, IndexArguments), argv, "gallery index")
     built = build_index(_open(place), recall=args.recall, k=args.top_k)
-    print(f"{built.rows:,} rows in {built.partitions:,} parts; a search reads the nearest {built.probes:,}")
+    print(f"{built.rows:,} rows in {counted(built.partitions, 'part')}; a search reads the nearest {built.probes:,}")
     print(f"recall of the nearest {built.k}: {built.recall:.3f} of those of the exact search (sampled rows as queries)")
 
 
@@ -267,7 +269,7 @@ def reembed_all(argv: list[str]) -> None:
         raise UserError("gallery reembed: model is not given: add --model")
     gallery = _open(place)
     new = reembed(gallery, ModelEncoder(model, method.given(), onnx, model.flip_test))
-    print(f"{len(new.rows()):,} rows have features of {printable(new.metadata.model)} now")
+    print(f"{counted(len(new.rows()), 'row')} with features of {printable(new.metadata.model)} now")
 
 
 COMMANDS = {

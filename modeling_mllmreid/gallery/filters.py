@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from ..utils.errors import UserError
-from .rows import DESCRIPTIONS, INT64, Rows, as_datetime64, parse_time, utc_now
+from .rows import DESCRIPTIONS, INT64, Rows, as_datetime64, is_utf8, parse_time, utc_now
 
 NUMBERS, TIMES = ("camera_id", "track_id"), ("time", "expires")
 
@@ -53,8 +53,7 @@ class Where:
                 raise UserError(f"where {condition!r}: is no condition: write COLUMN=VALUE")
             if column not in DESCRIPTIONS:
                 raise UserError(f"where {condition!r}: no such column: the columns are {', '.join(DESCRIPTIONS)}")
-            # The command line has such characters for bytes that are no UTF-8.
-            if any("\ud800" <= character <= "\udfff" for character in value):
+            if not is_utf8(value):
                 raise UserError(f"where {condition[:60]!r}: is no UTF-8 text: correct it")
             self._equal.setdefault(column, []).append(value)
         for column, values in self._equal.items():

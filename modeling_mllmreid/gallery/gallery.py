@@ -20,7 +20,7 @@ from .filters import Where, live
 from .indexing import shortlist
 from .model import FORMAT, METADATA, GalleryEncoder, GalleryModel, check_same, check_unchanged, read_metadata
 from .results import Erased, Found, Hit, hit_of, summary
-from .rows import DIGEST, CropInfo, Rows, row_schema
+from .rows import DIGEST, CropInfo, Rows, is_utf8, row_schema
 from .store import Store
 
 EVERYTHING = Where()
@@ -321,6 +321,8 @@ class Gallery:
                 raise NotFound(f"id {id}: is not in the gallery")
             return np.array(stored["feature"][0].as_py(), np.float32)
         if words is not None:
+            if not is_utf8(words):
+                raise UserError(f"words {words[:60]!r}: are no UTF-8 text: correct them")
             text: np.ndarray = self.encoder.encode_text([words])[0]
             return text
         if isinstance(query, np.ndarray):

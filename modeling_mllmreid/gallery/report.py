@@ -14,7 +14,7 @@ from .decisions import Decision
 from .gallery import Gallery
 from .groups import SuggestedMerge
 from .pictures import openers
-from .results import Erased, Found, Hit
+from .results import Erased, Found, Hit, counted
 from .rows import Rows
 
 SHOWN = 20
@@ -39,7 +39,7 @@ def group_line(members: Rows, group: int) -> str:
     span = f", {times.min()}Z to {times.max()}Z" if len(times) else ""
     names = sorted({name for name in members.columns["person"] if name})
     person = f", person {', '.join(names)}" if names else ""
-    return f"group {group}: {len(members)} crops, cameras {cameras}{span}{person}"
+    return f"group {group}: {counted(len(members), 'crop')}, cameras {cameras}{span}{person}"
 
 
 def merge_line(merge: SuggestedMerge) -> str:
@@ -51,7 +51,9 @@ def decision_line(made: Decision) -> str:
     """Returns a decision as a line."""
     verb = {"confirm": "one person", "rename": "renamed", "split": "another person"}[made.action]
     time = made.time.isoformat(timespec="seconds")
-    return f"{made.id}  {time}  {printable(made.who)}  {len(made.ids):,} rows, {verb}: {printable(made.person)}"
+    return (
+        f"{made.id}  {time}  {printable(made.who)}  {counted(len(made.ids), 'row')}, {verb}: {printable(made.person)}"
+    )
 
 
 def print_found(found: Found) -> None:
@@ -59,7 +61,7 @@ def print_found(found: Found) -> None:
     digits = decimals([hit.distance for hit in found.hits])
     for place, hit in enumerate(found.hits, start=1):
         print(hit_line(hit, place, digits))
-    print(f"searched {found.searched:,} rows")
+    print(f"searched {counted(found.searched, 'row')}")
     if not found.searched:
         print("no other row is there, or none meets the conditions; a row without a time meets none on time")
     elif found.nobody:
@@ -69,8 +71,8 @@ def print_found(found: Found) -> None:
 def print_erased(erased: Erased) -> None:
     """Prints what was erased, and what is left of it."""
     traces = erased.traces
-    files = f", {len(erased.files):,} image files deleted" if erased.files else ""
-    print(f"{erased.rows:,} rows erased{files}")
+    files = f", {counted(len(erased.files), 'image file')} deleted" if erased.files else ""
+    print(f"{counted(erased.rows, 'row')} erased{files}")
     print(
         f"traces: {traces.count} (searched {traces.searched_bytes / 2**20:,.1f} MiB of files for {traces.patterns:,} "
         "byte strings: features, ids, names, pictures and decisions)"
@@ -94,7 +96,7 @@ def draw_found(path: str, gallery: Gallery, found: Found, photo: str | None, tex
         gallery_camera_ids=[hit.crop.camera_id for hit in shown] if photo is None else None,
         query_titles=[os.path.basename(photo) if photo else text],
         gallery_titles=titles,
-        title=f"Nearest of {found.searched:,} rows",
+        title=f"Nearest of {counted(found.searched, 'row')}",
         columns=len(shown),
         threshold=found.threshold,
     )

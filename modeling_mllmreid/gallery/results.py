@@ -65,6 +65,11 @@ class Erased:
     traces: Traces
 
 
+def counted(count: int, noun: str) -> str:
+    """Returns a number of things as text, such as "1 row" or "2,000 rows"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def hit_of(rows: Rows, place: int, distance: float, threshold: float | None) -> Hit:
     """Returns a row as a hit."""
     values = {name: column[place] for name, column in rows.columns.items()}

@@ -36,6 +36,11 @@ CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-
 LONGEST_TEXT = 1000
 
 
+def is_utf8(text: str) -> bool:
+    """Returns whether a text can be UTF-8. The command line has other characters for bytes that are not."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def row_schema(width: int, metadata: Mapping[str, str]) -> pa.Schema:
     """Returns the columns of a gallery with features of `width` numbers."""
     columns = {"id": pa.string(), "feature": pa.list_(pa.float32(), width)}

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 
 from ..gallery.filters import Where
+from ..gallery.gallery import Limit
 from ..gallery.results import Hit
 from ..gallery.rows import DIGEST
 from ..utils.errors import NotFound, TooLarge, Unavailable, UserError
@@ -162,6 +163,22 @@ def build_app(service: GalleryService) -> FastAPI:
     @app.get("/api/rows/{id}/picture")
     def picture(id: str) -> Response:
         return _picture(service.row_picture(_id(id)), "JPEG")
+
+    @app.post("/api/person")
+    def person(
+        request: Request,
+        photos: Annotated[list[UploadFile], File()],
+        cameras: Annotated[list[int], Form()] = [],  # noqa: B006
+        since: Annotated[str | None, Form()] = None,
+        until: Annotated[str | None, Form()] = None,
+        where: Annotated[list[str], Form()] = [],  # noqa: B006
+        threshold: Annotated[float | None, Form(ge=0, le=2)] = None,
+        any_shape: Annotated[bool, Form()] = False,
+    ) -> dict[str, Any]:
+        limit: Limit = "model" if threshold is None else threshold
+        conditions, sent = Where(cameras, since, until, where), _photos(photos, any_shape)
+        hits = service.find_person(sent, where=conditions, threshold=limit, who=_user(request))
+        return {"rows": [hit_json(hit) for hit in hits]}
 
     @app.post("/api/delete")
     def delete(request: Request, asked: Deletion) -> dict[str, Any]:

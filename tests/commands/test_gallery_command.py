@@ -70,7 +70,7 @@ def test_add_search_delete_expire(place, capsys):
     query = str(next((place.parent / "world/query").glob("0001_*.jpg")))
     assert len(images) == 12
     lines = run(capsys, "add", "--images", "CROPS")
-    assert lines == ["0 images added, 12 were there: 12 rows in runs/gallery"]
+    assert lines == ["0 images added, 12 already there: 12 rows in runs/gallery"]
     lines = run(capsys, "search", "--query", query, "--top_k", "3", "--output", "sheet.png")
     assert "person Ida" in lines[0] and lines[0].startswith("   1  0.") and "searched 12 rows" in lines
     assert Image.open("sheet.png").width > 300
@@ -79,9 +79,9 @@ def test_add_search_delete_expire(place, capsys):
     lines = run(capsys, "search", "--query", query, "--where", "person=", "--threshold", "0.001")
     assert lines[-1] == "nobody: no image is within the threshold 0.0010"
     lines = run(capsys, "delete", "--query", query, "--threshold", "0.001")
-    assert lines == ["nothing is erased: these 0 rows are, if the command is repeated with --confirm true"]
+    assert lines == ["nothing is erased: to erase 0 rows, repeat the command with --confirm true"]
     lines = run(capsys, "delete", "--where", "person=Ida")
-    assert lines[-1] == "nothing is erased: these 3 rows are, if the command is repeated with --confirm true"
+    assert lines[-1] == "nothing is erased: to erase 3 rows, repeat the command with --confirm true"
     lines = run(capsys, "delete", "--where", "person=Ida", "--confirm", "true")
     assert lines[-2] == "3 rows erased" and lines[-1].startswith("traces: 0 (searched 0.0 MiB of files for 9 byte")
     assert not any("Ida" in line for line in run(capsys, "search", "--query", query, "--top_k", "20"))
@@ -164,7 +164,7 @@ def test_decisions(place, capsys):
     assert any(line.endswith("person Eva") for line in run(capsys, "groups"))
     one = sorted(both)[0]
     lines = run(capsys, "split", "--where", f"id={one}", "--person", "Bo")
-    assert "1 rows, another person: Bo" in lines[0]
+    assert "1 row, another person: Bo" in lines[0]
     after = groups_of(capsys, "split.csv").values()
     assert {one} in after and both - {one} in after
     assert "renamed: Zoe" in run(capsys, "rename", "--person", "Bo", "--new", "Zoe")[0]

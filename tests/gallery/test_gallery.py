@@ -88,6 +88,8 @@ def test_several_photos_and_a_row_as_query(gallery, crops):
         gallery.search(id="abc")
     with pytest.raises(UserError, match="cannot embed words"):
         gallery.search(words="a man in a red coat")
+    with pytest.raises(UserError, match=r"words 'rot\\udcfcck': are no UTF-8 text: correct them"):
+        gallery.search(words="rot\udcfcck")
 
 
 def test_re_ranking_orders_the_nearest_rows(gallery, crops):

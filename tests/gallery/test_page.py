@@ -13,9 +13,10 @@ from modeling_mllmreid.gallery.filters import Where
 from modeling_mllmreid.gallery.gallery import Gallery
 from modeling_mllmreid.gallery.person import rows_of_person
 from modeling_mllmreid.gallery.report import decision_line, merge_line
+from modeling_mllmreid.gallery.results import counted
 from modeling_mllmreid.gallery.rows import CropInfo
 from modeling_mllmreid.gallery.unknown_people import gallery_groups, largest_groups
-from modeling_mllmreid.serving.page.forms import listed, uploaded_photos
+from modeling_mllmreid.serving.page.forms import listed, typed_conditions, uploaded_photos
 from modeling_mllmreid.synthetic.worlds import World
 from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.utils.errors import UserError
@@ -192,7 +193,8 @@ def test_groups_are_confirmed_renamed_split_and_joined(page, gallery):
     number, ids = next(iter(largest.items()))
     page.tab("People")
     assert page.answer("confirm", "groups", "chosen").startswith("one person: no group is chosen: group the crops")
-    text = f"24 rows, {len(largest)} groups of two or more, {len(found.merges)} suggested merges"
+    merges = counted(len(found.merges), "suggested merge")
+    text = f"24 rows, {len(largest)} groups of two or more, {merges}"
     assert page.answer("group", "groups", "rows") == text and len(found.merges)
     page.captions("crops", len(ids))
     assert page.field("choice").input_value() == f"group {number}: {len(ids)} crops"
@@ -209,7 +211,7 @@ def test_groups_are_confirmed_renamed_split_and_joined(page, gallery):
         page.page.locator("#crops .thumbnail-lg").nth(place).click()
     page.wait("document.querySelector('#crops').innerText.split('chosen').length === 3")
     page.click("crops", 0, "Ida")
-    page.answer("split", "groups", "1 rows, another person: Bo")
+    page.answer("split", "groups", "1 row, another person: Bo")
     assert decisions(gallery)[1].ids == [sorted(ids)[1]]
     page.page.locator("#crops .caption-label", has_text="Bo").wait_for()
     assert page.answer("confirm", "groups", "confirm:").startswith("confirm: the rows have the names 'Bo', 'Ida'")
@@ -261,7 +263,7 @@ def test_rows_that_meet_conditions_are_erased(page, gallery):
     page.fill(delete_cameras="2")
     page.answer("preview", "erased", "8 rows: click those to keep")
     page.captions("rows", 8)
-    page.page.wait_for_selector("text=Erase these 8 rows for good")
+    page.page.wait_for_selector("text=Erase 8 rows for good")
     # Other conditions: what was shown can no longer be erased.
     page.field("delete-conditions").press_sequentially("person")
     page.page.wait_for_selector("#erase[disabled]")
@@ -271,7 +273,7 @@ def test_rows_that_meet_conditions_are_erased(page, gallery):
     assert page.answer("preview", "erased", "far").startswith("threshold 'far': is no cosine distance")
     page.fill(largest="")
     page.answer("preview", "erased", "8 rows")
-    page.page.wait_for_selector("text=Erase these 8 rows for good")
+    page.page.wait_for_selector("text=Erase 8 rows for good")
     page.answer("erase", "erased", "8 rows erased, traces: 0")
     page.wait("document.querySelector('#counts textarea').value.startsWith('16 rows')")
     assert not gallery.find(Where(cameras=[2])) and page.page.locator("#erase[disabled]").count()
@@ -289,8 +291,9 @@ def test_a_person_found_by_a_photo_is_erased(page, world, gallery, queries):
     page.click("rows", 1, "kept")
     page.click("rows", 0, "kept")
     page.click("rows", 0, f"{distances[0]:.4f}")
-    page.page.wait_for_selector(f"text=Erase these {len(shown) - 1} rows for good")
-    page.answer("erase", "erased", f"{len(shown) - 1} rows erased, traces: 0")
+    erased = counted(len(shown) - 1, "row")
+    page.page.wait_for_selector(f"text=Erase {erased} for good")
+    page.answer("erase", "erased", f"{erased} erased, traces: 0")
     assert set(shown) & set(gallery.rows().ids) == {shown[1]}
     line = list(Audit(world[0] / "gallery.audit").lines())[-1]
     digest = query_digest([queries[0].read_bytes()])
@@ -308,6 +311,22 @@ def test_what_the_server_has_forgotten_is_asked_for_again(tmp_path):
         uploaded_photos([str(tmp_path / "a.jpg")])
     with pytest.raises(UserError, match="^this list is kept for half an hour and is gone: show it again$"):
         listed([], 0)
+
+
+@pytest.mark.parametrize(
+    ("typed", "conditions"),
+    [
+        ("source=hall, person=Ida", ["source=hall", "person=Ida"]),
+        ("person=Ida,person=Bo", ["person=Ida", "person=Bo"]),
+        ("person=Doe, Jane", ["person=Doe, Jane"]),
+        (" source=a, b ,, person=Doe, Jane, ", ["source=a, b", "person=Doe, Jane"]),
+        ("person=", ["person="]),
+        ("", []),
+        (None, []),
+    ],
+)
+def test_conditions_are_separated_by_commas_which_values_may_hold(typed, conditions):
+    assert typed_conditions(None, conditions=typed).equal == conditions
 
 
 def test_everything_fits_a_narrow_screen(page, queries):

@@ -177,6 +177,19 @@ def test_rows_are_erased_after_a_look(client, gallery):
     assert client.get(f"/api/rows/{ids['ids'][0]}/picture").status_code == 404
 
 
+def test_the_rows_of_a_person_on_a_photo(client, gallery, images):
+    asked = lambda **form: client.post("/api/person", files=upload(images[3]), data=form)  # noqa: E731
+    nearest, *_ = client.post("/api/search", files=upload(images[3])).json()["hits"]
+    assert [row["id"] for row in asked(threshold=2.0).json()["rows"]][0] == nearest["id"]
+    assert len(asked(threshold=2.0).json()["rows"]) == 12
+    assert {row["camera_id"] for row in asked(threshold=2.0, cameras=1).json()["rows"]} == {1}
+    rows = asked(threshold=1e-5).json()["rows"]
+    assert [row["distance"] < 1e-5 for row in rows] == [True]
+    assert client.post("/api/delete", json={"ids": [row["id"] for row in rows], "confirm": True}).json()["erased"] == 1
+    assert gallery.info()["rows"] == 11
+    assert client.post("/api/person", data={"threshold": 1}).status_code == 422
+
+
 def test_decisions(client, gallery):
     ids = [hit.id for hit in gallery.find(Where(cameras=[0]))]
     made = client.post("/api/decisions", json={"action": "confirm", "ids": ids, "person": "Eva"}).json()

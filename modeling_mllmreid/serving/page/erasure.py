@@ -7,7 +7,7 @@ import gradio as gr
 
 from ...gallery.audit import query_digest
 from ...gallery.gallery import Limit
-from ...gallery.results import Hit
+from ...gallery.results import Hit, counted
 from ...utils.errors import UserError
 from ..service import GalleryService
 from .forms import kept, listed, photos_field, shown, toggled, typed_conditions, uploaded_photos, user
@@ -44,7 +44,7 @@ def gallery_tab(service: GalleryService, tab: gr.Tab) -> None:
         found = (
             service.find_person(sent, where=where, threshold=limit, who=user(request)) if sent else service.find(where)
         )
-        text = f"{len(found):,} rows" + (": click those to keep, and erase the others" if found else "")
+        text = counted(len(found), "row") + (": click those to keep, and erase the others" if found else "")
         if len(found) > MOST_SHOWN:
             text = f"{len(found):,} rows, the first {MOST_SHOWN} are shown"
         if sent and len(found) > MOST_SHOWN:
@@ -64,7 +64,7 @@ def gallery_tab(service: GalleryService, tab: gr.Tab) -> None:
         gone = set(ids) - set(spared)
         listed(sorted(gone), 0)
         erased = service.delete(sorted(gone), query=query, who=user(request))
-        return f"{erased.rows:,} rows erased, traces: {erased.traces.count}", [], _eraser(0), [], [], [], None
+        return f"{counted(erased.rows, 'row')} erased, traces: {erased.traces.count}", [], _eraser(0), [], [], [], None
 
     def disarm() -> Any:
         """Only what is shown can be erased: nothing after a change of the form, or a mistake in it."""
@@ -85,7 +85,7 @@ def gallery_tab(service: GalleryService, tab: gr.Tab) -> None:
 
 def _eraser(count: int) -> gr.Button:
     """Returns the button that erases; it cannot be clicked if there is nothing to erase."""
-    rows = f"these {count:,} rows" if count else "these rows"
+    rows = counted(count, "row") if count else "these rows"
     return gr.Button(f"Erase {rows} for good", variant="stop", interactive=count > 0, elem_id="erase")
 
 
@@ -108,6 +108,6 @@ def _counts(service: GalleryService) -> str:
     cameras = ", ".join(f"{camera}: {rows:,}" for camera, rows in info["cameras"].items())
     times = f"{info['first'] or 'unknown'} to {info['last'] or 'unknown'}"
     return (
-        f"{info['rows']:,} rows ({info['expired']:,} expired), {info['persons']:,} named persons\n"
+        f"{counted(info['rows'], 'row')} ({info['expired']:,} expired), {counted(info['persons'], 'named person')}\n"
         f"rows of each camera: {cameras or 'none'}\ntimes: {times}\nmodel: {info['model']['model']}"
     )

@@ -1,6 +1,7 @@
 """What the forms of the page share: uploads as photos, texts as conditions, what was clicked, refusals, the user."""
 
 import html
+import re
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -14,6 +15,8 @@ from ..service import PHOTO_BYTES, Photo
 
 # How long the server keeps uploads, and what was found with them.
 KEPT_SECONDS = 1800
+# A comma that ends a condition: another column follows.
+NEXT_CONDITION = re.compile(r",(?=[\s,]*\w+=)")
 T = TypeVar("T")
 
 
@@ -56,7 +59,7 @@ def typed_conditions(
         cameras (`str`, *optional*): Numbers, with commas or spaces between them.
         since (`str`, *optional*): A time with its zone.
         until (`str`, *optional*): A time with its zone.
-        conditions (`str`, *optional*): `column=value`, with commas between them.
+        conditions (`str`, *optional*): `column=value`, with commas between them. A value may hold commas, too.
 
     Returns:
         [`Where`]
@@ -69,7 +72,7 @@ def typed_conditions(
         numbers = [int(part) for part in cameras.replace(",", " ").split()]
     except ValueError:
         raise UserError(f"cameras {cameras[:40]!r}: give numbers, such as 1, 3") from None
-    parts = [part.strip() for part in conditions.split(",") if part.strip()]
+    parts = [part.strip() for part in NEXT_CONDITION.split(conditions.strip(" ,")) if part.strip()]
     return Where(numbers, since.strip() or None, until.strip() or None, parts)
 
 

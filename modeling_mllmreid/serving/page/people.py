@@ -10,7 +10,7 @@ import numpy as np
 from ...gallery.decisions import Decision
 from ...gallery.filters import Where
 from ...gallery.report import decision_line, merge_line
-from ...gallery.results import Hit
+from ...gallery.results import Hit, counted
 from ...gallery.unknown_people import largest_groups
 from ...utils.errors import UserError
 from ..service import GalleryService
@@ -66,7 +66,8 @@ def people_tab(service: GalleryService, tab: gr.Tab) -> None:
         for place, merge in enumerate(found.merges[:SHOWN_MERGES], start=1):
             both = [rows.ids[np.flatnonzero(found.labels == label)].tolist() for label in (merge.first, merge.second)]
             pairs.append((f"{place}. {merge_line(merge)}", *both))
-        text = f"{len(rows):,} rows, {len(largest):,} groups of two or more, {len(found.merges):,} suggested merges"
+        several, merges = counted(len(largest), "group"), counted(len(found.merges), "suggested merge")
+        text = f"{counted(len(rows), 'row')}, {several} of two or more, {merges}"
         return text, done + 1, dict(islice(largest.items(), SHOWN_GROUPS)), pairs
 
     @shown(answer)

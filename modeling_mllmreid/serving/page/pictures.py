@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageDraw
 
-from ...gallery.results import Found, Hit
+from ...gallery.results import Found, Hit, counted
 from ...retrieval.sheet import decimals
 from ..service import GalleryService
 
@@ -85,13 +85,13 @@ def verdict(found: Found) -> str:
     """Returns the result of a search in one line."""
     if not found.searched:
         return "No row meets the conditions."
-    within = sum(not hit.beyond for hit in found.hits)
+    rows, within = counted(found.searched, "row"), sum(not hit.beyond for hit in found.hits)
     if found.threshold is None:
-        return f"{len(found.hits)} nearest of {found.searched:,} rows; the model has no threshold."
+        return f"{len(found.hits)} nearest of {rows}; the model has no threshold."
     value = f"{found.threshold:.{decimals([found.threshold])}f}"
     if found.nobody:
-        return f"Nobody: no image of {found.searched:,} rows is within the threshold {value}. The grey ones are others."
-    return f"Within the threshold {value}: {within} of the {len(found.hits)} nearest of {found.searched:,} rows."
+        return f"Nobody: no image of {rows} is within the threshold {value}. The grey ones are others."
+    return f"Within the threshold {value}: {within} of the {len(found.hits)} nearest of {rows}."
 
 
 def _pictures(service: GalleryService, hits: Sequence[Hit]) -> list[Image.Image]:
