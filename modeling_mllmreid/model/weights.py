@@ -25,8 +25,10 @@ CONFIG, FULL_WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safeten
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # Arguments of `from_pretrained` that locate files, on the Hub or in a folder.
 HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-# Sides of matrices in the modules of a multimodal LLM, as fields of their configurations.
+# Sides of matrices in the modules of a multimodal LLM, as fields of their configurations. Heads divide such a side.
 MATRICES = (
+    ("num_attention_heads",),
+    ("num_key_value_heads",),
     ("hidden_size", "hidden_size"),
     ("hidden_size", "intermediate_size"),
     ("hidden_size", "num_attention_heads", "head_dim"),

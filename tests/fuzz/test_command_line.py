@@ -13,6 +13,7 @@ from hostile import byte_changes, changed_bytes, json_values, texts
 from hypothesis import strategies as st
 
 from modeling_mllmreid.options import parser
+from modeling_mllmreid.options.overrides import OVERRIDES
 from modeling_mllmreid.utils.errors import UserError
 from modeling_mllmreid.utils.ranges import Range
 
@@ -216,6 +217,9 @@ def same_meaning(value: tuple[str, str, str], root: Path) -> None:
     """A text in quotes means in YAML what it means behind `--field=`."""
     command, name, text = value
     more = required(command, {name})
+    if name in OVERRIDES:
+        # A flag without effect is refused, and a line of a recipe is not: flags change what recipes set.
+        more += [f"--{OVERRIDES[name].name}={OVERRIDES[name].remedy}"]
     (root / "config.yaml").write_text(f"{name}: {json.dumps(text)}\n")
     outcomes = []
     for argv in ([str(root / "config.yaml"), *more], [f"--{name}={text}", *more]):

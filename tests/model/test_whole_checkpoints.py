@@ -286,6 +286,15 @@ def test_a_configuration_of_more_than_the_weights_takes_no_memory(save, form):
                 load(folder)
 
 
+def test_a_number_of_heads_that_no_model_has(save):
+    folder = save("full")
+    config = json.loads((folder / "config.json").read_text())
+    config["mllm_config"]["vision_config"]["num_attention_heads"] = -1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="describes a model without weights .num_attention_heads -1"):
+        MllmReIDModel.from_pretrained(folder)
+
+
 def test_more_identities_than_the_weights_have_are_refused(save):
     folder = save("full")
     rewrite_json(folder / "config.json", num_identities=10**10)

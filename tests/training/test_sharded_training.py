@@ -19,6 +19,7 @@ from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel
 from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
 from modeling_mllmreid.synthetic.people.captions import sample_descriptions
+from modeling_mllmreid.training import arguments
 from modeling_mllmreid.training.adapters import AdapterArguments, prepare_training
 from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
 from modeling_mllmreid.training.run import train_reid
@@ -125,7 +126,8 @@ def one_of_two(rank: int, engine: str, people: str, output: str, port: int) -> N
 def pretend_accelerator(engine: str, output: str) -> None:
     """Makes Accelerate run two gloo processes as `accelerate launch` does on GPUs with our configuration."""
     PartialState._prepare_backend = lambda *args: ("gloo", DistributedType.MULTI_GPU)
-    transformers.training_args.is_torch_bf16_gpu_available = lambda: True
+    for module in (transformers.training_args, arguments):
+        module.is_torch_bf16_gpu_available = lambda: True
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     if engine == "fsdp2":
         config = yaml.safe_load((CONFIGS / "accelerate/one_node_fsdp2.yaml").read_text())["fsdp_config"]
@@ -157,9 +159,9 @@ def runs(request, people, tmp_path_factory):
     os.environ["DS_ACCELERATOR"] = "cpu"
     try:
         one = {form: train(str(people), root / "one" / form, form=form, identities_per_batch=8) for form in FORMS}
-        arguments = (request.param, str(people), str(root / "two"), 29500 + os.getpid() % 1000)
+        of_each = (request.param, str(people), str(root / "two"), 29500 + os.getpid() % 1000)
         (root / "two").mkdir()
-        mp.spawn(one_of_two, arguments, nprocs=2)
+        mp.spawn(one_of_two, of_each, nprocs=2)
     finally:
         del os.environ["DS_ACCELERATOR"]
     engines = {"fsdp2": ("FSDP", "FSDP"), "zero2": ("DEEPSPEED", "ZeRO-2"), "zero3": ("DEEPSPEED", "ZeRO-3")}
