@@ -145,6 +145,20 @@ class Backbone:
         """
         return {"attention_mask": attention_mask}
 
+    def positions_after(self, grid: tuple[int, int], start: int, length: int) -> Tensor:
+        """Returns the positions of a text after an image, (..., length), with further axes as `language_inputs` has.
+
+        Args:
+            grid (`tuple[int, int]`):
+                Rows and columns of the image tokens.
+            start (`int`):
+                Position of the first image token.
+            length (`int`):
+                Number of tokens of the text.
+        """
+        end = start + grid[0] * grid[1] + self.extra_image_tokens
+        return torch.arange(end, end + length)
+
     def hidden_state(self, states: tuple[Tensor, ...], layer: int, image: Image, start: int) -> Tensor:
         """Returns the hidden state (B, T, D) after `layer` layers, out of those that the language model reports."""
         return states[layer]

@@ -72,6 +72,11 @@ class QwenVLBackbone(Backbone):
             }
         return inputs
 
+    def positions_after(self, grid: tuple[int, int], start: int, length: int) -> Tensor:
+        """Returns the positions (3, length): the text continues from the longer side of the image."""
+        first = start + max(grid)
+        return torch.arange(first, first + length).expand(3, -1)
+
     def hidden_state(self, states: tuple[Tensor, ...], layer: int, image: Image, start: int) -> Tensor:
         """As in other families, with the features that the language model adds after this layer."""
         features = dict(enumerate(image.deepstack, start=1)).get(layer)

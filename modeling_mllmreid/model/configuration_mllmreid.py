@@ -65,6 +65,12 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
             Weight of KL(text branch || image branch) at target positions; the text branch gets no gradient.
         reid_text (`bool`, *optional*, defaults to `False`):
             Whether the ReID losses act on captions too, for text-to-image search.
+        pair_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the loss of pairs, which teaches the LLM to answer whether two crops show one person.
+        pair_question_ids (`list[int]`, *optional*):
+            Token ids of the question, after the image tokens of both crops.
+        pair_answer_ids (`list[int]`, *optional*):
+            Token ids of yes and of no.
         num_identities (`int`, *optional*, defaults to 0):
             Number of identities of the ID classifiers; 0 means no classifier, as in published exports.
         identities_digest (`str`, *optional*):
@@ -128,6 +134,9 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
     vision_layer: int | None = None
     distillation_weight: float = 0.0
     reid_text: bool = False
+    pair_weight: float = 0.0
+    pair_question_ids: list[int] | None = None
+    pair_answer_ids: list[int] | None = None
     num_identities: int = 0
     identities_digest: str | None = None
     trained_on: list[str] | None = None
@@ -151,7 +160,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         super().__post_init__(**without_known_entry(kwargs))
         check_types(self)
         check_range(self, 0, 1, "loss_lambda", "label_smoothing")
-        weights = ("id_weight", "triplet_weight", "distillation_weight", "triplet_margin")
+        weights = ("id_weight", "triplet_weight", "distillation_weight", "triplet_margin", "pair_weight")
         check_range(self, 0, math.inf, *weights, "num_identities")
         if self.reid_text and "llm" not in self.reid_heads:
             raise ValueError("reid_text acts on the LLM's feature; set reid_on to 'llm' or 'both'")
@@ -161,9 +170,14 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         if self.vision_layer is not None:
             check_layer("vision_layer", self.vision_layer, self.backbone_description.tower.depth)
         vocabulary = self.get_text_config().vocab_size
-        wrong = [number for number in self.image_prefix_ids or () if not 0 <= number < vocabulary]
-        if wrong:
-            raise ValueError(f"image_prefix_ids holds {wrong[0]}; give ids from 0 to {vocabulary - 1}")
+        for field in ("image_prefix_ids", "pair_question_ids", "pair_answer_ids"):
+            wrong = [number for number in getattr(self, field) or () if not 0 <= number < vocabulary]
+            if wrong:
+                raise ValueError(f"{field} holds {wrong[0]}; give ids from 0 to {vocabulary - 1}")
+        if self.pair_answer_ids is not None and len(set(self.pair_answer_ids)) != 2:
+            raise ValueError(f"pair_answer_ids is {self.pair_answer_ids}; give the ids of yes and of no")
+        if self.pair_question_ids == []:
+            raise ValueError("pair_question_ids is []; give the ids of a question")
         self._check_names()
 
     def _check_names(self) -> None:
@@ -230,6 +244,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         from .losses import id_loss  # noqa: F401
         from .mllm_forward import MllmForward  # noqa: F401
         from .modeling_mllmreid import LabelLoss  # noqa: F401
+        from .pairs import Reading  # noqa: F401
         from .processing_mllmreid import MllmReIDProcessor  # noqa: F401
         from .prompts import Prompt  # noqa: F401
         from .reid_osnet import ReIDOSNetConfig  # noqa: F401

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,10 @@ class MllmReIDOutput(ModelOutput):
             By ReID head, logits of shape (N, C) for the images of all processes, then for their captions.
         reid_loss (`torch.Tensor`, *optional*):
             Scalar, the mean of the heads' weighted ID and triplet losses.
+        pair_loss (`torch.Tensor`, *optional*):
+            Scalar, the loss of pairs. Present with person ids and `pair_weight`.
+        reading (`Reading`, *optional*):
+            The crops' readings for pairs. Present with `return_reading`.
         loss_parts (`dict[str, torch.Tensor]`, *optional*):
             Detached scalars by name, for the log.
         language_loss_sums (`dict[str, torch.Tensor]`, *optional*):
@@ -66,6 +71,8 @@ class MllmReIDOutput(ModelOutput):
     captioned: Tensor | None = None
     id_logits: dict[str, Tensor] | None = None
     reid_loss: Tensor | None = None
+    pair_loss: Tensor | None = None
+    reading: Any = None
     loss_parts: dict[str, Tensor] | None = None
     language_loss_sums: dict[str, Tensor] | None = None
     label_counts: dict[str, int] | None = None

@@ -6,11 +6,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from .backbone import Backbone, Image
 from .crops import checked_pixels
 from .heads import mean_pool
-from .tensors import on_device_of
+from .pairs import Reading, pair_cache, recorded, recorder
+from .tensors import at_least_float32, in_format_of, on_device_of
 from .towers import TowerOutput
 
 # From this number of texts on, the shorter half runs without the longer half's padding; each half keeps a device busy.
@@ -121,7 +123,13 @@ class MllmForward:
     # ---- language model ------------------------------------------------------------------------------------------
 
     def run_language_model(
-        self, embeddings: Tensor, attention_mask: Tensor | None, image: Image | None = None, *, whole: bool
+        self,
+        embeddings: Tensor,
+        attention_mask: Tensor | None,
+        image: Image | None = None,
+        *,
+        whole: bool,
+        record: Cache | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Runs the language model without its output layer.
 
@@ -134,6 +142,8 @@ class MllmForward:
                 The image in the sequences, after the stored prefix.
             whole (`bool`):
                 Whether the layers above `llm_layer` run.
+            record (`Cache`, *optional*):
+                Of `pairs.recorder`; gets the keys and values of the layers that run.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: hidden states (B, T, D) of the last layer, for the language loss, and
@@ -152,6 +162,7 @@ class MllmForward:
         output = language_model(
             inputs_embeds=embeddings,
             use_cache=False,
+            past_key_values=record,
             output_hidden_states=[layer] if whole and not at_end else False,
             **inputs,
         )
@@ -203,6 +214,56 @@ class MllmForward:
         """Returns the un-normalised LLM feature of captions, (B, D)."""
         _, hidden = self.run_texts(input_ids, attention_mask, whole=False)
         return mean_pool(hidden, caption_mask)
+
+    # ---- pairs ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _depth(self) -> int:
+        depth: int = len(self.language_model.layers)
+        return depth
+
+    def read_image(self, image: Image) -> tuple[Tensor, Reading]:
+        """Runs all layers on images; returns the un-normalised LLM feature (B, D), and the readings for pairs."""
+        record, embeddings = recorder(self._depth), self.embed_image_prompt(image)
+        _, hidden = self.run_language_model(embeddings, None, image, whole=True, record=record)
+        return mean_pool(hidden[:, self.image_start :]), self.reading_of(record, image)
+
+    def reading_of(self, record: Cache, image: Image) -> Reading:
+        """Returns the readings of images after a recorded pass, whatever followed them."""
+        return recorded(record, self.image_start + image.embeddings.shape[1], image.grid)
+
+    def ask_pairs(self, reading: Reading, first: Tensor, second: Tensor) -> Tensor:
+        """Scores pairs of crops: the logit of yes minus that of no, after the question whether both are one person.
+
+        Args:
+            reading ([`Reading`]):
+                B crops.
+            first, second (`torch.LongTensor` of shape `(N,)`):
+                Places in the reading.
+
+        Returns:
+            `torch.Tensor` of shape `(N,)`: float32; above 0 for one person. It is the same for both orders.
+
+        Raises:
+            ValueError: if the configuration has no question.
+        """
+        if self.config.pair_question_ids is None or self.config.pair_answer_ids is None:
+            raise ValueError(
+                "the model has no question about pairs: train it with pair_weight, or set config.pair_question_ids and "
+                "config.pair_answer_ids to those of its processor"
+            )
+        ids, answers = (torch.tensor(getattr(self.config, name)) for name in ("pair_question_ids", "pair_answer_ids"))
+        question = self.embed_tokens(ids[None]).expand(len(first), -1, -1)
+        positions = self.backbone.positions_after(reading.grid, self.image_start, len(ids)).to(question.device)
+        hidden = self.language_model(
+            inputs_embeds=question,
+            position_ids=positions.unsqueeze(-2).expand(*positions.shape[:-1], len(first), -1),
+            past_key_values=pair_cache(reading, first, second, self.image_start),
+            use_cache=False,
+        ).last_hidden_state[:, -1]
+        logits = at_least_float32(self.mllm.lm_head(in_format_of(self.mllm.lm_head, hidden)))
+        yes, no = logits[:, answers.to(logits.device)].unbind(dim=1)
+        return yes - no
 
 
 def _first_layers(language_model: Any, layers: int) -> Any:

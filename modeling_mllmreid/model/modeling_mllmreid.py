@@ -19,6 +19,7 @@ from .crops import checked_pixels
 from .heads import IDClassifier, MllmReIDOutput, ReIDFeatures, ReIDHead, mean_pool
 from .losses import distillation_sum, language_loss_sum, mix_losses, reid_loss
 from .mllm_forward import MllmForward
+from .pairs import Reading, mine_pairs, pair_loss, recorder
 from .tensors import at_least_float32, in_format_of, on_device_of
 
 FEATURES = ("llm", "vision", "concat")
@@ -193,6 +194,36 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
             return torch.zeros(0, self._sizes["llm"], device=device)
         return self._test_feature("llm", self.pool_text(input_ids, attention_mask, caption_mask))
 
+    # ---- pairs ---------------------------------------------------------------------------------------------------
+
+    def read_images(self, pixel_values: Tensor) -> Reading:
+        """Reads person crops once, for any number of pairs.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`):
+                Person crops from the processor.
+
+        Returns:
+            [`Reading`]: the keys and values of every layer, for `score_pairs`.
+        """
+        _, reading = self.read_image(self.project_image(self.run_tower(checked_pixels(pixel_values, self.tower))))
+        return reading
+
+    def score_pairs(self, reading: Reading, first: Tensor, second: Tensor) -> Tensor:
+        """Scores whether pairs of crops show one person.
+
+        Args:
+            reading ([`Reading`]):
+                B crops, of `read_images`.
+            first, second (`torch.LongTensor` of shape `(N,)`):
+                Places of both crops of each pair.
+
+        Returns:
+            `torch.Tensor` of shape `(N,)`: the logit of yes minus that of no, the same for both orders of a pair. It
+            means something only after a training with `pair_weight`.
+        """
+        return self.ask_pairs(reading, first, second)
+
     # ---- training ------------------------------------------------------------------------------------------------
 
     def forward(
@@ -206,6 +237,8 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
         text_attention_mask: Tensor | None = None,
         text_labels: Tensor | None = None,
         text_caption_mask: Tensor | None = None,
+        camera_ids: Tensor | None = None,
+        return_reading: bool = False,
     ) -> MllmReIDOutput:
         """Computes features and losses of a batch, or embeddings if only pixels are given.
 
@@ -220,21 +253,33 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
                 Text branch, with the caption in place of the image.
             text_caption_mask (`torch.BoolTensor` of shape `(B, T')`, *optional*):
                 True at the caption's positions.
+            camera_ids (`torch.LongTensor` of shape `(B,)`, *optional*):
+                Cameras. With them, pairs of one person are from two cameras where there are two.
+            return_reading (`bool`, *optional*, defaults to `False`):
+                Whether the output holds the crops' readings for pairs.
 
         Returns:
             [`MllmReIDOutput`]
         """
-        if labels is None and person_ids is None and text_input_ids is None:
+        if labels is None and person_ids is None and text_input_ids is None and not return_reading:
             return self._embedded(pixel_values)
         language = labels is not None and self.config.loss_lambda < 1
         reid = person_ids is not None and self.config.loss_lambda > 0
         tower_output = self.run_tower(pixel_values)
         features: dict[str, Tensor] = {}
         branches: dict[str, LabelLoss] = {}
-        if "llm" in self.config.reid_heads or language:
+        pairs = person_ids is not None and self.config.pair_weight > 0
+        reading = None
+        if "llm" in self.config.reid_heads or language or pairs or return_reading:
             image = self.project_image(tower_output)
+            record = recorder(self._depth) if pairs or return_reading else None
             if language:
-                features["llm"], branches["image"] = self._image_branch(image, input_ids, attention_mask, labels)
+                features["llm"], branches["image"] = self._image_branch(
+                    image, input_ids, attention_mask, labels, record=record
+                )
+                reading = None if record is None else self.reading_of(record, image)
+            elif record is not None:
+                features["llm"], reading = self.read_image(image)
             else:
                 features["llm"] = self.pool_image(image)
         features["vision"] = self.pool_vision(tower_output)
@@ -265,10 +310,47 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
             output.reid_loss, output.id_logits = reid_loss(
                 self.config, self.reid_head, features, text_features, person_ids, output.loss_parts, output.captioned
             )
+        if pairs and reading is not None:
+            output.pair_loss = self.pair_loss(reading, features["llm"], person_ids, camera_ids, output.loss_parts)
+        output.reading = reading if return_reading else None
         language_loss = on_device_of(self.reid_head, self.language_loss(sums, counts)) if language else None
         output.loss_parts |= {f"lm_{name}": sums[name].detach() / counts[name] for name in sums if counts[name]}
         output.loss = mix_losses(language_loss, output.reid_loss, self.config.loss_lambda)
+        if output.pair_loss is not None:
+            weighted = self.config.pair_weight * output.pair_loss
+            output.loss = weighted if output.loss is None else output.loss + weighted
         return output
+
+    def pair_loss(
+        self,
+        reading: Reading,
+        features: Tensor,
+        person_ids: Tensor,
+        camera_ids: Tensor | None,
+        loss_parts: dict[str, Tensor],
+    ) -> Tensor:
+        """Computes the loss of the pairs that `mine_pairs` chooses in a batch of one process.
+
+        Args:
+            reading ([`Reading`]):
+                B crops.
+            features (`torch.Tensor` of shape `(B, D)`):
+                Their LLM features.
+            person_ids, camera_ids (`torch.LongTensor` of shape `(B,)`):
+                Labels, and cameras or None.
+            loss_parts (`dict[str, torch.Tensor]`):
+                Receives the detached loss as "pair".
+
+        Returns:
+            `torch.Tensor`: a scalar.
+        """
+        person_ids = person_ids.to(features.device)
+        camera_ids = None if camera_ids is None else camera_ids.to(features.device)
+        first, second, same = mine_pairs(features, person_ids, camera_ids)
+        scores = on_device_of(self.reid_head, self.ask_pairs(reading, first, second))
+        loss = pair_loss(scores, same)
+        loss_parts["pair"] = loss.detach()
+        return loss
 
     def _embedded(self, pixel_values: Tensor) -> MllmReIDOutput:
         """Returns embeddings and features, each of length B, since pipelines split their batches by the first axis."""
@@ -281,11 +363,11 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
         )
 
     def _image_branch(
-        self, image: Image, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
+        self, image: Image, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, record: Any = None
     ) -> tuple[Tensor, LabelLoss]:
         """Returns the LLM feature (B, D) and the language loss from one run over image, instruction and target."""
         embeddings, start = self.embed_with_image(input_ids, image), self.image_start
-        hidden, pooled_from = self.run_language_model(embeddings, attention_mask, image, whole=True)
+        hidden, pooled_from = self.run_language_model(embeddings, attention_mask, image, whole=True, record=record)
         at_image = pooled_from[:, start : start + image.embeddings.shape[1]]
         return mean_pool(at_image), self._label_loss(hidden, labels)
 

@@ -35,6 +35,9 @@ from .prompts import (
 from .weights import native_config
 
 IGNORED = -100
+# What a model is asked about two crops.
+PAIR_QUESTION = "Do both images show the same person? Answer with yes or no."
+PAIR_ANSWERS = ("Yes", "No")
 # Settings of a native image processor that change pixel values, apart from the size.
 PIXEL_SETTINGS = ("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
@@ -240,6 +243,28 @@ class MllmReIDProcessor(CropProcessor, ProcessorMixin):
     def image_prompt_ids(self, instruction: str | None = None) -> list[int]:
         """Returns the ids of the image prompt with an instruction, by default the processor's own."""
         return self._image_prompt(instruction).ids
+
+    def pair_question_ids(self) -> list[int]:
+        """Returns the ids of the question about two crops, which follows the image tokens of both.
+
+        Raises:
+            ValueError: if the tokenizer joins the image and the text after it.
+        """
+        prompt, plain = self._image_prompt(PAIR_QUESTION), self._image_prompt(None)
+        if prompt.ids[: prompt.end] != plain.ids[: plain.end]:
+            raise ValueError("image_template gives other ids before the end of the image with another instruction")
+        return prompt.ids[prompt.end :]
+
+    def pair_answer_ids(self) -> list[int]:
+        """Returns the ids of yes and of no, the first of each if a word has several.
+
+        Raises:
+            ValueError: if the tokenizer does not tell both words apart.
+        """
+        answers = [self.tokenizer(word, add_special_tokens=False).input_ids[:1] for word in PAIR_ANSWERS]
+        if answers[0] == answers[1] or not all(answers) or [self.tokenizer.unk_token_id] in answers:
+            raise ValueError("the tokenizer has no tokens for Yes and No; add these words to it")
+        return [answer[0] for answer in answers]
 
     def text_prompts(self, captions: list[str], instructions: list[str] | None = None) -> list[Prompt]:
         """Tokenizes prompts of the text branch.

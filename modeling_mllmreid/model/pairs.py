@@ -1,0 +1,169 @@
+"""Pairs of crops: each crop is read on its own, and one question reads both.
+
+The language model reads every crop after the same prefix, as it does for an embedding, and its keys and values are
+kept: the crop's reading. A question about two crops attends to the readings of both. They have the same positions, so
+no crop is the first one, and the score is symmetric. A pair costs the tokens of the question alone.
+
+Source: Ma et al. 2024, "Block-Attention for Efficient Prefilling", for readings of blocks that do not see each other.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from .tensors import at_least_float32
+
+
+class Reading(NamedTuple):
+    """What the language model keeps of B crops: keys and values of each layer at the prefix and at the image.
+
+    Args:
+        keys, values (`tuple[torch.Tensor, ...]`):
+            By layer, (B, heads, prefix + image tokens, D).
+        grid (`tuple[int, int]`):
+            Rows and columns of the image tokens.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    grid: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.keys[0])
+
+    def rows(self, places: Tensor | Sequence[int] | slice) -> "Reading":
+        """Returns the readings of some crops."""
+        return Reading(
+            tuple(keys[places] for keys in self.keys), tuple(value[places] for value in self.values), self.grid
+        )
+
+    @staticmethod
+    def joined(readings: "Sequence[Reading]") -> "Reading":
+        """Returns the readings of several batches as one."""
+        keys, values = (
+            tuple(map(torch.cat, zip(*(getattr(reading, name) for reading in readings), strict=True)))
+            for name in ("keys", "values")
+        )
+        return Reading(keys, values, readings[0].grid)
+
+
+class _Recorded(DynamicLayer):
+    """Keeps the keys and values of one pass. To the pass itself the cache is empty.
+
+    Activation checkpointing runs a layer twice. The second run gets its own tensors back, and changes nothing.
+    """
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.keys is None:
+            self.keys, self.values = key_states, value_states
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        return 0
+
+
+class _Both(DynamicLayer):
+    """Gives each question the readings of two crops. A layer gathers its own: those of all layers would fill memory."""
+
+    def __init__(self, keys: Tensor, values: Tensor, first: Tensor, second: Tensor, start: int):
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.first, self.second, self.start = first.to(keys.device), second.to(keys.device), start
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self._with(self.keys, key_states), self._with(self.values, value_states)
+
+    def _with(self, states: Tensor | None, own: Tensor) -> Tensor:
+        assert states is not None
+        parts = [states[self.first], states[self.second][:, :, self.start :]]
+        return torch.cat([*(part.to(own) for part in parts), own], dim=2)
+
+    def get_seq_length(self) -> int:
+        assert self.keys is not None
+        return 2 * self.keys.shape[2] - self.start
+
+
+def recorder(layers: int) -> Cache:
+    """Returns an empty cache that records a pass through a language model of `layers` layers."""
+    return Cache(layers=[_Recorded() for _ in range(layers)])
+
+
+def recorded(cache: Cache, length: int, grid: tuple[int, int]) -> Reading:
+    """Returns the first `length` positions that a cache of `recorder` has recorded.
+
+    Raises:
+        ValueError: if a layer kept nothing.
+    """
+    keys, values = [], []
+    for number, layer in enumerate(cache.layers):
+        if layer.keys is None:
+            raise ValueError(
+                f"layer {number} of the language model keeps no keys: pairs need a model that can generate"
+            )
+        keys.append(layer.keys[:, :, :length])
+        values.append(layer.values[:, :, :length])
+    return Reading(tuple(keys), tuple(values), grid)
+
+
+def pair_cache(reading: Reading, first: Tensor, second: Tensor, start: int) -> Cache:
+    """Returns a cache in which question n sees the crops first[n] and second[n].
+
+    Args:
+        reading ([`Reading`]):
+            B crops.
+        first, second (`torch.LongTensor` of shape `(N,)`):
+            Places in the reading.
+        start (`int`):
+            Length of the prefix, which a question sees once.
+    """
+    layers = zip(reading.keys, reading.values, strict=True)
+    return Cache(layers=[_Both(keys, values, first, second, start) for keys, values in layers])
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def mine_pairs(features: Tensor, person_ids: Tensor, camera_ids: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Chooses two pairs for each crop of a batch: one with the same person, and one with another person.
+
+    The positive is any crop of the person, from another camera if there is one. The negative is the crop of another
+    person with the nearest feature, or in half of the pairs any: at the start of a training, the nearest alone teach
+    nothing.
+
+    Args:
+        features (`torch.Tensor` of shape `(B, D)`):
+            Features; they get no gradient.
+        person_ids (`torch.LongTensor` of shape `(B,)`):
+            Labels.
+        camera_ids (`torch.LongTensor` of shape `(B,)`, *optional*):
+            Cameras.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: places of the first and of the second crops (N,), and
+        whether they are one person, float32 (N,). A crop without one of both pairs is left out.
+    """
+    same = person_ids[:, None] == person_ids
+    positive = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+    if camera_ids is not None:
+        across = positive & (camera_ids[:, None] != camera_ids)
+        positive = torch.where(across.any(dim=1, keepdim=True), across, positive)
+    unit = F.normalize(at_least_float32(features.detach()), dim=1)
+    alike = (unit @ unit.T).masked_fill(same, -torch.inf)
+    anything = torch.rand_like(alike)
+    negative = torch.where(torch.rand_like(alike[:, :1]) < 0.5, alike, anything).masked_fill(same, -torch.inf).argmax(1)
+    matching = anything.masked_fill(~positive, -torch.inf).argmax(1)
+    anchors = (positive.any(dim=1) & ~same.all(dim=1)).nonzero().flatten()
+    second = torch.cat([matching[anchors], negative[anchors]])
+    labels = torch.cat([torch.ones_like(anchors), torch.zeros_like(anchors)])
+    return anchors.repeat(2), second, labels.float()
+
+
+def pair_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Returns the binary cross-entropy of pair scores (N,) and labels (N,): a scalar, zero with a graph if N is 0."""
+    if not len(scores):
+        return scores.sum()
+    return F.binary_cross_entropy_with_logits(at_least_float32(scores), labels.to(scores.device))
