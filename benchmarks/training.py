@@ -6,7 +6,7 @@ python benchmarks/training.py [--size small] [--parts floor trainer adapters pro
 floor      a step of `ReIDTrainer` (forward, losses, backward, optimiser) against a bare forward and backward of the
            same modules over as many tokens without padding: image branch alone, both branches, and lambda 1.
 trainer    the same step against a plain loop with the same model, batches, losses and optimiser.
-adapters   steps with a LoRA, and with 4 bits, against those that train all weights.
+adapters   steps with a LoRA, with 4 bits, and with compiled layers, against those that train all weights.
 processes  images a second of two processes against those of one.
 cached     steps of 64 x 4 images with cached gradients (`grad_cache_chunk`) against plain ones of 8 x 4: time per image
            and peak memory.
@@ -48,6 +48,7 @@ from modeling_mllmreid.training.modules import linear_layers
 from modeling_mllmreid.training.parameters import freeze_unused_parameters
 from modeling_mllmreid.training.progress import TrainingProgress
 from modeling_mllmreid.training.trainer import ReIDTrainer
+from modeling_mllmreid.utils.errors import UserError
 
 GROUPS = (ModelArguments, MethodArguments, AdapterArguments, DataArguments, BatchArguments, ReIDTrainingArguments)
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -56,6 +57,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "4bit": {"language_model": "lora", "tower": "full", "quantize": "4bit"},
     "lora by PEFT": {"language_model": "lora", "tower": "full", "quantize": None, "fused_lora": False},
     "4bit by PEFT": {"language_model": "lora", "tower": "full", "quantize": "4bit", "fused_lora": False},
+    "lora compiled": {"language_model": "lora", "tower": "full", "quantize": None, "torch_compile": True},
+    "lora by liger": {"language_model": "lora", "tower": "full", "quantize": None, "use_liger_kernel": True},
 }
 IDENTITIES = 751  # in the train split of Market-1501
 
@@ -305,10 +308,14 @@ def adapters(args: argparse.Namespace, results: timing.Results) -> None:
     """Measures steps with other adapters against the first of `--adapters`."""
     functions, trainers = {}, {}
     for name in args.adapters:
-        if name == "4bit" and not is_bitsandbytes_available():
-            results.skip("step with 4 bits", "bitsandbytes is not installed")
+        if ADAPTERS[name]["quantize"] and not is_bitsandbytes_available():
+            results.skip(f"step, {name}", "bitsandbytes is not installed")
             continue
-        trainers[name], batches = make_trainer(args, **ADAPTERS[name])
+        try:
+            trainers[name], batches = make_trainer(args, **ADAPTERS[name])
+        except UserError as reason:
+            results.skip(f"step, {name}", str(reason))
+            continue
         if trainers[name].args.activation_checkpointing:
             trainers[name].model.activation_checkpointing_enable()
         trainers[name].model.train()

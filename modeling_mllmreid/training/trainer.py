@@ -29,6 +29,7 @@ from .diagnostics import Diagnostics
 from .engines import prepare_sharding
 from .grad_cache import average_gradients, cached_backward
 from .guards import Preempted, StepGuard, explain_error
+from .kernels import prepare_kernels
 from .lora import fuse_lora
 from .loss_parts import LossParts
 from .parameters import parameter_groups
@@ -124,6 +125,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         prepare_sharding(self)
         if self.args.fused_lora:
             fuse_lora(self.model)
+        prepare_kernels(self)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains as in transformers.
