@@ -31,7 +31,7 @@ import numpy as np
 import timing
 import torch
 from evaluation import memory
-from models import SIZES, Prepared, make_batches, useful_tokens, write_llava
+from models import SIZES, Prepared, make_batches, make_reid, useful_tokens
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.utils import is_bitsandbytes_available
@@ -93,15 +93,11 @@ def run_parts(
     if args.worker is not None:
         args.fields = json.loads(args.worker)
         return work(args)
-    with tempfile.TemporaryDirectory() as folder:
-        if args.backbone is None:
-            args.backbone = str(Path(folder) / "llava")
-            write_llava(args.size, Path(args.backbone))
-        results = timing.Results(args)
-        for name in args.parts:
-            parts[name](args, results)
-            gc.collect()
-        results.append()
+    results = timing.Results(args)
+    for name in args.parts:
+        parts[name](args, results)
+        gc.collect()
+    results.append()
 
 
 # ---- timed steps -----------------------------------------------------------------------------------------------------
@@ -113,11 +109,15 @@ def make_trainer(
     """Makes a trainer as `train` does, and its batches. `fields` replace options of `train`."""
     height, width = SIZES[args.size][:2]
     options = {"identities_per_batch": 4, "images_per_identity": 2, "dataset": "prepared", **args.fields}
-    options |= {"model": args.backbone, "height": height, "width": width, "output_dir": tempfile.mkdtemp()}
+    options |= {"model": args.backbone or "random", "height": height, "width": width, "output_dir": tempfile.mkdtemp()}
     options |= {"eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "use_cpu": args.device == "cpu"}
     options |= {"dataloader_num_workers": 0, "logging_steps": 500, "max_steps": args.repeats + 2, **fields}
     model_args, method, adapter, _, batch_args, arguments = build_options(GROUPS, options, "train")
-    model, processor = load_model(model_args, method.given(), adapter, arguments.device)
+    if args.backbone is None:
+        device, given = arguments.device, method.given()
+        model, processor = make_reid(args.size, model_args.torch_dtype, device, adapter, **given)
+    else:
+        model, processor = load_model(model_args, method.given(), adapter, arguments.device)
     model.set_num_identities(num_identities)
     freeze_unused_parameters(model)
     people, images = arguments.identities_per_batch, arguments.images_per_identity
@@ -359,8 +359,8 @@ def cached(args: argparse.Namespace, results: timing.Results) -> None:
 def start_worker(args: argparse.Namespace, fields: dict[str, Any], count: int) -> dict[str, float]:
     """Trains in `count` new processes; returns median seconds of a step, images over all processes, and peak MiB."""
     launch = [] if count == 1 else ["-m", "torch.distributed.run", "--nproc_per_node", str(count)]
-    options = {name: str(getattr(args, name)) for name in ("size", "backbone", "device", "threads", "steps")}
-    flags = [word for name, value in options.items() for word in (f"--{name}", value)]
+    options = {name: getattr(args, name) for name in ("size", "backbone", "device", "threads", "steps")}
+    flags = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     flags += ["--worker", json.dumps({**args.fields, **fields})]
     run = subprocess.run([sys.executable, *launch, __file__, *flags], stdout=subprocess.PIPE, text=True)
     run.check_returncode()
