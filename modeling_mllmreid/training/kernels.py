@@ -45,11 +45,12 @@ def check_kernels(args: TrainingArguments) -> None:
         )
     if not args.torch_compile:
         return
-    backends = torch.compiler.list_backends(exclude_tags=())
+    # Accelerate checks the name too.
+    backends = sorted(
+        {*torch.compiler.list_backends(exclude_tags=())} & {name.lower() for name in DynamoBackend.list()}
+    )
     if args.torch_compile_backend not in backends:
-        raise UserError(
-            f"torch_compile_backend {args.torch_compile_backend}: unknown to torch: give one of {', '.join(backends)}"
-        )
+        raise UserError(f"torch_compile_backend {args.torch_compile_backend}: give one of {', '.join(backends)}")
     if args.torch_compile_mode is None:
         return
     if args.torch_compile_backend != "inductor" or args.torch_compile_mode not in MODES:
@@ -103,17 +104,23 @@ def use_liger(language_model: Any) -> int:
     # Liger also replaces classes in transformers' module. Other models of the process use those, on the CPU too.
     module = sys.modules[type(language_model).__module__]
     classes, reason = dict(vars(module)), "it does not know this family"
+    before = _own_forwards(language_model)
     try:
         _apply_liger_kernel_to_instance(model=language_model, **LEFT_OUT)
     except (ImportError, AttributeError, TypeError) as error:  # it was written for another version of transformers
         reason = " ".join(str(error).split())[:200]
     finally:
         vars(module).update(classes)
-    changed = sum("forward" in vars(part) for part in language_model.modules())
+    changed = len(_own_forwards(language_model)) - len(before)
     if not changed:
         kind = language_model.config.model_type
         logger.warning("use_liger_kernel: a language model of type %s runs without liger-kernel: %s", kind, reason)
     return changed
+
+
+def _own_forwards(language_model: nn.Module) -> list[str]:
+    """Returns the names of the modules whose forward pass is not that of their class, as of a fused LoRA."""
+    return [name for name, module in language_model.named_modules() if "forward" in vars(module)]
 
 
 def compile_layers(language_model: Any, *, backend: str, mode: str | None = None) -> int:

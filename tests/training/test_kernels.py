@@ -13,8 +13,11 @@ from families import build_reid, prompts
 from safetensors import safe_open
 from transformers.utils import is_bitsandbytes_available
 
+from modeling_mllmreid.model.adapters import inject_adapter
 from modeling_mllmreid.training import kernels
+from modeling_mllmreid.training.guards import explain_error
 from modeling_mllmreid.training.kernels import check_kernels, compile_layers
+from modeling_mllmreid.training.lora import fuse_lora
 from modeling_mllmreid.utils.errors import UserError
 
 LIGER_FAMILIES = ("LLaVA, CLIP", "InternVL", "Gemma 3", "Qwen3-VL")
@@ -69,6 +72,8 @@ def test_an_unknown_family_runs_without_liger(monkeypatch, caplog):
     fake = SimpleNamespace(_apply_liger_kernel_to_instance=of_instance)
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", fake)
     model = build_reid("LLaVA, CLIP")
+    inject_adapter(model.mllm, {"r": 2, "target_modules": ".*q_proj"})
+    assert fuse_lora(model) > 0  # which changes modules too
     with caplog.at_level(logging.WARNING):
         assert kernels.use_liger(model.language_model) == 0
     assert calls == [{"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}]
@@ -193,7 +198,7 @@ def test_settings_of_torch_compile_are_checked_before_the_training(tmp_path):
 
     checked()
     checked(torch_compile_mode="max-autotune-no-cudagraphs")
-    with pytest.raises(UserError, match="^torch_compile_backend fast: unknown to torch: give one of .*inductor"):
+    with pytest.raises(UserError, match="^torch_compile_backend fast: give one of aot_eager, .*inductor"):
         checked(torch_compile_backend="fast")
     for wrong in (
         {"torch_compile_mode": "reduce-overhead"},
@@ -201,6 +206,29 @@ def test_settings_of_torch_compile_are_checked_before_the_training(tmp_path):
     ):
         with pytest.raises(UserError, match="^torch_compile_mode .*: give default or max-autotune-no-cudagraphs"):
             checked(**wrong)
+
+
+def test_a_backend_that_fails_is_one_line():
+    def backend(graph, inputs):
+        raise RuntimeError("no compiler\nanywhere")
+
+    model = build_reid("LLaVA, CLIP").train()
+    compile_layers(model.language_model, backend=backend)
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed) as stop:
+        step(model)
+    args = SimpleNamespace(torch_compile=True, torch_compile_backend="inductor")
+    message = str(explain_error(stop.value, args, "64 x 32"))
+    assert message.startswith("torch_compile: the backend inductor failed (") and "\n" not in message
+    assert "no compiler anywhere" in message and "install a C++ compiler if it is missing" in message
+    args.torch_compile = False
+    assert explain_error(stop.value, args, "64 x 32") is None
+
+
+def test_batches_of_many_lengths_need_few_graphs(train):
+    settings = {"torch_compile_backend": "aot_eager", "max_steps": 12, "batch": {"instruction": "pool"}}
+    train(identities_per_batch=8, images_per_identity=4, **settings)  # the texts run in two halves
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 1 < graphs <= 4 < torch._dynamo.config.recompile_limit
 
 
 def test_kernels_need_a_language_model_that_no_engine_shards(monkeypatch):
