@@ -8,13 +8,11 @@ the output layer. All take turns in inference mode on the same random crops. Pri
 """
 
 import argparse
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import timing
 import torch
-from models import SIZES, write_llava
+from models import SIZES, make_reid
 from torch import Tensor
 
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor, MllmReIDVisionModel
@@ -30,19 +28,18 @@ def main() -> None:
     timing.add_arguments(parser, repeats=30)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        if args.backbone is None:
-            write_llava(args.size, Path(folder))
-        model, pixels = load(args.backbone or folder, args)
-        compare(model, pixels, args)
+    compare(*load(args), args)
 
 
-def load(name: str, args: argparse.Namespace) -> tuple[MllmReIDModel, Tensor]:
+def load(args: argparse.Namespace) -> tuple[MllmReIDModel, Tensor]:
     """Returns the model with its heads, and random crops."""
-    height, width = SIZES[args.size][:2]
-    processor = MllmReIDProcessor.from_mllm_pretrained(name, height=height, width=width)
-    fields = {"height": height, "width": width, "image_prefix_ids": processor.image_prefix_ids}
-    model = MllmReIDModel.from_mllm_pretrained(name, dtype=getattr(torch, args.dtype), **fields)
+    (height, width), dtype = SIZES[args.size][:2], getattr(torch, args.dtype)
+    if args.backbone is None:
+        model = make_reid(args.size, dtype, args.device)[0]
+    else:
+        processor = MllmReIDProcessor.from_mllm_pretrained(args.backbone, height=height, width=width)
+        fields = {"height": height, "width": width, "image_prefix_ids": processor.image_prefix_ids}
+        model = MllmReIDModel.from_mllm_pretrained(args.backbone, dtype=dtype, **fields)
     model = model.to(args.device).eval()
     return model, torch.randn(args.batch_size, 3, height, width, device=args.device)
 

@@ -23,6 +23,7 @@ import numpy as np
 import timing
 import torch
 from family_shapes import PUBLISHED, config_of
+from models import quantize_language_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText
@@ -168,34 +169,12 @@ def model_on_device(name: str, device: str, small: bool, quantize: str | None) -
         torch.set_default_dtype(default)
     model = MllmReIDModel.from_mllm(mllm, image_prefix_ids=PREFIX)
     if quantize:
-        quantize_language_model(model)
+        quantize_language_model(model, torch.bfloat16)
     yield model
     del model, mllm
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
-
-
-def quantize_language_model(model: MllmReIDModel) -> None:
-    """Replaces the linear layers of the language model by 4-bit ones, as loading with a quantisation does."""
-    import bitsandbytes as bnb
-
-    for name, module in list(model.language_model.named_modules()):
-        if type(module) is nn.Linear:
-            layer = bnb.nn.Linear4bit(
-                module.in_features,
-                module.out_features,
-                bias=module.bias is not None,
-                compute_dtype=torch.bfloat16,
-                quant_type="nf4",
-                compress_statistics=True,
-            )
-            layer.weight = bnb.nn.Params4bit(
-                module.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
-            )
-            layer.bias = module.bias
-            layer.support_avx512bf16_for_cpu = False
-            model.language_model.set_submodule(name, layer.to(module.weight.device))
 
 
 def images_a_second(model: MllmReIDModel, args: argparse.Namespace) -> float:

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Measures ranking, encoding and training at the size of LLaVA-1.5-7B on one GPU; appends to benchmarks/RESULTS.md.
-#   bash benchmarks/gpu.sh                 7B with random weights, on 80 GB; 14 GB of disk in TMPDIR
-#   bash benchmarks/gpu.sh ranking lora    these parts alone: ranking encoding qlora lora adapters cached scaling
+#   bash benchmarks/gpu.sh                 7B with random weights made on the GPU, on 80 GB
+#   bash benchmarks/gpu.sh ranking lora    these parts alone: ranking encoding qlora lora adapters kernels cached
+#                                          scaling
 #   bash benchmarks/gpu.sh --tiny [part]   the same commands with a tiny model on the CPU, to check that they run
-# Each part has a limit of its own; one that fails or runs out of it is named, and the next one starts. Parts that need a
-# model write its weights first. LoRA in bfloat16 needs 60 GiB of GPU memory, QLoRA bitsandbytes.
+# Each part has a limit of its own; one that fails or runs out of it is named, and the next one starts. LoRA in bfloat16
+# needs 60 GiB of GPU memory, QLoRA bitsandbytes.
 set -u -o pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
@@ -21,13 +22,13 @@ else
     size=7b device=cuda turns=6 batch=64 limit=150 results=benchmarks/RESULTS.md smaller=() ranked=msmt17
     gib=$(python -c "import torch; print(torch.cuda.mem_get_info()[1] // 2**30)")
 fi
-known=(ranking encoding qlora lora adapters cached scaling)
+known=(ranking encoding qlora lora adapters kernels cached scaling)
 parts=("$@")
 [ $# -gt 0 ] || parts=("${known[@]}")
 for part in "${parts[@]}"; do
     [[ " ${known[*]} " == *" $part "* ]] || { echo "gpu.sh: unknown part $part: give some of ${known[*]}"; exit 2; }
 done
-common=(--size "$size" --device "$device" --backbone "$work/llava" --append "$results")
+common=(--size "$size" --device "$device" --append "$results")
 lora=(--recipe configs/llava_1_5_7b_lora_80gb.yaml "${smaller[@]}")
 qlora=(--recipe configs/llava_1_5_7b_qlora_24gb.yaml "${smaller[@]}")
 
@@ -44,6 +45,10 @@ measure() {  # the commands of a part
             python benchmarks/training.py "${common[@]}" --repeats "$turns" --parts adapters \
                 --adapters "lora by PEFT" lora 4bit "${lora[@]}"
             ;;
+        kernels)
+            python benchmarks/training.py "${common[@]}" --repeats "$turns" --parts adapters \
+                --adapters lora "lora compiled" "lora by liger" "${lora[@]}"
+            ;;
         cached) python benchmarks/training.py "${common[@]}" --steps 3 --parts cached "${lora[@]}" ;;
         scaling) python benchmarks/scaling.py "${common[@]}" --repeats 3 --parts batch tokens identities "${lora[@]}" ;;
     esac
@@ -52,7 +57,7 @@ measure() {  # the commands of a part
 missing() {  # why a part cannot run here, or nothing
     case $1 in
         qlora) python -c "import bitsandbytes" 2>/dev/null || echo "bitsandbytes is not installed" ;;
-        lora | adapters | cached | scaling) [ "$gib" -ge 60 ] || echo "the GPU has $gib GiB" ;;
+        lora | adapters | kernels | cached | scaling) [ "$gib" -ge 60 ] || echo "the GPU has $gib GiB" ;;
     esac
 }
 
@@ -63,9 +68,6 @@ for part in "${parts[@]}"; do
     if [ -n "$reason" ]; then
         echo "$part: not run, $reason"
         continue
-    fi
-    if [ "$part" != ranking ] && [ ! -d "$work/llava" ]; then
-        python benchmarks/models.py --size "$size" --output "$work/llava" || exit 1
     fi
     start=$SECONDS
     # A shell of its own, so that the limit ends all its processes.

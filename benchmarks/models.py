@@ -1,27 +1,23 @@
 """Models and batches for the benchmarks of encoding, training and scaling, at three sizes.
 
-python benchmarks/models.py --size 7b --output FOLDER
-
-Writes a LLaVA with random weights and its processor. The option `--backbone` of the other benchmarks reads it.
-"7b" has the configuration of LLaVA-1.5-7B, in bfloat16, and is made on the GPU if there is one. Its tokenizer splits
-into whole words, as nothing is downloaded.
+The models have random weights and are made on the device, without a file. "7b" has the configuration of LLaVA-1.5-7B.
+Its tokenizer splits into whole words, as nothing is downloaded.
 """
 
-import argparse
 from collections.abc import Iterator
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from modeling_mllmreid.model import MllmReIDProcessor
+from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
 from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
 from modeling_mllmreid.synthetic.people.captions import sample_descriptions
+from modeling_mllmreid.training.adapters import AdapterArguments, prepare_training
 from modeling_mllmreid.training.batches import TrainCollator
 
 # Name: height, width, patch size, and the sizes of the tiny LLaVA. "small" runs for about 100 ms on one core.
@@ -33,35 +29,79 @@ SIZES: dict[str, tuple[int, int, int, dict[str, int]]] = {
 VICUNA = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32064}
 
 
-def main() -> None:
-    """Writes a model of the size of `--size`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="small", choices=SIZES)
-    parser.add_argument("--output", type=Path, required=True)
-    args = parser.parse_args()
-    write_llava(args.size, args.output)
-
-
-def write_llava(size: str, folder: Path) -> None:
-    """Writes a random LLaVA of a size, with its processor, as a native checkpoint."""
-    height, width, patch, shape = SIZES[size]
+def make_processor(size: str) -> MllmReIDProcessor:
+    """Returns the processor of a size, with the words of rendered people's captions."""
+    height, width, patch, _ = SIZES[size]
     texts = [text for person in sample_descriptions(2000, seed=0) for text in person]
-    processor = build_processor(texts, height=height, width=width, patch_size=patch)
-    if size == "7b":
-        text_config = {"model_type": "llama", "num_attention_heads": 32, **VICUNA}
-        config = LlavaConfig(text_config=text_config, image_token_index=processor.image_token_id)
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-                llava = LlavaForConditionalGeneration(config)
-        finally:
-            torch.set_default_dtype(default)
-    else:
-        llava = build_tiny_llava(processor, seed=0, **shape)
-    llava.save_pretrained(folder)
-    processor.tokenizer.save_pretrained(folder)
-    processor.image_processor.save_pretrained(folder)
+    return build_processor(texts, height=height, width=width, patch_size=patch)
+
+
+def make_llava(size: str, processor: MllmReIDProcessor, dtype: torch.dtype, device: str | torch.device) -> Any:
+    """Returns a random LLaVA of a size in a number format, made on the device."""
+    if size != "7b":
+        llava = build_tiny_llava(processor, seed=0, **SIZES[size][3])
+        for parameter in llava.parameters():  # buffers, such as frequencies, stay float32
+            parameter.data = parameter.data.to(dtype)
+        return llava.to(device)
+    text_config = {"model_type": "llama", "num_attention_heads": 32, **VICUNA}
+    config = LlavaConfig(text_config=text_config, image_token_index=processor.image_token_id)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return LlavaForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(default)
+
+
+def make_reid(
+    size: str,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    adapters: AdapterArguments | None = None,
+    **fields: Any,
+) -> tuple[MllmReIDModel, MllmReIDProcessor]:
+    """Returns a random ReID model of a size and its processor, as `load_model` does with a native LLaVA.
+
+    Args:
+        size (`str`): One of `SIZES`.
+        dtype (`torch.dtype`): Format of the weights; with adapters that of the frozen ones.
+        device (`str` or `torch.device`): Where the weights are made.
+        adapters (`AdapterArguments`, *optional*): For training: what is trained, and the format of frozen weights.
+        **fields: Configuration fields.
+    """
+    processor = make_processor(size)
+    fields |= {"height": processor.height, "width": processor.width, "image_prefix_ids": processor.image_prefix_ids}
+    model = MllmReIDModel.from_mllm(make_llava(size, processor, dtype, device), **fields)
+    if adapters is not None:
+        if adapters.quantize == "8bit":
+            raise SystemExit("quantize 8bit: random weights are made in 4 bits alone: give --backbone")
+        if adapters.quantize == "4bit":
+            quantize_language_model(model, dtype)
+        prepare_training(model, adapters, backbone="random", revision=None, dtype=dtype)
+    return model, processor
+
+
+def quantize_language_model(model: MllmReIDModel, dtype: torch.dtype) -> None:
+    """Replaces the linear layers of the language model by 4-bit ones, as loading with a quantisation does."""
+    import bitsandbytes as bnb
+
+    for name, module in list(model.language_model.named_modules()):
+        if type(module) is nn.Linear:
+            layer = bnb.nn.Linear4bit(
+                module.in_features,
+                module.out_features,
+                bias=module.bias is not None,
+                compute_dtype=dtype,
+                quant_type="nf4",
+                compress_statistics=True,
+            )
+            layer.weight = bnb.nn.Params4bit(
+                module.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
+            )
+            layer.bias = module.bias
+            layer.support_avx512bf16_for_cpu = False
+            model.language_model.set_submodule(name, layer.to(module.weight.device))
 
 
 def make_batches(
@@ -122,7 +162,3 @@ class Prepared(Dataset):
 def useful_tokens(batch: dict[str, Tensor]) -> int:
     """Returns the number of tokens of both branches without padding."""
     return sum(int(batch[name].sum()) for name in ("attention_mask", "text_attention_mask") if name in batch)
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,7 @@ python benchmarks/training.py [--size small] [--parts floor trainer adapters pro
 floor      a step of `ReIDTrainer` (forward, losses, backward, optimiser) against a bare forward and backward of the
            same modules over as many tokens without padding: image branch alone, both branches, and lambda 1.
 trainer    the same step against a plain loop with the same model, batches, losses and optimiser.
-adapters   steps with a LoRA, and with 4 bits, against those that train all weights.
+adapters   steps with a LoRA, with 4 bits, and with compiled layers, against those that train all weights.
 processes  images a second of two processes against those of one.
 cached     steps of 64 x 4 images with cached gradients (`grad_cache_chunk`) against plain ones of 8 x 4: time per image
            and peak memory.
@@ -31,7 +31,7 @@ import numpy as np
 import timing
 import torch
 from evaluation import memory
-from models import SIZES, Prepared, make_batches, useful_tokens, write_llava
+from models import SIZES, Prepared, make_batches, make_reid, useful_tokens
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.utils import is_bitsandbytes_available
@@ -48,6 +48,7 @@ from modeling_mllmreid.training.modules import linear_layers
 from modeling_mllmreid.training.parameters import freeze_unused_parameters
 from modeling_mllmreid.training.progress import TrainingProgress
 from modeling_mllmreid.training.trainer import ReIDTrainer
+from modeling_mllmreid.utils.errors import UserError
 
 GROUPS = (ModelArguments, MethodArguments, AdapterArguments, DataArguments, BatchArguments, ReIDTrainingArguments)
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -56,6 +57,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "4bit": {"language_model": "lora", "tower": "full", "quantize": "4bit"},
     "lora by PEFT": {"language_model": "lora", "tower": "full", "quantize": None, "fused_lora": False},
     "4bit by PEFT": {"language_model": "lora", "tower": "full", "quantize": "4bit", "fused_lora": False},
+    "lora compiled": {"language_model": "lora", "tower": "full", "quantize": None, "torch_compile": True},
+    "lora by liger": {"language_model": "lora", "tower": "full", "quantize": None, "use_liger_kernel": True},
 }
 IDENTITIES = 751  # in the train split of Market-1501
 
@@ -90,15 +93,11 @@ def run_parts(
     if args.worker is not None:
         args.fields = json.loads(args.worker)
         return work(args)
-    with tempfile.TemporaryDirectory() as folder:
-        if args.backbone is None:
-            args.backbone = str(Path(folder) / "llava")
-            write_llava(args.size, Path(args.backbone))
-        results = timing.Results(args)
-        for name in args.parts:
-            parts[name](args, results)
-            gc.collect()
-        results.append()
+    results = timing.Results(args)
+    for name in args.parts:
+        parts[name](args, results)
+        gc.collect()
+    results.append()
 
 
 # ---- timed steps -----------------------------------------------------------------------------------------------------
@@ -110,11 +109,15 @@ def make_trainer(
     """Makes a trainer as `train` does, and its batches. `fields` replace options of `train`."""
     height, width = SIZES[args.size][:2]
     options = {"identities_per_batch": 4, "images_per_identity": 2, "dataset": "prepared", **args.fields}
-    options |= {"model": args.backbone, "height": height, "width": width, "output_dir": tempfile.mkdtemp()}
+    options |= {"model": args.backbone or "random", "height": height, "width": width, "output_dir": tempfile.mkdtemp()}
     options |= {"eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "use_cpu": args.device == "cpu"}
     options |= {"dataloader_num_workers": 0, "logging_steps": 500, "max_steps": args.repeats + 2, **fields}
     model_args, method, adapter, _, batch_args, arguments = build_options(GROUPS, options, "train")
-    model, processor = load_model(model_args, method.given(), adapter, arguments.device)
+    if args.backbone is None:
+        device, given = arguments.device, method.given()
+        model, processor = make_reid(args.size, model_args.torch_dtype, device, adapter, **given)
+    else:
+        model, processor = load_model(model_args, method.given(), adapter, arguments.device)
     model.set_num_identities(num_identities)
     freeze_unused_parameters(model)
     people, images = arguments.identities_per_batch, arguments.images_per_identity
@@ -305,10 +308,14 @@ def adapters(args: argparse.Namespace, results: timing.Results) -> None:
     """Measures steps with other adapters against the first of `--adapters`."""
     functions, trainers = {}, {}
     for name in args.adapters:
-        if name == "4bit" and not is_bitsandbytes_available():
-            results.skip("step with 4 bits", "bitsandbytes is not installed")
+        if ADAPTERS[name]["quantize"] and not is_bitsandbytes_available():
+            results.skip(f"step, {name}", "bitsandbytes is not installed")
             continue
-        trainers[name], batches = make_trainer(args, **ADAPTERS[name])
+        try:
+            trainers[name], batches = make_trainer(args, **ADAPTERS[name])
+        except UserError as reason:
+            results.skip(f"step, {name}", str(reason))
+            continue
         if trainers[name].args.activation_checkpointing:
             trainers[name].model.activation_checkpointing_enable()
         trainers[name].model.train()
@@ -352,8 +359,8 @@ def cached(args: argparse.Namespace, results: timing.Results) -> None:
 def start_worker(args: argparse.Namespace, fields: dict[str, Any], count: int) -> dict[str, float]:
     """Trains in `count` new processes; returns median seconds of a step, images over all processes, and peak MiB."""
     launch = [] if count == 1 else ["-m", "torch.distributed.run", "--nproc_per_node", str(count)]
-    options = {name: str(getattr(args, name)) for name in ("size", "backbone", "device", "threads", "steps")}
-    flags = [word for name, value in options.items() for word in (f"--{name}", value)]
+    options = {name: getattr(args, name) for name in ("size", "backbone", "device", "threads", "steps")}
+    flags = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     flags += ["--worker", json.dumps({**args.fields, **fields})]
     run = subprocess.run([sys.executable, *launch, __file__, *flags], stdout=subprocess.PIPE, text=True)
     run.check_returncode()

@@ -121,12 +121,12 @@ def batch_hard_triplet_loss(
     same = anchor_labels[:, None] == other_labels[None, :]
     positive = same & ~torch.eye(len(anchors), dtype=torch.bool, device=same.device) if own else same
     valid = positive.any(1) & (~same).any(1)
-    if not valid.any():
-        return distances.sum() * 0.0
-    hardest_positive = distances.masked_fill(~positive, float("-inf")).amax(1)[valid]
-    hardest_negative = distances.masked_fill(same, float("inf")).amin(1)[valid]
-    gap = hardest_positive - hardest_negative
-    return F.softplus(gap).mean() if soft_margin else F.relu(gap + margin).mean()
+    # No index by a mask and no branch on a value: both make the host wait for the device.
+    hardest_positive = distances.masked_fill(~positive, float("-inf")).amax(1)
+    hardest_negative = distances.masked_fill(same, float("inf")).amin(1)
+    gap = (hardest_positive - hardest_negative).masked_fill(~valid, 0.0)
+    losses = F.softplus(gap) if soft_margin else F.relu(gap + margin)
+    return losses.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def language_loss_sum(logits: Tensor, targets: Tensor) -> Tensor:

@@ -374,7 +374,8 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
     def _label_loss(self, hidden: Tensor, labels: Tensor) -> LabelLoss:
         """Runs the output layer at label positions only: logits at all positions would fill the memory."""
         targets = labels[:, 1:].to(hidden.device)
-        at_labels = targets != -100
+        # Positions, not a mask: each index by a mask makes the host wait for the device, in the backward pass too.
+        at_labels = (targets != -100).nonzero(as_tuple=True)
         logits = self.mllm.lm_head(in_format_of(self.mllm.lm_head, hidden[:, :-1][at_labels]))
         return LabelLoss(logits, language_loss_sum(logits, targets[at_labels].to(logits.device)), logits.shape[0])
 

@@ -220,6 +220,13 @@ class ReIDTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Keep the loading processes from epoch to epoch. Default: with dataloader_num_workers."},
     )
+    use_liger_kernel: bool = field(
+        default=False,
+        metadata={"help": "Compute norms and MLPs of the language model by liger-kernel, not its rotary embedding."},
+    )
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Compile the decoder layers of the language model, in training alone."}
+    )
     # The step guard finds losses that are not finite with one device synchronisation a step.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not needed: see max_skipped_steps."})
     hub_private_repo: bool | None = field(default=True, metadata={"help": "Make a new Hub repository private."})

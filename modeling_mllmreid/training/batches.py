@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -258,14 +257,15 @@ class TrainCollator:
         return batch
 
 
-def label_counts(batch: dict[str, Tensor]) -> np.ndarray:
-    """Counts the target tokens of a batch.
+def label_counts(batch: dict[str, Tensor]) -> Tensor:
+    """Counts the target tokens of a batch, on its device: the host does not wait for it.
 
     Args:
         batch (`dict[str, Tensor]`): `labels` and `text_labels`, each (B, L) with -100 where there is no target.
 
     Returns:
-        `np.ndarray`: The counts of the image branch and of the text branch, (2,).
+        `Tensor`: The counts of the image branch and of the text branch, (2,).
     """
-    counts = [int((batch[name][:, 1:] != -100).sum()) if name in batch else 0 for name in ("labels", "text_labels")]
-    return np.array(counts)
+    none = next(iter(batch.values())).new_zeros((), dtype=torch.long)
+    names = ("labels", "text_labels")
+    return torch.stack([(batch[name][:, 1:] != -100).sum() if name in batch else none for name in names])

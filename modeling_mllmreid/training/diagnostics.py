@@ -58,8 +58,9 @@ class Diagnostics:
     A warning needs two measured steps in a row, and comes once in a run: one batch has few pairs, and some are unlucky.
 
     DeepSpeed and FSDP shard what a second backward pass or a generation needs: there only spread and gap are measured.
-    Gradients are absent too with re-entrant checkpointing, which allows no `autograd.grad`, and with cached gradients,
-    which never have the whole batch's graph.
+    Gradients are absent too with re-entrant checkpointing, which allows no `autograd.grad`, with cached gradients,
+    which never have the whole batch's graph, and with `use_liger_kernel` and `torch_compile`, whose graphs serve for
+    one backward pass.
     """
 
     def __init__(self, trainer: Trainer, args: ReIDTrainingArguments, processor: MllmReIDProcessor):
@@ -93,7 +94,7 @@ class Diagnostics:
         if not sharded and "labels" in inputs and model.config.loss_lambda < 1:
             with trainer.accelerator.autocast():
                 captured.texts = generated_and_targets(model, self.processor, inputs)
-        if sharded or self.args.grad_cache_chunk:
+        if sharded or self.args.grad_cache_chunk or self.args.use_liger_kernel or self.args.torch_compile:
             yield captured
             return
         checkpointing = dict(self.args.activation_checkpointing_kwargs or {})  # type: ignore[arg-type]

@@ -163,6 +163,12 @@ def explain_error(error: Exception, args: ReIDTrainingArguments, images: str) ->
             "activation_checkpointing: no layer of this encoder, such as a convolutional net, can be computed again in "
             "the backward pass: set it to false, and grad_cache_chunk to a few images for less memory"
         )
+    if args.torch_compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        reason = " ".join(text.split())[:300]
+        return UserError(
+            f"torch_compile: the backend {args.torch_compile_backend} failed ({reason}): install a C++ compiler if it "
+            "is missing, or leave torch_compile out"
+        )
     if not should_reduce_batch_size(error):
         return None
     # Batches of pairs have no P.

@@ -34,10 +34,12 @@ class LoraSum(torch.autograd.Function):
             `Tensor`: (n, out).
         """
         with torch.autocast(x.device.type, enabled=False):
-            hidden = x @ a.to(x.dtype).T
+            ctx.scale, ctx.dtypes = scale, (a.dtype, b.dtype)
+            # Cast once for both passes.
+            a, b = a.to(x.dtype), b.to(x.dtype)
+            hidden = x @ a.T
             ctx.save_for_backward(x, hidden, a, b)
-            ctx.scale = scale
-            return torch.addmm(result, hidden, b.to(x.dtype).T, alpha=scale)
+            return torch.addmm(result, hidden, b.T, alpha=scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -45,10 +47,10 @@ class LoraSum(torch.autograd.Function):
         (gradient,) = gradients
         x, hidden, a, b = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            of_hidden = ctx.scale * (gradient @ b.to(x.dtype))
-            of_x = of_hidden @ a.to(x.dtype) if ctx.needs_input_grad[1] else None
-            of_a = (of_hidden.T @ x).to(a.dtype) if ctx.needs_input_grad[2] else None
-            of_b = (ctx.scale * (gradient.T @ hidden)).to(b.dtype) if ctx.needs_input_grad[3] else None
+            of_hidden = ctx.scale * (gradient @ b)
+            of_x = of_hidden @ a if ctx.needs_input_grad[1] else None
+            of_a = (of_hidden.T @ x).to(ctx.dtypes[0]) if ctx.needs_input_grad[2] else None
+            of_b = (ctx.scale * (gradient.T @ hidden)).to(ctx.dtypes[1]) if ctx.needs_input_grad[3] else None
         return gradient, of_x, of_a, of_b, None
 
 

@@ -20,6 +20,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..utils.errors import UserError
 from ..utils.ranges import MOST_PROCESSES
+from .kernels import check_kernels
 
 Arguments = TypeVar("Arguments", bound=type[TrainingArguments])
 
@@ -31,11 +32,7 @@ REFUSED = {
     "average_tokens_across_devices": "target tokens are always counted over all devices: leave it out",
     "bf16_full_eval": "evaluation has the number formats of training: set bf16, and dtype for frozen weights",
     "fp16_full_eval": "evaluation has the number formats of training: set bf16, and dtype for frozen weights",
-    "torch_compile": "the model is not compiled here: leave it out",
-    "torch_compile_backend": "the model is not compiled here: leave it out",
-    "torch_compile_mode": "the model is not compiled here: leave it out",
-    "use_liger_kernel": "its kernels do not reach the model inside: leave it out",
-    "liger_kernel_config": "its kernels do not reach the model inside: leave it out",
+    "liger_kernel_config": "use_liger_kernel chooses the kernels: leave it out",
     "use_cache": "training never caches keys and values: leave it out",
     "neftune_noise_alpha": "noise on the embeddings would differ between the passes over one batch: leave it out",
     "include_num_input_tokens_seen": "it would count pixels as tokens: leave it out",
@@ -203,6 +200,7 @@ def try_settings(args: TrainingArguments) -> None:
     Raises:
         UserError: An unknown field, a value out of range, or a package that is not installed.
     """
+    check_kernels(args)
     name = str(getattr(args.optim, "value", args.optim))
     if any(word in name for word in REFUSED_OPTIMIZERS):
         raise UserError(f"optim {name}: does not support learning_rates: give another optimiser")

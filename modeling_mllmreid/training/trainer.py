@@ -29,6 +29,7 @@ from .diagnostics import Diagnostics
 from .engines import prepare_sharding
 from .grad_cache import average_gradients, cached_backward
 from .guards import Preempted, StepGuard, explain_error
+from .kernels import prepare_kernels
 from .lora import fuse_lora
 from .loss_parts import LossParts
 from .parameters import parameter_groups
@@ -109,7 +110,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._window_counts: dict[str, float] = {}
+        self._window_counts: dict[str, Tensor] = {}
         self._loss_parts = LossParts(self.args.device)
         self._sampler: PKSampler | PairSampler | None = None
         self._diagnostics = Diagnostics(self, self.args, self.processing_class)
@@ -124,6 +125,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         prepare_sharding(self)
         if self.args.fused_lora:
             fuse_lora(self.model)
+        prepare_kernels(self)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains as in transformers.
@@ -194,8 +196,8 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
             samples = list(islice(epoch_iterator, num_batches))
         self._loss_parts.end_step(counted=not self._guard.skipped)
         self._guard.begin_step(self.model)
-        counts = torch.tensor(sum(label_counts(batch) for batch in samples), device=device, dtype=torch.float64)
-        image, text = self.accelerator.reduce(counts, reduction="sum").tolist()
+        counts = torch.stack([label_counts(batch).to(device) for batch in samples]).sum(dim=0)
+        image, text = self.accelerator.reduce(counts, reduction="sum").clamp(min=1)
         self._window_counts = {"image": image, "text": text, "distillation": image}
         self._diagnostics.on_step_begin()
         return samples, None
@@ -261,7 +263,9 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
     def _language_loss(self, sums: dict[str, Tensor]) -> Tensor:
         """Returns the language loss of summed losses, before the Trainer divides by the micro-batches."""
         factor = self.accelerator.num_processes * self.current_gradient_accumulation_steps
-        loss: Tensor = self.model.language_loss(sums, self._window_counts) * factor
+        # Divided here, since the counts stay on the device.
+        means = {name: value / self._window_counts[name].to(value) for name, value in sums.items()}
+        loss: Tensor = self.model.language_loss(means, dict.fromkeys(means, 1)) * factor
         return loss
 
     def _cached_step(self, inputs: dict[str, Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from modeling_mllmreid.model.adapters import adapter_weights, inject_adapter, merge_adapter
@@ -123,6 +124,26 @@ def test_other_states_are_peft(monkeypatch):
     expected = half(x.bfloat16())  # float32 weights of the LoRA without autocast: PEFT computes in float32
     fuse_lora(half)
     assert torch.equal(half(x.bfloat16()), expected)
+
+
+class Casts(TorchDispatchMode):
+    """Counts the conversions of tensors within it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += "_to_copy" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_casts_each_matrix_once_and_each_gradient_once():
+    net = with_lora(base=torch.bfloat16)
+    fuse_lora(net)
+    with Casts() as casts:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = net(inputs(4, 48).bfloat16())
+        output.backward(torch.ones_like(output))
+    assert casts.count == 1 + 2 * 4  # that of the input, too
 
 
 def test_files_and_merging_are_as_before():

@@ -26,6 +26,8 @@ optim_args output_dir per_device_train_batch_size project push_to_hub report_to 
 resume_from_checkpoint run_name save_only_model save_strategy skip_memory_metrics tf32 trackio_bucket_id
 trackio_space_id trackio_static_space_id use_cpu
 """
+# Settings of the language model inside, tested in test_kernels.
+KERNELS = ("torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel")
 OTHER = {int: 3, float: 0.5, str: "other", type(None): "other", list: ["other"]}
 
 
@@ -34,7 +36,7 @@ def arguments(tmp_path, **given):
 
 
 def test_every_setting_of_the_installed_transformers_is_covered():
-    looked_at = {*AS_IN_THE_TRAINER.split(), *REFUSED, *RANGES}
+    looked_at = {*AS_IN_THE_TRAINER.split(), *KERNELS, *REFUSED, *RANGES}
     assert TrainingArguments.__dataclass_fields__.keys() - looked_at == set()
 
 
@@ -124,6 +126,9 @@ def test_wrong_settings_fail_before_the_data_are_loaded(begin, tmp_path):
         'lr_scheduler_kwargs {"a":1}': "lr_scheduler_type linear .*: .*unexpected keyword argument 'a'",
         "lr_scheduler_kwargs text": "lr_scheduler_type linear .lr_scheduler_kwargs text.: ",
         "activation_checkpointing_kwargs text": "activation_checkpointing_kwargs: 'text' is unknown: give JSON with",
+        "use_liger_kernel true": "use_liger_kernel: (liger-kernel is not installed: pip|its kernels need a CUDA GPU)",
+        "torch_compile_backend nonsense": "torch_compile_backend nonsense: give one of .*inductor",
+        "torch_compile_mode reduce-overhead": "torch_compile_mode reduce-overhead: give default or max-autotune-no",
         "report_to nonsense": "report_to nonsense: .* is not supported",
         "report_to codecarbon": "report_to codecarbon: .*not installed|report_to codecarbon: .*requires",
         "eval_strategy often": "training arguments: often is not a valid",
