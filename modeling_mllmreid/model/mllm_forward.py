@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 from .backbone import Backbone, Image
 from .crops import checked_pixels
 from .heads import mean_pool
-from .pairs import Reading, pair_cache, recorded, recorder
+from .pairs import Reading, check_window, pair_cache, pair_length, recorded, recorder
 from .tensors import at_least_float32, in_format_of, on_device_of
 from .towers import TowerOutput
 
@@ -245,13 +245,14 @@ class MllmForward:
             `torch.Tensor` of shape `(N,)`: float32; above 0 for one person. It is the same for both orders.
 
         Raises:
-            ValueError: if the configuration has no question.
+            ValueError: if the configuration has no question, or layers do not see both crops.
         """
         if self.config.pair_question_ids is None or self.config.pair_answer_ids is None:
             raise ValueError(
                 "the model has no question about pairs: train it with pair_weight, or set config.pair_question_ids and "
                 "config.pair_answer_ids to those of its processor"
             )
+        check_window(self.config.get_text_config(), pair_length(reading, self.image_start))
         ids, answers = (torch.tensor(getattr(self.config, name)) for name in ("pair_question_ids", "pair_answer_ids"))
         question = self.embed_tokens(ids[None]).expand(len(first), -1, -1)
         positions = self.backbone.positions_after(reading.grid, self.image_start, len(ids)).to(question.device)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
 from .tensors import at_least_float32
@@ -77,13 +78,11 @@ class _Both(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         return self._with(self.keys, key_states), self._with(self.values, value_states)
 
-    def _with(self, states: Tensor | None, own: Tensor) -> Tensor:
-        assert states is not None
+    def _with(self, states: Any, own: Tensor) -> Tensor:
         parts = [states[self.first], states[self.second][:, :, self.start :]]
         return torch.cat([*(part.to(own) for part in parts), own], dim=2)
 
     def get_seq_length(self) -> int:
-        assert self.keys is not None
         return 2 * self.keys.shape[2] - self.start
 
 
@@ -122,6 +121,23 @@ def pair_cache(reading: Reading, first: Tensor, second: Tensor, start: int) -> C
     """
     layers = zip(reading.keys, reading.values, strict=True)
     return Cache(layers=[_Both(keys, values, first, second, start) for keys, values in layers])
+
+
+def pair_length(reading: Reading, start: int) -> int:
+    """Returns the number of positions that a question about two crops sees before itself."""
+    return 2 * reading.keys[0].shape[2] - start
+
+
+def check_window(config: PreTrainedConfig, length: int) -> None:
+    """Raises ValueError if layers of a language model see fewer than `length` positions back.
+
+    They would see one crop in part, and which one would depend on the order.
+    """
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if isinstance(window, int) and window <= length and (kinds is None or "sliding_attention" in kinds):
+        raise ValueError(
+            f"layers of the language model see {window} positions, two crops take {length}; make crops smaller"
+        )
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
