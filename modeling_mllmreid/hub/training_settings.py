@@ -153,6 +153,7 @@ def _method(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("ID loss", id_loss if config.get("id_weight") is not None else ""),
         ("triplet loss", triplet if config.get("triplet_weight") is not None else ""),
         ("distillation weight", f"{config['distillation_weight']:g}" if config.get("distillation_weight") else ""),
+        ("weight of the loss of pairs", f"{config['pair_weight']:g}" if config.get("pair_weight") else ""),
         ("ReID losses on captions", "yes" if config.get("reid_text") else ""),
     ]
 

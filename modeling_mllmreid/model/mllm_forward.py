@@ -217,20 +217,21 @@ class MllmForward:
 
     # ---- pairs ---------------------------------------------------------------------------------------------------
 
-    @property
-    def _depth(self) -> int:
-        depth: int = len(self.language_model.layers)
-        return depth
+    def _positions_after_image(self, length: int) -> Tensor:
+        """Returns the positions of a text of `length` tokens after an image."""
+        unit = self.backbone.unit
+        grid = self.config.height // unit, self.config.width // unit
+        return self.backbone.positions_after(grid, self.image_start, length)
 
     def read_image(self, image: Image) -> tuple[Tensor, Reading]:
         """Runs all layers on images; returns the un-normalised LLM feature (B, D), and the readings for pairs."""
-        record, embeddings = recorder(self._depth), self.embed_image_prompt(image)
+        record, embeddings = recorder(self.language_model.layers), self.embed_image_prompt(image)
         _, hidden = self.run_language_model(embeddings, None, image, whole=True, record=record)
         return mean_pool(hidden[:, self.image_start :]), self.reading_of(record, image)
 
     def reading_of(self, record: Cache, image: Image) -> Reading:
         """Returns the readings of images after a recorded pass, whatever followed them."""
-        return recorded(record, self.image_start + image.embeddings.shape[1], image.grid)
+        return recorded(record, self.image_start + image.embeddings.shape[1])
 
     def ask_pairs(self, reading: Reading, first: Tensor, second: Tensor) -> Tensor:
         """Scores pairs of crops: the logit of yes minus that of no, after the question whether both are one person.
@@ -255,7 +256,7 @@ class MllmForward:
         check_window(self.config.get_text_config(), pair_length(reading, self.image_start))
         ids, answers = (torch.tensor(getattr(self.config, name)) for name in ("pair_question_ids", "pair_answer_ids"))
         question = self.embed_tokens(ids[None]).expand(len(first), -1, -1)
-        positions = self.backbone.positions_after(reading.grid, self.image_start, len(ids)).to(question.device)
+        positions = self._positions_after_image(len(ids)).to(question.device)
         hidden = self.language_model(
             inputs_embeds=question,
             position_ids=positions.unsqueeze(-2).expand(*positions.shape[:-1], len(first), -1),

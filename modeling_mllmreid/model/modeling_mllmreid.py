@@ -272,7 +272,7 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
         reading = None
         if "llm" in self.config.reid_heads or language or pairs or return_reading:
             image = self.project_image(tower_output)
-            record = recorder(self._depth) if pairs or return_reading else None
+            record = recorder(self.language_model.layers) if pairs or return_reading else None
             if language:
                 features["llm"], branches["image"] = self._image_branch(
                     image, input_ids, attention_mask, labels, record=record
@@ -317,9 +317,13 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
         output.loss_parts |= {f"lm_{name}": sums[name].detach() / counts[name] for name in sums if counts[name]}
         output.loss = mix_losses(language_loss, output.reid_loss, self.config.loss_lambda)
         if output.pair_loss is not None:
-            weighted = self.config.pair_weight * output.pair_loss
-            output.loss = weighted if output.loss is None else output.loss + weighted
+            output.loss = self.with_pair_loss(output.loss, output.pair_loss)
         return output
+
+    def with_pair_loss(self, loss: Tensor | None, pair_loss: Tensor) -> Tensor:
+        """Adds the weighted loss of pairs to the other losses, if there are any."""
+        weighted: Tensor = self.config.pair_weight * pair_loss
+        return weighted if loss is None else loss + weighted
 
     def pair_loss(
         self,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -25,22 +25,17 @@ class Reading(NamedTuple):
     Args:
         keys, values (`tuple[torch.Tensor, ...]`):
             By layer, (B, heads, prefix + image tokens, D).
-        grid (`tuple[int, int]`):
-            Rows and columns of the image tokens.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
-    grid: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.keys[0])
 
     def rows(self, places: Tensor | Sequence[int] | slice) -> "Reading":
         """Returns the readings of some crops."""
-        return Reading(
-            tuple(keys[places] for keys in self.keys), tuple(value[places] for value in self.values), self.grid
-        )
+        return Reading(tuple(keys[places] for keys in self.keys), tuple(values[places] for values in self.values))
 
     @staticmethod
     def joined(readings: "Sequence[Reading]") -> "Reading":
@@ -49,7 +44,7 @@ class Reading(NamedTuple):
             tuple(map(torch.cat, zip(*(getattr(reading, name) for reading in readings), strict=True)))
             for name in ("keys", "values")
         )
-        return Reading(keys, values, readings[0].grid)
+        return Reading(keys, values)
 
 
 class _Recorded(DynamicLayer):
@@ -86,12 +81,19 @@ class _Both(DynamicLayer):
         return 2 * self.keys.shape[2] - self.start
 
 
-def recorder(layers: int) -> Cache:
-    """Returns an empty cache that records a pass through a language model of `layers` layers."""
-    return Cache(layers=[_Recorded() for _ in range(layers)])
+def recorder(layers: nn.ModuleList) -> Cache:
+    """Returns an empty cache that records a pass through the layers of a language model."""
+    keep_cache(layers)
+    return Cache(layers=[_Recorded() for _ in layers])
 
 
-def recorded(cache: Cache, length: int, grid: tuple[int, int]) -> Reading:
+def keep_cache(layers: nn.ModuleList) -> None:
+    """Lets layers that are checkpointed use the caches of this module, which a second run does not change."""
+    for layer in layers:
+        layer._can_checkpoint_with_cache = True
+
+
+def recorded(cache: Cache, length: int) -> Reading:
     """Returns the first `length` positions that a cache of `recorder` has recorded.
 
     Raises:
@@ -105,7 +107,7 @@ def recorded(cache: Cache, length: int, grid: tuple[int, int]) -> Reading:
             )
         keys.append(layer.keys[:, :, :length])
         values.append(layer.values[:, :, :length])
-    return Reading(tuple(keys), tuple(values), grid)
+    return Reading(tuple(keys), tuple(values))
 
 
 def pair_cache(reading: Reading, first: Tensor, second: Tensor, start: int) -> Cache:

@@ -168,6 +168,10 @@ class MethodArguments:
     reid_text: bool | None = field(
         default=None, metadata={"help": "Also apply the ReID losses to captions, for text-to-image search."}
     )
+    pair_weight: NotNegative | None = field(
+        default=None,
+        metadata={"help": "Weight of the loss of pairs: the LLM answers whether two crops are one person."},
+    )
 
     def given(self) -> dict[str, Any]:
         """Returns the fields that the user set, by name."""

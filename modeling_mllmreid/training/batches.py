@@ -90,8 +90,8 @@ class TrainDataset(Dataset[dict[str, Any]]):
 
         Returns:
             `dict`: `pixel_values` (3, height, width) float32, `person_ids` (the label, 0 to `num_identities` - 1),
-            `instruction` (index of the prompt), `caption` (the text), and `target` (its token ids); the last two are
-            empty without a caption.
+            `camera_ids`, `instruction` (index of the prompt), `caption` (the text), and `target` (its token ids); the
+            last two are empty without a caption.
         """
         index, epoch, position = key
         rng = rng_for(self.seed, epoch, position, index)
@@ -103,6 +103,7 @@ class TrainDataset(Dataset[dict[str, Any]]):
         return {
             "pixel_values": torch.from_numpy(self.augmentation.erase(pixels, rng, in_place=True)),
             "person_ids": self.labels[index],
+            "camera_ids": self.camera_ids[index],
             "instruction": instruction,
             "caption": caption,
             "target": target,
@@ -200,6 +201,7 @@ class TrainCollator:
         args (`BatchArguments`): Instruction and text branch.
         language (`bool`): Whether the language loss is computed.
         reid_text (`bool`): Whether the ReID losses read the captions.
+        pairs (`bool`): Whether the loss of pairs reads the cameras.
 
     Example:
         >>> import torch
@@ -216,8 +218,8 @@ class TrainCollator:
     # Whether the samples need captions where no loss of the model reads them.
     needs_captions = False
 
-    def __init__(self, processor: Any, args: BatchArguments, *, language: bool, reid_text: bool):
-        self.processor = processor
+    def __init__(self, processor: Any, args: BatchArguments, *, language: bool, reid_text: bool, pairs: bool = False):
+        self.processor, self.pairs = processor, pairs
         self.language, self.text_targets = language, language and args.text_branch
         self.has_text_branch = self.text_targets or reid_text
         self.instructions = instruction_texts(args.instruction)
@@ -231,7 +233,8 @@ class TrainCollator:
             samples (`Sequence[dict]`): B samples of `TrainDataset`.
 
         Returns:
-            `dict[str, Tensor]`: `pixel_values` (B, 3, height, width) and `person_ids` (B,); with the language loss
+            `dict[str, Tensor]`: `pixel_values` (B, 3, height, width) and `person_ids` (B,), with `pairs`
+            `camera_ids` (B,); with the language loss
             `input_ids`, `attention_mask` and `labels`, each (B, L); with a text branch `text_input_ids`,
             `text_attention_mask`, `text_caption_mask` and, under `text_branch`, `text_labels`, each (B, M).
         """
@@ -239,6 +242,8 @@ class TrainCollator:
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
             "person_ids": torch.tensor([sample["person_ids"] for sample in samples]),
         }
+        if self.pairs:
+            batch["camera_ids"] = torch.tensor([sample["camera_ids"] for sample in samples])
         targets = [sample["target"] for sample in samples]
         if self.language:
             prompts = [self.image_prompts[sample["instruction"]] for sample in samples]

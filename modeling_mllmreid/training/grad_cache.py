@@ -4,7 +4,8 @@ Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Mem
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ..model import ImageEncoder, MllmReIDConfig, MllmReIDModel
 from ..model.heads import MllmReIDOutput
 from ..model.losses import reid_loss
+from ..model.pairs import Reading
 
 Batch = Mapping[str, Tensor]
 RandomState = tuple[Tensor, Tensor | None]
@@ -27,12 +29,14 @@ def cached_backward(
     reid_weight: float,
     backward: Callable[[Tensor], None],
     scale: float = 1.0,
+    pair_weight: float = 0.0,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Tensor, MllmReIDOutput]:
     """Adds the gradient of a batch to the parameters' gradients, in three passes.
 
-    1. Compute the features of every chunk without a graph.
+    1. Compute the features of every chunk without a graph; for the loss of pairs, the readings too.
     2. Compute the ReID losses on the features of all images and processes, and their gradient at the features. The head
-       gets its gradient here.
+       gets its gradient here. So do the loss of pairs and the language model on the readings of this process.
     3. Compute every chunk again with a graph. The gradient at the features and the language loss of the chunk flow back
        from there. The chunk draws the random numbers of its first pass, so dropout is the same.
 
@@ -44,6 +48,8 @@ def cached_backward(
         reid_weight (`float`): Weight of the ReID losses in the total loss.
         backward (`Callable`): Computes gradients, after it multiplies a loss by `scale`.
         scale (`float`): Scale of the losses for float16.
+        pair_weight (`float`): Weight of the loss of pairs in the total loss.
+        autocast (`Callable`): Returns the context of mixed precision, in which the model's forward runs by itself.
 
     Returns:
         `tuple[Tensor, MllmReIDOutput]`: The loss, a scalar, and the output of `forward`, both detached.
@@ -51,20 +57,29 @@ def cached_backward(
     config: MllmReIDConfig = model.config
     person_ids = inputs["person_ids"].to(model.device)
     captioned = inputs["text_caption_mask"].any(dim=1).to(model.device) if "text_caption_mask" in inputs else None
-    chunks = list(_split({name: tensor for name, tensor in inputs.items() if name != "person_ids"}, chunk))
+    batch_wide = ("person_ids", "camera_ids")
+    chunks = list(_split({name: tensor for name, tensor in inputs.items() if name not in batch_wide}, chunk))
     loss, reid, id_logits = torch.zeros((), device=person_ids.device), None, None
     loss_parts: dict[str, Tensor] = {}
-    gradients: dict[str, Tensor] = {}
+    cached: dict[str, Tensor] = {}
     states: list[RandomState] = []
+    if config.loss_lambda > 0 or pair_weight:
+        cached, states = _features_without_graph(model, chunks, pair_weight > 0)
+        cached = {name: tensor.requires_grad_() for name, tensor in cached.items()}
+        reading, features = _split_off_reading(cached)
     if config.loss_lambda > 0:
-        features, states = _features_without_graph(model, chunks)
-        features = {name: tensor.requires_grad_() for name, tensor in features.items()}
         text = features.get("text")
         text_captioned = None if text is None else captioned
         reid, id_logits = reid_loss(config, model.heads, features, text, person_ids, loss_parts, text_captioned)
         backward(reid_weight * reid)
         loss = loss + reid_weight * reid.detach()
-        gradients = {name: tensor.grad / scale for name, tensor in features.items() if tensor.grad is not None}
+    pair = None
+    if pair_weight:
+        with autocast():
+            pair = model.pair_loss(reading, features["llm"], person_ids, inputs.get("camera_ids"), loss_parts)
+        backward(pair_weight * pair)
+        loss = loss + pair_weight * pair.detach()
+    gradients = {name: tensor.grad / scale for name, tensor in cached.items() if tensor.grad is not None}
 
     chunk_features = []
     sums: dict[str, Tensor] = {}
@@ -73,7 +88,7 @@ def cached_backward(
         if states:
             _set_random_state(person_ids.device, states[number])
         with heads_at_rest(model):
-            output = model(**chunk_inputs)
+            output = model(**chunk_inputs, **_options(pair_weight > 0))
         features, terms = _named_features(output), []
         if output.language_loss_sums:
             terms.append(language_loss(output.language_loss_sums))
@@ -84,6 +99,7 @@ def cached_backward(
                 terms.append((features[name] * gradient[first : first + chunk]).sum())
         if terms:
             backward(torch.stack(terms).sum())
+        _, features = _split_off_reading(features)
         chunk_features.append({name: feature.detach() for name, feature in features.items()})
         for name, value in (output.language_loss_sums or {}).items():
             sums[name] = sums.get(name, 0) + value.detach()
@@ -97,6 +113,7 @@ def cached_backward(
         captioned=None if text_features is None else captioned,
         id_logits=id_logits,
         reid_loss=None if reid is None else reid.detach(),
+        pair_loss=None if pair is None else pair.detach(),
         loss_parts=loss_parts,
         language_loss_sums=sums or None,
         label_counts=counts or None,
@@ -142,7 +159,7 @@ def heads_at_rest(model: ImageEncoder) -> Iterator[None]:
 
 @torch.no_grad()
 def _features_without_graph(
-    model: ImageEncoder, chunks: list[dict[str, Tensor]]
+    model: ImageEncoder, chunks: list[dict[str, Tensor]], pairs: bool
 ) -> tuple[dict[str, Tensor], list[RandomState]]:
     """Returns the features of all chunks, and the random state before each chunk."""
     states, chunk_features = [], []
@@ -151,14 +168,33 @@ def _features_without_graph(
         # The text branch runs after the image branch, so that leaving it out changes no random number of the images.
         read = {k: v for k, v in chunk_inputs.items() if model.config.reid_text or not k.startswith("text_")}
         with heads_at_rest(model):
-            chunk_features.append(_named_features(model(**read)))
+            chunk_features.append(_named_features(model(**read, **_options(pairs))))
     return _concatenated(chunk_features), states
 
 
+def _options(pairs: bool) -> dict[str, bool]:
+    """Returns the options of a forward pass; encoders without a language model have none."""
+    return {"return_reading": True} if pairs else {}
+
+
 def _named_features(output: MllmReIDOutput) -> dict[str, Tensor]:
-    """Returns the features that the ReID losses read, with the captions' feature as "text"."""
+    """Returns what the losses over all images read: features, the captions' feature as "text", and the readings."""
     features = dict(output.features or {})
-    return features if output.text_features is None else {**features, "text": output.text_features}
+    if output.text_features is not None:
+        features["text"] = output.text_features
+    if output.reading is not None:
+        features |= {f"keys {layer}": keys for layer, keys in enumerate(output.reading.keys)}
+        features |= {f"values {layer}": values for layer, values in enumerate(output.reading.values)}
+    return features
+
+
+def _split_off_reading(cached: dict[str, Tensor]) -> tuple[Reading, dict[str, Tensor]]:
+    """Returns the readings, and the features without them."""
+    keys, values = (
+        tuple(tensor for name, tensor in cached.items() if name.startswith(f"{kind} ")) for kind in ("keys", "values")
+    )
+    rest = {name: tensor for name, tensor in cached.items() if not name.startswith(("keys ", "values "))}
+    return Reading(keys, values), rest
 
 
 def _concatenated(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -70,13 +70,21 @@ NEUTRAL_SETTINGS = re.compile(
     r"enable_jit_checkpoint|do_.*|debug|include_.*|skip_memory_metrics|.*token.*"
 )
 # Settings that older versions did not have, with the value that they stand for there.
-ADDED_SETTINGS = {"reid_warmup_steps": 0, "triplet_scale": "none", "color_jitter": 0.0, "downscale": 0.0}
+ADDED_SETTINGS = {
+    "reid_warmup_steps": 0,
+    "triplet_scale": "none",
+    "color_jitter": 0.0,
+    "downscale": 0.0,
+    "pair_weight": 0.0,
+}
 # Configuration fields that other entries of the fingerprint cover, or that only record the origin of the model.
 ORIGIN_FIELDS = frozenset(
     {
         "mllm_config",
         "vision_config",
         "image_prefix_ids",
+        "pair_question_ids",
+        "pair_answer_ids",
         "trained_on",
         "overlap",
         "base_licence",

@@ -36,7 +36,7 @@ from .engines import sharding_of
 from .memory import find_batch_size
 from .parameters import freeze_unused_parameters
 from .resume import checkpoint_to_resume, identities_digest, run_fingerprint
-from .stock_settings import try_settings
+from .stock_settings import setting_errors, try_settings
 from .trainer import QueryGallery, ReIDTrainer
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,8 @@ def train_reid(
     use_fast_layout(model, args.device)
     if args.process_index == 0:
         print(f"{len(samples):,} training images of {samples.num_identities:,} people; {parameter_counts(model)}")
-    batches = collator(processor, batch_args, language=language, reid_text=config.reid_text)
+    pairs = getattr(config, "pair_weight", 0) > 0
+    batches = collator(processor, batch_args, language=language, reid_text=config.reid_text, pairs=pairs)
     if args.auto_find_batch_size:
         find_batch_size(args, model, samples, batches)
     logger.info("frozen, as no loss reaches them: %s", ", ".join(frozen) or "none")
@@ -233,6 +234,10 @@ def _check_method(config: PreTrainedConfig, batch_args: BatchArguments, args: Re
         raise UserError(
             f"pairs_per_batch: the ReID losses need batches of P x K: set loss_lambda ({config.loss_lambda:g}) to 0, "
             "or leave it out"
+        )
+    if args.pairs_per_batch and getattr(config, "pair_weight", 0):
+        raise UserError(
+            "pair_weight: pairs of one person need batches of P x K: leave pairs_per_batch out, or pair_weight"
         )
     if config.distillation_weight and config.loss_lambda < 1 and not batch_args.text_branch:
         raise UserError(
@@ -270,6 +275,12 @@ def _set_identities(
     config: Any = model.config
     if isinstance(processor, MllmReIDProcessor):
         config.image_prefix_ids = processor.image_prefix_ids
+        if config.pair_weight:
+            with setting_errors("pair_weight", "train another model, or leave it out"):
+                config.pair_question_ids, config.pair_answer_ids = (
+                    processor.pair_question_ids(),
+                    processor.pair_answer_ids(),
+                )
     names = {name.partition(":")[0] for name in config.trained_on or []}
     config.trained_on = sorted({*(config.trained_on or []), *(set(samples.sources) - names)})
     digest = identities_digest(samples)

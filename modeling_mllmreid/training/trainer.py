@@ -250,6 +250,8 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         language = self._language_loss(outputs.language_loss_sums) if outputs.language_loss_sums else None
         reid = None if outputs.reid_loss is None else self.reid_share * outputs.reid_loss
         loss = mix_losses(language, reid, self.model.config.loss_lambda)
+        if outputs.pair_loss is not None:
+            loss = self.model.with_pair_loss(loss, outputs.pair_loss)
         if captured is not None:
             self._diagnostics.measure(captured, inputs, outputs, language)
         self._loss_parts.add(outputs.loss_parts)
@@ -290,6 +292,8 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
                 reid_weight=self.reid_share * config.loss_lambda / self.current_gradient_accumulation_steps,
                 backward=accelerator.backward,
                 scale=1.0 if scaler is None else scaler.get_scale(),
+                pair_weight=getattr(config, "pair_weight", 0.0) / self.current_gradient_accumulation_steps,
+                autocast=accelerator.autocast,
             )
         if captured is not None:
             self._diagnostics.measure(captured, inputs, outputs, None)

@@ -33,6 +33,7 @@ class ExportConfigFile(Format):
     triplet_soft_margin: bool = False
     triplet_scale: str = "none"
     distillation_weight: float | None = None
+    pair_weight: float | None = None
     reid_text: bool = False
     mllm_config: dict[str, Any] | None = None
     vision_config: dict[str, Any] | None = None

@@ -10,6 +10,7 @@ from modeling_mllmreid.model.losses import reid_loss
 from modeling_mllmreid.training.grad_cache import _split, cached_backward
 from modeling_mllmreid.training.parameters import freeze_unused_parameters
 
+PAIRS = {"pair_weight": 0.5, "pair_question_ids": [7, 9, 6], "pair_answer_ids": [10, 11]}
 LORA = {"language_model": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.3}
 
 
@@ -34,6 +35,7 @@ def cached(model, batch, chunk):
         language_loss=language_loss_of(model, batch),
         reid_weight=model.config.loss_lambda,
         backward=lambda part: part.backward(),
+        pair_weight=model.config.pair_weight,
     )
     return loss, output, gradients(model)
 
@@ -56,6 +58,9 @@ def assert_equal(got, expected, rtol):
         {"reid_on": "vision"},
         {"reid_text": True, "distillation_weight": 0.5, "llm_layer": 1},
         {"reid_text": True, "loss_lambda": 1.0, "bnneck": False},
+        PAIRS,
+        {**PAIRS, "loss_lambda": 1.0, "llm_layer": 1},
+        {**PAIRS, "loss_lambda": 0.0, "reid_on": "vision"},
     ],
 )
 def test_gradients_losses_and_statistics_are_those_of_the_plain_step(make_model, make_batch, chunk, fields):
@@ -68,8 +73,10 @@ def test_gradients_losses_and_statistics_are_those_of_the_plain_step(make_model,
     batch["pixel_values"] = batch["pixel_values"].double()
     freeze_unused_parameters(plain)
     model = copy.deepcopy(plain)
+    torch.manual_seed(0)  # of the pairs
     expected = plain(**batch)
     expected.loss.backward()
+    torch.manual_seed(0)
     loss, output, got = cached(model, batch, chunk)
     torch.testing.assert_close(loss, expected.loss.detach(), rtol=1e-12, atol=0)
     assert_equal(got, gradients(plain), rtol=1e-9)
