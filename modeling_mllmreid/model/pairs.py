@@ -184,4 +184,5 @@ def pair_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """Returns the binary cross-entropy of pair scores (N,) and labels (N,): a scalar, zero with a graph if N is 0."""
     if not len(scores):
         return scores.sum()
-    return F.binary_cross_entropy_with_logits(at_least_float32(scores), labels.to(scores.device))
+    scores = at_least_float32(scores)
+    return F.binary_cross_entropy_with_logits(scores, labels.to(scores))

@@ -70,7 +70,9 @@ def _used_parameters(model: ImageEncoder) -> Iterable[nn.Parameter]:
     """Yields the parameters that a loss reaches."""
     config: Any = model.config
     has_reid_weight = config.id_weight > 0 or config.triplet_weight > 0
-    language, reid = config.loss_lambda < 1, config.loss_lambda > 0 and has_reid_weight
+    reid = config.loss_lambda > 0 and has_reid_weight
+    # The question about pairs passes the whole language model, as targets do.
+    language = config.loss_lambda < 1 or getattr(config, "pair_weight", 0) > 0
     llm_head, vision_head = (reid and name in config.reid_heads for name in ("llm", "vision"))
     if reid and config.id_weight > 0:
         # Only the ID loss comes after the batch norm.
@@ -83,7 +85,7 @@ def _used_parameters(model: ImageEncoder) -> Iterable[nn.Parameter]:
 
 
 def _used_by_language_model(model: MllmReIDModel, *, language: bool, llm_head: bool) -> Iterable[nn.Parameter]:
-    """Yields the parameters of the language model that the language loss or the LLM's ReID head reaches."""
+    """Yields the parameters of the language model that language, pairs or the LLM's ReID head reach."""
     config: Any = model.config
     language_model: Any = model.language_model
     if language:

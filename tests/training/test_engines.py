@@ -10,7 +10,8 @@ from children import start_children
 from datasets import DatasetDict
 
 from modeling_mllmreid.data.load import load_reid_dataset
-from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.model import MllmReIDModel, modeling_mllmreid
+from modeling_mllmreid.model.processing_mllmreid import PAIR_ANSWERS, PAIR_QUESTION
 from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
 from modeling_mllmreid.synthetic.people.captions import sample_descriptions
 from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
@@ -29,6 +30,8 @@ SETTINGS = {
     "captions of few": ({**WHOLE, "reid_text": True}, 4, 1, torch.float64, 0),
     "captions of few, cached": ({**WHOLE, "reid_text": True}, 4, 1, torch.float64, 3),
     "both branches, accumulated, cached": (WHOLE, 4, 2, torch.float64, 5),
+    "pairs": ({**WHOLE, "pair_weight": 0.5}, 4, 1, torch.float64, 0),
+    "pairs alone, accumulated, cached": ({"loss_lambda": 1.0, "pair_weight": 0.5}, 4, 2, torch.float64, 3),
 }
 # A second run repeats the last steps of this one from a checkpoint in the middle of a later epoch.
 RESUMED, RESUMED_FROM = "both branches", 18
@@ -40,6 +43,16 @@ def few_captions(world):
     return DatasetDict({**world, "train": train})
 
 
+def pairs_of_eight(features, person_ids, camera_ids):
+    """Pairs within the images of one of two processes, also where one process has those of both."""
+    assert camera_ids.shape == person_ids.shape
+    places = torch.arange(len(person_ids))
+    partner, other = places ^ 1, places // 8 * 8 + (places + 2) % 8
+    assert (person_ids[partner] == person_ids).all() and (person_ids[other] != person_ids).all()
+    labels = torch.cat([torch.ones(len(places)), torch.zeros(len(places))])
+    return places.repeat(2), torch.cat([partner, other]), labels
+
+
 def train_all(people: str, output: str, identities_per_batch: int) -> dict[str, dict]:
     """By setting: `losses` (steps,), `rows` of each micro-batch (person, pixels' sum, target or not), `weights`,
     and `gradients`.
@@ -48,7 +61,8 @@ def train_all(people: str, output: str, identities_per_batch: int) -> dict[str, 
     tell a gradient from its multiple.
     """
     texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
-    processor = build_processor(texts, height=64, width=32, patch_size=16)
+    processor = build_processor([*texts, *PAIR_ANSWERS, PAIR_QUESTION], height=64, width=32, patch_size=16)
+    modeling_mllmreid.mine_pairs = pairs_of_eight
     world = load_reid_dataset("market1501", data_dir=people, captions_file=f"{people}/reid_raw.json")
     results = {}
     for number, (name, (fields, steps, accumulation, dtype, chunk)) in enumerate(SETTINGS.items()):

@@ -6,12 +6,14 @@ import pytest
 
 from modeling_mllmreid.training.parameters import freeze_unused_parameters
 
-CASES = list(itertools.product([0.0, 0.7, 1.0], ["llm", "vision", "both"], [-1, 1], [None, -1, 1], [1.0, 0.0]))
+SETTINGS = ([0.0, 0.7, 1.0], ["llm", "vision", "both"], [-1, 1], [None, -1, 1], [1.0, 0.0])
+CASES = [(*case, 0.0) for case in itertools.product(*SETTINGS)]
+CASES += [(*case, 0.5) for case in itertools.product([0.0, 1.0], ["llm", "vision"], [-1, 1], [None, -1], [1.0])]
 
 
-@pytest.mark.parametrize(("loss_lambda", "reid_on", "llm_layer", "vision_layer", "id_weight"), CASES)
+@pytest.mark.parametrize(("loss_lambda", "reid_on", "llm_layer", "vision_layer", "id_weight", "pair_weight"), CASES)
 def test_frozen_are_exactly_those_without_a_gradient(
-    make_model, make_batch, loss_lambda, reid_on, llm_layer, vision_layer, id_weight
+    make_model, make_batch, loss_lambda, reid_on, llm_layer, vision_layer, id_weight, pair_weight
 ):
     # The tiny LLaVA reads the last layer of the tower. Here it reads the second last, as the real one does.
     model = make_model(
@@ -20,6 +22,9 @@ def test_frozen_are_exactly_those_without_a_gradient(
         llm_layer=llm_layer,
         vision_layer=vision_layer,
         id_weight=id_weight,
+        pair_weight=pair_weight,
+        pair_question_ids=[7, 9, 6],
+        pair_answer_ids=[10, 11],
     )
     model.config.mllm_config.vision_feature_layer = -2
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
