@@ -235,10 +235,16 @@ def _check_method(config: PreTrainedConfig, batch_args: BatchArguments, args: Re
             f"pairs_per_batch: the ReID losses need batches of P x K: set loss_lambda ({config.loss_lambda:g}) to 0, "
             "or leave it out"
         )
-    if args.pairs_per_batch and getattr(config, "pair_weight", 0):
-        raise UserError(
-            "pair_weight: pairs of one person need batches of P x K: leave pairs_per_batch out, or pair_weight"
-        )
+    if getattr(config, "pair_weight", 0):
+        if args.pairs_per_batch:
+            raise UserError(
+                "pair_weight: pairs of one person need batches of P x K: leave pairs_per_batch out, or pair_weight"
+            )
+        checkpointing = dict(args.activation_checkpointing_kwargs or {})  # type: ignore[arg-type]
+        if args.activation_checkpointing and checkpointing.get("use_reentrant"):
+            raise UserError(
+                "activation_checkpointing_kwargs: use_reentrant keeps no gradient of what the pairs read: leave it out"
+            )
     if config.distillation_weight and config.loss_lambda < 1 and not batch_args.text_branch:
         raise UserError(
             "distillation_weight needs the text branch as its teacher: set text_branch true, or leave it out"

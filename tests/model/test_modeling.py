@@ -276,9 +276,9 @@ def test_texts_in_two_halves_by_length_give_the_same_losses_and_gradients(make_m
         seen: list[int] = []
         run = model.run_language_model
 
-        def spy(embeddings, attention_mask, image=None, *, whole, run=run, seen=seen):
+        def spy(embeddings, attention_mask, image=None, *, run=run, seen=seen, **options):
             seen += [embeddings.shape[1]] if image is None else []
-            return run(embeddings, attention_mask, image, whole=whole)
+            return run(embeddings, attention_mask, image, **options)
 
         monkeypatch.setattr(model, "run_language_model", spy)
         output = model(**batch)

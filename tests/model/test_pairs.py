@@ -103,6 +103,48 @@ def test_a_model_without_a_question_says_so():
         model.score_pairs(model.read_images(crops(model)), torch.tensor([0]), torch.tensor([1]))
 
 
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def gradients(model: MllmReIDModel, batch: dict, **fields) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    torch.manual_seed(0)
+    output = model(**batch, camera_ids=torch.arange(8) % 3)
+    output.loss.backward()
+    assert output.loss_parts["pair"] == output.pair_loss > 0
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("ways", [{}, {"every_n_layers": 2}])
+@pytest.mark.parametrize("loss_lambda", [0.7, 1.0])
+def test_recomputed_activations_give_the_same_gradients(make_model, make_batch, loss_lambda, ways):
+    model = make_model(loss_lambda=loss_lambda, pair_weight=0.5, **PAIR).double().train()
+    batch = make_batch(8)
+    batch["pixel_values"] = batch["pixel_values"].double()
+    expected = gradients(model, batch)
+    runs = []
+    for layer in model.language_model.layers:
+        layer.self_attn.register_forward_hook(lambda *_: runs.append(1))
+    model.activation_checkpointing_enable(**ways)
+    got = gradients(model, batch)
+    # The image branch, the question and perhaps the text branch in two layers, some of them twice.
+    assert len(runs) > 4 + 2 * (loss_lambda < 1)
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_the_loss_reaches_the_tower_through_both_crops_of_a_pair(make_model, make_batch):
+    model = make_model(loss_lambda=0.0, pair_weight=1.0, **PAIR).train()
+    batch = {name: value for name, value in make_batch(8).items() if name in ("pixel_values", "person_ids")}
+    pixels = batch["pixel_values"].requires_grad_()
+    torch.manual_seed(0)
+    reading = model.read_images(pixels)
+    model.score_pairs(reading, torch.tensor([0]), torch.tensor([5])).sum().backward()
+    reached = pixels.grad.abs().sum(dim=(1, 2, 3)) > 0
+    assert reached.tolist() == [True, False, False, False, False, True, False, False]
+
+
 # ---- mining --------------------------------------------------------------------------------------------------------
 
 

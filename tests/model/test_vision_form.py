@@ -48,6 +48,7 @@ WITH_LANGUAGE_MODEL = {
     "checkpoints.py",
     "configuration_mllmreid.py",
     "mllm_forward.py",
+    "pairs.py",
     "modeling_mllmreid.py",
     "processing_mllmreid.py",
     "prompts.py",

@@ -75,6 +75,7 @@ def test_a_sample_by_hand(samples, images, parts):
         expected = {
             "pixel_values": augmentation.erase(pixels, rng),
             "person_ids": index // 2,
+            "camera_ids": images["camera_id"][index],
             "instruction": instruction,
             "caption": caption,
             "target": target,
