@@ -129,11 +129,13 @@ def evaluate_and_report(
     Raises:
         UserError: if the data set does not fit the options, or an image cannot be opened.
     """
+    if args.verify_top and fusion is None:
+        raise UserError("verify_top: there is no fusion: give that of the checkpoint, or leave it out")
     features = protocol_features(model, processor, dataset, **args.protocol(), **options)
     texts = caption_features(model, processor, features.query_split) if args.text_queries else None
     run_metadata = {**metadata, "flip_test": bool(options.get("flip_test"))}
     verified = None
-    if args.verify_top and fusion is not None:
+    if fusion is not None and args.verify_top:
         pair_options = {name: options[name] for name in ("batch_size", "num_workers", "progress") if name in options}
         verified = verify_shortlists(model, processor, features, fusion, args.verify_top, **pair_options)
     on_main(report_metrics, model, processor, features, texts, args, run_metadata, others or {}, verified)

@@ -23,6 +23,7 @@ from modeling_mllmreid.evaluation.pair_fusion import PairFusion
 from modeling_mllmreid.evaluation.pair_fusion_fit import fit_fusion_on_val
 from modeling_mllmreid.evaluation.pair_scores import score_shortlist
 from modeling_mllmreid.evaluation.protocol import embed_query_gallery, protocol_features, same_person
+from modeling_mllmreid.evaluation.run import EvaluateArguments, evaluate_and_report
 from modeling_mllmreid.evaluation.threshold import load_thresholds, save_thresholds
 from modeling_mllmreid.evaluation.verified_ranking import verified_blocks
 from modeling_mllmreid.model.processing_mllmreid import PAIR_ANSWERS, PAIR_QUESTION
@@ -166,6 +167,13 @@ def test_models_without_pairs(trained, disk, tmp_path):
     onnx = str(next((Path(ModelArguments("pedestrians-small").model)).glob("*.onnx")))
     with pytest.raises(UserError, match="is a vision form or an ONNX file, and pairs need a language model"):
         evaluate.main(["--model", onnx, *flags])
+
+
+def test_an_evaluation_in_python_needs_the_fusion_too(trained):
+    model, processor = load_model(ModelArguments(str(trained.folder)))
+    args = EvaluateArguments(verify_top=3)
+    with pytest.raises(UserError, match="verify_top: there is no fusion: give that of the checkpoint"):
+        evaluate_and_report(model, processor, world_of(trained.people), args, {"model": str(trained.folder)})
 
 
 def test_a_val_that_is_too_small_gives_no_fusion(trained, caplog):
