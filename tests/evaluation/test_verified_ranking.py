@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from modeling_mllmreid.evaluation.metrics import metrics_from_blocks
 from modeling_mllmreid.evaluation.pair_fusion import PairFusion
@@ -88,6 +89,9 @@ def test_blocks_of_any_size_and_the_loop_agree(monkeypatch):
         order = sorted(range(7), key=lambda column, number=number: (-odds[number, column], column))
         rest = [image for image in np.argsort(row) if image not in shortlist.indices[number]]
         assert np.argsort(row).tolist() == [*shortlist.indices[number][order], *rest]
+    tensors = (torch.from_numpy(features) for features in (query, gallery))
+    (of_tensors,) = [block.numpy() for _, block in verified_blocks(*tensors, shortlist, odds)]
+    assert np.array_equal(of_tensors, whole)
     small = "modeling_mllmreid.evaluation.verified_ranking.distance_blocks"
     monkeypatch.setattr(small, lambda *features: distance_blocks(*features, block_size=16))
     parts = [block.numpy() for _, block in verified_blocks(query, gallery, shortlist, odds)]
