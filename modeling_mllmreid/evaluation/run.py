@@ -67,14 +67,14 @@ class EvaluateArguments:
     expand: bool = field(default=False, metadata={"help": "Add alpha query expansion (k 10, alpha 3) to the table."})
     verify_top: CountOrZero = field(
         default=0,
-        metadata={"help": "Verify each query's N nearest images by pair scores, and add them to the table; 0 is off."},
+        metadata={"help": "Add the N nearest images in the order of pair scores. 0: off."},
     )
     single_shot: bool = field(
         default=False,
         metadata={"help": "Compute the CMC with one random gallery image of each person, the classic CUHK03 protocol."},
     )
     text_queries: bool = field(
-        default=False, metadata={"help": "Add captions as queries, alone and together with their images, to the table."}
+        default=False, metadata={"help": "Add captions as queries, alone and with their images."}
     )
     verification: bool = field(
         default=False,
