@@ -33,6 +33,7 @@ from PIL import Image
 from timing import Results, add_arguments, alternate
 
 from modeling_mllmreid.evaluation.calibration import Calibration
+from modeling_mllmreid.evaluation.pair_fusion import PairFusion
 from modeling_mllmreid.gallery.encoder import named_encoder
 from modeling_mllmreid.gallery.filters import Where
 from modeling_mllmreid.gallery.gallery import Gallery
@@ -69,6 +70,14 @@ class WidthEncoder:
     def relevance(self, image: Any, feature: np.ndarray) -> np.ndarray:
         """Returns the relevance that the model computes; it is not measured."""
         return self.encoder.relevance(image, feature)
+
+    def pair_fusion(self) -> PairFusion:
+        """Raises UserError: the model compares no pairs."""
+        return self.encoder.pair_fusion()
+
+    def pair_scores(self, photos: Any, pictures: Any) -> np.ndarray:
+        """Compares nothing."""
+        return self.encoder.pair_scores(photos, pictures)
 
     def threshold(self) -> float | None:
         """Returns the threshold of the model."""

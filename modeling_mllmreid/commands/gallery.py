@@ -104,11 +104,11 @@ def search(argv: list[str]) -> None:
         check_output(args.output, inputs=args.query)
     limit: Limit = "model" if args.threshold is None else args.threshold
     asked: dict[str, Any] = {"words": args.words, "id": args.id, "where": where, "threshold": limit}
-    asked |= {"rerank": args.rerank, "approximate": args.approximate}
+    asked |= {"rerank": args.rerank, "approximate": args.approximate, "verify_top": args.verify_top}
     found = gallery.search(args.query or None, args.top_k, **asked)
     text = args.words or args.id or ""
     digest = query_digest([Path(query).read_bytes() for query in args.query], text)
-    _audit(place).write("search", query=digest, where=where, results=len(found.hits))
+    _audit(place).write("search", query=digest, where=where, results=len(found.hits), verify_top=args.verify_top)
     print_found(found)
     if args.output:
         draw_found(args.output, gallery, found, args.query[0] if args.query else None, text)

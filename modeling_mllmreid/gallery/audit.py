@@ -39,7 +39,14 @@ class Audit:
         self._append(utc_now(), b"")
 
     def write(
-        self, action: str, *, query: str | None = None, where: Where | None = None, results: int, who: str | None = None
+        self,
+        action: str,
+        *,
+        query: str | None = None,
+        where: Where | None = None,
+        results: int,
+        who: str | None = None,
+        verify_top: int = 0,
     ) -> None:
         """Appends a line, and removes the files of days that are no longer kept.
 
@@ -49,6 +56,7 @@ class Audit:
             where ([`Where`], *optional*): The conditions.
             results (`int`): Number of rows that were found or erased.
             who (`str`, *optional*): The user; by default the one who runs this process.
+            verify_top (`int`): Number of rows that were verified; a line without verification does not name it.
 
         Raises:
             UserError: The folder cannot be written.
@@ -61,6 +69,7 @@ class Audit:
             "query": query,
             "where": str(where) if where else None,
             "results": results,
+            **({"verify_top": verify_top} if verify_top else {}),
         }
         # One call: lines of several processes do not mix.
         self._append(now, (json.dumps(entry, ensure_ascii=False) + "\n").encode())

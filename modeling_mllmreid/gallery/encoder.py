@@ -13,6 +13,7 @@ import numpy as np
 from ..evaluation.calibration import Calibration
 from ..evaluation.embedding import embed_feature
 from ..evaluation.onnx_encoder import OnnxEncoder
+from ..evaluation.pair_fusion import PairFusion
 from ..evaluation.threshold import Threshold, load_thresholds
 from ..model.shipped_models import shipped_onnx
 from ..options.arguments import MethodArguments, ModelArguments, OnnxArguments
@@ -124,6 +125,38 @@ class ModelEncoder:
             model, processor = self._explained
             return image_relevance(model, processor, image, feature, feature=self._settings.feature)
 
+    def pair_fusion(self) -> PairFusion:
+        """Returns what pair scores and distances mean together. Raises UserError if the model compares no pairs."""
+        name, changed = self.arguments.model_name, [*self.fields, *(["flip_test"] if self.flip_test else [])]
+        if isinstance(self.model, OnnxEncoder) or not _has_language_model(self.model):
+            raise UserError(
+                f"verify_top: model {name} has no language model, which compares pairs: leave it out, or compute the "
+                "features again with a checkpoint that was trained with pair_weight (gallery reembed)"
+            )
+        if set(changed) - {"test_feature"}:
+            raise UserError(
+                f"verify_top: the fusion holds for the settings of the training, and the gallery has others "
+                f"({', '.join(changed)}): leave it out, or compute the features again without them (gallery reembed)"
+            )
+        from ..evaluation.verified_report import fusion_of  # it needs torch
+
+        return fusion_of(self.model, self.arguments.model, self.arguments.revision)
+
+    def pair_scores(self, photos: Sequence[Any], pictures: Sequence[Any]) -> np.ndarray:
+        """Compares each photo with each picture, see `score_shortlist`; `pair_fusion` says whether the model can.
+
+        Returns (photos, pictures) float32: logit of yes minus logit of no.
+        """
+        from ..evaluation.pair_scores import score_shortlist  # it needs torch
+
+        model: Any = self.model
+        processor: Any = self.processor
+        places = np.tile(np.arange(len(pictures)), (len(photos), 1))
+        with self._lock:
+            return score_shortlist(
+                model, processor, photos, pictures, places, batch_size=BATCH, progress=places.size > BATCH
+            )[0]
+
     def threshold(self) -> float | None:
         """Returns the distance beyond which nobody is found, chosen on validation people; None if there is none."""
         stored = self._stored()
@@ -166,6 +199,13 @@ def load_encoder(stored: GalleryModel, model: str | None = None) -> ModelEncoder
     (onnx,) = build_options((OnnxArguments,), read_mapping((OnnxArguments,), stored.onnx or {}, where), where)
     arguments = ModelArguments(model or stored.model, stored.revision, stored.dtype)  # type: ignore[arg-type]
     return ModelEncoder(arguments, fields.given(), onnx, stored.flip_test)
+
+
+def _has_language_model(model: Any) -> bool:
+    """Returns whether a model of torch is the multimodal form, which reads pairs."""
+    from ..model import MllmReIDModel
+
+    return isinstance(model, MllmReIDModel)
 
 
 def _folder(arguments: ModelArguments) -> Path:

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from .model import FORMAT, METADATA, GalleryEncoder, GalleryModel, check_same, c
 from .results import Erased, Found, Hit, hit_of, summary
 from .rows import DIGEST, CropInfo, Rows, is_utf8, row_schema
 from .store import Store
+from .verification import check_verifiable, verified
 
 EVERYTHING = Where()
 BATCH = 1024
@@ -268,6 +270,7 @@ class Gallery:
         where: Where = EVERYTHING,
         threshold: Limit = "model",
         rerank: bool = False,
+        verify_top: int = 0,
         approximate: bool = False,
     ) -> Found:
         """Finds the rows that are most similar to a person.
@@ -282,6 +285,8 @@ class Gallery:
             threshold (`float`, *optional*): Cosine distance beyond which nobody is found; None for no threshold. By
                 default that of the model, chosen on validation people.
             rerank (`bool`): Order the nearest rows by k-reciprocal re-ranking; distances stay those to the query.
+            verify_top (`int`): Number of nearest rows that the model compares with the photo, each pair together. They
+                get a probability, and its order, see `verified_hits`.
             approximate (`bool`): Compare only the rows that the index finds, see `build_index`. Features are then not
                 read into memory.
 
@@ -289,11 +294,14 @@ class Gallery:
             [`Found`]
 
         Raises:
-            UserError: There is no query or several, an image is broken, or there is no index.
+            UserError: There is no query or several, an image is broken, there is no index, or the model cannot verify.
         """
         if k < 1:
             raise UserError(f"k {k}: give 1 or more")
-        feature, listed = self.query_feature(query, words=words, id=id), max(k, SHORTLIST) if rerank else k
+        if verify_top:
+            check_verifiable(self, query, id, verify_top, rerank)
+        feature = self.query_feature(query, words=words, id=id)
+        listed = max(k, verify_top, SHORTLIST if rerank else 0)
         if approximate:
             self._check_metadata()
             rows, searched = shortlist(self, feature, listed, where, without=id)
@@ -309,7 +317,10 @@ class Gallery:
             order = reranked(feature, rows.features[places])[:k]
             places, distances = places[order], distances[order]
         hits = [hit_of(rows, int(place), distance, limit) for place, distance in zip(places, distances, strict=True)]
-        return Found(hits, limit, searched if approximate else int(kept.sum()))
+        found = Found(hits, limit, searched if approximate else int(kept.sum()))
+        if verify_top:
+            found = verified(self, found, query, id, verify_top)
+        return replace(found, hits=found.hits[:k])
 
     def query_feature(self, query: Any = None, *, words: str | None = None, id: str | None = None) -> np.ndarray:
         """Returns the feature (D,) of a query; see `search`."""

@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from ..evaluation.calibration import Calibration
+from ..evaluation.pair_fusion import PairFusion
 from ..utils.errors import Unavailable, UserError
 from ..utils.json_files import Count, Format, Size, Text, parse_json
 
@@ -57,6 +58,12 @@ class GalleryEncoder(Protocol):
 
     def threshold(self) -> float | None:
         """Returns the distance beyond which nobody is found, chosen on validation people; None if there is none."""
+
+    def pair_fusion(self) -> PairFusion:
+        """Returns what pair scores and distances mean together. Raises UserError if the model compares no pairs."""
+
+    def pair_scores(self, photos: Sequence[Any], pictures: Sequence[Any]) -> np.ndarray:
+        """Compares each photo with each picture. Returns (photos, pictures) float32, higher for one person."""
 
 
 def read_metadata(stored: Mapping[bytes, bytes] | None, where: str) -> GalleryModel:

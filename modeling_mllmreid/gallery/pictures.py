@@ -2,17 +2,19 @@
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from ..data.images import open_image
-from ..utils.errors import UserError
+from ..utils.errors import NotFound, UserError
 from .adding import digest
-from .gallery import Gallery
 from .results import Hit
+
+if TYPE_CHECKING:
+    from .gallery import Gallery
 
 # A crop of one person is rarely wider than this share of its height.
 WIDEST = 1.2
@@ -20,13 +22,23 @@ TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 ORIENTATION = 0x0112
 
 
-def openers(gallery: Gallery, hits: Sequence[Hit]) -> list[Callable[[], Image.Image]]:
-    """Returns a function for each hit that opens its picture; it raises UserError if the file is gone or changed."""
+def openers(gallery: "Gallery", hits: Sequence[Hit]) -> list[Callable[[], Image.Image]]:
+    """Returns a function for each hit that opens its picture.
+
+    It raises UserError if the file is gone or changed, or NotFound if the row is.
+    """
     if gallery.metadata.keep == "file_name":
         return [partial(_open_named, hit) for hit in hits]
     _, table = gallery.store.read(["id", "thumbnail"], [hit.id for hit in hits])
     stored = dict(zip(table["id"].to_pylist(), table["thumbnail"].to_pylist(), strict=True))
-    return [lambda name=hit.id: Image.open(io.BytesIO(stored[name])).convert("RGB") for hit in hits]  # type: ignore[misc]
+    return [partial(_open_stored, stored, hit.id) for hit in hits]
+
+
+def _open_stored(stored: Mapping[str, bytes], id: str) -> Image.Image:
+    """Opens the small copy of a row. Raises NotFound if another process has erased the row in the meantime."""
+    if id not in stored:
+        raise NotFound(f"id {id[:16]}: is not in the gallery")
+    return Image.open(io.BytesIO(stored[id])).convert("RGB")
 
 
 def _open_named(hit: Hit) -> Image.Image:

@@ -14,14 +14,14 @@ from .decisions import Decision
 from .gallery import Gallery
 from .groups import SuggestedMerge
 from .pictures import openers
-from .results import Erased, Found, Hit, counted
+from .results import Erased, Found, Hit, Verification, counted, probability_note
 from .rows import Rows
 
 SHOWN = 20
 
 
-def hit_line(hit: Hit, place: int | None = None, places: int = 4) -> str:
-    """Returns a row as a line."""
+def hit_line(hit: Hit, place: int | None = None, places: int = 4, verified: bool = False) -> str:
+    """Returns a row as a line: its place, distance and, of a verified search, probability if there is a place."""
     known = {
         name: value.isoformat(timespec="seconds") if isinstance(value, datetime) else value
         for name, value in hit.crop.known().items()
@@ -29,6 +29,8 @@ def hit_line(hit: Hit, place: int | None = None, places: int = 4) -> str:
     words = [f"{name} {value}" for name, value in known.items()]
     name = printable(hit.file_name) if hit.file_name else hit.id[:16]
     distance = "" if place is None else f"{place:>4}  {hit.distance:.{places}f}  "
+    if verified:
+        distance += f"{'-' if hit.probability is None else format(hit.probability, '.1%'):>6}  "
     return f"{distance}{name}{'  ' if words else ''}{', '.join(words)}{'  beyond the threshold' if hit.beyond else ''}"
 
 
@@ -60,12 +62,23 @@ def print_found(found: Found) -> None:
     """Prints the hits, and whether any of them is within the threshold."""
     digits = decimals([hit.distance for hit in found.hits])
     for place, hit in enumerate(found.hits, start=1):
-        print(hit_line(hit, place, digits))
+        print(hit_line(hit, place, digits, found.verification is not None))
     print(f"searched {counted(found.searched, 'row')}")
+    if found.verification is not None:
+        print(*verification_lines(found.verification), sep="\n")
     if not found.searched:
         print("no other row is there, or none meets the conditions; a row without a time meets none on time")
     elif found.nobody:
         print(f"nobody: no image is within the threshold {found.threshold:.{decimals([found.threshold or 0])}f}")
+
+
+def verification_lines(made: Verification) -> list[str]:
+    """Returns what was verified, what the probability is about, and which rows could not be verified, as lines."""
+    lines = [f"verified {counted(made.rows, 'row')}; the probability {probability_note(made.top)}"]
+    if made.unopened:
+        names, count = ", ".join(name[:16] for name in made.unopened[:SHOWN]), counted(len(made.unopened), "row")
+        lines.append(f"not verified: {count} whose picture is missing, broken or another one: {names}")
+    return lines
 
 
 def print_erased(erased: Erased) -> None:

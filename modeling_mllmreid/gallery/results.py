@@ -20,6 +20,8 @@ class Hit:
         beyond (`bool`): Whether the distance is beyond the threshold.
         crop ([`CropInfo`]): What is known about the image.
         file_name (`str`, *optional*): The image file, where the gallery keeps its name.
+        probability (`float`, *optional*): That the row shows the person of the query, see `probability_note`; of rows
+            that were verified.
     """
 
     id: str
@@ -27,6 +29,23 @@ class Hit:
     beyond: bool
     crop: CropInfo
     file_name: str | None
+    probability: float | None = None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How the nearest rows of a search were verified.
+
+    Args:
+        rows (`int`): Number of rows that were compared with the query.
+        unopened (`list[str]`): Ids of the rows among them whose picture is gone, broken or another one. They follow the
+            rows that were compared.
+        top (`int`): Number of nearest rows for which the probability was calibrated.
+    """
+
+    rows: int
+    unopened: list[str]
+    top: int
 
 
 @dataclass(frozen=True)
@@ -34,19 +53,22 @@ class Found:
     """The result of a search.
 
     Args:
-        hits (`list[Hit]`): The nearest rows, nearest first; equal distances by id.
+        hits (`list[Hit]`): The nearest rows, nearest first; equal distances by id. Re-ranking and verification give
+            another order.
         threshold (`float`, *optional*): Distance beyond which nobody is found.
         searched (`int`): Number of rows that meet the conditions.
+        verification ([`Verification`], *optional*): How the nearest rows were verified.
         nobody (`bool`): Whether no hit is within the threshold.
     """
 
     hits: list[Hit]
     threshold: float | None
     searched: int
+    verification: Verification | None = None
 
     @property
     def nobody(self) -> bool:
-        """Whether there is a threshold and no hit within it."""
+        """Whether there is a threshold and no hit within it; verification does not change it."""
         return self.threshold is not None and all(hit.beyond for hit in self.hits)
 
 
@@ -68,6 +90,14 @@ class Erased:
 def counted(count: int, noun: str) -> str:
     """Returns a number of things as text, such as "1 row" or "2,000 rows"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def probability_note(top: int) -> str:
+    """Returns for which pairs a probability of the pair score holds: those it was calibrated on."""
+    return (
+        f"holds for a query and one of its {top} nearest images in a gallery like that of val; in a larger gallery it "
+        "is too high"
+    )
 
 
 def hit_of(rows: Rows, place: int, distance: float, threshold: float | None) -> Hit:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..utils.ranges import Count, NotNegative, Port, Share
+from ..utils.ranges import Count, CountOrZero, NotNegative, Port, Share
 from .arguments import ModelArguments
 
 CONDITION = "Condition COLUMN=VALUE, such as source=hall or person=Ida; COLUMN= where the value is unknown."
@@ -99,6 +99,13 @@ class QueryArguments:
         metadata={"help": "Largest cosine distance of a match. Default: the threshold of the model, chosen on val."},
     )
     rerank: bool = field(default=False, metadata={"help": "Order the nearest images by k-reciprocal re-ranking."})
+    verify_top: CountOrZero = field(
+        default=0,
+        metadata={
+            "help": "Compare the photo with each of this many nearest images in one prompt, and order them by the "
+            "probability of one person, for a model that was trained with pair_weight. 0: none."
+        },
+    )
     approximate: bool = field(
         default=False,
         metadata={"help": "Compare only the rows that the index of `gallery index` finds, and read no others."},

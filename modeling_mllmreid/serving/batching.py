@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.pair_fusion import PairFusion
 from ..gallery.model import EncoderSettings, GalleryEncoder
 
 # Images of one forward pass, at most.
@@ -55,6 +56,14 @@ class BatchingEncoder:
     def threshold(self) -> float | None:
         """Returns the distance beyond which nobody is found; None if there is none."""
         return self.encoder.threshold()
+
+    def pair_fusion(self) -> PairFusion:
+        """Returns what pair scores and distances mean together. Raises UserError if the model compares no pairs."""
+        return self.encoder.pair_fusion()
+
+    def pair_scores(self, photos: Sequence[Any], pictures: Sequence[Any]) -> np.ndarray:
+        """Compares each photo with each picture. One call at a time runs, and no pass of images meanwhile."""
+        return self.encoder.pair_scores(photos, pictures)
 
     def _work(self) -> None:
         """Embeds what waits, again and again."""

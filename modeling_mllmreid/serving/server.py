@@ -121,6 +121,7 @@ def build_app(service: GalleryService) -> FastAPI:
         where: Annotated[list[str], Form()] = [],  # noqa: B006
         threshold: Annotated[float | None, Form(ge=0, le=2)] = None,
         rerank: Annotated[bool, Form()] = False,
+        verify_top: Annotated[int, Form()] = 0,
         any_shape: Annotated[bool, Form()] = False,
     ) -> dict[str, Any]:
         found = service.search(
@@ -131,6 +132,7 @@ def build_app(service: GalleryService) -> FastAPI:
             k=top_k,
             threshold="model" if threshold is None else threshold,
             rerank=rerank,
+            verify_top=verify_top,
             who=_user(request),
         )
         return {
@@ -138,6 +140,7 @@ def build_app(service: GalleryService) -> FastAPI:
             "threshold": found.threshold,
             "searched": found.searched,
             "nobody": found.nobody,
+            "verification": None if found.verification is None else vars(found.verification),
         }
 
     @app.post("/api/compare")
@@ -239,7 +242,8 @@ def hit_json(hit: Hit) -> dict[str, Any]:
     }
     distance = hit.distance if hit.distance == hit.distance else None
     name = None if hit.file_name is None else _base_name(hit.file_name)
-    return {"id": hit.id, "distance": distance, "beyond": hit.beyond, "file_name": name, **known}
+    fields = {"id": hit.id, "distance": distance, "probability": hit.probability, "beyond": hit.beyond}
+    return {**fields, "file_name": name, **known}
 
 
 def _base_name(path: str) -> str:

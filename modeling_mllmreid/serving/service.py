@@ -5,13 +5,14 @@ import io
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..data.images import open_image
+from ..evaluation.pair_fusion import PairFusion
 from ..gallery.audit import Audit, query_digest
 from ..gallery.decisions import Decision, confirm, decisions, rename, split, undo
 from ..gallery.filters import Where
@@ -28,7 +29,7 @@ from ..utils.errors import NotFound, TooLarge, Unavailable, UserError
 from .batching import BatchingEncoder
 from .uploads import MIB, Memory, pixel_count
 
-MOST_PHOTOS, MOST_RESULTS = 10, 1000
+MOST_PHOTOS, MOST_RESULTS, MOST_VERIFIED = 10, 1000, 100
 PHOTO_BYTES = 20 * MIB
 # Of all photos of a request together.
 MOST_PIXELS = 25_000_000
@@ -79,11 +80,16 @@ class Comparison:
         threshold (`float`, *optional*): The largest distance of one person, chosen on validation people.
         probability (`float`, *optional*): That both are one person, if half of the compared pairs are; calibrated on
             validation people.
+        pair_probability (`float`, *optional*): That both are one person, by the distance and by the pair score of the
+            model, which reads both crops together; see `probability_note`.
+        pair_top (`int`, *optional*): Number of nearest images for which this probability was calibrated.
     """
 
     distance: float
     threshold: float | None
     probability: float | None
+    pair_probability: float | None = None
+    pair_top: int | None = None
 
 
 class GalleryService:
@@ -125,6 +131,7 @@ class GalleryService:
         k: int = 10,
         threshold: Limit = "model",
         rerank: bool = False,
+        verify_top: int = 0,
         who: str | None = None,
     ) -> Found:
         """Searches as `Gallery.search` does, and writes an audit line.
@@ -137,6 +144,7 @@ class GalleryService:
             k (`int`): Number of rows, at most 1,000.
             threshold (`float`, *optional*): Distance beyond which nobody is found.
             rerank (`bool`): Order the nearest rows by k-reciprocal re-ranking.
+            verify_top (`int`): Number of nearest rows that the model compares with the photos, at most 100.
             who (`str`, *optional*): The user.
 
         Returns:
@@ -147,23 +155,40 @@ class GalleryService:
         """
         if not 1 <= k <= MOST_RESULTS:
             raise UserError(f"top_k {k}: give 1 to {MOST_RESULTS}")
+        if not 0 <= verify_top <= MOST_VERIFIED:
+            raise UserError(f"verify_top {verify_top}: give 0 to {MOST_VERIFIED}")
         options: dict[str, Any] = {"words": words or None, "id": id or None, "where": where, "rerank": rerank}
+        options |= {"verify_top": verify_top}
         with self.opened(photos) as images:
             found = self.gallery.search(images or None, k, threshold=threshold, **options)
         digest = query_digest([photo.content for photo in photos], words or id or "")
-        self.audit.write("search", query=digest, where=where, results=len(found.hits), who=who)
+        results = len(found.hits)
+        self.audit.write("search", query=digest, where=where, results=results, who=who, verify_top=verify_top)
         return found
 
     def compare(self, first: Photo, second: Photo, *, who: str | None = None) -> Comparison:
         """Compares two crops, and writes an audit line. Raises UserError if one cannot be used."""
         with self.opened([first, second]) as images:
             features = self.gallery.encoder.encode(images).astype(np.float64)
+            fusion = self.pair_fusion()
+            score = None if fusion is None else self.gallery.encoder.pair_scores(images[:1], images[1:])[0, 0]
         one, other = features / np.linalg.norm(features, axis=1, keepdims=True)
         distance = float(((one - other) ** 2).sum() / 2)
         calibration = self.gallery.encoder.calibration()
         probability = None if calibration is None else float(calibration.pair_probability(distance))
         self.audit.write("compare", query=query_digest([first.content, second.content]), results=2, who=who)
-        return Comparison(distance, self.gallery.encoder.threshold(), probability)
+        compared = Comparison(distance, self.gallery.encoder.threshold(), probability)
+        if fusion is None or score is None:
+            return compared
+        fused = float(fusion.pair_probability(np.array(distance), np.array(score)))
+        return replace(compared, pair_probability=fused, pair_top=fusion.top)
+
+    def pair_fusion(self) -> PairFusion | None:
+        """Returns what pair scores and distances mean together; None if the model compares no pairs."""
+        try:
+            return self.gallery.encoder.pair_fusion()
+        except UserError:
+            return None
 
     def explain(self, id: str, photos: Sequence[Photo] = (), words: str | None = None) -> list[Image.Image]:
         """Draws which places of a row and of a query add to their similarity, and which make them differ.

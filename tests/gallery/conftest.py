@@ -34,6 +34,9 @@ class ColourEncoder:
     def encode_text(self, texts):
         raise UserError(f"model {self.name}: cannot embed words")
 
+    def pair_fusion(self):
+        raise UserError(f"verify_top: model {self.name} compares no pairs")
+
     def calibration(self):
         return None
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import gradio as gr
 
+from ...gallery.results import probability_note
 from ...retrieval.sheet import decimals
 from ...utils.errors import UserError
 from ..service import Comparison, GalleryService
@@ -18,7 +19,7 @@ def compare_tab(service: GalleryService, tab: gr.Tab) -> None:
         second = gr.File(label="Second crop", file_types=["image"], height=150, elem_id="second")
     any_shape = gr.Checkbox(label="Crops may be wider than a person (any_shape)")
     button = gr.Button("Compare", variant="primary", elem_id="compare")
-    answer = gr.Textbox(label="Result", interactive=False, lines=2, elem_id="comparison", elem_classes="answer")
+    answer = gr.Textbox(label="Result", interactive=False, lines=3, elem_id="comparison", elem_classes="answer")
     overlay = grid("Orange places are alike, blue ones differ", "compared", large=True)
 
     @shown(answer)
@@ -44,5 +45,10 @@ def comparison(result: Comparison) -> str:
         side = "within" if result.distance <= result.threshold else "beyond"
         text += f", {side} the threshold of a search {result.threshold:.{decimals([result.threshold])}f}"
     if result.probability is not None:
-        text += f"\n{result.probability:.1%} probability of one person, if half of the compared pairs are one"
+        text += (
+            f"\nembedding: {result.probability:.1%} probability of one person, if half of the compared pairs are one"
+        )
+    if result.pair_probability is not None and result.pair_top is not None:
+        note = probability_note(result.pair_top)
+        text += f"\npair model: {result.pair_probability:.1%} probability of one person; it {note}"
     return text

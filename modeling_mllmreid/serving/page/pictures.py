@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageDraw
 
+from ...gallery.report import verification_lines
 from ...gallery.results import Found, Hit, counted
 from ...retrieval.sheet import decimals
 from ..service import GalleryService
@@ -47,7 +48,9 @@ def found_pictures(service: GalleryService, found: Found) -> Captioned:
             if not beyond:
                 picture.paste(LINE_COLOR, (0, 0, LINE, SIZE[1]))
         beyond = beyond or hit.beyond
-        words = [f"{place}. {hit.distance:.{digits}f}", *_known(hit), *(["beyond"] if hit.beyond else [])]
+        words = [f"{place}. {hit.distance:.{digits}f}"]
+        words += [] if hit.probability is None else [f"{hit.probability:.1%}"]
+        words += [*_known(hit), *(["beyond"] if hit.beyond else [])]
         drawn.append((picture, "\n".join(words)))
     return drawn
 
@@ -82,6 +85,12 @@ def row_pictures(
 
 
 def verdict(found: Found) -> str:
+    """Returns the result of a search in one line, and in others what was verified."""
+    lines = [] if found.verification is None else verification_lines(found.verification)
+    return "\n".join([_verdict(found), *lines])
+
+
+def _verdict(found: Found) -> str:
     """Returns the result of a search in one line."""
     if not found.searched:
         return "No row meets the conditions."

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..service import GalleryService
+from ..service import MOST_VERIFIED, GalleryService
 from .forms import kept, listed, photos_field, shown, typed_conditions, uploaded_photos, user
 from .pictures import MOST_SHOWN, found_pictures, grid, verdict
 
@@ -37,6 +37,14 @@ def search_tab(service: GalleryService, tab: gr.Tab) -> None:
                 until = gr.Textbox(label="Until", placeholder="2026-11-28T18:00:00+01:00")
                 conditions = gr.Textbox(label="Conditions", placeholder="source=hall, person=Ida")
                 top_k = gr.Slider(1, MOST_SHOWN, 10, step=1, label="Number of results")
+                # For a model that compares pairs.
+                verify_top = gr.Slider(
+                    *(0, MOST_VERIFIED, 0),
+                    step=1,
+                    label="Verify the first N: compare each with the photo (0: none)",
+                    visible=service.pair_fusion() is not None,
+                    elem_id="verify",
+                )
                 any_shape = gr.Checkbox(label="Photos may be wider than a person (any_shape)")
             button = gr.Button("Search", variant="primary", elem_id="search")
         with gr.Column(scale=5, min_width=320):
@@ -54,13 +62,15 @@ def search_tab(service: GalleryService, tab: gr.Tab) -> None:
         until: str,
         where: str,
         k: int,
+        verify: int,
         shape: bool,
         request: gr.Request,
     ) -> Any:
         query = Asked(photos or [], shape, words.strip())
         conditions = typed_conditions(cameras, since, until, where)
         sent = uploaded_photos(query.files, shape)
-        found = service.search(sent, words=query.words, where=conditions, k=int(k), who=user(request))
+        options: dict[str, Any] = {"k": int(k), "verify_top": int(verify), "who": user(request)}
+        found = service.search(sent, words=query.words, where=conditions, **options)
         return verdict(found), found_pictures(service, found), [], [hit.id for hit in found.hits], query
 
     @shown(None, overlay)
@@ -72,7 +82,7 @@ def search_tab(service: GalleryService, tab: gr.Tab) -> None:
         last = name if photos else f"{name}: orange places are alike to the words"
         return list(zip(service.explain(row, photos, query.words), [*names, last], strict=True))
 
-    inputs = [photos, words, cameras, since, until, conditions, top_k, any_shape]
+    inputs = [photos, words, cameras, since, until, conditions, top_k, verify_top, any_shape]
     found = [answer, results, overlay, ids, asked]
     # A mistake leaves no older result next to it.
     cleared = button.click(lambda: ("", [], [], [], None), None, found, show_progress="hidden", queue=False)
