@@ -89,14 +89,14 @@ def verify_shortlists(
         processor (`MllmReIDProcessor`): its processor.
         features (`ProtocolFeatures`): features and splits of the queries and the gallery.
         fusion (`PairFusion`): the fusion of the checkpoint.
-        top (`int`): number of gallery images of each query.
+        top (`int`): number of gallery images of each query; of a smaller gallery all.
         options: options of `score_shortlist`.
 
     Returns:
         `Verified` on process 0, None on the others.
     """
     assert isinstance(model, MllmReIDModel) and isinstance(processor, MllmReIDProcessor)  # a fusion has them
-    feature = model.config.test_feature
+    feature, top = model.config.test_feature, min(top, len(features.gallery_split))
     shortlist = on_main(
         lambda: rank_gallery(features.query[feature], features.gallery[feature], top, same_person=features.rule)
     )
@@ -113,9 +113,11 @@ def verified_results(verified: Verified, features: ProtocolFeatures, feature: st
     gains as much, the gain does not come from what the pairs show.
     """
     query, gallery, shortlist = features.query[feature], features.gallery[feature], verified.shortlist
+    # Where a query has fewer images the distance is infinite, and a factor may be 0.
+    distances = np.where(shortlist.indices >= 0, shortlist.distances, 0)
 
     def metrics(scores: np.ndarray) -> RetrievalMetrics:
-        odds = verified.fusion.log_odds(shortlist.distances, scores)
+        odds = verified.fusion.log_odds(distances, scores)
         return metrics_from_blocks(verified_blocks(query, gallery, shortlist, odds), features.rule)
 
     return {

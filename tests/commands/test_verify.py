@@ -119,12 +119,14 @@ def test_scores_that_know_the_people_raise_the_row_and_not_the_control(trained, 
 
     monkeypatch.setattr(verified_report, "shared_scores", knows)
     flags = ["--model", str(by_score), *trained.flags, "--output_dir", str(tmp_path / "out")]
-    evaluate.main([*flags, "--verify_top", "8"])
+    evaluate.main([*flags, "--verify_top", "9999999"])
     report = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert report["verified"]["top"] == report["gallery_images"]
     verified, control = list(report["metrics"].values())[3:]
+    assert verified["mAP"] == 1
     found = report["verified"]["shortlist"]["same"]
     assert found > 0 and report["verified"]["shortlist"]["verification"]["fused"]["eer"] == 0
-    assert verified["mAP"] > max(report["metrics"]["llm"]["mAP"], control["mAP"]) and verified["rank1"] > 0.5
+    assert control["mAP"] < 0.9 and report["metrics"]["llm"]["mAP"] < 0.9
 
 
 @pytest.mark.parametrize(
