@@ -227,8 +227,8 @@ ADD = ["add", *GALLERY, "--images", "CROPS"]
         (["search", *GALLERY, "--query", "scene.png"], "scene.png: is 192 x 108 pixels, wider than"),
         (["search", *GALLERY, "--words", "a man"], "model pedestrians-small has no language model"),
         (
-            ["search", *GALLERY, "--query", "CROPS", "--verify_top", "5"],
-            "verify_top: model pedestrians-small has no lang",
+            ["search", *GALLERY, "--query", "scene.png", "--any_shape", "true", "--verify_top", "5"],
+            "verify_top: model pedestrians-small has no language model",
         ),
         (["search", *GALLERY, "--id", "0"], "id 0: is not in the gallery"),
         (["search", *GALLERY], "query: give a photo, words or an id"),

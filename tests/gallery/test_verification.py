@@ -156,7 +156,6 @@ def test_small_copies_are_verified(trained, tmp_path):
     gallery.add([hit.file_name for hit in trained.gallery.find(Where())])
     query = trained.queries[0]
     found = gallery.search(query, 10, verify_top=10)
-    # The rendered crops are no larger than a copy, but for the loss of the JPEG format.
     assert found.verification.rows == 10 and None not in {hit.probability for hit in found.hits}
     stored = gallery.search(id=found.hits[0].id, verify_top=3)
     assert stored.verification.rows == 3
@@ -343,3 +342,40 @@ def test_many_threads_share_the_model(trained, service, monkeypatch):
             assert [hit.id for hit in found.hits] == [hit.id for hit in expected.hits]
             assert (found.verification is None) == (number % 2 == 1)
     assert together == []
+
+
+def test_the_page(trained, tmp_path):
+    from browser_page import BROWSER, Page, Server, playwright  # it skips the test without a browser
+
+    query, other = trained.queries[:2]
+    server = Server(trained.root / "gallery", "--audit", str(tmp_path / "audit"))
+    try:
+        with playwright.sync_playwright() as started:
+            browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+            page = Page(browser, server.url)
+            page.upload("photos", query)
+            page.page.get_by_text("More", exact=True).click()
+            page.fill(verify="4")
+            page.field("verify").press("Enter")
+            answer = page.answer("search", "verdict", "verified")
+            assert answer.splitlines()[1:] == [f"verified 4 rows; the probability {probability_note(20)}"]
+            found = trained.gallery.search(query, 10, verify_top=4)
+            shown = page.captions("results", 10)
+            assert [float(lines[0].split()[1]) for lines in shown] == pytest.approx(
+                [hit.distance for hit in found.hits], abs=1e-4
+            )
+            assert [lines[1] for lines in shown[:4]] == [f"{hit.probability:.1%}" for hit in found.hits[:4]]
+            assert not any("%" in line for lines in shown[4:] for line in lines)
+            page.tab("Compare")
+            page.upload("first", query)
+            page.upload("second", other)
+            lines = page.answer("compare", "comparison", "pair model").splitlines()
+            service = GalleryService(trained.gallery, Audit(tmp_path / "own"))
+            own = service.compare(*(Photo(Path(name).read_bytes()) for name in (query, other)))
+            assert lines[1].startswith(f"embedding: {own.probability:.1%} probability of one person, if half of the")
+            stated = f"pair model: {own.pair_probability:.1%} probability of one person; it {probability_note(20)}"
+            assert lines[2:] == [stated]
+            assert page.errors == []
+            browser.close()
+    finally:
+        server.stop()
