@@ -285,8 +285,8 @@ class Gallery:
             threshold (`float`, *optional*): Cosine distance beyond which nobody is found; None for no threshold. By
                 default that of the model, chosen on validation people.
             rerank (`bool`): Order the nearest rows by k-reciprocal re-ranking; distances stay those to the query.
-            verify_top (`int`): Number of nearest rows that the model compares with the photo, each pair together. They
-                get a probability, and its order, see `verified_hits`.
+            verify_top (`int`): Number of nearest rows that the model compares with the photo, in pairs. They get a
+                probability, and its order, see `verified`.
             approximate (`bool`): Compare only the rows that the index finds, see `build_index`. Features are then not
                 read into memory.
 

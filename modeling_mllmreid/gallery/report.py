@@ -74,7 +74,7 @@ def print_found(found: Found) -> None:
 
 def verification_lines(made: Verification) -> list[str]:
     """Returns what was verified, what the probability is about, and which rows could not be verified, as lines."""
-    lines = [f"verified {counted(made.rows, 'row')}; the probability {probability_note(made.top)}"]
+    lines = [f"{counted(made.rows, 'row')} verified, most probable first; the probability {probability_note(made.top)}"]
     if made.unopened:
         names, count = ", ".join(name[:16] for name in made.unopened[:SHOWN]), counted(len(made.unopened), "row")
         lines.append(f"not verified: {count} whose picture is missing, broken or another one: {names}")

@@ -17,8 +17,8 @@ from .rows import CropInfo
 if TYPE_CHECKING:
     from .gallery import Gallery
 
-# Of pictures that are decoded at once, unless a single one has more.
-PIXELS = 25_000_000
+# Of pictures that are decoded at once, unless a single one has more: about 150 small copies.
+PIXELS = 5_000_000
 
 
 def check_verifiable(gallery: "Gallery", query: Any, id: str | None, top: int, rerank: bool) -> None:
@@ -37,7 +37,7 @@ def verified(gallery: "Gallery", found: Found, query: Any, id: str | None, top: 
 
     The log odds come from the distance of a row and its pair score, see `PairFusion`. With several photos this is the
     mean score: the log odds are linear in it, and the distance is one, that to the mean feature. The
-    probability was calibrated with one photo. Of equal log odds, the nearer row is first.
+    probability was calibrated with single photos. Of equal log odds, the nearer row is first.
 
     Args:
         gallery ([`Gallery`]): The gallery.
@@ -74,8 +74,9 @@ def _photos(gallery: "Gallery", query: Any, id: str | None) -> list[Any]:
         return [query] if isinstance(query, str | os.PathLike | Image.Image) else list(query)
     _, table = gallery.store.read(["file_name"], [id])
     row = Hit(id, 0.0, False, CropInfo(), next(iter(table["file_name"].to_pylist()), None))
+    (open_picture,) = openers(gallery, [row])
     try:
-        return [open_image(openers(gallery, [row])[0]())]
+        return [open_image(open_picture())]
     except UserError as error:
         # Without its name: the folders of a server are no client's business.
         raise NotFound(

@@ -225,7 +225,7 @@ def test_the_command(trained, tmp_path, monkeypatch, capsys):
     for hit, line in zip(found.hits, lines[:6], strict=True):
         stated = "-" if hit.probability is None else f"{hit.probability:.1%}"
         assert line.split()[2:4] == [stated, hit.file_name]
-    assert f"verified 4 rows; the probability {probability_note(20)}" in lines
+    assert f"4 rows verified, most probable first; the probability {probability_note(20)}" in lines
     gallery_command.main([*place, *query])
     assert "%" not in capsys.readouterr().out
     first, second = Audit("audit").lines()
@@ -244,7 +244,7 @@ def test_the_command_names_rows_that_are_not_verified(trained, copied, capsys):
     printed = capsys.readouterr().out
     assert (
         f"not verified: 1 row whose picture is missing, broken or another one: {hits[1].id[:16]}" in printed
-        and "verified 2 rows" in printed
+        and "2 rows verified" in printed
     )
 
 
@@ -358,7 +358,9 @@ def test_the_page(trained, tmp_path):
             page.fill(verify="4")
             page.field("verify").press("Enter")
             answer = page.answer("search", "verdict", "verified")
-            assert answer.splitlines()[1:] == [f"verified 4 rows; the probability {probability_note(20)}"]
+            assert answer.splitlines()[1:] == [
+                f"4 rows verified, most probable first; the probability {probability_note(20)}"
+            ]
             found = trained.gallery.search(query, 10, verify_top=4)
             shown = page.captions("results", 10)
             assert [float(lines[0].split()[1]) for lines in shown] == pytest.approx(

@@ -36,18 +36,17 @@ def found_pictures(service: GalleryService, found: Found) -> Captioned:
         found ([`Found`]): The result.
 
     Returns:
-        `list[tuple[Image.Image, str]]`: Pictures beyond the threshold are grey and pale; the first of them has a line
-        at its left edge.
+        `list[tuple[Image.Image, str]]`: Pictures beyond the threshold are grey and pale. A line at the left edge of one
+        means that it and all that follow are beyond; verified rows may mix.
     """
     digits = decimals([hit.distance for hit in found.hits])
     drawn = []
-    beyond = False
+    last_within = max((place for place, hit in enumerate(found.hits, start=1) if not hit.beyond), default=0)
     for place, (picture, hit) in enumerate(zip(_pictures(service, found.hits), found.hits, strict=True), start=1):
         if hit.beyond:
             picture = _pale(picture)
-            if not beyond:
+            if place == last_within + 1:
                 picture.paste(LINE_COLOR, (0, 0, LINE, SIZE[1]))
-        beyond = beyond or hit.beyond
         words = [f"{place}. {hit.distance:.{digits}f}"]
         words += [] if hit.probability is None else [f"{hit.probability:.1%}"]
         words += [*_known(hit), *(["beyond"] if hit.beyond else [])]
