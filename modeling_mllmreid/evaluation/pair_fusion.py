@@ -16,8 +16,9 @@ BINS = 15
 class PairFusion:
     """Log odds of a pair: constant + distance * its cosine distance + score * its pair score.
 
-    They hold for the pairs of a query and its nearest gallery images in a gallery like that of val. In a larger gallery
-    fewer of these are the same person, which lowers the constant; the order does not depend on it.
+    They hold for the pairs of a query and its nearest gallery images. In a gallery of twice the size twice as many
+    images of other people have the same distance and score, and as many of the query's person: the odds are half as
+    large. The order does not depend on it.
 
     Args:
         constant (`float`): log odds at distance 0 and score 0.
@@ -30,6 +31,7 @@ class PairFusion:
         people (`int`): number of people among the queries.
         pairs (`int`): number of pairs.
         top (`int`): number of nearest gallery images of each query.
+        gallery (`int`): number of gallery images of val.
         ece_before (`float`): expected calibration error of the sigmoid of the pair score.
         ece_after (`float`): that of the fused probability, each on people that were left out of its fit.
     """
@@ -43,17 +45,29 @@ class PairFusion:
     people: int
     pairs: int
     top: int
+    gallery: int
     ece_before: float
     ece_after: float
 
-    def log_odds(self, distances: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Returns the log odds, float64, of pairs with these cosine distances and pair scores, arrays of one shape."""
-        odds: np.ndarray = self.constant + self.distance * distances.astype(np.float64) + self.score * scores
+    def log_odds(self, distances: np.ndarray, scores: np.ndarray, gallery: int) -> np.ndarray:
+        """Returns the log odds of pairs.
+
+        Args:
+            distances (`np.ndarray`): cosine distances, of any shape.
+            scores (`np.ndarray`): pair scores of the same shape.
+            gallery (`int`): number of gallery images that the pairs were found among. Each person is expected to have
+                about as many as in val.
+
+        Returns:
+            `np.ndarray`: float64, of the same shape.
+        """
+        constant = self.constant - float(np.log(gallery / self.gallery))
+        odds: np.ndarray = constant + self.distance * distances.astype(np.float64) + self.score * scores
         return odds
 
-    def pair_probability(self, distances: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Returns the probability that the crops of each pair show one person."""
-        return probability(self.log_odds(distances, scores))
+    def pair_probability(self, distances: np.ndarray, scores: np.ndarray, gallery: int) -> np.ndarray:
+        """Returns the probability that the crops of each pair show one person; arguments as in `log_odds`."""
+        return probability(self.log_odds(distances, scores, gallery))
 
 
 def calibration_error(probabilities: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:

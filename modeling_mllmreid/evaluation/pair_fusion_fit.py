@@ -66,13 +66,13 @@ def fit_fusion_on_val(
         there = ranking.indices >= 0
         persons = np.broadcast_to(same_person.query_persons[:, None], there.shape)[there]
         same = persons == same_person.gallery_persons[ranking.indices[there]]
-        return fit_fusion(ranking.distances[there], scored[0][there], same, persons, top=top)
+        return fit_fusion(ranking.distances[there], scored[0][there], same, persons, top=top, gallery=len(gallery))
 
     return on_main(fit)
 
 
 def fit_fusion(
-    distances: np.ndarray, scores: np.ndarray, same: np.ndarray, persons: np.ndarray, *, top: int
+    distances: np.ndarray, scores: np.ndarray, same: np.ndarray, persons: np.ndarray, *, top: int, gallery: int
 ) -> PairFusion | None:
     """Fits the log odds of pairs by a logistic regression on their distances and pair scores.
 
@@ -85,6 +85,7 @@ def fit_fusion(
         same (`np.ndarray`): (N,) bool, whether a pair shows one person.
         persons (`np.ndarray`): (N,) person of each pair's query.
         top (`int`): gallery images of a query's shortlist.
+        gallery (`int`): number of gallery images.
 
     Returns:
         `PairFusion`, or `None`, with the reason in the log: for fewer than 10 people, or if the pairs of one kind are
@@ -129,6 +130,7 @@ def fit_fusion(
         people=people,
         pairs=len(same),
         top=top,
+        gallery=gallery,
         ece_before=calibration_error(probability(columns[:, 1]), same),
         ece_after=calibration_error(probability(fused), same),
     )

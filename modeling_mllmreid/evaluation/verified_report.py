@@ -117,7 +117,7 @@ def verified_results(verified: Verified, features: ProtocolFeatures, feature: st
     distances = np.where(shortlist.indices >= 0, shortlist.distances, 0)
 
     def metrics(scores: np.ndarray) -> RetrievalMetrics:
-        odds = verified.fusion.log_odds(distances, scores)
+        odds = verified.fusion.log_odds(distances, scores, len(features.gallery_split))
         return metrics_from_blocks(verified_blocks(query, gallery, shortlist, odds), features.rule)
 
     return {
@@ -163,7 +163,7 @@ def pair_metrics(verified: Verified, rule: SamePerson) -> PairMetrics:
     persons = np.broadcast_to(rule.query_persons[:, None], there.shape)[there]
     same = persons == rule.gallery_persons[shortlist.indices[there]]
     distances, scores = shortlist.distances[there], verified.scores[there]
-    odds = verified.fusion.log_odds(distances, scores)
+    odds = verified.fusion.log_odds(distances, scores, len(rule.gallery_persons))
     by = {}
     if 0 < same.sum() < len(same):
         # All pairs as the images of one query.

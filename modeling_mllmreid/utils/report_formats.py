@@ -158,6 +158,7 @@ class FusionValues(Format):
     people: Count
     pairs: Count
     top: Annotated[int, Field(ge=1)]
+    gallery: Annotated[int, Field(ge=1)]
     ece_before: Share
     ece_after: Share
 

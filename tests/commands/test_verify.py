@@ -37,7 +37,7 @@ from modeling_mllmreid.utils.errors import UserError
 WORDS = (*PAIR_ANSWERS, PAIR_QUESTION)
 SETTINGS = {"max_steps": 8, "model": {"pair_weight": 1.0}, "words": WORDS}
 # Leaves no doubt which order the pairs of the test have.
-BY_SCORE = PairFusion(0.0, 0.0, 1e4, 1.0, 1.0, 1.0, 12, 100, 3, 0.2, 0.02)
+BY_SCORE = PairFusion(0.0, 0.0, 1e4, 1.0, 1.0, 1.0, 12, 100, 3, 48, 0.2, 0.02)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,9 @@ def test_a_training_with_pairs_stores_the_fusion_of_its_test_feature(trained):
     assert thresholds["vision"].fusion is None and thresholds["concat"].fusion is None
     fusion = thresholds["llm"].fusion
     queries, gallery = trained.result.val
-    assert (fusion.people, fusion.top) == (12, 20) and len(set(queries["person_id"][:])) == 12
+    assert (fusion.people, fusion.top, fusion.gallery) == (12, 20, len(gallery)) and len(
+        set(queries["person_id"][:])
+    ) == 12
     # The image of the query's person and camera is dropped, if there is one.
     assert len(queries) * (min(20, len(gallery)) - 1) <= fusion.pairs <= len(queries) * min(20, len(gallery))
     assert fusion.distance <= 0 <= fusion.score and 0 <= fusion.low <= fusion.high <= 1

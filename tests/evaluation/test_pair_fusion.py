@@ -12,7 +12,7 @@ from modeling_mllmreid.evaluation.pair_fusion_fit import fit_fusion
 from modeling_mllmreid.evaluation.threshold import Threshold, load_thresholds, save_thresholds
 from modeling_mllmreid.utils.errors import UserError
 
-FUSION = PairFusion(1.0, -8.0, 0.5, 0.6, 0.4, 0.8, 20, 400, 20, 0.2, 0.02)
+FUSION = PairFusion(1.0, -8.0, 0.5, 0.6, 0.4, 0.8, 20, 400, 20, 480, 0.2, 0.02)
 
 
 def simulated(people: int, factors=(2.0, -12.0, 0.7), pairs: int = 40, seed: int = 0):
@@ -25,7 +25,7 @@ def simulated(people: int, factors=(2.0, -12.0, 0.7), pairs: int = 40, seed: int
 
 
 def test_known_coefficients_are_found():
-    fusion = fit_fusion(*simulated(300), top=40)
+    fusion = fit_fusion(*simulated(300), top=40, gallery=480)
     assert (fusion.constant, fusion.distance, fusion.score) == pytest.approx((2.0, -12.0, 0.7), rel=0.06)
     share = 0.7 * 3 / (0.7 * 3 + 12 * 0.6 / 12**0.5)
     assert fusion.share == pytest.approx(share, abs=0.02) and fusion.low < share < fusion.high < fusion.low + 0.1
@@ -33,24 +33,36 @@ def test_known_coefficients_are_found():
     # The score alone promises too much; the fused probability does not.
     assert fusion.ece_before > 0.1 > 0.02 > fusion.ece_after
     distances, scores, same, _ = simulated(300, seed=1)
-    assert calibration_error(fusion.pair_probability(distances, scores), same) < 0.02
-    assert fit_fusion(*simulated(300), top=40) == fusion
+    assert calibration_error(fusion.pair_probability(distances, scores, 480), same) < 0.02
+    assert fit_fusion(*simulated(300), top=40, gallery=480) == fusion
 
 
 @pytest.mark.parametrize(("factors", "share"), [((0.0, -12.0, 0.0), 0), ((0.0, 0.0, 1.0), 1)])
 def test_what_says_nothing_gets_no_weight(factors, share):
-    fusion = fit_fusion(*simulated(100, factors), top=40)
+    fusion = fit_fusion(*simulated(100, factors), top=40, gallery=480)
     assert fusion.share == pytest.approx(share, abs=0.06) and fusion.low <= share + 0.06 and fusion.high >= share - 0.06
     assert (fusion.low == 0) if share == 0 else (fusion.high == 1)
 
 
 def test_a_score_that_is_higher_for_other_people_is_not_used():
-    fusion = fit_fusion(*simulated(100, (0.0, -12.0, -1.0)), top=40)
+    fusion = fit_fusion(*simulated(100, (0.0, -12.0, -1.0)), top=40, gallery=480)
     assert fusion.score == 0 > fusion.distance and (fusion.share, fusion.low, fusion.high) == (0, 0, 0)
 
 
+def test_a_larger_gallery_has_more_people_as_similar():
+    """Pairs of other people twice: the fit on one of each pair holds with the size of both."""
+    distances, scores, same, persons = simulated(300)
+    fusion = fit_fusion(distances, scores, same, persons, top=40, gallery=480)
+    rows = np.concatenate([np.arange(len(same)), np.flatnonzero(~same)])
+    distances, scores, same = distances[rows], scores[rows], same[rows]
+    assert calibration_error(fusion.pair_probability(distances, scores, 960), same) < 0.02
+    assert calibration_error(fusion.pair_probability(distances, scores, 480), same) > 0.05
+    odds = fusion.log_odds(distances, scores, 480) - fusion.log_odds(distances, scores, 960)
+    assert odds == pytest.approx(np.log(2))
+
+
 def test_fewer_people_give_a_wider_interval():
-    few, many = (fit_fusion(*simulated(people), top=40) for people in (12, 200))
+    few, many = (fit_fusion(*simulated(people), top=40, gallery=480) for people in (12, 200))
     assert few.high - few.low > 2 * (many.high - many.low)
 
 
@@ -58,21 +70,27 @@ def test_pairs_of_a_person_are_no_independent_draws():
     """Each person's pairs four times: more pairs, and the same interval."""
     once = simulated(40)
     again = [np.tile(values, 4) for values in once]
-    first, second = fit_fusion(*once, top=40), fit_fusion(*again, top=40)
+    first, second = fit_fusion(*once, top=40, gallery=480), fit_fusion(*again, top=40, gallery=480)
     assert second.pairs == 4 * first.pairs
     assert (second.low, second.high) == pytest.approx((first.low, first.high), abs=1e-4)
 
 
 def test_separable_pairs_have_finite_odds():
     same = np.tile([True, False], 20)
-    fusion = fit_fusion(np.where(same, 0.1, 0.5), np.where(same, 5.0, -5.0), same, np.repeat(np.arange(20), 2), top=2)
+    fusion = fit_fusion(
+        np.where(same, 0.1, 0.5), np.where(same, 5.0, -5.0), same, np.repeat(np.arange(20), 2), top=2, gallery=480
+    )
     assert fusion.distance < 0 < fusion.score < 100 and fusion.ece_after < 0.02
-    assert fusion.log_odds(np.array([0.1]), np.array([5.0])) > 0 > fusion.log_odds(np.array([0.5]), np.array([-5.0]))
+    assert (
+        fusion.log_odds(np.array([0.1]), np.array([5.0]), 480)
+        > 0
+        > fusion.log_odds(np.array([0.5]), np.array([-5.0]), 480)
+    )
 
 
 def test_a_constant_score_says_nothing():
     distances, scores, same, persons = simulated(30)
-    fusion = fit_fusion(distances, np.zeros_like(scores), same, persons, top=40)
+    fusion = fit_fusion(distances, np.zeros_like(scores), same, persons, top=40, gallery=480)
     assert fusion.score == fusion.share == 0 and fusion.distance < 0
 
 
@@ -81,8 +99,8 @@ def test_the_error_after_the_fit_is_that_of_people_left_out():
     distances, scores, same, persons = simulated(10, (0.0, 0.0, 0.0), pairs=6)
     random = np.random.default_rng(3)
     same = np.repeat(random.permutation([True, False] * 5), 6)  # all pairs of a person are of one kind
-    fusion = fit_fusion(distances, scores, same, persons, top=6)
-    on_its_own = calibration_error(fusion.pair_probability(distances, scores), same)
+    fusion = fit_fusion(distances, scores, same, persons, top=6, gallery=480)
+    on_its_own = calibration_error(fusion.pair_probability(distances, scores, 480), same)
     assert fusion.ece_after > on_its_own
 
 
@@ -96,7 +114,7 @@ def test_the_error_after_the_fit_is_that_of_people_left_out():
 )
 def test_too_little_to_fit(caplog, people, change, reason):
     distances, scores, same, persons = simulated(people)
-    assert fit_fusion(distances, scores, change(same), persons, top=40) is None
+    assert fit_fusion(distances, scores, change(same), persons, top=40, gallery=480) is None
     assert caplog.messages == [f"no fusion of pair scores: {reason}"]
 
 
@@ -133,6 +151,7 @@ def test_it_is_stored_with_the_threshold(tmp_path):
         ({"low": 0.9}, "low 0.9 is above high 0.8"),
         ({"ece_after": -0.1}, "fusion.ece_after"),
         ({"top": 0}, "fusion.top"),
+        ({"gallery": 0}, "fusion.gallery"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path, change, message):

@@ -14,7 +14,7 @@ from modeling_mllmreid.retrieval.exact import Ranking
 from modeling_mllmreid.retrieval.matching import SamePerson
 from modeling_mllmreid.retrieval.ranking import rank_gallery
 
-FUSION = PairFusion(0.0, -1.0, 1.0, 0.5, 0.4, 0.6, 20, 400, 20, 0.2, 0.02)
+FUSION = PairFusion(0.0, -1.0, 1.0, 0.5, 0.4, 0.6, 20, 400, 20, 2, 0.2, 0.02)
 
 
 def at(*angles: float) -> np.ndarray:

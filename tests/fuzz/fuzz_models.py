@@ -71,7 +71,7 @@ def write_reports(folder: Path) -> None:
         "people": 3,
         "gallery": 9,
     }
-    fusion = PairFusion(1.0, -8.0, 0.5, 0.6, 0.4, 0.8, 20, 400, 20, 0.2, 0.02)
+    fusion = PairFusion(1.0, -8.0, 0.5, 0.6, 0.4, 0.8, 20, 400, 20, 480, 0.2, 0.02)
     save_thresholds(folder, {"llm": Threshold(**row), "vision": Threshold(**row, fusion=fusion)})
     of_weights = {"weights": weights_digest(folder)}
     metrics = {**json.loads((folder.parent / "evaluated/metrics.json").read_text()), **of_weights}
