@@ -41,11 +41,13 @@ class Verification:
         unopened (`list[str]`): Ids of the rows among them whose picture is gone, broken or another one. They follow the
             rows that were compared.
         top (`int`): Number of nearest rows for which the probability was calibrated.
+        gallery (`int`): Number of rows that they are the nearest of, for the probability.
     """
 
     rows: int
     unopened: list[str]
     top: int
+    gallery: int
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def probability_note(top: int) -> str:
-    """Returns for which pairs a probability of the pair score holds: those it was calibrated on."""
+def probability_note(top: int, gallery: int) -> str:
+    """Returns for which pairs a probability of `PairFusion` holds."""
     return (
-        f"holds for a query and one of its {top} nearest images in a gallery like that of val; in a larger gallery it "
-        "is too high"
+        f"holds for a query and one of its {top} nearest of {counted(gallery, 'image')}, if each person has about as "
+        "many as in val"
     )
 
 

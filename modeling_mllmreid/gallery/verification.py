@@ -37,7 +37,8 @@ def verified(gallery: "Gallery", found: Found, query: Any, id: str | None, top: 
 
     The log odds come from the distance of a row and its pair score, see `PairFusion`. With several photos this is the
     mean score: the log odds are linear in it, and the distance is one, that to the mean feature. The
-    probability was calibrated with single photos. Of equal log odds, the nearer row is first.
+    probability was calibrated with single photos. The odds follow the number
+    of rows that were searched. Of equal log odds, the nearer row is first.
 
     Args:
         gallery ([`Gallery`]): The gallery.
@@ -60,11 +61,12 @@ def verified(gallery: "Gallery", found: Found, query: Any, id: str | None, top: 
         opened += places
         scores.append(gallery.encoder.pair_scores(photos, pictures).mean(axis=0, dtype=np.float64))
     distances, score = np.array([nearest[place].distance for place in opened]), np.concatenate(scores)
-    probabilities = fusion.pair_probability(distances, score)
-    order = np.argsort(-fusion.log_odds(distances, score), kind="stable")
+    among = max(found.searched, 1)
+    probabilities = fusion.pair_probability(distances, score, among)
+    order = np.argsort(-fusion.log_odds(distances, score, among), kind="stable")
     ordered = [replace(nearest[opened[place]], probability=float(probabilities[place])) for place in order]
     unopened = [hit for place, hit in enumerate(nearest) if place not in set(opened)]
-    made = Verification(len(ordered), [hit.id for hit in unopened], fusion.top)
+    made = Verification(len(ordered), [hit.id for hit in unopened], fusion.top, found.searched)
     return replace(found, hits=[*ordered, *unopened, *found.hits[top:]], verification=made)
 
 

@@ -83,6 +83,7 @@ class Comparison:
         pair_probability (`float`, *optional*): That both are one person, by the distance and by the pair score of the
             model, which reads both crops together; see `probability_note`.
         pair_top (`int`, *optional*): Number of nearest images for which this probability was calibrated.
+        pair_gallery (`int`, *optional*): Number of images that they were the nearest of: those of val.
     """
 
     distance: float
@@ -90,6 +91,7 @@ class Comparison:
     probability: float | None
     pair_probability: float | None = None
     pair_top: int | None = None
+    pair_gallery: int | None = None
 
 
 class GalleryService:
@@ -180,8 +182,9 @@ class GalleryService:
         compared = Comparison(distance, self.gallery.encoder.threshold(), probability)
         if fusion is None or score is None:
             return compared
-        fused = float(fusion.pair_probability(np.array(distance), np.array(score)))
-        return replace(compared, pair_probability=fused, pair_top=fusion.top)
+        # Two crops were not found in a gallery: the statement is that of the calibration, about the gallery of val.
+        fused = float(fusion.pair_probability(np.array(distance), np.array(score), fusion.gallery))
+        return replace(compared, pair_probability=fused, pair_top=fusion.top, pair_gallery=fusion.gallery)
 
     def pair_fusion(self) -> PairFusion | None:
         """Returns what pair scores and distances mean together; None if the model compares no pairs."""

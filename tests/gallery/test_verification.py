@@ -21,7 +21,8 @@ from modeling_mllmreid.gallery.audit import Audit
 from modeling_mllmreid.gallery.encoder import ModelEncoder
 from modeling_mllmreid.gallery.filters import Where
 from modeling_mllmreid.gallery.gallery import Gallery
-from modeling_mllmreid.gallery.results import probability_note
+from modeling_mllmreid.gallery.indexing import build_index
+from modeling_mllmreid.gallery.results import Verification, probability_note
 from modeling_mllmreid.gallery.rows import CropInfo
 from modeling_mllmreid.model.processing_mllmreid import PAIR_ANSWERS, PAIR_QUESTION
 from modeling_mllmreid.options.arguments import ModelArguments
@@ -30,7 +31,7 @@ from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.utils.errors import NotFound, UserError
 
 # The order of a model of eight steps is that of the scores, and not that of the distances.
-FUSION = PairFusion(0.5, -1.0, 300.0, 0.5, 0.4, 0.6, 12, 100, 20, 0.2, 0.02)
+FUSION = PairFusion(0.5, -1.0, 300.0, 0.5, 0.4, 0.6, 12, 100, 20, 40, 0.2, 0.02)
 CALIBRATION = Calibration((0.0, 1.0), (5.0, -5.0), (0.0,) * 5, 0.0, 1.0, 1.0, 12, 40)
 
 
@@ -60,13 +61,14 @@ def copied(trained, tmp_path):
     return gallery
 
 
-def by_hand(trained, photos, hits, top):
+def by_hand(trained, photos, hits, top, rows=None):
     """The ids in the verified order, and the probabilities of the first ones, by the functions of the evaluation."""
     places = np.tile(np.arange(top), (len(photos), 1))
     names = [hit.file_name for hit in hits[:top]]
     model, processor = trained.encoder.model, trained.encoder.processor
     scores, _ = score_shortlist(model, processor, photos, names, places, progress=False)
-    odds = FUSION.log_odds(np.array([hit.distance for hit in hits[:top]]), scores.mean(axis=0, dtype=np.float64))
+    distances = np.array([hit.distance for hit in hits[:top]])
+    odds = FUSION.log_odds(distances, scores.mean(axis=0, dtype=np.float64), rows or len(hits))
     order = (-odds).argsort(kind="stable")
     ids = [hits[place].id for place in order]
     return ids + [hit.id for hit in hits[top:]], (1 / (1 + np.exp(-odds[order]))).tolist()
@@ -86,7 +88,7 @@ def test_the_first_rows_have_the_order_of_the_fused_log_odds(trained, top, photo
     distances = {hit.id: (hit.distance, hit.beyond) for hit in every}
     assert all((hit.distance, hit.beyond) == distances[hit.id] for hit in found.hits)
     made = found.verification
-    assert (made.rows, made.unopened, made.top) == (min(top, len(every)), [], 20)
+    assert (made.rows, made.unopened, made.top, made.gallery) == (min(top, len(every)), [], 20, len(every))
     assert plain.verification is None and {hit.probability for hit in plain.hits} == {None}
 
 
@@ -97,6 +99,19 @@ def test_rows_beyond_the_list_are_verified_and_conditions_hold(trained):
     found = trained.gallery.search(trained.queries[0], 2, where=where, verify_top=5)
     assert [hit.id for hit in found.hits] == ids[:2] != [hit.id for hit in every[:2]]
     assert {hit.crop.camera_id for hit in found.hits} == {1} and found.verification.rows == 5
+
+
+def test_the_rows_that_an_index_finds_are_verified(trained, copied):
+    # An index needs many rows: others, far away, whose pictures are not read.
+    near = copied.rows().features
+    far = np.random.default_rng(0).normal(size=(300, near.shape[1])).astype(np.float32) - 9 * near.mean(0)
+    others = [{"id": f"{number:064x}", "file_name": f"/crops/{number}.png"} for number in range(300)]
+    copied.add_features(far, others)
+    build_index(copied, recall=1.0)
+    exact = copied.search(trained.queries[0], 6, verify_top=4)
+    found = copied.search(trained.queries[0], 6, verify_top=4, approximate=True)
+    assert [hit.id for hit in found.hits] == [hit.id for hit in exact.hits]
+    assert found.verification == exact.verification == Verification(4, [], 20, 312)
 
 
 def test_no_row_meets_the_conditions(trained):
@@ -137,7 +152,7 @@ def test_pictures_that_cannot_be_opened_follow_the_others(trained, copied):
     Path(plain[4].file_name).write_bytes(Path(plain[5].file_name).read_bytes())
     Path(plain[7].file_name).write_bytes(b"broken")  # after the verified rows
     found = copied.search(query, 8, verify_top=6)
-    ids, probabilities = by_hand(trained, [query], [plain[place] for place in (0, 2, 3, 5)], 4)
+    ids, probabilities = by_hand(trained, [query], [plain[place] for place in (0, 2, 3, 5)], 4, len(copied.rows()))
     lost = [plain[1].id, plain[4].id]
     assert [hit.id for hit in found.hits] == [*ids, *lost, plain[6].id, plain[7].id]
     assert [hit.probability for hit in found.hits] == pytest.approx([*probabilities, *[None] * 4], abs=1e-5)
@@ -225,7 +240,7 @@ def test_the_command(trained, tmp_path, monkeypatch, capsys):
     for hit, line in zip(found.hits, lines[:6], strict=True):
         stated = "-" if hit.probability is None else f"{hit.probability:.1%}"
         assert line.split()[2:4] == [stated, hit.file_name]
-    assert f"4 rows verified, most probable first; the probability {probability_note(20)}" in lines
+    assert f"4 rows verified, most probable first; the probability {probability_note(20, found.searched)}" in lines
     gallery_command.main([*place, *query])
     assert "%" not in capsys.readouterr().out
     first, second = Audit("audit").lines()
@@ -276,7 +291,7 @@ def test_the_end_points(trained, service, client):
     assert [hit["id"] for hit in answer["hits"]] == [hit.id for hit in found.hits]
     for hit, own in zip(answer["hits"], found.hits, strict=True):
         assert hit["probability"] == (None if own.probability is None else pytest.approx(own.probability, abs=1e-5))
-    assert answer["verification"] == {"rows": 3, "unopened": [], "top": 20}
+    assert answer["verification"] == {"rows": 3, "unopened": [], "top": 20, "gallery": found.searched}
     plain = client.post("/api/search", files=upload(query), data={"top_k": 5}).json()
     assert plain["verification"] is None and {hit["probability"] for hit in plain["hits"]} == {None}
     assert [line.get("verify_top") for line in service.audit.lines()] == [3, None]
@@ -305,8 +320,9 @@ def test_a_comparison_has_the_probability_of_the_pair_model(trained, service, cl
         trained.encoder.model, trained.encoder.processor, [one], [other], np.array([[0]]), progress=False
     )
     compared = client.post("/api/compare", files=upload(one, other)).json()
-    stated = float(FUSION.pair_probability(np.array(compared["distance"]), scores[0, 0]))
-    assert compared["pair_probability"] == pytest.approx(stated, abs=1e-5) and compared["pair_top"] == 20
+    stated = float(FUSION.pair_probability(np.array(compared["distance"]), scores[0, 0], 40))
+    assert compared["pair_probability"] == pytest.approx(stated, abs=1e-5)
+    assert (compared["pair_top"], compared["pair_gallery"]) == (20, 40)
     turned = client.post("/api/compare", files=upload(other, one)).json()
     assert turned["pair_probability"] == pytest.approx(stated, abs=1e-4)
 
@@ -358,10 +374,9 @@ def test_the_page(trained, tmp_path):
             page.fill(verify="4")
             page.field("verify").press("Enter")
             answer = page.answer("search", "verdict", "verified")
-            assert answer.splitlines()[1:] == [
-                f"4 rows verified, most probable first; the probability {probability_note(20)}"
-            ]
             found = trained.gallery.search(query, 10, verify_top=4)
+            note = probability_note(20, found.searched)
+            assert answer.splitlines()[1:] == [f"4 rows verified, most probable first; the probability {note}"]
             shown = page.captions("results", 10)
             assert [float(lines[0].split()[1]) for lines in shown] == pytest.approx(
                 [hit.distance for hit in found.hits], abs=1e-4
@@ -375,7 +390,7 @@ def test_the_page(trained, tmp_path):
             service = GalleryService(trained.gallery, Audit(tmp_path / "own"))
             own = service.compare(*(Photo(Path(name).read_bytes()) for name in (query, other)))
             assert lines[1].startswith(f"embedding: {own.probability:.1%} probability of one person, if half of the")
-            stated = f"pair model: {own.pair_probability:.1%} probability of one person; it {probability_note(20)}"
+            stated = f"pair model: {own.pair_probability:.1%} probability of one person; it {probability_note(20, 40)}"
             assert lines[2:] == [stated]
             assert page.errors == []
             browser.close()

@@ -48,7 +48,7 @@ def comparison(result: Comparison) -> str:
         text += (
             f"\nembedding: {result.probability:.1%} probability of one person, if half of the compared pairs are one"
         )
-    if result.pair_probability is not None and result.pair_top is not None:
-        note = probability_note(result.pair_top)
+    if result.pair_probability is not None and result.pair_top is not None and result.pair_gallery is not None:
+        note = probability_note(result.pair_top, result.pair_gallery)
         text += f"\npair model: {result.pair_probability:.1%} probability of one person; it {note}"
     return text
