@@ -16,6 +16,7 @@ from modeling_mllmreid.options.parser import build_options, read_options
 from modeling_mllmreid.training.adapters import AdapterArguments, apply_adapters
 from modeling_mllmreid.training.arguments import ReIDTrainingArguments
 from modeling_mllmreid.training.loading import load_config
+from modeling_mllmreid.training.memory import PROMPT_TOKENS
 from modeling_mllmreid.training.modules import module_of
 from modeling_mllmreid.training.parameters import freeze_unused_parameters, parameter_groups
 
@@ -88,3 +89,21 @@ def test_a_dry_run_shows_what_fewer_recomputed_layers_cost(tmp_path, capsys):
     third = totals("--activation_checkpointing_kwargs", '{"every_n_layers": 3}')
     assert third[""] == every["every_n_layers 3"] and "every_n_layers 3" not in third
     assert totals("--activation_checkpointing", "false") == {"": every["activation_checkpointing false"]}
+
+
+def test_a_dry_run_counts_what_pairs_keep(tmp_path, capsys):
+    """The readings of all crops stay until the backward pass. If nothing is recomputed, what questions see does too."""
+    AutoConfig.for_model(**CONFIGS["LLaVA, CLIP"]).save_pretrained(tmp_path)
+    recomputed, kept = [], []
+    for weight in ("0", "1"):
+        train.main(["large", "--model", str(tmp_path), "--dry_run", "true", "--pair_weight", weight])
+        printed = capsys.readouterr().out
+        recomputed.append(float(re.search(r"^activations +([\d.]+) GiB$", printed, re.MULTILINE)[1]))
+        kept.append(
+            float(re.search(r"^a faster step with activation_checkpointing false: ([\d.]+)", printed, re.MULTILINE)[1])
+        )
+    batch = re.search(r"^(\d+) x (\d+) images of .* (\d+) image tokens", printed, re.MULTILINE)
+    images, positions = int(batch[1]) * int(batch[2]), int(batch[3]) + PROMPT_TOKENS
+    # Keys and values of three layers with two heads of eight numbers, in bfloat16.
+    readings = images * positions * 3 * 2 * 2 * 8 * 2 / 2**30
+    assert recomputed[1] - recomputed[0] > readings - 0.01 and kept[1] - kept[0] > 3 * readings - 0.01 > 0
