@@ -20,10 +20,9 @@ from torch import Tensor
 
 from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.model.backbone import Image
-from modeling_mllmreid.model.pairs import Reading
 
-# A question of LLaVA's tokenizer has 21 tokens.
-QUESTION_TOKENS = 21
+# With LLaVA's tokenizer the question has 15 tokens.
+QUESTION_TOKENS = 15
 CANDIDATES = 16
 
 
@@ -64,7 +63,7 @@ def compare(model: MllmReIDModel, args: argparse.Namespace, results: timing.Resu
         model.read_image(candidates)
 
     def with_candidate() -> Tensor:
-        return model.ask_pairs(Reading.joined([one, model.read_image(candidates)[1]]), first, second)
+        return model.ask_pairs(one, first, second - 1, model.read_image(candidates)[1])
 
     functions = {
         "floor": apart,
@@ -98,14 +97,14 @@ def shortlists(model: MllmReIDModel, args: argparse.Namespace, results: timing.R
     """Times whole shortlists, a query after the other, with crops in batches of `CANDIDATES`."""
     size, setting = (model.config.height, model.config.width), f"{args.size}, {args.dtype}"
     crops = torch.randn(1 + args.verify_top, 3, *size, device=args.device)
-    first = torch.zeros(args.verify_top, dtype=torch.long, device=args.device)
-    second = 1 + torch.arange(args.verify_top, device=args.device)
+    places = torch.arange(args.verify_top, device=args.device)
 
     def verify() -> None:
         for _ in range(args.queries):
-            model.score_pairs(
-                Reading.joined([model.read_images(part) for part in crops.split(CANDIDATES)]), first, second
-            )
+            query = model.read_images(crops[:1])
+            for part in crops[1:].split(CANDIDATES):
+                second = places[: len(part)]
+                model.score_pairs(query, torch.zeros_like(second), second, model.read_images(part))
 
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
