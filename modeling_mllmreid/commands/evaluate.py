@@ -17,6 +17,7 @@ from ..evaluation.plots import figure_class
 from ..evaluation.protocol import metrics_by_feature, protocol_features
 from ..evaluation.report import data_set_matrix
 from ..evaluation.run import EvaluateArguments, evaluate_and_report, report_splits
+from ..evaluation.verified_report import fusion_of
 from ..options.arguments import EmbeddingArguments, MethodArguments, ModelArguments, OnnxArguments
 from ..options.data_arguments import DataArguments
 from ..options.parser import HELP, parse
@@ -71,6 +72,10 @@ def main(argv: list[str]) -> None:
     check_onnx_options(onnx_args, [model_args.model, *model_args.compare])
     if args.plots:
         figure_class()
+    changed = {*method_args.given(), *(["flip_test"] if embedding_args.flip_test else [])} - {"test_feature"}
+    if args.verify_top and changed:
+        settings = ", ".join(sorted(changed))
+        raise UserError(f"verify_top: the fusion holds for the settings of the training: leave out {settings}")
     on_main(check_outputs, args, inputs=[*filter(None, (model_args.model, data_args.data_dir))])
     data_args.refuse_inside(args.output_dir)
     if args.splits > 1:
@@ -84,13 +89,16 @@ def main(argv: list[str]) -> None:
         raise UserError(f"data set {data_args.dataset}: has {', '.join(dataset)}: evaluation needs query and gallery")
     model, processor = load_embedder(model_args, method_args.given(), onnx_args)
     print_onnx(model)
+    fusion = None
+    if args.verify_top:
+        fusion = fusion_of(model, str(model_args.model), model_args.revision)
     metadata: dict[str, Any] = {"model": model_args.model_name, "dataset": data_args.dataset}
     options = asdict(embedding_args)
     others = {
         name: compared_metrics(replace(model_args, model=name, compare=[]), onnx_args, dataset, args, **options)
         for name in model_args.compare
     }
-    evaluate_and_report(model, processor, dataset, args, metadata, others=others, **options)
+    evaluate_and_report(model, processor, dataset, args, metadata, others=others, fusion=fusion, **options)
 
 
 def check_outputs(args: EvaluateArguments, *, inputs: Sequence[str] = ()) -> None:

@@ -13,7 +13,7 @@ from ..utils.errors import UserError
 from ..utils.json_files import read_json
 from ..utils.report_formats import MatrixEntry
 from .metrics import RetrievalMetrics, averages
-from .statistics import Interval
+from .statistics import Interval, PairedDifference
 
 
 def format_table(
@@ -45,6 +45,15 @@ def format_table(
     if shares:
         note += f" In brackets: {shares[0]:.0%} interval over people."
     return f"{align(lines)}\n{note}"
+
+
+def difference_lines(differences: Mapping[str, PairedDifference]) -> str:
+    """Formats the difference of each metric in percentage points, with its interval and p-value."""
+    return "\n".join(
+        f"  {name:7} {100 * d.difference:+6.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]  "
+        + (f"p = {d.p_value:.4f}" if d.p_value >= 1e-4 else "p < 0.0001")
+        for name, d in differences.items()
+    )
 
 
 def align(lines: Sequence[Sequence[str]]) -> str:

@@ -22,9 +22,10 @@ from ..retrieval.reranking import expand_queries, rerank_blocks
 from ..utils.errors import UserError
 from ..utils.outputs import write_json
 from ..utils.processes import on_main
-from ..utils.ranges import Count
+from ..utils.ranges import Count, CountOrZero
 from .metrics import RetrievalMetrics, metrics_from_blocks, single_shot_cmc
 from .onnx_encoder import OnnxEncoder
+from .pair_fusion import PairFusion
 from .plots import draw_curves, draw_roc
 from .protocol import (
     ProtocolFeatures,
@@ -34,11 +35,12 @@ from .protocol import (
     metrics_by_feature,
     protocol_features,
 )
-from .report import align, by_camera, format_table, worst_queries
-from .statistics import Interval, PairedDifference, compare, confidence_intervals
+from .report import align, by_camera, difference_lines, format_table, worst_queries
+from .statistics import Interval, compare, confidence_intervals
 from .text_queries import TEXT_FEATURE, caption_queries, embed_captions, image_and_text, text_to_image
 from .torch_embedding import Encoder, EncoderProcessor
 from .verification import OpenSetMetrics, VerificationMetrics, open_set_from_blocks, verification_from_blocks
+from .verified_report import Verified, report_verified, verified_results, verify_shortlists
 
 
 @dataclass
@@ -63,12 +65,16 @@ class EvaluateArguments:
     )
     rerank: bool = field(default=False, metadata={"help": "Add k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)."})
     expand: bool = field(default=False, metadata={"help": "Add alpha query expansion (k 10, alpha 3) to the table."})
+    verify_top: CountOrZero = field(
+        default=0,
+        metadata={"help": "Add the N nearest images in the order of pair scores. 0: off."},
+    )
     single_shot: bool = field(
         default=False,
         metadata={"help": "Compute the CMC with one random gallery image of each person, the classic CUHK03 protocol."},
     )
     text_queries: bool = field(
-        default=False, metadata={"help": "Add captions as queries, alone and together with their images, to the table."}
+        default=False, metadata={"help": "Add captions as queries, alone and with their images."}
     )
     verification: bool = field(
         default=False,
@@ -84,6 +90,11 @@ class EvaluateArguments:
             raise ValueError(f"exclude: unknown column {unknown[0]!r}: use camera_id, clothes_id or both")
         if self.splits < 1:
             raise ValueError(f"splits {self.splits}: give 1 or more")
+        if self.verify_top == 1:
+            raise ValueError("verify_top 1: one image has no other order: give 2 or more, or 0 for none")
+        for name, given in (("splits", self.splits > 1), ("pool_tracks", self.pool_tracks)):
+            if self.verify_top and given:
+                raise ValueError(f"verify_top: compares single images of one split: leave out {name} or verify_top")
 
     def protocol(self) -> dict[str, Any]:
         """Returns the options for `protocol_features`."""
@@ -98,6 +109,7 @@ def evaluate_and_report(
     metadata: Mapping[str, str],
     *,
     others: Mapping[str, RetrievalMetrics] | None = None,
+    fusion: PairFusion | None = None,
     **options: Any,
 ) -> None:
     """Evaluates a model on a data set; prints tables, writes metrics.json and pictures to `args.output_dir`.
@@ -111,15 +123,22 @@ def evaluate_and_report(
         args (`EvaluateArguments`): what to compute, and where to write it.
         metadata (`Mapping[str, str]`): entries of metrics.json that describe the run; `model` names the checkpoint.
         others (`Mapping[str, RetrievalMetrics]`, *optional*): results of other models on the same queries, by name.
+        fusion (`PairFusion`, *optional*): the fusion of the checkpoint, of `fusion_of`; `args.verify_top` needs it.
         options: options of `embed_images`.
 
     Raises:
         UserError: if the data set does not fit the options, or an image cannot be opened.
     """
+    if args.verify_top and fusion is None:
+        raise UserError("verify_top: there is no fusion: give that of the checkpoint, or leave it out")
     features = protocol_features(model, processor, dataset, **args.protocol(), **options)
     texts = caption_features(model, processor, features.query_split) if args.text_queries else None
     run_metadata = {**metadata, "flip_test": bool(options.get("flip_test"))}
-    on_main(report_metrics, model, processor, features, texts, args, run_metadata, others or {})
+    verified = None
+    if fusion is not None and args.verify_top:
+        pair_options = {name: options[name] for name in ("batch_size", "num_workers", "progress") if name in options}
+        verified = verify_shortlists(model, processor, features, fusion, args.verify_top, **pair_options)
+    on_main(report_metrics, model, processor, features, texts, args, run_metadata, others or {}, verified)
 
 
 def report_metrics(
@@ -130,6 +149,7 @@ def report_metrics(
     args: EvaluateArguments,
     metadata: Mapping[str, Any],
     others: Mapping[str, RetrievalMetrics],
+    verified: Verified | None = None,
 ) -> None:
     """Computes, prints, writes and draws the results of these features, on process 0.
 
@@ -141,9 +161,10 @@ def report_metrics(
         args (`EvaluateArguments`): what to compute, and where to write it.
         metadata (`Mapping[str, Any]`): entries of metrics.json that describe the run.
         others (`Mapping[str, RetrievalMetrics]`): results of other models on the same queries, by name.
+        verified (`Verified`, *optional*): the scored shortlists.
     """
     feature, folder = model.config.test_feature, Path(args.output_dir)
-    results, caption_people = _all_metrics(model, features, texts, args)
+    results, caption_people = _all_metrics(model, features, texts, args, verified)
     persons = features.query_split["person_id"][:]
     intervals = {name: people_intervals(result, caption_people.get(name, persons)) for name, result in results.items()}
     camera_names = names_by_camera(features.query_split)
@@ -161,6 +182,8 @@ def report_metrics(
         lines = [(display_name(camera_names[camera]) or "unknown", result) for camera, result in cameras.items()]
         print(f"\nby query camera, {feature}:\n{format_table(lines)}")
     verification = _further_protocols(report, features, feature, args)
+    if verified is not None:
+        report["verified"] = report_verified(verified, results, features, feature)
     for name, other in others.items():
         differences = compare(results[feature], other, persons)
         report.setdefault("compare", {})[name] = {key: d.to_dict() for key, d in differences.items()}
@@ -173,12 +196,18 @@ def report_metrics(
 
 
 def _all_metrics(
-    model: Encoder, features: ProtocolFeatures, texts: np.ndarray | None, args: EvaluateArguments
+    model: Encoder,
+    features: ProtocolFeatures,
+    texts: np.ndarray | None,
+    args: EvaluateArguments,
+    verified: Verified | None,
 ) -> tuple[dict[str, RetrievalMetrics], dict[str, np.ndarray]]:
     """Computes all results by name, and the person of each query for those whose queries are captions."""
     feature, rule = model.config.test_feature, features.rule
     query, gallery = features.query[feature], features.gallery[feature]
     results, caption_people = metrics_by_feature(features.query, features.gallery, rule), {}
+    if verified is not None:
+        results |= verified_results(verified, features, feature)
     if args.rerank:
         results[f"{feature}, re-ranked"] = metrics_from_blocks(rerank_blocks(query, gallery), rule)
     if args.expand:
@@ -227,22 +256,6 @@ def _run_settings(
         "pool_tracks": args.pool_tracks,
         "test_feature": model.config.test_feature,
     }
-
-
-def _print_tables(
-    overlap: Sequence[str],
-    results: Mapping[str, RetrievalMetrics],
-    intervals: Mapping[str, Mapping[str, Interval]],
-    cameras: Mapping[str, RetrievalMetrics],
-    feature: str,
-) -> None:
-    """Prints the warnings, the table of all results, and the table of the query cameras if there are several."""
-    for text in overlap:
-        print(f"warning: {text}: this result is not that of unseen people")
-    print(format_table(list(results.items()), intervals))
-    if len(cameras) > 1:
-        lines = [(display_name(name) or "unknown", result) for name, result in cameras.items()]
-        print(f"\nby query camera, {feature}:\n{format_table(lines)}")
 
 
 def _further_protocols(
@@ -338,15 +351,6 @@ def draw_worst(
     worst = worst_queries(metrics, 8)
     titles = [f"AP {metrics.average_precision[i]:.0%}, {len(metrics.match_ranks[i])} matches" for i in worst]
     draw_queries(path, ranking, worst, query, gallery, titles=titles, title=title)
-
-
-def difference_lines(differences: Mapping[str, PairedDifference]) -> str:
-    """Formats the difference of each metric in percentage points, with its interval and p-value."""
-    return "\n".join(
-        f"  {name:7} {100 * d.difference:+6.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]  "
-        + (f"p = {d.p_value:.4f}" if d.p_value >= 1e-4 else "p < 0.0001")
-        for name, d in differences.items()
-    )
 
 
 def report_splits(

@@ -9,8 +9,9 @@ from typing import Any
 from ..utils.errors import UserError
 from ..utils.json_files import Format, read_json
 from ..utils.outputs import write_json
-from ..utils.report_formats import CalibrationValues, ThresholdsFile
+from ..utils.report_formats import CalibrationValues, FusionValues, ThresholdsFile
 from .calibration import Calibration
+from .pair_fusion import PairFusion
 
 THRESHOLD_FILE = "threshold.json"
 # A checkpoint without the file, and a Hub that cannot be reached, are no errors.
@@ -39,6 +40,9 @@ class Threshold:
         metric (`str`): the distance.
         calibration (`Calibration`, *optional*): what distances mean, for groups of unknown people; None if val is too
             small, and in files of older versions.
+        fusion (`PairFusion`, *optional*): the fusion of distance and pair score, of the feature that the model is
+            tested with; None if the model was not trained with `pair_weight`, if val is too small, and in files of
+            older versions.
     """
 
     distance: float
@@ -51,6 +55,7 @@ class Threshold:
     gallery: int
     metric: str = "cosine"
     calibration: Calibration | None = None
+    fusion: PairFusion | None = None
 
 
 def save_thresholds(folder: str | os.PathLike[str], thresholds: Mapping[str, Threshold]) -> None:
@@ -71,7 +76,10 @@ def load_thresholds(checkpoint: str, revision: str | None = None) -> dict[str, T
     except UserError as error:
         raise UserError(f"{path}: holds no thresholds ({str(error).removeprefix(f'{path}: ')})") from error
     return {
-        name: Threshold(**_values(values, Threshold) | {"calibration": _calibration(values.calibration)})
+        name: Threshold(
+            **_values(values, Threshold)
+            | {"calibration": _calibration(values.calibration), "fusion": _fusion(values.fusion)}
+        )
         for name, values in stored.items()
     }
 
@@ -99,3 +107,8 @@ def _calibration(stored: CalibrationValues | None) -> Calibration | None:
     values = _values(stored, Calibration)
     lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return Calibration(**values | lists)
+
+
+def _fusion(stored: FusionValues | None) -> PairFusion | None:
+    """Returns a stored fusion."""
+    return None if stored is None else PairFusion(**_values(stored, PairFusion))

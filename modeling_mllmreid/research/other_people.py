@@ -6,8 +6,8 @@ from datasets import DatasetDict
 
 from ..data.load import load_reid_dataset
 from ..evaluation.protocol import embed_query_gallery, histogram_metrics, metrics_by_feature, same_person
-from ..evaluation.report import format_table
-from ..evaluation.run import difference_lines, people_intervals
+from ..evaluation.report import difference_lines, format_table
+from ..evaluation.run import people_intervals
 from ..evaluation.statistics import compare
 from ..model import MllmReIDModel, MllmReIDProcessor
 from ..utils.errors import UserError

@@ -20,11 +20,13 @@ from ..data.images import check_images
 from ..data.published import published_counts
 from ..data.splits import split_query_gallery, split_validation
 from ..evaluation.calibration_fit import fit_calibration
+from ..evaluation.pair_fusion_fit import fit_fusion_on_val
 from ..evaluation.protocol import embed_query_gallery, same_person
 from ..evaluation.threshold import Threshold, save_thresholds
 from ..evaluation.threshold_choice import choose_threshold
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDProcessor
 from ..retrieval.embeddings import weights_digest
+from ..retrieval.matching import SamePerson
 from ..utils.errors import UserError
 from ..utils.outputs import only_writer, owner_only, write_json
 from ..utils.processes import on_main
@@ -369,7 +371,33 @@ def thresholds_on_val(trainer: ReIDTrainer, val: QueryGallery) -> dict[str, Thre
                 chosen[name] = replace(threshold, calibration=calibration)
         return chosen
 
-    return on_main(choose)
+    return _with_fusion(trainer, val, query, gallery, rule, on_main(choose))
+
+
+def _with_fusion(
+    trainer: ReIDTrainer,
+    val: QueryGallery,
+    query: dict[str, np.ndarray],
+    gallery: dict[str, np.ndarray],
+    rule: SamePerson,
+    thresholds: dict[str, Threshold],
+) -> dict[str, Threshold]:
+    """Returns the thresholds with the fusion of distance and pair score for the test feature, after `pair_weight`."""
+    model, processor, engine = trainer.model, trainer.processing_class, sharding_of(trainer)
+    feature = model.config.test_feature
+    if not getattr(model.config, "pair_weight", 0):
+        return thresholds
+    if feature not in thresholds:
+        logger.warning("no fusion of pair scores: val is too small for a threshold of the feature %r", feature)
+        return thresholds
+    if engine == "FSDP":
+        # Its weights are gathered for the methods in `engines.FORWARD_METHODS` alone.
+        logger.warning("no fusion of pair scores: FSDP shards the weights: train on from this checkpoint without it")
+        return thresholds
+    options: dict[str, Any] = {"batch_size": trainer.args.per_device_eval_batch_size, "share": engine is None}
+    features = (query[feature], gallery[feature])
+    fusion = fit_fusion_on_val(model, processor, *val, *features, rule, progress=False, **options)
+    return thresholds | {feature: replace(thresholds[feature], fusion=fusion)}
 
 
 def parameter_counts(model: ImageEncoder) -> str:

@@ -146,6 +146,28 @@ class CalibrationValues(Format):
         return self
 
 
+class FusionValues(Format):
+    """Log odds from distance and pair score, see `evaluation.pair_fusion.PairFusion`."""
+
+    constant: float
+    distance: Annotated[float, Field(le=0)]
+    score: Annotated[float, Field(ge=0)]
+    share: Share
+    low: Share
+    high: Share
+    people: Count
+    pairs: Count
+    top: Annotated[int, Field(ge=1)]
+    ece_before: Share
+    ece_after: Share
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "FusionValues":
+        if not self.low <= self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
+        return self
+
+
 class ThresholdValues(Format):
     """A distance threshold chosen on val, see `evaluation.threshold.Threshold`."""
 
@@ -159,6 +181,7 @@ class ThresholdValues(Format):
     gallery: Count
     metric: Literal["cosine", "euclidean"] = "cosine"
     calibration: CalibrationValues | None = None
+    fusion: FusionValues | None = None
 
     @model_validator(mode="after")
     def _in_order(self) -> "ThresholdValues":

@@ -11,7 +11,7 @@ from PIL import Image
 from modeling_mllmreid.commands import evaluate
 from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.evaluation import protocol
-from modeling_mllmreid.evaluation.run import difference_lines
+from modeling_mllmreid.evaluation.report import difference_lines
 from modeling_mllmreid.evaluation.statistics import PairedDifference
 from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.utils.errors import UserError

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from modeling_mllmreid.commands import embed, evaluate
 from modeling_mllmreid.data.captions import CaptionRecord, TextRecord, append_records, caption_keys
 from modeling_mllmreid.data.load import load_reid_dataset
+from modeling_mllmreid.evaluation.pair_fusion import PairFusion
 from modeling_mllmreid.evaluation.threshold import Threshold, save_thresholds
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel, MllmReIDVisionProcessor
 from modeling_mllmreid.options.arguments import ModelArguments
@@ -70,7 +71,8 @@ def write_reports(folder: Path) -> None:
         "people": 3,
         "gallery": 9,
     }
-    save_thresholds(folder, {"llm": Threshold(**row), "vision": Threshold(**row)})
+    fusion = PairFusion(1.0, -8.0, 0.5, 0.6, 0.4, 0.8, 20, 400, 20, 0.2, 0.02)
+    save_thresholds(folder, {"llm": Threshold(**row), "vision": Threshold(**row, fusion=fusion)})
     of_weights = {"weights": weights_digest(folder)}
     metrics = {**json.loads((folder.parent / "evaluated/metrics.json").read_text()), **of_weights}
     run = {

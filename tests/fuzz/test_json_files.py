@@ -35,6 +35,8 @@ def read_report(value: Any, root: Path) -> None:
     if name == "threshold.json":
         for threshold in load_thresholds(str(root)).values():
             numbers = (threshold.distance, threshold.low, threshold.high, threshold.fpir, threshold.tpir)
+            if threshold.fusion is not None:
+                numbers += (threshold.fusion.score, -threshold.fusion.distance, threshold.fusion.share)
             assert all(
                 isinstance(number, int | float) and math.isfinite(number) and number >= 0 for number in numbers
             ), "a threshold is no number"

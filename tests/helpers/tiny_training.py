@@ -16,9 +16,10 @@ from modeling_mllmreid.training.run import train_reid
 
 
 @cache
-def tiny_processor_and_llava():
-    """A processor and a LLaVA of one block each, for crops of 64 x 32."""
+def tiny_processor_and_llava(*words: str):
+    """A processor, whose tokenizer knows these words too, and a LLaVA of one block each, for crops of 64 x 32."""
     texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
+    texts += words
     processor = build_processor(texts, height=64, width=32, patch_size=16)
     return processor, build_tiny_llava(processor, hidden_size=32, tower_layers=1, lm_layers=1, seed=0)
 
@@ -38,15 +39,17 @@ def train_tiny(
     half=False,
     adapters=None,
     start=None,
+    words=(),
     **arguments,
 ):
     """Trains a new tiny model in `folder / output`; returns the result of `train_reid`.
 
     start: the folder of a checkpoint to train on from, in place of a new model.
     adapters: fields of `AdapterArguments`; the backbone is then the tiny LLaVA on disk, whole or quantised.
+    words: further words of the tokenizer.
     On the CPU unless `use_cpu` is False: there the same commands give the same bits.
     """
-    processor, llava = tiny_processor_and_llava()
+    processor, llava = tiny_processor_and_llava(*words)
     torch.manual_seed(0)
     fields = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids, **(model or {})}
     if start is not None:
