@@ -22,6 +22,7 @@ from ..evaluation.protocol import (
 )
 from ..evaluation.report import format_table
 from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
+from ..model.processing_mllmreid import PAIR_ANSWERS, PAIR_QUESTION
 from ..options.arguments import MethodArguments
 from ..retrieval.ranking import rank_gallery
 from ..synthetic.people.captions import attribute_words
@@ -154,7 +155,11 @@ def build_base(options: DemoOptions) -> tuple[MllmReIDProcessor, LlavaForConditi
     """Builds the processor and the untrained LLaVA. Raises UserError for sizes that do not fit together."""
     height, width = options.size
     try:
-        processor, mllm = build_tiny(options.tiny, height=height, width=width, seed=options.training.seed)
+        # The words of the question join the vocabulary only where it is asked: other vocabularies are other models.
+        words = (PAIR_QUESTION, *PAIR_ANSWERS) if options.method.pair_weight else ()
+        processor, mllm = build_tiny(
+            options.tiny, height=height, width=width, seed=options.training.seed, instructions=words
+        )
         fields = {**options.method.given(), "height": height, "width": width}
         # The configuration checks the sizes before minutes of work depend on them.
         MllmReIDConfig(mllm_config=mllm.config, image_prefix_ids=processor.image_prefix_ids, **fields)
