@@ -2,7 +2,8 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -22,7 +23,11 @@ class PKSampler(Sampler[tuple[int, int, int]]):
     cameras that the batch does not have yet; an image repeats in a batch only if the person has fewer than K images.
     The order depends only on the seed and the epoch. An epoch has as many whole steps as the images fill, at least one.
 
-    Source: Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017.
+    With `similar`, a batch has P / group_size groups of similar people. A pass has everybody in one group, and the
+    groups in a shuffled order; those that do not fill its last step are left out.
+
+    Source: Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017; for batches of similar
+    people Liao and Shao, Graph Sampling Based Deep Metric Learning for Generalizable Person Re-Identification, 2022.
 
     Args:
         person_ids (`Sequence[int]` of length N): the person of each image.
@@ -35,10 +40,12 @@ class PKSampler(Sampler[tuple[int, int, int]]):
             people of each data set as the smallest one has, in turn, so that a large data set does not dominate.
         names (`Sequence[str]` of length N, *optional*): the person's name of each image, for warnings. The default is
             the number.
+        similar (`Mapping[int, Sequence[int]]`, *optional*): the other people by person, the most similar first.
+        group_size (`int`, defaults to 1): people of a group of similar ones; P is a multiple of it.
 
     Raises:
-        UserError: P, K or `world_size` is below 1, the seed is negative, there are fewer people than P x `world_size`,
-            or K exceeds the images of every person.
+        UserError: P, K or `world_size` is below 1, P is no multiple of `group_size`, it is above 1 with `sources`, the
+            seed is negative, there are fewer people than P x `world_size`, or K exceeds the images of every person.
 
     Example:
 
@@ -65,8 +72,11 @@ class PKSampler(Sampler[tuple[int, int, int]]):
         world_size: int = 1,
         sources: Sequence[str] | None = None,
         names: Sequence[str] | None = None,
+        similar: Mapping[int, Sequence[int]] | None = None,
+        group_size: int = 1,
     ) -> None:
         minimums = {
+            "similar_people": (group_size, 1),
             "identities_per_batch": (identities_per_batch, 1),
             "images_per_identity": (images_per_identity, 1),
             "world_size": (world_size, 1),
@@ -75,6 +85,12 @@ class PKSampler(Sampler[tuple[int, int, int]]):
         for name, (value, minimum) in minimums.items():
             if value < minimum:
                 raise UserError(f"{name} is {value}: give at least {minimum}")
+        if identities_per_batch % group_size:
+            raise UserError(
+                f"similar_people {group_size}: give a number that divides identities_per_batch ({identities_per_batch})"
+            )
+        if group_size > 1 and sources is not None:
+            raise UserError("similar_people: draws people of all data sets: leave balance_sets out, or similar_people")
         images: dict[int, list[int]] = defaultdict(list)
         for index, person_id in enumerate(person_ids):
             images[int(person_id)].append(index)
@@ -88,6 +104,7 @@ class PKSampler(Sampler[tuple[int, int, int]]):
         self.cameras = [int(camera) for _, camera in zip(person_ids, camera_ids, strict=True)]
         self.identities_per_step = identities_per_batch * world_size
         self.images_per_identity = images_per_identity
+        self.similar, self.group_size = similar or {}, group_size
         self.seed = seed
         self.epoch = 0
         num_people = min(map(len, self.identities_by_source), default=0) * len(self.identities_by_source)
@@ -167,10 +184,31 @@ class PKSampler(Sampler[tuple[int, int, int]]):
             return waiting[:count], waiting[count:]
         shuffled = [[people[i] for i in rng.permutation(len(people))] for people in self.identities_by_source]
         next_pass = [person_id for turn in zip(*shuffled, strict=False) for person_id in turn]
+        if self.group_size > 1:
+            waiting, next_pass = [], self._grouped(next_pass, rng)
         already_drawn = set(waiting)
         added = [person_id for person_id in next_pass if person_id not in already_drawn][: count - len(waiting)]
         drawn = set(added)
         return waiting + added, [person_id for person_id in next_pass if person_id not in drawn]
+
+    def _grouped(self, people: list[int], rng: np.random.Generator) -> list[int]:
+        """Returns the people in groups: the first who is left, and the most similar to this one of those who are."""
+        left, grouped = dict.fromkeys(people), []
+        for person_id in people:
+            if person_id not in left:
+                continue
+            others = (other for other in self.similar.get(person_id, ()) if other in left and other != person_id)
+            group = [person_id, *islice(others, self.group_size - 1)]
+            if len(group) == self.group_size:
+                grouped.append(group)
+                for member in group:
+                    del left[member]
+        # The others, whose neighbours are all taken.
+        rest = list(left)
+        grouped += [rest[start : start + self.group_size] for start in range(0, len(rest), self.group_size)]
+        # A group that is not whole comes last, where it is left out.
+        whole = len(people) // self.group_size
+        return [member for place in rng.permutation(whole) for member in grouped[place]]
 
     def _draw_images(self, person_id: int, pool: list[int], rng: np.random.Generator) -> list[int]:
         """Draws K images from the person's pool, which is refilled when it is empty."""

@@ -233,7 +233,7 @@ class MllmForward:
         """Returns the readings of images after a recorded pass, whatever followed them."""
         return recorded(record, self.image_start + image.embeddings.shape[1])
 
-    def ask_pairs(self, reading: Reading, first: Tensor, second: Tensor) -> Tensor:
+    def ask_pairs(self, reading: Reading, first: Tensor, second: Tensor, others: Reading | None = None) -> Tensor:
         """Scores pairs of crops: the logit of yes minus that of no, after the question whether both are one person.
 
         Args:
@@ -241,6 +241,8 @@ class MllmForward:
                 B crops.
             first, second (`torch.LongTensor` of shape `(N,)`):
                 Places in the reading.
+            others ([`Reading`], *optional*):
+                The second crops, if they are not among the first ones.
 
         Returns:
             `torch.Tensor` of shape `(N,)`: float32; above 0 for one person. It is the same for both orders.
@@ -260,7 +262,7 @@ class MllmForward:
         hidden = self.language_model(
             inputs_embeds=question,
             position_ids=positions.unsqueeze(-2).expand(*positions.shape[:-1], len(first), -1),
-            past_key_values=pair_cache(reading, first, second, self.image_start),
+            past_key_values=pair_cache(reading, others or reading, first, second, self.image_start),
             use_cache=False,
         ).last_hidden_state[:, -1]
         logits = at_least_float32(self.mllm.lm_head(in_format_of(self.mllm.lm_head, hidden)))

@@ -209,7 +209,7 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
         _, reading = self.read_image(self.project_image(self.run_tower(checked_pixels(pixel_values, self.tower))))
         return reading
 
-    def score_pairs(self, reading: Reading, first: Tensor, second: Tensor) -> Tensor:
+    def score_pairs(self, reading: Reading, first: Tensor, second: Tensor, others: Reading | None = None) -> Tensor:
         """Scores whether pairs of crops show one person.
 
         Args:
@@ -217,12 +217,14 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
                 B crops, of `read_images`.
             first, second (`torch.LongTensor` of shape `(N,)`):
                 Places of both crops of each pair.
+            others ([`Reading`], *optional*):
+                Where the second crops are, if not in `reading`.
 
         Returns:
             `torch.Tensor` of shape `(N,)`: the logit of yes minus that of no, the same for both orders of a pair. It
             means something only after a training with `pair_weight`.
         """
-        return self.ask_pairs(reading, first, second)
+        return self.ask_pairs(reading, first, second, others)
 
     # ---- training ------------------------------------------------------------------------------------------------
 

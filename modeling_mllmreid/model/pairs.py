@@ -65,16 +65,18 @@ class _Recorded(DynamicLayer):
 class _Both(DynamicLayer):
     """Gives each question the readings of two crops. A layer gathers its own: those of all layers would fill memory."""
 
-    def __init__(self, keys: Tensor, values: Tensor, first: Tensor, second: Tensor, start: int):
+    def __init__(self, states: Sequence[Tensor], others: Sequence[Tensor], first: Tensor, second: Tensor, start: int):
         super().__init__()
-        self.keys, self.values = keys, values
-        self.first, self.second, self.start = first.to(keys.device), second.to(keys.device), start
+        self.keys, self.values = states
+        self.other_keys, self.other_values = others
+        self.first, self.second, self.start = first.to(self.keys.device), second.to(self.other_keys.device), start
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return self._with(self.keys, key_states), self._with(self.values, value_states)
+        keys = self._joined(self.keys, self.other_keys, key_states)
+        return keys, self._joined(self.values, self.other_values, value_states)
 
-    def _with(self, states: Any, own: Tensor) -> Tensor:
-        parts = [states[self.first], states[self.second][:, :, self.start :]]
+    def _joined(self, states: Any, others: Tensor, own: Tensor) -> Tensor:
+        parts = [states[self.first], others[:, :, self.start :][self.second]]
         return torch.cat([*(part.to(own) for part in parts), own], dim=2)
 
     def get_seq_length(self) -> int:
@@ -110,19 +112,21 @@ def recorded(cache: Cache, length: int) -> Reading:
     return Reading(tuple(keys), tuple(values))
 
 
-def pair_cache(reading: Reading, first: Tensor, second: Tensor, start: int) -> Cache:
+def pair_cache(reading: Reading, others: Reading, first: Tensor, second: Tensor, start: int) -> Cache:
     """Returns a cache in which question n sees the crops first[n] and second[n].
 
     Args:
-        reading ([`Reading`]):
-            B crops.
+        reading, others ([`Reading`]):
+            The first and the second crops.
         first, second (`torch.LongTensor` of shape `(N,)`):
-            Places in the reading.
+            Places in both.
         start (`int`):
             Length of the prefix, which a question sees once.
     """
-    layers = zip(reading.keys, reading.values, strict=True)
-    return Cache(layers=[_Both(keys, values, first, second, start) for keys, values in layers])
+    layers = zip(
+        zip(reading.keys, reading.values, strict=True), zip(others.keys, others.values, strict=True), strict=True
+    )
+    return Cache(layers=[_Both(states, other, first, second, start) for states, other in layers])
 
 
 def pair_length(reading: Reading, start: int) -> int:

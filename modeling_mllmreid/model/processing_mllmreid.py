@@ -36,7 +36,7 @@ from .weights import native_config
 
 IGNORED = -100
 # What a model is asked about two crops.
-PAIR_QUESTION = "Do both images show the same person? Answer with yes or no."
+PAIR_QUESTION = "Do both images show the same person?"
 PAIR_ANSWERS = ("Yes", "No")
 # Settings of a native image processor that change pixel values, apart from the size.
 PIXEL_SETTINGS = ("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")

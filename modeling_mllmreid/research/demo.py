@@ -4,7 +4,7 @@ import copy
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from datasets import Dataset, DatasetDict
@@ -22,10 +22,12 @@ from ..evaluation.protocol import (
 )
 from ..evaluation.report import format_table
 from ..model import MllmReIDConfig, MllmReIDModel, MllmReIDProcessor
+from ..model.processing_mllmreid import PAIR_ANSWERS, PAIR_QUESTION
 from ..options.arguments import MethodArguments
 from ..retrieval.ranking import rank_gallery
+from ..synthetic.people.attributes import Crowd
 from ..synthetic.people.captions import attribute_words
-from ..synthetic.worlds import NOBODY_ALIKE, PEDESTRIANS
+from ..synthetic.worlds import PEDESTRIANS
 from ..synthetic.write import write_pedestrians
 from ..text.continuations import kept_attribute_share, write_continuations
 from ..text.generation import generate_texts
@@ -35,7 +37,7 @@ from ..training.run import describe_devices, train_reid, write_record
 from ..training.trainer import ReIDTrainer
 from ..utils.errors import UserError
 from ..utils.outputs import check_output_folder, write_json
-from ..utils.ranges import Count, Several, Threads
+from ..utils.ranges import Count, Range, Several, Threads
 from .language_gain import image_helps
 from .other_people import HISTOGRAM, evaluate_other_people, load_other_people
 from .tiny_llava import TinyArguments, build_tiny, pretrain_tiny
@@ -53,6 +55,9 @@ class DemoArguments:
     images_per_camera: Several = field(default=3, metadata={"help": "Images of each person from each camera."})
     cameras: Several = field(default=4, metadata={"help": "Cameras that each person passes."})
     scenes: Several = field(default=60, metadata={"help": "Scenes of the world, each with one camera."})
+    look_alikes: Annotated[int, Range(at_least=0, at_most=4)] = field(
+        default=0, metadata={"help": "Of every five people, so many wear almost the clothes of the one before."}
+    )
     also_evaluate: str | None = field(
         default=None, metadata={"help": "Folder in Market-1501 layout with other people to test on, with intervals."}
     )
@@ -62,8 +67,7 @@ class DemoArguments:
         """The keyword arguments of `write_pedestrians`."""
         names = ("train_identities", "test_identities", "images_per_camera", "cameras", "scenes")
         sizes = {name: getattr(self, name) for name in names}
-        # Look-alikes are a world of their own.
-        return {**sizes, "crowd": NOBODY_ALIKE, "named": PEDESTRIANS}
+        return {**sizes, "crowd": Crowd(copies=self.look_alikes), "named": PEDESTRIANS}
 
 
 class DemoOptions(NamedTuple):
@@ -154,7 +158,11 @@ def build_base(options: DemoOptions) -> tuple[MllmReIDProcessor, LlavaForConditi
     """Builds the processor and the untrained LLaVA. Raises UserError for sizes that do not fit together."""
     height, width = options.size
     try:
-        processor, mllm = build_tiny(options.tiny, height=height, width=width, seed=options.training.seed)
+        # The words of the question join the vocabulary only where it is asked: other vocabularies are other models.
+        words = (PAIR_QUESTION, *PAIR_ANSWERS) if options.method.pair_weight else ()
+        processor, mllm = build_tiny(
+            options.tiny, height=height, width=width, seed=options.training.seed, instructions=words
+        )
         fields = {**options.method.given(), "height": height, "width": width}
         # The configuration checks the sizes before minutes of work depend on them.
         MllmReIDConfig(mllm_config=mllm.config, image_prefix_ids=processor.image_prefix_ids, **fields)

@@ -126,6 +126,8 @@ class ReIDTrainingArguments(TrainingArguments):
         pairs_per_batch (`int`, *optional*): Images with captions in a batch of one device, shuffled without regard to
             people. For the language loss alone, in place of P x K.
         balance_sets (`bool`): Whether every epoch draws the same number of people from each training set.
+        similar_people (`int`): People of a batch come in groups of this many whom the model at the start of the run
+            finds similar, for hard negatives; a divisor of P. 1 draws any people.
         learning_rates (`dict[str, float]` or JSON, *optional*): Learning rate for each regular expression on parameter
             names. The first match counts; other parameters use `learning_rate`.
         reid_warmup_steps (`int`): Steps over which the weight of the ReID losses rises from 0 to `loss_lambda`.
@@ -154,6 +156,12 @@ class ReIDTrainingArguments(TrainingArguments):
     )
     balance_sets: bool = field(
         default=False, metadata={"help": "Draw the same number of people from each training set in every epoch."}
+    )
+    similar_people: int = field(
+        default=1,
+        metadata={
+            "help": "People of a batch come in groups of this many who look alike to the model at the start; 1: any."
+        },
     )
     learning_rates: dict[str, float] | str | None = field(
         default=None,

@@ -12,7 +12,15 @@ from ..model.adapters import quantized_as
 from ..utils.errors import UserError
 
 # Methods that run the model. FSDP2 gathers the weights of the outer model for `forward` alone.
-FORWARD_METHODS = ("image_features", "encode_images", "encode_text", "image_language_loss", "generate")
+FORWARD_METHODS = (
+    "image_features",
+    "encode_images",
+    "encode_text",
+    "image_language_loss",
+    "generate",
+    "read_images",
+    "score_pairs",
+)
 
 
 def sharding_of(trainer: Trainer) -> str | None:

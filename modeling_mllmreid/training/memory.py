@@ -13,6 +13,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
 from ..model import ImageEncoder, MllmReIDConfig, MllmReIDModel, MllmReIDVisionConfig, MllmReIDVisionModel
+from ..model.pairs import recorder
 from ..utils.errors import UserError
 from .adapters import AdapterArguments, apply_adapters
 from .arguments import BatchArguments, ReIDTrainingArguments
@@ -32,7 +33,9 @@ OPTIMIZER_STATE_BYTES = {"8bit": 2, "adafactor": 0, "sgd": 0, "lion": 4, "adam":
 # Values of `every_n_layers` that an estimate shows too; 0 is no activation checkpointing.
 OTHER_EVERY = (2, 3, 4, 0)
 # Tokens of the prompt template, and of a long caption in the published caption sets.
-PROMPT_TOKENS, CAPTION_TOKENS = 24, 64
+PROMPT_TOKENS, CAPTION_TOKENS, PAIR_TOKENS = 24, 64, 24
+# A positive and a negative.
+PAIRS_OF_IMAGE = 2
 
 
 @dataclass
@@ -141,8 +144,9 @@ def _build(config: MllmReIDConfig | MllmReIDVisionConfig) -> ImageEncoder:
     with torch.device("meta"):
         if isinstance(config, MllmReIDVisionConfig):
             return MllmReIDVisionModel(config)
-        # The image stands at the start of the sequences that are measured.
-        return MllmReIDModel(MllmReIDConfig.from_dict({**config.to_dict(), "image_prefix_ids": []}))
+        # The image stands at the start of the sequences that are measured. No token has a meaning here.
+        ids = {"image_prefix_ids": [], "pair_question_ids": [0] * PAIR_TOKENS, "pair_answer_ids": [0, 1]}
+        return MllmReIDModel(MllmReIDConfig.from_dict({**config.to_dict(), **ids}))
 
 
 def _model_without_weights(config: Any, adapters: AdapterArguments, dtype: torch.dtype) -> ImageEncoder:
@@ -185,7 +189,8 @@ def _activation_bytes(
     image_length = (
         config.num_image_tokens + PROMPT_TOKENS + (batches.max_target_tokens if config.loss_lambda < 1 else 0)
     )
-    runs_llm = config.loss_lambda < 1 or "llm" in config.reid_heads
+    pairs = getattr(config, "pair_weight", 0) > 0
+    runs_llm = config.loss_lambda < 1 or "llm" in config.reid_heads or pairs
     text_length = 0
     if config.loss_lambda < 1 and batches.text_branch:
         text_length = CAPTION_TOKENS + PROMPT_TOKENS + batches.max_target_tokens
@@ -193,7 +198,7 @@ def _activation_bytes(
         text_length = CAPTION_TOKENS + PROMPT_TOKENS
     lengths = ([image_length] if runs_llm else []) + ([text_length] if text_length else [])
     with fake_run(model):
-        one, two = (_saved_bytes(model, images, lengths, args.bf16 or args.fp16) for images in (1, 2))
+        one, two = (_saved_bytes(model, images, lengths, args.bf16 or args.fp16, pairs=pairs) for images in (1, 2))
     growth = {name: two[name] - one[name] for name in one}
     fixed = {name: one[name] - growth[name] for name in one}
     batch_size = args.per_device_train_batch_size
@@ -207,8 +212,12 @@ def _activation_bytes(
         text_config = config.get_text_config()
         depth["language_model"] = text_config.num_hidden_layers
         block_inputs["language_model"] = sum(lengths) * text_config.hidden_size * 2
-    # The backward pass recomputes one block at a time, and one branch after the other.
-    share = {"tower": 1.0, "language_model": max(lengths) / sum(lengths) if lengths else 0.0}
+        if pairs:
+            # What a question sees is made in the block, so that its input is the question alone.
+            block_inputs["language_model"] += PAIRS_OF_IMAGE * PAIR_TOKENS * text_config.hidden_size * 2
+    # The backward pass recomputes one block at a time, and one branch after the other. Questions take more than that.
+    share = {"tower": 1.0, "language_model": max(lengths) / sum(lengths) if lengths and not pairs else 1.0}
+    readings = _reading_bytes(config, args.bf16 or args.fp16) if pairs else 0
     largest = max(int(all_bytes[name] * share[name]) // depth[name] for name in growth)
 
     def of(every: int) -> int:
@@ -217,13 +226,28 @@ def _activation_bytes(
         again = {name: -(-depth[name] // every) for name in growth}
         inputs = sum(batch_size * again[name] * block_inputs[name] for name in growth if growth[name])
         whole = sum((depth[name] - again[name]) * all_bytes[name] // depth[name] for name in growth)
-        return inputs + whole + largest
+        return inputs + whole + largest + batch_size * readings
 
     return of
 
 
-def _saved_bytes(model: ImageEncoder, images: int, lengths: list[int], half: bool) -> dict[str, int]:
-    """Returns the bytes saved in tower and projector, and in the language model, for sequences of these lengths."""
+def _reading_bytes(config: Any, half: bool) -> int:
+    """Returns the bytes of the keys and values that the language model keeps of a crop for pairs."""
+    text_config = config.get_text_config()
+    heads = text_config.num_attention_heads
+    width = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
+    kept = 2 * (getattr(text_config, "num_key_value_heads", None) or heads) * width * (2 if half else 4)
+    positions = config.num_image_tokens + PROMPT_TOKENS
+    return int(text_config.num_hidden_layers * positions * kept)
+
+
+def _saved_bytes(
+    model: ImageEncoder, images: int, lengths: list[int], half: bool, *, pairs: bool = False
+) -> dict[str, int]:
+    """Returns the bytes saved in tower and projector, and in the language model, for sequences of these lengths.
+
+    With `pairs`, a question about two pairs of each image follows.
+    """
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     saved: dict[int, Tensor] = {}  # holds the tensors, so that no other tensor reuses a storage
 
@@ -258,7 +282,11 @@ def _saved_bytes(model: ImageEncoder, images: int, lengths: list[int], half: boo
             elif embeddings.requires_grad:
                 sequences.requires_grad_(True)
             mask = torch.ones(images, length, dtype=torch.long)
-            model.run_language_model(sequences, mask, image if index == 0 else None, whole=True)
+            record = recorder(model.language_model.layers) if pairs and index == 0 else None  # type: ignore[arg-type]
+            model.run_language_model(sequences, mask, image if index == 0 else None, whole=True, record=record)
+            if record is not None:
+                first = torch.arange(images).repeat(PAIRS_OF_IMAGE)
+                model.ask_pairs(model.reading_of(record, image), first, first)
     return {"tower": tower, "language_model": saved_size() - tower}
 
 

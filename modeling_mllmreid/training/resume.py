@@ -76,6 +76,7 @@ ADDED_SETTINGS = {
     "color_jitter": 0.0,
     "downscale": 0.0,
     "pair_weight": 0.0,
+    "similar_people": 1,
 }
 # Configuration fields that other entries of the fingerprint cover, or that only record the origin of the model.
 ORIGIN_FIELDS = frozenset(

@@ -38,6 +38,7 @@ from .engines import sharding_of
 from .memory import find_batch_size
 from .parameters import freeze_unused_parameters
 from .resume import checkpoint_to_resume, identities_digest, run_fingerprint
+from .similar import similar_people
 from .stock_settings import setting_errors, try_settings
 from .trainer import QueryGallery, ReIDTrainer
 
@@ -225,6 +226,12 @@ def train_reid(
         data_collator=batches,
         processing_class=processor,
     )
+    if args.similar_people > 1:
+        workers = args.dataloader_num_workers
+        sources = (samples.images, samples.person_ids)
+        trainer.similar = similar_people(
+            model, processor, *sources, batch_size=args.per_device_eval_batch_size, num_workers=workers
+        )
     fingerprint = run_fingerprint(args, batch_args, model, samples, val=val_split, sharding=sharding_of(trainer))
     _train_and_save(trainer, fingerprint, val)
     return TrainedModel(trainer, val)
@@ -236,6 +243,10 @@ def _check_method(config: PreTrainedConfig, batch_args: BatchArguments, args: Re
         raise UserError(
             f"pairs_per_batch: the ReID losses need batches of P x K: set loss_lambda ({config.loss_lambda:g}) to 0, "
             "or leave it out"
+        )
+    if args.pairs_per_batch and args.similar_people > 1:
+        raise UserError(
+            "similar_people: groups people of batches of P x K: leave pairs_per_batch out, or similar_people"
         )
     if getattr(config, "pair_weight", 0):
         if args.pairs_per_batch:

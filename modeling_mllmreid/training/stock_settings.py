@@ -69,6 +69,7 @@ RANGES = {
     "identities_per_batch": AT_LEAST_ONE,
     "images_per_identity": AT_LEAST_ONE,
     "pairs_per_batch": AT_LEAST_ONE,
+    "similar_people": AT_LEAST_ONE,
     "diagnostics_steps": NOT_NEGATIVE,
     "grad_cache_chunk": NOT_NEGATIVE,
     "max_skipped_steps": NOT_NEGATIVE,

@@ -1,6 +1,6 @@
 """ReIDTrainer: a Trainer with exact loss scaling, P x K batches, named losses in the log and retrieval evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,6 +107,8 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
     model: MllmReIDModel
     eval_dataset: Any
     processing_class: MllmReIDProcessor
+    # The most similar other people by person, for `similar_people` above 1.
+    similar: Mapping[int, Sequence[int]] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -180,6 +182,8 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
             images_per_identity=self.args.images_per_identity,
             sources=dataset.sources if self.args.balance_sets else None,
             names=dataset.person_names,
+            similar=self.similar,
+            group_size=self.args.similar_people,
             **shared,
         )
         return self._sampler

@@ -12,6 +12,7 @@ from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.research import demo
 from modeling_mllmreid.research.tiny_llava import pretrain_tiny
 from modeling_mllmreid.retrieval.embeddings import weights_digest
+from modeling_mllmreid.synthetic.worlds import NOBODY_ALIKE
 from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.utils.errors import UserError
 
@@ -126,3 +127,8 @@ def test_sizes_that_do_not_fit_are_refused_before_the_first_step(tmp_path, more,
     with pytest.raises(UserError, match=message):
         main([*flags(tmp_path / "demo"), *more])
     assert not (tmp_path / "demo").exists()
+
+
+def test_the_world_has_the_look_alikes_that_are_asked_for():
+    assert [demo.DemoArguments(look_alikes=count).rendered()["crowd"].copies for count in (0, 4)] == [0, 4]
+    assert demo.DemoArguments().rendered()["crowd"] == NOBODY_ALIKE

@@ -183,3 +183,63 @@ def test_sources_in_sorted_order():
     order = [index for index, _, _ in made]
     assert {sources[index] for index in order[:2]} == {sources[index] for index in order[2:]} == {"a", "b"}
     assert PKSampler(persons, [0] * 4, identities_per_batch=2, images_per_identity=1).identities_by_source == [persons]
+
+
+def neighbours(groups: list[list[int]]) -> dict[int, list[int]]:
+    """By person, the others of its group first, then everybody else."""
+    everybody = [person for group in groups for person in group]
+    found = {}
+    for group in groups:
+        for person in group:
+            near = [other for other in group if other != person]
+            found[person] = near + [other for other in everybody if other not in group]
+    return found
+
+
+def test_batches_have_groups_of_similar_people():
+    # Similar are those with the same remainder, so that no order of numbers gives the groups.
+    groups = [list(range(start, 24, 6)) for start in range(6)]
+    made = sampler([p for p in range(24) for _ in range(4)], p=8, k=2, similar=neighbours(groups), group_size=4)
+    firsts = []
+    for epoch in range(6):
+        made.set_epoch(epoch)
+        people = np.array([index // 4 for index, _, _ in made])[::2].reshape(-1, 8)
+        assert all(len(set(step)) == 8 for step in people.tolist())
+        assert (people.reshape(-1, 4) % 6 == people.reshape(-1, 4)[:, :1] % 6).all()
+        # A pass has everybody once.
+        for start in range(0, len(people) // 3 * 3, 3):
+            assert sorted(people[start : start + 3].flatten()) == list(range(24))
+        firsts.append(int(people[0, 0]))
+    assert len(set(firsts)) > 2
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_groups_stay_within_a_process_and_nobody_is_left_out_for_good(world_size):
+    # 11 people in groups of two: a pass leaves one of them out, and its last step others.
+    alike = neighbours([[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10]])
+    made = sampler(
+        [p for p in range(11) for _ in range(8)], p=2, k=4, world_size=world_size, similar=alike, group_size=2
+    )
+    seen, pairs = Counter(), Counter()
+    for epoch in range(200):
+        made.set_epoch(epoch)
+        people = np.array([index // 8 for index, _, _ in made])[::4]
+        seen.update(people.tolist())
+        pairs.update(map(frozenset, people.reshape(-1, 2).tolist()))
+    assert seen.keys() == set(range(11)) and min(seen.values()) > 0.5 * max(seen.values())
+    assert sum(count for pair, count in pairs.items() if max(pair) < 10 and len({p // 2 for p in pair}) == 1) > (
+        0.75 * sum(pairs.values())
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group_size": 2}, "similar_people 2: give a number that divides identities_per_batch .3."),
+        ({"group_size": 0}, "similar_people is 0: give at least 1"),
+        ({"group_size": 3, "sources": ["a"] * len(PERSONS)}, "similar_people: draws people of all data sets"),
+    ],
+)
+def test_groups_that_cannot_be_drawn(options, message):
+    with pytest.raises(UserError, match=message):
+        sampler(**options)

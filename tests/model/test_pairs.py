@@ -86,6 +86,8 @@ def test_scores_do_not_depend_on_the_order_of_a_pair_or_on_the_batch(family):
         again = model.score_pairs(joined, torch.tensor([3]), torch.tensor([0]))
         torch.testing.assert_close(again, scores[1:2], rtol=0, atol=1e-5)
         assert len(joined) == 4
+        apart = model.score_pairs(reading.rows([1]), torch.tensor([0, 0]), torch.tensor([1, 0]), reading.rows([2, 0]))
+        torch.testing.assert_close(apart, scores[:2], rtol=0, atol=1e-5)
 
 
 def test_layers_that_see_one_crop_in_part_are_refused():

@@ -16,7 +16,8 @@ from transformers import AutoModel
 
 from modeling_mllmreid.commands import export
 from modeling_mllmreid.data.load import load_reid_dataset
-from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel
+from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel, modeling_mllmreid
+from modeling_mllmreid.model.processing_mllmreid import PAIR_ANSWERS, PAIR_QUESTION
 from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
 from modeling_mllmreid.synthetic.people.captions import sample_descriptions
 from modeling_mllmreid.training import arguments
@@ -35,14 +36,23 @@ FORMS: dict[str, tuple[dict | None, dict]] = {
     "full": (None, PLAIN),
     "thin": (LORA, ADAM),
     "bf16": (None, {"bf16": True, **ADAM}),
+    "pairs": (None, PLAIN),
 }
 STEPS, HALF = 6, 3
+
+
+def pairs_of_eight(features: torch.Tensor, person_ids: torch.Tensor, camera_ids: torch.Tensor) -> tuple:
+    """Pairs within the images of one of two processes, also where one process has those of both."""
+    places = torch.arange(len(person_ids), device=person_ids.device)
+    second = torch.cat([places ^ 1, places // 8 * 8 + (places + 2) % 8])
+    return places.repeat(2), second, (person_ids[places.repeat(2)] == person_ids[second]).float()
 
 
 def train(people: str, output: Path, *, form: str, identities_per_batch: int, resume: Path | None = None) -> dict:
     """A run of `STEPS` steps: `losses` of this process, `evaluations` on val, `features` of two images at its end."""
     texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
-    processor = build_processor(texts, height=64, width=32, patch_size=16)
+    processor = build_processor([*texts, PAIR_QUESTION, *PAIR_ANSWERS], height=64, width=32, patch_size=16)
+    modeling_mllmreid.mine_pairs = pairs_of_eight
     world = load_reid_dataset("market1501", data_dir=people, captions_file=f"{people}/reid_raw.json")
     size = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids}
     backbone = output.parents[1] / "backbone"
@@ -64,7 +74,8 @@ def train(people: str, output: Path, *, form: str, identities_per_batch: int, re
         **FORMS[form][1],
     )
     torch.manual_seed(0)
-    model = MllmReIDModel.from_mllm_pretrained(backbone, **size, loss_lambda=0.7, num_identities=8)
+    pairs = {"pair_weight": 0.5} if form == "pairs" else {}
+    model = MllmReIDModel.from_mllm_pretrained(backbone, **size, loss_lambda=0.7, num_identities=8, **pairs)
     if FORMS[form][0] is not None:
         adapters = AdapterArguments(**FORMS[form][0])
         prepare_training(model, adapters, backbone=str(backbone), revision=None, dtype=torch.float32)
@@ -154,7 +165,7 @@ def runs(request, people, tmp_path_factory):
     """(names of the engine, folder, what one process gives by form, what each of two gives, `<form>-resumed` too)."""
     root = tmp_path_factory.mktemp(request.param)
     texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
-    processor = build_processor(texts, height=64, width=32, patch_size=16)
+    processor = build_processor([*texts, PAIR_QUESTION, *PAIR_ANSWERS], height=64, width=32, patch_size=16)
     build_tiny_llava(processor, hidden_size=32, tower_layers=2, lm_layers=2, seed=0).save_pretrained(root / "backbone")
     os.environ["DS_ACCELERATOR"] = "cpu"
     try:

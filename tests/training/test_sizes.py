@@ -88,3 +88,18 @@ def test_a_dry_run_shows_what_fewer_recomputed_layers_cost(tmp_path, capsys):
     third = totals("--activation_checkpointing_kwargs", '{"every_n_layers": 3}')
     assert third[""] == every["every_n_layers 3"] and "every_n_layers 3" not in third
     assert totals("--activation_checkpointing", "false") == {"": every["activation_checkpointing false"]}
+
+
+def test_a_dry_run_counts_what_pairs_keep(tmp_path, capsys):
+    """The readings of all crops stay until the backward pass. If nothing is recomputed, what questions see does too."""
+    AutoConfig.for_model(**CONFIGS["LLaVA, CLIP"]).save_pretrained(tmp_path)
+    flags = ["large", "--model", str(tmp_path), "--dry_run", "true", "--identities_per_batch", "999"]
+    recomputed, kept = [], []
+    for weight in ("0", "1"):
+        train.main([*flags, "--pair_weight", weight])
+        printed = capsys.readouterr().out
+        recomputed.append(float(re.search(r"^activations +([\d.]+) GiB$", printed, re.MULTILINE)[1]))
+        kept.append(
+            float(re.search(r"^a faster step with activation_checkpointing false: ([\d.]+)", printed, re.MULTILINE)[1])
+        )
+    assert recomputed[1] > recomputed[0] and kept[1] - kept[0] > recomputed[1] - recomputed[0]
