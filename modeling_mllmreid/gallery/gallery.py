@@ -9,19 +9,19 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from ..data.images import open_image
 from ..retrieval.scan import SHORTLIST, Scan, reranked
-from ..utils.errors import NotFound, Unavailable, UserError
+from ..utils.errors import Unavailable, UserError
 from ..utils.processes import on_main
 from .adding import changed_rows, digest, known_by_digest, known_values, new_rows, thumbnail
 from .erasure import bytes_of, find_traces, shared_bytes, stored_bytes
 from .filters import Where, live
 from .indexing import shortlist
 from .model import FORMAT, METADATA, GalleryEncoder, GalleryModel, check_same, check_unchanged, read_metadata
+from .query import feature_of_query
 from .results import Erased, Found, Hit, hit_of, summary
-from .rows import DIGEST, CropInfo, Rows, is_utf8, row_schema
+from .rows import CropInfo, Rows, row_schema
 from .store import Store
 from .verification import check_verifiable, verified
 
@@ -324,24 +324,7 @@ class Gallery:
 
     def query_feature(self, query: Any = None, *, words: str | None = None, id: str | None = None) -> np.ndarray:
         """Returns the feature (D,) of a query; see `search`."""
-        if sum(given is not None for given in (query, words, id)) != 1:
-            raise UserError("query: give a photo, words or an id, and only one of them")
-        if id is not None:
-            _, stored = self.store.read(["feature"], [id] if DIGEST.fullmatch(id) else [])
-            if not len(stored):
-                raise NotFound(f"id {id}: is not in the gallery")
-            return np.array(stored["feature"][0].as_py(), np.float32)
-        if words is not None:
-            if not is_utf8(words):
-                raise UserError(f"words {words[:60]!r}: are no UTF-8 text: correct them")
-            text: np.ndarray = self.encoder.encode_text([words])[0]
-            return text
-        if isinstance(query, np.ndarray):
-            return query
-        images = [query] if isinstance(query, str | os.PathLike | Image.Image) else list(query)
-        features = self.encoder.encode(images)
-        mean: np.ndarray = features.mean(0) if len(features) > 1 else features[0]
-        return mean
+        return feature_of_query(self, query, words, id)
 
     def find(self, where: Where = EVERYTHING) -> list[Hit]:
         """Returns the rows that meet conditions, sorted by id, expired ones too."""
