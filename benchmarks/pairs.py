@@ -63,11 +63,11 @@ def compare(model: MllmReIDModel, args: argparse.Namespace, results: timing.Resu
         model.read_image(candidates)
 
     def with_candidate() -> Tensor:
-        return model.ask_pairs(one, first, second - 1, model.read_image(candidates)[1])
+        return model.score_pairs(one, first, second - 1, model.read_image(candidates)[1])
 
     functions = {
         "floor": apart,
-        "question": lambda: model.ask_pairs(both, first, second),
+        "question": lambda: model.score_pairs(both, first, second),
         "candidate": with_candidate,
         "prompt": lambda: one_prompt(model, query, candidates),
     }

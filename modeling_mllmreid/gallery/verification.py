@@ -36,9 +36,9 @@ def verified(gallery: "Gallery", found: Found, query: Any, id: str | None, top: 
     """Orders the nearest rows of a search by the log odds of their pairs, and gives them their probability.
 
     The log odds come from the distance of a row and its pair score, see `PairFusion`. With several photos this is the
-    mean score: the log odds are linear in it, and the distance is one, that to the mean feature. The
-    probability was calibrated with single photos. The odds follow the number
-    of rows that were searched. Of equal log odds, the nearer row is first.
+    mean score: the log odds are linear in it, and the distance is one, that to the mean feature. The probability was
+    calibrated with single photos. The odds follow the number of rows that were searched. Of equal log odds, the nearer
+    row is first.
 
     Args:
         gallery ([`Gallery`]): The gallery.

@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 from .backbone import Backbone, Image
 from .crops import checked_pixels
 from .heads import mean_pool
-from .pairs import Reading, check_window, pair_cache, pair_length, recorded, recorder
+from .pairs import Reading, check_window, mine_pairs, pair_cache, pair_length, pair_loss, recorded, recorder
 from .tensors import at_least_float32, in_format_of, on_device_of
 from .towers import TowerOutput
 
@@ -223,6 +223,18 @@ class MllmForward:
         grid = self.config.height // unit, self.config.width // unit
         return self.backbone.positions_after(grid, self.image_start, length)
 
+    def read_images(self, pixel_values: Tensor) -> Reading:
+        """Reads person crops once, for any number of pairs.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`):
+                Person crops from the processor.
+
+        Returns:
+            [`Reading`]: the keys and values of every layer, for `score_pairs`.
+        """
+        return self.read_image(self.project_image(self.run_tower(pixel_values)))[1]
+
     def read_image(self, image: Image) -> tuple[Tensor, Reading]:
         """Runs all layers on images; returns the un-normalised LLM feature (B, D), and the readings for pairs."""
         record, embeddings = recorder(self.language_model.layers), self.embed_image_prompt(image)
@@ -233,8 +245,10 @@ class MllmForward:
         """Returns the readings of images after a recorded pass, whatever followed them."""
         return recorded(record, self.image_start + image.embeddings.shape[1])
 
-    def ask_pairs(self, reading: Reading, first: Tensor, second: Tensor, others: Reading | None = None) -> Tensor:
-        """Scores pairs of crops: the logit of yes minus that of no, after the question whether both are one person.
+    def score_pairs(self, reading: Reading, first: Tensor, second: Tensor, others: Reading | None = None) -> Tensor:
+        """Scores whether pairs of crops show one person: the logit of yes minus that of no, after the question.
+
+        It means something only after a training with `pair_weight`.
 
         Args:
             reading ([`Reading`]):
@@ -262,12 +276,43 @@ class MllmForward:
         hidden = self.language_model(
             inputs_embeds=question,
             position_ids=positions.unsqueeze(-2).expand(*positions.shape[:-1], len(first), -1),
-            past_key_values=pair_cache(reading, others or reading, first, second, self.image_start),
+            past_key_values=pair_cache(reading, reading if others is None else others, first, second, self.image_start),
             use_cache=False,
         ).last_hidden_state[:, -1]
         logits = at_least_float32(self.mllm.lm_head(in_format_of(self.mllm.lm_head, hidden)))
         yes, no = logits[:, answers.to(logits.device)].unbind(dim=1)
         return yes - no
+
+    def pair_loss(
+        self,
+        reading: Reading,
+        features: Tensor,
+        person_ids: Tensor,
+        camera_ids: Tensor | None,
+        loss_parts: dict[str, Tensor],
+    ) -> Tensor:
+        """Computes the loss of the pairs that `mine_pairs` chooses in a batch of one process.
+
+        Args:
+            reading ([`Reading`]):
+                B crops.
+            features (`torch.Tensor` of shape `(B, D)`):
+                Their LLM features.
+            person_ids, camera_ids (`torch.LongTensor` of shape `(B,)`):
+                Labels, and cameras or None.
+            loss_parts (`dict[str, torch.Tensor]`):
+                Receives the detached loss as "pair".
+
+        Returns:
+            `torch.Tensor`: a scalar.
+        """
+        person_ids = person_ids.to(features.device)
+        camera_ids = None if camera_ids is None else camera_ids.to(features.device)
+        first, second, same = mine_pairs(features, person_ids, camera_ids)
+        scores = on_device_of(self.reid_head, self.score_pairs(reading, first, second))
+        loss = pair_loss(scores, same)
+        loss_parts["pair"] = loss.detach()
+        return loss
 
 
 def _first_layers(language_model: Any, layers: int) -> Any:

@@ -19,7 +19,7 @@ from .crops import checked_pixels
 from .heads import IDClassifier, MllmReIDOutput, ReIDFeatures, ReIDHead, mean_pool
 from .losses import distillation_sum, language_loss_sum, mix_losses, reid_loss
 from .mllm_forward import MllmForward
-from .pairs import Reading, mine_pairs, pair_loss, recorder
+from .pairs import recorder
 from .tensors import at_least_float32, in_format_of, on_device_of
 
 FEATURES = ("llm", "vision", "concat")
@@ -194,38 +194,6 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
             return torch.zeros(0, self._sizes["llm"], device=device)
         return self._test_feature("llm", self.pool_text(input_ids, attention_mask, caption_mask))
 
-    # ---- pairs ---------------------------------------------------------------------------------------------------
-
-    def read_images(self, pixel_values: Tensor) -> Reading:
-        """Reads person crops once, for any number of pairs.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`):
-                Person crops from the processor.
-
-        Returns:
-            [`Reading`]: the keys and values of every layer, for `score_pairs`.
-        """
-        _, reading = self.read_image(self.project_image(self.run_tower(checked_pixels(pixel_values, self.tower))))
-        return reading
-
-    def score_pairs(self, reading: Reading, first: Tensor, second: Tensor, others: Reading | None = None) -> Tensor:
-        """Scores whether pairs of crops show one person.
-
-        Args:
-            reading ([`Reading`]):
-                B crops, of `read_images`.
-            first, second (`torch.LongTensor` of shape `(N,)`):
-                Places of both crops of each pair.
-            others ([`Reading`], *optional*):
-                Where the second crops are, if not in `reading`.
-
-        Returns:
-            `torch.Tensor` of shape `(N,)`: the logit of yes minus that of no, the same for both orders of a pair. It
-            means something only after a training with `pair_weight`.
-        """
-        return self.ask_pairs(reading, first, second, others)
-
     # ---- training ------------------------------------------------------------------------------------------------
 
     def forward(
@@ -326,37 +294,6 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
         """Adds the weighted loss of pairs to the other losses, if there are any."""
         weighted: Tensor = self.config.pair_weight * pair_loss
         return weighted if loss is None else loss + weighted
-
-    def pair_loss(
-        self,
-        reading: Reading,
-        features: Tensor,
-        person_ids: Tensor,
-        camera_ids: Tensor | None,
-        loss_parts: dict[str, Tensor],
-    ) -> Tensor:
-        """Computes the loss of the pairs that `mine_pairs` chooses in a batch of one process.
-
-        Args:
-            reading ([`Reading`]):
-                B crops.
-            features (`torch.Tensor` of shape `(B, D)`):
-                Their LLM features.
-            person_ids, camera_ids (`torch.LongTensor` of shape `(B,)`):
-                Labels, and cameras or None.
-            loss_parts (`dict[str, torch.Tensor]`):
-                Receives the detached loss as "pair".
-
-        Returns:
-            `torch.Tensor`: a scalar.
-        """
-        person_ids = person_ids.to(features.device)
-        camera_ids = None if camera_ids is None else camera_ids.to(features.device)
-        first, second, same = mine_pairs(features, person_ids, camera_ids)
-        scores = on_device_of(self.reid_head, self.ask_pairs(reading, first, second))
-        loss = pair_loss(scores, same)
-        loss_parts["pair"] = loss.detach()
-        return loss
 
     def _embedded(self, pixel_values: Tensor) -> MllmReIDOutput:
         """Returns embeddings and features, each of length B, since pipelines split their batches by the first axis."""

@@ -30,22 +30,6 @@ class Reading(NamedTuple):
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
 
-    def __len__(self) -> int:
-        return len(self.keys[0])
-
-    def rows(self, places: Tensor | Sequence[int] | slice) -> "Reading":
-        """Returns the readings of some crops."""
-        return Reading(tuple(keys[places] for keys in self.keys), tuple(values[places] for values in self.values))
-
-    @staticmethod
-    def joined(readings: "Sequence[Reading]") -> "Reading":
-        """Returns the readings of several batches as one."""
-        keys, values = (
-            tuple(map(torch.cat, zip(*(getattr(reading, name) for reading in readings), strict=True)))
-            for name in ("keys", "values")
-        )
-        return Reading(keys, values)
-
 
 class _Recorded(DynamicLayer):
     """Keeps the keys and values of one pass. To the pass itself the cache is empty.
@@ -153,8 +137,8 @@ def mine_pairs(features: Tensor, person_ids: Tensor, camera_ids: Tensor | None =
     """Chooses two pairs for each crop of a batch: one with the same person, and one with another person.
 
     The positive is any crop of the person, from another camera if there is one. The negative is the crop of another
-    person with the nearest feature, or in half of the pairs any: at the start of a training, the nearest alone teach
-    nothing.
+    person with the nearest feature, or in half of the pairs any: at the start of a training, the nearest alone are
+    too hard.
 
     Args:
         features (`torch.Tensor` of shape `(B, D)`):

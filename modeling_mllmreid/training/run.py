@@ -6,11 +6,10 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedConfig, TrainingArguments
@@ -19,28 +18,24 @@ from ..data.contract import image_sources
 from ..data.images import check_images
 from ..data.published import published_counts
 from ..data.splits import split_query_gallery, split_validation
-from ..evaluation.calibration_fit import fit_calibration
-from ..evaluation.pair_fusion_fit import fit_fusion_on_val
-from ..evaluation.protocol import embed_query_gallery, same_person
-from ..evaluation.threshold import Threshold, save_thresholds
-from ..evaluation.threshold_choice import choose_threshold
+from ..evaluation.threshold import save_thresholds
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDProcessor
 from ..retrieval.embeddings import weights_digest
-from ..retrieval.matching import SamePerson
 from ..utils.errors import UserError
 from ..utils.outputs import only_writer, owner_only, write_json
 from ..utils.processes import on_main
 from .adapters import AdapterArguments
 from .arguments import BatchArguments, ReIDTrainingArguments
+from .batch_size import find_batch_size
 from .batches import TrainCollator, TrainDataset
 from .encoder_training import use_fast_layout
 from .engines import sharding_of
-from .memory import find_batch_size
 from .parameters import freeze_unused_parameters
 from .resume import checkpoint_to_resume, identities_digest, run_fingerprint
 from .similar import similar_people
 from .stock_settings import setting_errors, try_settings
 from .trainer import QueryGallery, ReIDTrainer
+from .val_thresholds import thresholds_on_val
 
 logger = logging.getLogger(__name__)
 
@@ -345,59 +340,6 @@ def _train_and_save(trainer: ReIDTrainer, fingerprint: dict[str, Any], val: Quer
         thresholds = {} if val is None else thresholds_on_val(trainer, val)
         if main_process:
             save_thresholds(str(args.output_dir), thresholds)
-
-
-def thresholds_on_val(trainer: ReIDTrainer, val: QueryGallery) -> dict[str, Threshold]:
-    """Chooses the distance up to which a search reports a person, and fits the calibration, for each feature.
-
-    Args:
-        trainer (`ReIDTrainer`): The trainer with the trained model.
-        val (`QueryGallery`): Query and gallery of val. Processes share the images.
-
-    Returns:
-        `dict[str, Threshold]`: Threshold by feature, the same in every process; none if val is too small.
-    """
-    options = {"batch_size": trainer.args.per_device_eval_batch_size, "progress": False}
-    query, gallery = embed_query_gallery(trainer.model, trainer.processing_class, *val, **options)
-    rule = same_person(*val)
-
-    def choose() -> dict[str, Threshold]:
-        persons = np.concatenate([rule.query_persons, rule.gallery_persons])
-        chosen = {}
-        for name, features in query.items():
-            threshold = choose_threshold(features, gallery[name], rule)
-            if threshold is not None:
-                calibration = fit_calibration(np.concatenate([features, gallery[name]]), persons)
-                chosen[name] = replace(threshold, calibration=calibration)
-        return chosen
-
-    return _with_fusion(trainer, val, query, gallery, rule, on_main(choose))
-
-
-def _with_fusion(
-    trainer: ReIDTrainer,
-    val: QueryGallery,
-    query: dict[str, np.ndarray],
-    gallery: dict[str, np.ndarray],
-    rule: SamePerson,
-    thresholds: dict[str, Threshold],
-) -> dict[str, Threshold]:
-    """Returns the thresholds with the fusion of distance and pair score for the test feature, after `pair_weight`."""
-    model, processor, engine = trainer.model, trainer.processing_class, sharding_of(trainer)
-    feature = model.config.test_feature
-    if not getattr(model.config, "pair_weight", 0):
-        return thresholds
-    if feature not in thresholds:
-        logger.warning("no fusion of pair scores: val is too small for a threshold of the feature %r", feature)
-        return thresholds
-    if engine == "FSDP":
-        # Its weights are gathered for the methods in `engines.FORWARD_METHODS` alone.
-        logger.warning("no fusion of pair scores: FSDP shards the weights: train on from this checkpoint without it")
-        return thresholds
-    options: dict[str, Any] = {"batch_size": trainer.args.per_device_eval_batch_size, "share": engine is None}
-    features = (query[feature], gallery[feature])
-    fusion = fit_fusion_on_val(model, processor, *val, *features, rule, progress=False, **options)
-    return thresholds | {feature: replace(thresholds[feature], fusion=fusion)}
 
 
 def parameter_counts(model: ImageEncoder) -> str:

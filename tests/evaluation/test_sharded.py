@@ -27,8 +27,8 @@ from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
 from modeling_mllmreid.retrieval.embeddings import load_embeddings
 from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.training.arguments import ReIDTrainingArguments
-from modeling_mllmreid.training.run import thresholds_on_val
 from modeling_mllmreid.training.trainer import QueryGallery, ReIDTrainer
+from modeling_mllmreid.training.val_thresholds import thresholds_on_val
 from modeling_mllmreid.utils import processes
 from modeling_mllmreid.utils.errors import UserError
 

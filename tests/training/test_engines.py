@@ -10,7 +10,7 @@ from children import start_children
 from datasets import DatasetDict
 
 from modeling_mllmreid.data.load import load_reid_dataset
-from modeling_mllmreid.model import MllmReIDModel, modeling_mllmreid
+from modeling_mllmreid.model import MllmReIDModel, mllm_forward
 from modeling_mllmreid.model.processing_mllmreid import PAIR_ANSWERS, PAIR_QUESTION
 from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
 from modeling_mllmreid.synthetic.people.captions import sample_descriptions
@@ -62,7 +62,7 @@ def train_all(people: str, output: str, identities_per_batch: int) -> dict[str, 
     """
     texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
     processor = build_processor([*texts, *PAIR_ANSWERS, PAIR_QUESTION], height=64, width=32, patch_size=16)
-    modeling_mllmreid.mine_pairs = pairs_of_eight
+    mllm_forward.mine_pairs = pairs_of_eight
     world = load_reid_dataset("market1501", data_dir=people, captions_file=f"{people}/reid_raw.json")
     results = {}
     for number, (name, (fields, steps, accumulation, dtype, chunk)) in enumerate(SETTINGS.items()):

@@ -10,10 +10,11 @@ import torch
 from transformers import TrainerCallback
 
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionConfig, MllmReIDVisionModel
+from modeling_mllmreid.model.processing_mllmreid import PAIR_ANSWERS, PAIR_QUESTION
 from modeling_mllmreid.training.arguments import ReIDTrainingArguments
+from modeling_mllmreid.training.batch_size import largest_fitting
 from modeling_mllmreid.training.batches import TrainDataset
 from modeling_mllmreid.training.guards import StepGuard, explain_error
-from modeling_mllmreid.training.memory import largest_fitting
 from modeling_mllmreid.training.trainer import ReIDTrainer
 from modeling_mllmreid.utils.errors import UserError
 
@@ -291,6 +292,25 @@ def test_the_largest_number_of_people_that_fits_is_found_and_kept(train, memory_
         train("other", max_steps=1, **settings)
     with pytest.raises(UserError, match="with grad_cache_chunk \\(2\\) the memory of a step depends on the chunk"):
         train("other", max_steps=1, grad_cache_chunk=2, **settings)
+
+
+def test_people_that_fit_come_in_whole_groups(train, memory_of, capsys):
+    memory_of(7)
+    trainer = train(max_steps=1, auto_find_batch_size=True, identities_per_batch=6, similar_people=2).trainer
+    assert "identities_per_batch: 2, the most that fit" in capsys.readouterr().out
+    assert trainer.args.identities_per_batch == 2
+
+
+def test_the_search_asks_about_pairs(train, memory_of, monkeypatch):
+    memory_of(8)
+    asked, score_pairs = [], MllmReIDModel.score_pairs
+    monkeypatch.setattr(
+        MllmReIDModel, "score_pairs", lambda model, *given: asked.append(len(given[1])) or score_pairs(model, *given)
+    )
+    settings = {"model": {"pair_weight": 1.0}, "words": (PAIR_QUESTION, *PAIR_ANSWERS)}
+    train(max_steps=1, auto_find_batch_size=True, identities_per_batch=4, **settings)
+    # In the search and in the step, each time two pairs of the eight images. Those of val follow.
+    assert asked[:2] == [16, 16]
 
 
 def test_the_search_uses_the_settings_of_the_training(train, memory_of):

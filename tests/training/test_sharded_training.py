@@ -16,7 +16,7 @@ from transformers import AutoModel
 
 from modeling_mllmreid.commands import export
 from modeling_mllmreid.data.load import load_reid_dataset
-from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel, modeling_mllmreid
+from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel, mllm_forward
 from modeling_mllmreid.model.processing_mllmreid import PAIR_ANSWERS, PAIR_QUESTION
 from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
 from modeling_mllmreid.synthetic.people.captions import sample_descriptions
@@ -52,7 +52,7 @@ def train(people: str, output: Path, *, form: str, identities_per_batch: int, re
     """A run of `STEPS` steps: `losses` of this process, `evaluations` on val, `features` of two images at its end."""
     texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
     processor = build_processor([*texts, PAIR_QUESTION, *PAIR_ANSWERS], height=64, width=32, patch_size=16)
-    modeling_mllmreid.mine_pairs = pairs_of_eight
+    mllm_forward.mine_pairs = pairs_of_eight
     world = load_reid_dataset("market1501", data_dir=people, captions_file=f"{people}/reid_raw.json")
     size = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids}
     backbone = output.parents[1] / "backbone"
@@ -96,12 +96,14 @@ def train(people: str, output: Path, *, form: str, identities_per_batch: int, re
     with torch.no_grad():
         features = {name: rows.clone() for name, rows in trained.image_features(pixels()).items()}
         features["encoded"] = trained.encode_images(pixels()).clone()
+        score = pair_score(trained) if form == "pairs" else None
     engine = trainer.accelerator.distributed_type.value
     head = {name: p.dtype for name, p in trained.named_parameters() if name.startswith("reid_head")}
     return {
         "losses": torch.stack(losses),
         "evaluations": [entry["eval_mAP"] for entry in trainer.state.log_history if "eval_mAP" in entry],
         "features": features,
+        "score": score,
         "best": trainer.state.best_model_checkpoint,
         "engine": engine,
         "head": head,
@@ -116,6 +118,11 @@ def published(folder: Path) -> tuple[set[str], dict]:
 
 def pixels() -> torch.Tensor:
     return torch.linspace(-1, 1, 2 * 3 * 64 * 32).sin().view(2, 3, 64, 32)
+
+
+@torch.no_grad()
+def pair_score(model: MllmReIDModel) -> torch.Tensor:
+    return model.score_pairs(model.read_images(pixels()), torch.tensor([0]), torch.tensor([1])).clone()
 
 
 def one_of_two(rank: int, engine: str, people: str, output: str, port: int) -> None:
@@ -205,6 +212,8 @@ def test_sharded_training_has_the_losses_of_one_process_and_whole_checkpoints(ru
             model = load.from_pretrained(saved).eval()
             for name, rows in model.image_features(pixels()).items():
                 torch.testing.assert_close(rows, expected[name], rtol=0, atol=1e-4, msg=f"{saved} {name}")
+            if form == "pairs" and saved == folder / form:
+                torch.testing.assert_close(pair_score(model), ranks[0]["score"], rtol=0, atol=1e-4)
     metadata = json.loads((folder / form / f"checkpoint-{STEPS}" / "run_facts.json").read_text())
     assert metadata["settings"]["sharding"] == sharding
     # The same files as one process writes, with the code of the model, and the same settings.
