@@ -17,6 +17,7 @@ from ..gallery.gallery import Gallery, Limit
 from ..gallery.indexing import build_index
 from ..gallery.person import rows_of_person
 from ..gallery.pictures import check_proportions
+from ..gallery.reasons import reason_lines, reasons
 from ..gallery.reembedding import reembed
 from ..gallery.report import (
     SHOWN,
@@ -30,6 +31,7 @@ from ..gallery.report import (
 )
 from ..gallery.results import Found, counted
 from ..gallery.unknown_people import duplicates, gallery_groups, largest_groups, read_groups, write_groups
+from ..gallery.verification import check_photos
 from ..options.arguments import MethodArguments, OnnxArguments
 from ..options.gallery_arguments import (
     AddArguments,
@@ -105,11 +107,16 @@ def search(argv: list[str]) -> None:
     limit: Limit = "model" if args.threshold is None else args.threshold
     asked: dict[str, Any] = {"words": args.words, "id": args.id, "where": where, "threshold": limit}
     asked |= {"rerank": args.rerank, "approximate": args.approximate, "verify_top": args.verify_top}
+    if args.reasons:
+        check_photos(args.query or None, args.id, "reasons")
     found = gallery.search(args.query or None, args.top_k, **asked)
+    made = reasons(gallery, found.hits[: args.reasons], args.query or None, args.id) if args.reasons else []
     text = args.words or args.id or ""
     digest = query_digest([Path(query).read_bytes() for query in args.query], text)
     _audit(place).write("search", query=digest, where=where, results=len(found.hits), verify_top=args.verify_top)
     print_found(found)
+    if made:
+        print("", *reason_lines(made), sep="\n")
     if args.output:
         draw_found(args.output, gallery, found, args.query[0] if args.query else None, text)
 

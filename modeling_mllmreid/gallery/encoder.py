@@ -157,6 +157,23 @@ class ModelEncoder:
                 model, processor, photos, pictures, places, batch_size=BATCH, progress=places.size > BATCH
             )[0]
 
+    def describe(self, images: Sequence[Any]) -> list[str]:
+        """Writes the model's text about each of N PIL images, see `describe_crops`.
+
+        Raises UserError if the model has no language model.
+        """
+        model: Any = self.model
+        processor: Any = self.processor
+        if isinstance(model, OnnxEncoder) or not _has_language_model(model):
+            raise UserError(
+                f"reasons: model {self.arguments.model_name} has no language model, which describes crops: leave it "
+                "out, or compute the features again with a multimodal LLM (gallery reembed)"
+            )
+        from ..text.captioning import describe_crops  # it needs torch
+
+        with self._lock:
+            return describe_crops(model, processor, images)
+
     def threshold(self) -> float | None:
         """Returns the distance beyond which nobody is found, chosen on validation people; None if there is none."""
         stored = self._stored()

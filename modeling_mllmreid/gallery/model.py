@@ -65,6 +65,9 @@ class GalleryEncoder(Protocol):
     def pair_scores(self, photos: Sequence[Any], pictures: Sequence[Any]) -> np.ndarray:
         """Compares each photo with each picture. Returns (photos, pictures) float32, higher for one person."""
 
+    def describe(self, images: Sequence[Any]) -> list[str]:
+        """Writes a text about each of N PIL images. Raises UserError if the model writes none."""
+
 
 def read_metadata(stored: Mapping[bytes, bytes] | None, where: str) -> GalleryModel:
     """Reads the metadata of a data set. Raises UserError if it is no gallery that this version can read."""

@@ -27,9 +27,14 @@ def check_verifiable(gallery: "Gallery", query: Any, id: str | None, top: int, r
         raise UserError(f"verify_top {top}: give 1 or more, or 0 for none")
     if rerank:
         raise UserError("verify_top: and rerank order the same rows: leave one of them out")
-    if id is None and (query is None or isinstance(query, np.ndarray)):
-        raise UserError("verify_top: compares photos, and the query has none: give a photo or an id, or leave it out")
+    check_photos(query, id, "verify_top")
     gallery.encoder.pair_fusion()
+
+
+def check_photos(query: Any, id: str | None, option: str) -> None:
+    """Raises UserError if a query has no photo, which an option compares."""
+    if id is None and (query is None or isinstance(query, np.ndarray)):
+        raise UserError(f"{option}: compares photos, and the query has none: give a photo or an id, or leave it out")
 
 
 def verified(gallery: "Gallery", found: Found, query: Any, id: str | None, top: int) -> Found:
@@ -55,7 +60,7 @@ def verified(gallery: "Gallery", found: Found, query: Any, id: str | None, top: 
         UserError: The model does not compare pairs, or the picture of the row `id` cannot be opened.
     """
     fusion = gallery.encoder.pair_fusion()
-    photos = _photos(gallery, query, id)
+    photos = query_photos(gallery, query, id, "verify_top")
     nearest, opened, scores = found.hits[:top], list[int](), [np.empty(0)]
     for places, pictures in _batches(gallery, nearest):
         opened += places
@@ -70,8 +75,8 @@ def verified(gallery: "Gallery", found: Found, query: Any, id: str | None, top: 
     return replace(found, hits=[*ordered, *unopened, *found.hits[top:]], verification=made)
 
 
-def _photos(gallery: "Gallery", query: Any, id: str | None) -> list[Any]:
-    """Returns the photos of a query, or the picture of a row. Raises NotFound if that cannot be opened."""
+def query_photos(gallery: "Gallery", query: Any, id: str | None, option: str) -> list[Any]:
+    """Returns the photos of a query, or the picture of a row. Raises NotFound, with the option, without it."""
     if id is None:
         return [query] if isinstance(query, str | os.PathLike | Image.Image) else list(query)
     _, table = gallery.store.read(["file_name"], [id])
@@ -82,8 +87,8 @@ def _photos(gallery: "Gallery", query: Any, id: str | None) -> list[Any]:
     except UserError as error:
         # Without its name: the folders of a server are no client's business.
         raise NotFound(
-            f"id {id[:16]}: its image file is missing, broken or not the one that was added, and verify_top compares "
-            "it: restore it, give a photo, or leave out verify_top"
+            f"id {id[:16]}: its image file is missing, broken or not the one that was added, and {option} compares "
+            f"it: restore it, give a photo, or leave out {option}"
         ) from error
 
 

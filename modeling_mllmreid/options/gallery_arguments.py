@@ -106,6 +106,13 @@ class QueryArguments:
             "probability of one person, for a model that was trained with pair_weight. 0: none."
         },
     )
+    reasons: CountOrZero = field(
+        default=0,
+        metadata={
+            "help": "Let the model describe the photo and this many first images, and print what the descriptions "
+            "share: generated text. 0: none."
+        },
+    )
     approximate: bool = field(
         default=False,
         metadata={"help": "Compare only the rows that the index of `gallery index` finds, and read no others."},

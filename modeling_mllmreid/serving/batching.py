@@ -65,6 +65,10 @@ class BatchingEncoder:
         """Compares each photo with each picture. One call at a time runs, and no pass of images meanwhile."""
         return self.encoder.pair_scores(photos, pictures)
 
+    def describe(self, images: Sequence[Any]) -> list[str]:
+        """Writes a text about each image, with the same order of calls."""
+        return self.encoder.describe(images)
+
     def _work(self) -> None:
         """Embeds what waits, again and again."""
         while True:

@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -147,11 +148,12 @@ def build_app(service: GalleryService) -> FastAPI:
     def compare(
         request: Request,
         photos: Annotated[list[UploadFile], File()],
+        reasons: Annotated[bool, Form()] = False,
         any_shape: Annotated[bool, Form()] = False,
     ) -> dict[str, Any]:
         if len(photos) != 2:
             raise UserError(f"photos: {len(photos)} were sent: send two")
-        return vars(service.compare(*_photos(photos, any_shape), who=_user(request)))
+        return asdict(service.compare(*_photos(photos, any_shape), reasons=reasons, who=_user(request)))
 
     @app.post("/api/overlay")
     def overlay(

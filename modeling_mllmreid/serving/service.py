@@ -25,6 +25,7 @@ from ..gallery.rows import Rows
 from ..gallery.unknown_people import gallery_groups
 from ..model.images import open_image as decode
 from ..retrieval.overlay import draw_relevance
+from ..text.reasons import Reason, compare_descriptions
 from ..utils.errors import NotFound, TooLarge, Unavailable, UserError
 from .batching import BatchingEncoder
 from .uploads import MIB, Memory, pixel_count
@@ -84,6 +85,7 @@ class Comparison:
             model, which reads both crops together; see `probability_note`.
         pair_top (`int`, *optional*): Number of nearest images for which this probability was calibrated.
         pair_gallery (`int`, *optional*): Number of images that they were the nearest of: those of val.
+        reason ([`Reason`], *optional*): What the model's descriptions of both share, where it was asked for.
     """
 
     distance: float
@@ -92,6 +94,7 @@ class Comparison:
     pair_probability: float | None = None
     pair_top: int | None = None
     pair_gallery: int | None = None
+    reason: Reason | None = None
 
 
 class GalleryService:
@@ -168,9 +171,23 @@ class GalleryService:
         self.audit.write("search", query=digest, where=where, results=results, who=who, verify_top=verify_top)
         return found
 
-    def compare(self, first: Photo, second: Photo, *, who: str | None = None) -> Comparison:
-        """Compares two crops, and writes an audit line. Raises UserError if one cannot be used."""
+    def compare(self, first: Photo, second: Photo, *, reasons: bool = False, who: str | None = None) -> Comparison:
+        """Compares two crops, and writes an audit line.
+
+        Args:
+            first (`Photo`): A crop.
+            second (`Photo`): Another one.
+            reasons (`bool`): Whether the model describes both.
+            who (`str`, *optional*): The user.
+
+        Returns:
+            [`Comparison`]
+
+        Raises:
+            UserError: A crop cannot be used, or the model has no language model to describe it.
+        """
         with self.opened([first, second]) as images:
+            texts = self.gallery.encoder.describe(images) if reasons else None
             features = self.gallery.encoder.encode(images).astype(np.float64)
             fusion = self.pair_fusion()
             score = None if fusion is None else self.gallery.encoder.pair_scores(images[:1], images[1:])[0, 0]
@@ -179,7 +196,8 @@ class GalleryService:
         calibration = self.gallery.encoder.calibration()
         probability = None if calibration is None else float(calibration.pair_probability(distance))
         self.audit.write("compare", query=query_digest([first.content, second.content]), results=2, who=who)
-        compared = Comparison(distance, self.gallery.encoder.threshold(), probability)
+        reason = None if texts is None else compare_descriptions(*texts)
+        compared = Comparison(distance, self.gallery.encoder.threshold(), probability, reason=reason)
         if fusion is None or score is None:
             return compared
         # Two crops were not found in a gallery: the statement is that of the calibration, about the gallery of val.
@@ -192,6 +210,13 @@ class GalleryService:
             return self.gallery.encoder.pair_fusion()
         except UserError:
             return None
+
+    def describes(self) -> bool:
+        """Whether the model can describe crops."""
+        try:
+            return self.gallery.encoder.describe([]) == []
+        except UserError:
+            return False
 
     def explain(self, id: str, photos: Sequence[Photo] = (), words: str | None = None) -> list[Image.Image]:
         """Draws which places of a row and of a query add to their similarity, and which make them differ.

@@ -32,6 +32,8 @@ from .sidecar import Sidecar
 
 # Pixels of a square's side for a vision tower that has no size of its own.
 DEFAULT_SIDE = 448
+# Of the texts of `describe_crops`; a caption of a person has 20 to 40 tokens.
+DESCRIPTION_TOKENS, DESCRIPTION_BATCH = 48, 64
 
 
 class MissingCaption(NamedTuple):
@@ -224,6 +226,24 @@ def describe_images(
         written = model.generate(ids, pixels, attention_mask=torch.ones_like(ids), generation_config=settings)
     answers = (decoded(tokenizer, up_to_end(answer, settings.eos_token_id), special) for answer in written.tolist())
     return [_one_line(answer) for answer in answers]
+
+
+def describe_crops(model: MllmReIDModel, processor: MllmReIDProcessor, images: Sequence[Image.Image]) -> list[str]:
+    """Writes the model's likeliest text about each crop, after the instruction that it was trained with.
+
+    Args:
+        model (`MllmReIDModel`): A model; a training with the language loss taught it what to write.
+        processor (`MllmReIDProcessor`): Its processor.
+        images (`Sequence[Image.Image]`): N crops.
+
+    Returns:
+        `list[str]`: N texts.
+    """
+    texts: list[str] = []
+    for start in range(0, len(images), DESCRIPTION_BATCH):
+        batch = images[start : start + DESCRIPTION_BATCH]
+        texts += describe_images(model, processor, batch, processor.instruction, DESCRIPTION_TOKENS, None, 0)
+    return texts
 
 
 def _one_line(text: str) -> str:

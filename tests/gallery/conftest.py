@@ -37,6 +37,9 @@ class ColourEncoder:
     def pair_fusion(self):
         raise UserError(f"verify_top: model {self.name} compares no pairs")
 
+    def describe(self, images):
+        raise UserError(f"reasons: model {self.name} writes no text")
+
     def calibration(self):
         return None
 

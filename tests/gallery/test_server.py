@@ -37,7 +37,7 @@ def test_answers(client, gallery, images):
     by_id = client.post("/api/search", data={"id": answer["hits"][0]["id"], "top_k": 1}).json()
     assert by_id["hits"][0]["id"] != answer["hits"][0]["id"]
     compared = client.post("/api/compare", files=upload(images[0], images[0])).json()
-    unknown = {"probability": None, "pair_probability": None, "pair_top": None, "pair_gallery": None}
+    unknown = {"probability": None, "pair_probability": None, "pair_top": None, "pair_gallery": None, "reason": None}
     assert compared == {"distance": 0, "threshold": 0.05, **unknown}
     picture = client.get(f"/api/rows/{found.hits[0].id}/picture")
     assert picture.headers["content-type"] == "image/jpeg" and picture.content[:2] == b"\xff\xd8"

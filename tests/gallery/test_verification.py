@@ -28,6 +28,7 @@ from modeling_mllmreid.model.processing_mllmreid import PAIR_ANSWERS, PAIR_QUEST
 from modeling_mllmreid.options.arguments import ModelArguments
 from modeling_mllmreid.serving.service import GalleryService, Photo
 from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.text.reasons import NOTE
 from modeling_mllmreid.utils.errors import NotFound, UserError
 
 # The order of a model of eight steps is that of the scores, and not that of the distances.
@@ -392,6 +393,11 @@ def test_the_page(trained, tmp_path):
             assert lines[1].startswith(f"embedding: {own.probability:.1%} probability of one person, if half of the")
             stated = f"pair model: {own.pair_probability:.1%} probability of one person; it {probability_note(20, 40)}"
             assert lines[2:] == [stated]
+            page.page.get_by_label("Let the model describe both crops").check()
+            lines = page.answer("compare", "comparison", NOTE).splitlines()[3:]
+            reason = service.compare(*(Photo(Path(name).read_bytes()) for name in (query, other)), reasons=True).reason
+            assert lines[2:4] == [f"first: {reason.first}".rstrip(), f"second: {reason.second}".rstrip()]
+            assert lines[4:] == reason.lines("first", "second")
             assert page.errors == []
             browser.close()
     finally:
