@@ -1,10 +1,10 @@
 """`calibrate`: chooses the threshold of a checkpoint again, on labelled people of the user's choice."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from datasets import Dataset, DatasetDict
 
@@ -106,13 +106,11 @@ def query_and_gallery(dataset: DatasetDict, people: str, name: str) -> tuple[Dat
 
 
 def report(folder: str, before: Mapping[str, Threshold], now: Mapping[str, Threshold]) -> None:
-    """Prints the values before and now, for each feature, and where they are stored."""
+    """Prints the values of each feature before and now, and where they are stored."""
     lines = [["", "before", "now"]]
     for feature in {**now, **before}:
-        for name, text in VALUES.items():
-            cells = [text(values[feature]) if feature in values else "-" for values in (before, now)]
-            if name == "threshold" or set(cells) != {"-"}:
-                lines.append([f"{feature}, {name}", *cells])
+        old, new = (_values(side[feature]) if feature in side else {} for side in (before, now))
+        lines += [[f"{feature}, {name}", old.get(name, "-"), new.get(name, "-")] for name in {**old, **new}]
     first = next(iter(now.values()))
     print(f"{first.people:,} people, {first.searches:,} searches in {first.gallery:,} images")
     print(f"{align(lines)}\nIn brackets: 95 % interval.")
@@ -122,15 +120,13 @@ def report(folder: str, before: Mapping[str, Threshold], now: Mapping[str, Thres
     print(f"thresholds: {Path(folder, THRESHOLD_FILE)}{kept}")
 
 
-def _of(part: str, text: Callable[[Any], str]) -> Callable[[Threshold], str]:
-    """Returns the cell of a value of the calibration or the fusion; "-" where there is none."""
-    return lambda threshold: "-" if getattr(threshold, part) is None else text(getattr(threshold, part))
-
-
-VALUES: Mapping[str, Callable[[Threshold], str]] = {
-    "threshold": lambda t: f"{t.distance:.4f} [{t.low:.4f}, {t.high:.4f}]",
-    "log odds to join groups": _of("calibration", lambda c: f"{c.least:g}"),
-    "constant of the fusion": _of("fusion", lambda f: f"{f.constant:.2f}"),
-    "share of the pair score": _of("fusion", lambda f: f"{f.share:.2f} [{f.low:.2f}, {f.high:.2f}]"),
-    "calibration error": _of("fusion", lambda f: f"{f.ece_after:.3f}"),
-}
+def _values(threshold: Threshold) -> dict[str, str]:
+    """Returns what a threshold, its calibration and its fusion show in the table, by name."""
+    values = {"threshold": f"{threshold.distance:.4f} [{threshold.low:.4f}, {threshold.high:.4f}]"}
+    if threshold.calibration is not None:
+        values["log odds to join groups"] = f"{threshold.calibration.least:g}"
+    if (fusion := threshold.fusion) is not None:
+        values["constant of the fusion"] = f"{fusion.constant:.2f}"
+        values["share of the pair score"] = f"{fusion.share:.2f} [{fusion.low:.2f}, {fusion.high:.2f}]"
+        values["calibration error"] = f"{fusion.ece_after:.3f}"
+    return values

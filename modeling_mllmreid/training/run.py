@@ -346,9 +346,9 @@ def _train_and_save(trainer: ReIDTrainer, fingerprint: dict[str, Any], val: Quer
 
 def _fit_on_val(trainer: ReIDTrainer, val: QueryGallery) -> FittedThresholds:
     """Returns the thresholds of the trained model on val."""
-    # Processes that share the weights score the same pairs, as their forward passes must agree.
     model: Any = trainer.model
     processor: Any = trainer.processing_class
+    # Processes that share the weights score the same pairs, as their forward passes must agree.
     share, batch_size = sharding_of(trainer) is None, trainer.args.per_device_eval_batch_size
     return fit_thresholds(model, processor, *val, share=share, batch_size=batch_size, progress=False)
 
