@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "train and evaluate a tiny model on rendered pedestrians; needs no network and no GPU",
     "train": "train a model on a data set; keeps the best checkpoint",
     "evaluate": "compute mAP, CMC and mINP of a model on query and gallery",
+    "calibrate": "choose the threshold of a checkpoint again, on labelled people of your own site",
     "data": "count a data set, and compare the counts with the published ones",
     "prepare": "write a data set as Parquet with its card; can upload it to the Hub",
     "caption": "generate captions for the images that have none, with a multimodal LLM",

@@ -154,7 +154,7 @@ def stored_threshold(name: str, metadata: EmbedMetadata) -> float | None:
     places = decimals([threshold.distance])
     values = (f"{value:.{places}f}" for value in (threshold.distance, threshold.low, threshold.high))
     print(
-        "threshold: {} [{}, {}]; on the validation people ".format(*values)
+        "threshold: {} [{}, {}]; on the people that it was chosen on, ".format(*values)
         + f"{threshold.fpir:.0%} of searches for an absent person found another one, {threshold.tpir:.0%} for a "
         "present person found the right one"
     )

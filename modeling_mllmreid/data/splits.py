@@ -97,7 +97,7 @@ def split_query_gallery(val: Dataset, *, seed: int = 0) -> tuple[Dataset, Datase
                 gallery[camera] += 1
     if not queries:
         raise UserError(
-            "the validation split has no person with images of two cameras: take more validation people, or give "
+            "the split has no person with images of two cameras: take more people, or give "
             f"camera_id {UNKNOWN_CAMERA} to all images where cameras are unknown"
         )
     return val.select(sorted(queries)), val.select([row for row in range(len(val)) if row not in queries])

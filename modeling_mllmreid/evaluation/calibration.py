@@ -1,6 +1,6 @@
 """Calibration: from distances to the probability that two crops, or two groups of crops, are one person.
 
-It is fitted on the people of val and stored with the checkpoint; see `calibration_fit.py`.
+It is fitted on labelled people, such as those of val, and stored with the checkpoint; see `calibration_fit.py`.
 """
 
 from dataclasses import dataclass

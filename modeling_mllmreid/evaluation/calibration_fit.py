@@ -1,4 +1,4 @@
-"""The fit of a calibration on the people of val, who are not in the training."""
+"""The fit of a calibration on labelled people who are not in the training, such as those of val."""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -63,7 +63,7 @@ def fit_calibration(
     merge: tuple[float, ...] = START
     for _ in range(ROUNDS):
         examples = np.concatenate([_examples(*gallery, merge) for gallery in galleries])
-        if not 0 < examples[:, -1].mean() < 1:
+        if not 0 < examples[:, -1].sum() < len(examples):
             return None
         merge = _fit_odds(examples)
     suggested = _suggest(galleries, merge, precision)

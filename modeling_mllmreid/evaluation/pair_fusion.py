@@ -1,6 +1,6 @@
 """Fusion of distance and pair score: the log odds that two crops of a shortlist are one person.
 
-It is fitted on the people of val and stored with the threshold; see `pair_fusion_fit.py`.
+It is fitted on labelled people, such as those of val, and stored with the threshold; see `pair_fusion_fit.py`.
 """
 
 from dataclasses import dataclass

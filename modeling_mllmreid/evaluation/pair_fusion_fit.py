@@ -1,6 +1,5 @@
-"""The fit of a fusion on the shortlists of val, whose people are not in the training."""
+"""The fit of a fusion on the shortlists of labelled people who are not in the training, such as those of val."""
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,11 @@ from ..model import MllmReIDModel, MllmReIDProcessor
 from ..retrieval.matching import SamePerson
 from ..retrieval.points import Features
 from ..retrieval.ranking import rank_gallery
+from ..utils.errors import UserError
 from ..utils.processes import on_main
 from .calibration import probability
 from .pair_fusion import PairFusion, calibration_error
 from .pair_scores import score_shortlist, shared_scores
-
-logger = logging.getLogger(__name__)
 
 TOP = 20
 LEAST_PEOPLE = 10
@@ -25,6 +23,10 @@ RIDGE = 1e-4  # as of `calibration_fit`, for columns of standard deviation 1
 # The odds fall with the distance and rise with the score.
 BOUNDS = [(None, None), (None, 0), (0, None)]
 DRAWS, FOLDS = 200, 5
+
+
+class TooFewPeople(UserError):
+    """The labelled people do not suffice for a fusion."""
 
 
 def fit_fusion_on_val(
@@ -39,13 +41,13 @@ def fit_fusion_on_val(
     top: int = TOP,
     share: bool = True,
     **options: Any,
-) -> PairFusion | None:
-    """Scores the shortlists of val and fits the fusion. All processes of a run call it, and get the result.
+) -> PairFusion:
+    """Scores the shortlists of val, or of other people, and fits the fusion. All processes call it, and get the result.
 
     Args:
         model (`MllmReIDModel`): a model that was trained with `pair_weight`.
         processor (`MllmReIDProcessor`): its processor.
-        query, gallery (`Dataset`): query and gallery of val.
+        query, gallery (`Dataset`): images of people who are not in the training.
         query_features (`np.ndarray` or `Tensor`): (Q, D) features of the queries, on process 0.
         gallery_features (`np.ndarray` or `Tensor`): (G, D) features of the gallery, on process 0.
         same_person (`SamePerson`): the matching rule.
@@ -55,13 +57,16 @@ def fit_fusion_on_val(
         options: options of `score_shortlist`.
 
     Returns:
-        `PairFusion` or `None`, see `fit_fusion`.
+        `PairFusion`
+
+    Raises:
+        TooFewPeople: as `fit_fusion`.
     """
     ranking = on_main(lambda: rank_gallery(query_features, gallery_features, top, same_person=same_person))
     score = shared_scores if share else score_shortlist
     scored = score(model, processor, image_sources(query), image_sources(gallery), ranking.indices, **options)
 
-    def fit() -> PairFusion | None:
+    def fit() -> PairFusion:
         assert scored is not None  # process 0 has the scores
         there = ranking.indices >= 0
         persons = np.broadcast_to(same_person.query_persons[:, None], there.shape)[there]
@@ -73,7 +78,7 @@ def fit_fusion_on_val(
 
 def fit_fusion(
     distances: np.ndarray, scores: np.ndarray, same: np.ndarray, persons: np.ndarray, *, top: int, gallery: int
-) -> PairFusion | None:
+) -> PairFusion:
     """Fits the log odds of pairs by a logistic regression on their distances and pair scores.
 
     This is Platt's calibration and the weight of both in one. The interval of the score's share is that of people drawn
@@ -88,22 +93,20 @@ def fit_fusion(
         gallery (`int`): number of gallery images.
 
     Returns:
-        `PairFusion`, or `None`, with the reason in the log: for fewer than 10 people, or if the pairs of one kind are
-        missing or are of one or two people.
+        `PairFusion`
+
+    Raises:
+        TooFewPeople: for fewer than 10 people, or if the pairs of one kind are missing or are of one or two people.
 
     Source: Platt 1999; Efron and Tibshirani 1993 (percentile interval).
     """
     names, person = np.unique(persons, return_inverse=True)
     people = len(names)
     if people < LEAST_PEOPLE:
-        logger.warning("no fusion of pair scores: val has %d people in its queries, not %d", people, LEAST_PEOPLE)
-        return None
+        raise TooFewPeople(f"the queries show {people} people, and {LEAST_PEOPLE} are needed")
     for kind, pairs in (("of one person", same), ("of two people", ~same)):
         if len(np.unique(person[pairs])) < 3:
-            logger.warning(
-                "no fusion of pair scores: fewer than 3 people of val have pairs %s among their %d nearest", kind, top
-            )
-            return None
+            raise TooFewPeople(f"fewer than 3 people have pairs {kind} among their {top} nearest images")
     columns = np.column_stack([distances, scores]).astype(np.float64)
     random = np.random.default_rng(0)
     fold = random.permutation(people) % FOLDS

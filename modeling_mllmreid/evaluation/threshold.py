@@ -1,4 +1,4 @@
-"""The threshold of a search: the largest distance of an accepted image, chosen on val, stored with the checkpoint."""
+"""The threshold of a search: the largest distance of an accepted image, stored with the checkpoint."""
 
 import os
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from typing import Any
 
 from ..utils.errors import UserError
 from ..utils.json_files import Format, read_json
-from ..utils.outputs import write_json
+from ..utils.outputs import atomic_file, write_json
 from ..utils.report_formats import CalibrationValues, FusionValues, ThresholdsFile
 from .calibration import Calibration
 from .pair_fusion import PairFusion
 
-THRESHOLD_FILE = "threshold.json"
+THRESHOLD_FILE, EARLIER_FILE = "threshold.json", "threshold.json.before"
 # A checkpoint without the file, and a Hub that cannot be reached, are no errors.
 QUIET = {
     "_raise_exceptions_for_missing_entries": False,
@@ -24,25 +24,25 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Threshold:
-    """The largest accepted cosine distance of a search, and its rates on the val split.
+    """The largest accepted cosine distance of a search, and its rates on val or on the people of `calibrate`.
 
     In a larger gallery the same distance gives more false positives.
 
     Args:
         distance (`float`): the largest accepted distance.
-        low (`float`): low end of the 95 % interval of the distance for other people; 0 if val is too small for one.
-        high (`float`): high end of the interval; 2 if val is too small for one.
+        low (`float`): low end of the 95 % interval of the distance for other people; 0 if there is no interval.
+        high (`float`): high end of the interval; 2 if there is none.
         fpir (`float`): share of searches for a person who is not in the gallery that find another person.
         tpir (`float`): share of searches for a person in the gallery that find that person.
         searches (`int`): number of searches.
         people (`int`): number of people among the queries.
         gallery (`int`): number of gallery images.
         metric (`str`): the distance.
-        calibration (`Calibration`, *optional*): what distances mean, for groups of unknown people; None if val is too
-            small, and in files of older versions.
+        calibration (`Calibration`, *optional*): what distances mean, for groups of unknown people; None if
+            there is none for these people, and in files of older versions.
         fusion (`PairFusion`, *optional*): the fusion of distance and pair score, of the feature that the model is
-            tested with; None if the model was not trained with `pair_weight`, if val is too small, and in files of
-            older versions.
+            tested with; None if the model was not trained with `pair_weight`, if the people are too few, and in files
+            of older versions.
     """
 
     distance: float
@@ -61,6 +61,18 @@ class Threshold:
 def save_thresholds(folder: str | os.PathLike[str], thresholds: Mapping[str, Threshold]) -> None:
     """Writes the threshold of each named feature as `threshold.json` into a checkpoint's folder."""
     write_json(Path(folder) / THRESHOLD_FILE, {name: asdict(threshold) for name, threshold in thresholds.items()})
+
+
+def replace_thresholds(folder: str | os.PathLike[str], thresholds: Mapping[str, Threshold]) -> None:
+    """Writes the thresholds of a checkpoint again; the file that was there stays as `threshold.json.before`.
+
+    Raises UserError as `atomic_file`, before anything is replaced.
+    """
+    path = Path(folder) / THRESHOLD_FILE
+    if path.is_file():
+        with atomic_file(path.with_name(EARLIER_FILE)) as temporary:
+            temporary.write_bytes(path.read_bytes())
+    save_thresholds(folder, thresholds)
 
 
 def load_thresholds(checkpoint: str, revision: str | None = None) -> dict[str, Threshold]:

@@ -69,7 +69,7 @@ def fusion_of(model: Encoder, name: str, revision: str | None = None) -> PairFus
     if fusion is None:
         raise UserError(
             f"verify_top: the checkpoint of {name} has no fusion of pair scores for the feature {feature!r}: train "
-            "with pair_weight, this test_feature and at least 10 people in val"
+            "with pair_weight, this test_feature and at least 10 people in val, or fit it with calibrate"
         )
     return fusion
 
@@ -230,8 +230,8 @@ def verified_lines(verified: Verified, pairs: PairMetrics) -> str:
     note = "" if fusion.top == top else f"; the fusion was fitted on the {fusion.top} nearest"
     return (
         f"pairs of the {top} nearest images: {pairs.pairs:,}, {pairs.same:,} of one person{note}\n{align(lines)}\n"
-        f"share of the pair score in the fusion: {fusion.share:.2f} [{fusion.low:.2f}, {fusion.high:.2f}], of "
-        f"{fusion.people:,} people of val\n"
+        f"share of the pair score in the fusion: {fusion.share:.2f} [{fusion.low:.2f}, {fusion.high:.2f}], "
+        f"fitted on {fusion.people:,} people\n"
         f"cost per query: {cost.pairs / queries:.1f} pairs, {cost.crops / queries:.1f} crops read, "
         f"{(cost.reading_passes + cost.question_passes) / queries:.2f} forward passes, "
         f"{cost.seconds / queries:.3f} s"

@@ -49,7 +49,7 @@ def gallery_groups(
     if calibration is None:
         raise UserError(
             f"groups: model {gallery.metadata.model} has no calibration: train it with validation people, which stores "
-            "one in its threshold.json"
+            "one in its threshold.json, or run calibrate"
         )
     rows = gallery.rows()
     rows = rows.part(where.mask(rows) & live(rows))

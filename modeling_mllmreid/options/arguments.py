@@ -179,16 +179,13 @@ class MethodArguments:
 
 
 @dataclass
-class EmbeddingArguments:
-    """How images are embedded."""
+class BatchSizeArguments:
+    """How images are loaded."""
 
     batch_size: AtMostMillions = field(default=64, metadata={"metavar": "N>=1", "help": "Number of images in a batch."})
     num_workers: Processes = field(
         default=0,
         metadata={"metavar": "0<=N<=128", "help": "Number of loading processes. 0: load in the main process."},
-    )
-    flip_test: bool = field(
-        default=False, metadata={"help": "Average the features of each image and its mirror image."}
     )
 
     def __post_init__(self) -> None:
@@ -196,3 +193,12 @@ class EmbeddingArguments:
             raise ValueError(
                 f"batch_size {self.batch_size}, num_workers {self.num_workers}: give at least 1 and at least 0"
             )
+
+
+@dataclass
+class EmbeddingArguments(BatchSizeArguments):
+    """How images are embedded."""
+
+    flip_test: bool = field(
+        default=False, metadata={"help": "Average the features of each image and its mirror image."}
+    )

@@ -49,6 +49,7 @@ UNUSED: dict[str, tuple[str, ...]] = {
     "embed": TRAINING_ONLY,
     "evaluate": TRAINING_ONLY,
     "push": ("revision",),
+    "calibrate": ("revision",),
     # The demo reads only its own texts, trains on one data set, and starts in an empty folder.
     "demo": ("texts", "balance_sets", "resume_from_checkpoint"),
     # The plan sets the texts and seeds of every run; a run neither evaluates nor saves before its end.

@@ -19,6 +19,7 @@ from ..data.images import check_images
 from ..data.published import published_counts
 from ..data.splits import split_query_gallery, split_validation
 from ..evaluation.threshold import save_thresholds
+from ..evaluation.threshold_fit import FittedThresholds, fit_thresholds
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDProcessor
 from ..retrieval.embeddings import weights_digest
 from ..utils.errors import UserError
@@ -35,7 +36,6 @@ from .resume import checkpoint_to_resume, identities_digest, run_fingerprint
 from .similar import similar_people
 from .stock_settings import setting_errors, try_settings
 from .trainer import QueryGallery, ReIDTrainer
-from .val_thresholds import thresholds_on_val
 
 logger = logging.getLogger(__name__)
 
@@ -337,9 +337,20 @@ def _train_and_save(trainer: ReIDTrainer, fingerprint: dict[str, Any], val: Quer
         trainer.save_model(_internal_call=True)
         trainer.save_state()
         # An empty file without val, as thresholds of an earlier run in this folder belong to other weights.
-        thresholds = {} if val is None else thresholds_on_val(trainer, val)
+        fitted = FittedThresholds({}) if val is None else _fit_on_val(trainer, val)
         if main_process:
-            save_thresholds(str(args.output_dir), thresholds)
+            if fitted.no_fusion:
+                logger.warning("no fusion of pair scores on val: %s", fitted.no_fusion)
+            save_thresholds(str(args.output_dir), fitted.thresholds)
+
+
+def _fit_on_val(trainer: ReIDTrainer, val: QueryGallery) -> FittedThresholds:
+    """Returns the thresholds of the trained model on val."""
+    model: Any = trainer.model
+    processor: Any = trainer.processing_class
+    # Processes that share the weights score the same pairs, as their forward passes must agree.
+    share, batch_size = sharding_of(trainer) is None, trainer.args.per_device_eval_batch_size
+    return fit_thresholds(model, processor, *val, share=share, batch_size=batch_size, progress=False)
 
 
 def parameter_counts(model: ImageEncoder) -> str:

@@ -170,7 +170,7 @@ class FusionValues(Format):
 
 
 class ThresholdValues(Format):
-    """A distance threshold chosen on val, see `evaluation.threshold.Threshold`."""
+    """A distance threshold, see `evaluation.threshold.Threshold`."""
 
     distance: Annotated[float, Field(ge=0)]
     low: Annotated[float, Field(ge=0)]
@@ -230,6 +230,7 @@ BY_NAME: Mapping[str, Any] = {
     "matrix.json": MatrixFile,
     "data.json": InspectionFile,
     "threshold.json": ThresholdsFile,
+    "threshold.json.before": ThresholdsFile,
     "run.json": RunFile,
     "run_facts.json": RunFingerprintFile,
     "embeddings.json": EmbeddingsFile,

@@ -108,7 +108,7 @@ def test_rows_differences_pairs_and_cost(trained, by_score, tmp_path, capsys):
     assert list(entry["shortlist"]["verification"]) in ([], ["distance", "pair score", "fused"])
     assert set(entry["shortlist"]["ece"]) == {"pair score", "fused"}
     assert f"cost per query: 3.0 pairs, {crops / queries:.1f} crops read" in printed
-    assert "of 12 people of val" in printed and "calibration error" in printed
+    assert "fitted on 12 people" in printed and "calibration error" in printed
 
 
 def test_scores_that_know_the_people_raise_the_row_and_not_the_control(trained, by_score, tmp_path, monkeypatch):
@@ -183,10 +183,11 @@ def test_an_evaluation_in_python_needs_the_fusion_too(trained):
 def test_a_val_that_is_too_small_gives_no_fusion(trained, caplog):
     train_tiny(trained.root, world_of(trained.people), "few", batch={"val_identities": 6}, **SETTINGS)
     assert load_thresholds(str(trained.root / "few"))["llm"].fusion is None
-    assert "no fusion of pair scores: val has 6 people in its queries, not 10" in caplog.messages
+    assert "no fusion of pair scores on val: the queries show 6 people, and 10 are needed" in caplog.messages
     train_tiny(trained.root, world_of(trained.people), "fewer", batch={"val_identities": 2}, **SETTINGS)
     assert load_thresholds(str(trained.root / "fewer")) == {}
-    assert any("val is too small for a threshold of the feature 'llm'" in text for text in caplog.messages)
+    reason = "too few people for a threshold of the feature 'llm'"
+    assert f"no fusion of pair scores on val: {reason}" in caplog.messages
 
 
 def fit_and_evaluate(folder: Path, flags: list[str], val, output: Path) -> dict:

@@ -63,6 +63,8 @@ def test_too_little_to_calibrate():
     assert fit_calibration(np.empty((0, 4), np.float32), []) is None
     same = np.tile(np.eye(1, 8, dtype=np.float32), (len(PERSONS), 1))
     assert fit_calibration(same, PERSONS) is None  # a collapsed model: no threshold reaches the precision
+    apart = np.eye(20, dtype=np.float32)
+    assert fit_calibration(apart, np.arange(20) % 10) is None  # no two crops are near enough to be one person
 
 
 def test_probability_of_log_odds():

@@ -8,7 +8,7 @@ import pytest
 
 from modeling_mllmreid.evaluation.calibration import probability
 from modeling_mllmreid.evaluation.pair_fusion import PairFusion, calibration_error
-from modeling_mllmreid.evaluation.pair_fusion_fit import fit_fusion
+from modeling_mllmreid.evaluation.pair_fusion_fit import TooFewPeople, fit_fusion
 from modeling_mllmreid.evaluation.threshold import Threshold, load_thresholds, save_thresholds
 from modeling_mllmreid.utils.errors import UserError
 
@@ -107,15 +107,16 @@ def test_the_error_after_the_fit_is_that_of_people_left_out():
 @pytest.mark.parametrize(
     ("people", "change", "reason"),
     [
-        (9, lambda same: same, "val has 9 people in its queries, not 10"),
-        (20, lambda same: same & False, "fewer than 3 people of val have pairs of one person among their 40 nearest"),
-        (20, lambda same: same | True, "fewer than 3 people of val have pairs of two people among their 40 nearest"),
+        (9, lambda same: same, "the queries show 9 people, and 10 are needed"),
+        (20, lambda same: same & False, "fewer than 3 people have pairs of one person among their 40 nearest images"),
+        (20, lambda same: same | True, "fewer than 3 people have pairs of two people among their 40 nearest images"),
     ],
 )
-def test_too_little_to_fit(caplog, people, change, reason):
+def test_too_little_to_fit(people, change, reason):
     distances, scores, same, persons = simulated(people)
-    assert fit_fusion(distances, scores, change(same), persons, top=40, gallery=480) is None
-    assert caplog.messages == [f"no fusion of pair scores: {reason}"]
+    with pytest.raises(TooFewPeople) as error:
+        fit_fusion(distances, scores, change(same), persons, top=40, gallery=480)
+    assert str(error.value) == reason
 
 
 def test_calibration_error_by_hand():

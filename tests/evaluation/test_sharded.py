@@ -22,13 +22,13 @@ from modeling_mllmreid.data.contract import Sample, make_split
 from modeling_mllmreid.evaluation import embedding, protocol, shares
 from modeling_mllmreid.evaluation.protocol import protocol_features
 from modeling_mllmreid.evaluation.text_queries import embed_captions
+from modeling_mllmreid.evaluation.threshold_fit import fit_thresholds
 from modeling_mllmreid.gallery.gallery import Gallery
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
 from modeling_mllmreid.retrieval.embeddings import load_embeddings
 from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.training.arguments import ReIDTrainingArguments
 from modeling_mllmreid.training.trainer import QueryGallery, ReIDTrainer
-from modeling_mllmreid.training.val_thresholds import thresholds_on_val
 from modeling_mllmreid.utils import processes
 from modeling_mllmreid.utils.errors import UserError
 
@@ -108,7 +108,7 @@ def everything(root: Path, output: Path) -> dict:
     ten = [
         make_split([Sample(f"{n % 9}.png", n, c) for n in range(10)], root=root / "noise", source="t") for c in (1, 2)
     ]
-    got["thresholds"] = thresholds_on_val(trainer, QueryGallery(*ten))
+    got["thresholds"] = fit_thresholds(model, processor, *ten, **QUIET).thresholds
 
     shares.open_image, protocol.metrics_from_blocks = real_open, real_metrics
     printed = io.StringIO()

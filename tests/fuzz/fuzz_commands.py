@@ -9,6 +9,7 @@ from modeling_mllmreid.options import parser
 COMMANDS = [
     "train",
     "evaluate",
+    "calibrate",
     "data",
     "prepare",
     "caption",

@@ -176,7 +176,7 @@ def test_the_calibration_is_fitted_on_all_crops_of_val(train, tmp_path, monkeypa
         fitted.append((features.shape[0], sorted(np.unique(persons, return_counts=True)[1].tolist())))
         return CALIBRATION
 
-    monkeypatch.setattr("modeling_mllmreid.training.val_thresholds.fit_calibration", fit)
+    monkeypatch.setattr("modeling_mllmreid.evaluation.threshold_fit.fit_calibration", fit)
     query, gallery = train(max_steps=1).val
     counts = np.unique(query["person_id"][:] + gallery["person_id"][:], return_counts=True)[1]
     assert fitted == 3 * [(len(query) + len(gallery), sorted(counts.tolist()))]

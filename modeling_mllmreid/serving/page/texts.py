@@ -11,8 +11,8 @@ ABOUT = """
 anybody without a human. Images from which people can be recognised are biometric data. In most countries they need a
 legal basis (mostly consent), a purpose, a limit in time, and erasure on request.
 
-**How sure it is**: the threshold was chosen on validation people of the model's training. On your cameras it may be
-wrong more often: check it there first. Grey images are beyond it.
+**How sure it is**: the threshold was chosen on validation people of the model's training, or on labelled people with
+`calibrate`. On other cameras it may be wrong more often: check it there first. Grey images are beyond it.
 
 **Erasure**: deleted rows are gone from all files of the gallery; the traces are counted. Copies elsewhere are yours.
 """
