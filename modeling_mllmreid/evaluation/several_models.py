@@ -112,7 +112,8 @@ def pair_odds_of(
     feature = config.test_feature
     stored = load_thresholds(name, revision).get(feature)
     fusion = None if stored is None else stored.fusion
-    if fusion is not None and isinstance(config, MllmReIDConfig) and config.pair_question_ids is not None:
+    asks = isinstance(config, MllmReIDConfig) and config.pair_question_ids and config.pair_answer_ids
+    if fusion is not None and asks:
         return fusion
     if stored is None or stored.calibration is None:
         raise UserError(
