@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Measures ranking, encoding and training at the size of LLaVA-1.5-7B on one GPU; appends to benchmarks/RESULTS.md.
 #   bash benchmarks/gpu.sh                 7B with random weights made on the GPU, on 80 GB
-#   bash benchmarks/gpu.sh ranking lora    these parts alone: ranking encoding pairs qlora lora adapters kernels
-#                                          cached scaling
+#   bash benchmarks/gpu.sh ranking lora    these parts alone: ranking encoding pairs pairs_2b qlora lora adapters
+#                                          kernels cached scaling
 #   bash benchmarks/gpu.sh --tiny [part]   the same commands with a tiny model on the CPU, to check that they run
 # Each part has a limit of its own; one that fails or runs out of it is named, and the next one starts. LoRA in bfloat16
 # needs 60 GiB of GPU memory, QLoRA bitsandbytes.
@@ -22,7 +22,7 @@ else
     size=7b device=cuda turns=6 batch=64 limit=150 results=benchmarks/RESULTS.md smaller=() ranked=msmt17
     gib=$(python -c "import torch; print(torch.cuda.mem_get_info()[1] // 2**30)")
 fi
-known=(ranking encoding pairs qlora lora adapters kernels cached scaling)
+known=(ranking encoding pairs pairs_2b qlora lora adapters kernels cached scaling)
 parts=("$@")
 [ $# -gt 0 ] || parts=("${known[@]}")
 for part in "${parts[@]}"; do
@@ -39,11 +39,8 @@ measure() {  # the commands of a part
                 python benchmarks/reranking.py --sizes "${ranked/msmt17/market}" --device "$device" --append "$results"
             ;;
         encoding) python benchmarks/encoding.py "${common[@]}" --dtype bfloat16 --batch_size "$batch" --repeats $((turns * 3)) ;;
-        pairs)
-            for queries in 1 64; do
-                python benchmarks/pairs.py "${common[@]}" --dtype bfloat16 --queries "$queries" --repeats "$turns" || return 1
-            done
-            ;;
+        pairs) python benchmarks/pairs.py "${common[@]}" --dtype bfloat16 --queries 1 64 --repeats "$turns" ;;
+        pairs_2b) python benchmarks/pairs.py "${common[@]/#7b/2b}" --dtype bfloat16 --queries 1 64 --repeats "$turns" ;;
         qlora) python benchmarks/training.py "${common[@]}" --repeats "$turns" --parts floor trainer "${qlora[@]}" ;;
         lora) python benchmarks/training.py "${common[@]}" --repeats "$turns" --parts floor trainer "${lora[@]}" ;;
         adapters)

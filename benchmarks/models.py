@@ -1,7 +1,8 @@
-"""Models and batches for the benchmarks of encoding, training and scaling, at three sizes.
+"""Models and batches for the benchmarks of encoding, training and scaling, at four sizes.
 
-The models have random weights and are made on the device, without a file. "7b" has the configuration of LLaVA-1.5-7B.
-Its tokenizer splits into whole words, as nothing is downloaded.
+The models have random weights and are made on the device, without a file. "7b" has the configuration of LLaVA-1.5-7B;
+"2b" is the same with the language model of Qwen2-VL-2B, whose heads are grouped. Their tokenizers split into whole
+words, as nothing is downloaded.
 """
 
 from collections.abc import Iterator
@@ -24,9 +25,29 @@ from modeling_mllmreid.training.batches import TrainCollator
 SIZES: dict[str, tuple[int, int, int, dict[str, int]]] = {
     "tiny": (128, 64, 16, {"hidden_size": 64, "tower_layers": 2, "lm_layers": 2}),
     "small": (252, 126, 14, {"hidden_size": 256, "tower_layers": 6, "lm_layers": 8}),
+    "2b": (252, 126, 14, {}),
     "7b": (252, 126, 14, {}),
 }
-VICUNA = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32064}
+# Language models of the published sizes.
+LANGUAGE: dict[str, dict[str, Any]] = {
+    "2b": {
+        "model_type": "qwen2",
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+    },
+    "7b": {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "vocab_size": 32064,
+    },
+}
 
 
 def make_processor(size: str) -> MllmReIDProcessor:
@@ -38,13 +59,12 @@ def make_processor(size: str) -> MllmReIDProcessor:
 
 def make_llava(size: str, processor: MllmReIDProcessor, dtype: torch.dtype, device: str | torch.device) -> Any:
     """Returns a random LLaVA of a size in a number format, made on the device."""
-    if size != "7b":
+    if size not in LANGUAGE:
         llava = build_tiny_llava(processor, seed=0, **SIZES[size][3])
         for parameter in llava.parameters():  # buffers, such as frequencies, stay float32
             parameter.data = parameter.data.to(dtype)
         return llava.to(device)
-    text_config = {"model_type": "llama", "num_attention_heads": 32, **VICUNA}
-    config = LlavaConfig(text_config=text_config, image_token_index=processor.image_token_id)
+    config = LlavaConfig(text_config=LANGUAGE[size], image_token_index=processor.image_token_id)
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

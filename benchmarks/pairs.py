@@ -1,13 +1,13 @@
 """Measures what a pair of crops costs.
 
-python benchmarks/pairs.py [--size small] [--queries 1] [--verify_top 50] [--dtype float32] [--repeats 20]
+python benchmarks/pairs.py [--size small] [--queries 1 64] [--verify_top 50] [--dtype float32] [--repeats 20]
 
 The floor is what two crops cost apart: the language model over prefix and image of each, as for an embedding. Against
 it stand a question about two crops that are read, and a question with the reading of the candidate, as for a shortlist
 whose query is read once; one prompt with both crops is the way without readings. All take turns in inference mode on
-the projected tokens of the same random crops. Then whole shortlists are timed: tower, readings and questions of
-`--queries` queries with `--verify_top` candidates each, all of them other crops. Prints ratios, pairs a second and, on
-a GPU, the largest memory.
+the projected tokens of the same random crops. Then whole shortlists are timed as `evaluate --verify_top` scores them:
+images, tower, readings, their cache and questions of each number of `--queries` with `--verify_top` candidates, all of
+them other crops. Prints ratios, pairs a second and, on a GPU, the largest memory with the weights.
 """
 
 import argparse
@@ -16,9 +16,11 @@ import numpy as np
 import timing
 import torch
 from models import SIZES, make_reid
+from PIL import Image as Picture
 from torch import Tensor
 
-from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.evaluation.pair_scores import score_shortlist
+from modeling_mllmreid.model import MllmReIDModel, MllmReIDProcessor
 from modeling_mllmreid.model.backbone import Image
 
 # With LLaVA's tokenizer the question has 15 tokens.
@@ -31,17 +33,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="small", choices=SIZES)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--queries", type=int, default=1)
+    parser.add_argument("--queries", type=int, nargs="+", default=[1])
     parser.add_argument("--verify_top", type=int, default=50)
     timing.add_arguments(parser, repeats=20)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model = make_reid(args.size, getattr(torch, args.dtype), args.device)[0].to(args.device).eval()
+    model, processor = make_reid(args.size, getattr(torch, args.dtype), args.device)
+    model.to(args.device).eval()
     model.config.pair_question_ids, model.config.pair_answer_ids = [7] * QUESTION_TOKENS, [8, 9]
     results = timing.Results(args)
     with torch.inference_mode():
         compare(model, args, results)
-        shortlists(model, args, results)
+    for queries in args.queries:
+        shortlists(model, processor, queries, args, results)
     results.append()
 
 
@@ -93,24 +97,23 @@ def one_prompt(model: MllmReIDModel, query: Image, candidates: Image) -> Tensor:
     return hidden[:, -1]
 
 
-def shortlists(model: MllmReIDModel, args: argparse.Namespace, results: timing.Results) -> None:
-    """Times whole shortlists, a query after the other, with crops in batches of `CANDIDATES`."""
-    size, setting = (model.config.height, model.config.width), f"{args.size}, {args.dtype}"
-    crops = torch.randn(1 + args.verify_top, 3, *size, device=args.device)
-    places = torch.arange(args.verify_top, device=args.device)
+def shortlists(
+    model: MllmReIDModel, processor: MllmReIDProcessor, queries: int, args: argparse.Namespace, results: timing.Results
+) -> None:
+    """Times the shortlists of some queries, and reports the largest memory of a GPU."""
+    pixels = np.random.default_rng(0).integers(0, 256, (model.config.height, model.config.width, 3), dtype=np.uint8)
+    # Of one picture, as images are told apart by their places.
+    query, gallery = [Picture.fromarray(pixels)] * queries, [Picture.fromarray(pixels)] * queries * args.verify_top
+    places = np.arange(len(gallery)).reshape(queries, args.verify_top)
 
     def verify() -> None:
-        for _ in range(args.queries):
-            query = model.read_images(crops[:1])
-            for part in crops[1:].split(CANDIDATES):
-                second = places[: len(part)]
-                model.score_pairs(query, torch.zeros_like(second), second, model.read_images(part))
+        score_shortlist(model, processor, query, gallery, places, progress=False)
 
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = timing.alternate({"verify": verify}, max(args.repeats // 5, 2), args.device)["verify"]
-    name = f"verify_top {args.verify_top}, {args.queries} queries ({setting})"
-    results.add(f"pairs a second, {name}", f"{args.queries * args.verify_top / np.median(seconds):.1f}")
+    name = f"verify_top {args.verify_top}, {queries} queries ({args.size}, {args.dtype})"
+    results.add(f"pairs a second, {name}", f"{places.size / np.median(seconds):.1f}")
     if args.device == "cuda":
         results.add(f"largest memory, GiB, {name}", f"{torch.cuda.max_memory_allocated() / 2**30:.2f}")
 

@@ -1,8 +1,10 @@
 """`evaluate`: computes the retrieval metrics of a model on the query and gallery splits of a data set."""
 
 import inspect
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,19 @@ from ..data.leakage import shared_people_lines
 from ..data.load import load_reid_dataset
 from ..data.readers import READERS
 from ..evaluation.metrics import RetrievalMetrics
-from ..evaluation.onnx_encoder import check_onnx_options, print_onnx
+from ..evaluation.onnx_encoder import OnnxConfig, check_onnx_options, print_onnx
+from ..evaluation.onnx_files import find_onnx
 from ..evaluation.plots import figure_class
 from ..evaluation.protocol import metrics_by_feature, protocol_features
 from ..evaluation.report import data_set_matrix
 from ..evaluation.run import EvaluateArguments, evaluate_and_report, report_splits
+from ..evaluation.several_models import FurtherModel, Loaded, PairOdds, pair_odds_of
 from ..evaluation.verified_report import fusion_of
 from ..options.arguments import EmbeddingArguments, MethodArguments, ModelArguments, OnnxArguments
 from ..options.data_arguments import DataArguments
 from ..options.parser import HELP, parse
 from ..training.embedder import load_embedder
+from ..training.loading import load_config
 from ..utils.errors import UserError
 from ..utils.outputs import check_output, write_json
 from ..utils.processes import on_main
@@ -38,6 +43,10 @@ class EvaluatedModel(ModelArguments):
         default_factory=list,
         metadata={"help": "Checkpoints to compare with the model; without --model, with the first of them."},
     )
+    verify_with: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Models that order the verify_top nearest images together with the model."},
+    )
 
     def __post_init__(self) -> None:
         if self.model is None and self.compare:
@@ -47,6 +56,21 @@ class EvaluatedModel(ModelArguments):
         super().__post_init__()
         for name in self.compare:
             ModelArguments(name)  # refuses a misspelt name before the work
+        seen = {_place(self.model)}
+        for name in self.verify_with:
+            place = _place(ModelArguments(name).model)
+            if place in seen:
+                raise ValueError(f"verify_with: {name} is there twice, and each model counts once: leave it out")
+            seen.add(place)
+
+    def other(self, name: str) -> ModelArguments:
+        """Returns the arguments of another model, of the same revision and number format."""
+        return ModelArguments(name, self.revision, self.dtype)
+
+
+def _place(model: str) -> str:
+    """Returns what two names of one model have in common: the folder, or the name on the Hub."""
+    return os.path.realpath(model) if os.path.exists(model) else model
 
 
 @dataclass
@@ -69,13 +93,15 @@ def main(argv: list[str]) -> None:
     shared = (DataArguments, EvaluateArguments, EmbeddingArguments, MethodArguments, OnnxArguments, MatrixArguments)
     parsed = parse((EvaluatedModel, *shared), argv, "evaluate")
     model_args, data_args, args, embedding_args, method_args, onnx_args, _ = parsed
-    check_onnx_options(onnx_args, [model_args.model, *model_args.compare])
+    check_onnx_options(onnx_args, [model_args.model, *model_args.compare, *model_args.verify_with])
     if args.plots:
         figure_class()
     changed = {*method_args.given(), *(["flip_test"] if embedding_args.flip_test else [])} - {"test_feature"}
     if args.verify_top and changed:
-        settings = ", ".join(sorted(changed))
-        raise UserError(f"verify_top: the fusion holds for the settings of the training: leave out {settings}")
+        settings, what = ", ".join(sorted(changed)), "calibration" if model_args.verify_with else "fusion"
+        raise UserError(f"verify_top: the {what} holds for the settings of the training: leave out {settings}")
+    if model_args.verify_with and not args.verify_top:
+        raise UserError("verify_with: orders the nearest images of verify_top: add --verify_top, or leave it out")
     on_main(check_outputs, args, inputs=[*filter(None, (model_args.model, data_args.data_dir))])
     data_args.refuse_inside(args.output_dir)
     if args.splits > 1:
@@ -89,16 +115,19 @@ def main(argv: list[str]) -> None:
         raise UserError(f"data set {data_args.dataset}: has {', '.join(dataset)}: evaluation needs query and gallery")
     model, processor = load_embedder(model_args, method_args.given(), onnx_args)
     print_onnx(model)
-    fusion = None
-    if args.verify_top:
-        fusion = fusion_of(model, str(model_args.model), model_args.revision)
+    odds: PairOdds | None = None
+    if model_args.verify_with:
+        odds = pair_odds_of(model.config, str(model_args.model), model_args.revision)
+    elif args.verify_top:
+        odds = fusion_of(model, str(model_args.model), model_args.revision)
+    further = [further_model(model_args.other(name), onnx_args) for name in model_args.verify_with]
     metadata: dict[str, Any] = {"model": model_args.model_name, "dataset": data_args.dataset}
     options = asdict(embedding_args)
     others = {
-        name: compared_metrics(replace(model_args, model=name, compare=[]), onnx_args, dataset, args, **options)
+        name: compared_metrics(model_args.other(name), onnx_args, dataset, args, **options)
         for name in model_args.compare
     }
-    evaluate_and_report(model, processor, dataset, args, metadata, others=others, fusion=fusion, **options)
+    evaluate_and_report(model, processor, dataset, args, metadata, others=others, odds=odds, further=further, **options)
 
 
 def check_outputs(args: EvaluateArguments, *, inputs: Sequence[str] = ()) -> None:
@@ -150,7 +179,21 @@ def compared_metrics(
     model_args: ModelArguments, onnx_args: OnnxArguments, dataset: DatasetDict, args: EvaluateArguments, **options: Any
 ) -> RetrievalMetrics:
     """Returns the metrics of another model with its own test feature on the same images."""
-    model, processor = load_embedder(model_args, onnx=onnx_args)
-    print_onnx(model)
+    model, processor = load_other(model_args, onnx_args)
     features = protocol_features(model, processor, dataset, **args.protocol(), **options)
     return on_main(metrics_by_feature, features.query, features.gallery, features.rule)[model.config.test_feature]
+
+
+def load_other(model_args: ModelArguments, onnx_args: OnnxArguments) -> Loaded:
+    """Loads another model than the evaluated one, with its own configuration fields, and its processor."""
+    model, processor = load_embedder(model_args, onnx=onnx_args)
+    print_onnx(model)
+    return model, processor
+
+
+def further_model(model_args: ModelArguments, onnx_args: OnnxArguments) -> FurtherModel:
+    """Returns a model of `verify_with`, not loaded yet. Raises UserError if it gives no log odds, before the work."""
+    name = model_args.model
+    config = load_config(model_args, {}) if find_onnx(name) is None else OnnxConfig(trained_on=[])
+    odds = pair_odds_of(config, name, model_args.revision)
+    return FurtherModel(model_args.model_name, odds, partial(load_other, model_args, onnx_args))

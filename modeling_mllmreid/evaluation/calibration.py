@@ -38,6 +38,14 @@ class Calibration:
         """Returns the log odds (n,) that two groups are one person, from the evidence (n, 4) of `Groups.evidence`."""
         return log_odds(self.merge, evidence)
 
+    def log_ratio(self, distance: float | np.ndarray) -> np.ndarray:
+        """Returns how much more often, as a logarithm, crops of one person have this distance than crops of two.
+
+        Log odds that two crops show one person are this and a constant, the logarithm of the odds before the distance
+        is known. Beyond the smallest and the largest distance of the table it is that of the last one.
+        """
+        return np.asarray(np.interp(distance, self.distances, self.log_ratios))
+
     def pair_probability(self, distance: float | np.ndarray, prior: float = 0.5) -> np.ndarray:
         """Returns the probability that two crops show one person.
 
@@ -46,8 +54,7 @@ class Calibration:
             prior (`float`, defaults to 0.5): The probability before the distance is known: 0.5 for two crops that a
                 human compares; (n - 1) / (N - 1) for two of N crops with n of each person.
         """
-        ratios = np.interp(distance, self.distances, self.log_ratios)
-        return probability(ratios + np.log(prior) - np.log1p(-prior))
+        return probability(self.log_ratio(distance) + np.log(prior) - np.log1p(-prior))
 
 
 def probability(log_odds: float | np.ndarray) -> np.ndarray:

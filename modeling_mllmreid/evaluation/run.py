@@ -36,11 +36,11 @@ from .protocol import (
     protocol_features,
 )
 from .report import align, by_camera, difference_lines, format_table, worst_queries
+from .several_models import FurtherModel, Judged, PairOdds, judge_shortlist, judged_results, report_judged
 from .statistics import Interval, compare, confidence_intervals
 from .text_queries import TEXT_FEATURE, caption_queries, embed_captions, image_and_text, text_to_image
 from .torch_embedding import Encoder, EncoderProcessor
 from .verification import OpenSetMetrics, VerificationMetrics, open_set_from_blocks, verification_from_blocks
-from .verified_report import Verified, report_verified, verified_results, verify_shortlists
 
 
 @dataclass
@@ -57,7 +57,7 @@ class EvaluateArguments:
     )
     pool_tracks: bool = field(
         default=False,
-        metadata={"help": "Average the images of a track (column track_id) into one query or gallery feature."},
+        metadata={"help": "Average the images of each track (column track_id) into one feature."},
     )
     splits: Count = field(
         default=1,
@@ -71,7 +71,7 @@ class EvaluateArguments:
     )
     single_shot: bool = field(
         default=False,
-        metadata={"help": "Compute the CMC with one random gallery image of each person, the classic CUHK03 protocol."},
+        metadata={"help": "Add the CMC with one random gallery image of each person. The classic CUHK03 protocol."},
     )
     text_queries: bool = field(
         default=False, metadata={"help": "Add captions as queries, alone and with their images."}
@@ -109,7 +109,8 @@ def evaluate_and_report(
     metadata: Mapping[str, str],
     *,
     others: Mapping[str, RetrievalMetrics] | None = None,
-    fusion: PairFusion | None = None,
+    odds: PairOdds | None = None,
+    further: Sequence[FurtherModel] = (),
     **options: Any,
 ) -> None:
     """Evaluates a model on a data set; prints tables, writes metrics.json and pictures to `args.output_dir`.
@@ -123,22 +124,29 @@ def evaluate_and_report(
         args (`EvaluateArguments`): what to compute, and where to write it.
         metadata (`Mapping[str, str]`): entries of metrics.json that describe the run; `model` names the checkpoint.
         others (`Mapping[str, RetrievalMetrics]`, *optional*): results of other models on the same queries, by name.
-        fusion (`PairFusion`, *optional*): the fusion of the checkpoint, of `fusion_of`; `args.verify_top` needs it.
+        odds (`PairFusion` or `Calibration`, *optional*): the fusion of the checkpoint, of `fusion_of`, which
+            `args.verify_top` needs; with further models a calibration will do, of `pair_odds_of`.
+        further (`Sequence[FurtherModel]`, *optional*): models that also judge the shortlist of `args.verify_top`.
         options: options of `embed_images`.
 
     Raises:
         UserError: if the data set does not fit the options, or an image cannot be opened.
     """
-    if args.verify_top and fusion is None:
+    if args.verify_top and not isinstance(odds, PairOdds if further else PairFusion):
         raise UserError("verify_top: there is no fusion: give that of the checkpoint, or leave it out")
-    features = protocol_features(model, processor, dataset, **args.protocol(), **options)
+
+    def embed(model: Encoder, processor: EncoderProcessor) -> ProtocolFeatures:
+        return protocol_features(model, processor, dataset, **args.protocol(), **options)
+
+    features = embed(model, processor)
     texts = caption_features(model, processor, features.query_split) if args.text_queries else None
     run_metadata = {**metadata, "flip_test": bool(options.get("flip_test"))}
-    verified = None
-    if fusion is not None and args.verify_top:
+    judged: list[Judged] = []
+    if odds is not None and args.verify_top:
         pair_options = {name: options[name] for name in ("batch_size", "num_workers", "progress") if name in options}
-        verified = verify_shortlists(model, processor, features, fusion, args.verify_top, **pair_options)
-    on_main(report_metrics, model, processor, features, texts, args, run_metadata, others or {}, verified)
+        evaluated = metadata["model"], (model, processor), features, odds
+        judged = judge_shortlist(*evaluated, args.verify_top, further, embed, **pair_options)
+    on_main(report_metrics, model, processor, features, texts, args, run_metadata, others or {}, judged)
 
 
 def report_metrics(
@@ -149,7 +157,7 @@ def report_metrics(
     args: EvaluateArguments,
     metadata: Mapping[str, Any],
     others: Mapping[str, RetrievalMetrics],
-    verified: Verified | None = None,
+    judged: Sequence[Judged] = (),
 ) -> None:
     """Computes, prints, writes and draws the results of these features, on process 0.
 
@@ -161,10 +169,10 @@ def report_metrics(
         args (`EvaluateArguments`): what to compute, and where to write it.
         metadata (`Mapping[str, Any]`): entries of metrics.json that describe the run.
         others (`Mapping[str, RetrievalMetrics]`): results of other models on the same queries, by name.
-        verified (`Verified`, *optional*): the scored shortlists.
+        judged (`Sequence[Judged]`, *optional*): what each model says about the shortlists; the evaluated one is first.
     """
     feature, folder = model.config.test_feature, Path(args.output_dir)
-    results, caption_people = _all_metrics(model, features, texts, args, verified)
+    results, caption_people = _all_metrics(model, features, texts, args, judged)
     persons = features.query_split["person_id"][:]
     intervals = {name: people_intervals(result, caption_people.get(name, persons)) for name, result in results.items()}
     camera_names = names_by_camera(features.query_split)
@@ -182,8 +190,7 @@ def report_metrics(
         lines = [(display_name(camera_names[camera]) or "unknown", result) for camera, result in cameras.items()]
         print(f"\nby query camera, {feature}:\n{format_table(lines)}")
     verification = _further_protocols(report, features, feature, args)
-    if verified is not None:
-        report["verified"] = report_verified(verified, results, features, feature)
+    report |= report_judged(judged, results, features, feature)
     for name, other in others.items():
         differences = compare(results[feature], other, persons)
         report.setdefault("compare", {})[name] = {key: d.to_dict() for key, d in differences.items()}
@@ -200,14 +207,13 @@ def _all_metrics(
     features: ProtocolFeatures,
     texts: np.ndarray | None,
     args: EvaluateArguments,
-    verified: Verified | None,
+    judged: Sequence[Judged],
 ) -> tuple[dict[str, RetrievalMetrics], dict[str, np.ndarray]]:
     """Computes all results by name, and the person of each query for those whose queries are captions."""
     feature, rule = model.config.test_feature, features.rule
     query, gallery = features.query[feature], features.gallery[feature]
     results, caption_people = metrics_by_feature(features.query, features.gallery, rule), {}
-    if verified is not None:
-        results |= verified_results(verified, features, feature)
+    results |= judged_results(judged, features, feature)
     if args.rerank:
         results[f"{feature}, re-ranked"] = metrics_from_blocks(rerank_blocks(query, gallery), rule)
     if args.expand:

@@ -101,6 +101,8 @@ def _file_of(checkpoint: str, revision: str | None) -> str | None:
     if os.path.isdir(checkpoint):
         path = os.path.join(checkpoint, THRESHOLD_FILE)
         return path if os.path.isfile(path) else None
+    if os.path.isfile(checkpoint):  # an ONNX file stores none
+        return None
     from transformers.utils.hub import cached_file  # takes seconds to import
 
     cached: str | None = cached_file(checkpoint, THRESHOLD_FILE, revision=revision, **QUIET)

@@ -1,7 +1,7 @@
 """Verification of a shortlist in an evaluation: scores, the control, comparisons, pair metrics, cost."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from .pair_fusion import PairFusion, calibration_error
 from .pair_scores import PairCost, shared_scores
 from .protocol import ProtocolFeatures
 from .report import align, difference_lines
-from .statistics import PairedDifference, compare
+from .statistics import compare
 from .threshold import load_thresholds
 from .torch_embedding import Encoder, EncoderProcessor
 from .verification import VerificationMetrics, verification_from_blocks
@@ -43,6 +43,12 @@ class Verified:
     scores: np.ndarray
     cost: PairCost
     fusion: PairFusion
+
+    def log_odds(self, gallery: int) -> np.ndarray:
+        """Returns the log odds (Q, N) in a gallery of this size; NaN where a query has fewer images."""
+        # There the distance is infinite, and a factor may be 0.
+        distances = np.where(self.shortlist.indices >= 0, self.shortlist.distances, 0)
+        return self.fusion.log_odds(distances, self.scores, gallery)
 
 
 def fusion_of(model: Encoder, name: str, revision: str | None = None) -> PairFusion:
@@ -74,32 +80,36 @@ def fusion_of(model: Encoder, name: str, revision: str | None = None) -> PairFus
     return fusion
 
 
-def verify_shortlists(
+def find_shortlist(features: ProtocolFeatures, feature: str, top: int) -> Ranking:
+    """Finds the `top` nearest gallery images of each query, of a smaller gallery all. All processes get the result."""
+    top = min(top, len(features.gallery_split))
+    return on_main(
+        lambda: rank_gallery(features.query[feature], features.gallery[feature], top, same_person=features.rule)
+    )
+
+
+def verify_shortlist(
     model: Encoder,
     processor: EncoderProcessor,
     features: ProtocolFeatures,
     fusion: PairFusion,
-    top: int,
+    shortlist: Ranking,
     **options: Any,
 ) -> Verified | None:
-    """Scores the `top` nearest gallery images of each query. All processes of a run call it, and share the queries.
+    """Scores each query with the images of its shortlist. All processes of a run call it, and share the queries.
 
     Args:
         model (`MllmReIDModel`): a model with a question about pairs.
         processor (`MllmReIDProcessor`): its processor.
         features (`ProtocolFeatures`): features and splits of the queries and the gallery.
         fusion (`PairFusion`): the fusion of the checkpoint.
-        top (`int`): number of gallery images of each query; of a smaller gallery all.
+        shortlist (`Ranking`): the images, with the distances of the model.
         options: options of `score_shortlist`.
 
     Returns:
         `Verified` on process 0, None on the others.
     """
     assert isinstance(model, MllmReIDModel) and isinstance(processor, MllmReIDProcessor)  # a fusion has them
-    feature, top = model.config.test_feature, min(top, len(features.gallery_split))
-    shortlist = on_main(
-        lambda: rank_gallery(features.query[feature], features.gallery[feature], top, same_person=features.rule)
-    )
     query, gallery = image_sources(features.query_split), image_sources(features.gallery_split)
     scored = shared_scores(model, processor, query, gallery, shortlist.indices, **options)
     return None if scored is None else Verified(shortlist, *scored, fusion)
@@ -112,18 +122,24 @@ def verified_results(verified: Verified, features: ProtocolFeatures, feature: st
     on its two images alone, so this is a permutation of the query's scores. Everything else is the same. If the control
     gains as much, the gain does not come from what the pairs show.
     """
-    query, gallery, shortlist = features.query[feature], features.gallery[feature], verified.shortlist
-    # Where a query has fewer images the distance is infinite, and a factor may be 0.
-    distances = np.where(shortlist.indices >= 0, shortlist.distances, 0)
-
-    def metrics(scores: np.ndarray) -> RetrievalMetrics:
-        odds = verified.fusion.log_odds(distances, scores, len(features.gallery_split))
-        return metrics_from_blocks(verified_blocks(query, gallery, shortlist, odds), features.rule)
-
+    control = replace(verified, scores=shuffled(verified.scores))
     return {
-        f"{feature}, verified": metrics(verified.scores),
-        f"{feature}, verified, candidates shuffled": metrics(shuffled(verified.scores)),
+        name: reordered_metrics(features, feature, verified.shortlist, by.log_odds(len(features.gallery_split)))
+        for name, by in zip(verified_rows(feature), (verified, control), strict=True)
     }
+
+
+def verified_rows(feature: str) -> tuple[str, str]:
+    """Returns the names of the verified ranking and of its control in the table."""
+    return f"{feature}, verified", f"{feature}, verified, candidates shuffled"
+
+
+def reordered_metrics(
+    features: ProtocolFeatures, feature: str, shortlist: Ranking, log_odds: np.ndarray
+) -> RetrievalMetrics:
+    """Computes the metrics of the ranking by a feature whose shortlist (Q, N) is in the order of its log odds."""
+    blocks = verified_blocks(features.query[feature], features.gallery[feature], shortlist, log_odds)
+    return metrics_from_blocks(blocks, features.rule)
 
 
 def shuffled(scores: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -191,30 +207,33 @@ def report_verified(
         `dict[str, Any]`: the same for metrics.json.
     """
     pairs, cost = pair_metrics(verified, features.rule), verified.cost.to_dict()
-    differences = _to_embedding(results, feature, features.query_split["person_id"][:])
-    for name, difference in differences.items():
-        print(f"\n{name} less {feature}, same queries:\n{difference_lines(difference)}")
+    persons = features.query_split["person_id"][:]
+    differences = {name: print_difference(results, name, feature, persons) for name in verified_rows(feature)}
     print(f"\n{verified_lines(verified, pairs)}")
     queries, top = verified.scores.shape
     return {
         "top": top,
         "fusion": asdict(verified.fusion),
-        "differences": {name: {key: d.to_dict() for key, d in row.items()} for name, row in differences.items()},
+        "differences": {name: difference for name, difference in differences.items() if difference},
         "shortlist": pairs.to_dict(),
         "cost": cost,
         "cost_per_query": {name: value / queries for name, value in cost.items()},
     }
 
 
-def _to_embedding(
-    results: Mapping[str, RetrievalMetrics], feature: str, persons: Sequence[int]
-) -> dict[str, dict[str, PairedDifference]]:
-    """Returns the paired differences of the verified rows to the embedding alone; none with queries of one person."""
-    valid = np.asarray(persons)[~np.isnan(results[feature].average_precision)]
+def print_difference(
+    results: Mapping[str, RetrievalMetrics], name: str, baseline: str, persons: Sequence[int]
+) -> dict[str, Any]:
+    """Prints the paired difference of a row of the table to another one, and returns it for metrics.json.
+
+    With queries of one person there is none: nothing is printed, and the result is empty.
+    """
+    valid = np.asarray(persons)[~np.isnan(results[baseline].average_precision)]
     if len(np.unique(valid)) < 2:
         return {}
-    rows = [name for name in results if name.startswith(f"{feature}, verified")]
-    return {name: compare(results[name], results[feature], persons) for name in rows}
+    differences = compare(results[name], results[baseline], persons)
+    print(f"\n{name} less {baseline}, same queries:\n{difference_lines(differences)}")
+    return {key: difference.to_dict() for key, difference in differences.items()}
 
 
 def verified_lines(verified: Verified, pairs: PairMetrics) -> str:
@@ -226,13 +245,20 @@ def verified_lines(verified: Verified, pairs: PairMetrics) -> str:
         rates = [np.nan] * (1 + len(FPRS)) if metrics is None else [metrics.eer, *metrics.tpr.values()]
         error = f"{pairs.ece[name]:.3f}" if name in pairs.ece else "-"
         lines.append([name, *("-" if np.isnan(rate) else f"{rate:.1%}" for rate in rates), error])
-    fusion, cost = verified.fusion, verified.cost
+    fusion = verified.fusion
     note = "" if fusion.top == top else f"; the fusion was fitted on the {fusion.top} nearest"
     return (
         f"pairs of the {top} nearest images: {pairs.pairs:,}, {pairs.same:,} of one person{note}\n{align(lines)}\n"
         f"share of the pair score in the fusion: {fusion.share:.2f} [{fusion.low:.2f}, {fusion.high:.2f}], "
         f"fitted on {fusion.people:,} people\n"
-        f"cost per query: {cost.pairs / queries:.1f} pairs, {cost.crops / queries:.1f} crops read, "
+        f"cost per query: {cost_per_query(verified.cost, queries)}"
+    )
+
+
+def cost_per_query(cost: PairCost, queries: int) -> str:
+    """Formats what the pairs of a query cost in the mean."""
+    return (
+        f"{cost.pairs / queries:.1f} pairs, {cost.crops / queries:.1f} crops read, "
         f"{(cost.reading_passes + cost.question_passes) / queries:.2f} forward passes, "
         f"{cost.seconds / queries:.3f} s"
     )

@@ -33,8 +33,8 @@ from ..text.continuations import kept_attribute_share, write_continuations
 from ..text.generation import generate_texts
 from ..training.adapters import AdapterArguments
 from ..training.arguments import BatchArguments, ReIDTrainingArguments
-from ..training.run import describe_devices, train_reid, write_record
-from ..training.trainer import ReIDTrainer
+from ..training.run import describe_devices, save_thresholds_on_val, train_reid, write_record
+from ..training.trainer import QueryGallery, ReIDTrainer
 from ..utils.errors import UserError
 from ..utils.outputs import check_output_folder, write_json
 from ..utils.ranges import Count, Range, Several, Threads
@@ -125,11 +125,13 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     model = build_student(teacher, processor, options)
     untrained = copy.deepcopy(model).eval()
     training_started = time.monotonic()
-    trainer = train_reid(model, processor, dataset, options.batches, options.training).trainer
+    trained = train_reid(model, processor, dataset, options.batches, options.training)
+    trainer = trained.trainer
     seconds = time.monotonic() - training_started
 
     print_step("5. Evaluation on people outside the training set, across cameras")
-    report = evaluate_demo(trainer, processor, dataset, untrained, folder)
+    on_val = choose_feature(trainer, trained.val)
+    report = evaluate_demo(trainer.model, processor, dataset, untrained, folder) | {"val": on_val}
     if others is not None:
         report["also_evaluated"] = evaluate_other_people(trainer.model, processor, others, str(other_folder))
     write_training_record(dataset, options, seconds)
@@ -226,16 +228,28 @@ def build_student(
     return model
 
 
-def evaluate_demo(
-    trainer: ReIDTrainer, processor: MllmReIDProcessor, dataset: DatasetDict, untrained: MllmReIDModel, folder: Path
-) -> dict[str, Any]:
-    """Chooses the test feature on val, prints and returns the table, draws the sheet of the chosen feature."""
-    model, query, gallery = trainer.model, dataset["query"], dataset["gallery"]
-    val_metrics = trainer.evaluate()
-    chosen = max(("llm", "vision", "concat"), key=lambda name: val_metrics[f"eval_{name}_mAP"])
-    model.config.test_feature = chosen
+def choose_feature(trainer: ReIDTrainer, val: QueryGallery | None) -> dict[str, float]:
+    """Makes the best feature on val the test feature of the saved model; returns the mAP of each on val."""
+    measured = trainer.evaluate()
+    on_val = {name: measured[f"eval_{name}_mAP"] for name in ("llm", "vision", "concat")}
+    trainer.model.config.test_feature = max(on_val, key=on_val.__getitem__)
     trainer.save_model()
+    # The fusion with pair scores is that of the test feature.
+    save_thresholds_on_val(trainer, val)
+    chosen = trainer.model.config.test_feature
+    print(f"test feature: {chosen!r}, the best on val (mAP {on_val[chosen]:.1%})")
+    return on_val
 
+
+def evaluate_demo(
+    model: MllmReIDModel,
+    processor: MllmReIDProcessor,
+    dataset: DatasetDict,
+    untrained: MllmReIDModel,
+    folder: Path,
+) -> dict[str, Any]:
+    """Prints and returns the table, draws the sheet of the test feature."""
+    query, gallery, chosen = dataset["query"], dataset["gallery"], model.config.test_feature
     query_features, gallery_features = embed_query_gallery(model, processor, query, gallery)
     rule = same_person(query, gallery)
     metrics = metrics_by_feature(query_features, gallery_features, rule)
@@ -249,10 +263,8 @@ def evaluate_demo(
         title=f"Rendered pedestrians never seen in training, feature {chosen!r}",
     )
     print(format_table(list(metrics.items())))
-    print(f"chosen on val: {chosen!r} (val mAP {val_metrics[f'eval_{chosen}_mAP']:.1%})")
     return {
         "chosen_feature": chosen,
-        "val": {name: val_metrics[f"eval_{name}_mAP"] for name in ("llm", "vision", "concat")},
         "test": {name: feature_metrics.to_dict() for name, feature_metrics in metrics.items()},
         "test_identities": len(set(query["person_id"][:])),
     }

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..utils.errors import UserError
 from .distances import distance_blocks, rounding_errors
-from .exact import Ranking, candidate_limit, exact_order, nearest_exact
+from .exact import Ranking, candidate_limit, exact_distances, exact_order, nearest_exact
 from .matching import SamePerson
-from .points import Features, on_cpu
+from .points import Features, checked_features, on_cpu
 
 Blocks = Iterable[tuple[slice, np.ndarray | Tensor]]
 # Of a part: n queries times the images of the person with most of them.
@@ -191,6 +191,30 @@ def rank_gallery(
             for row, values in zip((ranking.indices, ranking.distances), nearest, strict=True):
                 row[number, : len(values)] = values
     return ranking
+
+
+def listed_distances(query: Features, gallery: Features, indices: np.ndarray) -> np.ndarray:
+    """Computes the cosine distances of each query to the gallery images that a ranking lists for it.
+
+    They are those of `rank_gallery`, and may be computed by other features than the ranking.
+
+    Args:
+        query (`np.ndarray` or `Tensor`): (Q, D) features.
+        gallery (`np.ndarray` or `Tensor`): (G, D) features.
+        indices (`np.ndarray`): (Q, k) int64 gallery indices of each query, -1 for none, as of `Ranking.indices`.
+
+    Returns:
+        `np.ndarray`: (Q, k) float32; infinity for index -1.
+
+    Raises:
+        UserError: if features are not finite.
+    """
+    query, gallery = checked_features(query, "query_features"), checked_features(gallery, "gallery_features")
+    distances = np.full(indices.shape, np.inf, dtype=np.float32)
+    for number, listed in enumerate(indices):
+        there = listed >= 0
+        distances[number, there] = exact_distances(_array(query[number]), _array(gallery[listed[there]]))
+    return distances
 
 
 def _candidates_on_device(

@@ -64,6 +64,8 @@ WORLDS: dict[str, World] = {
     # To test on: other people before other cameras.
     "elsewhere": World(201, scenes=40, images_per_camera=2, test_identities=150, distractors=300),
     "doubles": World(202, scenes=40, images_per_camera=2, test_identities=150, crowd=Crowd(copies=4)),
+    # Other people of the same kind, to calibrate on.
+    "more_doubles": World(301, scenes=40, images_per_camera=2, test_identities=150, crowd=Crowd(copies=4)),
     "wardrobe": World(
         203, scenes=24, images_per_camera=2, train_identities=300, test_identities=100, crowd=NOBODY_ALIKE, outfits=2
     ),

@@ -336,21 +336,28 @@ def _train_and_save(trainer: ReIDTrainer, fingerprint: dict[str, Any], val: Quer
         # Not `save_model()`, which would also push: the card needs the metrics that are measured next.
         trainer.save_model(_internal_call=True)
         trainer.save_state()
-        # An empty file without val, as thresholds of an earlier run in this folder belong to other weights.
-        fitted = FittedThresholds({}) if val is None else _fit_on_val(trainer, val)
-        if main_process:
-            if fitted.no_fusion:
-                logger.warning("no fusion of pair scores on val: %s", fitted.no_fusion)
-            save_thresholds(str(args.output_dir), fitted.thresholds)
+        save_thresholds_on_val(trainer, val)
 
 
-def _fit_on_val(trainer: ReIDTrainer, val: QueryGallery) -> FittedThresholds:
-    """Returns the thresholds of the trained model on val."""
+def save_thresholds_on_val(trainer: ReIDTrainer, val: QueryGallery | None) -> None:
+    """Fits the thresholds of the trained model on val, and writes them to its folder; all processes call it.
+
+    Args:
+        trainer (`ReIDTrainer`): The trainer with the trained model.
+        val (`QueryGallery`, *optional*): Query and gallery of val. Without it the file is empty, as thresholds of an
+            earlier run in this folder belong to other weights.
+    """
     model: Any = trainer.model
     processor: Any = trainer.processing_class
-    # Processes that share the weights score the same pairs, as their forward passes must agree.
-    share, batch_size = sharding_of(trainer) is None, trainer.args.per_device_eval_batch_size
-    return fit_thresholds(model, processor, *val, share=share, batch_size=batch_size, progress=False)
+    fitted = FittedThresholds({})
+    if val is not None:
+        # Processes that share the weights score the same pairs, as their forward passes must agree.
+        share, batch_size = sharding_of(trainer) is None, trainer.args.per_device_eval_batch_size
+        fitted = fit_thresholds(model, processor, *val, share=share, batch_size=batch_size, progress=False)
+    if trainer.args.process_index == 0:
+        if fitted.no_fusion:
+            logger.warning("no fusion of pair scores on val: %s", fitted.no_fusion)
+        save_thresholds(str(trainer.args.output_dir), fitted.thresholds)
 
 
 def parameter_counts(model: ImageEncoder) -> str:

@@ -8,12 +8,14 @@ from huggingface_hub import ModelCard
 
 from modeling_mllmreid.commands import evaluate, export
 from modeling_mllmreid.commands.demo import main
+from modeling_mllmreid.evaluation.threshold import load_thresholds
 from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.research import demo
 from modeling_mllmreid.research.tiny_llava import pretrain_tiny
 from modeling_mllmreid.retrieval.embeddings import weights_digest
 from modeling_mllmreid.synthetic.worlds import NOBODY_ALIKE
 from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.training.trainer import ReIDTrainer
 from modeling_mllmreid.utils.errors import UserError
 
 SMALL = {
@@ -43,6 +45,18 @@ SMALL = {
 
 def flags(folder) -> list[str]:
     return [f"--{name}={value}" for name, value in {**SMALL, "output_dir": folder}.items()]
+
+
+def test_the_fusion_is_that_of_the_chosen_feature(tmp_path, monkeypatch):
+    measure = ReIDTrainer.evaluate
+    monkeypatch.setattr(ReIDTrainer, "evaluate", lambda self: measure(self) | {"eval_concat_mAP": 2.0})
+    threads = torch.get_num_threads()
+    sizes = {"train_identities": 20, "val_identities": 12, "pair_weight": 1}
+    main([*flags(tmp_path / "demo"), *(f"--{name}={value}" for name, value in sizes.items())])
+    torch.set_num_threads(threads)
+    thresholds = load_thresholds(str(tmp_path / "demo"))
+    assert [name for name, threshold in thresholds.items() if threshold.fusion is not None] == ["concat"]
+    assert MllmReIDModel.from_pretrained(tmp_path / "demo").config.test_feature == "concat"
 
 
 def test_the_demo_runs_every_step(tmp_path, capsys, monkeypatch):

@@ -35,6 +35,7 @@ from modeling_mllmreid.utils import processes
 from modeling_mllmreid.utils.errors import UserError
 
 WORDS = (*PAIR_ANSWERS, PAIR_QUESTION)
+SMALL = ModelArguments("pedestrians-small").model
 SETTINGS = {"max_steps": 8, "model": {"pair_weight": 1.0}, "words": WORDS}
 # Leaves no doubt which order the pairs of the test have.
 BY_SCORE = PairFusion(0.0, 0.0, 1e4, 1.0, 1.0, 1.0, 12, 100, 3, 48, 0.2, 0.02)
@@ -196,7 +197,8 @@ def fit_and_evaluate(folder: Path, flags: list[str], val, output: Path) -> dict:
     features = embed_query_gallery(model, processor, *val, progress=False)
     given = (model, processor, *val, *(part["llm"] for part in features), same_person(*val))
     fused = [fit_fusion_on_val(*given, share=share, progress=False) for share in (True, False)]
-    evaluate.main(["--model", str(folder), *flags, "--verify_top", "3", "--output_dir", str(output / "out")])
+    further = ["--verify_with", str(folder.parent / "distance"), str(folder.parent / "copy")]
+    evaluate.main(["--model", str(folder), *flags, "--verify_top", "3", *further, "--output_dir", str(output / "out")])
     return {"fused": fused, "report": json.loads((output / "out/metrics.json").read_text())}
 
 
@@ -210,6 +212,11 @@ def one_of_two(rank: int, port: int, output: Path, *args) -> None:
 
 def test_two_processes_score_fit_and_report_what_one_does(trained, by_score, tmp_path):
     (tmp_path / "both").mkdir()
+    # Further models: one with a calibration alone, and one that compares pairs.
+    shutil.copytree(trained.folder, tmp_path / "copy")
+    shutil.copytree(trained.folder, tmp_path / "distance")
+    threshold, calibration = load_thresholds(str(trained.folder))["llm"], load_thresholds(SMALL)["vision"].calibration
+    save_thresholds(tmp_path / "distance", {"llm": replace(threshold, fusion=None, calibration=calibration)})
     work = (by_score, trained.flags, trained.result.val)
     two = start_children(one_of_two, 31500 + os.getpid() % 1000, tmp_path / "both", *work, count=2)
     alone = fit_and_evaluate(*work, tmp_path / "alone")
@@ -222,4 +229,7 @@ def test_two_processes_score_fit_and_report_what_one_does(trained, by_score, tmp
         assert asdict(fusion) == pytest.approx(asdict(alone["fused"][0]), rel=1e-3, abs=1e-4)
     assert main["report"]["metrics"] == alone["report"]["metrics"]
     costs = [got["report"]["verified"]["cost"] for got in (main, alone)]
+    assert list(main["report"]["metrics"])[-1] == "llm, verified by 3 models"
+    models = [got["report"]["verified_by_models"]["models"] for got in (main, alone)]
+    assert models[0][1]["cost"] is None and models[0][2]["cost"]["pairs"] == models[1][2]["cost"]["pairs"]
     assert costs[0]["pairs"] == costs[1]["pairs"] and costs[0]["crops"] > costs[1]["crops"]  # each reads its candidates

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from modeling_mllmreid.retrieval.matching import SamePerson
-from modeling_mllmreid.retrieval.ranking import nearest_in_row, rank_blocks, rank_gallery
+from modeling_mllmreid.retrieval.ranking import listed_distances, nearest_in_row, rank_blocks, rank_gallery
 from modeling_mllmreid.retrieval.scan import Scan
 from modeling_mllmreid.utils.errors import UserError
 
@@ -91,6 +91,23 @@ def test_filter_and_short_rows():
     assert rank_gallery(q, g[:2], 3).indices.tolist() == [[0, 1, -1], [1, 0, -1]]
     assert rank_gallery(q, g[:0], 2).indices.tolist() == [[-1, -1]] * 2
     assert rank_gallery(q[:0], g, 2).indices.shape == (0, 2)
+
+
+def test_distances_of_a_ranking_by_its_own_and_by_other_features():
+    rng = np.random.default_rng(2)
+    q, g, others = (rng.normal(size=size).astype(np.float32) for size in ((5, 6), (30, 6), (35, 9)))
+    rule = SamePerson([7] * 5, [7] * 27 + [8] * 3, [1] * 5, [1] * 27 + [2] * 3)  # three images are left
+    ranking = rank_gallery(q, g, 4, same_person=rule)
+    assert np.array_equal(
+        listed_distances(torch.from_numpy(q), torch.from_numpy(g), ranking.indices), ranking.distances
+    )
+    found = listed_distances(others[:5], others[5:], ranking.indices)
+    assert np.isinf(found[:, 3]).all()
+    plain = np.take_along_axis(oracle(others[:5], others[5:], "cosine"), ranking.indices[:, :3], axis=1)
+    np.testing.assert_array_max_ulp(found[:, :3], plain, 1)
+    others[20, 3] = np.nan
+    with pytest.raises(UserError, match="gallery_features: row 15 contains NaN"):
+        listed_distances(others[:5], others[5:], ranking.indices)
 
 
 def test_more_images_are_dropped_than_are_left_over():
