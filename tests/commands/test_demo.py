@@ -49,7 +49,9 @@ def flags(folder) -> list[str]:
 
 def test_the_fusion_is_that_of_the_chosen_feature(tmp_path, monkeypatch):
     measure = ReIDTrainer.evaluate
-    monkeypatch.setattr(ReIDTrainer, "evaluate", lambda self: measure(self) | {"eval_concat_mAP": 2.0})
+    monkeypatch.setattr(
+        ReIDTrainer, "evaluate", lambda self, **options: measure(self, **options) | {"eval_concat_mAP": 2.0}
+    )
     threads = torch.get_num_threads()
     sizes = {"train_identities": 20, "val_identities": 12, "pair_weight": 1}
     main([*flags(tmp_path / "demo"), *(f"--{name}={value}" for name, value in sizes.items())])
