@@ -1,6 +1,7 @@
 """Captions for images without one: a multimodal LLM writes them to a sidecar file, with their provenance."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, groupby
@@ -231,6 +232,9 @@ def describe_images(
 def describe_crops(model: MllmReIDModel, processor: MllmReIDProcessor, images: Sequence[Image.Image]) -> list[str]:
     """Writes the model's likeliest text about each crop, after the instruction that it was trained with.
 
+    A training on targets that are cut teaches no end of a text, so a model may go on in the middle of a sentence or
+    repeat itself: whole sentences are kept, each once.
+
     Args:
         model (`MllmReIDModel`): A model; a training with the language loss taught it what to write.
         processor (`MllmReIDProcessor`): Its processor.
@@ -243,7 +247,13 @@ def describe_crops(model: MllmReIDModel, processor: MllmReIDProcessor, images: S
     for start in range(0, len(images), DESCRIPTION_BATCH):
         batch = images[start : start + DESCRIPTION_BATCH]
         texts += describe_images(model, processor, batch, processor.instruction, DESCRIPTION_TOKENS, None, 0)
-    return texts
+    return list(map(whole_sentences, texts))
+
+
+def whole_sentences(text: str) -> str:
+    """Returns the whole sentences of a text, each once; a text without a whole sentence as it is."""
+    sentences = re.findall(r"\S.*?[.!?](?=\s|$)", text)
+    return " ".join(dict.fromkeys(sentences)) if sentences else text
 
 
 def _one_line(text: str) -> str:

@@ -6,6 +6,7 @@ import pytest
 
 from modeling_mllmreid.evaluation.reason_rates import Truth, reason_rates, truth_of
 from modeling_mllmreid.synthetic.people.captions import sample_descriptions, tokenize
+from modeling_mllmreid.text.captioning import whole_sentences
 from modeling_mllmreid.text.reasons import compare_descriptions, phrases
 
 
@@ -42,6 +43,20 @@ def test_phrases_keep_every_attribute_of_the_captions():
                 tokenize(caption)
             ) <= kept
             assert not between & {phrase for phrase in phrases(caption)}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ""),
+        ("a man in a coat", "a man in a coat"),
+        ("a man . the feet are in boots . the feet are in boots . the feet", "a man . the feet are in boots ."),
+        ("A man, 1.5 m tall! Is it? Yes", "A man, 1.5 m tall! Is it?"),
+        ("... a man.", "... a man."),
+    ],
+)
+def test_whole_sentences_each_once(text, expected):
+    assert whole_sentences(text) == expected
 
 
 def test_two_descriptions_are_compared():
