@@ -243,6 +243,7 @@ def one_of_two(rank: int, port: int, folder: Path, flags: list[str]) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_store_what_one_does(trained, model, tmp_path):
     both = shutil.copytree(model, tmp_path / "both")
     two = start_children(one_of_two, 32500 + os.getpid() % 1000, both, trained.site, count=2)

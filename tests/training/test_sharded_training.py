@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from transformers import AutoModel
 
 from modeling_mllmreid.commands import export
 from modeling_mllmreid.data.load import load_reid_dataset
+from modeling_mllmreid.evaluation import pair_fusion_fit
+from modeling_mllmreid.evaluation.threshold import load_thresholds
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel, mllm_forward
 from modeling_mllmreid.model.processing_mllmreid import PAIR_ANSWERS, PAIR_QUESTION
 from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
@@ -53,6 +56,7 @@ def train(people: str, output: Path, *, form: str, identities_per_batch: int, re
     texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
     processor = build_processor([*texts, PAIR_QUESTION, *PAIR_ANSWERS], height=64, width=32, patch_size=16)
     mllm_forward.mine_pairs = pairs_of_eight
+    pair_fusion_fit.LEAST_PEOPLE = 3
     world = load_reid_dataset("market1501", data_dir=people, captions_file=f"{people}/reid_raw.json")
     size = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids}
     backbone = output.parents[1] / "backbone"
@@ -214,6 +218,11 @@ def test_sharded_training_has_the_losses_of_one_process_and_whole_checkpoints(ru
                 torch.testing.assert_close(rows, expected[name], rtol=0, atol=1e-4, msg=f"{saved} {name}")
             if form == "pairs" and saved == folder / form:
                 torch.testing.assert_close(pair_score(model), ranks[0]["score"], rtol=0, atol=1e-4)
+    fusions = [load_thresholds(str(root / form))["llm"].fusion for root in (folder, folder.with_name("one"))]
+    if form == "pairs":
+        assert asdict(fusions[0]) == pytest.approx(asdict(fusions[1]), rel=0.02, abs=0.02) and fusions[0].people == 4
+    else:
+        assert fusions == [None, None]
     metadata = json.loads((folder / form / f"checkpoint-{STEPS}" / "run_facts.json").read_text())
     assert metadata["settings"]["sharding"] == sharding
     # The same files as one process writes, with the code of the model, and the same settings.
