@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from transformers.utils.hub import cached_file, extract_commit_hash
+
 from ...data.licences import licence_of
-from ...hub.compose import COMPOSED, Half, compose_llava, language_config, tower_config, without_warnings
+from ...hub.compose import COMPOSED, Half, compose_llava, composed_bytes, without_warnings
 from ...hub.native import Source, write_native
 from ...utils.errors import UserError
 from ...utils.markdown import code, escape
@@ -140,9 +142,7 @@ def from_hub(output: Path) -> None:
     tower, language_model = Half("tower", TOWER_NAME), Half("language_model", LANGUAGE_MODEL_NAME)
     if os.path.isdir(TOWER_NAME) or os.path.isdir(LANGUAGE_MODEL_NAME):
         raise UserError(f"source hub: {TOWER_NAME} or {LANGUAGE_MODEL_NAME} is a folder here: run it somewhere else")
-    # The branch can move between two downloads: everything is of the commit of the first.
-    tower = replace(tower, revision=tower_config(tower)._commit_hash)
-    language_model = replace(language_model, revision=language_config(language_model)._commit_hash)
+    tower, language_model = _pinned(tower), _pinned(language_model)
     halves = {"vision tower": tower, "language model": language_model}
     rows = {role: f"{code(half.name)}, commit {code(str(half.revision))}" for role, half in halves.items()}
     provenance = section("Provenance", rows, "Both halves were loaded from the Hub, at these commits.")
@@ -154,9 +154,15 @@ def from_hub(output: Path) -> None:
     print(f"LLaVA of {escape(tower.name)} and {escape(language_model.name)}: {output / LLAVA}")
 
 
+def _pinned(half: Half) -> Half:
+    """Returns a half at the commit that its branch has now: the branch can move between two downloads."""
+    with half.loading():
+        return replace(half, revision=extract_commit_hash(cached_file(half.name, "config.json"), None))
+
+
 def _write_llava(tower: Half, language_model: Half, folder: Path, sources: list[Source], provenance: str) -> None:
     """Composes the LLaVA and writes it."""
-    check_output_folder(folder)
+    check_output_folder(folder, needs_bytes=composed_bytes(tower, language_model, None))
     print("composing", flush=True)
     with without_warnings():
         llava = compose_llava(tower, language_model)
