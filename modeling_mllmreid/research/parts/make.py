@@ -12,7 +12,7 @@ from ...data.licences import licence_of
 from ...hub.compose import COMPOSED, Half, compose_llava, composed_bytes, without_warnings
 from ...hub.native import Source, write_native
 from ...utils.errors import UserError
-from ...utils.markdown import code, escape
+from ...utils.markdown import code
 from ...utils.outputs import atomic_folder, check_output_folder, scratch_folder
 from .dinov2 import convert_tower
 from .efficientnet_lite import convert_efficientnet
@@ -151,7 +151,7 @@ def from_hub(output: Path) -> None:
             Source(role, half.name, licence_of(half.name, revision=half.revision)) for role, half in halves.items()
         ]
         _write_llava(tower, language_model, output / LLAVA, sources, provenance)
-    print(f"LLaVA of {escape(tower.name)} and {escape(language_model.name)}: {output / LLAVA}")
+    print(f"LLaVA of {tower.name} and {language_model.name}: {output / LLAVA}")
 
 
 def _pinned(half: Half) -> Half:
