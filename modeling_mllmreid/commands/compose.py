@@ -4,20 +4,13 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from transformers.utils import logging as transformers_logging
-
 from ..data.licences import licence_of, normal_licence
-from ..hub.compose import Half, compose_llava, composed_bytes
+from ..hub.compose import COMPOSED, Half, compose_llava, composed_bytes, without_warnings
 from ..hub.native import Source, write_native
 from ..options.arguments import torch_dtype
 from ..options.parser import parse
 from ..utils.outputs import check_output_folder
 from ..utils.ranges import Seed
-
-TEXT = """
-A LLaVA that MLLMReID composed of a vision tower and a language model. Its projector is untrained: train it on images
-with captions first (`mllmreid train projector`), and continue from the model that `mllmreid export --to native` writes.
-"""
 
 
 @dataclass
@@ -64,15 +57,10 @@ def main(argv: list[str]) -> None:
     inputs = [name for name in (args.tower, args.language_model) if os.path.isdir(name)]
     check_output_folder(args.output, inputs=inputs)
     check_output_folder(args.output, inputs=inputs, needs_bytes=composed_bytes(tower, language_model, dtype))
-    verbosity = transformers_logging.get_verbosity()
-    # transformers lists the weights of the other half of a dual encoder, and describes the new embeddings.
-    transformers_logging.set_verbosity_error()
-    try:
+    with without_warnings():
         llava = compose_llava(
             tower, language_model, dtype=dtype, vision_feature_layer=args.vision_feature_layer, seed=args.seed
         )
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     sources = [
         Source(role, half.name, normal_licence(licence) or licence_of(half.name, revision=half.revision))
         for role, half, licence in (
@@ -80,7 +68,7 @@ def main(argv: list[str]) -> None:
             ("language model", language_model, args.language_model_licence),
         )
     ]
-    write_native(llava, args.output, sources=sources, text=TEXT)
+    write_native(llava, args.output, sources=sources, text=COMPOSED)
     for source in sources:
         print(f"{source.role}: {source.name}, licence {source.licence or 'not recorded'}")
     print(f"{sum(weight.numel() for weight in llava.mllm.parameters()):,} parameters: {args.output}")

@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 from transformers.tokenization_utils_base import AddedToken
+from transformers.utils import logging as transformers_logging
 
 from ..model import MllmReIDConfig
 from ..model.prompts import templates_of
@@ -40,6 +41,11 @@ VOCABULARY_MULTIPLE = 64
 # Heads of a tower that a LLaVA does not run. Checkpoints for classification lack them.
 UNUSED_HEADS = ("pooler.", "head.")
 CHECKED_TOKENS = 16
+# The first paragraph of the card.
+COMPOSED = """
+A LLaVA that MLLMReID composed of a vision tower and a language model. Its projector is untrained: train it on images
+with captions first (`mllmreid train projector`), and continue from the model that `mllmreid export --to native` writes.
+"""
 
 
 @dataclass
@@ -283,6 +289,20 @@ def compose_llava(
             f"of type {text_config.model_type!r} scales its logits, which a LLaVA does not: give another language model"
         )
     return NativeLlava(mllm, tokenizer, image_processor, prefix_tokens)
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Suppresses what transformers says within the block.
+
+    It lists the weights of the other half of a dual encoder, and describes the new embeddings.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _assemble(config: LlavaConfig, vision: PreTrainedModel, text: PreTrainedModel) -> LlavaForConditionalGeneration:

@@ -1,1 +1,1 @@
-"""Research code of the commands `demo` and `ablate`: the tiny LLaVA, the analyses and the ablation."""
+"""Research code of `demo`, `ablate` and `parts`: the tiny LLaVA, the analyses, the ablation, public weights."""
