@@ -86,6 +86,11 @@ def check_checkpoint(model: str) -> dict[str, Threshold]:
         )
     before = load_thresholds(model)
     for file in (THRESHOLD_FILE, EARLIER_FILE):
+        if os.path.islink(Path(model, file)):  # as all files in the cache of the Hub
+            raise UserError(
+                f"model {model}: its {file} is a symbolic link, which is not replaced: copy the checkpoint (cp -rL "
+                f"{model} FOLDER) and give --model FOLDER"
+            )
         check_output(Path(model, file), ours=is_known_json)
     return before
 
@@ -94,7 +99,11 @@ def query_and_gallery(dataset: DatasetDict, people: str, name: str) -> tuple[Dat
     """Returns the queries and the gallery of the chosen people. Raises UserError if they are missing or too few."""
     needed = ("train",) if people == "train" else ("query", "gallery")
     if not set(needed) <= dataset.keys():
-        raise UserError(f"people {people}: data set {name} has {', '.join(dataset)}: it needs {' and '.join(needed)}")
+        other = "test" if people == "train" else "train"
+        raise UserError(
+            f"people {people}: data set {name} has {', '.join(dataset)}, and not {' and '.join(needed)}: give "
+            f"--people {other}, or another data set"
+        )
     query, gallery = split_query_gallery(dataset["train"]) if people == "train" else (dataset[n] for n in needed)
     count = len(query.unique("person_id"))
     if count < LEAST_PEOPLE:

@@ -96,7 +96,7 @@ def score_shortlist(
         what they cost. The scores do not depend on the limits, beyond the rounding of batched products.
 
     Raises:
-        UserError: if an image is broken.
+        UserError: if an image is broken, or a score is not finite.
     """
     started = time.perf_counter()
     scores = np.full(places.shape, np.nan, dtype=np.float32)
@@ -131,6 +131,11 @@ def score_shortlist(
                     values.append(pair_scores.float().cpu().numpy())
                     bar.update(len(one))
     scores[there] = np.concatenate(values)
+    if count := len(first) - np.isfinite(scores[there]).sum():
+        raise UserError(
+            f"pair scores: {count:,} of {len(first):,} are not finite: load the model in float32 or bfloat16, or train "
+            "it again"
+        )
     crops = 1 + sum(map(len, share))
     return scores, PairCost(len(first), crops, 1 + len(share), len(values), time.perf_counter() - started)
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..utils.errors import UserError
+from ..utils.errors import Unavailable, UserError
 from ..utils.json_files import Format, read_json
 from ..utils.outputs import atomic_file, write_json
 from ..utils.report_formats import CalibrationValues, FusionValues, ThresholdsFile
@@ -78,7 +78,8 @@ def replace_thresholds(folder: str | os.PathLike[str], thresholds: Mapping[str, 
 def load_thresholds(checkpoint: str, revision: str | None = None) -> dict[str, Threshold]:
     """Reads the thresholds of a checkpoint, a folder or a name on the Hub, by feature; empty if it has no file.
 
-    Raises UserError if the file is not valid: NaN, a negative distance, or an interval whose ends are swapped.
+    Raises Unavailable if the file is not valid: NaN, a negative distance, or an interval whose ends are swapped. For a
+    server it is no mistake in the request.
     """
     path = _file_of(checkpoint, revision)
     if path is None:
@@ -86,7 +87,7 @@ def load_thresholds(checkpoint: str, revision: str | None = None) -> dict[str, T
     try:
         stored = read_json(path, ThresholdsFile, remedy="train again, or remove the file")
     except UserError as error:
-        raise UserError(f"{path}: holds no thresholds ({str(error).removeprefix(f'{path}: ')})") from error
+        raise Unavailable(f"{path}: holds no thresholds ({str(error).removeprefix(f'{path}: ')})") from error
     return {
         name: Threshold(
             **_values(values, Threshold)

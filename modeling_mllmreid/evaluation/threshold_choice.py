@@ -12,6 +12,7 @@ from .threshold import Threshold
 from .verification import OpenSetDistances, open_set_distances, share_of, threshold_at
 
 FARTHEST = 2.0  # the largest cosine distance
+ROUNDING = 1e-6  # of a cosine distance between two equal features in float32
 
 
 def choose_threshold(
@@ -31,8 +32,8 @@ def choose_threshold(
 
     Returns:
         `Threshold`, or `None` if there are fewer than 1 / fpir searches, no match, only one person, or if every search
-        finds another person at distance 0. If many searches do (copies under two names), the threshold is 0, with the
-        rate that it has.
+        finds another person at distance 0, but for rounding. If many searches do (copies under two names), the
+        threshold is 0, with the rate that it has.
 
     Raises:
         UserError: if fpir is not between 0 and 1.
@@ -41,12 +42,12 @@ def choose_threshold(
     mated = distances.mate[~np.isnan(distances.mate)]
     if not share_of(fpir, len(distances.other)) or not len(mated) or np.isinf(distances.other).all():
         return None
+    if (distances.other <= ROUNDING).all():  # a collapsed model
+        return None
     distance = threshold_at(distances.other, fpir)
     share = fpir
     if distance < 0:
         distance, share = 0.0, float((distances.other <= 0).mean())
-    if share == 1:  # a collapsed model
-        return None
     low, high = _interval(distances, same_person.query_persons, distance, fpir)
     tpir = float((mated <= distance).mean())
     people = len(np.unique(same_person.query_persons))

@@ -64,8 +64,8 @@ def fusion_of(model: Encoder, name: str, revision: str | None = None) -> PairFus
     """
     if not isinstance(model, MllmReIDModel):
         raise UserError(
-            f"verify_top: {name} is a vision form or an ONNX file, and pairs need a language model: give the "
-            "checkpoint that it was exported from"
+            f"verify_top: {name} is a vision form or an ONNX file, and pairs need a language model: give a "
+            "checkpoint that was trained with pair_weight, or add one with verify_with"
         )
     if model.config.pair_question_ids is None or model.config.pair_answer_ids is None:
         raise UserError(f"verify_top: {name} has no question about pairs: train it with pair_weight, or leave it out")
@@ -73,9 +73,11 @@ def fusion_of(model: Encoder, name: str, revision: str | None = None) -> PairFus
     threshold = load_thresholds(name, revision).get(feature)
     fusion = None if threshold is None else threshold.fusion
     if fusion is None:
+        # `calibrate` fits one for a model that was trained with pairs.
+        how = ", or fit it with calibrate" if model.config.pair_weight else ""
         raise UserError(
             f"verify_top: the checkpoint of {name} has no fusion of pair scores for the feature {feature!r}: train "
-            "with pair_weight, this test_feature and at least 10 people in val, or fit it with calibrate"
+            f"with pair_weight, this test_feature and at least 10 people in val{how}"
         )
     return fusion
 

@@ -74,8 +74,9 @@ def print_found(found: Found) -> None:
 
 def verification_lines(made: Verification) -> list[str]:
     """Returns what was verified, what the probability is about, and which rows could not be verified, as lines."""
-    note = probability_note(made.top, made.gallery)
-    lines = [f"{counted(made.rows, 'row')} verified, most probable first; the probability {note}"]
+    lines = [f"{counted(made.rows, 'row')} verified"]
+    if made.rows:
+        lines[0] += f", most probable first; the probability {probability_note(made.top, made.gallery)}"
     if made.unopened:
         names, count = ", ".join(name[:16] for name in made.unopened[:SHOWN]), counted(len(made.unopened), "row")
         lines.append(f"not verified: {count} whose picture is missing, broken or another one: {names}")

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import logging
 
 from .adapters import inject_adapter, merge_adapter
+from .configuration_vision_mllmreid import WITHOUT_LLM
 from .encoders import check_encoder, vision_part, without_pooler
 from .identities import IdentityClassifiers
 from .pipeline_mllmreid import person_reid_entry
@@ -141,7 +142,9 @@ class EncoderCheckpoints(PrivatePush, IdentityClassifiers):
             raise ValueError("quantization_config: an encoder without a language model is not quantised: leave it out")
         hub = {key: kwargs[key] for key in HUB if kwargs.get(key) is not None}
         stored = read_config(cls.config_class, name_or_path, hub)
-        fields = {name: kwargs.pop(name) for name in cls.config_class.__annotations__ if name in kwargs}
+        # Those of a language model too: the configuration refuses them by name.
+        known = cls.config_class.__annotations__.keys() | WITHOUT_LLM.keys()
+        fields = {name: kwargs.pop(name) for name in known & kwargs.keys()}
         config = stored if config is None else config
         if fields:
             config = cls.config_class.from_dict({**config.to_dict(), **fields})

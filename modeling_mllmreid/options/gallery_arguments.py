@@ -102,8 +102,8 @@ class QueryArguments:
     verify_top: CountOrZero = field(
         default=0,
         metadata={
-            "help": "Compare the photo with each of this many nearest images in one prompt, and order them by the "
-            "probability of one person, for a model that was trained with pair_weight. 0: none."
+            "help": "Let the model compare the photo with each of this many nearest images, and order them by the "
+            "probability of one person; it must have been trained with pair_weight. 0: none."
         },
     )
     reasons: CountOrZero = field(

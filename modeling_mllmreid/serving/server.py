@@ -76,7 +76,8 @@ def build_app(service: GalleryService) -> FastAPI:
     @app.exception_handler(UserError)
     def refuse(request: Request, error: UserError) -> JSONResponse:
         status = next(status for kind, status in STATUSES.items() if isinstance(error, kind))
-        return JSONResponse({"error": str(error)}, status_code=status)
+        model = service.gallery.encoder.settings().model
+        return JSONResponse({"error": str(error).replace(model, _base_name(model))}, status_code=status)
 
     @app.exception_handler(RequestValidationError)
     def refuse_form(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, AliasChoices, Field, model_validator
 from .checkpoint_formats import RunFingerprintFile
 from .data_formats import SplitsFile, WorldFile
 from .errors import UserError
-from .json_files import Count, Format, Share, Size, Text, read_json
+from .json_files import INT64, Count, Format, Share, Size, Text, read_json
 
 
 class EmbeddingsFile(Format):
@@ -149,16 +149,17 @@ class CalibrationValues(Format):
 class FusionValues(Format):
     """Log odds from distance and pair score, see `evaluation.pair_fusion.PairFusion`."""
 
-    constant: float
-    distance: Annotated[float, Field(le=0)]
-    score: Annotated[float, Field(ge=0)]
+    # With these limits float32 holds the log odds of all pairs.
+    constant: Annotated[float, Field(ge=-1e30, le=1e30)]
+    distance: Annotated[float, Field(ge=-1e30, le=0)]
+    score: Annotated[float, Field(ge=0, le=1e30)]
     share: Share
     low: Share
     high: Share
     people: Count
     pairs: Count
-    top: Annotated[int, Field(ge=1)]
-    gallery: Annotated[int, Field(ge=1)]
+    top: Annotated[int, Field(ge=1, le=INT64)]
+    gallery: Annotated[int, Field(ge=1, le=INT64)]
     ece_before: Share
     ece_after: Share
 

@@ -161,8 +161,16 @@ OTHERS = [(person, 2, "gallery") for person in range(50, 54)]
             [*QUERIES[:9], *OTHERS],
             "test: the queries show 9 people, and 10 are needed",
         ),
-        (["--people", "test"], [(0, 1, "train"), (1, 1, "train")], "has train: it needs query and gallery"),
-        (["--people", "train"], [*QUERIES, *OTHERS], "has query, gallery: it needs train"),
+        (
+            ["--people", "test"],
+            [(0, 1, "train"), (1, 1, "train")],
+            "has train, and not query and gallery: give --people train",
+        ),
+        (
+            ["--people", "train"],
+            [*QUERIES, *OTHERS],
+            "has query, gallery, and not train: give --people test, or another data set",
+        ),
         (["--people", "train"], [(p, 1, "train") for p in range(12)], "no person with images of two cameras"),
         (["--people", "test"], [*QUERIES, *OTHERS], "test: no threshold of the feature 'llm': no query has a match"),
         (
@@ -198,6 +206,20 @@ def test_a_file_that_is_not_ours_is_not_replaced(trained, model):
     with pytest.raises(UserError, match="threshold.json.before: exists and was not written by this program"):
         calibrate.main(["--model", str(model), *trained.site, "--people", "test"])
     assert (model / FILES[0]).read_bytes() == (trained.folder / FILES[0]).read_bytes()
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_link_is_not_replaced(trained, model, tmp_path, file):
+    """As all files of a checkpoint in the cache of the Hub."""
+    target = tmp_path / "elsewhere.json"
+    target.write_bytes((model / FILES[0]).read_bytes())
+    (model / file).unlink(missing_ok=True)
+    (model / file).symlink_to(target)
+    fix = f"copy the checkpoint (cp -rL {model} FOLDER) and give --model FOLDER"
+    with pytest.raises(UserError) as error:
+        calibrate.main(["--model", str(model), *trained.site, "--people", "test"])
+    assert str(error.value) == f"model {model}: its {file} is a symbolic link, which is not replaced: {fix}"
+    assert (model / file).is_symlink() and target.read_bytes() == (trained.folder / FILES[0]).read_bytes()
 
 
 def test_people_of_the_training_are_refused(trained, model):

@@ -149,7 +149,7 @@ def test_scores_that_know_the_people_raise_the_row_and_not_the_control(trained, 
         (
             ["--verify_top", "5", "--test_feature", "vision"],
             "has no fusion of pair scores for the feature 'vision': train with pair_weight, this test_feature and at "
-            "least 10 people in val",
+            "least 10 people in val, or fit it with calibrate",
         ),
     ],
 )
@@ -166,12 +166,23 @@ def test_models_without_pairs(trained, disk, tmp_path):
     with pytest.raises(UserError, match="has no question about pairs: train it with pair_weight, or leave it out"):
         evaluate.main(["--model", str(disk.ours), *flags])
     export.main(["--model", str(trained.folder), "--to", "vision", "--output", str(tmp_path / "form")])
+    needs = (
+        "is a vision form or an ONNX file, and pairs need a language model: give a checkpoint that was trained with "
+        "pair_weight, or add one with verify_with$"
+    )
     for model in (str(tmp_path / "form"), "pedestrians-small"):
-        with pytest.raises(UserError, match="is a vision form or an ONNX file, and pairs need a language model"):
+        with pytest.raises(UserError, match=needs):
             evaluate.main(["--model", model, *flags])
     onnx = str(next((Path(ModelArguments("pedestrians-small").model)).glob("*.onnx")))
-    with pytest.raises(UserError, match="is a vision form or an ONNX file, and pairs need a language model"):
+    with pytest.raises(UserError, match=needs):
         evaluate.main(["--model", onnx, *flags])
+    # Trained further without pairs: it keeps the question, and `calibrate` fits no fusion for it.
+    further = Path(shutil.copytree(trained.folder, tmp_path / "further"))
+    config = json.loads((further / "config.json").read_text()) | {"pair_weight": 0.0}
+    (further / "config.json").write_text(json.dumps(config))
+    (further / "threshold.json").unlink()
+    with pytest.raises(UserError, match="train with pair_weight, this test_feature and at least 10 people in val$"):
+        evaluate.main(["--model", str(further), *flags])
 
 
 def test_an_evaluation_in_python_needs_the_fusion_too(trained):

@@ -153,6 +153,11 @@ def test_it_is_stored_with_the_threshold(tmp_path):
         ({"ece_after": -0.1}, "fusion.ece_after"),
         ({"top": 0}, "fusion.top"),
         ({"gallery": 0}, "fusion.gallery"),
+        # Numbers whose log odds are infinite, or equal for all pairs.
+        ({"constant": 1e31}, "fusion.constant: input should be less than or equal to"),
+        ({"distance": -1e31}, "fusion.distance: input should be greater than or equal to"),
+        ({"score": 1e31}, "fusion.score: input should be less than or equal to"),
+        ({"gallery": 10**400}, "fusion.gallery: input should be less than or equal to"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path, change, message):

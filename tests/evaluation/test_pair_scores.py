@@ -127,3 +127,19 @@ def test_a_broken_image_is_named(model, tiny_processor, images, places, tmp_path
     gallery = [*images[QUERIES:-1], str(tmp_path / "broken.jpg")]
     with pytest.raises(UserError, match=r"broken.jpg"):
         score_shortlist(model, tiny_processor, images[:QUERIES], gallery, np.full((QUERIES, 1), 8), progress=False)
+
+
+def test_scores_that_are_not_finite_are_refused(model, tiny_processor, images, places):
+    """Float16 may overflow: such scores have no order, and fit no fusion."""
+    scored = model.score_pairs
+    calls = []
+
+    def overflow(*args):
+        calls.append(scored(*args))
+        return calls[-1] * float("inf" if len(calls) == 2 else 1)
+
+    model.score_pairs = overflow
+    given = (model, tiny_processor, images[:QUERIES], images[QUERIES:], places)
+    message = "^pair scores: 6 of 18 are not finite: load the model in float32 or bfloat16, or train it again$"
+    with pytest.raises(UserError, match=message):
+        score_shortlist(*given, batch_size=6, progress=False)

@@ -39,9 +39,14 @@ def test_too_few_searches_give_none():
     assert choose_threshold(*val(1, queries=20), fpir=0.1) is None  # one person alone is never another
 
 
-def test_a_collapsed_model_has_no_threshold():
+@pytest.mark.parametrize("feature", [[1, 0, 0], [0.6, 0.8, 0], [0.1, 0.7, 0.3]])
+def test_a_collapsed_model_has_no_threshold(feature):
+    """Nor if the distance of equal features is not 0 because of rounding."""
     persons = np.arange(30)
-    same = np.tile(np.eye(8, dtype=np.float32)[:1], (30, 1))
+    same = np.tile(np.float32(feature), (30, 1))
+    same /= np.linalg.norm(same, axis=1, keepdims=True)
+    assert choose_threshold(same, same, SamePerson(persons, persons), fpir=0.1) is None
+    same *= 1 + 1e-7 * persons[:, None].astype(np.float32)
     assert choose_threshold(same, same, SamePerson(persons, persons), fpir=0.1) is None
 
 

@@ -1,5 +1,6 @@
 """A verified search on a tiny model that was trained with `pair_weight`: order, probabilities, pictures, mistakes."""
 
+import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -260,8 +261,10 @@ def test_the_command_names_rows_that_are_not_verified(trained, copied, capsys):
     printed = capsys.readouterr().out
     assert (
         f"not verified: 1 row whose picture is missing, broken or another one: {hits[1].id[:16]}" in printed
-        and "2 rows verified" in printed
+        and "2 rows verified, most probable first; the probability holds" in printed
     )
+    gallery_command.main(["search", "--gallery", copied.store.place, *flags, "--cameras", "77"])
+    assert "0 rows verified\n" in capsys.readouterr().out
 
 
 # ---- the server ----------------------------------------------------------------------------------------------------
@@ -313,6 +316,33 @@ def test_a_row_whose_picture_is_gone_is_no_query(trained, copied, tmp_path):
     answer = client.post("/api/search", data={"id": row.id, "verify_top": 3})
     assert answer.status_code == 404 and str(tmp_path) not in answer.text
     assert "verify_top compares it: restore it, give a photo, or leave out verify_top" in answer.json()["error"]
+
+
+def test_a_threshold_file_that_breaks_is_no_mistake_of_a_client(trained, tmp_path):
+    from served import client_of
+
+    from modeling_mllmreid.serving.server import build_app
+
+    model = Path(shutil.copytree(trained.model, tmp_path / "model"))
+    gallery = Gallery.create(tmp_path / "gallery", ModelEncoder(ModelArguments(str(model))))
+    gallery.add(trained.queries[1:4])
+    client = client_of(build_app(GalleryService(gallery, Audit(tmp_path / "audit"))))
+    stored = json.loads((model / "threshold.json").read_text())
+    stored[next(iter(stored))]["distance"] = float("nan")
+    (model / "threshold.json").write_text(json.dumps(stored))
+    one, other = trained.queries[:2]
+    for answer in (
+        client.post("/api/search", files=upload(one)),
+        client.post("/api/search", files=upload(one), data={"verify_top": 2}),
+        client.post("/api/compare", files=upload(one, other)),
+        client.post("/api/groups", json={}),
+    ):
+        assert answer.status_code == 503
+        assert answer.json()["error"].startswith("model/threshold.json: holds no thresholds (field ")
+    (model / "threshold.json").unlink()
+    answer = client.post("/api/search", files=upload(one), data={"verify_top": 2})
+    assert answer.status_code == 400 and str(tmp_path) not in answer.text
+    assert "verify_top: the checkpoint of model has no fusion of pair scores" in answer.json()["error"]
 
 
 def test_a_comparison_has_the_probability_of_the_pair_model(trained, service, client):

@@ -225,6 +225,7 @@ def test_encoders_that_do_not_fit_are_refused(folders, tmp_path):
         ({"reid_on": "both"}, "reid_on is 'both': an encoder without a language model has none"),
         ({"reid_text": True}, "reid_text is True: an encoder without a language model has none"),
         ({"llm_layer": -2}, "llm_layer is -2: an encoder without a language model has none"),
+        ({"pair_weight": 1}, "pair_weight is 1: an encoder without a language model has none: leave it out"),
         ({"vision_layer": 5}, "vision_layer is 5; of 2 layers"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -232,6 +233,11 @@ def test_encoders_that_do_not_fit_are_refused(folders, tmp_path):
     only = {"loss_lambda": 1, "reid_on": "vision", "reid_text": False, "distillation_weight": 0}
     config = MllmReIDVisionModel.from_encoder_pretrained(folder, height=64, width=32, **only).config
     assert (config.loss_lambda, config.reid_heads, config.reid_text) == (1.0, ("vision",), False)
+    # A form of our own takes and refuses the same fields.
+    assert MllmReIDVisionModel.from_pretrained("pedestrians-small", **only).config.reid_heads == ("vision",)
+    for name, value in (("pair_weight", 1), ("loss_lambda", 0.7), ("reid_text", True)):
+        with pytest.raises(ValueError, match=f"^{name} is {value}: an encoder without a language model has none"):
+            MllmReIDVisionModel.from_pretrained("pedestrians-small", **{name: value})
     for kind in ("siglip", "convnext"):
         with pytest.raises(ValueError, match=r"pooling is 'class', and '\w+' has no class token: give 'mean' or 'gem'"):
             MllmReIDVisionModel.from_encoder_pretrained(folders(kind), pooling="class")

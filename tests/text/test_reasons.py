@@ -27,6 +27,15 @@ from modeling_mllmreid.text.reasons import compare_descriptions, phrases
         ("a navy-blue T-shirt (the man’s)", ["navy-blue t-shirt", "man’s"]),
         ("ein roter Mantel - größer als blau", ["ein roter mantel", "größer als blau"]),
         ("- ... !", []),
+        ("a man without a hat or a bag, and a red coat", ["man", "no hat", "no bag", "red coat"]),
+        ("no visible bag. a hat", ["no bag", "hat"]),
+        ("neither a hat nor a black and white bag", ["no hat", "no black and white bag"]),
+        ("she isn’t wearing a coat and does not carry a bag", ["no coat", "no bag"]),
+        ("no, the face cannot be seen: a red hat", ["face", "red hat"]),
+        # Accents apart from their letter, and hyphens of two kinds.
+        ("un e\u0301te\u0301, a t\u2011shirt", ["un été", "t-shirt"]),
+        ("लाल कोट", ["लाल कोट"]),
+        ("\u0301\u0301 ]^\\-[", []),
     ],
 )
 def test_phrases_of_a_text(text, expected):
@@ -76,6 +85,8 @@ def test_two_descriptions_are_compared():
         reason.only_second,
         reason.only_first,
     )
+    opposite = compare_descriptions("a man without a hat", "a man with a hat")
+    assert (opposite.shared, opposite.only_first, opposite.only_second) == (("man",), ("no hat",), ("hat",))
     assert compare_descriptions("", "the person").lines("query", "row") == []
 
 

@@ -245,6 +245,7 @@ def test_the_dry_run_counts_what_is_trained(disk, encoders, tmp_path, capsys):
         (["--loss_lambda", "0.5"], "loss_lambda is 0.5: an encoder without a language model has none: leave it out"),
         (["--reid_on", "both"], "reid_on is 'both': an encoder without a language model has none: leave it out"),
         (["--reid_text", "true"], "reid_text is True: an encoder without a language model has none"),
+        (["--pair_weight", "1"], "pair_weight is 1.0: an encoder without a language model has none"),
         (["--llm_layer", "-2"], "llm_layer is -2: an encoder without a language model has none"),
         (["--target", "caption"], "target: an encoder without a language model has none: leave it out"),
         (["--texts", "texts.jsonl"], "texts: an encoder without a language model has none: leave it out"),
