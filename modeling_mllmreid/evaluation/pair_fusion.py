@@ -18,7 +18,8 @@ class PairFusion:
 
     They hold for the pairs of a query and its nearest gallery images. In a gallery of twice the size twice as many
     images of other people have the same distance and score, and as many of the query's person: the odds are half as
-    large. The order does not depend on it.
+    large. A smaller gallery does not raise them: it has fewer images of the query's person too, or none. The order does
+    not depend on it.
 
     Args:
         constant (`float`): log odds at distance 0 and score 0.
@@ -61,7 +62,7 @@ class PairFusion:
         Returns:
             `np.ndarray`: float64, of the same shape.
         """
-        constant = self.constant - float(np.log(gallery / self.gallery))
+        constant = self.constant - float(np.log(max(gallery / self.gallery, 1)))
         odds: np.ndarray = constant + self.distance * distances.astype(np.float64) + self.score * scores
         return odds
 

@@ -59,6 +59,8 @@ def test_a_larger_gallery_has_more_people_as_similar():
     assert calibration_error(fusion.pair_probability(distances, scores, 480), same) > 0.05
     odds = fusion.log_odds(distances, scores, 480) - fusion.log_odds(distances, scores, 960)
     assert odds == pytest.approx(np.log(2))
+    # A few rows that meet conditions are no better evidence.
+    assert np.array_equal(fusion.log_odds(distances, scores, 12), fusion.log_odds(distances, scores, 480))
 
 
 def test_fewer_people_give_a_wider_interval():
