@@ -2,6 +2,7 @@
 
 import copy
 import os
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -53,6 +54,7 @@ def pairs_of_eight(features, person_ids, camera_ids):
     return places.repeat(2), torch.cat([partner, other]), labels
 
 
+@patch.object(mllm_forward, "mine_pairs", pairs_of_eight)
 def train_all(people: str, output: str, identities_per_batch: int) -> dict[str, dict]:
     """By setting: `losses` (steps,), `rows` of each micro-batch (person, pixels' sum, target or not), `weights`,
     and `gradients`.
@@ -62,7 +64,6 @@ def train_all(people: str, output: str, identities_per_batch: int) -> dict[str, 
     """
     texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
     processor = build_processor([*texts, *PAIR_ANSWERS, PAIR_QUESTION], height=64, width=32, patch_size=16)
-    mllm_forward.mine_pairs = pairs_of_eight
     world = load_reid_dataset("market1501", data_dir=people, captions_file=f"{people}/reid_raw.json")
     results = {}
     for number, (name, (fields, steps, accumulation, dtype, chunk)) in enumerate(SETTINGS.items()):

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -51,12 +52,12 @@ def pairs_of_eight(features: torch.Tensor, person_ids: torch.Tensor, camera_ids:
     return places.repeat(2), second, (person_ids[places.repeat(2)] == person_ids[second]).float()
 
 
+@patch.object(mllm_forward, "mine_pairs", pairs_of_eight)
+@patch.object(pair_fusion_fit, "LEAST_PEOPLE", 3)
 def train(people: str, output: Path, *, form: str, identities_per_batch: int, resume: Path | None = None) -> dict:
     """A run of `STEPS` steps: `losses` of this process, `evaluations` on val, `features` of two images at its end."""
     texts = [text for texts in sample_descriptions(300, seed=0) for text in texts]
     processor = build_processor([*texts, PAIR_QUESTION, *PAIR_ANSWERS], height=64, width=32, patch_size=16)
-    mllm_forward.mine_pairs = pairs_of_eight
-    pair_fusion_fit.LEAST_PEOPLE = 3
     world = load_reid_dataset("market1501", data_dir=people, captions_file=f"{people}/reid_raw.json")
     size = {"height": 64, "width": 32, "image_prefix_ids": processor.image_prefix_ids}
     backbone = output.parents[1] / "backbone"

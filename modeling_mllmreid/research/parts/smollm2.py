@@ -20,8 +20,12 @@ def convert_language_model(file: Path, folder: Path) -> None:
     """
     # This progress bar would appear in log files too, unlike the others of transformers.
     with contextlib.redirect_stderr(io.StringIO()):
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        options: dict[str, Any] = {"gguf_file": file.name, "dtype": torch.float32}
+        # A GGUF file is read whatever `use_safetensors` says; it rules out pickles all the same.
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent, trust_remote_code=False, use_safetensors=True, **options
+        )
     tokenizer.model_max_length = model.config.max_position_embeddings
     # The weights are plain now. With these two, the saved folder would be loaded as a quantised model.
     model.hf_quantizer = None
