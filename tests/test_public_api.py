@@ -52,13 +52,14 @@ def test_the_import_loads_neither_torch_nor_transformers():
     (
         ("transformers", "modeling_mllmreid"),
         # A file of the model that imports transformers itself.
-        ("modeling_mllmreid.model.adapters", "transformers"),
+        pytest.param("modeling_mllmreid.model.adapters", "transformers", marks=pytest.mark.slow),
     ),
 )
 def test_the_auto_classes_know_the_models(first, second):
     run_fresh(f"import {first}\nimport {second}\n{HAS_MODELS}")
 
 
+@pytest.mark.slow
 def test_a_search_for_transformers_does_not_lose_the_registration():
     """Libraries such as accelerate look for transformers before anything imports it."""
     search = "import importlib.util\nimport modeling_mllmreid\nassert importlib.util.find_spec('transformers')"

@@ -54,6 +54,7 @@ def options():
         yield options
 
 
+@pytest.mark.slow
 def test_a_bucket_that_cannot_be_reached_any_more(encoder, tmp_path):
     place = "s3://bucket/served"
     with bucket_server() as (options, server):

@@ -137,6 +137,7 @@ def test_a_click_explains_what_was_searched(page, queries):
     assert not set(page.pictures("overlay")) & set(drawn)
 
 
+@pytest.mark.slow
 def test_words(page, browser, make_model, tiny_processor, tmp_path):
     page.fill(words="a red coat")
     assert page.answer("search", "verdict", "words:") == (

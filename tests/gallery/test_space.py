@@ -44,6 +44,7 @@ def get(url, process, headers=None, method="GET"):
     raise AssertionError("no answer")
 
 
+@pytest.mark.slow
 def test_it_starts_from_its_folder_alone(tmp_path):
     pytest.importorskip("moto", reason="the S3 server needs moto")
     folder, endpoint, port = tmp_path / "space", f"http://127.0.0.1:{free_port()}", free_port()
