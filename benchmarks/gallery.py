@@ -79,6 +79,10 @@ class WidthEncoder:
         """Compares nothing."""
         return self.encoder.pair_scores(photos, pictures)
 
+    def describe(self, images: Any) -> list[str]:
+        """Raises UserError: the model writes no text."""
+        return self.encoder.describe(images)
+
     def threshold(self) -> float | None:
         """Returns the threshold of the model."""
         return self.encoder.threshold()

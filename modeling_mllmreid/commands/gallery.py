@@ -17,6 +17,7 @@ from ..gallery.gallery import Gallery, Limit
 from ..gallery.indexing import build_index
 from ..gallery.person import rows_of_person
 from ..gallery.pictures import check_proportions
+from ..gallery.query import check_has_photo
 from ..gallery.reasons import reason_lines, reasons
 from ..gallery.reembedding import reembed
 from ..gallery.report import (
@@ -31,7 +32,6 @@ from ..gallery.report import (
 )
 from ..gallery.results import Found, counted
 from ..gallery.unknown_people import duplicates, gallery_groups, largest_groups, read_groups, write_groups
-from ..gallery.verification import check_photos
 from ..options.arguments import MethodArguments, OnnxArguments
 from ..options.gallery_arguments import (
     AddArguments,
@@ -108,7 +108,7 @@ def search(argv: list[str]) -> None:
     asked: dict[str, Any] = {"words": args.words, "id": args.id, "where": where, "threshold": limit}
     asked |= {"rerank": args.rerank, "approximate": args.approximate, "verify_top": args.verify_top}
     if args.reasons:
-        check_photos(args.query or None, args.id, "reasons")
+        check_has_photo(args.query or None, args.id, "reasons")
     found = gallery.search(args.query or None, args.top_k, **asked)
     made = reasons(gallery, found.hits[: args.reasons], args.query or None, args.id) if args.reasons else []
     text = args.words or args.id or ""

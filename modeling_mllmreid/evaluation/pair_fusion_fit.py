@@ -14,12 +14,11 @@ from ..retrieval.ranking import rank_gallery
 from ..utils.errors import UserError
 from ..utils.processes import on_main
 from .calibration import probability
+from .calibration_fit import LEAST_PEOPLE, RIDGE
 from .pair_fusion import PairFusion, calibration_error
 from .pair_scores import score_shortlist, shared_scores
 
 TOP = 20
-LEAST_PEOPLE = 10
-RIDGE = 1e-4  # as of `calibration_fit`, for columns of standard deviation 1
 # The odds fall with the distance and rise with the score.
 BOUNDS = [(None, None), (None, 0), (0, None)]
 DRAWS, FOLDS = 200, 5
@@ -29,7 +28,7 @@ class TooFewPeople(UserError):
     """The labelled people do not suffice for a fusion."""
 
 
-def fit_fusion_on_val(
+def fit_fusion_of_shortlists(
     model: MllmReIDModel,
     processor: MllmReIDProcessor,
     query: Dataset,

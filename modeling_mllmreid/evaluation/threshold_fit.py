@@ -11,7 +11,7 @@ from ..model import MllmReIDModel, MllmReIDProcessor
 from ..retrieval.matching import SamePerson
 from ..utils.processes import on_main
 from .calibration_fit import fit_calibration
-from .pair_fusion_fit import TooFewPeople, fit_fusion_on_val
+from .pair_fusion_fit import TooFewPeople, fit_fusion_of_shortlists
 from .protocol import embed_query_gallery, same_person
 from .threshold import Threshold
 from .threshold_choice import choose_threshold
@@ -48,7 +48,7 @@ def fit_thresholds(
         model (`Encoder`): the model.
         processor (`EncoderProcessor`): its processor.
         query, gallery (`Dataset`): images of people who are not in the training. Processes share them.
-        share (`bool`, defaults to `True`): as in `fit_fusion_on_val`.
+        share (`bool`, defaults to `True`): as in `fit_fusion_of_shortlists`.
         options: `batch_size`, `num_workers` and `progress` of `embed_images` and `score_shortlist`.
 
     Returns:
@@ -68,7 +68,7 @@ def fit_thresholds(
     assert isinstance(processor, MllmReIDProcessor)
     features = (query_features[feature], gallery_features[feature])
     try:
-        fusion = fit_fusion_on_val(model, processor, query, gallery, *features, rule, share=share, **options)
+        fusion = fit_fusion_of_shortlists(model, processor, query, gallery, *features, rule, share=share, **options)
     except TooFewPeople as error:
         return FittedThresholds(thresholds, str(error))
     return FittedThresholds(thresholds | {feature: replace(thresholds[feature], fusion=fusion)})

@@ -10,8 +10,8 @@ from ..retrieval.embeddings import printable
 from ..text.reasons import NOTE, Reason, compare_descriptions
 from ..utils.errors import UserError
 from .pictures import openers
+from .query import check_has_photo, query_photos
 from .results import Hit
-from .verification import check_photos, query_photos
 
 if TYPE_CHECKING:
     from .gallery import Gallery
@@ -32,7 +32,7 @@ def reasons(gallery: "Gallery", hits: Sequence[Hit], query: Any, id: str | None 
     Raises:
         UserError: The query has no photo, a photo is broken, or the model has no language model.
     """
-    check_photos(query, id, "reasons")
+    check_has_photo(query, id, "reasons")
     if not hits:
         return []
     (photo, *_) = query_photos(gallery, query, id, "reasons")

@@ -1,6 +1,5 @@
 """Verification in a search: the model reads the query and each of the nearest rows together."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,10 +8,10 @@ import numpy as np
 from PIL import Image
 
 from ..data.images import open_image
-from ..utils.errors import NotFound, UserError
+from ..utils.errors import UserError
 from .pictures import openers
+from .query import check_has_photo, query_photos
 from .results import Found, Hit, Verification
-from .rows import CropInfo
 
 if TYPE_CHECKING:
     from .gallery import Gallery
@@ -27,14 +26,8 @@ def check_verifiable(gallery: "Gallery", query: Any, id: str | None, top: int, r
         raise UserError(f"verify_top {top}: give 1 or more, or 0 for none")
     if rerank:
         raise UserError("verify_top: and rerank order the same rows: leave one of them out")
-    check_photos(query, id, "verify_top")
+    check_has_photo(query, id, "verify_top")
     gallery.encoder.pair_fusion()
-
-
-def check_photos(query: Any, id: str | None, option: str) -> None:
-    """Raises UserError if a query has no photo, which an option compares."""
-    if id is None and (query is None or isinstance(query, np.ndarray)):
-        raise UserError(f"{option}: compares photos, and the query has none: give a photo or an id, or leave it out")
 
 
 def verified(gallery: "Gallery", found: Found, query: Any, id: str | None, top: int) -> Found:
@@ -73,23 +66,6 @@ def verified(gallery: "Gallery", found: Found, query: Any, id: str | None, top: 
     unopened = [hit for place, hit in enumerate(nearest) if place not in set(opened)]
     made = Verification(len(ordered), [hit.id for hit in unopened], fusion.top, found.searched)
     return replace(found, hits=[*ordered, *unopened, *found.hits[top:]], verification=made)
-
-
-def query_photos(gallery: "Gallery", query: Any, id: str | None, option: str) -> list[Any]:
-    """Returns the photos of a query, or the picture of a row. Raises NotFound, with the option, without it."""
-    if id is None:
-        return [query] if isinstance(query, str | os.PathLike | Image.Image) else list(query)
-    _, table = gallery.store.read(["file_name"], [id])
-    row = Hit(id, 0.0, False, CropInfo(), next(iter(table["file_name"].to_pylist()), None))
-    (open_picture,) = openers(gallery, [row])
-    try:
-        return [open_image(open_picture())]
-    except UserError as error:
-        # Without its name: the folders of a server are no client's business.
-        raise NotFound(
-            f"id {id[:16]}: its image file is missing, broken or not the one that was added, and {option} compares "
-            f"it: restore it, give a photo, or leave out {option}"
-        ) from error
 
 
 def _batches(gallery: "Gallery", hits: Sequence[Hit]) -> Iterator[tuple[list[int], list[Image.Image]]]:

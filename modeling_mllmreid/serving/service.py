@@ -162,10 +162,9 @@ class GalleryService:
             raise UserError(f"top_k {k}: give 1 to {MOST_RESULTS}")
         if not 0 <= verify_top <= MOST_VERIFIED:
             raise UserError(f"verify_top {verify_top}: give 0 to {MOST_VERIFIED}")
-        options: dict[str, Any] = {"words": words or None, "id": id or None, "where": where, "rerank": rerank}
-        options |= {"verify_top": verify_top}
+        options: dict[str, Any] = {"words": words or None, "id": id or None, "where": where, "threshold": threshold}
         with self.opened(photos) as images:
-            found = self.gallery.search(images or None, k, threshold=threshold, **options)
+            found = self.gallery.search(images or None, k, rerank=rerank, verify_top=verify_top, **options)
         digest = query_digest([photo.content for photo in photos], words or id or "")
         results = len(found.hits)
         self.audit.write("search", query=digest, where=where, results=results, who=who, verify_top=verify_top)
@@ -175,13 +174,9 @@ class GalleryService:
         """Compares two crops, and writes an audit line.
 
         Args:
-            first (`Photo`): A crop.
-            second (`Photo`): Another one.
+            first, second (`Photo`): The crops.
             reasons (`bool`): Whether the model describes both.
             who (`str`, *optional*): The user.
-
-        Returns:
-            [`Comparison`]
 
         Raises:
             UserError: A crop cannot be used, or the model has no language model to describe it.

@@ -21,7 +21,7 @@ from modeling_mllmreid.commands import calibrate, evaluate, export
 from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.data.splits import split_query_gallery
 from modeling_mllmreid.evaluation.calibration_fit import fit_calibration
-from modeling_mllmreid.evaluation.pair_fusion_fit import fit_fusion_on_val
+from modeling_mllmreid.evaluation.pair_fusion_fit import fit_fusion_of_shortlists
 from modeling_mllmreid.evaluation.protocol import embed_query_gallery, same_person
 from modeling_mllmreid.evaluation.threshold import load_thresholds
 from modeling_mllmreid.evaluation.threshold_choice import choose_threshold
@@ -76,7 +76,7 @@ def direct_fit(folder: Path, query, gallery) -> dict:
         threshold = choose_threshold(*sides, rule)
         fitted[name] = replace(threshold, calibration=fit_calibration(np.concatenate(sides), persons))
         if name == "llm":
-            fusion = fit_fusion_on_val(model, processor, query, gallery, *sides, rule, progress=False)
+            fusion = fit_fusion_of_shortlists(model, processor, query, gallery, *sides, rule, progress=False)
             fitted[name] = replace(fitted[name], fusion=fusion)
     return fitted
 

@@ -20,7 +20,7 @@ from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.evaluation import verified_report
 from modeling_mllmreid.evaluation.metrics import metrics_from_blocks
 from modeling_mllmreid.evaluation.pair_fusion import PairFusion
-from modeling_mllmreid.evaluation.pair_fusion_fit import fit_fusion_on_val
+from modeling_mllmreid.evaluation.pair_fusion_fit import fit_fusion_of_shortlists
 from modeling_mllmreid.evaluation.pair_scores import score_shortlist
 from modeling_mllmreid.evaluation.protocol import embed_query_gallery, protocol_features, same_person
 from modeling_mllmreid.evaluation.run import EvaluateArguments, evaluate_and_report
@@ -207,7 +207,7 @@ def fit_and_evaluate(folder: Path, flags: list[str], val, output: Path) -> dict:
     model, processor = load_model(ModelArguments(str(folder)))
     features = embed_query_gallery(model, processor, *val, progress=False)
     given = (model, processor, *val, *(part["llm"] for part in features), same_person(*val))
-    fused = [fit_fusion_on_val(*given, share=share, progress=False) for share in (True, False)]
+    fused = [fit_fusion_of_shortlists(*given, share=share, progress=False) for share in (True, False)]
     further = ["--verify_with", str(folder.parent / "distance"), str(folder.parent / "copy")]
     evaluate.main(["--model", str(folder), *flags, "--verify_top", "3", *further, "--output_dir", str(output / "out")])
     return {"fused": fused, "report": json.loads((output / "out/metrics.json").read_text())}
