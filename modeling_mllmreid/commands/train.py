@@ -32,7 +32,8 @@ from ..training.model_kinds import loading_errors
 from ..training.progress import LOG_FILE, is_training_log
 from ..training.resume import last_checkpoint, refuse_absent_checkpoint
 from ..training.run import describe_devices, train_reid, write_record
-from ..training.stock_settings import setting_errors, try_settings
+from ..training.setting_errors import setting_errors
+from ..training.stock_settings import try_settings
 from ..utils.errors import UserError
 from ..utils.json_files import read_json
 from ..utils.outputs import check_output

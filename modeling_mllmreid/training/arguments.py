@@ -13,12 +13,12 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_availab
 from ..utils.errors import UserError
 from ..utils.processes import warn_idle_gpus
 from .parameters import check_pattern
+from .setting_errors import setting_errors
 from .stock_settings import (
     LOGGERS,
     check_best_metric,
     check_checkpointing,
     refuse_settings,
-    setting_errors,
     without_refused,
 )
 
@@ -135,6 +135,8 @@ class ReIDTrainingArguments(TrainingArguments):
         grad_cache_chunk (`int`): Images computed at a time with cached gradients; 0 computes the whole batch at once.
         fused_lora (`bool`): Whether a LoRA is computed by one function instead of PEFT's operations. With ZeRO-3 it is
             computed by PEFT.
+        attn_implementation (`str`, *optional*): Attention of the whole model, such as "eager" or "flash_attention_2".
+            By default that which transformers chooses, mostly "sdpa".
         max_skipped_steps (`int`): Steps in a row that may be skipped because a loss or gradient is not finite.
         **kwargs: The other fields are those of `transformers.TrainingArguments`, with the defaults below.
 
@@ -183,6 +185,10 @@ class ReIDTrainingArguments(TrainingArguments):
     )
     fused_lora: bool = field(
         default=True, metadata={"help": "Compute a LoRA by one function with a gradient by hand; false: as PEFT does."}
+    )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "Attention: eager (faster for small crops on a CPU), sdpa, flash_attention_2, or another."},
     )
     max_skipped_steps: int = field(
         default=3,

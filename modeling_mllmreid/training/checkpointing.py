@@ -36,7 +36,7 @@ from ..utils.outputs import atomic_file, owner_only, scratch_folder, write_json
 from ..utils.processes import on_main, wait_for_all
 from .engines import sharding_of
 from .resume import OTHER_CHECKPOINT, RUN_FILE, last_checkpoint
-from .stock_settings import setting_errors
+from .setting_errors import setting_errors
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
-"""Kernels: those of liger-kernel in the language model, and decoder layers that torch.compile compiles.
+"""Kernels: the attention, those of liger-kernel in the language model, and decoder layers that torch.compile compiles.
 
-Both are off by default, as neither has been measured on a GPU. They change how a training step computes, and neither
+All are off by default, as none has been measured on a GPU. They change how a training step computes, and neither
 weights nor their names. Evaluation is not compiled.
 """
 
@@ -17,6 +17,7 @@ from transformers.utils import is_liger_kernel_available
 from ..model import MllmReIDModel
 from ..utils.errors import UserError
 from .engines import sharding_of
+from .setting_errors import setting_errors
 
 logger = logging.getLogger(__name__)
 
@@ -61,17 +62,21 @@ def check_kernels(args: TrainingArguments) -> None:
 
 
 def prepare_kernels(trainer: Trainer) -> None:
-    """Changes the language model of a new Trainer as `use_liger_kernel` and `torch_compile` say.
+    """Changes the model of a new Trainer as `attn_implementation`, `use_liger_kernel` and `torch_compile` say.
 
     Args:
         trainer (`Trainer`): A Trainer that has not begun to train.
 
     Raises:
-        UserError: As in `check_kernels`, the model has no language model, or FSDP or DeepSpeed shards it.
+        UserError: As in `check_kernels`, the model has no such attention or no language model, or FSDP or DeepSpeed
+            shards it.
     """
     args: Any = trainer.args
     model: Any = trainer.model
     check_kernels(args)
+    if args.attn_implementation:
+        with setting_errors(f"attn_implementation {args.attn_implementation}"):
+            model.set_attn_implementation(args.attn_implementation)
     for name in ("use_liger_kernel", "torch_compile"):
         if not getattr(args, name):
             continue

@@ -25,7 +25,7 @@ from ..utils.errors import UserError
 from ..utils.json_files import read_json
 from .arguments import BatchArguments, ReIDTrainingArguments
 from .batches import TrainDataset
-from .stock_settings import setting_errors
+from .setting_errors import setting_errors
 
 
 def identities_digest(samples: TrainDataset) -> str:

@@ -33,8 +33,9 @@ from .encoder_training import use_fast_layout
 from .engines import sharding_of
 from .parameters import freeze_unused_parameters
 from .resume import checkpoint_to_resume, identities_digest, run_fingerprint
+from .setting_errors import setting_errors
 from .similar import similar_people
-from .stock_settings import setting_errors, try_settings
+from .stock_settings import try_settings
 from .trainer import QueryGallery, ReIDTrainer
 
 logger = logging.getLogger(__name__)

@@ -3,8 +3,6 @@
 import copy
 import math
 from argparse import SUPPRESS
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -21,6 +19,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from ..utils.errors import UserError
 from ..utils.ranges import MOST_PROCESSES
 from .kernels import check_kernels
+from .setting_errors import setting_errors
 
 Arguments = TypeVar("Arguments", bound=type[TrainingArguments])
 
@@ -223,20 +222,3 @@ def try_settings(args: TrainingArguments) -> None:
         with setting_errors(f"report_to {name}"):
             for callback in get_reporting_integration_callbacks([name]):
                 callback()
-
-
-@contextmanager
-def setting_errors(setting: str, remedy: str = "correct it") -> Iterator[None]:
-    """Turns exceptions of a library about a setting or file into UserError; out of memory passes.
-
-    Args:
-        setting (`str`): Setting or file that begins the message.
-        remedy (`str`): How to fix it.
-    """
-    try:
-        yield
-    except (UserError, torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{setting}: {reason}: {remedy}") from error

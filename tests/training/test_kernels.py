@@ -191,6 +191,21 @@ def test_a_compiled_training_has_the_same_weights(train, adapters, settings, tmp
             assert list(one.keys()) == list(other.keys())
 
 
+def test_a_training_takes_the_attention_that_is_asked_for(train):
+    settings = {"max_steps": 2, "optim": "sgd", "learning_rate": 0.02}
+    default, eager = train("default", **settings), train("eager", attn_implementation="eager", **settings)
+    for trained, attention in ((default, "sdpa"), (eager, "eager")):
+        model = trained.trainer.model
+        for part in (model.language_model, model.tower):
+            assert part.config._attn_implementation == attention
+    for (name, one), other in zip(
+        default.trainer.model.named_parameters(), eager.trainer.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(other, one, msg=name, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="^attn_implementation fast: .* not supported.*: correct it$"):
+        train("fast", attn_implementation="fast", **settings)
+
+
 def test_settings_of_torch_compile_are_checked_before_the_training(tmp_path):
     def checked(**settings):
         given = {"use_liger_kernel": False, "torch_compile": True, "torch_compile_backend": "inductor"}
@@ -233,7 +248,7 @@ def test_batches_of_many_lengths_need_few_graphs(train):
 
 def test_kernels_need_a_language_model_that_no_engine_shards(monkeypatch):
     settings = {"torch_compile": True, "torch_compile_backend": "inductor", "torch_compile_mode": None}
-    args = SimpleNamespace(use_liger_kernel=False, **settings)
+    args = SimpleNamespace(use_liger_kernel=False, attn_implementation=None, **settings)
     with pytest.raises(UserError, match="^torch_compile: this encoder has no language model: leave it out$"):
         kernels.prepare_kernels(SimpleNamespace(args=args, model=torch.nn.Linear(1, 1)))
     monkeypatch.setattr(kernels, "sharding_of", lambda trainer: "FSDP")

@@ -15,6 +15,7 @@ from ...training.arguments import BatchArguments
 from ...utils.errors import UserError
 from ...utils.outputs import check_output_folder, write_json
 from .plan import NOT_COMPARED, SPEED, AblationArguments, Cost, Plan, Run
+from .rates import choose_rates
 from .report import write_report
 from .results import Results
 from .runs import RunInputs, run_all, step_costs
@@ -63,12 +64,16 @@ def run_ablation(settings: AblationSettings) -> Path:
         _print_step("2. The cost of a step")
         costs = step_costs(plan, inputs[args.train_sets[0]])
 
-    _print_step("3. The runs")
+    if args.rate_factors:
+        _print_step("3. The learning rate of each variant, on people of the train split")
+        plan = choose_rates(plan, inputs[args.train_sets[0]], folder / "runs")
+
+    _print_step("4. The runs")
     runs = plan.runs(costs)
     write_json(folder / "plan.json", plan_as_json(plan, costs, runs))
     run_all([(run, inputs[run.train_set]) for run in runs], folder / "runs", processes=args.processes)
 
-    _print_step("4. The report")
+    _print_step("5. The report")
     return write_report(plan, costs, Results(runs, folder / "runs"), sets, teacher, folder)
 
 
@@ -144,6 +149,7 @@ def plan_as_json(plan: Plan, costs: Mapping[str, Cost], runs: list[Run]) -> dict
         "plan": asdict(plan.args),
         "max_steps": plan.max_steps,
         "base": plan.base,
+        "rates": plan.rates,
         "rows": {name: dict(settings) for name, settings in plan.settings.items()},
         "flops_per_step": {variant: asdict(cost) for variant, cost in costs.items()},
         "runs": [{"folder": run.folder, "row": run.variant, "budget": run.budget, "seed": run.seed} for run in runs],

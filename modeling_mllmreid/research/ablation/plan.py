@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...utils.errors import UserError
-from ...utils.ranges import AtMostThousand, CountOrZero, NotNegative, Processes, Seed, Share
+from ...utils.ranges import AtMostThousand, Count, CountOrZero, NotNegative, Positive, Processes, Seed, Share
 
 FEATURES = ("vision", "llm", "concat")
 BUDGETS = ("steps", "flops")
@@ -43,6 +43,15 @@ class AblationArguments:
     )
     seeds: list[Seed] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of batches, augmentation and heads."}
+    )
+    rate_factors: list[Positive] = field(
+        default_factory=list,
+        metadata={
+            "help": "Factors on the learning rates that are tried for each variant; the best on val people is taken."
+        },
+    )
+    rate_people: Count = field(
+        default=60, metadata={"help": "People of the train split who choose among rate_factors, left out meanwhile."}
     )
     budgets: list[str] = field(
         default_factory=lambda: ["steps"],
@@ -112,6 +121,7 @@ class Run:
         test_sets (`tuple[str, ...]`): Data sets that it is tested on.
         base (`str`): Identity of the base model.
         stages (`tuple[int, int]`): Steps with the language loss alone, and steps with the variant's losses.
+        val_people (`int`): People of the train split that it is not trained on but tested on, to choose a rate.
     """
 
     variant: str
@@ -122,11 +132,13 @@ class Run:
     test_sets: tuple[str, ...]
     base: str
     stages: tuple[int, int]
+    val_people: int = 0
 
     @property
     def key(self) -> str:
         """A digest of all that the result depends on; the variant's name has no part in it."""
-        content = [self.settings, self.train_set, self.seed, self.test_sets, self.base, self.stages]
+        content: list[Any] = [self.settings, self.train_set, self.seed, self.test_sets, self.base, self.stages]
+        content += [self.val_people] if self.val_people else []
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -150,12 +162,14 @@ class Plan:
         settings (`Mapping[str, Mapping[str, Any]]`): All fields of each variant.
         max_steps (`int`): Steps of a run under the budget "steps".
         base (`str`): Identity of the base model.
+        rates (`Mapping[str, Mapping[float, float]]`): mAP on val of each tried factor, by variant; see `choose_rates`.
     """
 
     args: AblationArguments
     settings: Mapping[str, Mapping[str, Any]]
     max_steps: int
     base: str
+    rates: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
 
     def run(self, variant: str, train_set: str, budget: str, seed: int, cost: "Cost | None" = None) -> Run:
         """One run. cost: the FLOPs of the variant's steps, for the budget "flops"."""

@@ -89,6 +89,7 @@ def write_report(
         *(tables.view_contrasts(view, contrasts) for view in first if contrasts),
         tables.matrices(plan, intervals, contrasts),
         tables.sweep(plan, intervals),
+        tables.rates(plan),
         tables.cost(plan, costs, results),
         tables.continuations(analysis),
         tables.agreement(plan, results),
@@ -111,6 +112,7 @@ def report_metadata(
         "hardware": hardware(this_process().device, this_process().num_processes),
         "versions": versions(),
         "base": plan.base,
+        "rates": plan.rates,
         "histogram": {name: metrics["mAP"] for name, metrics in histograms.items()},
         "continuations": {name: statistics.to_dict() for name, statistics in analysis.items()},
     }

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from ...data.captions import join_continuations, read_records
+from ...data.splits import split_query_gallery, split_validation
 from ...evaluation.protocol import evaluate_model
 from ...model import MllmReIDModel, MllmReIDProcessor
 from ...options.arguments import MethodArguments, ModelArguments
@@ -96,7 +97,10 @@ def _run(run: Run, inputs: RunInputs, folder: Path) -> None:
     torch.manual_seed(run.seed)
     method, adapters, batches, control, training = arguments_of(run, inputs, folder / "training")
     model, processor = load_base(inputs, method, adapters, training.device)
-    dataset = training_data(run, inputs, control)
+    dataset, tests = training_data(run, inputs, control), {}
+    if run.val_people:
+        train, val = split_validation(dataset["train"], val_identities=run.val_people, seed=run.seed)
+        dataset, tests = DatasetDict(train=train), dict.fromkeys(run.test_sets, split_query_gallery(val))
     trainer, history = train_stages(run, model, processor, dataset, batches, control, training)
     report: dict[str, Any] = {
         "row": run.variant,
@@ -113,8 +117,7 @@ def _run(run: Run, inputs: RunInputs, folder: Path) -> None:
         "versions": versions(),
     }
     for name in run.test_sets:
-        dataset = load_set(inputs.args, name)
-        query, gallery = dataset["query"], dataset["gallery"]
+        query, gallery = tests.get(name) or [load_set(inputs.args, name)[split] for split in ("query", "gallery")]
         report["tests"][name] = test(trainer, query, gallery, folder / f"queries-{len(report['tests'])}.npz")
         if name in inputs.test_texts and model.config.loss_lambda < 1 and batches.target != "split":
             path = folder / f"agreement-{len(report['agreement'])}"

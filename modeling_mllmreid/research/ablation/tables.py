@@ -179,6 +179,27 @@ def sweep(plan: Plan, intervals: Intervals) -> str:
     return f"{title}\n\n{table(['lambda', *FEATURES], cells)}"
 
 
+def rates(plan: Plan) -> str:
+    """The mAP on val of each factor on the learning rates; empty if none were tried."""
+    if not plan.rates:
+        return ""
+    factors = sorted({factor for values in plan.rates.values() for factor in values})
+    cells, at_the_end = [], []
+    for variant, values in plan.rates.items():
+        best = max(values, key=values.__getitem__)
+        at_the_end += [variant] if best in (factors[0], factors[-1]) else []
+        cells.append([variant, *(f"{100 * values[factor]:.1f}" for factor in factors), f"{best:g}"])
+    note = (
+        f"Each variant was trained with every factor on the learning rates, with seed {plan.args.seeds[0]} and without "
+        f"{plan.args.rate_people} people of the train split, and tested on them: mAP of the features whose ReID losses "
+        "it trains. The best factor counts for all its runs."
+    )
+    if at_the_end:
+        note += f" At an end of the grid, so that another rate may be better: {', '.join(at_the_end)}."
+    header = ["variant", *(f"{factor:g}" for factor in factors), "taken"]
+    return f"## Learning rates\n\n{note}\n\n{table(header, cells)}"
+
+
 def cost(plan: Plan, costs: Mapping[str, Cost], results: Results) -> str:
     """Steps, FLOPs and seconds of every variant."""
     cells = []
