@@ -62,6 +62,16 @@ def test_variants_with_equal_settings_are_one_run():
     assert {run.key for run in plan(seeds=[1]).runs({})} < {run.key for run in runs}
 
 
+def test_fewer_seeds_and_fewer_variants_under_flops():
+    made = plan(
+        seeds=[0, 1], seeds_of={"S": [1]}, budgets=["steps", "flops"], flops_of="S+D", flops_variants=["S+D", "B0"]
+    )
+    costs = dict.fromkeys(VARIANTS, Cost(0, 25, 50))
+    runs = [(run.budget, run.seed, run.variant) for run in made.runs(costs)]
+    assert runs[:5] == [("steps", 0, "B0"), ("steps", 0, "S+D"), *(("steps", 1, name) for name in VARIANTS)]
+    assert runs[5:] == [("flops", seed, name) for seed in (0, 1) for name in ("B0", "S+D")]
+
+
 def test_steps_under_equal_flops():
     made = plan(variants={**VARIANTS, "two": {"language_first": 0.5}}, budgets=["steps", "flops"], flops_of="S+D")
     costs = {"B0": Cost(0, 10, 50), "S": Cost(0, 49, 50), "S+D": Cost(0, 50, 50), "two": Cost(40, 10, 50)}
@@ -84,6 +94,11 @@ def test_steps_under_equal_flops():
         ({"budgets": ["hours"]}, "budgets: 'hours' is unknown: give steps or flops"),
         ({"budgets": ["flops"]}, "flops_of: is missing: name one of the variants"),
         ({"seeds": [1, 1]}, r"seeds: \[1, 1\]: give at least one, each once"),
+        ({"seeds_of": {"C": [0]}}, "seeds_of: there is no variant 'C'"),
+        ({"seeds_of": {"S": [1]}}, r"seeds_of: 'S' has \[1\]: give at least one of seeds \(\[0\]\), each once"),
+        ({"seeds": [0, 1], "seeds_of": {"S": [0], "B0": [1]}}, "seeds_of: contrast 'language' has no seed that all"),
+        ({"flops_variants": ["C"]}, "flops_variants: there is no variant 'C'"),
+        ({"flops_variants": ["S"]}, r"flops_variants: the other .* set budgets \['steps'\] to steps flops"),
         ({"processes": 0}, "processes 0, threads 1: give at least 1"),
     ],
 )
@@ -188,6 +203,8 @@ flops_of: B0
 agreement_of: S
 agreement_images: 3
 max_steps: 4
+# The head is frozen in a language stage, the projector without a language loss.
+learning_rates: {{reid_head: 0.001, multi_modal_projector: 0.0002}}
 diagnostics_steps: 2
 logging_steps: 2
 height: 64

@@ -32,18 +32,19 @@ def values():
 
 @pytest.fixture(scope="module")
 def results(values):
-    def queries(cell, test_set, feature):
+    def queries(cell, test_set, feature, seeds=None):
         assert (cell[0], cell[2], test_set, feature) == ("steps", "a", "b", "vision")
-        return values[cell[1]]
+        chosen = slice(None) if seeds is None else seeds
+        return {key: array if key == "person_ids" else array[chosen] for key, array in values[cell[1]].items()}
 
-    return SimpleNamespace(queries=queries)
+    return SimpleNamespace(queries=queries, cells={("steps", name, "a") for name in values})
 
 
 def test_variants_and_contrasts_are_those_of_the_queries(values, results):
     found = comparison.variant_intervals(results, VIEW, ["S", "C"])
     assert list(found) == ["S", "C"] and found["C"]["rank1"] == interval_over_seeds(values["C"]["rank1"], PERSONS)
     assert comparison.intervals_as_json(found)["S"]["mAP"] == found["S"]["mAP"].to_dict()
-    args = SimpleNamespace(contrasts=CONTRASTS)
+    args = SimpleNamespace(contrasts=CONTRASTS, seeds=[0, 1, 2], seeds_of={})
     tested = comparison.tested_contrasts(results, VIEW, args)
     for metric in ("mAP", "rank1"):
         s, b, c = (values[name][metric] for name in "SBC")
@@ -61,9 +62,21 @@ def test_variants_and_contrasts_are_those_of_the_queries(values, results):
         name: {key: array[:1] if key != "person_ids" else PERSONS for key, array in arrays.items()}
         for name, arrays in values.items()
     }
-    single = comparison.tested_contrasts(SimpleNamespace(queries=lambda cell, *_: one_seed[cell[1]]), VIEW, args)
+    stub = SimpleNamespace(queries=lambda cell, *_: one_seed[cell[1]], cells=results.cells)
+    single = comparison.tested_contrasts(stub, VIEW, args)
     written = comparison.contrasts_as_json(single)["clear"]["mAP"]
     assert written["holm"] is None and written["p_value"] is None and written["verdict"] == "one seed: no test"
+
+
+def test_a_contrast_takes_the_seeds_of_both_sides_and_needs_runs_of_both(values, results):
+    args = SimpleNamespace(contrasts=CONTRASTS, seeds=[0, 1, 2], seeds_of={"C": [2, 0]})
+    tested = comparison.tested_contrasts(results, VIEW, args)
+    s, b, c = (values[name]["mAP"] for name in "SBC")
+    assert tested["clear"]["mAP"].contrast == contrast(s, b, PERSONS)
+    assert tested["none"]["mAP"].contrast == contrast(b[[0, 2]], c[[0, 2]], PERSONS)
+    fewer = SimpleNamespace(queries=results.queries, cells=results.cells - {("steps", "C", "a")})
+    assert list(comparison.tested_contrasts(fewer, VIEW, args)) == ["clear"]
+    assert list(comparison.variant_intervals(fewer, VIEW, ["S", "C"])) == ["S"]
 
 
 def judged(difference, p_value, detectable=0.02, adjusted=None):

@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -44,6 +44,10 @@ class AblationArguments:
     seeds: list[Seed] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of batches, augmentation and heads."}
     )
+    seeds_of: dict[str, list[Seed]] = field(
+        default_factory=dict,
+        metadata={"help": "Name of a variant -> its seeds, where it has fewer; a contrast takes those of both sides."},
+    )
     rate_factors: list[Positive] = field(
         default_factory=list,
         metadata={
@@ -61,6 +65,9 @@ class AblationArguments:
     flops_tolerance: NotNegative = field(
         default=0.05,
         metadata={"help": "Under flops, a variant keeps max_steps if its cost differs by less than this share."},
+    )
+    flops_variants: list[str] = field(
+        default_factory=list, metadata={"help": "Variants that run under flops. Default: all."}
     )
     sweep_of: str | None = field(default=None, metadata={"help": "Variant that is repeated with every sweep_lambdas."})
     sweep_lambdas: list[Share] = field(default_factory=list, metadata={"help": "Values of loss_lambda for sweep_of."})
@@ -186,6 +193,11 @@ class Plan:
         """The variant's run with the first data set and seed, under the budget "steps"."""
         return self.run(variant, self.args.train_sets[0], "steps", self.args.seeds[0])
 
+    def variants(self, budget: str) -> list[str]:
+        """The variants that run under a budget."""
+        chosen = self.args.flops_variants if budget == "flops" else []
+        return [variant for variant in self.settings if not chosen or variant in chosen]
+
     def runs(self, costs: Mapping[str, "Cost"]) -> list[Run]:
         """Every run; those of one seed are adjacent, so that an interrupted ablation has whole seeds."""
         return [
@@ -193,7 +205,8 @@ class Plan:
             for budget in self.args.budgets
             for seed in self.args.seeds
             for train_set in self.args.train_sets
-            for variant in self.settings
+            for variant in self.variants(budget)
+            if seed in self.args.seeds_of.get(variant, self.args.seeds)
         ]
 
 
@@ -251,6 +264,7 @@ def check_plan(args: AblationArguments) -> dict[str, dict[str, Any]]:
             raise UserError(f"budgets: {budget!r} is unknown: give {' or '.join(BUDGETS)}")
     if "flops" in args.budgets:
         _known(args.flops_of, variants, "flops_of")
+    _check_subsets(args, variants)
     if args.agreement_of is not None:
         _known(args.agreement_of, variants, "agreement_of")
     for name in ("train_sets", "test_sets", "seeds", "budgets"):
@@ -260,6 +274,29 @@ def check_plan(args: AblationArguments) -> dict[str, dict[str, Any]]:
     if args.processes < 1 or args.threads < 1:
         raise UserError(f"processes {args.processes}, threads {args.threads}: give at least 1")
     return variants
+
+
+def _check_subsets(args: AblationArguments, variants: Mapping[str, Any]) -> None:
+    """Raises UserError for variants under flops, or seeds of single variants, that leave nothing to compare."""
+    for variant in args.flops_variants:
+        _known(variant, variants, "flops_variants")
+    if args.flops_variants and args.budgets != ["steps", "flops"]:
+        raise UserError(
+            f"flops_variants: the other variants need equal steps: set budgets {args.budgets} to steps flops"
+        )
+    for variant, seeds in args.seeds_of.items():
+        _known(variant, variants, "seeds_of")
+        if not seeds or len(set(seeds)) != len(seeds) or not set(seeds) <= set(args.seeds):
+            raise UserError(f"seeds_of: {variant!r} has {seeds}: give at least one of seeds ({args.seeds}), each once")
+    for name, sides in args.contrasts.items():
+        if not contrast_seeds(args, sides):
+            raise UserError(f"seeds_of: contrast {name!r} has no seed that all its variants run with: give them one")
+
+
+def contrast_seeds(args: AblationArguments, sides: Sequence[Any]) -> list[int]:
+    """The seeds that all variants of a contrast run with."""
+    variants = [variant for side in sides for variant in variant_names(side)]
+    return [seed for seed in args.seeds if all(seed in args.seeds_of.get(name, args.seeds) for name in variants)]
 
 
 def _is_side(side: Any) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...evaluation.statistics import Interval
 from .contrasts import Contrast, contrast, holm, interval_over_seeds
-from .plan import FEATURES, AblationArguments, Run, variant_names
+from .plan import FEATURES, AblationArguments, Run, contrast_seeds, variant_names
 from .runs import read_result, run_folder
 
 
@@ -36,14 +36,18 @@ class Results:
             cell = self.cells.setdefault((run.budget, run.variant, run.train_set), [])
             cell.append(Finished(run, path, read_result(path)))
 
-    def queries(self, cell: tuple[str, str, str], test_set: str, feature: str) -> dict[str, np.ndarray]:
-        """The per-query values of a cell.
+    def queries(
+        self, cell: tuple[str, str, str], test_set: str, feature: str, seeds: Sequence[int] | None = None
+    ) -> dict[str, np.ndarray]:
+        """The per-query values of a cell, with all its seeds or some.
 
         Returns "mAP" (S, Q), the average precision; "rank1" (S, Q), 1 where rank 1 is a match; "person_ids" (Q,). S is
         the number of seeds, Q of queries. A query without a match has NaN.
         """
         precision, hits, people = [], [], np.array([])
         for finished in self.cells[cell]:
+            if seeds is not None and finished.run.seed not in seeds:
+                continue
             with np.load(finished.folder / finished.result["tests"][test_set]["queries"]) as arrays:
                 precision.append(arrays[f"{feature}_ap"])
                 first_match = arrays[f"{feature}_first"]
@@ -126,25 +130,36 @@ def views(args: AblationArguments) -> list[View]:
 
 
 def variant_intervals(results: Results, view: View, variants: Sequence[str]) -> dict[str, dict[str, Interval]]:
-    """The mean over seeds and queries with its interval: variant -> metric -> interval."""
+    """The mean over seeds and queries with its interval, of the variants with runs: variant -> metric -> interval."""
     intervals = {}
     for variant in variants:
+        if _cell(view, variant) not in results.cells:
+            continue
         values = results.queries(_cell(view, variant), view.test_set, view.feature)
         intervals[variant] = {metric: interval_over_seeds(values[metric], values["person_ids"]) for metric in METRICS}
     return intervals
 
 
 def tested_contrasts(results: Results, view: View, args: AblationArguments) -> dict[str, dict[str, Tested]]:
-    """The tested differences: contrast -> metric -> test. Holm's correction covers the contrasts of one metric."""
-    tested: dict[str, dict[str, Tested]] = {name: {} for name in args.contrasts}
+    """The tested differences: contrast -> metric -> test, of the contrasts whose variants all have runs in the view.
+
+    Holm's correction covers the contrasts of one metric. A contrast takes the seeds that all its variants run with.
+    """
+    contrasts = {
+        name: sides
+        for name, sides in args.contrasts.items()
+        if all(_cell(view, variant) in results.cells for side in sides for variant in variant_names(side))
+    }
+    tested: dict[str, dict[str, Tested]] = {name: {} for name in contrasts}
     for metric in METRICS:
         differences = []
-        for sides in args.contrasts.values():
-            a, b = (_side(results, view, variant_names(side), metric) for side in sides)
+        for sides in contrasts.values():
+            seeds = contrast_seeds(args, sides)
+            a, b = (_side(results, view, variant_names(side), metric, seeds) for side in sides)
             people = results.queries(_cell(view, variant_names(sides[0])[0]), view.test_set, view.feature)["person_ids"]
             differences.append(contrast(a, b, people))
         adjusted = holm([difference.p_value for difference in differences])
-        for name, difference, p_value in zip(args.contrasts, differences, adjusted, strict=True):
+        for name, difference, p_value in zip(contrasts, differences, adjusted, strict=True):
             tested[name][metric] = Tested(difference, p_value)
     return tested
 
@@ -177,7 +192,8 @@ def _cell(view: View, variant: str) -> tuple[str, str, str]:
     return view.budget, variant, view.train_set
 
 
-def _side(results: Results, view: View, variants: Sequence[str], metric: str) -> np.ndarray:
+def _side(results: Results, view: View, variants: Sequence[str], metric: str, seeds: Sequence[int]) -> np.ndarray:
     """One side of a contrast: the mean over its variants, (seeds, queries)."""
-    values = [results.queries(_cell(view, variant), view.test_set, view.feature)[metric] for variant in variants]
+    cells = [_cell(view, variant) for variant in variants]
+    values = [results.queries(cell, view.test_set, view.feature, seeds)[metric] for cell in cells]
     return np.asarray(np.mean(values, axis=0))

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from ...training.adapters import AdapterArguments
 from ...training.arguments import BatchArguments, ReIDTrainingArguments
 from ...training.batches import TrainCollator, TrainDataset
 from ...training.loading import load_model
-from ...training.parameters import freeze_unused_parameters
+from ...training.parameters import freeze_unused_parameters, matches
 from ...training.run import hardware, train_reid, versions
 from ...training.trainer import ReIDTrainer
 from ...utils.errors import UserError
@@ -169,12 +170,14 @@ def train_stages(
     """Trains both stages, each with its own schedule; returns the last trainer and the logs of all steps."""
     # The frozen parameters are noted, not the trained ones: the first stage adds the ID classifier and freezes it.
     loss_lambda, frozen = model.config.loss_lambda, {p for p in model.parameters() if not p.requires_grad}
-    collator, prepare = TrainCollator, None
+    collator, rates = TrainCollator, training.learning_rates
     if control.attribute_weight:
         collator = AttributeCollator
 
-        def prepare(trained: MllmReIDModel) -> None:
+    def prepare(trained: MllmReIDModel, *, own_losses: bool) -> None:
+        if control.attribute_weight and own_losses:
             add_attribute_head(trained, control.attribute_weight)
+        training.learning_rates = rates_in_use(dict(rates or {}), trained)  # type: ignore[arg-type]
 
     history: list[dict[str, Any]] = []
     trainer: ReIDTrainer | None = None
@@ -186,13 +189,29 @@ def train_stages(
             parameter.requires_grad_(parameter not in frozen)
         training.max_steps = steps
         before = history[-1]["step"] if history else 0
-        trainer = train_reid(
-            model, processor, dataset, batches, training, collator=collator, prepare=prepare if stage else None
-        ).trainer
+        ready = partial(prepare, own_losses=stage == 1)
+        trainer = train_reid(model, processor, dataset, batches, training, collator=collator, prepare=ready).trainer
         history += [{**entry, "step": entry["step"] + before} for entry in trainer.state.log_history]
     if trainer is None:
         raise UserError(f"variant {run.variant!r}: takes no step: give max_steps of at least 1")
     return trainer, history
+
+
+def rates_in_use(rates: Mapping[str, float], model: MllmReIDModel) -> dict[str, float]:
+    """Returns the learning rates without those of parameters that are frozen here: all variants share them."""
+    parameters = dict(model.named_parameters())
+
+    def has(pattern: str, *, trained: bool) -> bool:
+        return any(
+            matches(pattern, name, "learning_rates") for name, p in parameters.items() if p.requires_grad or not trained
+        )
+
+    # A pattern that matches nothing at all stays, for the error of the training.
+    return {
+        pattern: rate
+        for pattern, rate in rates.items()
+        if has(pattern, trained=True) or not has(pattern, trained=False)
+    }
 
 
 def test(trainer: ReIDTrainer, query: Dataset, gallery: Dataset, path: Path) -> dict[str, Any]:
@@ -267,9 +286,9 @@ def run_all(tasks: Sequence[tuple[Run, RunInputs]], runs: Path, *, processes: in
     are finished.
     """
     waiting = {run.key: (run, inputs) for run, inputs in tasks if not (run_folder(run, runs) / RESULT).is_file()}
-    for partial in runs.glob(".*.part"):
-        # Unfinished runs of an ablation that was killed.
-        shutil.rmtree(partial)
+    for unfinished in runs.glob(".*.part"):
+        # Of an ablation that was killed.
+        shutil.rmtree(unfinished)
     print(f"{len({run.key for run, _ in tasks})} runs, {len(waiting)} of them to do, {processes} at once", flush=True)
     if not waiting:
         return

@@ -50,6 +50,7 @@ def head(plan: Plan, results: Results, metadata: Mapping[str, Any], sets: Mappin
     lines = [
         f"- {len(plan.settings)} variants, {len(args.contrasts)} contrasts fixed before the runs, "
         f"{len(args.seeds)} seeds ({', '.join(map(str, args.seeds))}), {plan.max_steps:,} optimiser steps",
+        *(f"- fewer seeds: {name}: {', '.join(map(str, seeds))}" for name, seeds in args.seeds_of.items()),
         f"- {len(runs)} different runs, {seconds / 3600:.2f} hours of computing on {'; '.join(hardware)}",
         f"- every run starts from {plan.base}",
         f"- versions: {', '.join(f'{name} {version}' for name, version in metadata['versions'].items())}",
@@ -84,7 +85,7 @@ def verdicts(plan: Plan, contrasts: Contrasts) -> str:
     by_feature = {feature: contrasts[first._replace(feature=feature)] for feature in FEATURES}
     cells = [
         [name, *(f"{_signed(tests[name]['mAP'])} {tests[name]['mAP'].word}" for tests in by_feature.values())]
-        for name in plan.args.contrasts
+        for name in contrasts[first]
     ]
     ranges, weak = [], []
     for feature, tests in by_feature.items():
@@ -116,7 +117,7 @@ def view_tables(plan: Plan, first: View, intervals: Intervals, histograms: Mappi
     header = ["variant", *(f"{label} {feature}" for label in METRIC_LABELS.values() for feature in FEATURES)]
     cells = [
         [variant, *(_interval(feature[variant][metric]) for metric in METRIC_LABELS for feature in by_feature)]
-        for variant in plan.settings
+        for variant in plan.variants(first.budget)
     ]
     cells.append(
         ["colour histogram", *(f"{100 * histogram[metric]:.1f}" for metric in METRIC_LABELS for _ in FEATURES)]
@@ -150,13 +151,13 @@ def matrices(plan: Plan, intervals: Intervals, contrasts: Contrasts) -> str:
             views = {
                 train: [View(budget, train, test, feature) for test in args.test_sets] for train in args.train_sets
             }
-            for variant in plan.settings:
+            for variant in plan.variants(budget):
                 cells = [
                     [train, *(_interval(intervals[view][variant]["mAP"]) for view in tests)]
                     for train, tests in views.items()
                 ]
                 sections.append(f"mAP, variant {variant}\n\n" + table(header, cells))
-            for name in args.contrasts:
+            for name in contrasts.get(next(iter(views.values()))[0], {}):
                 cells = [
                     [train, *(_with_p(contrasts[view][name]["mAP"]) for view in tests)]
                     for train, tests in views.items()
@@ -206,7 +207,10 @@ def cost(plan: Plan, costs: Mapping[str, Cost], results: Results) -> str:
     for variant, settings in plan.settings.items():
         line = [variant]
         for budget in plan.args.budgets:
-            runs = results.cells[budget, variant, plan.args.train_sets[0]]
+            runs = results.cells.get((budget, variant, plan.args.train_sets[0]))
+            if runs is None:
+                line += ["-", "-"]
+                continue
             seconds = np.mean([float(finished.result["seconds"]) for finished in runs])
             line += [f"{sum(runs[0].run.stages):,}", f"{seconds:.0f}"]
         if costs:
