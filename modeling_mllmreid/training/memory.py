@@ -97,7 +97,7 @@ def estimate_memory(
     Raises:
         UserError: As in `apply_adapters` and `prepare_encoder`.
     """
-    model = _model_without_weights(config, adapters, dtype)
+    model = model_without_weights(config, adapters, dtype)
     freeze_unused_parameters(model)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     by_module = dict.fromkeys(("llm", "vision", "projector", "heads", "lm_head"), 0)
@@ -140,8 +140,14 @@ def _build(config: MllmReIDConfig | MllmReIDVisionConfig) -> ImageEncoder:
         return MllmReIDModel(MllmReIDConfig.from_dict({**config.to_dict(), **ids}))
 
 
-def _model_without_weights(config: Any, adapters: AdapterArguments, dtype: torch.dtype) -> ImageEncoder:
-    """Returns the model on the meta device, with a LoRA and frozen weights as in the training."""
+def model_without_weights(config: Any, adapters: AdapterArguments, dtype: torch.dtype) -> ImageEncoder:
+    """Returns the model on the meta device, with a LoRA and frozen weights as in the training.
+
+    Args:
+        config (`MllmReIDConfig` or `MllmReIDVisionConfig`): Configuration of the model.
+        adapters (`AdapterArguments`): What is trained.
+        dtype (`torch.dtype`): Format of the frozen weights.
+    """
     model = _build(config)
     with torch.device("meta"):
         if isinstance(model, MllmReIDVisionModel):
@@ -177,17 +183,7 @@ def _activation_bytes(
     That is 1 if every block is computed again in the backward pass, n if every n-th one is, 0 if none is.
     """
     config: Any = model.config
-    image_length = (
-        config.num_image_tokens + PROMPT_TOKENS + (batches.max_target_tokens if config.loss_lambda < 1 else 0)
-    )
-    pairs = getattr(config, "pair_weight", 0) > 0
-    runs_llm = config.loss_lambda < 1 or "llm" in config.reid_heads or pairs
-    text_length = 0
-    if config.loss_lambda < 1 and batches.text_branch:
-        text_length = CAPTION_TOKENS + PROMPT_TOKENS + batches.max_target_tokens
-    elif config.reid_text:
-        text_length = CAPTION_TOKENS + PROMPT_TOKENS
-    lengths = ([image_length] if runs_llm else []) + ([text_length] if text_length else [])
+    lengths, pairs = sequence_lengths(config, batches), getattr(config, "pair_weight", 0) > 0
     with fake_run(model):
         one, two = (_saved_bytes(model, images, lengths, args.bf16 or args.fp16, pairs=pairs) for images in (1, 2))
     growth = {name: two[name] - one[name] for name in one}
@@ -220,6 +216,26 @@ def _activation_bytes(
         return inputs + whole + largest + batch_size * readings
 
     return of
+
+
+def sequence_lengths(config: Any, batches: BatchArguments) -> list[int]:
+    """Returns the tokens of each sequence of a sample that the language model reads: of the image, then of the text.
+
+    Args:
+        config (`MllmReIDConfig` or `MllmReIDVisionConfig`): Configuration of the model.
+        batches (`BatchArguments`): Settings of the batches.
+    """
+    image_length = (
+        config.num_image_tokens + PROMPT_TOKENS + (batches.max_target_tokens if config.loss_lambda < 1 else 0)
+    )
+    pairs = getattr(config, "pair_weight", 0) > 0
+    runs_llm = config.loss_lambda < 1 or "llm" in config.reid_heads or pairs
+    text_length = 0
+    if config.loss_lambda < 1 and batches.text_branch:
+        text_length = CAPTION_TOKENS + PROMPT_TOKENS + batches.max_target_tokens
+    elif config.reid_text:
+        text_length = CAPTION_TOKENS + PROMPT_TOKENS
+    return ([image_length] if runs_llm else []) + ([text_length] if text_length else [])
 
 
 def _reading_bytes(config: Any, half: bool) -> int:

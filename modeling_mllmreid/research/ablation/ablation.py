@@ -14,11 +14,12 @@ from ...options.parser import build_options
 from ...training.arguments import BatchArguments
 from ...utils.errors import UserError
 from ...utils.outputs import check_output_folder, write_json
+from .costs import step_costs
 from .plan import NOT_COMPARED, SPEED, AblationArguments, Cost, Plan, Run
 from .rates import choose_rates
 from .report import write_report
 from .results import Results
-from .runs import RunInputs, run_all, step_costs
+from .runs import RunInputs, run_all
 from .settings import AblationSettings
 from .teacher import (
     Teacher,

@@ -30,7 +30,9 @@ class AblationArguments:
     test_sets: list[str] = field(metadata={"help": "Data sets whose query and gallery test every run."})
     base_model: str = field(
         default=TINY,
-        metadata={"help": "Native LLaVA that every run starts from; tiny: a small one built here, without download."},
+        metadata={
+            "help": "Native multimodal LLM that every run starts from; tiny: a LLaVA built here, without download."
+        },
     )
     base_dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32", metadata={"help": "Number format of the frozen base weights, as dtype of train."}
@@ -79,6 +81,12 @@ class AblationArguments:
     )
     processes: Processes = field(default=1, metadata={"help": "Runs at once; on one GPU as many as its memory holds."})
     threads: AtMostThousand = field(default=1, metadata={"help": "Threads of torch in each run."})
+    dry_run: bool = field(
+        default=False, metadata={"help": "Print the runs, FLOPs, memory and hours of the plan, and run nothing."}
+    )
+    tflops: Positive = field(
+        default=100, metadata={"help": "For dry_run: TFLOPs a second that a training step reaches on the device."}
+    )
 
 
 @dataclass

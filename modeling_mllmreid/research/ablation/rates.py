@@ -37,12 +37,10 @@ def choose_rates(plan: Plan, inputs: RunInputs, runs: Path) -> Plan:
     factors = plan.args.rate_factors
     if not factors:
         return plan
-    tries = {
-        (variant, factor): _try(plan, variant, factor) for variant in plan.settings for factor in dict.fromkeys(factors)
-    }
-    run_all([(run, inputs) for run in tries.values()], runs, processes=plan.args.processes)
+    tried = tries(plan)
+    run_all([(run, inputs) for run in tried.values()], runs, processes=plan.args.processes)
     measured: dict[str, dict[float, float]] = {}
-    for (variant, factor), run in tries.items():
+    for (variant, factor), run in tried.items():
         tested = read_result(run_folder(run, runs))["tests"][VAL]
         features = ("vision", "llm") if run.settings.get("reid_on", "both") == "both" else (run.settings["reid_on"],)
         values = [float(tested[feature]["mAP"]) for feature in features]
@@ -52,6 +50,12 @@ def choose_rates(plan: Plan, inputs: RunInputs, runs: Path) -> Plan:
         for variant, values in measured.items()
     }
     return replace(plan, settings=settings, rates=measured)
+
+
+def tries(plan: Plan) -> dict[tuple[str, float], Run]:
+    """Returns the runs that choose learning rates, by variant and factor."""
+    factors = dict.fromkeys(plan.args.rate_factors)
+    return {(variant, factor): _try(plan, variant, factor) for variant in plan.settings for factor in factors}
 
 
 def _try(plan: Plan, variant: str, factor: float) -> Run:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
@@ -34,9 +33,9 @@ from ...text.continuations import target_text
 from ...text.instructions import instruction_texts
 from ...training.adapters import AdapterArguments
 from ...training.arguments import BatchArguments, ReIDTrainingArguments
-from ...training.batches import TrainCollator, TrainDataset
+from ...training.batches import TrainCollator
 from ...training.loading import load_model
-from ...training.parameters import freeze_unused_parameters, matches
+from ...training.parameters import matches
 from ...training.run import hardware, train_reid, versions
 from ...training.trainer import ReIDTrainer
 from ...utils.errors import UserError
@@ -44,7 +43,7 @@ from ...utils.outputs import write_json
 from ...utils.processes import this_process
 from ..agreement import branch_agreement, draw_agreement
 from .controls import AttributeCollator, add_attribute_head, corrupt_captions, permute_captions
-from .plan import FEATURES, TINY, AblationArguments, ControlArguments, Cost, Plan, Run
+from .plan import FEATURES, TINY, AblationArguments, ControlArguments, Run
 from .teacher import first_images, load_set
 
 # The option groups of a run, in this order.
@@ -323,47 +322,3 @@ def _end_with_the_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-# Fields that do not change the cost of a step; the head of the attribute baseline is small against the tower.
-NO_COST = ("permute_captions", "caption_noise", "attribute_weight")
-
-
-def step_costs(plan: Plan, inputs: RunInputs) -> dict[str, Cost]:
-    """The FLOPs of a step of each variant, with those of the variant that sets the budget.
-
-    Torch counts them over one batch of P x K images, forward and backward; frozen weights have no backward pass.
-    Variants that only differ in their texts cost the same.
-    """
-    known: dict[str, Cost] = {}
-    costs = {}
-    for variant, settings in plan.settings.items():
-        relevant = {name: value for name, value in settings.items() if name not in NO_COST}
-        key = json.dumps(relevant, sort_keys=True)
-        if key not in known:
-            run = plan.first(variant)
-            known[key] = Cost(*(_count(run, inputs, stage) if run.stages[stage] else 0.0 for stage in (0, 1)))
-        costs[variant] = known[key]
-    language_first = float(plan.settings[str(plan.args.flops_of)].get("language_first", 0.0))
-    reference = costs[str(plan.args.flops_of)].mean_per_step(language_first)
-    return {variant: replace(cost, reference=reference) for variant, cost in costs.items()}
-
-
-def _count(run: Run, inputs: RunInputs, stage: int) -> float:
-    """FLOPs of one training step of a stage."""
-    method, adapters, batches, control, training = arguments_of(run, inputs, Path(run.folder))
-    torch.manual_seed(0)
-    model, processor = load_base(inputs, method, adapters, this_process().device)
-    if stage == 0:
-        model.config.loss_lambda = 0.0
-    language = model.config.loss_lambda < 1
-    samples = TrainDataset(training_data(run, inputs, control)["train"], processor, batches, seed=0, language=language)
-    model.set_num_identities(samples.num_identities)
-    freeze_unused_parameters(model)
-    model.to(this_process().device).train()
-    size = training.identities_per_batch * training.images_per_identity
-    collate = TrainCollator(processor, batches, language=language, reid_text=False)
-    batch = collate([samples[position % len(samples), 0, position] for position in range(size)])
-    with FlopCounterMode(display=False) as counter:
-        model(**batch).loss.backward()
-    return float(counter.get_total_flops())

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...model import MllmReIDConfig
 from ...options.parser import build_options, read_mapping
 from ...utils.errors import UserError
@@ -55,6 +57,8 @@ def make_settings(options: Mapping[str, Any]) -> AblationSettings:
             exclude one another; before any work starts.
     """
     args, tiny = build_options((AblationArguments, TinyArguments), options, "ablate")
+    if args.dry_run and not torch.cuda.is_available():
+        options = {**options, "use_cpu": True}  # bfloat16 on a machine without GPU is no mistake here
     variants = {name: read_mapping(GROUPS, own, f"variants: {name!r}") for name, own in check_plan(args).items()}
     run_fields = {field.name for group in GROUPS for field in fields(group)}
     # Every variant names lambda, so that one that names the default is the same run as one that leaves it out.

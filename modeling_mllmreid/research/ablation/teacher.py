@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from ...data.captions import read_records
 from ...data.combinations import parse_combination
 from ...data.licences import licence_of
 from ...data.load import load_reid_dataset
+from ...model.backbones import FAMILIES
 from ...model.heads import mean_pool
 from ...options.arguments import MethodArguments, ModelArguments
 from ...text.continuations import write_continuations
@@ -41,7 +42,7 @@ def load_set(args: AblationArguments, name: str, texts: Path | None = None) -> D
 
 
 def prepare_base(args: AblationArguments, tiny: TinyArguments, shared: Mapping[str, Any], folder: Path) -> str:
-    """Returns the name of the native LLaVA that all runs start from; builds and pretrains a missing tiny one.
+    """Returns the name of the native model that all runs start from; builds and pretrains a missing tiny one.
 
     The pretraining cycles through all instructions, so that no instruction is new to the model.
     """
@@ -77,14 +78,14 @@ class Teacher:
         self.base, self.folder, self.max_new_tokens = base, folder, max_new_tokens
         self.dtype = args.base_dtype
         self.is_tiny = args.base_model == TINY
-        self._mllm: LlavaForConditionalGeneration | None = None
+        self._mllm: PreTrainedModel | None = None
         self.processor = load_native_processor(ModelArguments(base))
 
     @property
-    def mllm(self) -> LlavaForConditionalGeneration:
-        """The frozen LLaVA, on the device."""
+    def mllm(self) -> PreTrainedModel:
+        """The frozen multimodal LLM, on the device."""
         if self._mllm is None:
-            loaded = load_text_model(LlavaForConditionalGeneration, ModelArguments(self.base, dtype=self.dtype))
+            loaded = load_text_model(AutoModelForImageTextToText, ModelArguments(self.base, dtype=self.dtype))
             self._mllm = loaded.requires_grad_(False).eval()
             to_device(self._mllm)
         return self._mllm
@@ -97,7 +98,8 @@ class Teacher:
     def embed(self, texts: Sequence[str], batch_size: int = 128) -> np.ndarray:
         """The language model's latent of each text, (N, D): the mean over its tokens, minus the mean of all texts."""
         features = []
-        language_model = self.mllm.model.language_model
+        family = FAMILIES[self.mllm.config.model_type]
+        language_model = self.mllm.get_submodule(family.language_path)
         with torch.inference_mode():
             for start in range(0, len(texts), batch_size):
                 ids = [self.processor.target_ids(text, 512) for text in texts[start : start + batch_size]]
