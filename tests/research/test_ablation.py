@@ -20,6 +20,8 @@ from modeling_mllmreid.research.ablation import runs as sweep
 from modeling_mllmreid.research.ablation.controls import WORDS, attribute_loss, corrupt_captions, permute_captions
 from modeling_mllmreid.research.ablation.plan import AblationArguments, ControlArguments, Cost, Plan, check_plan
 from modeling_mllmreid.research.ablation.settings import AblationSettings, make_settings
+from modeling_mllmreid.research.ablation.teacher import base_identity, make_teacher
+from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
 from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.utils.errors import UserError
 
@@ -133,6 +135,22 @@ def test_the_old_name_of_variants_still_works_with_a_warning(tmp_path, caplog):
     caplog.clear()
     changed = read_settings([str(config), '--rows={"S": {}}', "--contrasts={}", "--flops_of=S"])
     assert list(changed.variants) == ["S"] and "ablate: rows is now called variants" in caplog.text
+
+
+def test_another_teacher_has_texts_of_its_own_and_its_runs_other_keys(tmp_path):
+    processor = build_processor([], height=64, width=32, patch_size=16)
+    for name in ("base", "taught"):
+        llava = build_tiny_llava(processor, hidden_size=32, tower_layers=1, lm_layers=1, seed=0)
+        for part in (llava, processor.tokenizer, processor.image_processor):
+            part.save_pretrained(tmp_path / name)
+    base, taught = str(tmp_path / "base"), str(tmp_path / "taught")
+    own, other = arguments(base_model=base), arguments(base_model=base, teacher_model=taught)
+    own_teacher, teacher = (make_teacher(args, base, tmp_path / "texts", 8) for args in (own, other))
+    assert own_teacher.base == base and teacher.base == taught
+    # What the teacher wrote serves every base model.
+    alone = make_teacher(arguments(base_model=taught), taught, tmp_path / "texts", 8)
+    assert own_teacher.folder != teacher.folder == alone.folder
+    assert base_identity(other, base) == f"{base}@None with texts of {taught}@None" != base_identity(own, base)
 
 
 # ---- controls ------------------------------------------------------------------------------------------------------

@@ -27,8 +27,8 @@ from .teacher import (
     check_captions,
     first_images,
     load_set,
+    make_teacher,
     prepare_base,
-    teacher_folder,
 )
 
 
@@ -55,7 +55,7 @@ def run_ablation(settings: AblationSettings) -> Path:
     base = prepare_base(args, settings.tiny, settings.shared, folder / "base")
     plan = make_plan(settings, base)
     (batches,) = build_options((BatchArguments,), settings.shared, "ablate")
-    teacher = Teacher(args, base, teacher_folder(folder / "base", plan.base), batches.max_target_tokens)
+    teacher = make_teacher(args, base, folder / "base", batches.max_target_tokens)
     texts, test_texts = write_texts(plan, sets, teacher)
     speed = {name: settings.shared[name] for name in SPEED if name in settings.shared}
     inputs = {name: RunInputs(args, base, texts.get(name), test_texts, speed) for name in args.train_sets}

@@ -34,6 +34,9 @@ class AblationArguments:
             "help": "Native multimodal LLM that every run starts from; tiny: a LLaVA built here, without download."
         },
     )
+    teacher_model: str | None = field(
+        default=None, metadata={"help": "Native multimodal LLM that writes the continuations. Default: base_model."}
+    )
     base_dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32", metadata={"help": "Number format of the frozen base weights, as dtype of train."}
     )

@@ -67,17 +67,40 @@ def prepare_base(args: AblationArguments, tiny: TinyArguments, shared: Mapping[s
 
 
 def base_identity(args: AblationArguments, base: str) -> str:
-    """The identity of the base model in the keys of runs: the folder name of a tiny one, else name and commit."""
-    return Path(base).name if args.base_model == TINY else f"{base}@{model_commit(ModelArguments(base))}"
+    """The identity of the base model in the keys of runs: the folder name of a tiny one, else name and commit.
+
+    Another teacher is a part of it.
+    """
+    own = Path(base).name if args.base_model == TINY else _name_and_commit(base)
+    return own if args.teacher_model is None else f"{own} with texts of {_name_and_commit(args.teacher_model)}"
+
+
+def make_teacher(args: AblationArguments, base: str, folder: Path, max_new_tokens: int) -> "Teacher":
+    """The teacher of a plan: `teacher_model`, or the base model.
+
+    Args:
+        args (`AblationArguments`): The plan.
+        base (`str`): Name or folder of the base model.
+        folder (`Path`): Its texts go to a folder of their own in it.
+        max_new_tokens (`int`): Longest continuation, in tokens.
+    """
+    name = base if args.teacher_model is None else args.teacher_model
+    identity = base_identity(args, base) if args.teacher_model is None else _name_and_commit(name)
+    texts = folder / f"texts-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+    return Teacher(args, name, texts, max_new_tokens)
+
+
+def _name_and_commit(name: str) -> str:
+    return f"{name}@{model_commit(ModelArguments(name))}"
 
 
 class Teacher:
-    """The frozen base model, which writes the continuations. It is loaded at its first use."""
+    """The frozen model that writes the continuations. It is loaded at its first use."""
 
     def __init__(self, args: AblationArguments, base: str, folder: Path, max_new_tokens: int):
         self.base, self.folder, self.max_new_tokens = base, folder, max_new_tokens
         self.dtype = args.base_dtype
-        self.is_tiny = args.base_model == TINY
+        self.is_tiny = args.base_model == TINY and args.teacher_model is None
         self._mllm: PreTrainedModel | None = None
         self.processor = load_native_processor(ModelArguments(base))
 
@@ -136,11 +159,6 @@ def first_images(query: Dataset, count: int) -> Dataset:
     captioned = [image for image in range(len(people)) if captions[image]]
     _, first = np.unique(people[captioned], return_index=True)
     return query.select(np.sort(np.asarray(captioned, dtype=int)[first])[:count])
-
-
-def teacher_folder(folder: Path, base: str) -> Path:
-    """The folder for the texts of a base model."""
-    return folder / f"texts-{hashlib.sha256(base.encode()).hexdigest()[:8]}"
 
 
 def check_captions(name: str, split: Dataset) -> None:
