@@ -1,0 +1,67 @@
+"""Measures what the image is worth for the language loss, on people that the model has not seen.
+
+python benchmarks/image_helps.py MODEL --dataset rendered_elsewhere --data_dir FOLDER [--texts FILE]
+
+Prints the loss of each caption, or with `--texts` of its continuation, in nats a token, after its own image and after
+an image of another person, and the difference with its 95 % interval over people.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+
+from modeling_mllmreid.data.contract import image_sources
+from modeling_mllmreid.data.load import load_reid_dataset
+from modeling_mllmreid.evaluation.protocol import evenly_spaced
+from modeling_mllmreid.evaluation.statistics import people_error
+from modeling_mllmreid.options.arguments import ModelArguments
+from modeling_mllmreid.research.language_gain import image_losses, images_of_others
+from modeling_mllmreid.text.instructions import COMMON_INSTRUCTION, STANDARD_INSTRUCTION
+from modeling_mllmreid.training.loading import load_model
+
+
+def main() -> None:
+    """Prints one line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--data_dir")
+    parser.add_argument("--captions_file")
+    parser.add_argument("--texts", help="continuations of the query split, which the common instruction asks for")
+    parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--height", type=int)
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--max_target_tokens", type=int, default=48)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    size = {"height": args.height, "width": args.width}
+    fields = {side: value for side, value in size.items() if value is not None}
+    model, processor = load_model(ModelArguments(args.model), fields)
+    dataset = load_reid_dataset(
+        args.dataset, data_dir=args.data_dir, captions_file=args.captions_file, texts=args.texts
+    )
+    query = dataset["query"].select(evenly_spaced(len(dataset["query"]), args.images))
+    column, instruction = ("continuation", COMMON_INSTRUCTION) if args.texts else ("caption", STANDARD_INSTRUCTION)
+    targets = [processor.target_ids(texts[0], args.max_target_tokens) for texts in query[column][:]]
+    prompt, sources, people = processor.image_prompt_ids(instruction), image_sources(query), query["person_id"][:]
+    own, other = (
+        image_losses(model, processor, [sources[image] for image in order], prompt, targets, batch_size=32)
+        for order in (range(len(sources)), images_of_others(people))
+    )
+    persons, places = np.unique(people, return_inverse=True)
+    tokens, gains = np.zeros(len(persons)), np.zeros(len(persons))
+    np.add.at(tokens, places, [len(target) for target in targets])
+    np.add.at(gains, places, other - own)
+    gain = gains.sum() / tokens.sum()
+    low, high = people_error(gains, tokens).interval(gain)
+    print(
+        f"{len(query)} images of {len(persons)} people, {tokens.sum():.0f} tokens of their {column}s: "
+        f"{own.sum() / tokens.sum():.3f} nats a token after the own image, {other.sum() / tokens.sum():.3f} after "
+        f"another person's: {gain:+.3f} [{low:+.3f}, {high:+.3f}]"
+    )
+
+
+if __name__ == "__main__":
+    main()
