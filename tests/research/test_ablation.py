@@ -5,13 +5,13 @@ import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import Executor, Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from in_this_process import InThisProcess
 
 from modeling_mllmreid.commands.ablate import GROUPS, main
 from modeling_mllmreid.data.contract import FEATURES
@@ -293,21 +293,6 @@ def test_the_report_has_the_numbers_of_the_runs(ablation):
 def test_texts_of_the_tiny_llava_have_no_licence_of_others(ablation):
     (sidecar, *_) = (ablation / "ablation" / "base").glob("texts-*/*train*.jsonl")
     assert all(json.loads(line)["provenance"]["licence"] is None for line in sidecar.read_text().splitlines())
-
-
-class InThisProcess(Executor):
-    """Runs each call at once, in this process: a new one needs seconds for its imports."""
-
-    def __init__(self, *_, **__):
-        pass
-
-    def submit(self, function, *args):
-        future: Future = Future()
-        try:
-            future.set_result(function(*args))
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 @pytest.fixture

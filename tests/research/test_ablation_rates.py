@@ -1,10 +1,10 @@
 """The learning rate of each variant of an ablation, chosen on people of the train split."""
 
 import json
-from concurrent.futures import Executor, Future
 
 import numpy as np
 import pytest
+from in_this_process import InThisProcess
 
 from modeling_mllmreid.commands.ablate import main
 from modeling_mllmreid.research.ablation import runs as sweep
@@ -43,18 +43,6 @@ identities_per_batch: 3
 images_per_identity: 2
 use_cpu: true
 """
-
-
-class InThisProcess(Executor):
-    """Runs each call at once, in this process: a new one needs seconds for its imports."""
-
-    def __init__(self, *_, **__):
-        pass
-
-    def submit(self, function, *args):
-        future: Future = Future()
-        future.set_result(function(*args))
-        return future
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def choose_rates(plan: Plan, inputs: RunInputs, runs: Path) -> Plan:
     trains. All further runs train on all people. The test sets have no part in it.
 
     Args:
-        plan (`Plan`): The plan; without `rate_factors` it is returned as it is.
+        plan (`Plan`): The plan, with `rate_factors`.
         inputs (`RunInputs`): The inputs of the first train set.
         runs (`Path`): Folder of finished runs; finished tries are not repeated.
 
@@ -34,9 +34,6 @@ def choose_rates(plan: Plan, inputs: RunInputs, runs: Path) -> Plan:
     Raises:
         UserError: If a variant has no learning rate, the train split has too few people, or a run fails.
     """
-    factors = plan.args.rate_factors
-    if not factors:
-        return plan
     tried = tries(plan)
     run_all([(run, inputs) for run in tried.values()], runs, processes=plan.args.processes)
     measured: dict[str, dict[float, float]] = {}
