@@ -56,7 +56,8 @@ class AblationArguments:
     rate_factors: list[Positive] = field(
         default_factory=list,
         metadata={
-            "help": "Factors on the learning rates that are tried for each variant; the best on val people is taken."
+            "help": "Factors on the learning rates that are tried for each variant; the best on val people is taken. "
+            "The sweep has the factor of sweep_of."
         },
     )
     rate_people: Count = field(
@@ -249,15 +250,13 @@ def all_variants(args: AblationArguments) -> dict[str, dict[str, Any]]:
         variants[str(name)] = dict(fields)
     if args.sweep_lambdas:
         source = _known(args.sweep_of, variants, "sweep_of")
-        variants |= {
-            sweep_name(source, value): {**variants[source], "loss_lambda": value} for value in args.sweep_lambdas
-        }
+        variants |= {name: {**variants[source], "loss_lambda": value} for value, name in sweep_names(args).items()}
     return variants
 
 
-def sweep_name(variant: str, loss_lambda: float) -> str:
-    """The name of a variant of the sweep."""
-    return f"{variant}, lambda {loss_lambda:g}"
+def sweep_names(args: AblationArguments) -> dict[float, str]:
+    """The names of the variants of the sweep, by lambda."""
+    return {value: f"{args.sweep_of}, lambda {value:g}" for value in args.sweep_lambdas}
 
 
 def check_plan(args: AblationArguments) -> dict[str, dict[str, Any]]:

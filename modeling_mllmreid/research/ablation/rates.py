@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...utils.errors import UserError
-from .plan import Plan, Run
+from .plan import Plan, Run, sweep_names
 from .runs import RunInputs, read_result, run_all, run_folder
 
 # What a run on these people is tested on.
@@ -21,7 +21,8 @@ def choose_rates(plan: Plan, inputs: RunInputs, runs: Path) -> Plan:
 
     The tries have the first train set, the first seed and the steps of the plan. `rate_people` of the people are left
     out of the training and are its test. A factor is judged by the mAP of the features whose ReID losses the variant
-    trains. All further runs train on all people. The test sets have no part in it.
+    trains. All further runs train on all people. The test sets have no part in it. The variants of the sweep are not
+    tried: its curve over lambda has one rate, the one chosen for `sweep_of`.
 
     Args:
         plan (`Plan`): The plan, with `rate_factors`.
@@ -42,17 +43,18 @@ def choose_rates(plan: Plan, inputs: RunInputs, runs: Path) -> Plan:
         features = ("vision", "llm") if run.settings.get("reid_on", "both") == "both" else (run.settings["reid_on"],)
         values = [float(tested[feature]["mAP"]) for feature in features]
         measured.setdefault(variant, {})[factor] = float(np.mean(values))
-    settings = {
-        variant: with_factor(plan.settings[variant], max(values, key=values.__getitem__))
-        for variant, values in measured.items()
-    }
+    chosen = {variant: max(values, key=values.__getitem__) for variant, values in measured.items()}
+    chosen |= {variant: chosen[str(plan.args.sweep_of)] for variant in sweep_names(plan.args).values()}
+    settings = {variant: with_factor(plan.settings[variant], factor) for variant, factor in chosen.items()}
     return replace(plan, settings=settings, rates=measured)
 
 
 def tries(plan: Plan) -> dict[tuple[str, float], Run]:
     """Returns the runs that choose learning rates, by variant and factor."""
     factors = dict.fromkeys(plan.args.rate_factors)
-    return {(variant, factor): _try(plan, variant, factor) for variant in plan.settings for factor in factors}
+    swept = sweep_names(plan.args).values()
+    variants = [variant for variant in plan.settings if variant not in swept]
+    return {(variant, factor): _try(plan, variant, factor) for variant in variants for factor in factors}
 
 
 def _try(plan: Plan, variant: str, factor: float) -> Run:

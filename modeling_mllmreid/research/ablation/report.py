@@ -17,7 +17,7 @@ from ...utils.outputs import atomic_file, write_json
 from ...utils.processes import this_process
 from ..continuation_analysis import ContinuationAnalysis, analyse_continuations
 from . import tables
-from .plan import FEATURES, Cost, Plan, sweep_name
+from .plan import FEATURES, Cost, Plan, sweep_names
 from .plots import draw_contrasts, draw_logged, draw_sweep, draw_variants
 from .results import (
     Results,
@@ -193,11 +193,10 @@ def draw_lambda(plan: Plan, intervals: Mapping[View, dict[str, dict[str, Interva
     """Draws the mAP over lambda."""
     args = plan.args
     train_set, test_set = args.train_sets[0], args.test_sets[0]
-    names = {value: sweep_name(str(args.sweep_of), value) for value in args.sweep_lambdas}
     by_lambda = {
         feature: {
             value: intervals[View(args.budgets[0], train_set, test_set, feature)][variant]["mAP"]
-            for value, variant in names.items()
+            for value, variant in sweep_names(args).items()
         }
         for feature in FEATURES
     }
@@ -209,7 +208,7 @@ def draw_losses(plan: Plan, results: Results, folder: Path) -> dict[str, str]:
     """Draws the logged losses of every variant that is not of the sweep."""
     args, train_set = plan.args, plan.args.train_sets[0]
     panels: dict[str, dict[str, Any]] = {}
-    swept = {sweep_name(str(args.sweep_of), value) for value in args.sweep_lambdas}
+    swept = sweep_names(args).values()
     for variant in plan.settings:
         cell = (args.budgets[0], variant, train_set)
         for name in LOGGED if variant not in swept else ():

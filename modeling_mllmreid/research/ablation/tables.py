@@ -8,7 +8,7 @@ from datasets import DatasetDict
 
 from ...evaluation.statistics import Interval
 from ..continuation_analysis import ContinuationAnalysis
-from .plan import FEATURES, Cost, Plan, sweep_name
+from .plan import FEATURES, Cost, Plan, sweep_names
 from .results import Results, Tested, View
 
 Intervals = Mapping[View, Mapping[str, Mapping[str, Interval]]]
@@ -172,8 +172,7 @@ def sweep(plan: Plan, intervals: Intervals) -> str:
     if not args.sweep_lambdas:
         return ""
     cells = []
-    for value in args.sweep_lambdas:
-        variant = sweep_name(str(args.sweep_of), value)
+    for value, variant in sweep_names(args).items():
         views = [View(args.budgets[0], args.train_sets[0], args.test_sets[0], feature) for feature in FEATURES]
         cells.append([f"{value:g}", *(_interval(intervals[view][variant]["mAP"]) for view in views)])
     title = f"## Lambda: variant {args.sweep_of}, mAP, equal {LABELS[args.budgets[0]]}"
@@ -195,6 +194,8 @@ def rates(plan: Plan) -> str:
         f"{plan.args.rate_people} people of the train split, and tested on them: mAP of the features whose ReID losses "
         "it trains. The best factor counts for all its runs."
     )
+    if plan.args.sweep_lambdas:
+        note += f" The variants of the sweep have the factor of {plan.args.sweep_of}."
     if at_the_end:
         note += f" At an end of the grid, so that another rate may be better: {', '.join(at_the_end)}."
     header = ["variant", *(f"{factor:g}" for factor in factors), "taken"]
