@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from ..utils.errors import NotFound, Unavailable, UserError
+from ..utils.errors import NotFound, UserError
 from .audit import user_name
-from .gallery import ATTEMPTS, Gallery
+from .gallery import Gallery
 from .rows import CropInfo, utc_now
 
 Action = Literal["confirm", "rename", "split"]
@@ -222,19 +222,21 @@ def _decide(
 
 def _commit(gallery: Gallery, change: Callable[[], tuple[Decision, pa.Table]]) -> Decision:
     """Writes the rows that `change` returns; computes them again if another process has changed the gallery."""
+
+    def committed(version: int) -> Decision | None:
+        try:
+            decision, table = change()
+        except (LookupError, ValueError):
+            if gallery.store.version == version:
+                raise
+            return None  # it has read rows of two versions
+        if not gallery.store.update(table, version):
+            return None
+        gallery.store.tidy()
+        return decision
+
     with gallery.store.writer():
-        for _ in range(ATTEMPTS):
-            version = gallery.store.version
-            try:
-                decision, table = change()
-            except (LookupError, ValueError):
-                if gallery.store.version == version:
-                    raise
-                continue  # it has read rows of two versions
-            if gallery.store.update(table, version):
-                gallery.store.tidy()
-                return decision
-    raise Unavailable(f"gallery {gallery.store.place}: other processes change it all the time: try again later")
+        return gallery.store.commit(committed)
 
 
 def _given(person: str | None) -> str | None:

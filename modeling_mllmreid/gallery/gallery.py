@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from ..data.images import open_image
 from ..retrieval.scan import SHORTLIST, Scan, reranked
-from ..utils.errors import Unavailable, UserError
+from ..utils.errors import UserError
 from ..utils.processes import on_main
 from .adding import changed_rows, digest, known_by_digest, known_values, new_rows, thumbnail
 from .erasure import bytes_of, find_traces, shared_bytes, stored_bytes
@@ -27,8 +27,6 @@ from .verification import check_verifiable, verified
 
 EVERYTHING = Where()
 BATCH = 1024
-# In a bucket, other writers may change rows between their reading and the commit.
-ATTEMPTS = 20
 # A threshold: a distance, none, or that of the model.
 Limit = float | None | Literal["model"]
 
@@ -226,22 +224,21 @@ class Gallery:
             UserError: A feature is not finite or has another width, or an id is no SHA-256 digest.
         """
         new = new_rows(self.store.schema, features, described)
+
+        def added(version: int) -> int | None:
+            # Another process may have added some of them in the meantime.
+            there = self._there([row["id"] for row in described])
+            changes = {row["id"]: known_values(row) for row in described if row["id"] in there} | dict(known or {})
+            changed = changed_rows(self.store.read(new.schema.names, list(changes))[1], changes)
+            absent = pa.array([row["id"] not in there for row in described], pa.bool_())
+            table = pa.concat_tables([changed, new.filter(absent)])
+            # In a bucket, rows that another process changes in the meantime are read again.
+            return self.store.merge(table, version if len(changed) else None) if len(table) else 0
+
         with self.store.writer():
             self._check_metadata()
             self._finish_erasure()
-            for _ in range(ATTEMPTS):
-                version = self.store.version
-                # Another process may have added some of them in the meantime.
-                there = self._there([row["id"] for row in described])
-                changes = {row["id"]: known_values(row) for row in described if row["id"] in there} | dict(known or {})
-                changed = changed_rows(self.store.read(new.schema.names, list(changes))[1], changes)
-                added = new.filter(pa.array([row["id"] not in there for row in described], pa.bool_()))
-                table = pa.concat_tables([changed, added])
-                # In a bucket, rows that another process changes in the meantime are read again.
-                count = self.store.merge(table, version if len(changed) else None) if len(table) else 0
-                if count is not None:
-                    return count
-        raise Unavailable(f"gallery {self.store.place}: other processes change it all the time: try again later")
+            return self.store.commit(added)
 
     def _there(self, ids: Sequence[str]) -> set[str]:
         """Returns the ids of rows that are there."""

@@ -1,6 +1,7 @@
 """The rows of a gallery on disk or in a bucket: a Lance data set with one writer at a time."""
 
 import os
+import random
 import re
 import threading
 import time
@@ -45,6 +46,10 @@ PROBES = "mllmreid.probes"
 MOST_FILES = 64
 # A reader that another process's erasure overtakes opens the newest version.
 ATTEMPTS = 4
+# A writer of a bucket starts again if another one was faster.
+COMMITS = 20
+# It leaves the seeded random numbers of the process alone.
+WAITING = random.SystemRandom()
 Result = TypeVar("Result")
 
 
@@ -213,6 +218,19 @@ class Store:
     def update(self, table: pa.Table, version: int) -> bool:
         """Replaces rows with the same id, as `merge` does. A row that was erased in the meantime does not come back."""
         return self._merge(table, version, new=False) is not None
+
+    def commit(self, change: Callable[[int], Result | None]) -> Result:
+        """Returns what a change returns, which starts from the newest version and gets its number.
+
+        In a bucket, another process may be faster: the change then returns None, and starts again after a random time,
+        longer at each attempt, so that one of several writers is not always the slower one. Raises Unavailable at last.
+        """
+        for attempt in range(COMMITS):
+            if attempt:
+                time.sleep(WAITING.uniform(0, min(0.005 * 2**attempt, 0.5)))
+            if (result := change(self.version)) is not None:
+                return result
+        raise Unavailable(f"gallery {self.place}: other processes change it all the time: try again later")
 
     def _merge(self, table: pa.Table, version: int | None, *, new: bool) -> int | None:
         """Replaces rows, and adds new ones if this is asked for."""

@@ -24,7 +24,7 @@ from modeling_mllmreid.gallery.reembedding import reembed
 from modeling_mllmreid.gallery.rows import CropInfo
 from modeling_mllmreid.gallery.store import Store
 from modeling_mllmreid.gallery.unknown_people import gallery_groups
-from modeling_mllmreid.utils.errors import UserError
+from modeling_mllmreid.utils.errors import Unavailable, UserError
 
 
 def names(gallery):
@@ -280,6 +280,22 @@ def decide_at_random(gallery, ids, seed, count):
         except UserError as error:
             assert "all the time" not in str(error)
     return made, undone
+
+
+def test_a_writer_that_others_overtake_waits_longer_each_time(filled, monkeypatch):
+    store, waits, versions = filled[0].store, [], []
+    monkeypatch.setattr("modeling_mllmreid.gallery.store.time.sleep", waits.append)
+    monkeypatch.setattr("modeling_mllmreid.gallery.store.WAITING.uniform", lambda low, high: high)
+
+    def overtaken(version):
+        versions.append(version)
+        return 0 if len(versions) == 4 else None
+
+    assert store.commit(overtaken) == 0 and versions == [store.version] * 4
+    assert waits == sorted(waits) and len(set(waits)) == 3
+    with pytest.raises(Unavailable, match="^gallery .*: other processes change it all the time: try again later$"):
+        store.commit(lambda version: None)
+    assert len(waits) == 3 + 19 and max(waits) <= 0.5
 
 
 @pytest.mark.parametrize("locked", [True, False], ids=["folder", "as in a bucket"])
