@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The ablation on real parts, from packages to the report: DINOv2-small + SmolLM2-135M, people in three dimensions.
-#   bash benchmarks/real_parts.sh            2 CPU cores: about 12 hours. One GPU, if there is one: PROCESSES runs at once
-#   bash benchmarks/real_parts.sh base       only the LLaVA that the runs start from: 2 hours of 2 cores
+#   bash benchmarks/real_parts.sh            2 CPU cores: some 9 hours by its dry run. One GPU: PROCESSES runs at once
+#   bash benchmarks/real_parts.sh base       only the LLaVA that the runs start from: about 2 hours of one core
 #   RUNS=FOLDER                              where everything goes (runs/real); the same command continues a killed one
 #   OUTSIDE=FOLDER                           crops in Market-1501 layout that every final model is tested on, once
 # On a machine without network, carry $RUNS/parts.
@@ -22,7 +22,7 @@ folders() { # of worlds, as JSON
 }
 
 [ -d "$runs/parts/llava" ] || reid parts --output "$runs/parts"
-# Of the layers of this DINOv2 the last two are the worst on people.
+# Of the layers of this DINOv2 the last two ranked people worst in a pilot.
 [ -d "$runs/composed" ] || reid compose --tower "$runs/parts/dinov2" --language_model "$runs/parts/smollm2" \
     --vision_feature_layer -3 --output "$runs/composed"
 
