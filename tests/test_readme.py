@@ -23,7 +23,7 @@ TESTS = (
     "python -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e '.[test]' && python -m pytest"
 )
 # Blocks that tests/hub/test_published_as_documented.py runs on a demo's checkpoint.
-ON_A_CHECKPOINT = ("runs/quick", "runs/demo", "you/pedestrians-reid")
+ON_A_CHECKPOINT = ("runs/demo", "you/pedestrians-reid")
 # Blocks that tests/hub/test_shipped_model.py runs on the model in the package.
 OF_THE_SHIPPED_MODEL = ("pedestrians-small", "runs/random_resnet")
 # The block that tests/commands/test_gallery_command.py runs on a gallery.
@@ -40,7 +40,7 @@ class Parsed(Exception):
 
 def test_readme_is_short_and_holds_the_two_set_up_commands():
     lines = README.read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 150
+    assert len(lines) <= 130
     assert [line for line in lines if len(line) > 120] == []
     assert {DEMO, TESTS} <= set(lines)
 

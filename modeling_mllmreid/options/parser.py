@@ -126,6 +126,16 @@ def read_mapping(dataclasses: Sequence[Any], content: Mapping[str, Any], where: 
 
 def build_options(dataclasses: Sequence[Any], values: Mapping[str, Any], command: str) -> tuple[Any, ...]:
     """Builds one instance of each dataclass from the values of its own fields. Raises like `parse`."""
+    missing = [
+        field.name
+        for dataclass in dataclasses
+        for field in fields(dataclass)
+        if field.init and field.default is MISSING and field.default_factory is MISSING and field.name not in values
+    ]
+    if missing:
+        names = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
+        words = ("is", "it", "it takes") if len(missing) == 1 else ("are", "them", "they take")
+        raise UserError("{}: {} {} not given: add {}; --help says what {}".format(command, names, *words))
     return tuple(_build(dataclass, values, command) for dataclass in dataclasses)
 
 
@@ -304,11 +314,7 @@ def _json(value: dict[str, Any], place: str) -> str:
 
 def _build(dataclass: type, values: Mapping[str, Any], command: str) -> Any:
     """Builds an instance of a dataclass from the values of its own fields."""
-    own = [field for field in fields(dataclass) if field.init]
-    for field in own:
-        if field.default is MISSING and field.default_factory is MISSING and field.name not in values:
-            raise UserError(f"{command}: {field.name} is not given: add it; --help says what it takes")
-    own_values = {field.name: values[field.name] for field in own if field.name in values}
+    own_values = {field.name: values[field.name] for field in fields(dataclass) if field.init and field.name in values}
     try:
         built = dataclass(**own_values)
     except (ValueError, ImportError) as error:

@@ -14,7 +14,7 @@ from modeling_mllmreid.options import parser
 from modeling_mllmreid.options.arguments import MethodArguments, ModelArguments
 from modeling_mllmreid.options.data_arguments import DataArguments
 from modeling_mllmreid.options.overrides import OVERRIDES
-from modeling_mllmreid.options.parser import parse, read_options
+from modeling_mllmreid.options.parser import build_options, parse, read_options
 from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
 from modeling_mllmreid.utils.errors import UserError
 from modeling_mllmreid.utils.ranges import Count, Seed, Share
@@ -99,7 +99,7 @@ def test_mistake_in_yaml_is_one_line_that_names_file_and_key(tmp_path, text, mes
         (["--people"], "people: expected one argument"),
         (["--people", "3", "4"], "x: '4' stands alone"),
         (["--people", "-3"], "x: people -3: give 0 or more"),
-        ([], "x: people is not given"),
+        ([], "x: people is not given: add it; --help says what it takes"),
         (["absent.yaml"], "x: absent.yaml: no such file and no such recipe"),
     ],
 )
@@ -107,6 +107,11 @@ def test_mistake_on_the_command_line_is_one_line(argv, message):
     with pytest.raises(UserError) as error:
         parse((Sizes,), argv, "x")
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_all_missing_values_are_named_at_once():
+    with pytest.raises(UserError, match="train: model, dataset and people are not given: add them; --help says what"):
+        build_options((ModelArguments, DataArguments, Sizes), {}, "train")
 
 
 def test_method_fields_are_fields_of_the_model_configuration():

@@ -1,0 +1,88 @@
+"""The documentation as a site: it builds without the network, a warning is an error, and it names the public API."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from documents import ROOT
+
+import modeling_mllmreid
+
+LINKS = ROOT / "docs/site/links.py"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the site, built by `mkdocs build` as `mkdocs.yml` says."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def links():
+    """The module of the hook."""
+    spec = importlib.util.spec_from_file_location("links", LINKS)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_public_name_is_in_the_reference(site):
+    reference = (site / "api.html").read_text(encoding="utf-8")
+    assert set(re.findall(r'id="modeling_mllmreid\.(\w+)"', reference)) == set(modeling_mllmreid.__all__)
+
+
+def test_docstrings_are_read_as_sections(site):
+    reference = (site / "api.html").read_text(encoding="utf-8")
+    text = reference.partition('id="modeling_mllmreid.rank_gallery"')[2].partition('id="modeling_mllmreid.')[0]
+    assert [word for word in ("Parameters:", "Returns:", "Raises:", "Examples:") if f"{word}</" not in text] == []
+    # A type of a docstring is code without the marks of its source.
+    assert "*optional*" not in text and not re.search(r"<code>[^<]*`", text)
+
+
+def test_pages_of_the_repository_are_pages_of_the_site(site):
+    assert (site / "repository/benchmarks/RESULTS.html").is_file()
+    contributing = (site / "repository/CONTRIBUTING.html").read_text(encoding="utf-8")
+    assert 'href="../layout.html"' in contributing
+
+
+def test_no_link_leads_out_of_the_site(site):
+    for page in site.rglob("*.html"):
+        for link in re.findall(r'(?:href|src)="([^"#]+)', page.read_text(encoding="utf-8")):
+            if not re.match(r"[a-z]+:", link) and page.name != "404.html":
+                target = (page.parent / link.partition("?")[0]).resolve()
+                assert target.is_relative_to(site.resolve()) and target.exists(), f"{page.name}: {link}"
+
+
+def test_nothing_is_loaded_from_other_sites(site):
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r'<(?:script|img|iframe)[^>]*\ssrc="https?:', text), page
+        assert not re.search(r'<link[^>]*rel="(?:stylesheet|preconnect)"[^>]*href="https?:', text), page
+
+
+def test_a_list_after_a_paragraph_is_a_list(links):
+    text = "A line:\n- one\n  more\n- two\n\n| a |\n- b\n```bash\nls\n```\n- c\n"
+    changed = links.outside_code(text, lambda part: links.LIST.sub(r"\1\n\n", part))
+    assert changed == "A line:\n\n- one\n  more\n- two\n\n| a |\n- b\n```bash\nls\n```\n\n- c\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "link", "target"),
+    [
+        ("docs/a.md", "b.md#c", ("docs/b.md", "#c")),
+        ("docs/a.md", "../CHANGELOG.md", ("CHANGELOG.md", "")),
+        ("benchmarks/a.md", "../docs/b.md", ("docs/b.md", "")),
+        ("docs/a.md", "https://b.org", (None, "")),
+        ("docs/a.md", "#c", (None, "")),
+    ],
+)
+def test_links_are_resolved_in_the_repository(links, path, link, target):
+    assert links.resolve(path, link) == target
