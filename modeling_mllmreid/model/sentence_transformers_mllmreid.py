@@ -21,7 +21,7 @@ try:
 except ImportError:
     installed = "0"
 if int(installed.partition(".")[0]) < 6:
-    # Older versions take no images of a checkpoint's own module, or do not say so.
+    # 5.4 refuses the images of a module that takes images alone, and versions before it know no images.
     raise ImportError("sentence-transformers 6 or newer is needed: pip install --upgrade sentence-transformers")
 
 

@@ -57,7 +57,7 @@ for form in ("full", "thin", "vision"):
     ends[form]["again"] = torch.from_numpy(load(f"again/{form}").encode(names))
     ends[form]["pickle"] = error(ValueError, lambda: model.save("pickle", safe_serialization=False))
 
-full = load("full", config_kwargs={"test_feature": "vision"}, model_kwargs={"dtype": torch.bfloat16})
+full = load("full", config_kwargs={"test_feature": "vision"}, model_kwargs={"dtype": "bfloat16"})
 ends["options"] = (full.get_embedding_dimension(), str(full[0].model.dtype), full.encode(names).dtype.name)
 ends["backend"] = error(ValueError, lambda: load("vision", backend="onnx"))
 ends["trust"] = error(ValueError, lambda: SentenceTransformer("vision", local_files_only=True))
