@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .training.arguments import BatchArguments, ReIDTrainingArguments
     from .training.batches import TrainCollator, TrainDataset
     from .training.run import train_reid
+    from .training.start import load_for_training
     from .training.trainer import ReIDTrainer
 
 __version__ = "0.1.0"
@@ -57,6 +58,7 @@ __all__ = [
     "evaluate_retrieval",
     "image_relevance",
     "load_embeddings",
+    "load_for_training",
     "load_reid_dataset",
     "metrics_from_blocks",
     "rank_gallery",
@@ -87,6 +89,7 @@ _MODULES = {
     "evaluate_retrieval": "evaluation.metrics",
     "image_relevance": "evaluation.relevance",
     "load_embeddings": "retrieval.embeddings",
+    "load_for_training": "training.start",
     "load_reid_dataset": "data.load",
     "metrics_from_blocks": "evaluation.metrics",
     "rank_gallery": "retrieval.ranking",

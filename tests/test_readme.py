@@ -26,6 +26,8 @@ TESTS = (
 ON_A_CHECKPOINT = ("runs/demo", "you/pedestrians-reid")
 # Blocks that tests/hub/test_shipped_model.py runs on the model in the package.
 OF_THE_SHIPPED_MODEL = ("pedestrians-small", "runs/random_resnet")
+# Blocks that tests/training/test_python_page.py runs one after the other, on own crops.
+ON_OWN_CROPS = ("runs/mine", "runs/watched", "runs/plain")
 # The block that tests/commands/test_gallery_command.py runs on a gallery.
 ON_A_GALLERY = ("runs/gallery",)
 PROGRAMS = ("run_reid.py", "mllmreid", "modeling_mllmreid")
@@ -119,10 +121,8 @@ def test_python_blocks_use_public_names_and_are_all_run_by_a_test():
             ours = [node for node in imports if node.module and node.module.startswith("modeling_mllmreid")]
             for node in ours:
                 assert {alias.name for alias in node.names} <= {*modeling_mllmreid.__all__, "REID_METRIC"}, code
-            assert any(
-                name in code
-                for name in ("features.npz", "REID_METRIC", *ON_A_CHECKPOINT, *OF_THE_SHIPPED_MODEL, *ON_A_GALLERY)
-            ), code
+            markers = (*ON_A_CHECKPOINT, *OF_THE_SHIPPED_MODEL, *ON_A_GALLERY, *ON_OWN_CROPS)
+            assert any(name in code for name in ("features.npz", "REID_METRIC", *markers)), code
 
 
 @pytest.fixture

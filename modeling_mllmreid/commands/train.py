@@ -11,11 +11,10 @@ import torch
 from datasets import DatasetDict
 from huggingface_hub import get_token
 from huggingface_hub.utils import validate_repo_id
-from transformers import set_seed
 
 from ..data.captions import provenances_of_texts
 from ..data.leakage import training_sources
-from ..data.licences import licence_of, refuse_licences
+from ..data.licences import refuse_licences
 from ..data.load import load_reid_dataset
 from ..data.readers import READERS
 from ..evaluation.protocol import check_query_gallery
@@ -26,13 +25,14 @@ from ..options.data_arguments import DataArguments, LeakArguments, LicenceArgume
 from ..options.parser import build_options, read_options
 from ..training.adapters import AdapterArguments
 from ..training.arguments import BatchArguments, ReIDTrainingArguments
-from ..training.loading import load_config, load_encoder, resolve_adapters
+from ..training.loading import load_config, resolve_adapters
 from ..training.memory import estimate_memory, run_without_weights
 from ..training.model_kinds import loading_errors
 from ..training.progress import LOG_FILE, is_training_log
 from ..training.resume import last_checkpoint, refuse_absent_checkpoint
 from ..training.run import describe_devices, train_reid, write_record
 from ..training.setting_errors import setting_errors
+from ..training.start import MODEL_OPTIONS, load_for_training
 from ..training.stock_settings import try_settings
 from ..utils.errors import UserError
 from ..utils.json_files import read_json
@@ -83,11 +83,9 @@ def main(argv: list[str]) -> None:
     trained_on, overlap = training_sources(
         data_args.dataset, dataset, targets=leak_args.targets, allow_overlap=leak_args.allow_overlap
     )
-    # New heads are random: a run that is killed before its first checkpoint starts again with the same heads.
-    set_seed(training_args.seed)
-    model, processor = load_encoder(model_args, method_args.given(), adapter_args, training_args.device)
-    licence = licence_args.licence or model.config.base_licence
-    model.config.base_licence = licence or licence_of(model_args.model, revision=model_args.revision)
+    options = {name: value for name, value in given.items() if name in MODEL_OPTIONS}
+    model, processor = load_for_training(**options, seed=training_args.seed, device=training_args.device)
+    model.config.base_licence = licence_args.licence or model.config.base_licence
     provenances: list[dict[str, Any]] = []
     if model.config.loss_lambda < 1 or model.config.reid_text:
         provenances = provenances_of_texts(data_args.captions_file, batch_args.texts)

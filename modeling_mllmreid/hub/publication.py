@@ -13,6 +13,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME as FULL_WEIGHTS
 
 from ..evaluation.threshold import THRESHOLD_FILE
 from ..model.adapters import ADAPTER, SETTINGS, WEIGHTS
+from ..model.pipeline_mllmreid import MODULES, modules_entry
 from ..model.publishing import VERBATIM, is_local, last_name, without_local_paths
 from ..utils.checkpoint_formats import ExportConfigFile, TrainerStateFile, TrainingArgsFile, WeightIndexFile
 from ..utils.errors import UserError
@@ -49,7 +50,7 @@ ARGUMENT_FIELDS = (
 # fmt: on
 
 CODE = tuple(sorted(path.name for path in (Path(__file__).parents[1] / "model").glob("[!_]*.py")))
-CONFIGS = ("config.json", "generation_config.json")
+CONFIGS = ("config.json", "generation_config.json", MODULES)
 PROCESSOR = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "spiece.model")
 VOCABULARY = ("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt")
@@ -187,6 +188,9 @@ def publication(folder: Path) -> dict[str, Path | bytes]:
 
 def published_json(name: str, content: bytes, *, where: str) -> bytes | None:
     """Returns the published content of a JSON file, or None if the file is not published."""
+    if name == MODULES:
+        # It names code that others run.
+        return modules_entry().encode()
     if name in REPORTS:
         value = published_report(name, content, where=where)
         if value is None:

@@ -26,7 +26,7 @@ from .adapters import (
 from .backbone_loading import load_backbone, load_native, plain_config
 from .backbones import check_family
 from .identities import IdentityClassifiers
-from .pipeline_mllmreid import person_reid_entry
+from .pipeline_mllmreid import person_reid_entry, write_modules
 from .publishing import PrivatePush, is_local
 from .weights import (
     CONFIG,
@@ -314,6 +314,7 @@ class ReIDCheckpoints(PrivatePush, IdentityClassifiers):
         )
         if not kwargs.get("is_main_process", True):
             return
+        write_modules(save_directory)
         if not (thin and self.config.adapter):
             # An earlier checkpoint in this folder may have left an adapter, which would be loaded with this one.
             for stale in (SETTINGS, WEIGHTS):

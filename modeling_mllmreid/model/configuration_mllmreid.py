@@ -251,6 +251,7 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         from .reid_resnet import ReIDResNetConfig  # noqa: F401
         from .reid_swin import ReIDSwinConfig  # noqa: F401
         from .reid_vit import ReIDViTConfig  # noqa: F401
+        from .sentence_transformers_mllmreid import PersonEmbedder  # noqa: F401
         from .shipped_models import shipped_folder  # noqa: F401
         from .tensors import at_least_float32  # noqa: F401
         from .tower_packed import PackedTower  # noqa: F401

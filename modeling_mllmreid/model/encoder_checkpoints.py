@@ -14,7 +14,7 @@ from .adapters import inject_adapter, merge_adapter
 from .configuration_vision_mllmreid import WITHOUT_LLM
 from .encoders import check_encoder, vision_part, without_pooler
 from .identities import IdentityClassifiers
-from .pipeline_mllmreid import person_reid_entry
+from .pipeline_mllmreid import person_reid_entry, write_modules
 from .pooling import WITH_CLASS_TOKEN, no_class_token
 from .publishing import PrivatePush
 from .shipped_models import shipped_folder
@@ -188,7 +188,7 @@ class EncoderCheckpoints(PrivatePush, IdentityClassifiers):
         save_original_format: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Saves the model as in transformers; config.json names the pipeline too.
+        """Saves the model as in transformers; config.json names the pipeline, modules.json an embedder.
 
         Args:
             save_directory (`str` or `os.PathLike`):
@@ -206,6 +206,8 @@ class EncoderCheckpoints(PrivatePush, IdentityClassifiers):
         super().save_pretrained(
             save_directory, *args, state_dict=state_dict, save_original_format=save_original_format, **kwargs
         )
+        if kwargs.get("is_main_process", True):
+            write_modules(save_directory)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = True, **kwargs: Any) -> str:
         """Pushes as [`PrivatePush`] does, without the ID classifier."""

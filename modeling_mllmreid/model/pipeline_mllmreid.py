@@ -1,9 +1,15 @@
-"""The pipeline "person-reid": embeds person crops, or ranks a gallery by its similarity to a crop."""
+"""The pipeline "person-reid": embeds person crops, or ranks a gallery by its similarity to a crop.
+
+Two entries of a checkpoint name the code by which other libraries use it: the pipeline in config.json, and the module
+of sentence-transformers in modules.json.
+"""
 
 # First: its error names the versions that are needed.
 from .versions import check_versions  # noqa: F401
 
 # isort: split
+import json
+import os
 from typing import Any
 
 from transformers import AutoModel, Pipeline
@@ -16,6 +22,7 @@ from .crops import as_list
 
 TASK = "person-reid"
 TOP_K = 10
+MODULES = "modules.json"
 
 
 class PersonReIDPipeline(Pipeline):
@@ -112,6 +119,18 @@ class PersonReIDPipeline(Pipeline):
 def person_reid_entry() -> dict[str, Any]:
     """Returns the `custom_pipelines` of a config.json, by which transformers finds the checkpoint's pipeline."""
     return {TASK: {"impl": f"{__name__.split('.')[-1]}.PersonReIDPipeline", "pt": ["AutoModel"], "type": "image"}}
+
+
+def modules_entry() -> str:
+    """Returns the `modules.json` of a checkpoint, by which sentence-transformers finds the checkpoint's module."""
+    module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers_mllmreid.PersonEmbedder"}
+    return json.dumps([module], indent=2) + "\n"
+
+
+def write_modules(folder: str | os.PathLike[str]) -> None:
+    """Writes `modules.json` into the folder of a checkpoint."""
+    with open(os.path.join(folder, MODULES), "w", encoding="utf-8") as file:
+        file.write(modules_entry())
 
 
 def register_person_reid() -> None:

@@ -30,7 +30,8 @@ class TrainDataset(Dataset[dict[str, Any]]):
     """The training samples of a split.
 
     `PKSampler` indexes the dataset with (index, epoch, position). A sample depends only on these three numbers and the
-    seed, in every worker and process. An image without a caption takes part in the ReID losses on images alone.
+    seed, in every worker and process. With an index alone, as in any loader of torch, torch's generator draws the
+    augmentation. An image without a caption takes part in the ReID losses on images alone.
 
     Args:
         split (`datasets.Dataset`): Training split with the columns of the data contract.
@@ -85,15 +86,15 @@ class TrainDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Any]:
-        """Returns the sample of (index, epoch, position).
+    def __getitem__(self, key: int | tuple[int, int, int]) -> dict[str, Any]:
+        """Returns the sample of (index, epoch, position), or of an index.
 
         Returns:
             `dict`: `pixel_values` (3, height, width) float32, `person_ids` (the label, 0 to `num_identities` - 1),
             `camera_ids`, `instruction` (index of the prompt), `caption` (the text), and `target` (its token ids); the
             last two are empty without a caption.
         """
-        index, epoch, position = key
+        index, epoch, position = key if isinstance(key, tuple) else (key, int(torch.randint(2**31, ())), key)
         rng = rng_for(self.seed, epoch, position, index)
         image = self.augmentation.transform_image(open_image(self.images[index]), rng)
         pixels = self.crop_pixels(image)

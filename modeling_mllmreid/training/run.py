@@ -4,7 +4,7 @@ import importlib.metadata
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import PreTrainedConfig, TrainingArguments
+from transformers import PreTrainedConfig, TrainerCallback, TrainingArguments
 
 from ..data.contract import image_sources
 from ..data.images import check_images
@@ -137,13 +137,14 @@ def train_reid(
     *,
     collator: type[TrainCollator] = TrainCollator,
     prepare: Callable[[Any], None] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainedModel:
     """Trains a model on `dataset["train"]`, selects the best checkpoint on val, and saves it with its processor.
 
     It decodes every image once before the first step, and never reads the query and gallery splits.
 
     Args:
-        model (`MllmReIDModel` or `MllmReIDVisionModel`): The model, trained in place.
+        model (`MllmReIDModel` or `MllmReIDVisionModel`): The model of [`load_for_training`], trained in place.
         processor (`MllmReIDProcessor` or `MllmReIDVisionProcessor`): The processor of the model.
         dataset (`datasets.DatasetDict`): Splits of the data contract: `train`, and `val` unless `val_identities` or
             `eval_strategy="no"` is set.
@@ -151,6 +152,8 @@ def train_reid(
         args (`ReIDTrainingArguments`): Training arguments; the model is saved into `output_dir`.
         collator (`type[TrainCollator]`): Class that makes the batches.
         prepare (`Callable`, *optional*): Called with the model after freezing, before the optimiser is made.
+        callbacks (`Sequence[TrainerCallback]`): Callbacks of transformers. `on_log` receives the losses, `on_evaluate`
+            the metrics on val, and `control.should_training_stop = True` ends the training. Every process calls them.
 
     Returns:
         `TrainedModel`: The trainer with the trained model, and the val split.
@@ -221,6 +224,7 @@ def train_reid(
         eval_dataset=val,
         data_collator=batches,
         processing_class=processor,
+        callbacks=list(callbacks),
     )
     if args.similar_people > 1:
         workers = args.dataloader_num_workers

@@ -18,6 +18,7 @@ from modeling_mllmreid.hub import export as hub_export
 from modeling_mllmreid.hub.publication import check_publishable, form_files, publication
 from modeling_mllmreid.hub.push import card_with_name
 from modeling_mllmreid.model import MllmReIDModel, MllmReIDVisionModel
+from modeling_mllmreid.model.pipeline_mllmreid import modules_entry
 from modeling_mllmreid.model.publishing import is_local, without_local_paths
 from modeling_mllmreid.research.tiny_llava import build_tiny_llava
 from modeling_mllmreid.retrieval.embeddings import weights_digest
@@ -125,6 +126,13 @@ def test_a_training_folder_is_published_without_local_files_and_paths(trained):
     assert not {"worst", "compare", "by_query_camera"} & set(report)
     run = json.loads(shown["run.json"])
     assert run["base_model"] == "base" and run["texts"][0]["model"] == "base" and run["hardware"] == "2 CPU cores"
+
+
+def test_the_code_that_modules_json_names_is_always_ours(trained, tmp_path):
+    target = exported(trained, tmp_path)
+    written = (target / "modules.json").read_bytes()
+    (target / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "/home/anna", "type": "os.System"}]')
+    assert publication(target)["modules.json"] == written == modules_entry().encode()
 
 
 def test_paths_at_every_depth():

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -21,6 +22,15 @@ SIZES = {"train_identities": 6, "test_identities": 3, "images_per_camera": 2, "c
 SIZES |= {"hidden_size": 32, "tower_layers": 1, "lm_layers": 1, "pretraining_people": 50, "pretraining_steps": 3}
 SIZES |= {"identities_per_batch": 2, "images_per_identity": 2, "val_identities": 2, "max_steps": 2, "eval_steps": 2}
 SIZES |= {"save_steps": 2, "warmup_steps": 1, "logging_steps": 2, "dataloader_num_workers": 0}
+
+# sentence-transformers gives the embedding of the block before it.
+SENTENCES = """
+from sentence_transformers import SentenceTransformer
+
+embedder = SentenceTransformer(name, trust_remote_code=True)
+assert abs(embedder.encode(["query.jpg"]) - embedding.numpy()).max() < 1e-5
+assert "modeling_mllmreid" not in type(embedder[0]).__module__.split(".")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +81,9 @@ def test_publish_and_use(folder, tmp_path):
             "import sys\nsys.modules['modeling_mllmreid'] = None\n"
             + section_block(MODELS, "Use a published model", "python")
         )
+        if find_spec("sentence_transformers"):
+            with (tmp_path / "use.py").open("a") as file:
+                file.write(SENTENCES)
         command, variables = [sys.executable, "-I", "use.py"], kept | hub.environment(tmp_path / "theirs")
         done = subprocess.run(command, env=variables, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr

@@ -116,7 +116,7 @@ def test_every_pushed_revision_is_whole_loadable_and_without_secrets(hub, home, 
     assert len(pushed) == 3  # steps 2 and 4, and the end
     needed = {"model.safetensors", "adapter/adapter_model.safetensors", "processor_config.json", "tokenizer.json"}
     needed |= {"modeling_mllmreid.py", "pipeline_mllmreid.py", "checkpoints.py", "adapters.py", "README.md"}
-    needed |= {"training_args.json"}
+    needed |= {"training_args.json", "modules.json", "sentence_transformers_mllmreid.py"}
     for _, files in pushed:
         assert needed <= files.keys(), needed - files.keys()
         assert not [name for name in files if re.search(r"\.(bin|pt|pth|pkl)$|^checkpoint-|\.jpg$", name)]

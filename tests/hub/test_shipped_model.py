@@ -63,6 +63,7 @@ def test_every_command_takes_the_name(shipped, disk, capsys):
     report = json.loads(Path("report/metrics.json").read_text())
     assert (report["model"], report["weights"]) == (NAME, weights_digest(shipped))
     export.main(["--model", NAME, "--output", "export"])
+    assert Path("export/modules.json").is_file() and Path("export/sentence_transformers_mllmreid.py").is_file()
     batch = "--identities_per_batch 2 --images_per_identity 2 --max_steps 1 --eval_strategy no --use_cpu true"
     train.main(["--model", NAME, *data, *batch.split(), "--disable_tqdm", "true", "--output_dir", "run"])
     assert json.loads(Path("run/run.json").read_text())["base_model"] == NAME

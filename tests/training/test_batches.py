@@ -53,6 +53,19 @@ def equal(one, other):
     )
 
 
+def test_an_index_alone_draws_the_augmentation_from_torch(samples):
+    made = samples(flip=0.5, pad=4, erase=0.5)
+    torch.manual_seed(3)
+    first, second = made[1], made[1]
+    torch.manual_seed(3)
+    assert equal(made[1], first) and not equal(first, second)
+    epoch = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(3)))
+    assert equal(first, made[1, epoch, 1])
+    # A loader of torch shuffles by the same generator.
+    batches = [next(iter(torch.utils.data.DataLoader(made, 4, shuffle=True, collate_fn=list))) for _ in range(2)]
+    assert [len(batch) for batch in batches] == [4, 4] and not equal(batches[0][0], batches[1][0])
+
+
 def test_a_sample_by_hand(samples, images, parts):
     processor = parts[0]
     settings = {"flip": 0.7, "pad": 2, "erase": 0.6, "color_jitter": 0.3, "downscale": 0.4}
