@@ -17,7 +17,7 @@ OUTSIDE = "outside_crops"
 TESTS = {
     "rendered_elsewhere": "rendered people in other scenes than those of any training world, and distractors",
     "rendered_doubles": "rendered people, four of five with almost the clothes of another: the hard set",
-    OUTSIDE: "crops of computer-generated people from other projects, which are not in this repository",
+    OUTSIDE: "crops of computer-generated people of other projects: few people, wide intervals; not in this repository",
 }
 METRICS = {"mAP": "mAP", "rank1": "Rank-1", "mINP": "mINP"}
 # What two rows have in common exactly if they are of the same model with the same settings.
@@ -57,17 +57,15 @@ python benchmarks/leaderboard.py --model MODEL --name "NAME OF THE ROW"
 
 ## Test sets
 Queries find gallery images of their person from other cameras. [worlds.md](worlds.md) describes the rendered worlds.
-
-"""
-EACH = """\
-In percent, with 95 % intervals over people. "Images" are the first digits of the SHA-256 of all test images: rows with
-other digits are of other pixels, such as those of another version of the renderer.
+Metrics are in percent, with 95 % intervals over people. "Images" are the first digits of the SHA-256 of all test
+images: rows with other digits are of other pixels, such as those of another version of the renderer.
 
 """
 END = """
 ## How each row was measured
 The commit is that of the code. Weights are identified by the first digits of their SHA-256, or by their commit on the
-Hub. A path outside of the checkout is recorded by its last name.
+Hub. A path outside of the checkout is recorded by its last name. `mllmreid parts --output runs/parts` makes the models
+of `runs/parts` out of packages ([compose.md](compose.md#parts-without-the-hub)).
 
 """
 
@@ -119,7 +117,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
             [names[row["name"]], *(_cell(row, test, metric) for metric in METRICS), images[row["name"]]]
             for row in measured
         ]
-        parts += [f"\n### {test}\n", EACH, _table(["model", *METRICS.values(), "images"], cells)]
+        parts += [f"\n### {test}\n", _table(["model", *METRICS.values(), "images"], cells)]
     how = [[names[row["name"]], *_provenance(row)] for row in models]
     titles = ["model", "weights", "feature", "crop", "commit", "date", "command", "machine", "versions"]
     return "".join([*parts, END, _table(titles, how)])
