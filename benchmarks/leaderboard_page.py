@@ -34,8 +34,8 @@ mAP in percent, with 95 % intervals over people. One row a model, the newest of 
 
 """
 MIDDLE = """
-Two rows whose intervals overlap can still differ, as both are of the same queries: `mllmreid evaluate --model A
---compare B` gives the interval of the difference.
+Two rows whose intervals overlap can still differ, as both are of the same queries: `evaluate --model A --compare B`
+gives the interval of the difference.
 
 ## Add a row
 In a checkout, with your changes committed:
@@ -43,7 +43,7 @@ In a checkout, with your changes committed:
 pip install -c constraints.txt -e '.[onnx]'
 python benchmarks/leaderboard.py --model MODEL --name "NAME OF THE ROW"
 ```
-`MODEL` is whatever `mllmreid evaluate` takes: a checkpoint, a name on the Hub, an ONNX file. Its options, such as
+`MODEL` is what `evaluate` takes: a checkpoint, a vision encoder, a name on the Hub, an ONNX file. Its options, such as
 `--height` or `--test_feature`, can be added. The command renders the worlds at its first use, measures, adds a line to
 [leaderboard.jsonl](../benchmarks/leaderboard.jsonl) and writes this page. Commit both files and open a pull request.
 
