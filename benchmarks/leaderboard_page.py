@@ -25,8 +25,9 @@ IDENTITY = ("weights", "revision", "settings")
 HEAD = """\
 # Leaderboard
 <!-- Written by `python benchmarks/leaderboard.py`. Do not edit: the next row replaces the page. -->
-Models measured by the code of this repository on test sets that everyone can render. No row is of photographs, and none
-predicts a result on them. Models that ship, and recipes: [model_zoo.md](model_zoo.md).
+Models measured by the code of this repository: on rendered worlds, which everyone can render, and on a few crops of
+computer-generated people from elsewhere. No row is of photographs, and none predicts a result on them. Models that
+ship, and recipes: [model_zoo.md](model_zoo.md).
 
 ## Models
 mAP in percent, with 95 % intervals over people. One row a model, the newest of each name, sorted by the first test set.
