@@ -42,7 +42,6 @@ def box(
     lines = text.count("\n") + 1 if text else 0
     # Points to units: 8 inches are 100 units.
     title_height, line_height = size * 1.3 / 72 / INCHES * 100, (size - 1.5) * 1.3 / 72 / INCHES * 100
-    title_height *= title.count("\n") + 1
     top = center + (title_height + lines * line_height) / 2
     axes.text(middle, top - title_height / 2, title, ha="center", va="center", fontsize=size, color=INK, weight="bold")
     if text:
@@ -58,11 +57,11 @@ def box(
         )
 
 
-def arrow(axes: Axes, points: Sequence[tuple[float, float]], *, color: str = LINE, style: str = "-") -> None:
+def arrow(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     """Draws a line through points, with an arrow head at the last one."""
     xs, ys = zip(*points, strict=True)
     if len(points) > 2:
-        axes.plot(xs[:-1], ys[:-1], color=color, lw=1.5, ls=style, solid_capstyle="round")
+        axes.plot(xs[:-1], ys[:-1], color=LINE, lw=1.5, solid_capstyle="round")
     axes.add_patch(
         FancyArrowPatch(
             points[-2],
@@ -70,8 +69,7 @@ def arrow(axes: Axes, points: Sequence[tuple[float, float]], *, color: str = LIN
             arrowstyle="-|>",
             mutation_scale=11,
             lw=1.5,
-            ls=style,
-            color=color,
+            color=LINE,
             shrinkA=0,
             shrinkB=0,
             zorder=3,
@@ -84,11 +82,11 @@ def note(axes: Axes, place: tuple[float, float], text: str, *, size: float = 8.0
     axes.text(*place, text, ha=align, va="center", fontsize=size, color=FAINT, linespacing=1.3)
 
 
-def legend(axes: Axes, place: tuple[float, float], entries: Sequence[tuple[str, str]], *, step: float = 3.4) -> None:
+def legend(axes: Axes, place: tuple[float, float], entries: Sequence[tuple[str, str]]) -> None:
     """Draws coloured squares with their meanings, one below the other."""
     left, top = place
     for number, (fill, meaning) in enumerate(entries):
-        bottom = top - number * step
+        bottom = top - number * 3.4
         axes.add_patch(
             FancyBboxPatch(
                 (left, bottom - 1),
