@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .data.load import load_reid_dataset
     from .evaluation.metrics import RetrievalMetrics, evaluate_retrieval, metrics_from_blocks
     from .evaluation.relevance import image_relevance
+    from .evaluation.statistics import compare, confidence_intervals
     from .gallery.filters import Where
     from .gallery.gallery import Gallery
     from .gallery.rows import CropInfo
@@ -54,6 +55,8 @@ __all__ = [
     "TrainCollator",
     "TrainDataset",
     "Where",
+    "compare",
+    "confidence_intervals",
     "draw_relevance",
     "evaluate_retrieval",
     "image_relevance",
@@ -85,6 +88,8 @@ _MODULES = {
     "TrainCollator": "training.batches",
     "TrainDataset": "training.batches",
     "Where": "gallery.filters",
+    "compare": "evaluation.statistics",
+    "confidence_intervals": "evaluation.statistics",
     "draw_relevance": "retrieval.overlay",
     "evaluate_retrieval": "evaluation.metrics",
     "image_relevance": "evaluation.relevance",
@@ -101,6 +106,7 @@ _MODULES = {
 # Modules that import neither the models nor transformers.
 _WITHOUT_MODELS = {
     "evaluation.metrics",
+    "evaluation.statistics",
     "gallery.filters",
     "gallery.gallery",
     "gallery.rows",

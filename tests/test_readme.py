@@ -1,21 +1,20 @@
 """README and docs: sizes, links, command lines and Python blocks are what the code accepts."""
 
 import ast
-import importlib
 import re
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
-from documents import PAGES, ROOT, code_blocks, command_lines, inline_code
+from command_lines import parse_command_lines, parse_only
+from documents import PAGES, ROOT, code_blocks, inline_code
 
 import modeling_mllmreid
 from modeling_mllmreid import evaluate_retrieval
 from modeling_mllmreid.commands import gallery
 from modeling_mllmreid.commands.main import COMMANDS
 from modeling_mllmreid.data.readers import READERS
-from modeling_mllmreid.options.parser import build_options, read_options
 
 README = ROOT / "README.md"
 DEMO = "python -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt . && python run_reid.py demo"
@@ -30,14 +29,9 @@ OF_THE_SHIPPED_MODEL = ("pedestrians-small", "runs/random_resnet")
 ON_OWN_CROPS = ("runs/mine", "runs/watched", "runs/plain")
 # The block that tests/commands/test_gallery_command.py runs on a gallery.
 ON_A_GALLERY = ("runs/gallery",)
-PROGRAMS = ("run_reid.py", "mllmreid", "modeling_mllmreid")
 # Flags of accelerate, torchrun, pip and mutmut.
 OF_OTHERS = {"--config_file", "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip"}
 OF_OTHERS |= {"--nproc_per_node", "--help", "--help_all", "--version"}
-
-
-class Parsed(Exception):
-    """Raised after a command has read its options; holds their dataclasses."""
 
 
 def test_readme_is_short_and_holds_the_two_set_up_commands():
@@ -68,38 +62,9 @@ def test_every_page_is_in_the_index():
     assert all(f"]({page.name})" in index for page in PAGES if page.name != "README.md")
 
 
-def parse_only(command: str, argv: list[str], monkeypatch: pytest.MonkeyPatch, *, build: bool = True) -> list[type]:
-    """Reads and builds a command's options, as its `main` does first, and stops. Returns their dataclasses."""
-
-    def stop(dataclasses, argv, command):
-        if build:
-            build_options(dataclasses, read_options(dataclasses, argv, command), command)
-        raise Parsed(dataclasses)
-
-    module = importlib.import_module(f"modeling_mllmreid.commands.{command}")
-    for name in ("parse", "read_options"):
-        monkeypatch.setattr(module, name, stop, raising=False)
-    with pytest.raises(Parsed) as parsed:
-        module.main(argv)
-    return parsed.value.args[0]
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_command_lines_parse(page, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    for words in command_lines(page):
-        start = next((i for i, word in enumerate(words) if word in PROGRAMS), len(words)) + 1
-        command, argv = words[start : start + 1], words[start + 1 :]
-        if "--config_file" in words:
-            assert Path(words[words.index("--config_file") + 1]).is_file(), words
-        if command in ([], ["COMMAND"], ["--help"]):
-            continue
-        assert command[0] in COMMANDS, words
-        if command in (["train"], ["ablate"]):
-            # A GPU is not needed to read a recipe for one.
-            argv = [word.replace("RECIPE.yaml", "llava_1_5_7b_qlora_16gb") for word in argv] + ["--use_cpu", "true"]
-        if not {"--help", "--help_all"} & set(argv) and command != ["configs"]:
-            parse_only(command[0], argv, monkeypatch)
+    parse_command_lines(page, monkeypatch)
 
 
 def test_flags_named_in_the_text_exist(monkeypatch):

@@ -1,0 +1,53 @@
+"""Parses the command lines of a page without running them."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+from documents import ROOT, command_lines
+
+from modeling_mllmreid.commands.main import COMMANDS
+from modeling_mllmreid.options.parser import build_options, read_options
+
+PROGRAMS = ("run_reid.py", "mllmreid", "modeling_mllmreid")
+
+
+class Parsed(Exception):
+    """Raised after a command has read its options; holds their dataclasses."""
+
+
+def parse_only(command: str, argv: list[str], monkeypatch: pytest.MonkeyPatch, *, build: bool = True) -> list[type]:
+    """Reads and builds a command's options, as its `main` does first, and stops. Returns their dataclasses."""
+
+    def stop(dataclasses, argv, command):
+        if build:
+            build_options(dataclasses, read_options(dataclasses, argv, command), command)
+        raise Parsed(dataclasses)
+
+    module = importlib.import_module(f"modeling_mllmreid.commands.{command}")
+    for name in ("parse", "read_options"):
+        monkeypatch.setattr(module, name, stop, raising=False)
+    with pytest.raises(Parsed) as parsed:
+        module.main(argv)
+    return parsed.value.args[0]
+
+
+def parse_command_lines(page: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Parses every command of this package on a page, from the folder of the checkout. Returns their number."""
+    monkeypatch.chdir(ROOT)
+    parsed = 0
+    for words in command_lines(page):
+        start = next((i for i, word in enumerate(words) if word in PROGRAMS), len(words)) + 1
+        command, argv = words[start : start + 1], words[start + 1 :]
+        if "--config_file" in words:
+            assert Path(words[words.index("--config_file") + 1]).is_file(), words
+        if command in ([], ["COMMAND"], ["--help"]):
+            continue
+        assert command[0] in COMMANDS, words
+        if command in (["train"], ["ablate"]):
+            # A GPU is not needed to read a recipe for one.
+            argv = [word.replace("RECIPE.yaml", "llava_1_5_7b_qlora_16gb") for word in argv] + ["--use_cpu", "true"]
+        if not {"--help", "--help_all"} & set(argv) and command != ["configs"]:
+            parse_only(command[0], argv, monkeypatch)
+            parsed += 1
+    return parsed
