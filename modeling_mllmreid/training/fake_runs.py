@@ -50,11 +50,17 @@ def fake_run(model: nn.Module) -> Iterator[None]:
         model (`nn.Module`): The model, usually on the meta device. Its weights and buffers become fake, in place.
     """
     with _forgotten_caches(), FakeTensorMode(allow_non_fake_inputs=True), _RealNumbers():
+        # Once for each parameter: tied weights stay one.
+        fakes = {
+            parameter: nn.Parameter(
+                torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu"), requires_grad=parameter.requires_grad
+            )
+            for parameter in model.parameters()
+        }
         for module in model.modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    fake = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
-                    module._parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
+                    module._parameters[name] = fakes[parameter]
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")

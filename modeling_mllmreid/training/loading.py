@@ -221,7 +221,8 @@ def model_commit(arguments: ModelArguments) -> str | None:
     """Returns the commit of a model on the Hub, as a branch name does not pin one; None for a folder."""
     if os.path.isdir(arguments.model):
         return None
-    return extract_commit_hash(cached_file(arguments.model, "config.json", revision=arguments.revision), None)
+    with loading_errors(arguments.model):
+        return extract_commit_hash(cached_file(arguments.model, "config.json", revision=arguments.revision), None)
 
 
 def refuse_pooling(fields: Mapping[str, Any]) -> None:

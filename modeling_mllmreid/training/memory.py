@@ -165,11 +165,13 @@ def optimizer_state_bytes(args: ReIDTrainingArguments) -> int:
 
 def _weight_bytes(model: ImageEncoder, quantize: str | None) -> int:
     """Returns the bytes of all weights."""
-    size = 0.0
+    size, counted = 0.0, set()
     for name, module in model.named_modules():
         linear = type(module) is nn.Linear and ".lora_" not in name
         quantised = quantize and linear and module_of(model, name) == "llm"
-        for parameter in module.parameters(recurse=False):
+        # A tied weight belongs to two modules. Its first one, the embeddings, is never quantised.
+        for parameter in set(module.parameters(recurse=False)) - counted:
+            counted.add(parameter)
             weight_bytes = QUANTISED_BYTES[str(quantize)] if quantised else parameter.element_size()
             size += parameter.numel() * weight_bytes
     return int(size)

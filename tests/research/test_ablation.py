@@ -151,6 +151,9 @@ def test_another_teacher_has_texts_of_its_own_and_its_runs_other_keys(tmp_path):
     alone = make_teacher(arguments(base_model=taught), taught, tmp_path / "texts", 8)
     assert own_teacher.folder != teacher.folder == alone.folder
     assert base_identity(other, base) == f"{base}@None with texts of {taught}@None" != base_identity(own, base)
+    with pytest.raises(UserError, match="^model absent/folder/here: ") as error:
+        make_teacher(arguments(base_model=base, teacher_model="absent/folder/here"), base, tmp_path / "texts", 8)
+    assert "\n" not in str(error.value)
 
 
 # ---- controls ------------------------------------------------------------------------------------------------------

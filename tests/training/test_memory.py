@@ -1,0 +1,30 @@
+"""The estimate of memory counts what a real model has, each tied weight once."""
+
+import pytest
+import torch
+from families import CONFIGS
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from modeling_mllmreid.model import MllmReIDModel
+from modeling_mllmreid.options.arguments import ModelArguments
+from modeling_mllmreid.training.adapters import AdapterArguments
+from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.loading import load_config
+from modeling_mllmreid.training.memory import estimate_memory
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "not tied"])
+def test_parameters_and_weights_are_those_of_the_model(tied, tmp_path):
+    sizes = CONFIGS["Qwen3-VL"]
+    text = {**sizes["text_config"], "tie_word_embeddings": tied}
+    config = AutoConfig.for_model(**{**sizes, "text_config": text, "tie_word_embeddings": tied})
+    config.save_pretrained(tmp_path)
+    native = AutoModelForImageTextToText.from_config(config)
+    words = native.get_input_embeddings().weight, native.get_output_embeddings().weight
+    assert (words[0] is words[1]) == tied
+    args = ReIDTrainingArguments(output_dir=str(tmp_path / "run"), eval_strategy="no", use_cpu=True)
+    loaded = load_config(ModelArguments(str(tmp_path)), {"num_identities": 8})
+    memory = estimate_memory(loaded, AdapterArguments(), args, BatchArguments(), dtype=torch.float32)
+    heads = sum(p.numel() for p in MllmReIDModel(loaded).heads.parameters())
+    assert memory.parameters == sum(p.numel() for p in native.parameters()) + heads
+    assert memory.weights == 4 * memory.parameters
