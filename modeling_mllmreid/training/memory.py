@@ -165,7 +165,7 @@ def optimizer_state_bytes(args: ReIDTrainingArguments) -> int:
 
 def _weight_bytes(model: ImageEncoder, quantize: str | None) -> int:
     """Returns the bytes of all weights."""
-    size, counted = 0.0, set()
+    size, counted = 0.0, set[nn.Parameter]()
     for name, module in model.named_modules():
         linear = type(module) is nn.Linear and ".lora_" not in name
         quantised = quantize and linear and module_of(model, name) == "llm"
