@@ -14,6 +14,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from cli_process import CliProcess
 from hub_server import TOKEN, HubServer, Repo
 
 from modeling_mllmreid.commands import page
@@ -108,18 +109,19 @@ def test_mistakes(tmp_path, argv, message):
 def test_an_upload_is_private_and_a_public_space_is_refused(tmp_path):
     with HubServer() as hub:
         hub.repos["spaces", "tester/open"] = Repo(f"{hub.url}/spaces/tester/open", private=False)
+        environment = {**os.environ, **hub.environment(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+        with CliProcess(environment, tmp_path) as process:
 
-        def push(name):
-            argv = ["page", "--space", name, "--gallery", ADDRESS, "--output", str(tmp_path / name), "--push", "true"]
-            command = [sys.executable, "-m", "modeling_mllmreid", *argv]
-            environment = {**os.environ, **hub.environment(tmp_path / "home", TOKEN), "PYTHONPATH": str(ROOT)}
-            return subprocess.run(command, env=environment, capture_output=True, text=True)
+            def push(name):
+                argv = ["--space", name, "--gallery", ADDRESS, "--output", str(tmp_path / name), "--push", "true"]
+                code, _, err = process("cli", "page", *argv, token=TOKEN)
+                return code, err
 
-        done = push("tester/people")
-        assert done.returncode == 0, done.stderr
-        assert hub.repos["spaces", "tester/people"].private
-        files = hub.files("spaces", "tester/people")
-        assert {"README.md", "app.py", "requirements.txt", "modeling_mllmreid/__init__.py"} <= set(files)
-        refused = push("tester/open")
-        assert refused.returncode == 2 and "this Space exists and is public" in refused.stderr
+            code, err = push("tester/people")
+            assert code == 0, err
+            assert hub.repos["spaces", "tester/people"].private
+            files = hub.files("spaces", "tester/people")
+            assert {"README.md", "app.py", "requirements.txt", "modeling_mllmreid/__init__.py"} <= set(files)
+            code, err = push("tester/open")
+        assert code == 2 and "this Space exists and is public" in err
         assert not hub.files("spaces", "tester/open") and not (tmp_path / "tester/open").exists()

@@ -167,7 +167,7 @@ needs_bits = pytest.mark.skipif(not is_bitsandbytes_available(), reason="needs b
         pytest.param("lora", {"fused_lora": False}, marks=pytest.mark.slow),
         ("frozen", {"grad_cache_chunk": 3, "activation_checkpointing": True}),
         pytest.param("4bit", {"activation_checkpointing": True}, marks=needs_bits),
-        pytest.param("8bit", {}, marks=needs_bits),
+        pytest.param("8bit", {}, marks=[needs_bits, pytest.mark.slow]),
     ],
 )
 def test_a_compiled_training_has_the_same_weights(train, adapters, settings, tmp_path):
