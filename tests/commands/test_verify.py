@@ -221,6 +221,7 @@ def one_of_two(rank: int, port: int, output: Path, *args) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_score_fit_and_report_what_one_does(trained, by_score, tmp_path):
     (tmp_path / "both").mkdir()
     # Further models: one with a calibration alone, and one that compares pairs.

@@ -165,6 +165,7 @@ def occlusion(small: SimpleNamespace, photo: Image.Image, other: Image.Image | N
     return (similarity[0] - similarity[1:].view(4, 8, 4).mean(dim=0)).numpy()
 
 
+@pytest.mark.slow
 def test_relevance_agrees_with_occlusion_over_rendered_people(small):
     agreement = {}
     for name in ("itself", "same person"):

@@ -137,6 +137,7 @@ def test_many_threads_share_the_model(trained, service, monkeypatch):
     assert together == []
 
 
+@pytest.mark.slow
 def test_the_page(trained, tmp_path):
     from browser_page import BROWSER, Page, Server, playwright  # it skips the test without a browser
 
