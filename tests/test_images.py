@@ -12,7 +12,8 @@ from documents import ROOT
 from PIL import Image
 
 FOLDER = ROOT / "docs/images"
-PICTURES = ("architecture.png", "data_flow.png", "relevance.jpg", "training_curves.png")
+PICTURES = ("architecture.png", "data_flow.png", "gallery_page.png", "ranked_sheet.png")
+PICTURES += ("relevance.jpg", "training_curves.png")
 PINNED = re.search(r"^matplotlib==(.*)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
 # Differences of the renderer's and the fonts' rounding.
 LEVELS, SHARE = 32, 5e-5

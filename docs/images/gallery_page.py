@@ -56,7 +56,8 @@ def draw(url: str, query: Path, output: Path) -> None:
         page.mouse.move(0, 0)
         page.wait_for_timeout(1000)  # the browser draws
         page.screenshot(path=output, full_page=True)
-    Image.open(output).convert("RGB").save(output, optimize=True)
+    picture = Image.open(output).convert("RGB")
+    picture.quantize(256, dither=Image.Dither.NONE).save(output, optimize=True)
 
 
 def main() -> None:
