@@ -6,12 +6,19 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..data.images import NAMED_FILES, broken_images, is_hidden, list_image_tree, safe_join
+from ..data.readers.own_data import OWN_FILES
 from ..evaluation.embedding import embed_feature, model_fingerprint
 from ..evaluation.onnx_encoder import OnnxEncoder, check_onnx_options, print_onnx
 from ..model.images import SUFFIXES
 from ..options.arguments import EmbeddingArguments, MethodArguments, ModelArguments, OnnxArguments
 from ..options.parser import parse
-from ..retrieval.embeddings import check_embeddings_output, fault_of_name, printable, save_embeddings
+from ..retrieval.embeddings import (
+    check_embeddings_output,
+    fault_of_name,
+    load_embeddings,
+    printable,
+    save_embeddings,
+)
 from ..training.embedder import load_embedder
 from ..utils.errors import UserError
 from ..utils.processes import on_main, place
@@ -44,6 +51,7 @@ def main(argv: list[str]) -> None:
     folder, model_name = Path(args.images), model_args.model_name
     images = on_main(find_images, folder, args.on_error)
     on_main(check_embeddings_output, args.output, inputs=[folder])
+    earlier = on_main(earlier_model, args.output)
     if args.on_error == "skip":
         images = on_main(without_broken, folder, images)
     if model_name == model_args.model and os.path.exists(model_name):
@@ -73,16 +81,26 @@ def main(argv: list[str]) -> None:
     on_main(save_embeddings, args.output, features, images.names, metadata)
     if place().rank == 0:
         width, feature = features.shape[1], metadata["test_feature"]
+        if earlier not in (None, model_name):
+            print(f"replaced: the embeddings of {printable(earlier)}")
         print(f"{len(features):,} embeddings of {width} numbers ({feature}): {printable(args.output)}")
         print_left_out("images that cannot be used", list(images.left_out))
         print_left_out("files and links that are no images", images.others)
+
+
+def earlier_model(folder: str) -> str | None:
+    """Returns the model whose embeddings are in a folder; None without any that can be read."""
+    try:
+        return str(load_embeddings(folder).metadata.get("model"))
+    except UserError:
+        return None
 
 
 def print_left_out(kind: str, names: list[str]) -> None:
     """Prints the number of left out files of a kind, and the names of the first ones."""
     if names:
         more = ", ..." if len(names) > NAMED_FILES else ""
-        print(f"left out: {len(names):,} {kind}: {', '.join(map(printable, names[:NAMED_FILES]))}{more}")
+        print(f"left out, {kind}: {len(names):,} ({', '.join(map(printable, names[:NAMED_FILES]))}{more})")
 
 
 def find_images(folder: Path, on_error: str = "stop") -> ImageList:
@@ -101,7 +119,7 @@ def find_images(folder: Path, on_error: str = "stop") -> ImageList:
             "such images out with --on_error skip"
         )
     names = [name for name in listed.names if name not in faults]
-    others = sorted([*listed.left_out, *_linked_folders(folder)])
+    others = sorted([*(name for name in listed.left_out if name not in OWN_FILES), *_linked_folders(folder)])
     return _not_empty(folder, ImageList(names, faults, others))
 
 

@@ -55,7 +55,7 @@ from ..options.help_text import program_name
 from ..options.parser import parse
 from ..retrieval.embeddings import printable
 from ..utils.errors import UserError
-from ..utils.outputs import check_output
+from ..utils.outputs import check_new_file, check_output
 from ..utils.processes import on_main
 
 
@@ -201,7 +201,7 @@ def groups(argv: list[str]) -> None:
         (PlaceArguments, GroupsArguments, WhereArguments, GalleryModelArguments), argv, "gallery groups"
     )
     if args.output:
-        check_output(args.output, ours=lambda path: path.stat().st_size == 0)
+        check_new_file(args.output)
     gallery = _open(place, model)
     options = {"confidence": args.confidence, "travel_seconds": args.travel_seconds}
     rows, found = gallery_groups(gallery, _where(where_args), **options, overlapping=_pairs(args.overlapping))

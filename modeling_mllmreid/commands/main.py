@@ -66,6 +66,7 @@ def main() -> int:
         # Show progress bars on a terminal only. The libraries read these variables at import.
         for library in ("HF_HUB", "HF_DATASETS"):
             os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
+    spin_shortly()
     silence_libraries()
     try:
         code = run(sys.argv[1:])
@@ -141,6 +142,15 @@ def report_fault(error: Exception) -> int:
         where = "the traceback could not be written: please report this line"
     print(f"error: a fault of MLLMReID, not yours: {text} ({where})", file=sys.stderr)
     return OUR_FAULT
+
+
+def spin_shortly() -> None:
+    """Makes idle threads of OpenMP sleep early, unless the environment says how they wait; torch reads it at import.
+
+    Where other programs use the cores, a thread that spins keeps the one that it waits for from running.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def silence_libraries() -> None:

@@ -141,12 +141,13 @@ def print_ranking(queries: Sequence[str], ranking: Ranking, file_names: Sequence
 
 
 def stored_threshold(name: str, metadata: EmbedMetadata) -> float | None:
-    """Returns the checkpoint's threshold for the feature of the embeddings, or None; prints its error rates.
+    """Returns the checkpoint's threshold for the feature of the embeddings, or None; prints its rates or why not.
 
     A threshold is valid for the settings it was chosen with: without mirrored images, without other fields.
     """
     threshold = load_thresholds(name, metadata.revision).get(metadata.test_feature)
     if threshold is None:
+        print("threshold: the model has none: choose one with the command calibrate, or give one with --threshold")
         return None
     if metadata.flip_test or set(metadata.fields) - {"test_feature"} or threshold.metric != "cosine":
         print("threshold: the checkpoint's was chosen with other settings and is not used: give one with --threshold")

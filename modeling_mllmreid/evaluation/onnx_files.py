@@ -96,7 +96,7 @@ class OnnxFile:
 
     def __init__(self, path: Path):
         if missing := missing_packages():
-            raise UserError(f"model {path}: {', '.join(missing)} not installed: pip install '.[onnx]'")
+            raise UserError(f"model {path}: {', '.join(missing)} not installed: pip install 'mllmreid[onnx]'")
         if not path.is_file():
             raise UserError(f"model {path}: is a folder, a pipe or a device, not a file: give an ONNX file")
         if _first_bytes(path).startswith(PICKLED):

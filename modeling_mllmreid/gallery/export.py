@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from ..utils.errors import UserError
-from ..utils.outputs import atomic_file, check_output
+from ..utils.outputs import atomic_file, check_new_file
 from .filters import Where
 from .gallery import Gallery
 from .rows import DESCRIBED
@@ -38,7 +38,7 @@ def export_rows(gallery: Gallery, path: str | os.PathLike[str], where: Where | N
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"output {path}: ends in none of {', '.join(SUFFIXES)}: give such a file")
-    check_output(path, ours=lambda existing: existing.stat().st_size == 0)
+    check_new_file(path)
     ids = [hit.id for hit in gallery.find(where or Where())]
     columns = gallery.store.schema.names if path.suffix.lower() == ".parquet" else TEXT_COLUMNS
     table = gallery.store.read(columns, ids)[1].sort_by("id")

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..utils.errors import UserError
-from ..utils.outputs import atomic_file, check_output
+from ..utils.outputs import atomic_file, check_new_file
 from .constraints import Rules
 from .duplicates import near_duplicates
 from .filters import Where, live
@@ -95,7 +95,7 @@ def duplicates(gallery: Gallery, found: UnknownPeople) -> list[tuple[str, str]]:
 
 def write_groups(path: str | os.PathLike[str], rows: Rows, found: UnknownPeople) -> None:
     """Writes the group of each row as CSV. Raises UserError if the file exists or cannot be written."""
-    check_output(path, ours=lambda existing: existing.stat().st_size == 0)
+    check_new_file(path)
     with atomic_file(Path(path)) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["group", "id", "file_name", "person"])

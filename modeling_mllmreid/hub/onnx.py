@@ -69,7 +69,7 @@ def export_onnx(
     """
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        raise UserError(f"onnx: {', '.join(missing)} not installed: pip install '.[onnx]'")
+        raise UserError(f"onnx: {', '.join(missing)} not installed: pip install 'mllmreid[onnx]'")
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass  # which comes with onnxscript
     from onnxscript import optimizer
 

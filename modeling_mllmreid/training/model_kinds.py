@@ -1,5 +1,6 @@
 """Kinds of models: what `--model` names, by its config.json, and the errors of loading it."""
 
+import difflib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,9 @@ def model_type(arguments: ModelArguments) -> str:
     remedy = "give a checkpoint's folder (for --dry_run its config.json is enough) or a Hub name"
     revision = revision_option(arguments)
     # A folder with a wrong name gets the Hub's message, which is about connections.
-    problem = "not loadable" if os.path.isdir(arguments.model) else "not loadable: no such folder, and not from the Hub"
+    problem = "not loadable"
+    if not os.path.isdir(arguments.model):
+        problem = f"not loadable: no such folder{_nearest_folder(arguments.model)}, and not from the Hub"
     with loading_errors(arguments.model, problem, remedy):
         fields = read_fields(arguments.model, CONFIG, revision, required=True) or {}
     kind = fields.get("model_type")
@@ -53,6 +56,17 @@ def model_type(arguments: ModelArguments) -> str:
     with loading_errors(arguments.model, remedy=MODELS):
         vision_part(read_config(AutoConfig, arguments.model, revision, trust_remote_code=False))
     return ENCODER
+
+
+def _nearest_folder(name: str) -> str:
+    """Returns a question with the folder whose name is most similar to a missing one; empty if there is none."""
+    parent, last = os.path.split(os.path.normpath(name))
+    try:
+        folders = [entry.name for entry in os.scandir(parent or ".") if entry.is_dir()]
+    except (OSError, ValueError):
+        return ""
+    nearest = difflib.get_close_matches(last, folders, n=1)
+    return f" (did you mean {ascii(os.path.join(parent, nearest[0]))}?)" if nearest else ""
 
 
 def revision_option(arguments: ModelArguments) -> dict[str, Any]:

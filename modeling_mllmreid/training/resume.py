@@ -240,6 +240,12 @@ def checkpoint_to_resume(args: ReIDTrainingArguments, fingerprint: Mapping[str, 
     return checkpoint
 
 
+def is_finished(checkpoint: Path) -> bool:
+    """Returns whether a checkpoint has all steps of its training."""
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return bool(state.global_step >= state.max_steps > 0)
+
+
 def _chosen_checkpoint(args: ReIDTrainingArguments, fingerprint: Mapping[str, Any]) -> Path | None:
     """Returns the checkpoint by the rules of `checkpoint_to_resume`, without reading its state."""
     refuse_absent_checkpoint(args)
@@ -285,6 +291,8 @@ def _difference(checkpoint: Path, fingerprint: Mapping[str, Any]) -> str:
     stored = read_fingerprint(checkpoint)
     if not stored:
         return f"it has no {RUN_FILE}"
+    if stored.get("identities") != fingerprint["identities"]:
+        return "other people"
     before, now = stored["settings"], fingerprint["settings"]
     # An encoder without a language model has fewer of them.
     before = {name: value for name, value in ADDED_SETTINGS.items() if name in now} | before
@@ -298,7 +306,6 @@ def _difference(checkpoint: Path, fingerprint: Mapping[str, Any]) -> str:
         "data": "other training images or texts",
         "inputs": "other prompts or pixel statistics",
         "val": "other validation images",
-        "identities": "other people",
     }
     current = json.loads(json.dumps(dict(fingerprint)))
     return next((text for key, text in words.items() if stored.get(key) != current[key]), "")

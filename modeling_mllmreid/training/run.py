@@ -32,7 +32,7 @@ from .batches import TrainCollator, TrainDataset
 from .encoder_training import use_fast_layout
 from .engines import sharding_of
 from .parameters import freeze_unused_parameters
-from .resume import checkpoint_to_resume, identities_digest, run_fingerprint
+from .resume import checkpoint_to_resume, identities_digest, is_finished, run_fingerprint
 from .setting_errors import setting_errors
 from .similar import similar_people
 from .stock_settings import try_settings
@@ -279,12 +279,26 @@ def _training_splits(
         raise UserError(f"the data set has {', '.join(dataset)}: training needs a train split")
     train, val = dataset["train"], dataset.get("val")
     if val is None and batch_args.val_identities:
+        _refuse_too_few_people(train, batch_args.val_identities, args)
         train, val = split_validation(train, val_identities=batch_args.val_identities, seed=args.seed)
     if val is None and args.eval_strategy != "no":
         raise UserError("there is no val split: set val_identities, or eval_strategy to 'no'")
     if val is None and args.eval_on_start:
         raise UserError("eval_on_start: there is no val split: set val_identities, or leave it out")
     return train, val, None if val is None else QueryGallery(*split_query_gallery(val))
+
+
+def _refuse_too_few_people(train: Dataset, val_identities: int, args: ReIDTrainingArguments) -> None:
+    """Raises UserError if val and a batch of P x K together need more people than there are."""
+    if args.pairs_per_batch or args.auto_find_batch_size:
+        return
+    people, batch = len(train.unique("person_id")), args.identities_per_batch * args.world_size
+    if val_identities + batch > people:
+        raise UserError(
+            f"{people} people to train on, but val_identities {val_identities} and identities_per_batch "
+            f"{args.identities_per_batch} x world_size {args.world_size} need {val_identities + batch}: lower one of "
+            "them, or give more people"
+        )
 
 
 def _set_identities(
@@ -336,7 +350,8 @@ def _train_and_save(trainer: ReIDTrainer, fingerprint: dict[str, Any], val: Quer
     with writer, owner_only():
         checkpoint = on_main(checkpoint_to_resume, args, fingerprint)
         if checkpoint is not None and main_process:
-            print(f"continues from {checkpoint}")
+            ended = ", where a training ended: set resume_from_checkpoint false to train again"
+            print(f"continues from {checkpoint}{ended if is_finished(checkpoint) else ''}")
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         # Not `save_model()`, which would also push: the card needs the metrics that are measured next.
         trainer.save_model(_internal_call=True)
@@ -362,6 +377,9 @@ def save_thresholds_on_val(trainer: ReIDTrainer, val: QueryGallery | None) -> No
     if trainer.args.process_index == 0:
         if fitted.no_fusion:
             logger.warning("no fusion of pair scores on val: %s", fitted.no_fusion)
+        if not fitted.thresholds and not trainer.args.pairs_per_batch:
+            people = "no people of val: set val_identities" if val is None else "too few people of val for one"
+            print(f"no threshold for searches: {people}, or choose one later with the command calibrate")
         save_thresholds(str(trainer.args.output_dir), fitted.thresholds)
 
 

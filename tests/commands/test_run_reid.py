@@ -190,6 +190,22 @@ def test_libraries_show_progress_bars_on_a_terminal_only(monkeypatch, terminal, 
     assert [os.environ.get(name) for name in names] == [switched_off] * 2
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_sleep_early_unless_the_user_says_how_they_wait(monkeypatch, given, expected):
+    monkeypatch.setattr(os, "environ", dict(given))
+    assert run(monkeypatch, "--help") == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+def test_torch_is_imported_after_its_threads_are_told_how_to_wait():
+    code = "import sys, modeling_mllmreid.commands.main; sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+
+
 def raiser(error):
     def raiser(argv):
         raise error

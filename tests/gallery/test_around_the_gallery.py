@@ -79,7 +79,7 @@ def test_exports(gallery, crops, tmp_path):
     table = parquet.read_table(tmp_path / "rows.parquet")
     assert table.schema.names == gallery.store.schema.names
     np.testing.assert_array_equal(np.stack(table["feature"].to_numpy()), gallery.rows().features)
-    with pytest.raises(UserError, match="exists and was not written"):
+    with pytest.raises(UserError, match="rows.csv: exists: move it away or give another path"):
         export_rows(gallery, tmp_path / "rows.csv")
     with pytest.raises(UserError, match=r"ends in none of \.csv, \.json, \.parquet"):
         export_rows(gallery, tmp_path / "rows.xlsx")

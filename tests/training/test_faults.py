@@ -1,6 +1,7 @@
 """Trainings that are killed, stopped, or out of disk: the same command continues to the same bits."""
 
 import os
+import re
 import shutil
 import signal
 
@@ -73,7 +74,10 @@ def test_a_finished_run_takes_no_step_more_and_another_run_is_refused(train, wor
     first = result(train(**settings))
     capsys.readouterr()
     assert_same((first[0], result(train(**settings))[1]), first)
-    assert "continues from" in capsys.readouterr().out
+    assert re.search(
+        r"continues from \S+checkpoint-2, where a training ended: set resume_from_checkpoint false to train again\n",
+        capsys.readouterr().out,
+    )
     with pytest.raises(
         UserError, match=r"checkpoint-2: belongs to a run with other settings \(learning_rate 0.001, now 0.01"
     ):

@@ -151,7 +151,7 @@ def test_callbacks_see_an_evaluation_and_its_metrics(train):
     assert seen == [(trainer.args, 2, trainer.control, metrics)] and 0 < metrics["eval_mAP"] <= 1
 
 
-def test_thresholds_are_chosen_on_val_and_kept_with_the_checkpoint(train, tmp_path):
+def test_thresholds_are_chosen_on_val_and_kept_with_the_checkpoint(train, tmp_path, capsys):
     trained = train(max_steps=2)
     chosen = load_thresholds(str(tmp_path / "run"))
     assert list(chosen) == ["llm", "vision", "concat"]
@@ -165,8 +165,12 @@ def test_thresholds_are_chosen_on_val_and_kept_with_the_checkpoint(train, tmp_pa
             and (others <= threshold.distance - 1e-6).sum() == 1
         )
     assert {threshold.calibration for threshold in chosen.values()} == {None}  # few people
+    capsys.readouterr()
     train(max_steps=2, batch={"val_identities": 0})
     assert load_thresholds(str(tmp_path / "run")) == {}  # the older thresholds belong to other weights
+    assert "no threshold for searches: no people of val: set val_identities, or choose one later with" in (
+        capsys.readouterr().out
+    )
 
 
 def test_the_calibration_is_fitted_on_all_crops_of_val(train, tmp_path, monkeypatch):
@@ -247,7 +251,14 @@ def test_a_checkpoint_trained_on_others_gets_a_new_classifier(train):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"identities_per_batch": 20}, "lower identities_per_batch or give more people"),
+        (
+            {"identities_per_batch": 9},
+            "12 people to train on, but val_identities 4 and identities_per_batch 9 x world_size 1 need 13: lower one",
+        ),
+        (
+            {"identities_per_batch": 20, "batch": {"val_identities": 0}},
+            "lower identities_per_batch or give more people",
+        ),
         (
             {"batch": {"val_identities": 0}, "eval_strategy": "epoch", "save_strategy": "epoch"},
             "set val_identities, or eval_strategy to 'no'",

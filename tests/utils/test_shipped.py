@@ -2,6 +2,7 @@
 
 import configparser
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -83,6 +84,16 @@ def test_every_package_of_the_tree_is_installed():
     packages = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "modeling_mllmreid").rglob("__init__.py")}
     mapped = {"modeling_mllmreid.configs", "modeling_mllmreid.model_cards"}
     assert set(setup["options"]["packages"].split()) == {name.replace("/", ".") for name in packages} | mapped
+
+
+def test_hints_name_extras_that_there_are():
+    """By the name of the package: `.[extra]` works in the checkout alone, and the command runs anywhere."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    code = "".join(path.read_text() for path in (ROOT / "modeling_mllmreid").rglob("*.py"))
+    hints = re.findall(r"pip install '([^\[']*)\[([\w,]+)\]'", code)
+    assert len(hints) > 8 and {package for package, _ in hints} == {"mllmreid"}
+    assert {extra for _, extras in hints for extra in extras.split(",")} <= set(setup["options.extras_require"])
 
 
 @pytest.fixture(scope="module")

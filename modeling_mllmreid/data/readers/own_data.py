@@ -87,6 +87,11 @@ def read_folders(data_dir: str | os.PathLike[str], *, problems: Problems | None 
         _files_outside(root, "the folders of the splits", problems)
     images: dict[str, list[tuple[str, str]]] = {}
     left_out: list[str] = []
+    if UNSPLIT in split_folders and not _folders(root) and (loose := list_images(root).names):
+        raise UserError(
+            f"{_shown(root)}: {len(loose):,} images and no folder of a person: move each image into a folder with the "
+            "name of its person, like ANNA/1.jpg, or write a metadata table and give the data set as table"
+        )
     for split, folder in split_folders.items():
         images[split] = []
         left_out += _files_outside(root / folder, "the persons' folders", problems)

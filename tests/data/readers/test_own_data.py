@@ -72,6 +72,11 @@ def test_wrong_folders(people, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no person's folder with images: give a folder like ANNA/1.jpg"):
         load_reid_dataset("folders", data_dir=tmp_path / "empty")
+    picture(tmp_path / "loose/1.jpg")
+    with pytest.raises(
+        UserError, match="loose: 1 images and no folder of a person: move each image into a folder with"
+    ):
+        load_reid_dataset("folders", data_dir=tmp_path / "loose")
     picture(tmp_path / "two/A/1.jpg")
     picture(tmp_path / "two/B/1.jpg")
     with pytest.raises(UserError, match="2 people, test_share 0.5: too few"):
