@@ -18,7 +18,8 @@ from modeling_mllmreid.options.arguments import MethodArguments, ModelArguments
 from modeling_mllmreid.options.parser import read_options
 from modeling_mllmreid.synthetic.flat.write import write_pedestrians
 from modeling_mllmreid.training.adapters import AdapterArguments
-from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 
 GROUPS = (ModelArguments, MethodArguments, AdapterArguments, BatchArguments, ReIDTrainingArguments)
 DEFAULTS: dict[str, Any] = {

@@ -25,7 +25,7 @@ from modeling_mllmreid.data.sampler import PKSampler
 from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
 from modeling_mllmreid.synthetic.write import write_pedestrians
-from modeling_mllmreid.training.arguments import BatchArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.training.batches import TrainCollator, TrainDataset
 
 HEIGHT, WIDTH, PATCH = 252, 126, 14

@@ -30,7 +30,8 @@ from transformers import AutoModelForImageTextToText
 
 from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel
 from modeling_mllmreid.training.adapters import AdapterArguments, prepare_training
-from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.training.fake_runs import fake_run
 from modeling_mllmreid.training.memory import estimate_memory
 from modeling_mllmreid.training.parameters import freeze_unused_parameters

@@ -28,7 +28,7 @@ from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.model import MllmReIDVisionProcessor
 from modeling_mllmreid.model.crops import crop_image_processor
 from modeling_mllmreid.synthetic.write import write_pedestrians
-from modeling_mllmreid.training.arguments import BatchArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.training.batches import TrainCollator, TrainDataset
 
 BATCH = 32

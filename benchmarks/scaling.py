@@ -17,7 +17,7 @@ import torch
 from models import make_batches
 from training import ByHand, make_trainer, run_parts, start_worker
 
-from modeling_mllmreid.training.arguments import BatchArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.training.batches import TrainCollator
 from modeling_mllmreid.training.trainer import ReIDTrainer
 

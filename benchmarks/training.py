@@ -41,7 +41,8 @@ from modeling_mllmreid.options.arguments import MethodArguments, ModelArguments
 from modeling_mllmreid.options.data_arguments import DataArguments
 from modeling_mllmreid.options.parser import build_options, read_options
 from modeling_mllmreid.training.adapters import AdapterArguments
-from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.training.batches import TrainCollator
 from modeling_mllmreid.training.loading import load_model
 from modeling_mllmreid.training.modules import linear_layers

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from .retrieval.ranking import rank_gallery
     from .retrieval.reranking import rerank_blocks
     from .retrieval.sheet import ranked_sheet
-    from .training.arguments import BatchArguments, ReIDTrainingArguments
+    from .training.arguments import ReIDTrainingArguments
+    from .training.batch_arguments import BatchArguments
     from .training.batches import TrainCollator, TrainDataset
     from .training.run import train_reid
     from .training.start import load_for_training

@@ -107,6 +107,16 @@ def test_no_command_imports_another_command():
         assert room_of(name) != "commands" or not others, name
 
 
+@pytest.mark.parametrize("command", ["embed", "search", "evaluate", "export", "gallery", "serve", "push"])
+def test_only_a_training_imports_the_trainer(command):
+    """Its import, which brings PEFT and bitsandbytes, takes more than a second."""
+    reached, ahead = set(), {f"commands.{command}", "training.loading"}
+    while ahead:
+        reached |= ahead
+        ahead = set().union(*(imported_files(name, top_level=True) for name in ahead)) - reached
+    assert not reached & {"training.arguments", "training.trainer"}
+
+
 def test_no_circles():
     try:
         tuple(TopologicalSorter({name: imported_files(name, top_level=True) for name in FILES}).static_order())

@@ -4,7 +4,8 @@ from ..options.arguments import MethodArguments
 from ..options.parser import parse
 from ..research.demo import DemoArguments, DemoOptions, run_demo
 from ..research.tiny_llava import TinyArguments
-from ..training.arguments import BatchArguments, ReIDTrainingArguments
+from ..training.arguments import ReIDTrainingArguments
+from ..training.batch_arguments import BatchArguments
 from ..utils.shipped import CONFIGS
 
 

@@ -24,7 +24,8 @@ from ..options.arguments import MethodArguments, ModelArguments
 from ..options.data_arguments import DataArguments, LeakArguments, LicenceArguments
 from ..options.parser import build_options, read_options
 from ..training.adapters import AdapterArguments
-from ..training.arguments import BatchArguments, ReIDTrainingArguments
+from ..training.arguments import ReIDTrainingArguments
+from ..training.batch_arguments import BatchArguments
 from ..training.loading import load_config, resolve_adapters
 from ..training.memory import estimate_memory, run_without_weights
 from ..training.model_kinds import loading_errors

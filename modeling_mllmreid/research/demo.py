@@ -32,7 +32,8 @@ from ..synthetic.write import write_pedestrians
 from ..text.continuations import kept_attribute_share, write_continuations
 from ..text.generation import generate_texts
 from ..training.adapters import AdapterArguments
-from ..training.arguments import BatchArguments, ReIDTrainingArguments
+from ..training.arguments import ReIDTrainingArguments
+from ..training.batch_arguments import BatchArguments
 from ..training.run import describe_devices, save_thresholds_on_val, train_reid, write_record
 from ..training.trainer import QueryGallery, ReIDTrainer
 from ..utils.errors import UserError

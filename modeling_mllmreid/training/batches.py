@@ -17,7 +17,7 @@ from ..model import MllmReIDProcessor
 from ..text.continuations import target_text
 from ..text.instructions import instruction_texts
 from ..utils.errors import UserError
-from .arguments import BatchArguments
+from .batch_arguments import BatchArguments
 from .pixels import CropPixels
 
 logger = logging.getLogger(__name__)

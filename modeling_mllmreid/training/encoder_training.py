@@ -10,7 +10,7 @@ from torch import nn
 from ..model import ImageEncoder, MllmReIDVisionModel
 from ..utils.errors import UserError
 from .adapters import LANGUAGE_FIELDS, LORA_FIELDS, AdapterArguments
-from .arguments import IMAGE_SETTINGS, BatchArguments
+from .batch_arguments import IMAGE_SETTINGS, BatchArguments
 from .modules import IN_BLOCK
 from .parameters import matches
 

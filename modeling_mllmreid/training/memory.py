@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..model import ImageEncoder, MllmReIDConfig, MllmReIDModel, MllmReIDVisionConfig, MllmReIDVisionModel
 from ..model.pairs import recorder
 from .adapters import AdapterArguments, apply_adapters
-from .arguments import BatchArguments, ReIDTrainingArguments
+from .arguments import ReIDTrainingArguments
+from .batch_arguments import BatchArguments
 from .encoder_training import prepare_encoder
 from .fake_runs import fake_run
 from .modules import module_of

@@ -23,7 +23,8 @@ from ..text.instructions import instruction_texts
 from ..utils.checkpoint_formats import ResumedStateFile, RunFingerprintFile
 from ..utils.errors import UserError
 from ..utils.json_files import read_json
-from .arguments import BatchArguments, ReIDTrainingArguments
+from .arguments import ReIDTrainingArguments
+from .batch_arguments import BatchArguments
 from .batches import TrainDataset
 from .setting_errors import setting_errors
 

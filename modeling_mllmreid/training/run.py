@@ -26,7 +26,8 @@ from ..utils.errors import UserError
 from ..utils.outputs import only_writer, owner_only, write_json
 from ..utils.processes import on_main
 from .adapters import AdapterArguments
-from .arguments import BatchArguments, ReIDTrainingArguments
+from .arguments import ReIDTrainingArguments
+from .batch_arguments import BatchArguments
 from .batch_size import find_batch_size
 from .batches import TrainCollator, TrainDataset
 from .encoder_training import use_fast_layout

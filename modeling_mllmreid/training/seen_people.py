@@ -14,7 +14,7 @@ from ..utils.checkpoint_formats import TrainingArgsFile
 from ..utils.errors import UserError
 from ..utils.json_files import read_json
 from ..utils.report_formats import RunFile
-from .arguments import BatchArguments
+from .batch_arguments import BatchArguments
 from .batches import TrainDataset
 from .checkpointing import TRAINING_ARGUMENTS_FILE
 from .resume import identities_digest

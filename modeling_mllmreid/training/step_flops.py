@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..model import MllmReIDConfig, MllmReIDModel
 from .adapters import AdapterArguments
-from .arguments import BatchArguments, ReIDTrainingArguments
+from .arguments import ReIDTrainingArguments
+from .batch_arguments import BatchArguments
 from .fake_runs import fake_run
 from .memory import model_without_weights, sequence_lengths
 from .parameters import freeze_unused_parameters

@@ -11,7 +11,8 @@ from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
 from modeling_mllmreid.synthetic.flat.captions import sample_descriptions
 from modeling_mllmreid.training.adapters import AdapterArguments, prepare_training
-from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.training.run import train_reid
 
 

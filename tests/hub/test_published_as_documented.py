@@ -52,6 +52,7 @@ def test_load_and_embed(folder, monkeypatch, page):
     torch.testing.assert_close((embeddings @ embeddings.T).diagonal(), torch.ones(len(embeddings)))
 
 
+@pytest.mark.slow
 def test_publish_and_use(folder, tmp_path):
     shutil.copytree(folder / "runs", tmp_path / "runs")
     people = tmp_path / "runs/demo/pedestrians/query"

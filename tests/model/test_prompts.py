@@ -7,7 +7,7 @@ from transformers import CLIPImageProcessor, Gemma3ImageProcessor, Gemma3Process
 
 from modeling_mllmreid.model import MllmReIDProcessor
 from modeling_mllmreid.model.prompts import PLAIN_TEMPLATE, check_vocabulary, templates_of, vocabulary_digest
-from modeling_mllmreid.training.arguments import BatchArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.training.batches import TrainCollator
 
 MARKS = {

@@ -10,7 +10,8 @@ from transformers import HfArgumentParser
 from modeling_mllmreid.options.arguments import MethodArguments, ModelArguments, OnnxArguments
 from modeling_mllmreid.options.data_arguments import DataArguments
 from modeling_mllmreid.options.flags import add_flags
-from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 
 
 @dataclass

@@ -15,7 +15,8 @@ from modeling_mllmreid.options.arguments import MethodArguments, ModelArguments
 from modeling_mllmreid.options.data_arguments import DataArguments
 from modeling_mllmreid.options.overrides import OVERRIDES
 from modeling_mllmreid.options.parser import build_options, parse, read_options
-from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.utils.errors import UserError
 from modeling_mllmreid.utils.ranges import Count, Seed, Share
 

@@ -16,7 +16,7 @@ from modeling_mllmreid.data.captions import CaptionRecord, read_records
 from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.model import MllmReIDProcessor
 from modeling_mllmreid.options.arguments import ModelArguments
-from modeling_mllmreid.training.arguments import BatchArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.training.batches import TrainCollator, TrainDataset
 from modeling_mllmreid.training.loading import load_model
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.utils.errors import UserError
 
 

@@ -11,7 +11,8 @@ from modeling_mllmreid.data.augmentation import PersonAugmentation, rng_for
 from modeling_mllmreid.data.contract import FEATURES, image_sources
 from modeling_mllmreid.data.images import open_image
 from modeling_mllmreid.text.instructions import STANDARD_INSTRUCTION, STANDARD_POOL
-from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.training.batches import TrainCollator, TrainDataset, label_counts
 from modeling_mllmreid.training.trainer import ReIDTrainer
 from modeling_mllmreid.utils.errors import UserError

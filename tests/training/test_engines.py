@@ -15,7 +15,8 @@ from modeling_mllmreid.model import MllmReIDModel, mllm_forward
 from modeling_mllmreid.model.processing_mllmreid import PAIR_ANSWERS, PAIR_QUESTION
 from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
 from modeling_mllmreid.synthetic.people.captions import sample_descriptions
-from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.training.run import train_reid
 from modeling_mllmreid.training.trainer import ReIDTrainer
 

@@ -8,7 +8,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from modeling_mllmreid.model import MllmReIDModel
 from modeling_mllmreid.options.arguments import ModelArguments
 from modeling_mllmreid.training.adapters import AdapterArguments
-from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.training.loading import load_config
 from modeling_mllmreid.training.memory import estimate_memory
 

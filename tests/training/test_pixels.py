@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance
 from modeling_mllmreid.data.contract import image_sources
 from modeling_mllmreid.model import MllmReIDVisionProcessor
 from modeling_mllmreid.model.crops import crop_image_processor
-from modeling_mllmreid.training.arguments import BatchArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.training.batches import TrainDataset
 from modeling_mllmreid.training.pixels import CropPixels
 

@@ -11,7 +11,8 @@ from transformers import TrainerState
 
 from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel
 from modeling_mllmreid.training.adapters import AdapterArguments, apply_adapters
-from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.training.batches import TrainDataset
 from modeling_mllmreid.training.resume import (
     ADDED_SETTINGS,

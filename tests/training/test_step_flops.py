@@ -6,7 +6,8 @@ from families import IMAGE_TOKEN, build_reid
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_mllmreid.training.adapters import AdapterArguments, apply_adapters
-from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.training.memory import CAPTION_TOKENS, PROMPT_TOKENS
 from modeling_mllmreid.training.parameters import freeze_unused_parameters
 from modeling_mllmreid.training.step_flops import step_flops

@@ -9,7 +9,8 @@ import torch
 from transformers import TrainingArguments, integrations
 
 from modeling_mllmreid.commands import train
-from modeling_mllmreid.training.arguments import BatchArguments, ReIDTrainingArguments
+from modeling_mllmreid.training.arguments import ReIDTrainingArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.training.stock_settings import LOGGERS, RANGES, REFUSED
 from modeling_mllmreid.utils import processes
 from modeling_mllmreid.utils.errors import UserError

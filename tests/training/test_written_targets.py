@@ -9,7 +9,7 @@ from datasets import Dataset
 from modeling_mllmreid.data.captions import TextRecord, append_records, join_continuations, read_records
 from modeling_mllmreid.data.contract import FEATURES, with_contract_columns
 from modeling_mllmreid.research.ablation.controls import permute_captions
-from modeling_mllmreid.training.arguments import BatchArguments
+from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.training.batches import TrainCollator, TrainDataset
 from modeling_mllmreid.training.grad_cache import cached_backward
 

@@ -11,7 +11,7 @@ from ...data.leakage import training_sources
 from ...evaluation.plots import figure_class
 from ...evaluation.protocol import check_query_gallery
 from ...options.parser import build_options
-from ...training.arguments import BatchArguments
+from ...training.batch_arguments import BatchArguments
 from ...utils.errors import UserError
 from ...utils.outputs import check_output_folder, write_json
 from .costs import step_costs

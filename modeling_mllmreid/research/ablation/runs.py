@@ -32,7 +32,8 @@ from ...options.parser import build_options
 from ...text.continuations import target_text
 from ...text.instructions import instruction_texts
 from ...training.adapters import AdapterArguments
-from ...training.arguments import BatchArguments, ReIDTrainingArguments
+from ...training.arguments import ReIDTrainingArguments
+from ...training.batch_arguments import BatchArguments
 from ...training.batches import TrainCollator
 from ...training.loading import load_model
 from ...training.parameters import matches

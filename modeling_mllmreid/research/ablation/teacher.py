@@ -23,7 +23,7 @@ from ...model.heads import mean_pool
 from ...options.arguments import MethodArguments, ModelArguments
 from ...text.continuations import write_continuations
 from ...text.instructions import COMMON_INSTRUCTION, STANDARD_POOL
-from ...training.arguments import BatchArguments
+from ...training.batch_arguments import BatchArguments
 from ...training.loading import load_native_processor, load_text_model, model_commit, to_device
 from ...utils.errors import UserError
 from ...utils.outputs import write_json
