@@ -53,6 +53,20 @@ def test_pages_of_the_repository_are_pages_of_the_site(site):
     assert 'href="../layout.html"' in contributing
 
 
+def test_a_notebook_is_a_page_with_its_outputs(site):
+    page = (site / "notebooks/fine_tune.html").read_text(encoding="utf-8")
+    assert page.count('src="data:image/') == 4 and 'href="fine_tune.ipynb">Download this notebook</a>' in page
+    listed = (site / "notebooks/index.html").read_text(encoding="utf-8")
+    assert '<a href="fine_tune.html">Fine-tune a model on your own crops</a>' in listed
+
+
+def test_a_link_that_is_the_name_of_a_file_gets_its_title(site, links):
+    assert '<a href="install.html">Install</a>' in (site / "index.html").read_text(encoding="utf-8")
+    page = (site / "own_crops.html").read_text(encoding="utf-8")
+    assert '<a href="training.html">' in page and "training.md" not in page
+    assert links.title_of("docs/images/data_flow.png") is None
+
+
 def test_no_link_leads_out_of_the_site(site):
     for page in site.rglob("*.html"):
         for link in re.findall(r'(?:href|src)="([^"#]+)', page.read_text(encoding="utf-8")):

@@ -1,10 +1,12 @@
 """A hook of MkDocs: pages that are written for a code host work on the site too.
 
 - Pages link to files of the repository by their path. A Markdown file of the repository becomes a page of the site in
-  `repository/`; a link to any other file becomes its text, as the site does not hold it.
+  `repository/`; a link to any other file becomes its text, as the site does not hold it. A notebook is a page.
+- A link whose text is the name of its file gets the title of the page.
 - A list may follow a paragraph or a block of code directly. Python-Markdown wants an empty line before it.
 """
 
+import json
 import posixpath
 import re
 from collections.abc import Callable
@@ -19,6 +21,8 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 # The start of a list after a line that belongs to none.
 LIST = re.compile(r"^(?![-|#\s]|\d+\.)(.+)\n(?=- |1\. )", re.MULTILINE)
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
+NOTEBOOK = re.compile(r"\.ipynb$")
 # The repository's own front page repeats the first steps of the site's.
 HOME = {"README.md": "docs/README.md"}
 
@@ -53,9 +57,23 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         source = source_of(HOME.get(target, target))
         if files.get_file_from_path(source) is None:
             return text
+        as_page = NOTEBOOK.sub(".md", source)
+        if as_page != source and as_page != page.file.src_uri:
+            source = as_page
+        if posixpath.basename(target) == posixpath.basename(text):
+            text = title_of(target) or text
         return f"{image}[{text}]({posixpath.relpath(source, posixpath.dirname(page.file.src_uri) or '.')}{anchor})"
 
     return outside_code(markdown, lambda text: LIST.sub(r"\1\n\n", LINK.sub(rewrite, text)))
+
+
+def title_of(path: str) -> str | None:
+    """The title of a Markdown file or a notebook of the repository; None for another file."""
+    text = (ROOT / path).read_text(encoding="utf-8") if path.endswith((".md", ".ipynb")) else ""
+    if path.endswith(".ipynb"):
+        text = "".join(json.loads(text)["cells"][0]["source"])
+    title = TITLE.search(text)
+    return title[1] if title else None
 
 
 def targets(path: str) -> set[str]:
