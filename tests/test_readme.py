@@ -112,10 +112,16 @@ def run_block(page: Path, marker: str) -> None:
 
 @pytest.mark.parametrize("page", [README, ROOT / "docs/evaluation.md"], ids=lambda page: str(page.relative_to(ROOT)))
 def test_features_of_other_toolkits_in_five_lines(page, features, capsys):
-    (code,) = (code for code in code_blocks(page, "python") if "evaluate_retrieval(" in code)
+    (code,) = (code for code in code_blocks(page, "python") if "metrics = evaluate_retrieval(" in code)
     assert len([line for line in code.splitlines() if line]) == 5
-    run_block(page, "evaluate_retrieval(")
+    run_block(page, "metrics = evaluate_retrieval(")
     assert capsys.readouterr().out.split() == [str(x) for x in (features[0].mAP, features[0].cmc[1], features[0].mINP)]
+
+
+def test_intervals_and_a_paired_difference(features, capsys):
+    run_block(ROOT / "docs/evaluation.md", "confidence_intervals(")
+    interval, change = capsys.readouterr().out.splitlines()
+    assert interval.startswith(f"mAP {features[0].mAP:.1%} [") and change.startswith("all - half: ")
 
 
 def test_a_matrix_of_distances(features, capsys):
