@@ -73,7 +73,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "BatchArguments": "training.arguments",
+    "BatchArguments": "training.batch_arguments",
     "CropInfo": "gallery.rows",
     "Gallery": "gallery.gallery",
     "MllmReIDConfig": "model",

@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ..data.images import NAMED_FILES, broken_images, is_hidden, list_image_tree, safe_join
-from ..data.readers.own_data import OWN_FILES
+from ..data.images import NAMED_FILES, OWN_FILES, broken_images, is_hidden, list_image_tree, safe_join
 from ..evaluation.embedding import embed_feature, model_fingerprint
 from ..evaluation.onnx_encoder import OnnxEncoder, check_onnx_options, print_onnx
 from ..model.images import SUFFIXES

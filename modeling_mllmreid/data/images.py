@@ -27,6 +27,8 @@ SYSTEM_FILES = frozenset(
     | {"thumbs.db", "desktop.ini", "ehthumbs.db"}
 )
 NAMED_FILES = 5
+# Files that `load_reid_dataset` may write into a folder of images.
+OWN_FILES = ("splits.json", "skipped.txt")
 
 
 @dataclass(frozen=True, eq=False)

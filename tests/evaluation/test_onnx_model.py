@@ -255,7 +255,7 @@ def test_files_that_are_no_onnx(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="m.onnx: no such file: correct the path"):
         load_embedder(ModelArguments(str(path)))
     monkeypatch.setattr("modeling_mllmreid.evaluation.onnx_files.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"onnx, onnxruntime not installed: pip install '\.\[onnx\]'$"):
+    with pytest.raises(UserError, match=r"onnx, onnxruntime not installed: pip install 'mllmreid\[onnx\]'$"):
         load_embedder(ModelArguments(str(tmp_path / "whole.onnx")))
 
 

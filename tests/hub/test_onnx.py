@@ -134,5 +134,5 @@ def test_a_failed_export_leaves_no_file(form, tmp_path, monkeypatch):
 
 def test_a_missing_package_is_reported_with_the_fix(form, tmp_path, monkeypatch):
     monkeypatch.setattr(hub_onnx, "find_spec", lambda name: None if name == "onnxscript" else object())
-    with pytest.raises(UserError, match=r"^onnx: onnxscript not installed: pip install '\.\[onnx\]'$"):
+    with pytest.raises(UserError, match=r"^onnx: onnxscript not installed: pip install 'mllmreid\[onnx\]'$"):
         export_onnx(form, tmp_path / "model.onnx")

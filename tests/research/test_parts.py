@@ -211,7 +211,7 @@ def test_without_an_index_it_is_one_line_and_nothing_is_written(offline, tmp_pat
 def test_a_missing_library_is_named_before_anything_is_fetched(offline, tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", no_pip)
     monkeypatch.setattr(make, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"parts: gguf, onnx not installed: pip install '\.\[parts\]'"):
+    with pytest.raises(UserError, match=r"parts: gguf, onnx not installed: pip install 'mllmreid\[parts\]'"):
         run(tmp_path / "parts")
 
 

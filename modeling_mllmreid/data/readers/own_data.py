@@ -29,7 +29,7 @@ from ..contract import (
     make_split,
     number_names,
 )
-from ..images import is_hidden, list_images, safe_join
+from ..images import OWN_FILES, is_hidden, list_images, safe_join
 from .caption_sets import MAX_CAPTION
 from .metadata import read_metadata
 
@@ -40,8 +40,6 @@ TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 UNSPLIT = "all"
 LONGEST_PATH = 300
 UNKNOWN_PERSON = "-1"
-# Files that `load_reid_dataset` may write into the folder.
-OWN_FILES = ("splits.json", "skipped.txt")
 REQUIRED, OPTIONAL = ("file_name", "person_id"), ("camera_id", "caption", "split", "track_id", "clothes_id")
 # Column of ids -> the function that returns the name in a cell.
 IDS: Mapping[str, Callable[[Any], str | None]] = {
