@@ -97,12 +97,8 @@ def published(tmp_path_factory):
     return folder
 
 
-# One at a time, as each takes 15 seconds.
-FIRST = "llava_1_5_7b_qlora_24gb"
-MARKED = [path if path.stem == FIRST else pytest.param(path, marks=pytest.mark.slow) for path in RECIPES]
-
-
-@pytest.mark.parametrize("recipe", MARKED, ids=lambda path: path.stem)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_documents_its_memory(recipe, published, capsys):
     train.main([str(recipe), "--model", str(published), "--dry_run", "true"])
     printed = dict(re.findall(r"^(\w+) +([\d.]+) GiB", capsys.readouterr().out, re.MULTILINE))

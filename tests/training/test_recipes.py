@@ -68,7 +68,15 @@ def run(world, tmp_path):
     return training
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+# The others have a LoRA without 4 bits, and 4 bits in the tower too.
+OFTEN = ("llava_1_5_7b_market1501", "llava_1_5_7b_qlora_24gb", "llava_1_5_7b_tower_only")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [path if path.stem in OFTEN else pytest.param(path, marks=pytest.mark.slow) for path in RECIPES],
+    ids=lambda path: path.stem,
+)
 def test_a_recipe_trains_evaluates_saves_reloads_and_trains_on(recipe, world, run, tmp_path, monkeypatch):
     recipe_fields = yaml.safe_load(recipe.read_text())
     trained, models = train.train_reid, []
@@ -123,8 +131,11 @@ def published(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-@pytest.mark.parametrize("place", ["", "config.json"])
+@pytest.mark.parametrize(
+    ("recipe", "place"),
+    [(path, "") for path in RECIPES] + [(RECIPES[0], "config.json")],
+    ids=lambda value: getattr(value, "stem", value),
+)
 def test_a_dry_run_needs_a_configuration_file_alone(recipe, place, published, monkeypatch, capsys, tmp_path):
     """Runs without a GPU, the Hub and bitsandbytes. test_full_size tests the estimate."""
     recipe_fields = yaml.safe_load(recipe.read_text())
