@@ -9,7 +9,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 DOWNLOAD = "[Download this notebook]({name})"
-SHELL = "%%bash\n"
+SHELL, OUTPUT = "%%bash\n", 'text title="Output"'
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -39,12 +39,12 @@ def parts_of(cell: dict[str, Any]) -> list[str]:
 def output_of(output: dict[str, Any]) -> str:
     """Returns a text that was printed, or a picture; of a result that is neither, its text."""
     if output["output_type"] == "stream":
-        return block("text", "".join(output["text"]))
+        return block(OUTPUT, "".join(output["text"]))
     data = output["data"]
     for kind in ("image/png", "image/jpeg"):
         if kind in data:
             return f"![Output of the cell](data:{kind};base64,{''.join(data[kind]).strip()})"
-    return block("text", "".join(data["text/plain"]))
+    return block(OUTPUT, "".join(data["text/plain"]))
 
 
 def block(language: str, text: str) -> str:

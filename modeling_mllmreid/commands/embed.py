@@ -107,6 +107,8 @@ def find_images(folder: Path, on_error: str = "stop") -> ImageList:
 
     Raises UserError if there is no image, or, unless on_error is "skip", if an image cannot be embedded.
     """
+    if os.path.isfile(folder):
+        raise UserError(f"images {folder}: is a file: give the folder that holds the crops")
     if not os.path.isdir(folder):  # Path.is_dir raises for an impossible path
         raise UserError(f"images {folder}: no such folder: give the folder that holds the crops")
     listed = list_image_tree(folder)

@@ -10,9 +10,11 @@ from typing import Any
 
 from datasets import DatasetDict
 
+from ..data.contract import join_names
 from ..data.leakage import shared_people_lines
 from ..data.load import load_reid_dataset
 from ..data.readers import READERS
+from ..data.seen_images import people_seen
 from ..evaluation.metrics import RetrievalMetrics
 from ..evaluation.onnx_encoder import OnnxConfig, check_onnx_options, print_onnx
 from ..evaluation.onnx_files import find_onnx
@@ -28,8 +30,10 @@ from ..options.parser import HELP, parse
 from ..training.embedder import load_embedder
 from ..training.loading import load_config
 from ..utils.errors import UserError
+from ..utils.json_files import read_json
 from ..utils.outputs import check_output, write_json
 from ..utils.processes import on_main
+from ..utils.report_formats import RunFile
 
 
 @dataclass
@@ -103,6 +107,9 @@ def main(argv: list[str]) -> None:
     if model_args.verify_with and not args.verify_top:
         raise UserError("verify_with: orders the nearest images of verify_top: add --verify_top, or leave it out")
     on_main(check_outputs, args, inputs=[*filter(None, (model_args.model, data_args.data_dir))])
+    of_a_model = os.path.isfile(Path(args.output_dir) / "config.json")
+    if of_a_model and _place(args.output_dir) != _place(str(model_args.model)):
+        raise UserError(f"output_dir {args.output_dir}: holds another model and its reports: give another folder")
     data_args.refuse_inside(args.output_dir)
     if args.splits > 1:
         return evaluate_splits(model_args, method_args, onnx_args, data_args, embedding_args, args)
@@ -111,6 +118,8 @@ def main(argv: list[str]) -> None:
     seen = "a model that was trained on this train split has seen them"
     notes += [f"warning: {line}: {seen}" for line in shared_people_lines(dataset)]
     on_main(print, "".join(f"{note}\n" for note in notes), end="")
+    for name in filter(None, (model_args.model, *model_args.compare)):
+        on_main(warn_about_people, name, dataset)
     if "query" not in dataset or "gallery" not in dataset:
         raise UserError(f"data set {data_args.dataset}: has {', '.join(dataset)}: evaluation needs query and gallery")
     model, processor = load_embedder(model_args, method_args.given(), onnx_args)
@@ -128,6 +137,18 @@ def main(argv: list[str]) -> None:
         for name in model_args.compare
     }
     evaluate_and_report(model, processor, dataset, args, metadata, others=others, odds=odds, further=further, **options)
+
+
+def warn_about_people(model: str, dataset: DatasetDict) -> None:
+    """Prints which test people of own data a model was trained on, by the record of its training if it is there."""
+    record = Path(model) / "run.json"
+    tested = {name: dataset[name] for name in ("query", "gallery") if name in dataset}
+    if record.is_file() and (people := people_seen(tested, read_json(record, RunFile).people)):
+        count = "1 person" if len(people) == 1 else f"{len(people):,} people"
+        print(
+            f"warning: {model}: was trained on {count} of this test ({join_names(people)}): its result is not that of "
+            "unseen people"
+        )
 
 
 def check_outputs(args: EvaluateArguments, *, inputs: Sequence[str] = ()) -> None:

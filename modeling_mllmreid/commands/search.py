@@ -1,6 +1,5 @@
 """`search`: finds the embedded images that are most similar to each query image."""
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +45,7 @@ class SearchArguments:
     threshold: float | None = field(
         default=None,
         metadata={
-            "metavar": "X>=0",
+            "metavar": "0<=X<=2",
             "help": "Largest cosine distance of a match. Default: the threshold of the checkpoint, chosen on val.",
         },
     )
@@ -54,8 +53,8 @@ class SearchArguments:
     def __post_init__(self) -> None:
         if self.top_k < 1:
             raise ValueError(f"top_k {self.top_k}: give 1 or more")
-        if self.threshold is not None and not (math.isfinite(self.threshold) and self.threshold >= 0):
-            raise ValueError(f"threshold {self.threshold}: is not a distance: give a number, for cosine 0 to 2")
+        if self.threshold is not None and not 0 <= self.threshold <= 2:
+            raise ValueError(f"threshold {self.threshold}: is not a cosine distance: give a number from 0 to 2")
 
 
 def main(argv: list[str]) -> None:

@@ -30,8 +30,9 @@ from ..training.loading import load_config, resolve_adapters
 from ..training.memory import estimate_memory, run_without_weights
 from ..training.model_kinds import loading_errors
 from ..training.progress import LOG_FILE, is_training_log
+from ..training.record import describe_devices, write_record
 from ..training.resume import last_checkpoint, refuse_absent_checkpoint
-from ..training.run import describe_devices, train_reid, write_record
+from ..training.run import train_reid
 from ..training.setting_errors import setting_errors
 from ..training.start import MODEL_OPTIONS, load_for_training
 from ..training.stock_settings import try_settings
@@ -106,7 +107,7 @@ def main(argv: list[str]) -> None:
             batches=batch_args,
             texts=provenances,
             language=isinstance(model, MllmReIDModel),
-            seconds=seconds,
+            seconds=None if trained.continued else seconds,
             devices=describe_devices(training_args),
         )
         print(f"checkpoint: {folder}")

@@ -372,15 +372,16 @@ class Problems:
     Args:
         on_error (`str`, defaults to `"stop"`): "stop" raises the first problem; "skip" keeps its message, and
             the reader leaves the sample out.
+        log (`bool`, defaults to `True`): whether warnings are logged, as nobody prints the notes.
 
     Raises:
         UserError: `on_error` has another value.
     """
 
-    def __init__(self, on_error: str = "stop"):
+    def __init__(self, on_error: str = "stop", *, log: bool = True):
         if on_error not in ON_ERROR:
             raise UserError(f"on_error: unknown {on_error!r}: use one of {', '.join(ON_ERROR)}")
-        self.on_error = on_error
+        self.on_error, self.log = on_error, log
         self.messages: list[str] = []
         self.notes: list[str] = []
 
@@ -391,6 +392,7 @@ class Problems:
         self.messages.append(str(problem))
 
     def warn(self, note: str) -> None:
-        """Logs a note as a warning and keeps it."""
-        logger.warning("%s", note)
+        """Keeps a note, and logs it as a warning."""
+        if self.log:
+            logger.warning("%s", note)
         self.notes.append(note)

@@ -69,7 +69,8 @@ def load_reid_dataset(
             - `data_dirs` (`Mapping[str, str]`): data set -> folder, for several data sets.
             - `columns` (`Mapping[str, str]`): column of the contract -> column of the data set.
             - `splits_file`, `test_share`, `split_seed`: the file that records the splits of own data (`splits.json` in
-              `data_dir`), the share of the people in the test splits (0.5) and the seed of the draw (0).
+              `data_dir`), the share of the people in the test splits (0.5) and the seed of the draw (0);
+              `new_people="train"` trains on the people who came after the draw too.
             - the options of the reader, such as `strict`, `boxes` (CUHK03) or `train_part` (MSMT17).
 
     Returns:
@@ -100,7 +101,7 @@ def load_reid_dataset(
 
     ```
     """
-    problems = Problems(on_error)
+    problems = Problems(on_error, log=notes is None)
     if on_error == "skip":
         check_output(skipped_file, ours=_is_skipped_file)
     is_sidecar = str(options.get("captions_file") or "").endswith(".jsonl")
@@ -136,6 +137,7 @@ def _read(
     splits_file: str | os.PathLike[str] | None = None,
     test_share: float | None = None,
     split_seed: int | None = None,
+    new_people: str | None = None,
     **options: Any,
 ) -> DatasetDict:
     """Loads the data set without generated texts. The options are those of `load_reid_dataset`."""
@@ -143,6 +145,7 @@ def _read(
         raise UserError("dataset: is empty: give a reader's name, a folder or a name on the Hub")
     options = {option: value for option, value in options.items() if value is not None}
     all_split_options = {"splits_file": splits_file, "test_share": test_share, "split_seed": split_seed}
+    all_split_options["new_people"] = new_people
     split_options = {option: value for option, value in all_split_options.items() if value is not None}
     combination = parse_combination(name)
     if combination is not None:
@@ -166,7 +169,9 @@ def _read(
             _note_test_people(dataset, OWN_DATA_READERS[name], problems)
         return dataset
     path = Path(data_dir) / "splits.json" if splits_file is None else splits_file
-    return make_splits(dataset[UNSPLIT], path, test_share=test_share, seed=split_seed, problems=problems)
+    return make_splits(
+        dataset[UNSPLIT], path, test_share=test_share, seed=split_seed, new_people=new_people, problems=problems
+    )
 
 
 def _read_without_reader(

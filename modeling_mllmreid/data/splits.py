@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -95,6 +96,8 @@ def split_query_gallery(val: Dataset, *, seed: int = 0) -> tuple[Dataset, Datase
                 queries.add(rows_by_camera[camera][rng.integers(len(rows_by_camera[camera]))])
             else:
                 gallery[camera] += 1
+    if not queries and len(rows) == len(rows_by_person):
+        raise UserError("each person has one image: a query needs another one to find, so give two or more of a person")
     if not queries:
         raise UserError(
             "the split has no person with images of two cameras: take more people, or give "
@@ -117,27 +120,32 @@ def make_splits(
     *,
     test_share: float | None = None,
     seed: int | None = None,
+    new_people: str | None = None,
     problems: Problems | None = None,
 ) -> DatasetDict:
     """Makes the splits `train`, `query` and `gallery` of data that has none.
 
     No person is in both training and test. The first run draws the test people, and one query per person and camera,
     and writes the file names of each split, the share and the seed to `splits_file`. Later runs read this file and draw
-    nothing. The order of the rows has no influence.
+    nothing: images that it does not name are in no split, and files that are gone are left out. The order of the rows
+    has no influence.
 
     Args:
         unsplit (`Dataset`): all images.
         splits_file (`str` or `os.PathLike`): the JSON file that records the splits.
         test_share (`float`, *optional*): the share of the people to test on (0.5). It must equal that of the file.
         seed (`int`, *optional*): the seed of the draw (0). It must equal that of the file.
-        problems (`Problems`, *optional*): collects the files of `splits_file` that the data does not have, and notes
-            about the images that are in no split.
+        new_people (`str`, *optional*): `"train"` adds the images that `splits_file` does not name to `train`, except
+            those of test people, and writes the file again: the test stays the same.
+        problems (`Problems`, *optional*): receives notes about the files of `splits_file` that the data does not have,
+            and about the images that are in no split.
 
     Returns:
         `DatasetDict`: the splits.
 
     Raises:
-        UserError: the share is not between 0 and 1, there are too few people, or the file does not fit the data.
+        UserError: the share is not between 0 and 1, there are too few people, or the file does not fit the data: it is
+            broken, or nothing of a split is left.
     """
     path, problems = Path(splits_file), problems or Problems()
     settings = {"test_share": test_share, "split_seed": seed}
@@ -151,6 +159,8 @@ def make_splits(
             else:
                 share, seed = TEST_SHARE if test_share is None else test_share, SEED if seed is None else seed
                 dataset = _draw_splits(unsplit, path, share, seed)
+    if new_people == "train":
+        dataset = _with_new_people(unsplit, dataset, path)
     note_test_people(dataset, person_names(unsplit), path.name, problems)
     _note_unused_images(unsplit, dataset, path, problems)
     return dataset
@@ -184,14 +194,37 @@ def _draw_splits(unsplit: Dataset, path: Path, test_share: float, seed: int) -> 
     in_test = np.isin(persons, chosen)
     query, gallery = split_query_gallery(unsplit.select(np.flatnonzero(in_test)), seed=seed)
     dataset = DatasetDict(train=unsplit.select(np.flatnonzero(~in_test)), query=query, gallery=gallery)
+    _write_splits(path, {"test_share": test_share, "split_seed": seed}, dataset)
+    return dataset
+
+
+def _write_splits(path: Path, settings: Mapping[str, Any], dataset: Mapping[str, Dataset]) -> None:
+    """Writes the settings of the draw and the file names of each split."""
     names = {name: split["file_name"][:] for name, split in dataset.items()}
-    text = json.dumps({"test_share": test_share, "split_seed": seed, **names}, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps({**settings, **names}, indent=1, ensure_ascii=False) + "\n"
     try:
         with atomic_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except UserError as error:
         raise UserError(f"splits_file: {error}") from error
-    return dataset
+
+
+def _with_new_people(unsplit: Dataset, dataset: DatasetDict, path: Path) -> DatasetDict:
+    """Returns the splits with the images of no split in `train`, except those of test people; writes the file again."""
+    used = {name for split in dataset.values() for name in split["file_name"][:]}
+    tested = {person for name, split in dataset.items() if name != "train" for person in split["person_id"][:]}
+    columns = (unsplit["file_name"][:], unsplit["person_id"][:])
+    kept = set(dataset["train"]["file_name"][:]) if "train" in dataset else set()
+    new = [name for name, person in zip(*columns, strict=True) if name not in used and person not in tested]
+    if not new:
+        return dataset
+    kept |= set(new)
+    train = unsplit.select([row for row, name in enumerate(columns[0]) if name in kept])
+    content = read_json(path, SplitsFile)
+    settings = {name: value for name in ("test_share", "split_seed") if (value := getattr(content, name)) is not None}
+    with _split_lock(path):
+        _write_splits(path, settings, {**dataset, "train": train})
+    return DatasetDict({**dataset, "train": train})
 
 
 def _read_splits(unsplit: Dataset, path: Path, given_settings: Mapping[str, float], problems: Problems) -> DatasetDict:
@@ -215,10 +248,12 @@ def _read_splits(unsplit: Dataset, path: Path, given_settings: Mapping[str, floa
     if repeated:
         raise UserError(f"{path}: names {repeated[0]!r} more than once: {redraw}")
     rows = {name: row for row, name in enumerate(unsplit["file_name"][:])}
-    for name in (name for name in all_names if name not in rows):
-        problems.report(
-            UserError(f"{path}: names {name!r}, which is not in the data: remove the file to draw the splits again")
-        )
+    if missing := [name for name in all_names if name not in rows]:
+        gone = f"{path}: {len(missing):,} of its files are not in the data ({join_names(missing)})"
+        for split, split_names in names.items():
+            if not rows.keys() & set(split_names):
+                raise UserError(f"{gone}, and nothing of {split} is left: give the folder that it was drawn for")
+        problems.warn(f"{gone} and left out")
     dataset = DatasetDict(
         {
             split: unsplit.select([rows[name] for name in split_names if name in rows])
@@ -244,5 +279,5 @@ def _note_unused_images(unsplit: Dataset, dataset: DatasetDict, path: Path, prob
         people = person_names(unsplit.select(unused))
         problems.warn(
             f"{path}: {len(unused):,} files of {len(set(people)):,} people are in no split and not used "
-            f"({join_names(people)}): remove the file to draw the splits again, or give another splits_file"
+            f"({join_names(people)}): set new_people to train to train on them, which keeps the test"
         )

@@ -50,6 +50,11 @@ class RetrievalMetrics:
     inverse_negative_penalty: np.ndarray
     match_ranks: tuple[np.ndarray, ...]
 
+    def __repr__(self) -> str:
+        """One line without the values of each query."""
+        ranks = ", ".join(f"rank{k}={share:.4f}" for k, share in self.cmc.items())
+        return f"RetrievalMetrics(mAP={self.mAP:.4f}, {ranks}, mINP={self.mINP:.4f}, {self.num_valid:,} queries)"
+
     @property
     def first_match_rank(self) -> np.ndarray:
         """The rank of each query's first match, (Q,) float64; NaN if the query has no match."""

@@ -190,7 +190,7 @@ def confidence_intervals(
 def compare(
     a: RetrievalMetrics, b: RetrievalMetrics, query_person_ids: Ids, *, confidence: float = 0.95
 ) -> dict[str, PairedDifference]:
-    """Compares each metric of two models on the same queries.
+    """Compares each metric of two models on the same queries, in the same order.
 
     Interval and p-value are Student's, of the per-query differences, with the error of `people_error`: p is below 0.05
     exactly if the 95 % interval excludes 0.

@@ -59,6 +59,10 @@ class DataArguments:
         },
     )
     split_seed: Seed | None = field(default=None, metadata={"help": "Seed of the splits of own data. Default: 0."})
+    new_people: Literal["train"] | None = field(
+        default=None,
+        metadata={"help": "train: train also on own people who came after the draw; the test stays. Default: unused."},
+    )
     on_error: Literal["stop", "skip"] = field(
         default="stop", metadata={"help": "Stop at the first image or entry that cannot be used, or skip all of them."}
     )

@@ -34,7 +34,8 @@ from ..text.generation import generate_texts
 from ..training.adapters import AdapterArguments
 from ..training.arguments import ReIDTrainingArguments
 from ..training.batch_arguments import BatchArguments
-from ..training.run import describe_devices, save_thresholds_on_val, train_reid, write_record
+from ..training.record import describe_devices, write_record
+from ..training.run import save_thresholds_on_val, train_reid
 from ..training.trainer import QueryGallery, ReIDTrainer
 from ..utils.errors import UserError
 from ..utils.outputs import check_output_folder, write_json

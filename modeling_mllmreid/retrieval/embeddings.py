@@ -57,6 +57,8 @@ def check_embeddings_output(folder: str | os.PathLike[str], *, inputs: Sequence[
         raise UserError(f"output {folder}: is a symbolic link: give the folder itself")
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"output {folder}: is a file, not a folder: give another path")
+    if os.path.isfile(folder / "config.json"):
+        raise UserError(f"output {folder}: holds a model: give a folder of its own")
     check_output(folder / FEATURES_FILE, ours=_is_features, inputs=inputs)
     check_output(folder / METADATA_FILE, inputs=inputs)
     for source in map(Path, inputs):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,7 +14,8 @@ from datasets import Dataset
 from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..data.images import EmbeddedImage, ImageSource
+from ..data.contract import person_names
+from ..data.seen_images import image_bytes
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDModel, MllmReIDProcessor
 from ..model.adapters import adapter_settings
 from ..model.backbone_loading import weights_fingerprint
@@ -50,15 +50,8 @@ def identities_digest(samples: TrainDataset) -> str:
         index = first_images[label]
         for name in (samples.sources[index], samples.person_names[index]):
             digest.update(name.encode(errors="surrogateescape") + b"\0")
-        digest.update(hashlib.sha256(_image_bytes(samples.images[index])).digest())
+        digest.update(hashlib.sha256(image_bytes(samples.images[index])).digest())
     return digest.hexdigest()
-
-
-def _image_bytes(source: ImageSource) -> bytes:
-    if isinstance(source, EmbeddedImage):
-        return source.read()
-    with open(os.fspath(source), "rb") as file:
-        return file.read()
 
 
 RUN_FILE = "run_facts.json"
@@ -119,17 +112,28 @@ def run_fingerprint(
         `dict[str, Any]`: Settings, and digests of the start, the trained weights, the data, the inputs and val.
     """
     trained = [(name, list(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
-    data = [samples.file_names, samples.person_ids, samples.camera_ids, samples.sources, samples.texts]
-    columns = ("file_name", "person_id", "camera_id", "source")
+    people = _people(samples.person_ids, samples.person_names)
+    data = [samples.file_names, people, samples.camera_ids, samples.sources, samples.texts]
     return {
         "settings": {**_settings(args, batches, model), "sharding": sharding},
         "start": _start(model),
         "trained": _digest(trained),
         "data": _digest(data),
         "inputs": _inputs(samples.processor, batches),
-        "val": None if val is None else _digest([val[name][:] for name in columns]),
+        "val": None if val is None else _digest(_columns_of_val(val)),
         "identities": model.config.identities_digest,
     }
+
+
+def _columns_of_val(val: Dataset) -> list[list[Any]]:
+    """Returns the file names, people, cameras and sources of val."""
+    people = _people(val["person_id"][:], person_names(val))
+    return [val["file_name"][:], people, val["camera_id"][:], val["source"][:]]
+
+
+def _people(numbers: list[int], names: list[str]) -> list[int] | list[str]:
+    """Returns the numbers of people, or their names: those of own data are numbered anew when a person is added."""
+    return numbers if names == list(map(str, numbers)) else names
 
 
 def _settings(args: ReIDTrainingArguments, batches: BatchArguments, model: ImageEncoder) -> dict[str, Any]:

@@ -1,31 +1,24 @@
 """Training run: from a loaded data set to the best checkpoint, its thresholds and its record."""
 
-import importlib.metadata
 import logging
-import os
-import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, DatasetDict
-from transformers import PreTrainedConfig, TrainerCallback, TrainingArguments
+from transformers import PreTrainedConfig, TrainerCallback
 
 from ..data.contract import image_sources
 from ..data.images import check_images
-from ..data.published import published_counts
 from ..data.splits import split_query_gallery, split_validation
 from ..evaluation.threshold import save_thresholds
 from ..evaluation.threshold_fit import FittedThresholds, fit_thresholds
 from ..model import ImageEncoder, ImageEncoderProcessor, MllmReIDProcessor
-from ..retrieval.embeddings import weights_digest
 from ..utils.errors import UserError
-from ..utils.outputs import only_writer, owner_only, write_json
+from ..utils.outputs import only_writer, owner_only
 from ..utils.processes import on_main
-from .adapters import AdapterArguments
 from .arguments import ReIDTrainingArguments
 from .batch_arguments import BatchArguments
 from .batch_size import find_batch_size
@@ -41,80 +34,6 @@ from .trainer import QueryGallery, ReIDTrainer
 
 logger = logging.getLogger(__name__)
 
-# Packages whose versions `run.json` records.
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "datasets", "mllmreid")
-
-
-def write_record(
-    folder: str | os.PathLike[str],
-    dataset: DatasetDict,
-    *,
-    base_model: str,
-    adapters: AdapterArguments,
-    batches: BatchArguments,
-    texts: Iterable[Mapping[str, Any]],
-    language: bool,
-    seconds: float,
-    devices: str,
-) -> None:
-    """Writes `run.json`, the record of how the weights in a folder were trained.
-
-    Args:
-        folder (`str` or `os.PathLike`): Folder of the trained model.
-        dataset (`datasets.DatasetDict`): All splits of the data set.
-        base_model (`str`): Model that the training started with.
-        adapters (`AdapterArguments`): What was trained.
-        batches (`BatchArguments`): Settings of the batches.
-        texts (`Iterable[Mapping]`): Provenances of generated captions and continuations.
-        language (`bool`): Whether the model has a language model.
-        seconds (`float`): Duration of the training in seconds.
-        devices (`str`): Devices in words, from `describe_devices`.
-    """
-    provenances = {tuple(sorted((key, str(value)) for key, value in provenance.items())) for provenance in texts}
-    record = {
-        "weights": weights_digest(folder),
-        # An absolute path, as a relative one reads like a name on the Hub.
-        "base_model": os.path.abspath(base_model) if os.path.isdir(base_model) else base_model,
-        "data": {
-            name: {"images": len(split), "persons": len({*zip(split["source"][:], split["person_id"][:], strict=True)})}
-            for name, split in dataset.items()
-        },
-        "published_counts": published_counts(dataset),
-        "sources": sorted({source for split in dataset.values() for source in split["source"][:]}),
-        "texts": [dict(provenance) for provenance in sorted(provenances)],
-        "adapters": adapters.to_record(language=language),
-        "batches": batches.to_record(language=language),
-        "hardware": devices,
-        "environment": versions(),
-        "seconds": round(seconds, 1),
-    }
-    write_json(os.path.join(folder, "run.json"), record)
-
-
-def describe_devices(args: TrainingArguments) -> str:
-    """Returns the devices of a training in words, one GPU for each process."""
-    return hardware(args.device, args.world_size)
-
-
-def hardware(device: torch.device, processes: int) -> str:
-    """Returns a device and the number of processes that use such a device, in words."""
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
-        return f"{processes} x {torch.cuda.get_device_name(device)} ({memory:.0f} GiB)"
-    threads = f"{torch.get_num_threads()} threads" + (f" in each of {processes} processes" if processes > 1 else "")
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {threads}"
-
-
-def versions() -> dict[str, str]:
-    """Returns the installed versions of Python and of the packages that affect the result."""
-    installed = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return installed
-
 
 @dataclass
 class TrainedModel:
@@ -123,10 +42,12 @@ class TrainedModel:
     Args:
         trainer (`ReIDTrainer`): The trainer. Its model is the best one on val, if there is a val split.
         val (`QueryGallery`, *optional*): Query and gallery of val.
+        continued (`bool`): Whether the training continued from a checkpoint.
     """
 
     trainer: ReIDTrainer
     val: QueryGallery | None
+    continued: bool = False
 
 
 def train_reid(
@@ -234,8 +155,7 @@ def train_reid(
             model, processor, *sources, batch_size=args.per_device_eval_batch_size, num_workers=workers
         )
     fingerprint = run_fingerprint(args, batch_args, model, samples, val=val_split, sharding=sharding_of(trainer))
-    _train_and_save(trainer, fingerprint, val)
-    return TrainedModel(trainer, val)
+    return TrainedModel(trainer, val, _train_and_save(trainer, fingerprint, val))
 
 
 def _check_method(config: PreTrainedConfig, batch_args: BatchArguments, args: ReIDTrainingArguments) -> None:
@@ -295,10 +215,10 @@ def _refuse_too_few_people(train: Dataset, val_identities: int, args: ReIDTraini
         return
     people, batch = len(train.unique("person_id")), args.identities_per_batch * args.world_size
     if val_identities + batch > people:
+        each = f" x world_size {args.world_size}" if args.world_size > 1 else ""
         raise UserError(
-            f"{people} people to train on, but val_identities {val_identities} and identities_per_batch "
-            f"{args.identities_per_batch} x world_size {args.world_size} need {val_identities + batch}: lower one of "
-            "them, or give more people"
+            f"{people} people in the train split, but val_identities {val_identities} and identities_per_batch "
+            f"{args.identities_per_batch}{each} need {val_identities + batch}: lower one of them, or give more people"
         )
 
 
@@ -343,8 +263,8 @@ def _refuse_half_precision(model: ImageEncoder) -> None:
         )
 
 
-def _train_and_save(trainer: ReIDTrainer, fingerprint: dict[str, Any], val: QueryGallery | None) -> None:
-    """Trains from the start or a checkpoint, and saves the model, the state and the thresholds."""
+def _train_and_save(trainer: ReIDTrainer, fingerprint: dict[str, Any], val: QueryGallery | None) -> bool:
+    """Trains from the start or a checkpoint, and saves model, state and thresholds. Returns if from a checkpoint."""
     trainer.run_fingerprint = fingerprint
     args, main_process = trainer.args, trainer.args.process_index == 0
     writer = only_writer(Path(str(args.output_dir)), work="training") if main_process else nullcontext()
@@ -358,6 +278,7 @@ def _train_and_save(trainer: ReIDTrainer, fingerprint: dict[str, Any], val: Quer
         trainer.save_model(_internal_call=True)
         trainer.save_state()
         save_thresholds_on_val(trainer, val)
+    return checkpoint is not None
 
 
 def save_thresholds_on_val(trainer: ReIDTrainer, val: QueryGallery | None) -> None:
@@ -379,8 +300,8 @@ def save_thresholds_on_val(trainer: ReIDTrainer, val: QueryGallery | None) -> No
         if fitted.no_fusion:
             logger.warning("no fusion of pair scores on val: %s", fitted.no_fusion)
         if not fitted.thresholds and not trainer.args.pairs_per_batch:
-            people = "no people of val: set val_identities" if val is None else "too few people of val for one"
-            print(f"no threshold for searches: {people}, or choose one later with the command calibrate")
+            reason = "there is no val split" if val is None else "val has too few people (it takes 10 searches or more)"
+            print(f"no threshold for searches: {reason}; set val_identities higher, or run the command calibrate later")
         save_thresholds(str(trainer.args.output_dir), fitted.thresholds)
 
 

@@ -217,6 +217,7 @@ class RunFile(Format):
     hardware: str | None = None
     environment: dict[str, str] | None = None
     seconds: Annotated[float, Field(ge=0)] | None = None
+    people: list[str] = []
 
     @model_validator(mode="after")
     def _names_its_weights(self) -> "RunFile":

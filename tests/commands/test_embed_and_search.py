@@ -89,9 +89,9 @@ def test_search_reports_that_no_image_is_within_the_threshold(disk, embedded, ca
     (embedded / "model/threshold.json").write_text('{"vision": {"distance": 1}}')
     with pytest.raises(UserError, match=r"threshold.json: holds no thresholds \(field vision.low: field required"):
         lines()
-    with pytest.raises(UserError, match="threshold nan: is not a distance"):
+    with pytest.raises(UserError, match="threshold nan: is not a cosine distance"):
         lines("--threshold", "nan")
-    with pytest.raises(UserError, match="threshold -1.0: is not a distance"):
+    with pytest.raises(UserError, match="threshold -1.0: is not a cosine distance"):
         lines("--threshold", "-1")
 
 
@@ -159,6 +159,7 @@ def test_embed_does_not_overwrite_the_files_of_others(disk, tmp_path):
         return one_line(error)
 
     assert "lies inside" in refused(crops) and "lies inside" in refused(crops / "index")
+    assert "holds a model: give a folder of its own" in refused(disk.ours)
     for name in ("embeddings.json", "embeddings.safetensors"):
         (tmp_path / "mine").mkdir(exist_ok=True)
         (tmp_path / "mine" / name).write_text("{}")

@@ -1,6 +1,7 @@
 """`evaluate` with all options, the comparison of two models, the matrix, and its errors."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -185,3 +186,10 @@ def test_differences_in_points_with_their_interval_and_p():
     sure, unsure = PairedDifference(0.1, 0.05, 0.15, 0.95, 1e-9), PairedDifference(-0.021, -0.05, 0.01, 0.95, 0.0512)
     lines = difference_lines({"mAP": sure, "rank1": unsure}).splitlines()
     assert lines == ["  mAP      +10.0 [+5.0, +15.0]  p < 0.0001", "  rank1     -2.1 [-5.0, +1.0]  p = 0.0512"]
+
+
+def test_reports_of_another_model_stay(disk, tmp_path):
+    shutil.copytree(disk.ours, tmp_path / "other")
+    flags = ["--model", str(disk.ours), "--dataset", "market1501", "--data_dir", str(disk.people)]
+    with pytest.raises(UserError, match="output_dir .*other: holds another model and its reports: give another folder"):
+        evaluate.main([*flags, "--output_dir", str(tmp_path / "other")])

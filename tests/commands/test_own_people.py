@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from modeling_mllmreid.commands import data, evaluate, prepare, train
+from modeling_mllmreid.data.contract import join_names
 from modeling_mllmreid.retrieval import sheet
 from modeling_mllmreid.utils.errors import UserError
 
@@ -84,7 +85,7 @@ def test_evaluate_on_folders_counts_people(disk, tmp_path, capsys):
         command()
         printed = capsys.readouterr().out
         assert "2 of 5 people, splits in splits.json" in printed
-        assert "1 files of 1 people are in no split and not used (eve): remove the file to draw" in printed
+        assert "1 files of 1 people are in no split and not used (eve): set new_people to train" in printed
 
 
 def test_evaluate_on_prepared_data_counts_people(own, disk, tmp_path, capsys):
@@ -116,6 +117,37 @@ def test_results_do_not_become_people(disk, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=r"output_dir .*: is inside \., where each folder is a person"):
             command()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["anna", "ben", "cleo", "dan"]
+
+
+def test_a_training_is_remembered_by_its_people_and_a_second_one_keeps_its_duration(disk, tmp_path, capsys):
+    crops = tmp_path / "crops"
+    images = sorted(disk.people.rglob("*.jpg"))
+    for number, image in enumerate(images[:16]):
+        (crops / f"P{number // 2}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, crops / f"P{number // 2}" / f"{number % 2}.jpg")
+    flags = ["--dataset", "folders", "--data_dir", str(crops)]
+    training = ["--model", str(disk.ours), *flags, *TRAIN[:-6], "--eval_strategy", "no", "--report_to", "none"]
+    training += ["--save_strategy", "steps", "--save_steps", "1", "--output_dir", str(tmp_path / "run")]
+    evaluation = ["--model", str(tmp_path / "run"), "--compare", str(disk.ours), *flags]
+    evaluation += ["--output_dir", str(tmp_path / "out")]
+    train.main(training)
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    evaluate.main(evaluation)
+    assert record["seconds"] > 0 and len(record["people"]) == 4 and "was trained on" not in capsys.readouterr().out
+    train.main(training)
+    assert json.loads((tmp_path / "run/run.json").read_text())["seconds"] == record["seconds"]
+
+    trained = sorted({name.split("/")[0] for name in json.loads((crops / "splits.json").read_text())["train"]})
+    (crops / "splits.json").unlink()
+    (crops / trained[0]).rename(crops / "another name")
+    capsys.readouterr()
+    evaluate.main([*evaluation, "--split_seed", "3", "--test_share", "0.7"])
+    drawn = json.loads((crops / "splits.json").read_text())
+    tested = {name.split("/")[0] for name in drawn["query"]} & {"another name", *trained[1:]}
+    assert "another name" in tested and len(tested) > 2
+    people = f"{len(tested)} people of this test ({join_names(tested)})"
+    warning = f"warning: {tmp_path / 'run'}: was trained on {people}: its result is not that of unseen people\n"
+    assert warning in capsys.readouterr().out
 
 
 def test_data_names_people(own, tmp_path, capsys, drawn):

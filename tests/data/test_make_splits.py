@@ -52,12 +52,33 @@ def test_images_added_later_are_noted(root, caplog):
     }
     assert notes[0] == "tested on 5 of 12 people, splits in splits.json"
     left = (
-        "splits.json: 7 files of 3 people are in no split and not used (anna, kim and 1 more): remove the file to draw"
+        "splits.json: 7 files of 3 people are in no split and not used (anna, kim and 1 more): set new_people to train"
     )
-    assert left in notes[1] and left in caplog.text and "or give another splits_file" in notes[1]
+    assert left in notes[1] and not caplog.text
+    load_reid_dataset("folders", data_dir=root)  # nobody prints the notes
+    assert left in caplog.text
     (root / "splits.json").unlink()
     whole, notes = load(root)
     assert sum(map(len, whole.values())) == 27 and len(notes) == 1
+
+
+def test_new_people_are_trained_on_and_the_test_stays(root):
+    first, _ = load(root)
+    tested, trained = first["query"]["person_name"][0], first["train"]["person_name"][0]
+    add(root, "kim", "lea", images=3)
+    for person in (tested, trained):
+        Image.new("RGB", (4, 8)).save(root / person / "9.png")
+    more, notes = load(root, new_people="train")
+    new = {*(f"{name}/{number}.png" for name in ("kim", "lea") for number in range(3)), f"{trained}/9.png"}
+    assert set(more["train"]["file_name"]) == {*first["train"]["file_name"], *new}
+    assert all(more[name]["file_name"][:] == first[name]["file_name"][:] for name in ("query", "gallery"))
+    assert f"1 files of 1 people are in no split and not used ({tested})" in notes[1]
+    written = json.loads((root / "splits.json").read_text())
+    assert new < set(written["train"]) and (written["test_share"], written["split_seed"]) == (0.5, 0)
+    again, _ = load(root)
+    assert {name: split["file_name"][:] for name, split in again.items()} == {
+        name: split["file_name"][:] for name, split in more.items()
+    }
 
 
 def test_two_concurrent_runs_use_the_same_splits(root, monkeypatch):
@@ -147,7 +168,10 @@ def test_options_that_do_not_apply_are_refused(root, tmp_path):
         ({"train": "anna/0.png"}, "field train: "),
         ({"train": [5]}, r"field train\[0\]: "),
         ({"test_share": "half"}, "field test_share: "),
-        ({"query": ["nobody/0.png"]}, "names 'nobody/0.png', which is not in the data: remove the file to draw"),
+        (
+            {"query": ["nobody/0.png"]},
+            r"1 of its files are not in the data \(nobody/0.png\), and nothing of query is left: give the folder that",
+        ),
     ],
 )
 def test_file_that_contradicts_the_data(root, change, message):

@@ -24,6 +24,11 @@ def names(split):
     return sorted(split["file_name"])
 
 
+def test_one_image_of_each_person_leaves_nothing_to_find():
+    with pytest.raises(UserError, match="each person has one image: a query needs another one to find"):
+        split_query_gallery(split_of([(person, -1) for person in range(4)]))
+
+
 def test_validation_people_depend_on_the_seed_only():
     train, val = split_validation(split_of(PAIRS), val_identities=3, seed=1)
     assert set(train["person_id"]) | set(val["person_id"]) == {10 * i for i in range(8)}
@@ -81,7 +86,7 @@ def test_images_that_can_be_queries():
     assert asked(1, -1) in ([-1], [1])
     alone = split_of([(1, 1), (1, 1), (2, 1), (2, 2)])
     assert set(split_query_gallery(alone)[0]["person_id"]) == {2}
-    for useless in ([(1, 1), (1, 1), (2, 3)], [(1, -1), (2, -1)]):
+    for useless in ([(1, 1), (1, 1), (2, 3)], [(1, 2), (1, 2), (2, -1)]):
         with pytest.raises(UserError, match="no person with images of two cameras: .* give camera_id -1"):
             split_query_gallery(split_of(useless))
 

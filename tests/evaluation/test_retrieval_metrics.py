@@ -294,3 +294,10 @@ def test_users_mistakes_are_named():
     ):
         with pytest.raises(UserError, match=message):
             evaluate_retrieval(*arguments, **options)
+
+
+def test_metrics_are_printed_in_one_line():
+    features = np.eye(3, dtype=np.float32)
+    assert repr(evaluate_retrieval(features[:2], features, [1, 2], [1, 2, 2])) == (
+        "RetrievalMetrics(mAP=0.9167, rank1=1.0000, rank5=1.0000, rank10=1.0000, mINP=0.8333, 2 queries)"
+    )

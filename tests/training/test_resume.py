@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerState
 
 from modeling_mllmreid.model import MllmReIDConfig, MllmReIDModel
+from modeling_mllmreid.training import resume
 from modeling_mllmreid.training.adapters import AdapterArguments, apply_adapters
 from modeling_mllmreid.training.arguments import ReIDTrainingArguments
 from modeling_mllmreid.training.batch_arguments import BatchArguments
@@ -249,6 +250,12 @@ def test_images_and_texts_are_compared(shared, made, world, column, change):
 def test_other_people_under_the_same_names_differ(shared, run):
     run["model"].config.identities_digest = "another"
     assert difference(shared, run) == "other people"
+
+
+def test_people_of_own_data_are_known_by_their_names():
+    """Their numbers change when a person is added who is not trained on."""
+    numbered, named = resume._people([3, 7], ["3", "7"]), resume._people([3, 7], ["anna", "ben"])
+    assert (numbered, named) == ([3, 7], ["anna", "ben"]) and resume._people([4, 8], ["anna", "ben"]) == named
 
 
 def test_inputs_are_compared(shared, made, parts):

@@ -168,9 +168,8 @@ def test_thresholds_are_chosen_on_val_and_kept_with_the_checkpoint(train, tmp_pa
     capsys.readouterr()
     train(max_steps=2, batch={"val_identities": 0})
     assert load_thresholds(str(tmp_path / "run")) == {}  # the older thresholds belong to other weights
-    assert "no threshold for searches: no people of val: set val_identities, or choose one later with" in (
-        capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    assert "no threshold for searches: there is no val split; set val_identities higher, or run the command" in printed
 
 
 def test_the_calibration_is_fitted_on_all_crops_of_val(train, tmp_path, monkeypatch):
@@ -253,7 +252,7 @@ def test_a_checkpoint_trained_on_others_gets_a_new_classifier(train):
     [
         (
             {"identities_per_batch": 9},
-            "12 people to train on, but val_identities 4 and identities_per_batch 9 x world_size 1 need 13: lower one",
+            "12 people in the train split, but val_identities 4 and identities_per_batch 9 need 13: lower one of",
         ),
         (
             {"identities_per_batch": 20, "batch": {"val_identities": 0}},

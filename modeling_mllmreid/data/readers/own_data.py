@@ -99,6 +99,9 @@ def read_folders(data_dir: str | os.PathLike[str], *, problems: Problems | None 
             left_out += [str(PurePosixPath(folder, person, name)) for name in others]
         if not images[split]:
             raise UserError(f"{root / folder}: no person's folder with images: give a folder like ANNA/1.jpg")
+    if tables := [name for name in left_out if name in TABLES]:
+        problems.warn(f"{root / tables[0]}: is not read by `folders`: give the data set as table to use it")
+        left_out = [name for name in left_out if name not in TABLES]
     if left_out:
         problems.warn(f"{root}: {len(left_out):,} files are not images and left out: {join_names(left_out)}")
     persons = [person for split_images in images.values() for _, person in split_images]

@@ -12,7 +12,7 @@ from datasets import DatasetDict
 from ...data.captions import join_continuations, read_records
 from ...evaluation.protocol import histogram_metrics, same_person
 from ...evaluation.statistics import Interval
-from ...training.run import hardware, versions
+from ...training.record import hardware, versions
 from ...utils.outputs import atomic_file, write_json
 from ...utils.processes import this_process
 from ..continuation_analysis import ContinuationAnalysis, analyse_continuations

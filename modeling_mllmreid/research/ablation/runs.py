@@ -37,7 +37,8 @@ from ...training.batch_arguments import BatchArguments
 from ...training.batches import TrainCollator
 from ...training.loading import load_model
 from ...training.parameters import matches
-from ...training.run import hardware, train_reid, versions
+from ...training.record import hardware, versions
+from ...training.run import train_reid
 from ...training.trainer import ReIDTrainer
 from ...utils.errors import UserError
 from ...utils.outputs import write_json
