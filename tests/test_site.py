@@ -43,8 +43,11 @@ def test_docstrings_are_read_as_sections(site):
     reference = (site / "api.html").read_text(encoding="utf-8")
     text = reference.partition('id="modeling_mllmreid.rank_gallery"')[2].partition('id="modeling_mllmreid.')[0]
     assert [word for word in ("Parameters:", "Returns:", "Raises:", "Examples:") if f"{word}</" not in text] == []
-    # A type of a docstring is code without the marks of its source.
-    assert "*optional*" not in text and not re.search(r"<code>[^<]*`", text)
+    # Types of docstrings have no marks of their source, names lead to their entries, signatures have several lines.
+    words = re.sub(r"<[^>]+>", "", re.sub(r"<pre.*?</pre>", "", reference, flags=re.DOTALL))
+    assert [mark for mark in ("`", "*optional*", "defaults to", "[MllmReIDConfig]") if mark in words] == []
+    assert 'href="#modeling_mllmreid.load_for_training"' in reference.partition('id="modeling_mllmreid.train_reid"')[2]
+    assert re.search(r"^    <[^>]+>query_features<", reference, re.MULTILINE)
 
 
 def test_pages_of_the_repository_are_pages_of_the_site(site):
