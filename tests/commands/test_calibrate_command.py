@@ -171,7 +171,7 @@ OTHERS = [(person, 2, "gallery") for person in range(50, 54)]
             [*QUERIES, *OTHERS],
             "has query, gallery, and not train: give --people test, or another data set",
         ),
-        (["--people", "train"], [(p, 1, "train") for p in range(12)], "no person with images of two cameras"),
+        (["--people", "train"], [(p, 1, "train") for p in range(12)], "each person has one image: a query needs"),
         (["--people", "test"], [*QUERIES, *OTHERS], "test: no threshold of the feature 'llm': no query has a match"),
         (
             ["--people", "test"],
