@@ -14,9 +14,9 @@ from ..options.parser import parse
 from ..retrieval.embeddings import (
     check_embeddings_output,
     fault_of_name,
-    load_embeddings,
     printable,
     save_embeddings,
+    stored_model,
 )
 from ..training.embedder import load_embedder
 from ..utils.errors import UserError
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     folder, model_name = Path(args.images), model_args.model_name
     images = on_main(find_images, folder, args.on_error)
     on_main(check_embeddings_output, args.output, inputs=[folder])
-    earlier = on_main(earlier_model, args.output)
+    earlier = on_main(stored_model, args.output)
     if args.on_error == "skip":
         images = on_main(without_broken, folder, images)
     if model_name == model_args.model and os.path.exists(model_name):
@@ -85,14 +85,6 @@ def main(argv: list[str]) -> None:
         print(f"{len(features):,} embeddings of {width} numbers ({feature}): {printable(args.output)}")
         print_left_out("images that cannot be used", list(images.left_out))
         print_left_out("files and links that are no images", images.others)
-
-
-def earlier_model(folder: str) -> str | None:
-    """Returns the model whose embeddings are in a folder; None without any that can be read."""
-    try:
-        return str(load_embeddings(folder).metadata.get("model"))
-    except UserError:
-        return None
 
 
 def print_left_out(kind: str, names: list[str]) -> None:

@@ -115,6 +115,17 @@ def save_embeddings(
             metadata_file.write_bytes(content)
 
 
+def stored_model(folder: str | os.PathLike[str]) -> str | None:
+    """Returns the model whose embeddings are in a folder, without reading them; None if it cannot be read."""
+    path = Path(folder) / METADATA_FILE
+    try:
+        content = parse_json(read_file(path, remedy=REMEDY), EmbeddingsFile, where=str(path), remedy=REMEDY)
+    except UserError:
+        return None
+    model = content.metadata.get("model")
+    return model if isinstance(model, str) else None
+
+
 def load_embeddings(folder: str | os.PathLike[str]) -> Embeddings:
     """Reads embeddings from a folder that `save_embeddings` wrote.
 

@@ -296,12 +296,12 @@ def _difference(checkpoint: Path, fingerprint: Mapping[str, Any]) -> str:
     stored = read_fingerprint(checkpoint)
     if not stored:
         return f"it has no {RUN_FILE}"
-    if stored.get("identities") != fingerprint["identities"]:
-        return "other people"
     before, now = stored["settings"], fingerprint["settings"]
     # An encoder without a language model has fewer of them.
     before = {name: value for name, value in ADDED_SETTINGS.items() if name in now} | before
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if stored.get("identities") != fingerprint["identities"] and set(names) <= {"num_identities"}:
+        return "other people"
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         return f"{names[0]} {before.get(names[0])}, now {now.get(names[0])}{more}"

@@ -86,6 +86,10 @@ def test_a_finished_run_takes_no_step_more_and_another_run_is_refused(train, wor
         train(**settings, model={"loss_lambda": 0.5})
     with pytest.raises(UserError, match=r"other settings \(other training images or texts\)"):
         train(**settings, dataset=DatasetDict(train=world["train"].select(range(70))))
+    people = world["train"]["person_id"][:]
+    fewer = world["train"].select([row for row, person in enumerate(people) if person != people[0]])
+    with pytest.raises(UserError, match=r"other settings \(other people\): give another output_dir"):
+        train(**settings, dataset=DatasetDict(train=fewer))
     longer = train(**{**settings, "max_steps": 3}, resume_from_checkpoint="true")
     assert longer.trainer.state.global_step == 3
     anew = train(**settings, learning_rate=0.01, resume_from_checkpoint="false")
