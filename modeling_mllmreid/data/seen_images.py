@@ -12,6 +12,8 @@ from .load import OWN_DATA_READERS
 from .readers import READERS
 
 DIGEST_CHARACTERS = 16
+# Of each person: single images are deleted or saved again, and the person is still known.
+IMAGES_OF_A_PERSON = 8
 
 
 def image_bytes(source: ImageSource) -> bytes:
@@ -28,7 +30,7 @@ def image_digest(source: ImageSource) -> str:
 
 
 def people_digests(splits: Iterable[Dataset]) -> list[str]:
-    """Returns the digest of one image of each person of own data, the first by file name.
+    """Returns the digests of the first images by file name of each person of own data, `IMAGES_OF_A_PERSON` at most.
 
     A published data set is known by its name, so its people need none.
 
@@ -38,14 +40,12 @@ def people_digests(splits: Iterable[Dataset]) -> list[str]:
     Returns:
         `list[str]`: sorted digests.
     """
-    digests = set()
+    images: dict[tuple[str, str], list[tuple[str, ImageSource]]] = {}
     for split in splits:
-        first: dict[tuple[str, str], tuple[str, ImageSource]] = {}
         for key, file_name, image in _own_images(split):
-            if key not in first or file_name < first[key][0]:
-                first[key] = (file_name, image)
-        digests |= {image_digest(image) for _, image in first.values()}
-    return sorted(digests)
+            images.setdefault(key, []).append((file_name, image))
+    first = (sorted(named, key=lambda row: row[0])[:IMAGES_OF_A_PERSON] for named in images.values())
+    return sorted({image_digest(image) for named in first for _, image in named})
 
 
 def people_seen(splits: Mapping[str, Dataset], digests: Iterable[str]) -> list[str]:

@@ -272,12 +272,18 @@ def note_test_people(dataset: Mapping[str, Dataset], people: Iterable[str], orig
 
 
 def _note_unused_images(unsplit: Dataset, dataset: DatasetDict, path: Path, problems: Problems) -> None:
-    """Warns about images that are in no split."""
+    """Warns about images that are in no split: of people of the test, and of others, who can join the training."""
     used = {name for split in dataset.values() for name in split["file_name"][:]}
-    unused = [row for row, name in enumerate(unsplit["file_name"][:]) if name not in used]
-    if unused:
-        people = person_names(unsplit.select(unused))
+    tested = {person for name, split in dataset.items() if name != "train" for person in split["person_id"][:]}
+    columns = zip(unsplit["file_name"][:], unsplit["person_id"][:], person_names(unsplit), strict=True)
+    unused = [(person in tested, name) for file_name, person, name in columns if file_name not in used]
+    of_test, new = ([name for test, name in unused if test == which] for which in (True, False))
+    if new:
+        people = len(set(new))
+        redraw = ", or remove the file to draw all splits again" if people > len(set(person_names(unsplit))) / 2 else ""
         problems.warn(
-            f"{path}: {len(unused):,} files of {len(set(people)):,} people are in no split and not used "
-            f"({join_names(people)}): set new_people to train to train on them, which keeps the test"
+            f"{path}: {len(new):,} files of {people:,} people are in no split and not used ({join_names(new)}): set "
+            f"new_people to train to train on them, which keeps the test{redraw}"
         )
+    if of_test:
+        problems.warn(f"{path}: {len(of_test):,} new files of people of the test are not used ({join_names(of_test)})")

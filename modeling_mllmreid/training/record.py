@@ -70,7 +70,7 @@ def write_record(
         "hardware": devices,
         "environment": versions(),
         "seconds": None if seconds is None else round(seconds, 1),
-        # For `evaluate`, which warns of them. Nothing of it is published.
+        # For `evaluate` and `calibrate`, which know them again. Nothing of it is published.
         "people": people_digests(dataset[name] for name in ("train", "val") if name in dataset),
     }
     write_json(path, record)

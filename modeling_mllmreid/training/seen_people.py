@@ -6,8 +6,10 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedConfig
 
+from ..data.contract import join_names
 from ..data.leakage import overlaps
 from ..data.load import OWN_DATA_READERS
+from ..data.seen_images import people_seen
 from ..data.splits import MIN_TRAIN_IDENTITIES, split_validation
 from ..model import ImageEncoderProcessor
 from ..utils.checkpoint_formats import TrainingArgsFile
@@ -33,8 +35,8 @@ def refuse_train_people(
 ) -> None:
     """Raises UserError if the model was trained on the train split of a data set.
 
-    It is known by the name of a published data set. Own data is known by the digest of the training identities, which
-    an export does not have.
+    It is known by the name of a published data set. Own data is known by digests of its images in `run.json`, or by
+    that of the training identities, which an export does not have.
 
     Args:
         config (`PreTrainedConfig`): The model's configuration.
@@ -52,6 +54,10 @@ def refuse_train_people(
             f"people train: the model was trained on the train split of {', '.join(seen)}: give other people; read "
             "others that are in its layout as folders or table"
         )
+    record = folder / "run.json"
+    if record.is_file() and (people := people_seen({"train": split}, read_json(record, RunFile).people)):
+        count = f"{len(people):,} of these people ({join_names(people)})"
+        raise UserError(f"people train: the model was trained on {count}: give other people")
     if config.identities_digest is None:
         return
     for trained in _possible_training_splits(split, folder):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from modeling_mllmreid.commands import data, evaluate, prepare, train
+from modeling_mllmreid.commands import calibrate, data, evaluate, prepare, train
 from modeling_mllmreid.data.contract import join_names
 from modeling_mllmreid.retrieval import sheet
 from modeling_mllmreid.utils.errors import UserError
@@ -133,9 +133,14 @@ def test_a_training_is_remembered_by_its_people_and_a_second_one_keeps_its_durat
     train.main(training)
     record = json.loads((tmp_path / "run/run.json").read_text())
     evaluate.main(evaluation)
-    assert record["seconds"] > 0 and len(record["people"]) == 4 and "was trained on" not in capsys.readouterr().out
+    assert record["seconds"] > 0 and len(record["people"]) == 8 and "was trained on" not in capsys.readouterr().out
     train.main(training)
     assert json.loads((tmp_path / "run/run.json").read_text())["seconds"] == record["seconds"]
+
+    with pytest.raises(
+        UserError, match=r"people train: the model was trained on 4 of these people \(P\d, P\d and 2 more"
+    ):
+        calibrate.main(["--model", str(tmp_path / "run"), *flags, "--people", "train"])
 
     trained = sorted({name.split("/")[0] for name in json.loads((crops / "splits.json").read_text())["train"]})
     (crops / "splits.json").unlink()

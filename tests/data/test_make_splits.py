@@ -45,21 +45,21 @@ def test_images_added_later_are_noted(root, caplog):
     first, notes = load(root)
     assert notes == ["tested on 5 of 10 people, splits in splits.json"] and not caplog.text
     add(root, "kim", "lea", images=3)
-    Image.new("RGB", (4, 8)).save(root / "anna/9.png")
+    Image.new("RGB", (4, 8)).save(root / first["train"]["person_name"][0] / "9.png")
+    Image.new("RGB", (4, 8)).save(root / (tested := first["query"]["person_name"][0]) / "9.png")
     again, notes = load(root)
     assert {name: split["file_name"][:] for name, split in again.items()} == {
         name: split["file_name"][:] for name, split in first.items()
     }
     assert notes[0] == "tested on 5 of 12 people, splits in splits.json"
-    left = (
-        "splits.json: 7 files of 3 people are in no split and not used (anna, kim and 1 more): set new_people to train"
-    )
+    left = "splits.json: 7 files of 3 people are in no split and not used ("
+    assert f"splits.json: 1 new files of people of the test are not used ({tested})" in notes[2]
     assert left in notes[1] and not caplog.text
     load_reid_dataset("folders", data_dir=root)  # nobody prints the notes
     assert left in caplog.text
     (root / "splits.json").unlink()
     whole, notes = load(root)
-    assert sum(map(len, whole.values())) == 27 and len(notes) == 1
+    assert sum(map(len, whole.values())) == 28 and len(notes) == 1
 
 
 def test_new_people_are_trained_on_and_the_test_stays(root):
@@ -72,7 +72,7 @@ def test_new_people_are_trained_on_and_the_test_stays(root):
     new = {*(f"{name}/{number}.png" for name in ("kim", "lea") for number in range(3)), f"{trained}/9.png"}
     assert set(more["train"]["file_name"]) == {*first["train"]["file_name"], *new}
     assert all(more[name]["file_name"][:] == first[name]["file_name"][:] for name in ("query", "gallery"))
-    assert f"1 files of 1 people are in no split and not used ({tested})" in notes[1]
+    assert f"1 new files of people of the test are not used ({tested})" in notes[1]
     written = json.loads((root / "splits.json").read_text())
     assert new < set(written["train"]) and (written["test_share"], written["split_seed"]) == (0.5, 0)
     again, _ = load(root)
