@@ -6,9 +6,12 @@ import shutil
 import pytest
 from PIL import Image
 
-from modeling_mllmreid.commands import calibrate, data, evaluate, prepare, train
+from modeling_mllmreid.commands import data, evaluate, prepare, train
 from modeling_mllmreid.data.contract import join_names
+from modeling_mllmreid.data.load import load_reid_dataset
+from modeling_mllmreid.model import MllmReIDConfig
 from modeling_mllmreid.retrieval import sheet
+from modeling_mllmreid.training.seen_people import refuse_train_people
 from modeling_mllmreid.utils.errors import UserError
 
 TRAIN = ["--max_steps", "1", "--identities_per_batch", "2", "--images_per_identity", "2", "--loss_lambda", "1"]
@@ -137,10 +140,9 @@ def test_a_training_is_remembered_by_its_people_and_a_second_one_keeps_its_durat
     train.main(training)
     assert json.loads((tmp_path / "run/run.json").read_text())["seconds"] == record["seconds"]
 
-    with pytest.raises(
-        UserError, match=r"people train: the model was trained on 4 of these people \(P\d, P\d and 2 more"
-    ):
-        calibrate.main(["--model", str(tmp_path / "run"), *flags, "--people", "train"])
+    split, config = load_reid_dataset("folders", data_dir=crops)["train"], MllmReIDConfig(trained_on=["folders"])
+    with pytest.raises(UserError, match=r"was trained on 3 of these people \(P\d, P\d and 1 more\): give other people"):
+        refuse_train_people(config, split.select(range(2, 8)), tmp_path / "run", None)
 
     trained = sorted({name.split("/")[0] for name in json.loads((crops / "splits.json").read_text())["train"]})
     (crops / "splits.json").unlink()
