@@ -144,8 +144,8 @@ def _read(
     if not name:
         raise UserError("dataset: is empty: give a reader's name, a folder or a name on the Hub")
     options = {option: value for option, value in options.items() if value is not None}
-    all_split_options = {"splits_file": splits_file, "test_share": test_share, "split_seed": split_seed}
-    all_split_options["new_people"] = new_people
+    draw = {"test_share": test_share, "split_seed": split_seed, "new_people": new_people}
+    all_split_options = {"splits_file": splits_file, **draw}
     split_options = {option: value for option, value in all_split_options.items() if value is not None}
     combination = parse_combination(name)
     if combination is not None:

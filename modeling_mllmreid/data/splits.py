@@ -194,37 +194,35 @@ def _draw_splits(unsplit: Dataset, path: Path, test_share: float, seed: int) -> 
     in_test = np.isin(persons, chosen)
     query, gallery = split_query_gallery(unsplit.select(np.flatnonzero(in_test)), seed=seed)
     dataset = DatasetDict(train=unsplit.select(np.flatnonzero(~in_test)), query=query, gallery=gallery)
-    _write_splits(path, {"test_share": test_share, "split_seed": seed}, dataset)
+    names = {name: split["file_name"][:] for name, split in dataset.items()}
+    _write_splits(path, {"test_share": test_share, "split_seed": seed, **names})
     return dataset
 
 
-def _write_splits(path: Path, settings: Mapping[str, Any], dataset: Mapping[str, Dataset]) -> None:
+def _write_splits(path: Path, content: Mapping[str, Any]) -> None:
     """Writes the settings of the draw and the file names of each split."""
-    names = {name: split["file_name"][:] for name, split in dataset.items()}
-    text = json.dumps({**settings, **names}, indent=1, ensure_ascii=False) + "\n"
     try:
         with atomic_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except UserError as error:
         raise UserError(f"splits_file: {error}") from error
 
 
 def _with_new_people(unsplit: Dataset, dataset: DatasetDict, path: Path) -> DatasetDict:
-    """Returns the splits with the images of no split in `train`, except those of test people; writes the file again."""
-    used = {name for split in dataset.values() for name in split["file_name"][:]}
-    tested = {person for name, split in dataset.items() if name != "train" for person in split["person_id"][:]}
-    columns = (unsplit["file_name"][:], unsplit["person_id"][:])
-    kept = set(dataset["train"]["file_name"][:]) if "train" in dataset else set()
-    new = [name for name, person in zip(*columns, strict=True) if name not in used and person not in tested]
+    """Returns the splits with the images of no split in `train`, except those of test people; adds them to the file."""
+    _, new = _unused_rows(unsplit, dataset)
     if not new:
         return dataset
-    kept |= set(new)
-    train = unsplit.select([row for row, name in enumerate(columns[0]) if name in kept])
-    content = read_json(path, SplitsFile)
-    settings = {name: value for name in ("test_share", "split_seed") if (value := getattr(content, name)) is not None}
+    names = unsplit["file_name"][:]
+    added = [names[row] for row in new]
+    rows = {name: row for row, name in enumerate(names)}
+    known = dataset["train"]["file_name"][:] if "train" in dataset else []
     with _split_lock(path):
-        _write_splits(path, settings, {**dataset, "train": train})
-    return DatasetDict({**dataset, "train": train})
+        # With the names of files that are gone, which may come back.
+        content = read_json(path, SplitsFile).model_dump(exclude_none=True)
+        _write_splits(path, {**content, "train": [*content.get("train", []), *added]})
+    # In the order of the file, so that a training continues.
+    return DatasetDict({**dataset, "train": unsplit.select([rows[name] for name in [*known, *added]])})
 
 
 def _read_splits(unsplit: Dataset, path: Path, given_settings: Mapping[str, float], problems: Problems) -> DatasetDict:
@@ -271,16 +269,24 @@ def note_test_people(dataset: Mapping[str, Dataset], people: Iterable[str], orig
         problems.notes.append(f"tested on {len(names):,} of {len(set(people)):,} people, splits in {origin}")
 
 
-def _note_unused_images(unsplit: Dataset, dataset: DatasetDict, path: Path, problems: Problems) -> None:
-    """Warns about images that are in no split: of people of the test, and of others, who can join the training."""
+def _unused_rows(unsplit: Dataset, dataset: Mapping[str, Dataset]) -> tuple[list[int], list[int]]:
+    """Returns the rows of images that are in no split: those of people of the test or val, and the others."""
     used = {name for split in dataset.values() for name in split["file_name"][:]}
     tested = {person for name, split in dataset.items() if name != "train" for person in split["person_id"][:]}
-    columns = zip(unsplit["file_name"][:], unsplit["person_id"][:], person_names(unsplit), strict=True)
-    unused = [(person in tested, name) for file_name, person, name in columns if file_name not in used]
-    of_test, new = ([name for test, name in unused if test == which] for which in (True, False))
+    rows: tuple[list[int], list[int]] = ([], [])
+    for row, (name, person) in enumerate(zip(unsplit["file_name"][:], unsplit["person_id"][:], strict=True)):
+        if name not in used:
+            rows[person not in tested].append(row)
+    return rows
+
+
+def _note_unused_images(unsplit: Dataset, dataset: DatasetDict, path: Path, problems: Problems) -> None:
+    """Warns about images that are in no split: of people of the test, and of others, who can join the training."""
+    names = person_names(unsplit)
+    of_test, new = ([names[row] for row in rows] for rows in _unused_rows(unsplit, dataset))
     if new:
         people = len(set(new))
-        redraw = ", or remove the file to draw all splits again" if people > len(set(person_names(unsplit))) / 2 else ""
+        redraw = ", or remove the file to draw all splits again" if people > len(set(names)) / 2 else ""
         problems.warn(
             f"{path}: {len(new):,} files of {people:,} people are in no split and not used ({join_names(new)}): set "
             f"new_people to train to train on them, which keeps the test{redraw}"

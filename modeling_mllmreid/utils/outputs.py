@@ -102,7 +102,7 @@ def check_output(
     _check_writable(path, needs_bytes)
 
 
-def check_new_file(path: AnyPath, *, needs_bytes: int = 0) -> None:
+def check_new_file(path: AnyPath) -> None:
     """Checks, before long work, that a new file can be written to `path`; of existing files only an empty one may be.
 
     For files that people edit. Raises UserError like `check_output`.
@@ -111,7 +111,7 @@ def check_new_file(path: AnyPath, *, needs_bytes: int = 0) -> None:
     _check_kind(path, ())
     if _exists(path) and path.stat().st_size:
         raise UserError(f"output {path}: exists: move it away or {REMEDY}")
-    _check_writable(path, needs_bytes)
+    _check_writable(path, 0)
 
 
 def check_output_folder(folder: AnyPath, *, inputs: Sequence[AnyPath] = (), needs_bytes: int = 0) -> None:

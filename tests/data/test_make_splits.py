@@ -68,7 +68,13 @@ def test_new_people_are_trained_on_and_the_test_stays(root):
     add(root, "kim", "lea", images=3)
     for person in (tested, trained):
         Image.new("RGB", (4, 8)).save(root / person / "9.png")
+    gone = first["gallery"]["file_name"][-1]
+    content = (root / gone).read_bytes()
+    (root / gone).unlink()
+    at_once, _ = load(root, new_people="train")
+    (root / gone).write_bytes(content)
     more, notes = load(root, new_people="train")
+    assert at_once["train"]["file_name"][:] == more["train"]["file_name"][:]
     new = {*(f"{name}/{number}.png" for name in ("kim", "lea") for number in range(3)), f"{trained}/9.png"}
     assert set(more["train"]["file_name"]) == {*first["train"]["file_name"], *new}
     assert all(more[name]["file_name"][:] == first[name]["file_name"][:] for name in ("query", "gallery"))
