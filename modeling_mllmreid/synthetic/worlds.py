@@ -60,6 +60,7 @@ WORLDS: dict[str, World] = {
     "town_winter": World(
         103, scenes=60, cameras=6, images_per_camera=2, train_identities=600, test_identities=60, season="winter"
     ),
+    "suburb": World(105, scenes=40, images_per_camera=2, train_identities=300, test_identities=60),
     "village": World(104, images_per_camera=5, train_identities=100, test_identities=60, crowd=NOBODY_ALIKE),
     # To test on: other people before other cameras.
     "elsewhere": World(201, scenes=40, images_per_camera=2, test_identities=150, distractors=300),
