@@ -25,12 +25,13 @@ from ..gallery.report import (
     decision_line,
     draw_found,
     group_line,
-    hit_line,
+    image_files,
     merge_line,
     print_erased,
     print_found,
+    print_to_erase,
 )
-from ..gallery.results import Found, counted
+from ..gallery.results import Found, Hit, counted
 from ..gallery.unknown_people import duplicates, gallery_groups, largest_groups, read_groups, write_groups
 from ..options.arguments import MethodArguments, OnnxArguments
 from ..options.gallery_arguments import (
@@ -129,9 +130,10 @@ def delete(argv: list[str]) -> None:
     _check_photos(args.query, args.any_shape)
     if args.output:
         check_output(args.output, inputs=args.query)
+    beyond: list[Hit] = []
     if args.query:
         limit: Limit = "model" if args.threshold is None else args.threshold
-        hits = rows_of_person(gallery, args.query, where, limit)
+        hits, beyond = rows_of_person(gallery, args.query, where, limit)
         digest = query_digest([Path(query).read_bytes() for query in args.query])
         if not args.confirm:
             _audit(place).write("search", query=digest, where=where, results=len(hits))
@@ -140,20 +142,30 @@ def delete(argv: list[str]) -> None:
         raise UserError("delete: give a photo or a condition, such as --where person=NAME")
     else:
         hits = gallery.find(where)
-    for hit in hits[:SHOWN]:
-        print(hit_line(hit))
-    if len(hits) > SHOWN:
-        print(f"and {len(hits) - SHOWN:,} more")
+    print_to_erase(hits, beyond, ranked=bool(args.query))
     if args.output and hits:
         photo = args.query[0] if args.query else None
         draw_found(args.output, gallery, Found(hits, None, len(hits)), photo, str(where))
+    if not hits:
+        raise UserError(
+            "gallery delete: no row is within the threshold: give another photo, or a larger --threshold"
+            if args.query
+            else f"gallery delete: no row meets {where}: see the values with gallery info, or gallery export"
+        )
     if not args.confirm:
         print(f"nothing is erased: to erase {counted(len(hits), 'row')}, repeat the command with --confirm true")
+        if image_files(hits) and not args.files:
+            print(
+                "their image files stay, and gallery add of the folder brings the rows back: --files true deletes them"
+            )
         return
     _audit(place).check()
     erased = gallery.delete(where, files=args.files)
     _audit(place).write("delete", query=digest if args.query else None, where=where, results=erased.rows)
     print_erased(erased)
+    if left := image_files(hits):
+        files = counted(len(left), "image file")
+        print(f"still there: {files}, such as {printable(left[0])}: gallery add of the folder brings the rows back")
 
 
 def expire(argv: list[str]) -> None:

@@ -1,5 +1,6 @@
 """The rows that show the person on a photo. A human looks at them before they are erased."""
 
+from itertools import islice
 from typing import Any
 
 from ..retrieval.scan import Scan
@@ -8,8 +9,13 @@ from .filters import Where
 from .gallery import EVERYTHING, Gallery, Limit
 from .results import Hit, hit_of
 
+# Rows beyond the threshold that are shown next to those within it: the person may be on them too.
+BEYOND = 5
 
-def rows_of_person(gallery: Gallery, photos: Any, where: Where = EVERYTHING, threshold: Limit = "model") -> list[Hit]:
+
+def rows_of_person(
+    gallery: Gallery, photos: Any, where: Where = EVERYTHING, threshold: Limit = "model"
+) -> tuple[list[Hit], list[Hit]]:
     """Finds all rows within the threshold of a person. Expired rows are found too, as they are still on disk.
 
     Args:
@@ -19,7 +25,8 @@ def rows_of_person(gallery: Gallery, photos: Any, where: Where = EVERYTHING, thr
         threshold (`float`, *optional*): The largest cosine distance; by default that of the model.
 
     Returns:
-        `list[Hit]`: The nearest first.
+        `tuple[list[Hit], list[Hit]]`: The rows within the threshold, and the `BEYOND` nearest ones beyond it. In both
+            the nearest come first.
 
     Raises:
         UserError: There is no threshold, or a photo cannot be used.
@@ -30,4 +37,6 @@ def rows_of_person(gallery: Gallery, photos: Any, where: Where = EVERYTHING, thr
     feature, rows = gallery.query_feature(photos), gallery.rows()
     ((places, distances),) = Scan.of(rows.features).nearest(feature[None], where.mask(rows), max(len(rows), 1))
     pairs = zip(places, distances, strict=True)
-    return [hit_of(rows, int(place), distance, limit) for place, distance in pairs if distance <= limit]
+    within = int((distances <= limit).sum())
+    hits = [hit_of(rows, int(place), distance, limit) for place, distance in islice(pairs, within + BEYOND)]
+    return hits[:within], hits[within:]

@@ -83,6 +83,30 @@ def verification_lines(made: Verification) -> list[str]:
     return lines
 
 
+def image_files(hits: list[Hit]) -> list[str]:
+    """Returns the image files of rows that are there: adding their folder again adds the rows again."""
+    return [hit.file_name for hit in hits if hit.file_name and os.path.isfile(hit.file_name)]
+
+
+def print_to_erase(hits: list[Hit], beyond: list[Hit], ranked: bool) -> None:
+    """Prints the rows that would be erased, and those that show perhaps the same person and would stay.
+
+    Args:
+        hits (`list[Hit]`): The rows to erase.
+        beyond (`list[Hit]`): The nearest rows beyond the threshold.
+        ranked (`bool`): Whether the rows have a distance to a photo.
+    """
+    digits = decimals([hit.distance for hit in (*hits, *beyond)])
+    for place, hit in enumerate(hits[:SHOWN], start=1):
+        print(hit_line(hit, place if ranked else None, digits))
+    if len(hits) > SHOWN:
+        print(f"and {len(hits) - SHOWN:,} more")
+    if beyond:
+        print("not among them, look at these too:")
+    for place, hit in enumerate(beyond, start=len(hits) + 1):
+        print(hit_line(hit, place, digits))
+
+
 def print_erased(erased: Erased) -> None:
     """Prints what was erased, and what is left of it."""
     traces = erased.traces

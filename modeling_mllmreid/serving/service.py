@@ -337,7 +337,7 @@ class GalleryService:
     ) -> list[Hit]:
         """Returns the rows that show the person on photos, see `rows_of_person`, and writes an audit line."""
         with self.opened(photos) as images:
-            hits = rows_of_person(self.gallery, images or None, where, threshold)
+            hits, _ = rows_of_person(self.gallery, images or None, where, threshold)
         digest = query_digest([photo.content for photo in photos])
         self.audit.write("search", query=digest, where=where, results=len(hits), who=who)
         return hits

@@ -78,12 +78,17 @@ def test_add_search_delete_expire(place, capsys):
     assert "searched 4 rows" in lines and all("camera_id 2" in line for line in lines[:-1] if line.startswith("   "))
     lines = run(capsys, "search", "--query", query, "--where", "person=", "--threshold", "0.001")
     assert lines[-1] == "nobody: no image is within the threshold 0.0010"
-    lines = run(capsys, "delete", "--query", query, "--threshold", "0.001")
-    assert lines == ["nothing is erased: to erase 0 rows, repeat the command with --confirm true"]
+    with pytest.raises(UserError, match="no row is within the threshold: give another photo, or a larger --thr"):
+        run(capsys, "delete", "--query", query, "--threshold", "0.001")
     lines = run(capsys, "delete", "--where", "person=Ida")
-    assert lines[-1] == "nothing is erased: to erase 3 rows, repeat the command with --confirm true"
+    assert lines[-2] == "nothing is erased: to erase 3 rows, repeat the command with --confirm true"
+    assert lines[-1].endswith("gallery add of the folder brings the rows back: --files true deletes them")
     lines = run(capsys, "delete", "--where", "person=Ida", "--confirm", "true")
-    assert lines[-2] == "3 rows erased" and lines[-1].startswith("traces: 0 (searched 0.0 MiB of files for 9 byte")
+    assert lines[-3] == "3 rows erased" and lines[-2].startswith("traces: 0 (searched 0.0 MiB of files for 9 byte")
+    assert lines[-1].startswith("still there: 3 image files, such as ")
+    for confirm in ("true", "false"):
+        with pytest.raises(UserError, match="no row meets person=Ida: see the values with gallery info"):
+            run(capsys, "delete", "--where", "person=Ida", "--confirm", confirm)
     assert not any("Ida" in line for line in run(capsys, "search", "--query", query, "--top_k", "20"))
     assert run(capsys, "expire")[0] == "0 rows erased"
     info = json.loads("\n".join(run(capsys, "info", "--json", "true")))
@@ -112,8 +117,11 @@ def test_an_index(place, capsys):
 def test_a_person_on_a_photo_is_shown_and_then_erased(place, capsys):
     query = str(next((place.parent / "world/query").glob("0002_*.jpg")))
     lines = run(capsys, "delete", "--query", query, "--threshold", "0.45", "--output", "shown.png")
-    shown = {Path(line.split("  ")[0]).name for line in lines if ".jpg" in line}
+    end = lines.index("not among them, look at these too:")
+    shown = {Path(line.split()[2]).name for line in lines[:end]}
     assert shown and all(name.startswith("0002") for name in shown) and Path("shown.png").exists()
+    beyond = lines[end + 1 : end + 6]
+    assert all(line.endswith("beyond the threshold") and float(line.split()[1]) > 0.45 for line in beyond)
     assert len(json.loads("\n".join(run(capsys, "info", "--json", "true")))["cameras"]) == 3
     run(capsys, "delete", "--query", query, "--threshold", "0.45", "--confirm", "true")
     left = run(capsys, "search", "--query", query, "--top_k", "20")
