@@ -97,9 +97,10 @@ def verdicts(plan: Plan, contrasts: Contrasts) -> str:
         weak += [f"- {feature}: {'; '.join(undecided)}"] if undecided else []
     power = ""
     if ranges:
+        fewer = ", fewer where the list above says so," if plan.args.seeds_of else ""
         power = (
-            f"\n\nPower: with {len(plan.args.seeds)} seeds and these people the tests show a true difference with "
-            f"probability 0.8 (uncorrected) from this many points of mAP, by contrast: {'; '.join(ranges)}."
+            f"\n\nPower: with {len(plan.args.seeds)} seeds{fewer} and these people the tests show a true difference "
+            f"with probability 0.8 (uncorrected) from this many points of mAP, by contrast: {'; '.join(ranges)}."
         )
     if weak:
         power += (
