@@ -38,13 +38,15 @@ stage() { # name, model to start from, settings
         --save_steps 50 --save_total_limit 2 "${device[@]}" "$@"
     [ -d "${name}_llava" ] || reid export --model "$name" --to native --output "${name}_llava"
 }
-towns=(rendered_town_summer rendered_town_winter)
-stage captions composed --max_steps 500 --max_target_tokens 48 \
-    --dataset rendered_town_summer+rendered_town_winter --data_dirs "$(folders "${towns[@]}")"
+towns=(--dataset rendered_town_summer+rendered_town_winter --max_target_tokens 48
+    --data_dirs "$(folders rendered_town_summer rendered_town_winter)")
+stage captions composed --max_steps 500 "${towns[@]}"
+# From the full rate again: the form of the captions is learned first, and what the image shows only after it.
+stage descriptions captions_llava --max_steps 220 "${towns[@]}"
 village=(--dataset rendered_village --data_dir data/rendered_village)
 reid continuations --model composed --dtype bfloat16 "${village[@]}" \
     --batch_size 128 --max_new_tokens 32 --output village.jsonl
-stage base captions_llava --max_steps 80 --max_target_tokens 32 --instruction common --target continuation \
+stage base descriptions_llava --max_steps 80 --max_target_tokens 32 --instruction common --target continuation \
     --texts village.jsonl "${village[@]}"
 [ "${1:-}" = base ] && exit
 
