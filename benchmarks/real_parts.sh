@@ -42,7 +42,7 @@ towns=(--dataset rendered_town_summer+rendered_town_winter --max_target_tokens 4
     --data_dirs "$(folders rendered_town_summer rendered_town_winter)")
 stage captions composed --max_steps 500 "${towns[@]}"
 # From the full rate again: the form of the captions is learned first, and what the image shows only after it.
-stage descriptions captions_llava --max_steps 220 "${towns[@]}"
+stage descriptions captions_llava --max_steps 600 "${towns[@]}"
 village=(--dataset rendered_village --data_dir data/rendered_village)
 reid continuations --model composed --dtype bfloat16 "${village[@]}" \
     --batch_size 128 --max_new_tokens 32 --output village.jsonl
