@@ -108,11 +108,13 @@ def test_tables_show_difference_interval_and_both_p_values():
         ["language", "mAP", "+12.3 [+11.3, +13.3]", "< 0.001", "0.001", "0.4", "better"],
         ["language", "Rank-1", "-2.0 [-3.0, -1.0]", "0.041", "0.082", "0.4", by_metric["rank1"].verdict],
     ]
-    plan = SimpleNamespace(args=SimpleNamespace(contrasts={"x": [], "y": []}, seeds=[0, 1, 2]))
+    plan = SimpleNamespace(args=SimpleNamespace(contrasts={"x": [], "y": []}, seeds=[0, 1, 2], seeds_of={}))
     sure, weak = judged(0.1, 0.001), judged(0.01, 0.5, detectable=0.0313)
     views = {VIEW._replace(feature=feature): {"x": {"mAP": sure}, "y": {"mAP": weak}} for feature in FEATURES}
     text = tables.verdicts(plan, views)
     assert "+10.0 [+9.0, +11.0] better" in text and "+1.0 [+0.0, +2.0] unclear" in text
-    assert "with 3 seeds" in text and "vision 2.0 to 3.1" in text
+    assert "with 3 seeds and these people" in text and "vision 2.0 to 3.1" in text
     assert "too low for a verdict" in text and "- vision: y" in text and "x;" not in text
     assert tables.verdicts(plan, {}) == ""
+    plan.args.seeds_of = {"A": [0]}
+    assert "with 3 seeds, fewer where the list above says so, and these people" in tables.verdicts(plan, views)
