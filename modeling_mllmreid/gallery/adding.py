@@ -59,7 +59,7 @@ def new_rows(schema: pa.Schema, features: np.ndarray, described: Sequence[Mappin
         `pa.Table`
 
     Raises:
-        UserError: A feature is not finite or has another width, or an id is no SHA-256 digest.
+        UserError: A feature is not finite, all zeros or of another width, or an id is no SHA-256 digest.
     """
     if not described:
         return schema.empty_table()
@@ -69,6 +69,8 @@ def new_rows(schema: pa.Schema, features: np.ndarray, described: Sequence[Mappin
             f"features: have the shape {features.shape}, or NaN or infinity: give {len(described)} rows of {width} "
             "finite numbers"
         )
+    if not (some := features.any(1)).all():
+        raise UserError(f"features: row {int(some.argmin())} is all zeros: no image has such a feature")
     for row in described:
         if not DIGEST.fullmatch(str(row.get("id"))):
             raise UserError(f"id {row.get('id')!r}: is no SHA-256 digest in hexadecimal digits")

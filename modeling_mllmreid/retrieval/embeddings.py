@@ -229,6 +229,10 @@ def _read_features(path: Path) -> tuple[str, np.ndarray]:
     if not np.isfinite(sums).all():
         row = int(np.flatnonzero(~np.isfinite(sums))[0])
         raise UserError(f"{path}: row {row} holds NaN or infinity: a diverged model, or a damaged file: {REMEDY}")
+    if not (some := features.any(1)).all():
+        raise UserError(
+            f"{path}: row {int(np.flatnonzero(~some)[0])} is all zeros, which is equally far from everybody: {REMEDY}"
+        )
     return digest, features
 
 

@@ -52,6 +52,20 @@ def test_what_was_added_is_found(gallery, crops):
     assert ids_and_distances(gallery.search(query, k=100)) == same_as_rank_gallery(gallery, query, 100)
 
 
+def test_features_that_no_image_has_are_refused(gallery, crops):
+    gallery.add(crops(2))
+    good = gallery.rows().features
+    rows = [{"id": f"{number:064x}"} for number in range(2)]
+    for broken, message in (
+        (np.array([[1], [0]], np.float32) * good, "row 1 is all zeros: no image has such a feature"),
+        (np.array([[np.nan], [1]], np.float32) * good, "or NaN or infinity: give 2 rows of"),
+        (good[:, 1:], "have the shape"),
+    ):
+        with pytest.raises(UserError, match=message):
+            gallery.add_features(broken, rows)
+    assert len(gallery.rows()) == 2
+
+
 def test_a_stranger_is_nobody(gallery, crops):
     *images, stranger = crops(11)
     gallery.add(images)
