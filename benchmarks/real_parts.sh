@@ -39,15 +39,13 @@ stage() { # name, model to start from, settings
         --save_steps 50 --save_total_limit 2 "${device[@]}" "$@"
     [ -d "${name}_llava" ] || reid export --model "$name" --to native --output "${name}_llava"
 }
-towns=(--dataset rendered_town_summer+rendered_town_winter --max_target_tokens 48
-    --data_dirs "$(folders rendered_town_summer rendered_town_winter)")
-stage captions composed --max_steps 500 "${towns[@]}"
-# From the full rate again: the form of the captions is learned first, and what the image shows only after it.
-stage descriptions captions_llava --max_steps 600 "${towns[@]}"
+# What the images show is learned late, while the rate is high: 500 steps and 600 of a second schedule did not get there.
+stage captions composed --max_steps 1500 --max_target_tokens 48 --dataset rendered_town_summer+rendered_town_winter \
+    --data_dirs "$(folders rendered_town_summer rendered_town_winter)"
 village=(--dataset rendered_village --data_dir data/rendered_village)
 reid continuations --model composed --dtype bfloat16 "${village[@]}" \
     --batch_size 128 --max_new_tokens 32 --output village.jsonl
-stage base descriptions_llava --max_steps 80 --max_target_tokens 32 --instruction common --target continuation \
+stage base captions_llava --max_steps 100 --max_target_tokens 32 --instruction common --target continuation \
     --texts village.jsonl "${village[@]}"
 [ "${1:-}" = base ] && exit
 
