@@ -13,7 +13,7 @@ reid() { python -m modeling_mllmreid "$@"; }
 if python -c "import torch, sys; sys.exit(not torch.cuda.is_available())"; then
     device=(--use_cpu false) processes=${PROCESSES:-8}
 else
-    # Compiled decoder layers take about half of the time of a step. They need a C++ compiler.
+    # Compiled decoder layers are faster here. They need a C++ compiler.
     device=(--use_cpu true --attn_implementation eager --torch_compile true) processes=${PROCESSES:-2}
 fi
 folders() { # of worlds, as JSON
@@ -39,7 +39,7 @@ stage() { # name, model to start from, settings
         --save_steps 50 --save_total_limit 2 "${device[@]}" "$@"
     [ -d "${name}_llava" ] || reid export --model "$name" --to native --output "${name}_llava"
 }
-# What the images show is learned late, while the rate is high: 500 steps and 600 of a second schedule did not get there.
+# What the images show is learned late, while the rate is high: 500 steps and 380 of a second schedule did not get there.
 stage captions composed --max_steps 1500 --max_target_tokens 48 --dataset rendered_town_summer+rendered_town_winter \
     --data_dirs "$(folders rendered_town_summer rendered_town_winter)"
 village=(--dataset rendered_village --data_dir data/rendered_village)

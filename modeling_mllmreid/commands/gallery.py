@@ -148,9 +148,9 @@ def delete(argv: list[str]) -> None:
         draw_found(args.output, gallery, Found(hits, None, len(hits)), photo, str(where))
     if not hits:
         raise UserError(
-            "gallery delete: no row is within the threshold: give another photo, or a larger --threshold"
+            "delete: no row is within the threshold: give another photo, or a larger --threshold"
             if args.query
-            else f"gallery delete: no row meets {where}: see the values with gallery info, or gallery export"
+            else f"delete: no row meets {where}: gallery export lists the values of all rows"
         )
     if not args.confirm:
         print(f"nothing is erased: to erase {counted(len(hits), 'row')}, repeat the command with --confirm true")

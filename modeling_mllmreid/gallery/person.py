@@ -1,6 +1,5 @@
 """The rows that show the person on a photo. A human looks at them before they are erased."""
 
-from itertools import islice
 from typing import Any
 
 from ..retrieval.scan import Scan
@@ -36,7 +35,7 @@ def rows_of_person(
         raise UserError("delete: the model has no threshold: give the largest distance as threshold")
     feature, rows = gallery.query_feature(photos), gallery.rows()
     ((places, distances),) = Scan.of(rows.features).nearest(feature[None], where.mask(rows), max(len(rows), 1))
-    pairs = zip(places, distances, strict=True)
     within = int((distances <= limit).sum())
-    hits = [hit_of(rows, int(place), distance, limit) for place, distance in islice(pairs, within + BEYOND)]
+    nearest = list(zip(places, distances, strict=True))[: within + BEYOND]
+    hits = [hit_of(rows, int(place), distance, limit) for place, distance in nearest]
     return hits[:within], hits[within:]

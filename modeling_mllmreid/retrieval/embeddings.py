@@ -230,9 +230,7 @@ def _read_features(path: Path) -> tuple[str, np.ndarray]:
         row = int(np.flatnonzero(~np.isfinite(sums))[0])
         raise UserError(f"{path}: row {row} holds NaN or infinity: a diverged model, or a damaged file: {REMEDY}")
     if not (some := features.any(1)).all():
-        raise UserError(
-            f"{path}: row {int(np.flatnonzero(~some)[0])} is all zeros, which is equally far from everybody: {REMEDY}"
-        )
+        raise UserError(f"{path}: row {int(some.argmin())} is all zeros, equally far from everybody: {REMEDY}")
     return digest, features
 
 

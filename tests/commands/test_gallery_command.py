@@ -87,7 +87,7 @@ def test_add_search_delete_expire(place, capsys):
     assert lines[-3] == "3 rows erased" and lines[-2].startswith("traces: 0 (searched 0.0 MiB of files for 9 byte")
     assert lines[-1].startswith("still there: 3 image files, such as ")
     for confirm in ("true", "false"):
-        with pytest.raises(UserError, match="no row meets person=Ida: see the values with gallery info"):
+        with pytest.raises(UserError, match="no row meets person=Ida: gallery export lists the values"):
             run(capsys, "delete", "--where", "person=Ida", "--confirm", confirm)
     assert not any("Ida" in line for line in run(capsys, "search", "--query", query, "--top_k", "20"))
     assert run(capsys, "expire")[0] == "0 rows erased"

@@ -81,7 +81,7 @@ def test_foreign_features_are_refused(folder):
     empty[2] = 0
     for features, message in (
         (broken, "row 1 holds NaN or infinity"),
-        (empty, "row 2 is all zeros, which is equally far from everybody"),
+        (empty, "row 2 is all zeros, equally far from everybody"),
         (FEATURES.astype(np.float64), "features are float64 of shape"),
         (FEATURES[0], r"features are float32 of shape \(2,\)"),
     ):
