@@ -26,7 +26,7 @@ ROOMS = (
     "research",
     "commands",
 )
-RESEARCH_COMMANDS = {"commands.ablate", "commands.demo", "commands.parts"}
+RESEARCH_COMMANDS = {"commands.ablate", "commands.align", "commands.demo", "commands.parts"}
 FILES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 
 

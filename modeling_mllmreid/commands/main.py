@@ -27,6 +27,7 @@ COMMANDS = {
     "caption": "generate captions for the images that have none, with a multimodal LLM",
     "continuations": "generate a continuation of every caption, with the frozen LLM",
     "compose": "make a LLaVA out of a vision encoder and a language model, with a new projector",
+    "align": "teach the image tokens of a composed LLaVA the words of captions",
     "parts": "make a small LLaVA from nothing, out of packages that carry weights or out of the Hub",
     "ablate": "repeat the comparisons of the paper over seeds; writes a report",
     "convert": "make a vision form of a published ReID checkpoint",

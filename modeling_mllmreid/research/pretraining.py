@@ -5,13 +5,11 @@ set. The second step repeats the first one in every step: from images alone the 
 caption, and its continuations then keep little of the person.
 """
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from tqdm.auto import tqdm
 from transformers import LlavaForConditionalGeneration
 
@@ -21,40 +19,7 @@ from ..synthetic.people.captions import sample_descriptions, seen_items, write_c
 from ..synthetic.rendering.crops import render
 from ..synthetic.rendering.scenes import make_scene
 from ..synthetic.rendering.shots import plan_shot, view_of
-
-
-def optimize(
-    step_loss: Callable[[], Tensor],
-    parameters: Iterable[Parameter],
-    *,
-    steps: int,
-    warmup: int,
-    learning_rate: float,
-    weight_decay: float,
-    name: str,
-) -> float:
-    """Minimises a loss in place by AdamW, with a linear warm-up and a cosine schedule to zero.
-
-    Returns the mean loss of the last tenth of the steps.
-    """
-    parameters = list(parameters)
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
-    )
-    losses: list[Tensor] = []
-    with tqdm(range(steps), desc=name, unit="step", disable=None) as bar:
-        for _ in bar:
-            loss = step_loss()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            losses.append(loss.detach())
-            if len(losses) % 50 == 0:
-                bar.set_postfix(loss=f"{float(losses[-1]):.3f}")
-    return float(torch.stack(losses[-max(1, steps // 10) :]).mean())
+from .optimize import optimize
 
 
 class CaptionPretraining:
@@ -108,10 +73,9 @@ def pretrain_language(
     mllm.train()
     final_loss = optimize(
         lambda: caption_task.loss(mllm, batch_size, rng),
-        [*mllm.model.language_model.parameters(), *mllm.lm_head.parameters()],
+        [([*mllm.model.language_model.parameters(), *mllm.lm_head.parameters()], learning_rate)],
         steps=steps,
         warmup=50,
-        learning_rate=learning_rate,
         weight_decay=0.01,
         name="language pretraining",
     )
@@ -189,10 +153,9 @@ def align_images(
     mllm.train()
     final_loss = optimize(
         step_loss,
-        mllm.parameters(),
+        [(mllm.parameters(), learning_rate)],
         steps=steps,
         warmup=100,
-        learning_rate=learning_rate,
         weight_decay=0.05,
         name="image pretraining",
     )

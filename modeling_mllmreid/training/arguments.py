@@ -11,7 +11,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 from ..utils.errors import UserError
-from ..utils.processes import warn_idle_gpus
+from ..utils.processes import warn_idle_gpus, warn_slow_bfloat16
 from .parameters import check_pattern
 from .setting_errors import setting_errors
 from .stock_settings import (
@@ -193,6 +193,8 @@ class ReIDTrainingArguments(TrainingArguments):
             if self.dataloader_pin_memory is None:
                 self.dataloader_pin_memory = self.device.type == "cuda"
             warn_idle_gpus(self.distributed_state)
+        if self.bf16:
+            warn_slow_bfloat16(self.device, "bf16 false, and dtype float32")
         if all_loggers and not self.report_to:
             raise UserError(
                 f"report_to all: no logger is installed: {LOGGERS['tensorboard'][1]}, or set report_to none"

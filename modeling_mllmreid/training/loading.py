@@ -30,7 +30,7 @@ from ..model.weights import load_whole, native_config, read_config
 from ..options.arguments import ModelArguments
 from ..options.parser import build_options
 from ..utils.errors import UserError
-from ..utils.processes import this_process
+from ..utils.processes import this_process, warn_slow_bfloat16
 from .adapters import LORA_FIELDS, AdapterArguments, checkpoint_adapters, prepare_training, refuse_other_adapters
 from .encoder_training import (
     encoder_adapters,
@@ -353,5 +353,8 @@ def load_native_processor(arguments: ModelArguments) -> MllmReIDProcessor:
 
 
 def to_device(model: nn.Module) -> None:
-    """Moves a model to the GPU of this process, if there is one."""
-    model.to(this_process().device)
+    """Moves a model to the GPU of this process, if there is one. Warns of bfloat16 on a CPU that is slow in it."""
+    device = this_process().device
+    model.to(device)
+    if any(parameter.dtype == torch.bfloat16 for parameter in model.parameters()):
+        warn_slow_bfloat16(device, "dtype float32")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 from .errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     import torch.distributed as dist
     from accelerate import PartialState
 
@@ -28,6 +29,8 @@ Arguments = ParamSpec("Arguments")
 WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 # Without any of these variables accelerate starts no group of processes, and there is no lost launch to refuse.
 LAUNCHED = frozenset({*WORLD_SIZES, "LOCAL_RANK", "MASTER_ADDR", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"})
+# Names of torch for bfloat16 in the instructions of a processor: x86 with and without tiles, ARM.
+BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 # The other processes wait while process 0 works alone, for example on a re-ranking; NCCL gives up after ten minutes.
 PATIENCE = timedelta(days=1)
 
@@ -82,6 +85,24 @@ def warn_idle_gpus(state: "PartialState") -> None:
             f"{gpus} GPUs, and this process uses one of them, {state.device}: to use all, start accelerate launch "
             f"--multi_gpu --num_processes {gpus} run_reid.py ...; CUDA_VISIBLE_DEVICES chooses one"
         )
+
+
+def has_bfloat16() -> bool:
+    """Returns whether the CPU has instructions for bfloat16, without which it is slower in it than in float32."""
+    import torch
+
+    return any(torch.cpu.get_capabilities().get(name) for name in BFLOAT16_INSTRUCTIONS)
+
+
+def warn_slow_bfloat16(device: "torch.device", setting: str) -> None:
+    """Warns once of bfloat16 on a CPU that has no instructions for it.
+
+    Args:
+        device (`torch.device`): Device of the computation; no other than the CPU is warned about.
+        setting (`str`): What to set, as it ends the warning.
+    """
+    if device.type == "cpu" and not has_bfloat16():
+        _warn_once(f"this processor has no instructions for bfloat16 and is faster in float32: set {setting}")
 
 
 @cache

@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments, integrations
 
 from modeling_mllmreid.commands import train
+from modeling_mllmreid.training import loading
 from modeling_mllmreid.training.arguments import ReIDTrainingArguments
 from modeling_mllmreid.training.batch_arguments import BatchArguments
 from modeling_mllmreid.training.stock_settings import LOGGERS, RANGES, REFUSED
@@ -211,3 +212,22 @@ def test_one_process_uses_one_gpu_and_warns_once(monkeypatch, caplog, tmp_path):
     args._n_gpu = 4  # like the stock class
     assert TrainingArguments.n_gpu.fget(args) == 4 and args.n_gpu == 1 and args.train_batch_size == 64
     assert args.parallel_mode.value == "not_parallel"
+
+
+@pytest.mark.parametrize(
+    ("instructions", "warned"), [({"avx2": True}, True), ({"amx_bf16": True}, False), ({"bf16": True}, False)]
+)
+def test_bfloat16_on_a_processor_without_it_warns(instructions, warned, monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    processes._warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        arguments(tmp_path, bf16=True)
+        arguments(tmp_path, bf16=True)
+        loading.to_device(torch.nn.Linear(2, 2))
+        loading.to_device(torch.nn.Linear(2, 2, dtype=torch.bfloat16))
+        processes.warn_slow_bfloat16(torch.device("cuda"), "nothing")
+    processes._warn_once.cache_clear()
+    reason = "this processor has no instructions for bfloat16 and is faster in float32: set"
+    expected = [f"{reason} bf16 false, and dtype float32", f"{reason} dtype float32"] if warned else []
+    assert [record.getMessage() for record in caplog.records] == expected
