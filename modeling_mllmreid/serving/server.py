@@ -183,8 +183,8 @@ def build_app(service: GalleryService) -> FastAPI:
     ) -> dict[str, Any]:
         limit: Limit = "model" if threshold is None else threshold
         conditions, sent = Where(cameras, since, until, where), _photos(photos, any_shape)
-        hits = service.find_person(sent, where=conditions, threshold=limit, who=_user(request))
-        return {"rows": [hit_json(hit) for hit in hits]}
+        hits, beyond = service.find_person(sent, where=conditions, threshold=limit, who=_user(request))
+        return {"rows": [hit_json(hit) for hit in hits], "beyond": [hit_json(hit) for hit in beyond]}
 
     @app.post("/api/delete")
     def delete(request: Request, asked: Deletion) -> dict[str, Any]:

@@ -334,13 +334,16 @@ class GalleryService:
         where: Where = EVERYTHING,
         threshold: Limit = "model",
         who: str | None = None,
-    ) -> list[Hit]:
-        """Returns the rows that show the person on photos, see `rows_of_person`, and writes an audit line."""
+    ) -> tuple[list[Hit], list[Hit]]:
+        """Returns the rows that show the person on photos, and the nearest others; writes an audit line.
+
+        See `rows_of_person`.
+        """
         with self.opened(photos) as images:
-            hits, _ = rows_of_person(self.gallery, images or None, where, threshold)
+            hits, beyond = rows_of_person(self.gallery, images or None, where, threshold)
         digest = query_digest([photo.content for photo in photos])
         self.audit.write("search", query=digest, where=where, results=len(hits), who=who)
-        return hits
+        return hits, beyond
 
     def delete(self, ids: Sequence[str], *, query: str | None = None, who: str | None = None) -> Erased:
         """Erases rows for good, and writes an audit line. `find` and `find_person` show them first.

@@ -285,24 +285,29 @@ def test_rows_that_meet_conditions_are_erased(page, gallery):
 
 
 def test_a_person_found_by_a_photo_is_erased(page, world, gallery, queries):
-    shown = [hit.id for hit in rows_of_person(gallery, str(queries[0]))[0]]
-    assert len(shown) >= 2
+    shown, beyond = ([hit.id for hit in hits] for hits in rows_of_person(gallery, str(queries[0])))
+    assert len(shown) >= 2 and len(beyond) == 5
     page.tab("Gallery")
     page.upload("delete-photos", queries[0])
     page.answer("preview", "erased", f"{len(shown)} rows: click those to keep")
     distances = [hit.distance for hit in gallery.search(str(queries[0]), len(shown)).hits]
-    assert [lines[0] for lines in page.captions("rows", len(shown))] == [f"{value:.4f}" for value in distances]
+    captions = page.captions("rows", len(shown) + 5)
+    assert [lines[0] for lines in captions[: len(shown)]] == [f"{value:.4f}" for value in distances]
+    # Rows beyond the threshold are kept, unless somebody clicks them.
+    assert all(lines[0] == "kept" for lines in captions[len(shown) :])
+    page.page.wait_for_selector(f"text=Erase {counted(len(shown), 'row')} for good")
+    page.click("rows", len(shown), captions[len(shown)][1])
     # A wrong row is kept; a second click would have it erased again.
     page.click("rows", 1, "kept")
     page.click("rows", 0, "kept")
     page.click("rows", 0, f"{distances[0]:.4f}")
-    erased = counted(len(shown) - 1, "row")
+    erased = counted(len(shown), "row")  # without the wrong one, with one beyond the threshold
     page.page.wait_for_selector(f"text=Erase {erased} for good")
     page.answer("erase", "erased", f"{erased} erased, traces: 0")
-    assert set(shown) & set(gallery.rows().ids) == {shown[1]}
+    assert {*shown, *beyond} & set(gallery.rows().ids) == {shown[1], *beyond[1:]}
     line = list(Audit(world[0] / "gallery.audit").lines())[-1]
     digest = query_digest([queries[0].read_bytes()])
-    assert (line["who"], line["action"], line["query"], line["results"]) == (USER, "delete", digest, len(shown) - 1)
+    assert (line["who"], line["action"], line["query"], line["results"]) == (USER, "delete", digest, len(shown))
     # The person is not found any more.
     gallery.delete(Where(ids=[shown[1]]))
     page.tab("Search")

@@ -185,8 +185,10 @@ def test_the_rows_of_a_person_on_a_photo(client, gallery, images):
     assert [row["id"] for row in asked(threshold=2.0).json()["rows"]][0] == nearest["id"]
     assert len(asked(threshold=2.0).json()["rows"]) == 12
     assert {row["camera_id"] for row in asked(threshold=2.0, cameras=1).json()["rows"]} == {1}
-    rows = asked(threshold=1e-5).json()["rows"]
+    answer = asked(threshold=1e-5).json()
+    rows, distances = answer["rows"], [row["distance"] for row in answer["beyond"]]
     assert [row["distance"] < 1e-5 for row in rows] == [True]
+    assert len(distances) == 5 and distances == sorted(distances) and distances[0] > 1e-5
     assert client.post("/api/delete", json={"ids": [row["id"] for row in rows], "confirm": True}).json()["erased"] == 1
     assert gallery.info()["rows"] == 11
     assert client.post("/api/person", data={"threshold": 1}).status_code == 422

@@ -14,6 +14,7 @@ from PIL import Image
 from modeling_mllmreid.evaluation.calibration import Calibration
 from modeling_mllmreid.gallery.audit import Audit, query_digest
 from modeling_mllmreid.gallery.filters import Where
+from modeling_mllmreid.gallery.person import BEYOND
 from modeling_mllmreid.gallery.rows import CropInfo
 from modeling_mllmreid.serving import batching, service
 from modeling_mllmreid.serving.batching import BatchingEncoder
@@ -186,14 +187,16 @@ def test_a_person_found_by_a_photo_is_shown_and_erased(served):
     found = own.gallery.search(images[1], 12, threshold=1.0)
     within = [hit.id for hit in found.hits if hit.distance <= 1.0]
     assert 1 < len(within) < 12
-    hits = own.find_person([photo(images[1])], threshold=1.0, who="eva")
+    hits, beyond = own.find_person([photo(images[1])], threshold=1.0, who="eva")
     assert [hit.id for hit in hits] == within and hits[0].file_name == images[1]
-    assert [hit.id for hit in own.find_person([photo(images[1])])] == within[:1]  # the model's threshold
+    next_ones = [hit.id for hit in found.hits[len(within) :]]
+    assert [hit.id for hit in beyond] == next_ones[:BEYOND] and all(hit.beyond for hit in beyond)
+    assert [hit.id for hit in own.find_person([photo(images[1])])[0]] == within[:1]  # the model's threshold
     cameras = Where(cameras=[1])
-    assert {hit.crop.camera_id for hit in own.find_person([photo(images[1])], where=cameras, threshold=2.0)} == {1}
+    assert {hit.crop.camera_id for hit in own.find_person([photo(images[1])], where=cameras, threshold=2.0)[0]} == {1}
     digest = query_digest([Path(images[1]).read_bytes()])
     own.delete(within[:1], query=digest, who="eva")
-    assert [hit.id for hit in own.find_person([photo(images[1])], threshold=1.0)] == within[1:]
+    assert [hit.id for hit in own.find_person([photo(images[1])], threshold=1.0)[0]] == within[1:]
     lines = list(own.audit.lines())
     assert [line["action"] for line in lines] == ["search"] * 3 + ["delete", "search"]
     assert {line["query"] for line in lines} == {digest}
@@ -205,7 +208,7 @@ def test_expired_rows_of_a_person_are_found(served):
     expired = own.gallery.rows().ids.tolist()
     own.gallery.add(images, CropInfo(expires="2026-01-01T00:00:00Z"))
     assert own.search([photo(images[1])]).searched == 0
-    assert sorted(hit.id for hit in own.find_person([photo(images[1])], threshold=2.0)) == expired
+    assert sorted(hit.id for hit in own.find_person([photo(images[1])], threshold=2.0)[0]) == expired
 
 
 def test_a_person_is_not_found_without_a_threshold(served, monkeypatch):

@@ -29,8 +29,8 @@ def gallery_tab(service: GalleryService, tab: gr.Tab) -> None:
                 label="Largest distance to the photos (threshold)", placeholder="that of the model", elem_id="largest"
             )
     preview = gr.Button("Show the rows", variant="primary", elem_id="preview")
-    answer = gr.Textbox(label="Result", interactive=False, elem_id="erased", elem_classes="answer")
-    rows = grid("Click a row to keep it", "rows", marks=True)
+    answer = gr.Textbox(label="Result", interactive=False, lines=2, elem_id="erased", elem_classes="answer")
+    rows = grid("A click keeps a row, or erases a kept one", "rows", marks=True)
     erase = _eraser(0)
     # All rows that were found, those of them that are shown, those that are kept, and the digest of the photos.
     ids, hits, spared, digest = kept([]), kept([]), kept([]), kept(None)
@@ -41,18 +41,25 @@ def gallery_tab(service: GalleryService, tab: gr.Tab) -> None:
         sent = uploaded_photos(photos, shape)
         if not sent and limit != "model":
             raise UserError("threshold: is a distance to photos, and there is none: give a photo, or leave it out")
-        found = (
-            service.find_person(sent, where=where, threshold=limit, who=user(request)) if sent else service.find(where)
-        )
+        if sent:
+            found, beyond = service.find_person(sent, where=where, threshold=limit, who=user(request))
+        else:
+            found, beyond = service.find(where), []
         text = counted(len(found), "row") + (": click those to keep, and erase the others" if found else "")
         if len(found) > MOST_SHOWN:
             text = f"{len(found):,} rows, the first {MOST_SHOWN} are shown"
         if sent and len(found) > MOST_SHOWN:
             # Conditions are exact, a distance is not: only what a human has looked at is erased.
             found, text = found[:MOST_SHOWN], f"{text}: erase them, and show the others afterwards"
-        names, first = [hit.id for hit in found], found[:MOST_SHOWN]
+        # A threshold misses some images of a person: the next ones are kept unless somebody clicks them.
+        beyond = beyond[: MOST_SHOWN - len(found[:MOST_SHOWN])]
+        if beyond:
+            text += f"\n{counted(len(beyond), 'row')} beyond the threshold: kept, click those that show the person too"
+        names, first = [hit.id for hit in (*found, *beyond)], [*found[:MOST_SHOWN], *beyond]
+        spared = [hit.id for hit in beyond]
         query = query_digest([photo.content for photo in sent]) if sent else None
-        return text, row_pictures(service, first), _eraser(len(names)), names, first, [], query
+        pictures = row_pictures(service, first, kept=spared)
+        return text, pictures, _eraser(len(found)), names, first, spared, query
 
     @shown(answer)
     def keep(ids: list[str], hits: list[Hit], spared: list[str], event: gr.SelectData) -> Any:
