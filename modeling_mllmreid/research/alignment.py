@@ -6,6 +6,7 @@ run: the mean image token of an image is compared with the embeddings of words, 
 it close to those that stand in the captions.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -129,7 +130,7 @@ def align_words(
         and the mean of the last tenth of the steps.
 
     Raises:
-        UserError: No word of the captions tells images apart.
+        UserError: No word of the captions tells images apart, or the loss became infinite.
     """
     words = caption_words(captions, processor.tokenizer)
     device, share = model.device, words.present.mean(0)
@@ -168,5 +169,7 @@ def align_words(
     optimize(step_loss, trained, steps=steps, warmup=max(1, steps // 20), weight_decay=0.0, name="alignment")
     model.eval()
     chance = F.binary_cross_entropy(share.expand_as(words.present), words.present, reduction="sum")
-    last = word_losses[-max(1, steps // 10) :]
-    return float(chance) / len(images), float(torch.stack(last).mean())
+    learned = float(torch.stack(word_losses[-max(1, steps // 10) :]).mean())
+    if not math.isfinite(learned):
+        raise UserError(f"learning_rate {learning_rate:g}: the loss is {learned}: lower it, or tower_learning_rate")
+    return float(chance) / len(images), learned

@@ -129,6 +129,8 @@ def test_mistakes_are_one_line(composed, tmp_path):
         command(composed, tmp_path / "new", *captions(composed), model="tower")
     with pytest.raises(UserError, match="no training image has a caption: give --captions_file"):
         command(composed, tmp_path / "new")
+    with pytest.raises(UserError, match="learning_rate 1e\\+30: the loss is (nan|inf): lower it"):
+        command(composed, tmp_path / "new", *captions(composed), "--learning_rate", "1e30", "--steps", "4")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="full"):
