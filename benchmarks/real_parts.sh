@@ -15,7 +15,7 @@ dtype=bfloat16 bf16=true
 if holds "torch.cuda.is_available()"; then
     device=(--use_cpu false) processes=${PROCESSES:-8}
 else
-    # Compiled decoder layers are faster here. They need a C++ compiler.
+    # In bfloat16 compiled decoder layers are faster. They need a C++ compiler.
     device=(--use_cpu true --attn_implementation eager --torch_compile true) processes=${PROCESSES:-2}
     holds "has_bfloat16()" || dtype=float32 bf16=false
 fi

@@ -6,7 +6,7 @@ run: the mean image token of an image is compared with the embeddings of words, 
 it close to those that stand in the captions.
 """
 
-import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ class CaptionWords(NamedTuple):
 
     Args:
         ids (`torch.Tensor`): (V,) int64: the token ids, ascending.
-        present (`torch.Tensor`): (N, V) float32: 1 where a caption of an image has the token, else 0.
+        present (`torch.Tensor`): (N, V) bool: whether a caption of an image has the token.
     """
 
     ids: Tensor
@@ -59,16 +59,16 @@ def caption_words(captions: Sequence[Sequence[str]], tokenizer: PreTrainedTokeni
         {token for text in texts for token in tokenizer(f" {text}", add_special_tokens=False)["input_ids"]}
         for texts in captions
     ]
-    every = sorted(set().union(*sets))
-    present = torch.tensor([[float(token in found) for token in every] for found in sets])
-    share = present.mean(0)
-    kept = (share >= LEAST_SHARE) & (share <= MOST_SHARE)
-    if not kept.any():
+    counts = Counter(token for found in sets for token in found)
+    kept = sorted(token for token, count in counts.items() if LEAST_SHARE <= count / len(sets) <= MOST_SHARE)
+    if not kept:
         raise UserError(
             f"captions: no word is in {LEAST_SHARE:.1%} to {MOST_SHARE:.0%} of the {len(captions):,} images, so "
             "none tells images apart: give captions that differ, or more of them"
         )
-    return CaptionWords(torch.tensor(every)[kept], present[:, kept])
+    # An image at a time: real captions have thousands of words.
+    present = torch.stack([torch.tensor([token in found for token in kept]) for found in sets])
+    return CaptionWords(torch.tensor(kept), present)
 
 
 class WordReader(torch.nn.Module):
@@ -130,10 +130,10 @@ def align_words(
         and the mean of the last tenth of the steps.
 
     Raises:
-        UserError: No word of the captions tells images apart, or the loss became infinite.
+        UserError: No word of the captions tells images apart, or the loss is not finite.
     """
     words = caption_words(captions, processor.tokenizer)
-    device, share = model.device, words.present.mean(0)
+    device, share = model.device, words.present.float().mean(0)
     embeddings = model.get_input_embeddings()(words.ids.to(device)).detach().float()
     reader = WordReader(embeddings, share.to(device)).to(device)
     projector = model.mllm.model.multi_modal_projector
@@ -150,7 +150,9 @@ def align_words(
     def step_loss() -> Tensor:
         chosen = rng.choice(len(images), size=min(batch_size, len(images)), replace=False)
         tokens = image_tokens(chosen.tolist())
-        loss = reader.word_loss(tokens, words.present[chosen].to(device))
+        loss = reader.word_loss(tokens, words.present[chosen].float().to(device))
+        if not loss.isfinite():
+            raise UserError(f"learning_rate {learning_rate:g}: the loss is {loss:g}: lower it, or tower_learning_rate")
         word_losses.append(loss.detach())
         return loss + LENGTH_WEIGHT * reader.length_loss(tokens)
 
@@ -168,8 +170,5 @@ def align_words(
     model.train()
     optimize(step_loss, trained, steps=steps, warmup=max(1, steps // 20), weight_decay=0.0, name="alignment")
     model.eval()
-    chance = F.binary_cross_entropy(share.expand_as(words.present), words.present, reduction="sum")
-    learned = float(torch.stack(word_losses[-max(1, steps // 10) :]).mean())
-    if not math.isfinite(learned):
-        raise UserError(f"learning_rate {learning_rate:g}: the loss is {learned}: lower it, or tower_learning_rate")
-    return float(chance) / len(images), learned
+    chance = F.binary_cross_entropy(share, share, reduction="sum")
+    return float(chance), float(torch.stack(word_losses[-max(1, steps // 10) :]).mean())

@@ -335,10 +335,7 @@ class GalleryService:
         threshold: Limit = "model",
         who: str | None = None,
     ) -> tuple[list[Hit], list[Hit]]:
-        """Returns the rows that show the person on photos, and the nearest others; writes an audit line.
-
-        See `rows_of_person`.
-        """
+        """Returns the two lists of `rows_of_person` for photos, and writes an audit line."""
         with self.opened(photos) as images:
             hits, beyond = rows_of_person(self.gallery, images or None, where, threshold)
         digest = query_digest([photo.content for photo in photos])

@@ -30,7 +30,7 @@ def gallery_tab(service: GalleryService, tab: gr.Tab) -> None:
             )
     preview = gr.Button("Show the rows", variant="primary", elem_id="preview")
     answer = gr.Textbox(label="Result", interactive=False, lines=2, elem_id="erased", elem_classes="answer")
-    rows = grid("A click keeps a row, or erases a kept one", "rows", marks=True)
+    rows = grid("Click rows to keep them, or kept ones to have them erased", "rows", marks=True)
     erase = _eraser(0)
     # All rows that were found, those of them that are shown, those that are kept, and the digest of the photos.
     ids, hits, spared, digest = kept([]), kept([]), kept([]), kept(None)
