@@ -41,6 +41,9 @@ COMMANDS = {
     "configs": "list the shipped recipes and launch configurations, or print the path of one",
 }
 
+# Commands whose processes share the work, if a launcher starts several.
+SHARED = frozenset({"train", "evaluate", "calibrate", "caption", "continuations", "embed", "gallery"})
+
 USER_MISTAKE, OUR_FAULT, INTERRUPTED, PIPE_CLOSED = 2, 70, 130, 141
 
 
@@ -103,7 +106,10 @@ def run(arguments: list[str]) -> int:
     try:
         # Imported here, because the libraries of a command take seconds to import.
         from ..utils.outputs import owner_only
+        from ..utils.processes import refuse_several_processes
 
+        if command not in SHARED:
+            refuse_several_processes(command, os.environ)
         module = importlib.import_module(f"{__package__}.{command}")
         # Results, logs and weights identify people: only the owner may read them, whichever library writes them.
         with owner_only():

@@ -122,8 +122,7 @@ def refuse_lost_processes(state: "PartialState", environ: Mapping[str, str]) -> 
         "start them with accelerate launch --multi_gpu --num_processes {0} run_reid.py ..., without GPUs with torchrun "
         "--nproc_per_node {0} run_reid.py ... (train: --use_cpu true)"
     )
-    variable = max(WORLD_SIZES, key=lambda name: _count(environ, name))
-    count = _count(environ, variable)
+    variable, count = _launched(environ)
     if state.num_processes == 1 and count > 1:
         raise UserError(f"{variable} is {count}, but this process is alone: {remedy.format(count)}")
     # Only accelerate's launcher of a single process leaves the first of the two.
@@ -138,6 +137,24 @@ def refuse_lost_processes(state: "PartialState", environ: Mapping[str, str]) -> 
         raise UserError(
             "FSDP needs GPUs, and accelerate replaces it with DDP on CPUs: leave the FSDP configuration out"
         )
+
+
+def refuse_several_processes(command: str, environ: Mapping[str, str]) -> None:
+    """Raises UserError if several processes were launched: each would do all of the command, in the same files.
+
+    Args:
+        command (`str`): A command that does not share its work, as it begins the error.
+        environ (`Mapping`): The environment that the launcher left.
+    """
+    variable, count = _launched(environ)
+    if count > 1:
+        raise UserError(f"{command} runs in one process, and {variable} is {count}: start it without the launcher")
+
+
+def _launched(environ: Mapping[str, str]) -> tuple[str, int]:
+    """Returns the variable of a launcher with the most processes, and their number; 0 if there is none."""
+    variable = max(WORLD_SIZES, key=lambda name: _count(environ, name))
+    return variable, _count(environ, variable)
 
 
 def _count(environ: Mapping[str, str], name: str) -> int:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import modeling_mllmreid
-from modeling_mllmreid.commands.main import COMMANDS
+from modeling_mllmreid.commands.main import COMMANDS, SHARED
 from modeling_mllmreid.options.help_text import program_name
 from modeling_mllmreid.utils.errors import UserError
 
@@ -90,6 +90,17 @@ def test_unknown_command_names_the_nearest(monkeypatch, capsys):
 def test_user_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys):
     assert run(monkeypatch, "embed", "--modle", "x") == 2
     assert capsys.readouterr().err == "error: embed: unknown field '--modle': did you mean '--model'?\n"
+
+
+def test_a_command_that_does_not_share_its_work_refuses_several_processes(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for command in sorted(COMMANDS.keys() - SHARED):
+        assert run(monkeypatch, command, "--output", "/x") == 2
+        said = capsys.readouterr().err
+        assert said == f"error: {command} runs in one process, and WORLD_SIZE is 2: start it without the launcher\n"
+    for command in sorted(SHARED - {"gallery"}):
+        assert run(monkeypatch, command, "--no_such_field", "x") == 2
+        assert "unknown field '--no_such_field'" in capsys.readouterr().err
 
 
 def test_another_version_of_a_library_is_one_line_and_exit_code_2(tmp_path):
