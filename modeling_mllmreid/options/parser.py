@@ -77,8 +77,8 @@ HELP = {"-h", "--help", *HELP_ALL}
 def parse(dataclasses: Sequence[Any], argv: Sequence[str], command: str) -> tuple[Any, ...]:
     """Builds the options of a command from `[recipe or config.yaml] [--field value ...]`.
 
-    A value means the same in YAML and on the command line. A list flag that is given several times collects all values;
-    of any other flag the last value counts, with a warning. `--help` prints the most important fields and `--help_all`
+    A value means the same in YAML and on the command line. A list flag that is given several times collects all values,
+    and `[]` after it is an empty list; of any other flag the last value counts, with a warning. `--help` prints the most important fields and `--help_all`
     every field; both exit.
 
     Args:
@@ -191,7 +191,9 @@ class _Parser(ArgumentParser):
             name = action.dest
             if self.is_unused(name, where):
                 continue
-            value = self._convert(action, texts, f"{where}: {name}")
+            # As in YAML; without a word after it, a flag of a list is a mistake, such as a variable without a value.
+            empty = action.nargs == "+" and list(texts) == ["[]"]
+            value = [] if empty else self._convert(action, texts, f"{where}: {name}")
             if isinstance(value, list):
                 value = values.get(name, []) + value
             elif name in values and values[name] != value:

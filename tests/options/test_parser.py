@@ -220,6 +220,16 @@ def test_anchors_merge_keys_and_nested_numbers(tmp_path):
     assert ranges.counts == []
 
 
+def test_brackets_after_a_list_flag_empty_the_list_of_the_file(tmp_path):
+    path = write(tmp_path, "people: 1\nrates: [1, 2]\n")
+    assert parse((Sizes,), [path, "--rates", "[]"], "x")[0].rates == []
+    assert parse((Sizes,), [path, "--rates=[]", "--rates", "3"], "x")[0].rates == [3]
+    with pytest.raises(UserError, match="people: invalid"):
+        parse((Sizes,), [path, "--people", "[]"], "x")
+    with pytest.raises(UserError, match="rates: invalid"):
+        parse((Sizes,), [path, "--rates", "1", "[]"], "x")
+
+
 def test_repeated_list_flags_add_up_and_a_repeated_value_warns(caplog):
     (sizes,) = parse((Sizes,), ["--people", "1", "--rates", "1", "-2", "--rates=3", "--people=1", "--name=--x"], "x")
     assert (sizes.rates, sizes.name, caplog.text) == ([1, -2, 3], "--x", "")
