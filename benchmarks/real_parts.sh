@@ -15,9 +15,12 @@ dtype=bfloat16 bf16=true
 if holds "torch.cuda.is_available()"; then
     device=(--use_cpu false) processes=${PROCESSES:-8}
 else
-    # In bfloat16 compiled decoder layers are faster. They need a C++ compiler.
-    device=(--use_cpu true --attn_implementation eager --torch_compile true) processes=${PROCESSES:-2}
-    holds "has_bfloat16()" || dtype=float32 bf16=false
+    device=(--use_cpu true --attn_implementation eager) processes=${PROCESSES:-2}
+    if holds "has_bfloat16()"; then
+        device+=(--torch_compile true) # of the decoder layers, which is faster in bfloat16; needs a C++ compiler
+    else
+        dtype=float32 bf16=false
+    fi
 fi
 device+=(--bf16 $bf16)
 folders() { # of worlds, as JSON
@@ -64,3 +67,23 @@ fi
 reid ablate ablation_small --base_model base_llava --teacher_model composed --test_sets "${tests[@]}" \
     --data_dirs "$(folders rendered_suburb rendered_elsewhere)" --output_dir ablation \
     --base_dtype $dtype --processes "$processes" "${device[@]}"
+
+# The checkpoint. Its tower learns people by the ReID losses alone, whose steps are cheap; the whole method follows.
+worlds=(rendered_town_summer rendered_town_winter rendered_village rendered_suburb)
+[ -f tower/run.json ] || reid train --model base_llava --output_dir tower --dtype $dtype \
+    --dataset "$(IFS=+ && echo "${worlds[*]}")" --data_dirs "$(folders "${worlds[@]}")" --val_identities 60 \
+    --height 112 --width 56 --reid_on vision --loss_lambda 1 --language_model frozen --tower full \
+    --identities_per_batch 16 --images_per_identity 4 --max_steps 400 --warmup_steps 40 --lr_scheduler_type cosine \
+    --learning_rate 4e-5 --learning_rates '{"reid_head": 1e-3}' --max_grad_norm 1 --weight_decay 0.01 \
+    --eval_steps 100 --save_steps 100 --save_total_limit 2 "${device[@]}"
+[ -d tower_llava ] || reid export --model tower --to native --output tower_llava
+[ -f checkpoint/run.json ] || reid train small --model tower_llava --output_dir checkpoint --dtype $dtype \
+    --dataset rendered_suburb --data_dir data/rendered_suburb --val_identities 30 \
+    --texts ablation/base/texts-*/rendered-suburb-train-32-tokens.jsonl --max_target_tokens 32 \
+    --height 112 --width 56 --reid_on both --reid_text true --lora_dropout 0 \
+    --identities_per_batch 8 --images_per_identity 4 --max_steps 100 --warmup_steps 10 \
+    --learning_rates '{"reid_head": 1e-3, "multi_modal_projector": 1e-4, "vision_tower": 2e-5}' \
+    --activation_checkpointing false --eval_steps 50 --save_steps 50 --save_total_limit 2 "${device[@]}"
+for name in "${tests[@]}"; do
+    reid evaluate --model checkpoint --dtype $dtype --dataset "$name" --data_dir "data/$name" --output_dir "of_$name"
+done

@@ -1,7 +1,6 @@
 """`train`: trains a model on a data set; the checkpoint with the best metric on the validation people is kept."""
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..options.parser import build_options, read_options
 from ..training.adapters import AdapterArguments
 from ..training.arguments import ReIDTrainingArguments
 from ..training.batch_arguments import BatchArguments
+from ..training.clock import training_seconds
 from ..training.loading import load_config, resolve_adapters
 from ..training.memory import estimate_memory, run_without_weights
 from ..training.model_kinds import loading_errors
@@ -94,9 +94,7 @@ def main(argv: list[str]) -> None:
         refuse_licences(provenances, model.config, allow=leak_args.allow_licence, licence=model.config.base_licence)
     model.config.trained_on = sorted({*(model.config.trained_on or []), *trained_on})
     model.config.overlap = sorted({*(model.config.overlap or []), *overlap}) or None
-    started = time.monotonic()
     trained = train_reid(model, processor, dataset, batch_args, training_args)
-    seconds = time.monotonic() - started
     if training_args.process_index == 0:
         folder = str(training_args.output_dir)
         write_record(
@@ -107,7 +105,7 @@ def main(argv: list[str]) -> None:
             batches=batch_args,
             texts=provenances,
             language=isinstance(model, MllmReIDModel),
-            seconds=None if trained.continued else seconds,
+            seconds=training_seconds(trained.trainer),
             devices=describe_devices(training_args),
         )
         print(f"checkpoint: {folder}")

@@ -78,8 +78,8 @@ def parse(dataclasses: Sequence[Any], argv: Sequence[str], command: str) -> tupl
     """Builds the options of a command from `[recipe or config.yaml] [--field value ...]`.
 
     A value means the same in YAML and on the command line. A list flag that is given several times collects all values,
-    and `[]` after it is an empty list; of any other flag the last value counts, with a warning. `--help` prints the most important fields and `--help_all`
-    every field; both exit.
+    and `[]` after it is an empty list; of any other flag the last value counts, with a warning. `--help` prints the
+    most important fields and `--help_all` every field; both exit.
 
     Args:
         dataclasses (`Sequence`):

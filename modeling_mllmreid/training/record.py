@@ -14,9 +14,7 @@ from transformers import TrainingArguments
 from ..data.published import published_counts
 from ..data.seen_images import people_digests
 from ..retrieval.embeddings import weights_digest
-from ..utils.json_files import read_json
 from ..utils.outputs import write_json
-from ..utils.report_formats import RunFile
 from .adapters import AdapterArguments
 from .batch_arguments import BatchArguments
 
@@ -46,16 +44,12 @@ def write_record(
         batches (`BatchArguments`): Settings of the batches.
         texts (`Iterable[Mapping]`): Provenances of generated captions and continuations.
         language (`bool`): Whether the model has a language model.
-        seconds (`float`, *optional*): Duration of the training in seconds; None if it continued from a checkpoint,
-            as the time before is not known. An earlier record of the same weights keeps its duration.
+        seconds (`float`, *optional*): Duration of the training in seconds; None if it is not known.
         devices (`str`): Devices in words, from `describe_devices`.
     """
     provenances = {tuple(sorted((key, str(value)) for key, value in provenance.items())) for provenance in texts}
-    weights, path = weights_digest(folder), Path(folder) / "run.json"
-    if seconds is None and path.is_file() and (earlier := read_json(path, RunFile)).weights == weights:
-        seconds = earlier.seconds
     record = {
-        "weights": weights,
+        "weights": weights_digest(folder),
         # An absolute path, as a relative one reads like a name on the Hub.
         "base_model": os.path.abspath(base_model) if os.path.isdir(base_model) else base_model,
         "data": {
@@ -73,7 +67,7 @@ def write_record(
         # For `evaluate` and `calibrate`, which know them again. Nothing of it is published.
         "people": people_digests(dataset[name] for name in ("train", "val") if name in dataset),
     }
-    write_json(path, record)
+    write_json(Path(folder) / "run.json", record)
 
 
 def describe_devices(args: TrainingArguments) -> str:

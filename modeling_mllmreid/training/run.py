@@ -42,12 +42,10 @@ class TrainedModel:
     Args:
         trainer (`ReIDTrainer`): The trainer. Its model is the best one on val, if there is a val split.
         val (`QueryGallery`, *optional*): Query and gallery of val.
-        continued (`bool`): Whether the training continued from a checkpoint.
     """
 
     trainer: ReIDTrainer
     val: QueryGallery | None
-    continued: bool = False
 
 
 def train_reid(
@@ -155,7 +153,8 @@ def train_reid(
             model, processor, *sources, batch_size=args.per_device_eval_batch_size, num_workers=workers
         )
     fingerprint = run_fingerprint(args, batch_args, model, samples, val=val_split, sharding=sharding_of(trainer))
-    return TrainedModel(trainer, val, _train_and_save(trainer, fingerprint, val))
+    _train_and_save(trainer, fingerprint, val)
+    return TrainedModel(trainer, val)
 
 
 def _check_method(config: PreTrainedConfig, batch_args: BatchArguments, args: ReIDTrainingArguments) -> None:
@@ -263,8 +262,8 @@ def _refuse_half_precision(model: ImageEncoder) -> None:
         )
 
 
-def _train_and_save(trainer: ReIDTrainer, fingerprint: dict[str, Any], val: QueryGallery | None) -> bool:
-    """Trains from the start or a checkpoint, and saves model, state and thresholds. Returns if from a checkpoint."""
+def _train_and_save(trainer: ReIDTrainer, fingerprint: dict[str, Any], val: QueryGallery | None) -> None:
+    """Trains from the start or a checkpoint, and saves model, state and thresholds."""
     trainer.run_fingerprint = fingerprint
     args, main_process = trainer.args, trainer.args.process_index == 0
     writer = only_writer(Path(str(args.output_dir)), work="training") if main_process else nullcontext()
@@ -278,7 +277,6 @@ def _train_and_save(trainer: ReIDTrainer, fingerprint: dict[str, Any], val: Quer
         trainer.save_model(_internal_call=True)
         trainer.save_state()
         save_thresholds_on_val(trainer, val)
-    return checkpoint is not None
 
 
 def save_thresholds_on_val(trainer: ReIDTrainer, val: QueryGallery | None) -> None:

@@ -24,6 +24,7 @@ from ..utils.outputs import write_json
 from .arguments import ReIDTrainingArguments
 from .batches import TrainDataset, label_counts
 from .checkpointing import CheckpointingTrainer, PublishingTrainer
+from .clock import TrainingClock
 from .data_loading import SamplerEpoch, copy_while_computing, end_workers
 from .diagnostics import Diagnostics
 from .engines import prepare_sharding
@@ -119,6 +120,7 @@ class ReIDTrainer(CheckpointingTrainer, PublishingTrainer):
         self._guard = StepGuard(self, self.args)
         self.add_callback(SamplerEpoch(lambda: self._sampler))
         self.add_callback(self._guard)
+        self.add_callback(TrainingClock())
         # The callback of the stock class prints dictionaries.
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
         self._progress = TrainingProgress(self.args, copy_while_computing(self.accelerator, self.args))
