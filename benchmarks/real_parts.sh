@@ -75,7 +75,7 @@ worlds=(rendered_town_summer rendered_town_winter rendered_village rendered_subu
     --height 112 --width 56 --reid_on vision --loss_lambda 1 --language_model frozen --tower full \
     --identities_per_batch 16 --images_per_identity 4 --max_steps 400 --warmup_steps 40 --lr_scheduler_type cosine \
     --learning_rate 4e-5 --learning_rates '{"reid_head": 1e-3}' --max_grad_norm 1 --weight_decay 0.01 \
-    --eval_steps 100 --save_steps 100 --save_total_limit 2 "${device[@]}"
+    --eval_strategy steps --eval_steps 100 --save_strategy steps --save_steps 100 --save_total_limit 2 "${device[@]}"
 [ -d tower_llava ] || reid export --model tower --to native --output tower_llava
 [ -f checkpoint/run.json ] || reid train small --model tower_llava --output_dir checkpoint --dtype $dtype \
     --dataset rendered_suburb --data_dir data/rendered_suburb --val_identities 30 \
@@ -83,7 +83,14 @@ worlds=(rendered_town_summer rendered_town_winter rendered_village rendered_subu
     --height 112 --width 56 --reid_on both --reid_text true --lora_dropout 0 \
     --identities_per_batch 8 --images_per_identity 4 --max_steps 100 --warmup_steps 10 \
     --learning_rates '{"reid_head": 1e-3, "multi_modal_projector": 1e-4, "vision_tower": 2e-5}' \
-    --activation_checkpointing false --eval_steps 50 --save_steps 50 --save_total_limit 2 "${device[@]}"
-for name in "${tests[@]}"; do
-    reid evaluate --model checkpoint --dtype $dtype --dataset "$name" --data_dir "data/$name" --output_dir "of_$name"
-done
+    --activation_checkpointing false --eval_strategy steps --eval_steps 50 --save_strategy steps --save_steps 50 \
+    --save_total_limit 2 "${device[@]}"
+
+# Each test set once. Words are searched with by the feature of the language model.
+measure() { # name of the result, options
+    [ -f "$1/metrics.json" ] || reid evaluate --model checkpoint --dtype $dtype --output_dir "$1" "${@:2}"
+}
+measure of_elsewhere --dataset rendered_elsewhere --data_dir data/rendered_elsewhere
+[ -z "${OUTSIDE:-}" ] || measure of_outside --dataset outside_crops
+measure of_descriptions --dataset rendered_descriptions --data_dir data/rendered_descriptions \
+    --test_feature llm --text_queries true
