@@ -1,6 +1,7 @@
 """Kinds of models: what `--model` names, by its config.json, and the errors of loading it."""
 
 import difflib
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from ..model.weights import CONFIG, read_config, read_fields
 from ..options.arguments import ModelArguments
 from ..utils.errors import UserError, is_our_fault
 from ..utils.json_files import refuse_special_files
+
+logger = logging.getLogger(__name__)
 
 # What `model_type` returns for a native vision encoder.
 ENCODER = "encoder"
@@ -45,7 +48,11 @@ def model_type(arguments: ModelArguments) -> str:
     # A folder with a wrong name gets the Hub's message, which is about connections.
     problem = "not loadable"
     if not os.path.isdir(arguments.model):
-        problem = f"not loadable: no such folder{_nearest_folder(arguments.model)}, and not from the Hub"
+        nearest = _nearest_folder(arguments.model)
+        problem = f"not loadable: no such folder{nearest}, and not from the Hub"
+        if nearest:
+            # Without network the answer takes half a minute.
+            logger.warning("model %s: no such folder%s: asking the Hub", arguments.model, nearest)
     with loading_errors(arguments.model, problem, remedy):
         fields = read_fields(arguments.model, CONFIG, revision, required=True) or {}
     kind = fields.get("model_type")

@@ -81,12 +81,14 @@ def test_evaluate_refuses_in_one_line(disk, tmp_path, flags, message):
 
 
 @pytest.mark.parametrize(("name", "question"), [("ourz", " (did you mean '{}'?)"), ("another", "")])
-def test_a_wrong_folder_gets_the_most_similar_name(disk, tmp_path, name, question):
+def test_a_wrong_folder_gets_the_most_similar_name(disk, tmp_path, caplog, name, question):
     flags = ["--model", str(disk.ours.with_name(name)), *MARKET, str(disk.people), "--output_dir", str(tmp_path)]
     with pytest.raises(UserError) as error:
         evaluate.main(flags)
     asked = question.format(disk.ours)
     assert f"{name}: not loadable: no such folder{asked}, and not from the Hub (" in one_line(error)
+    # Said before the Hub is asked, which takes long without network.
+    assert (f"{name}: no such folder{asked}: asking the Hub" in caplog.text) == bool(question)
 
 
 def test_evaluate_names_a_broken_image_and_writes_nothing(disk, broken_people, tmp_path):
