@@ -11,12 +11,11 @@ import argparse
 import numpy as np
 import torch
 
-from modeling_mllmreid.data.contract import image_sources
 from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.evaluation.protocol import evenly_spaced
 from modeling_mllmreid.evaluation.statistics import people_error
 from modeling_mllmreid.options.arguments import ModelArguments
-from modeling_mllmreid.research.language_gain import image_losses, images_of_others
+from modeling_mllmreid.research.language_gain import own_and_other_losses
 from modeling_mllmreid.text.instructions import COMMON_INSTRUCTION, STANDARD_INSTRUCTION
 from modeling_mllmreid.training.loading import load_model
 
@@ -45,12 +44,9 @@ def main() -> None:
     query = dataset["query"].select(evenly_spaced(len(dataset["query"]), args.images))
     column, instruction = ("continuation", COMMON_INSTRUCTION) if args.texts else ("caption", STANDARD_INSTRUCTION)
     targets = [processor.target_ids(texts[0], args.max_target_tokens) for texts in query[column][:]]
-    prompt, sources, people = processor.image_prompt_ids(instruction), image_sources(query), query["person_id"][:]
-    own, other = (
-        image_losses(model, processor, [sources[image] for image in order], prompt, targets, batch_size=32)
-        for order in (range(len(sources)), images_of_others(people))
-    )
-    persons, places = np.unique(people, return_inverse=True)
+    prompt = processor.image_prompt_ids(instruction)
+    own, other = own_and_other_losses(model, processor, query, prompt, targets, batch_size=32)
+    persons, places = np.unique(query["person_id"][:], return_inverse=True)
     tokens, gains = np.zeros(len(persons)), np.zeros(len(persons))
     np.add.at(tokens, places, [len(target) for target in targets])
     np.add.at(gains, places, other - own)

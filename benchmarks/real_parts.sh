@@ -2,6 +2,7 @@
 # The ablation on real parts, from packages to the report: DINOv2-small + SmolLM2-135M, people in three dimensions.
 #   bash benchmarks/real_parts.sh            2 CPU cores, some hours. One GPU: PROCESSES runs at once
 #   bash benchmarks/real_parts.sh base       only the LLaVA that the runs start from
+#   bash benchmarks/real_parts.sh checkpoint only the model that is published, once the ablation has written its texts
 #   RUNS=FOLDER                              where everything goes (runs/real); the same command continues a killed one
 #   OUTSIDE=FOLDER                           crops in Market-1501 layout that every final model is tested on, once
 # On a machine without network, carry $RUNS/parts.
@@ -64,8 +65,8 @@ if [ -n "${OUTSIDE:-}" ]; then
     [ -d outside_crops ] || reid prepare --dataset market1501 --data_dir "$OUTSIDE" --output outside_crops
     tests+=(outside_crops)
 fi
-reid ablate ablation_small --base_model base_llava --teacher_model composed --test_sets "${tests[@]}" \
-    --data_dirs "$(folders rendered_suburb rendered_elsewhere)" --output_dir ablation \
+[ "${1:-}" = checkpoint ] || reid ablate ablation_small --base_model base_llava --teacher_model composed \
+    --test_sets "${tests[@]}" --data_dirs "$(folders rendered_suburb rendered_elsewhere)" --output_dir ablation \
     --base_dtype $dtype --processes "$processes" "${device[@]}"
 
 # The checkpoint. Its tower learns people by the ReID losses alone, whose steps are cheap; the whole method follows.
@@ -73,7 +74,7 @@ worlds=(rendered_town_summer rendered_town_winter rendered_village rendered_subu
 [ -f tower/run.json ] || reid train --model base_llava --output_dir tower --dtype $dtype \
     --dataset "$(IFS=+ && echo "${worlds[*]}")" --data_dirs "$(folders "${worlds[@]}")" --val_identities 60 \
     --height 112 --width 56 --reid_on vision --loss_lambda 1 --language_model frozen --tower full \
-    --identities_per_batch 16 --images_per_identity 4 --max_steps 400 --warmup_steps 40 --lr_scheduler_type cosine \
+    --identities_per_batch 16 --images_per_identity 4 --max_steps 300 --warmup_steps 30 --lr_scheduler_type cosine \
     --learning_rate 4e-5 --learning_rates '{"reid_head": 1e-3}' --max_grad_norm 1 --weight_decay 0.01 \
     --eval_strategy steps --eval_steps 100 --save_strategy steps --save_steps 100 --save_total_limit 2 "${device[@]}"
 [ -d tower_llava ] || reid export --model tower --to native --output tower_llava
@@ -81,9 +82,9 @@ worlds=(rendered_town_summer rendered_town_winter rendered_village rendered_subu
     --dataset rendered_suburb --data_dir data/rendered_suburb --val_identities 30 \
     --texts ablation/base/texts-*/rendered-suburb-train-32-tokens.jsonl --max_target_tokens 32 \
     --height 112 --width 56 --reid_on both --reid_text true --lora_dropout 0 \
-    --identities_per_batch 8 --images_per_identity 4 --max_steps 100 --warmup_steps 10 \
+    --identities_per_batch 8 --images_per_identity 4 --max_steps 80 --warmup_steps 8 \
     --learning_rates '{"reid_head": 1e-3, "multi_modal_projector": 1e-4, "vision_tower": 2e-5}' \
-    --activation_checkpointing false --eval_strategy steps --eval_steps 50 --save_strategy steps --save_steps 50 \
+    --activation_checkpointing false --eval_strategy steps --eval_steps 40 --save_strategy steps --save_steps 40 \
     --save_total_limit 2 "${device[@]}"
 
 # Each test set once. Words are searched with by the feature of the language model.

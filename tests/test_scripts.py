@@ -43,6 +43,7 @@ def test_real_parts_goes_from_the_packages_to_the_checkpoint(commands):
     base = ["parts", "compose", "align", "train", "export", "continuations", "train", "export"]
     assert names == [*base, "prepare", "ablate", "train", "export", "train", *["evaluate"] * 3]
     assert [name for name, *_ in commands("base")] == base
+    assert [name for name, *_ in commands("checkpoint")] == [name for name in names if name != "ablate"]
 
 
 def test_the_commands_of_real_parts_parse(commands, monkeypatch):

@@ -42,14 +42,28 @@ def image_helps(
     Raises:
         UserError: If all samples are of one person.
     """
-    sources, others = image_sources(split), images_of_others(split["person_id"][:])
     targets = [processor.target_ids(text, max_target_tokens) for text in texts]
     prompt, count = processor.image_prompt_ids(), max(sum(map(len, targets)), 1)
+    own, other = own_and_other_losses(model, processor, split, prompt, targets, batch_size=batch_size)
+    return float(own.sum()) / count, float(other.sum()) / count
+
+
+def own_and_other_losses(
+    model: MllmReIDModel,
+    processor: MllmReIDProcessor,
+    split: Dataset,
+    prompt: list[int],
+    targets: Sequence[list[int]],
+    *,
+    batch_size: int = 64,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Computes `image_losses` with the own images of a split, and with those of `images_of_others`."""
+    sources, others = image_sources(split), images_of_others(split["person_id"][:])
     own, other = (
         image_losses(model, processor, [sources[sample] for sample in order], prompt, targets, batch_size=batch_size)
         for order in (range(len(sources)), others)
     )
-    return float(own.sum()) / count, float(other.sum()) / count
+    return own, other
 
 
 def images_of_others(person_ids: Sequence[int]) -> list[int]:
