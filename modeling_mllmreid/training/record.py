@@ -63,7 +63,7 @@ def write_record(
         "batches": batches.to_record(language=language),
         "hardware": devices,
         "environment": versions(),
-        "seconds": None if seconds is None else round(seconds, 1),
+        "seconds": None if seconds is None else round(seconds, 3),
         # For `evaluate` and `calibrate`, which know them again. Nothing of it is published.
         "people": people_digests(dataset[name] for name in ("train", "val") if name in dataset),
     }
