@@ -2,7 +2,7 @@
 # The ablation on real parts, from packages to the report: DINOv2-small + SmolLM2-135M, people in three dimensions.
 #   bash benchmarks/real_parts.sh            2 CPU cores, some hours. One GPU: PROCESSES runs at once
 #   bash benchmarks/real_parts.sh base       only the LLaVA that the runs start from
-#   bash benchmarks/real_parts.sh checkpoint only the model that is published, once the ablation has written its texts
+#   bash benchmarks/real_parts.sh checkpoint only the model at the end, once the ablation has written its texts
 #   RUNS=FOLDER                              where everything goes (runs/real); the same command continues a killed one
 #   OUTSIDE=FOLDER                           crops in Market-1501 layout that every final model is tested on, once
 # On a machine without network, carry $RUNS/parts.

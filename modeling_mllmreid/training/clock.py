@@ -16,7 +16,8 @@ class TrainingClock(TrainerCallback, ExportableState):
 
     def __init__(self) -> None:
         self.seconds: float | None = 0.0
-        self._last = 0.0
+        # When the last step or evaluation ended; None outside of a training.
+        self._last: float | None = None
 
     def state(self) -> dict[str, Any]:
         """The seconds, as the Trainer writes them to `trainer_state.json`."""
@@ -32,13 +33,18 @@ class TrainingClock(TrainerCallback, ExportableState):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Counts the time since the last step or evaluation."""
         now = time.monotonic()
-        if self.seconds is not None:
+        if self.seconds is not None and self._last is not None:
             self.seconds += now - self._last
         self._last = now
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Counts an evaluation."""
-        self.on_step_end(args, state, control)
+        """Counts an evaluation within the training."""
+        if self._last is not None:
+            self.on_step_end(args, state, control)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stops."""
+        self._last = None
 
 
 def training_seconds(trainer: Trainer) -> float | None:
