@@ -7,6 +7,8 @@ import pytest
 from documents import ROOT, command_lines
 
 from modeling_mllmreid.commands.main import COMMANDS
+from modeling_mllmreid.data.combinations import parse_combination
+from modeling_mllmreid.data.load import READERS
 from modeling_mllmreid.options.parser import build_options, read_options
 
 PROGRAMS = ("run_reid.py", "mllmreid", "modeling_mllmreid")
@@ -32,6 +34,20 @@ def parse_only(command: str, argv: list[str], monkeypatch: pytest.MonkeyPatch, *
     return parsed.value.args[0]
 
 
+def check_folders(words: list[str]) -> None:
+    """Asserts that a command line which names readers says where their folders are. A recipe may name the reader."""
+    if "--dataset" not in words:
+        return
+    name = words[words.index("--dataset") + 1]
+    combination = parse_combination(name)
+    if combination is None:
+        assert name not in READERS or "--data_dir" in words or "--columns" in words, words
+    else:
+        assert "--data_dirs" in words, words
+        folders = words[words.index("--data_dirs") + 1]
+        assert all(source in folders for source in combination.sources), words
+
+
 def parse_command_lines(page: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Parses every command of this package on a page, from the folder of the checkout. Returns their number."""
     monkeypatch.chdir(ROOT)
@@ -48,6 +64,7 @@ def parse_command_lines(page: Path, monkeypatch: pytest.MonkeyPatch) -> int:
             # A GPU is not needed to read a recipe for one.
             argv = [word.replace("RECIPE.yaml", "llava_1_5_7b_qlora_16gb") for word in argv] + ["--use_cpu", "true"]
         if not {"--help", "--help_all"} & set(argv) and command != ["configs"]:
+            check_folders(argv)
             parse_only(command[0], argv, monkeypatch)
             parsed += 1
     return parsed
