@@ -52,6 +52,10 @@ stage() { # name, model to start from, settings
     [ -d "${name}_llava" ] || reid export --model "$name" --to native --output "${name}_llava"
 }
 stage captions aligned --max_steps 300 --max_target_tokens 48 "${towns[@]}"
+# SmolLM2's system turn would be a fifth of the tokens of every later step, a third of those of an embedding.
+[ ! -d captions_llava ] || cat > captions_llava/chat_template.jinja <<'TEMPLATE'
+{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}
+TEMPLATE
 village=(--dataset rendered_village --data_dir data/rendered_village)
 reid continuations --model composed --dtype $dtype "${village[@]}" \
     --batch_size 128 --max_new_tokens 32 --output village.jsonl
@@ -78,20 +82,24 @@ worlds=(rendered_town_summer rendered_town_winter rendered_village rendered_subu
     --identities_per_batch 16 --images_per_identity 4 --max_steps 300 --warmup_steps 30 --lr_scheduler_type cosine \
     --learning_rate 4e-5 --learning_rates '{"reid_head": 1e-3}' --max_grad_norm 1 --weight_decay 0.01 "${device[@]}"
 [ -d tower_llava ] || reid export --model tower --to native --output tower_llava
-[ -f checkpoint/run.json ] || reid train small --model tower_llava --output_dir checkpoint --dtype $dtype \
-    --dataset rendered_suburb --data_dir data/rendered_suburb --val_identities 30 \
-    --texts ablation/base/texts-*/rendered-suburb-train-32-tokens.jsonl --max_target_tokens 32 \
-    --height 112 --width 56 --reid_on both --reid_text true --test_feature concat --lora_dropout 0 \
-    --identities_per_batch 8 --images_per_identity 4 --max_steps 80 --warmup_steps 8 \
-    --learning_rates '{"reid_head": 1e-3, "multi_modal_projector": 1e-4, "vision_tower": 2e-5}' \
-    --activation_checkpointing false --eval_strategy steps --eval_steps 40 --save_strategy steps --save_steps 40 \
-    --save_total_limit 2 "${device[@]}"
+whole_method() { # name, settings
+    [ -f "$1/run.json" ] || reid train small --model tower_llava --output_dir "$1" --dtype $dtype \
+        --dataset rendered_suburb --data_dir data/rendered_suburb --val_identities 30 \
+        --texts ablation/base/texts-*/rendered-suburb-train-32-tokens.jsonl --max_target_tokens 32 \
+        --height 112 --width 56 --reid_on both --test_feature concat --lora_dropout 0 \
+        --identities_per_batch 8 --images_per_identity 4 --max_steps 80 --warmup_steps 8 \
+        --learning_rates '{"reid_head": 1e-3, "multi_modal_projector": 1e-4, "vision_tower": 2e-5}' \
+        --activation_checkpointing false --eval_strategy steps --eval_steps 40 --save_strategy steps --save_steps 40 \
+        --save_total_limit 2 "${device[@]}" "${@:2}"
+}
+whole_method checkpoint --reid_text true
+whole_method images_only --reid_text false # for what the search by words costs the search by images
 
 # Each test set once. Words are searched with by the feature of the language model.
 measure() { # name of the result, options
     [ -f "$1/metrics.json" ] || reid evaluate --model checkpoint --dtype $dtype --output_dir "$1" "${@:2}"
 }
-measure of_elsewhere --dataset rendered_elsewhere --data_dir data/rendered_elsewhere
-[ -z "${OUTSIDE:-}" ] || measure of_outside --dataset outside_crops
+measure of_elsewhere --dataset rendered_elsewhere --data_dir data/rendered_elsewhere --compare images_only
+[ -z "${OUTSIDE:-}" ] || measure of_outside --dataset outside_crops --compare images_only
 measure of_descriptions --dataset rendered_descriptions --data_dir data/rendered_descriptions \
     --test_feature llm --text_queries true

@@ -41,7 +41,7 @@ def commands(tmp_path):
 def test_real_parts_goes_from_the_packages_to_the_checkpoint(commands):
     names = [name for name, *_ in commands()]
     base = ["parts", "compose", "align", "train", "export", "continuations", "train", "export"]
-    assert names == [*base, "prepare", "ablate", "train", "export", "train", *["evaluate"] * 3]
+    assert names == [*base, "prepare", "ablate", "train", "export", "train", "train", *["evaluate"] * 3]
     assert [name for name, *_ in commands("base")] == base
     assert [name for name, *_ in commands("checkpoint")] == [name for name in names if name != "ablate"]
 

@@ -55,6 +55,8 @@ class EvaluatedModel(ModelArguments):
     def __post_init__(self) -> None:
         if self.model is None and self.compare:
             self.model, *self.compare = self.compare
+            if not self.compare:
+                raise ValueError(f"compare names {self.model} alone: give the other model too, or --model in its place")
         if self.model is None:
             raise ValueError("model is not given: add --model, or --compare with two checkpoints")
         super().__post_init__()

@@ -98,6 +98,7 @@ def test_matrix_of_earlier_reports(disk, flags, tmp_path, capsys):
     ("more", "message"),
     [
         ([], "evaluate: model is not given: add --model, or --compare with two checkpoints"),
+        (["--compare", "OURS"], "alone: give the other model too, or --model in its place"),
         (["--compare", "/absent/model", "/other"], "model /absent/model: not loadable"),
         (["--model", "OURS", "--text_queries", "true"], "text_queries: the query split has no captions"),
         (["--model", "OURS", "--exclude", "caption"], "exclude: unknown column 'caption': use camera_id, clothes_id"),
