@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,10 @@ def train_reid(
     config = model.config
     language = config.loss_lambda < 1
     needs_captions = language or config.reid_text or collator.needs_captions
-    samples = TrainDataset(train, processor, batch_args, seed=args.seed, language=needs_captions)
+    read = batch_args
+    if not language and read.target == "continuation":
+        read = replace(read, target="caption")  # No loss reads the continuation, so it need not exist.
+    samples = TrainDataset(train, processor, read, seed=args.seed, language=needs_captions)
     _set_identities(model, processor, samples, args)
     _check_checkpointing(model, args)
     frozen = freeze_unused_parameters(model)

@@ -183,7 +183,12 @@ def test_settings_reach_the_run(train):
 
 @pytest.mark.parametrize("reid_text", [False, True])
 def test_the_reid_losses_alone_read_texts_for_their_captions_only(train, reid_text):
-    trainer = train(model={"loss_lambda": 1.0, "reid_text": reid_text}, max_steps=1, learning_rate=0.0).trainer
+    trainer = train(
+        model={"loss_lambda": 1.0, "reid_text": reid_text},
+        batch={"target": "continuation"},
+        max_steps=1,
+        learning_rate=0.0,
+    ).trainer
     rows = next(iter(trainer.get_train_dataloader()))
     assert any(trainer.train_dataset.texts) == reid_text and trainer.data_collator.language is False
     assert rows.keys() >= {"text_caption_mask"} if reid_text else rows.keys() == {"pixel_values", "person_ids"}
