@@ -346,7 +346,8 @@ class ReIDCheckpoints(PrivatePush, IdentityClassifiers):
 def head_weight_names(config: Any) -> set[str]:
     """Returns the prefixes of the head weights that a checkpoint of this configuration has."""
     modules = {"bottleneck": config.bnneck, "classifier": config.num_identities}
-    return {f"reid_head.{name}.{module}." for name in config.reid_heads for module, used in modules.items() if used}
+    names = {f"reid_head.{name}.{module}." for name in config.reid_heads for module, used in modules.items() if used}
+    return names | ({"reid_head.llm.text_bottleneck."} if config.has_text_bottleneck else set())
 
 
 def _backbone_options(kwargs: dict[str, Any], config: Any) -> dict[str, Any]:

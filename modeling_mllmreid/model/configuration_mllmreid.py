@@ -65,6 +65,12 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
             Weight of KL(text branch || image branch) at target positions; the text branch gets no gradient.
         reid_text (`bool`, *optional*, defaults to `False`):
             Whether the ReID losses act on captions too, for text-to-image search.
+        text_loss (`"contrastive"` or `"triplet"`, *optional*, defaults to `"contrastive"`):
+            What brings images and captions of a person together. "contrastive": the cross-entropy of their cosine
+            similarities, as text-to-image search compares them, with a batch norm for the captions alone. "triplet":
+            the batch-hard triplet loss before the batch norm, which images and captions share.
+        text_temperature (`float`, *optional*, defaults to 0.07):
+            Temperature of the contrastive loss.
         pair_weight (`float`, *optional*, defaults to 0.0):
             Weight of the loss of pairs, which teaches the LLM to answer whether two crops show one person.
         pair_question_ids (`list[int]`, *optional*):
@@ -134,6 +140,8 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
     vision_layer: int | None = None
     distillation_weight: float = 0.0
     reid_text: bool = False
+    text_loss: Literal["contrastive", "triplet"] = "contrastive"
+    text_temperature: float = 0.07
     pair_weight: float = 0.0
     pair_question_ids: list[int] | None = None
     pair_answer_ids: list[int] | None = None
@@ -162,6 +170,8 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         check_range(self, 0, 1, "loss_lambda", "label_smoothing")
         weights = ("id_weight", "triplet_weight", "distillation_weight", "triplet_margin", "pair_weight")
         check_range(self, 0, math.inf, *weights, "num_identities")
+        if self.text_temperature <= 0:
+            raise ValueError(f"text_temperature is {self.text_temperature}; give a number above 0")
         if self.reid_text and "llm" not in self.reid_heads:
             raise ValueError("reid_text acts on the LLM's feature; set reid_on to 'llm' or 'both'")
         check_crop_size(self)
@@ -191,6 +201,16 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         if revision is not None and (not REVISION.fullmatch(revision) or ".." in revision):
             raise ValueError(f"backbone_revision is {revision!r}; give a commit, a tag or a branch")
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "MllmReIDConfig":
+        """Makes a configuration of stored fields.
+
+        Before `text_loss` was a field, captions had the triplet loss and the batch norm of the images.
+        """
+        if config_dict.get("reid_text") and "text_loss" not in config_dict:
+            config_dict = {**config_dict, "text_loss": "triplet"}
+        return super().from_dict(config_dict, **kwargs)
+
     @property
     def backbone_description(self) -> Backbone:
         """What is particular to the family of the multimodal LLM."""
@@ -206,6 +226,11 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
     def reid_heads(self) -> tuple[str, ...]:
         """Names of the features that the ReID losses act on."""
         return ("llm", "vision") if self.reid_on == "both" else (self.reid_on,)
+
+    @property
+    def has_text_bottleneck(self) -> bool:
+        """Whether captions have a batch norm of their own."""
+        return self.reid_text and self.text_loss == "contrastive" and self.bnneck
 
     @property
     def num_image_tokens(self) -> int:

@@ -23,6 +23,8 @@ WITHOUT_LLM: dict[str, Any] = {
     "llm_layer": None,
     "distillation_weight": 0.0,
     "reid_text": False,
+    "text_loss": None,
+    "text_temperature": None,
     "pair_weight": 0.0,
     "image_prefix_ids": None,
 }

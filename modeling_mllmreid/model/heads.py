@@ -119,20 +119,27 @@ class ReIDHead(nn.Module):
             Number C of identities; 0 means no classifier.
         bnneck (`bool`, *optional*, defaults to `True`):
             Whether there is a batch norm.
+        text_bnneck (`bool`, *optional*, defaults to `False`):
+            Whether there is a second one for captions. An LLM's latents of captions have another mean and spread than
+            those of images; after a batch norm of their own, both have the same.
 
     Source: Luo et al. 2019, "Bag of Tricks and a Strong Baseline for Deep Person Re-identification".
     """
 
-    def __init__(self, feature_size: int, num_identities: int, bnneck: bool = True):
+    def __init__(self, feature_size: int, num_identities: int, bnneck: bool = True, text_bnneck: bool = False):
         super().__init__()
         # Float32 even if the model around it is created in half precision.
         self.format = torch.promote_types(torch.get_default_dtype(), torch.float32)
-        self.bottleneck = nn.BatchNorm1d(feature_size, dtype=self.format) if bnneck else nn.Identity()
-        if bnneck:
-            # None instead of frozen zeros: loading a checkpoint would make zeros trainable again.
-            self.bottleneck.register_parameter("bias", None)
         self.feature_size = feature_size
+        self.bottleneck = self._new_bottleneck() if bnneck else nn.Identity()
+        self.text_bottleneck = self._new_bottleneck() if text_bnneck else None
         self.classifier = self._new_classifier(num_identities)
+
+    def _new_bottleneck(self) -> nn.BatchNorm1d:
+        bottleneck = nn.BatchNorm1d(self.feature_size, dtype=self.format)
+        # None instead of frozen zeros: loading a checkpoint would make zeros trainable again.
+        bottleneck.register_parameter("bias", None)
+        return bottleneck
 
     def _new_classifier(self, num_identities: int, device: torch.device | None = None) -> IDClassifier | None:
         if not num_identities:
@@ -159,17 +166,33 @@ class ReIDHead(nn.Module):
         super()._apply(convert, recurse)
         return self
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+    @property
+    def fewest_captions(self) -> int:
+        """The number of captions that a training step needs: a batch norm of their own needs two."""
+        return 1 if self.text_bottleneck is None else 2
+
+    def forward(self, features: Tensor, *, captions: int = 0) -> tuple[Tensor, Tensor | None]:
         """Computes the feature after the batch norm and the ID logits.
 
         Args:
             features (`torch.Tensor` of shape `(B, D)`):
-                Pooled features.
+                Pooled features of images, then of captions.
+            captions (`int`, *optional*, defaults to 0):
+                How many of the features are of captions.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor | None]`: features (B, D), and logits (B, C) or None.
         """
         # Autocast would run the linear layer in bfloat16.
         with torch.autocast(features.device.type, enabled=False):
-            after = self.bottleneck(in_format_of(self, at_least_float32(features)))
+            features = in_format_of(self, at_least_float32(features))
+            if self.text_bottleneck is None:
+                after = self.bottleneck(features)
+            else:
+                parts = features.split([len(features) - captions, captions])
+                norms = (self.bottleneck, self.text_bottleneck)
+                after = torch.cat([norm(part) for norm, part in zip(norms, parts, strict=True) if len(part)])
+                if self.training and not captions:
+                    # DDP waits for a gradient of every weight.
+                    after = after + 0.0 * self.text_bottleneck.weight.sum()
             return after, None if self.classifier is None else self.classifier(after)

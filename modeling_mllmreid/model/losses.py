@@ -1,7 +1,7 @@
-"""The losses of MLLMReID: ID, batch-hard triplet, language, distillation, the ReID loss of a step, and their mix."""
+"""The losses of MLLMReID: ID, batch-hard triplet, contrastive, language, distillation, the ReID loss, and their mix."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +129,34 @@ def batch_hard_triplet_loss(
     return losses.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
 
 
+def contrastive_loss(
+    anchors: Tensor, anchor_labels: Tensor, others: Tensor, other_labels: Tensor, *, temperature: float = 0.07
+) -> Tensor:
+    """Computes the cross-entropy of each anchor's cosine similarities to the features of another modality.
+
+    The target is shared equally by all features of the anchor's identity. Anchors without one are left out of the mean.
+
+    Args:
+        anchors (`torch.Tensor` of shape `(N, D)`), others (`torch.Tensor` of shape `(M, D)`):
+            Features of two modalities.
+        anchor_labels (`torch.LongTensor` of shape `(N,)`), other_labels (`torch.LongTensor` of shape `(M,)`):
+            Their identities.
+        temperature (`float`, *optional*, defaults to 0.07):
+            The similarities are divided by it.
+
+    Returns:
+        `torch.Tensor`: a scalar, the mean over anchors.
+
+    Source: Yang et al. 2022, "Unified Contrastive Learning in Image-Text-Label Space", one direction.
+    """
+    with torch.autocast(anchors.device.type, enabled=False):
+        anchors, others = (F.normalize(at_least_float32(features), dim=-1) for features in (anchors, others))
+        scores = F.log_softmax(anchors @ others.T / temperature, dim=1)
+    same = (anchor_labels[:, None] == other_labels[None, :]).to(scores)
+    losses = -(same * scores).sum(1) / same.sum(1).clamp(min=1)
+    return losses.sum() / same.any(1).sum().clamp(min=1)
+
+
 def language_loss_sum(logits: Tensor, targets: Tensor) -> Tensor:
     """Sums the next-token negative log-likelihood, in nats. logits: (T, V) at label positions only; targets: (T,)."""
     return F.cross_entropy(at_least_float32(logits), targets, reduction="sum")
@@ -167,6 +195,13 @@ def mix_losses(language: Tensor | None, reid: Tensor | None, loss_lambda: float)
     return torch.stack(terms).sum() if terms else None
 
 
+class Samples(NamedTuple):
+    """Un-normalised features (N, D) of images or captions, with their identities (N,)."""
+
+    features: Tensor
+    labels: Tensor
+
+
 def reid_loss(
     config: PreTrainedConfig,
     heads: Mapping[str, Any] | nn.ModuleDict,
@@ -179,8 +214,7 @@ def reid_loss(
     """Computes the mean over heads of their weighted ID and triplet losses, over the batches of all processes.
 
     It is a mean, not a sum, so that the number of heads does not change the balance with the language loss. Captions
-    pass the LLM head's batch norm and classifier together with the images, and add a triplet loss in each direction
-    between images and captions.
+    pass the LLM head's classifier too, and add a loss in each direction between images and captions (`text_loss`).
 
     Args:
         config ([`MllmReIDConfig`] or [`MllmReIDVisionConfig`]):
@@ -208,37 +242,54 @@ def reid_loss(
     Source: MLLMReID, arXiv 2401.13201; BNNeck as in Luo et al. 2019.
     """
     losses, id_logits = [], {}
-    triplet = {"margin": config.triplet_margin, "soft_margin": config.triplet_soft_margin}
     person_ids = gather_with_gradient(person_ids)
     for name in config.reid_heads:
-        images = gather_with_gradient(features[name])
-        samples, sample_ids, captions = images, person_ids, None
+        images = Samples(gather_with_gradient(features[name]), person_ids)
+        captions = None
         if name == "llm" and text_features is not None:
             # Gathered with the rows that have no caption, since their number may differ between processes.
-            captions, caption_ids = gather_with_gradient(text_features), person_ids
+            captions = Samples(gather_with_gradient(text_features), person_ids)
             if captioned is not None:
                 present = gather_with_gradient(captioned)
-                captions, caption_ids = captions[present], person_ids[present]
-            samples, sample_ids = torch.cat([images, captions]), torch.cat([person_ids, caption_ids])
-        _, logits = heads[name](samples)
-        if logits is None:
-            raise ValueError("the model has no ID classifier; call set_num_identities before training")
-        compared = comparable_features(samples, config.triplet_scale)
-        crops = compared[: len(images)]
-        head_losses = {
-            f"id_{name}": id_loss(logits, sample_ids, config.label_smoothing),
-            f"triplet_{name}": batch_hard_triplet_loss(crops, person_ids, **triplet),
-        }
-        loss = config.id_weight * head_losses[f"id_{name}"] + config.triplet_weight * head_losses[f"triplet_{name}"]
-        if captions is not None and len(captions):
-            texts = compared[len(images) :]
-            directions = [
-                batch_hard_triplet_loss(crops, person_ids, texts, caption_ids, **triplet),
-                batch_hard_triplet_loss(texts, caption_ids, crops, person_ids, **triplet),
-            ]
-            head_losses["triplet_text"] = torch.stack(directions).mean()
-            loss = loss + config.triplet_weight * head_losses["triplet_text"]
+                captions = Samples(captions.features[present], person_ids[present])
+        head_losses, id_logits[name] = _head_losses(config, heads[name], name, images, captions)
         loss_parts.update({key: value.detach() for key, value in head_losses.items()})
-        id_logits[name] = logits
-        losses.append(loss)
+        losses.append(
+            sum(
+                (config.id_weight if key.startswith("id_") else config.triplet_weight) * value
+                for key, value in head_losses.items()
+            )
+        )
     return torch.stack(losses).mean(), id_logits
+
+
+def _head_losses(
+    config: PreTrainedConfig, head: Any, name: str, images: Samples, captions: Samples | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Computes a head's losses by name, without their weights, and its ID logits: of the images, then the captions."""
+    triplet = {"margin": config.triplet_margin, "soft_margin": config.triplet_soft_margin}
+    samples, number = images, len(images.labels)
+    if captions is not None and len(captions.labels) >= head.fewest_captions:
+        samples = Samples(*(torch.cat(both) for both in zip(images, captions, strict=True)))
+    with_captions = len(samples.labels) > number
+    after, logits = head(samples.features, captions=len(samples.labels) - number)
+    if logits is None:
+        raise ValueError("the model has no ID classifier; call set_num_identities before training")
+    share_scale = with_captions and config.text_loss == "triplet"
+    compared = comparable_features((samples if share_scale else images).features, config.triplet_scale)
+    losses = {
+        f"id_{name}": id_loss(logits, samples.labels, config.label_smoothing),
+        f"triplet_{name}": batch_hard_triplet_loss(compared[:number], images.labels, **triplet),
+    }
+    if with_captions:
+        loss: Any = batch_hard_triplet_loss
+        settings: dict[str, Any] = triplet
+        if config.text_loss == "contrastive":
+            # On the features that a search compares.
+            compared = after if config.feature_after_bn else samples.features
+            loss, settings = contrastive_loss, {"temperature": config.text_temperature}
+        crops = compared[:number], samples.labels[:number]
+        texts = compared[number:], samples.labels[number:]
+        directions = [loss(*crops, *texts, **settings), loss(*texts, *crops, **settings)]
+        losses[f"{config.text_loss}_text"] = torch.stack(directions).mean()
+    return losses, logits

@@ -77,7 +77,15 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
         super().__init__(config)
         self.mllm = AutoModelForImageTextToText.from_config(config.mllm_config)
         self.reid_head = nn.ModuleDict(
-            {name: ReIDHead(self._sizes[name], config.num_identities, config.bnneck) for name in config.reid_heads}
+            {
+                name: ReIDHead(
+                    self._sizes[name],
+                    config.num_identities,
+                    config.bnneck,
+                    name == "llm" and config.has_text_bottleneck,
+                )
+                for name in config.reid_heads
+            }
         )
         self.post_init()
 
@@ -113,10 +121,10 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
 
     # ---- embeddings ----------------------------------------------------------------------------------------------
 
-    def _test_feature(self, name: str, pooled: Tensor) -> Tensor:
+    def _test_feature(self, name: str, pooled: Tensor, *, captions: bool = False) -> Tensor:
         """Returns the L2-normalised feature, after the batch norm where the configuration asks for it."""
         if name in self.reid_head and self.config.feature_after_bn:
-            pooled, _ = self.reid_head[name](pooled)
+            pooled, _ = self.reid_head[name](pooled, captions=len(pooled) if captions else 0)
         return F.normalize(at_least_float32(pooled), dim=-1)
 
     def _test_features(self, pooled: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -192,7 +200,7 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
         if input_ids.shape[0] == 0:
             device = on_device_of(self.get_input_embeddings(), input_ids).device
             return torch.zeros(0, self._sizes["llm"], device=device)
-        return self._test_feature("llm", self.pool_text(input_ids, attention_mask, caption_mask))
+        return self._test_feature("llm", self.pool_text(input_ids, attention_mask, caption_mask), captions=True)
 
     # ---- training ------------------------------------------------------------------------------------------------
 

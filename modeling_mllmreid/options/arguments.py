@@ -168,6 +168,10 @@ class MethodArguments:
     reid_text: bool | None = field(
         default=None, metadata={"help": "Also apply the ReID losses to captions, for text-to-image search."}
     )
+    text_loss: Literal["contrastive", "triplet"] | None = field(
+        default=None, metadata={"help": "Loss between images and captions, with --reid_text true."}
+    )
+    text_temperature: Positive | None = field(default=None, metadata={"help": "Temperature of the contrastive loss."})
     pair_weight: NotNegative | None = field(
         default=None,
         metadata={"help": "Weight of the loss of pairs: the LLM answers whether two crops are one person."},

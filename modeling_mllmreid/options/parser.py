@@ -42,6 +42,8 @@ TRAINING_ONLY = (
     "triplet_scale",
     "distillation_weight",
     "reid_text",
+    "text_loss",
+    "text_temperature",
     "pair_weight",
 )
 # Fields that have no effect in a command: its help omits them, and for one release they are ignored with a warning.

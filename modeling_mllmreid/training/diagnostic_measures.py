@@ -67,7 +67,7 @@ def weighted_reid_losses(config: MllmReIDConfig, outputs: Any, person_ids: Tenso
     """`id_<head>` and `triplet_<head>`, scalars, as they enter the total loss; those of weight 0 are left out.
 
     outputs: a training step's `MllmReIDOutput`; person_ids: (B,). Made of the step's own logits and features: another
-    pass through the heads would move the batch norm's statistics. The triplet loss of the captions is left out.
+    pass through the heads would move the batch norm's statistics. The loss between images and captions is left out.
     """
     losses = {}
     share = config.loss_lambda / len(config.reid_heads)
@@ -77,7 +77,7 @@ def weighted_reid_losses(config: MllmReIDConfig, outputs: Any, person_ids: Tenso
             logits, labels = outputs.id_logits[name], person_ids
             if name == "llm" and outputs.captioned is not None:
                 # The captions' logits follow those of the images.
-                labels = torch.cat([person_ids, person_ids[gather_with_gradient(outputs.captioned)]])
+                labels = torch.cat([person_ids, person_ids[gather_with_gradient(outputs.captioned)]])[: len(logits)]
             losses[f"id_{name}"] = share * config.id_weight * id_loss(logits, labels, config.label_smoothing)
         if config.triplet_weight:
             features = gather_with_gradient(outputs.features[name])

@@ -185,7 +185,7 @@ class Diagnostics:
         if heads:
             total = torch.stack([gradients[name] for name in heads]).sum(dim=0)
             if config.reid_text:
-                gradients["triplet_text"] = gradients["reid"] - total
+                gradients[f"{config.text_loss}_text"] = gradients["reid"] - total
             else:
                 gradients["reid"] = total
         if not gradients:

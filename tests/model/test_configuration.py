@@ -61,6 +61,9 @@ WRONG = [
     ({"backbone": "https://host/x"}, "backbone is 'https://host/x'; give a name on the Hub"),
     ({"backbone": "a/b", "backbone_revision": "../../x"}, "backbone_revision is '../../x'; give a commit"),
     ({"trained_on": "market1501"}, "trained_on is 'market1501'; give a list"),
+    ({"text_loss": "clip"}, "text_loss is 'clip'; give 'contrastive' or 'triplet'"),
+    ({"text_temperature": 0}, "text_temperature is 0; give a number above 0"),
+    ({"text_temperature": float("nan")}, "text_temperature is nan; give a finite number"),
 ]
 
 DEFAULTS = {
@@ -80,6 +83,8 @@ DEFAULTS = {
     "vision_layer": None,
     "distillation_weight": 0.0,
     "reid_text": False,
+    "text_loss": "contrastive",
+    "text_temperature": 0.07,
     "num_identities": 0,
 }
 
@@ -101,6 +106,16 @@ def test_defaults_and_both_ends_of_each_range_are_accepted():
         assert MllmReIDConfig(**fields).to_dict().items() >= fields.items()
     assert MllmReIDConfig(reid_on="llm", reid_text=True).reid_heads == ("llm",)
     assert MllmReIDConfig().reid_heads == ("llm", "vision")
+
+
+def test_a_checkpoint_from_before_the_field_text_loss_has_the_triplet_loss():
+    stored = MllmReIDConfig(reid_text=True).to_dict()
+    assert MllmReIDConfig.from_dict(stored).has_text_bottleneck
+    del stored["text_loss"]
+    assert MllmReIDConfig.from_dict(stored).text_loss == "triplet"
+    assert not MllmReIDConfig.from_dict(stored).has_text_bottleneck
+    # Without captions in its training it has none to keep.
+    assert MllmReIDConfig.from_dict({**stored, "reid_text": False}).text_loss == "contrastive"
 
 
 def test_valid_fields_stay_unchanged():

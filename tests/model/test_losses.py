@@ -136,7 +136,7 @@ def test_the_triplet_loss_on_scaled_features_does_not_depend_on_the_size_of_the_
 
 @pytest.mark.parametrize("scale", ["none", "batch", "unit"])
 def test_the_model_computes_its_triplet_losses_on_the_chosen_scale(make_model, make_batch, scale):
-    model, batch = make_model(triplet_scale=scale, reid_text=True).train(), make_batch(8)
+    model, batch = make_model(triplet_scale=scale, reid_text=True, text_loss="triplet").train(), make_batch(8)
     output = model(**batch)
     images = output.features["llm"]
     both = comparable_features(torch.cat([images, output.text_features]), scale)

@@ -192,4 +192,4 @@ def test_the_reid_losses_alone_read_texts_for_their_captions_only(train, reid_te
     rows = next(iter(trainer.get_train_dataloader()))
     assert any(trainer.train_dataset.texts) == reid_text and trainer.data_collator.language is False
     assert rows.keys() >= {"text_caption_mask"} if reid_text else rows.keys() == {"pixel_values", "person_ids"}
-    assert "labels" not in rows and ("triplet_text" in trainer.state.log_history[0]) == reid_text
+    assert "labels" not in rows and ("contrastive_text" in trainer.state.log_history[0]) == reid_text

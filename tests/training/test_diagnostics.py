@@ -115,7 +115,7 @@ def test_training_is_the_same_to_the_last_bit(train, settings):
     assert modes[0] == modes[1]
     last = diagnosed(runs[1])[-1]
     assert last["diag_grad_lm_image"] > 0 and last["diag_grad_reid"] > 0 and last["diag_step"] == 3
-    assert ("diag_grad_triplet_text" in last) == ("model" in settings)
+    assert ("diag_grad_contrastive_text" in last) == ("model" in settings)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -151,7 +151,7 @@ def test_norms_equal_those_of_a_plain_backward(train, recorded, accumulation, re
             lambda o, n=name: 0.35 * 2 * batch_hard_triplet_loss(o.features[n], people, margin=config.triplet_margin)
         )
     got = {name.removeprefix("diag_grad_"): value for name, value in entry.items() if name.startswith("diag_grad_")}
-    assert (got.pop("triplet_text", 0) > 0) == reid_text
+    assert (got.pop("contrastive_text", 0) > 0) == reid_text
     assert got == pytest.approx(expected, rel=1e-3) and min(expected.values()) > 0
 
     outputs = model(**batch)

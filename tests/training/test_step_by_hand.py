@@ -17,13 +17,20 @@ SETTINGS = {
     "captions in the ReID losses, soft margin, earlier layers": {
         **COMMON,
         **{"loss_lambda": 0.35, "reid_text": True, "triplet_soft_margin": True, "distillation_weight": 0.6},
-        **{"llm_layer": 1, "vision_layer": 1},
+        **{"llm_layer": 1, "vision_layer": 1, "text_loss": "triplet"},
     },
     "a margin that some triplets keep, no neck": {
         **COMMON,
         **{"loss_lambda": 0.8, "triplet_margin": 0.02, "distillation_weight": 0.3, "bnneck": False},
     },
-    "captions in the ReID losses alone": {**COMMON, "loss_lambda": 1.0, "reid_text": True, "reid_on": "llm"},
+    "captions in the ReID losses alone": {
+        **COMMON,
+        **{"loss_lambda": 1.0, "reid_text": True, "reid_on": "llm", "text_temperature": 0.3},
+    },
+    "captions compared before the neck": {
+        **COMMON,
+        **{"loss_lambda": 0.6, "reid_text": True, "feature_after_bn": False, "distillation_weight": 0.2},
+    },
     "the visual encoder alone, no weight on identities": {
         **{"loss_lambda": 0.2, "reid_on": "vision", "id_weight": 0.0, "triplet_margin": 0.9},
     },
@@ -90,21 +97,38 @@ def triplet(config, anchors, others, own):
     return sum(terms) / len(terms)
 
 
-def id_loss(config, head, rows):
-    """rows: list of (feature, person). Batch statistics, a smoothed target, the mean over rows."""
+def contrastive(config, anchors, others):
+    """anchors, others: lists of (feature, person). The mean over anchors and over the features of their person."""
+    terms = []
+    for anchor, person in anchors:
+        cosines = [anchor @ other / (anchor @ anchor).sqrt() / (other @ other).sqrt() for other, _ in others]
+        logs = log_softmax(torch.stack(cosines) / config.text_temperature)
+        matches = [log for log, (_, other_person) in zip(logs, others, strict=True) if person == other_person]
+        if matches:
+            terms.append(-sum(matches) / len(matches))
+    return sum(terms) / len(terms)
+
+
+def neck(config, norm, rows):
+    """Batch statistics. rows, result: lists of (feature, person)."""
     features = torch.stack([feature for feature, _ in rows])
     if config.bnneck:
         spread = (features - features.mean(0)).pow(2).mean(0)
-        features = (features - features.mean(0)) / (spread + head.bottleneck.eps).sqrt() * head.bottleneck.weight
+        features = (features - features.mean(0)) / (spread + norm.eps).sqrt() * norm.weight
+    return [(feature, person) for feature, (_, person) in zip(features, rows, strict=True)]
+
+
+def id_loss(config, head, rows):
+    """rows: list of (feature, person), after the neck. A smoothed target, the mean over rows."""
     total, classes = 0, len(head.classifier.weight)
-    for feature, (_, person) in zip(features, rows, strict=True):
+    for feature, person in rows:
         logs = log_softmax(head.classifier.weight @ feature)
         total = total - (1 - config.label_smoothing) * logs[person] - config.label_smoothing / classes * logs.sum()
     return total / len(rows)
 
 
 def by_hand(model, batch):
-    """(language sums by branch, target tokens by branch, ReID loss, its parts, rows through each head's norm)."""
+    """(language sums by branch, target tokens by branch, ReID loss, its parts, rows through each norm of a head)."""
     config, llava = model.config, model.mllm.model
     before, people = len(config.image_prefix_ids), batch["person_ids"].tolist()
     states = llava.vision_tower(
@@ -141,15 +165,25 @@ def by_hand(model, batch):
             captions.append((text[config.llm_layer][row, places].mean(0), people[row]))
     parts, normed, losses = {}, {}, []
     for name in ("llm", "vision") if config.reid_on == "both" else (config.reid_on,):
-        images = list(zip(features[name], people, strict=True))
-        normed[name] = images + captions if name == "llm" else images
-        parts[f"id_{name}"] = id_loss(config, model.reid_head[name], normed[name])
+        images, head = list(zip(features[name], people, strict=True)), model.reid_head[name]
+        texts = captions if name == "llm" else []
+        shared = config.text_loss == "triplet"
+        normed[name, "bottleneck"] = images + texts if shared else images
+        after = neck(config, head.bottleneck, normed[name, "bottleneck"])
+        if texts and not shared:
+            normed[name, "text_bottleneck"] = texts
+            after += neck(config, head.text_bottleneck, texts)
+        parts[f"id_{name}"] = id_loss(config, head, after)
         parts[f"triplet_{name}"] = triplet(config, images, images, own=True)
         loss = config.id_weight * parts[f"id_{name}"] + config.triplet_weight * parts[f"triplet_{name}"]
-        if name == "llm" and captions:
-            across = triplet(config, images, captions, own=False), triplet(config, captions, images, own=False)
-            parts["triplet_text"] = sum(across) / 2
-            loss = loss + config.triplet_weight * parts["triplet_text"]
+        if texts and shared:
+            across = triplet(config, images, texts, own=False), triplet(config, texts, images, own=False)
+        elif texts:
+            sides = (after[: len(people)], after[len(people) :]) if config.feature_after_bn else (images, texts)
+            across = contrastive(config, *sides), contrastive(config, *sides[::-1])
+        if texts:
+            parts[f"{config.text_loss}_text"] = sum(across) / 2
+            loss = loss + config.triplet_weight * parts[f"{config.text_loss}_text"]
         losses.append(loss)
     return sums, counts, sum(losses) / len(losses), parts, normed
 
@@ -186,8 +220,9 @@ def test_forward_is_the_step_by_hand(make_model, make_batch, name):
     # The initial classifier is close to zero, where wrong logits would hardly show.
     for head in model.reid_head.values():
         torch.nn.init.normal_(head.classifier.weight, generator=torch.Generator().manual_seed(1))
-        if model.config.bnneck:
-            torch.nn.init.uniform_(head.bottleneck.weight, 0.5, 2, generator=torch.Generator().manual_seed(2))
+        for norm in (head.bottleneck, head.text_bottleneck):
+            if isinstance(norm, torch.nn.BatchNorm1d):
+                torch.nn.init.uniform_(norm.weight, 0.5, 2, generator=torch.Generator().manual_seed(2))
     hand, batch = copy.deepcopy(model), uneven(make_batch(8), bare=(1, 6))
     output = model(**batch)
     output.loss.backward()
@@ -205,18 +240,19 @@ def test_forward_is_the_step_by_hand(make_model, make_batch, name):
     for branch, value in sums.items():
         torch.testing.assert_close(output.language_loss_sums[branch], value, **CLOSE)
     assert_same_gradients(model, hand)
-    for head, rows in normed.items():
+    for (head, neck_name), rows in normed.items():
         if model.config.bnneck:
             features = torch.stack([feature for feature, _ in rows]).detach()
-            norm = model.reid_head[head].bottleneck
+            norm = getattr(model.reid_head[head], neck_name)
             torch.testing.assert_close(norm.running_mean, 0.1 * features.mean(0), **CLOSE)
             torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * features.var(0), **CLOSE)
             assert norm.num_batches_tracked == 1
-        assert output.id_logits[head].shape == (len(rows), 4)
+    for head, logits in output.id_logits.items():
+        assert logits.shape == (sum(len(rows) for (name, _), rows in normed.items() if name == head), 4)
 
 
 @pytest.mark.parametrize("chunk", [0, 3])
-@pytest.mark.parametrize(("name", "scale"), [(list(SETTINGS)[0], 1), (list(SETTINGS)[1], 64)])
+@pytest.mark.parametrize(("name", "scale"), [(list(SETTINGS)[0], 1), (list(SETTINGS)[1], 64), (list(SETTINGS)[3], 1)])
 def test_an_accumulated_step_of_the_trainer_is_the_step_by_hand(train, make_model, make_batch, name, scale, chunk):
     """Compares logs and gradients of two micro-batches with unequal targets, plain and with cached gradients."""
     trainer = train(model={"loss_lambda": 0.5}, max_steps=1, grad_cache_chunk=chunk, diagnostics_steps=0).trainer

@@ -103,7 +103,7 @@ def test_captions_in_the_reid_losses_alone_train_no_text(train):
     settings = {"max_steps": 2, "batch": {"text_branch": False}, "model": {"reid_text": True, "loss_lambda": 0.7}}
     trained = train(**settings).trainer
     entry = trained.state.log_history[0]
-    assert "lm_text" not in entry and {"lm_image", "triplet_text"} <= entry.keys()
+    assert "lm_text" not in entry and {"lm_image", "contrastive_text"} <= entry.keys()
     batch = next(iter(trained.get_train_dataloader()))
     assert {name for name in batch if name.startswith("text_")} == {
         "text_input_ids",

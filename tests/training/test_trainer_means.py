@@ -16,7 +16,7 @@ def test_entries_after_a_resume_are_means_over_the_steps_before_it_too(train, tm
     whole = train("whole", **settings).trainer.state.log_history
     resumed = train("resumed", resume_from_checkpoint=str(tmp_path / "whole/checkpoint-4"), **settings)
     again = resumed.trainer.state.log_history
-    entry = {"step", "epoch", "loss", "grad_norm", "learning_rate", "triplet_text", "id_llm", "lm_text", "lm_image"}
+    entry = {"step", "epoch", "loss", "grad_norm", "learning_rate", "contrastive_text", "id_llm", "lm_text", "lm_image"}
     assert entry <= again[0].keys() and again[0] == whole[0]
     assert len(again) == len(whole) == 2 and again[1]["total_flos"] == 0
     window = json.loads((tmp_path / "whole/checkpoint-4/log_window_0.json").read_text())
