@@ -6,7 +6,10 @@
 base_llava
 outside_crops
 if [ -z "${REPEAT:-}" ] && [ ! -d ablation ]; then
-    cp -r "$here/ablation" . && gunzip -r ablation
+    rm -rf ablation.part # of a call that was killed
+    cp -r "$here/ablation" ablation.part
+    gunzip -r ablation.part
+    mv ablation.part ablation
 fi
 
 # The original SmolLM2 writes the continuations: the trained one would describe the person instead.

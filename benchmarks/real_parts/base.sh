@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the LLaVA that the runs start from, on people who are used nowhere else: words, captions, common instruction.
-#   bash benchmarks/real_parts/base.sh  2 CPU cores, about one and a half hours; settings: common.sh
+#   bash benchmarks/real_parts/base.sh  2 CPU cores, about two hours; settings: common.sh
 # It ends with $RUNS/base_change, which stands in this folder as `base`: the ablation need not train it again.
 . "$(dirname "$0")/common.sh"
 
