@@ -31,6 +31,11 @@ class Image(NamedTuple):
         """Returns the image on the device and in the number format of a tensor."""
         return Image(self.embeddings.to(other), self.grid, tuple(features.to(other) for features in self.deepstack))
 
+    def at(self, rows: Tensor) -> "Image":
+        """Returns some of the images, by their positions in the batch (N,)."""
+        embeddings, *deepstack = (features[rows.to(features.device)] for features in (self.embeddings, *self.deepstack))
+        return Image(embeddings, self.grid, tuple(deepstack))
+
 
 class Backbone:
     """What the ReID model needs to know of a multimodal LLM. A sub-class describes one family. It holds no weights.

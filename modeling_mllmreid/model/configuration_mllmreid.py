@@ -266,9 +266,10 @@ class MllmReIDConfig(PrivatePush, PreTrainedConfig):
         from .heads import ReIDFeatures  # noqa: F401
         from .identities import IdentityClassifiers  # noqa: F401
         from .images import open_image  # noqa: F401
+        from .language_branches import LabelLoss  # noqa: F401
         from .losses import id_loss  # noqa: F401
         from .mllm_forward import MllmForward  # noqa: F401
-        from .modeling_mllmreid import LabelLoss  # noqa: F401
+        from .modeling_mllmreid import MllmReIDModel  # noqa: F401
         from .pairs import Reading  # noqa: F401
         from .processing_mllmreid import MllmReIDProcessor  # noqa: F401
         from .prompts import Prompt  # noqa: F401

@@ -4,7 +4,7 @@
 from .versions import check_versions  # noqa: F401
 
 # isort: split
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,28 +12,19 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers import initialization as init
 
-from .backbone import Image
 from .checkpoints import ReIDCheckpoints
 from .configuration_mllmreid import MllmReIDConfig
 from .crops import checked_pixels
 from .heads import IDClassifier, MllmReIDOutput, ReIDFeatures, ReIDHead, mean_pool
-from .losses import distillation_sum, language_loss_sum, mix_losses, reid_loss
-from .mllm_forward import MllmForward
+from .language_branches import LabelLoss, LanguageBranches, read_rows
+from .losses import mix_losses, reid_loss
 from .pairs import recorder
-from .tensors import at_least_float32, in_format_of, on_device_of
+from .tensors import at_least_float32, on_device_of
 
 FEATURES = ("llm", "vision", "concat")
 
 
-class LabelLoss(NamedTuple):
-    """The language loss of one branch: logits at label positions (T, V), their summed loss, and T."""
-
-    logits: Tensor
-    loss_sum: Tensor
-    count: int
-
-
-class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
+class MllmReIDModel(LanguageBranches, ReIDCheckpoints, PreTrainedModel):
     """A multimodal LLM with ReID heads on the LLM's image features (DirectReID) and on the visual encoder's features.
 
     The language loss trains the LLM to continue a text after an image or after the image's caption (Common
@@ -216,6 +207,7 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
         text_labels: Tensor | None = None,
         text_caption_mask: Tensor | None = None,
         camera_ids: Tensor | None = None,
+        language_rows: Tensor | None = None,
         return_reading: bool = False,
     ) -> MllmReIDOutput:
         """Computes features and losses of a batch, or embeddings if only pixels are given.
@@ -233,6 +225,9 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
                 True at the caption's positions.
             camera_ids (`torch.LongTensor` of shape `(B,)`, *optional*):
                 Cameras. With them, pairs of one person are from two cameras where there are two.
+            language_rows (`torch.BoolTensor` of shape `(B,)`, *optional*):
+                True at the images that the language loss reads, the only ones that may have labels. Their texts then
+                run apart from the features of the whole batch. All processes give it, or none.
             return_reading (`bool`, *optional*, defaults to `False`):
                 Whether the output holds the crops' readings for pairs.
 
@@ -243,6 +238,7 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
             return self._embedded(pixel_values)
         language = labels is not None and self.config.loss_lambda < 1
         reid = person_ids is not None and self.config.loss_lambda > 0
+        rows = read_rows(language_rows) if language and language_rows is not None else None
         tower_output = self.run_tower(pixel_values)
         features: dict[str, Tensor] = {}
         branches: dict[str, LabelLoss] = {}
@@ -251,24 +247,31 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
         if "llm" in self.config.reid_heads or language or pairs or return_reading:
             image = self.project_image(tower_output)
             record = recorder(self.language_model.layers) if pairs or return_reading else None
-            if language:
+            if language and rows is None:
                 features["llm"], branches["image"] = self._image_branch(
                     image, input_ids, attention_mask, labels, record=record
                 )
                 reading = None if record is None else self.reading_of(record, image)
             elif record is not None:
                 features["llm"], reading = self.read_image(image)
-            else:
+            elif "llm" in self.config.reid_heads:
                 features["llm"] = self.pool_image(image)
+            if rows is not None:
+                texts = (tensor[rows] for tensor in (input_ids, attention_mask, labels))
+                _, branches["image"] = self._image_branch(image.at(rows), *texts)
         features["vision"] = self.pool_vision(tower_output)
 
         text_features = None
         if text_input_ids is not None and language and text_labels is not None:
-            hidden, pooled_from = self.run_texts(text_input_ids, text_attention_mask, whole=True)
-            branches["text"] = self._label_loss(hidden, text_labels)
-            if self.config.reid_text:
-                text_features = mean_pool(pooled_from, text_caption_mask)
-        elif text_input_ids is not None and self.config.reid_text:
+            if rows is not None:
+                texts = (tensor[rows] for tensor in (text_input_ids, text_attention_mask, text_labels))
+                branches["text"] = self._text_branch(*texts)
+            else:
+                hidden, pooled_from = self.run_texts(text_input_ids, text_attention_mask, whole=True)
+                branches["text"] = self._label_loss(hidden, text_labels)
+                if self.config.reid_text:
+                    text_features = mean_pool(pooled_from, text_caption_mask)
+        if text_input_ids is not None and self.config.reid_text and text_features is None:
             text_features = self.pool_text(text_input_ids, text_attention_mask, text_caption_mask)
         sums, counts = self._sums_and_counts(branches)
 
@@ -313,32 +316,6 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
             image_embeds=self._test_features(pooled)[self.config.test_feature], features=ReIDFeatures(**pooled)
         )
 
-    def _image_branch(
-        self, image: Image, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, record: Any = None
-    ) -> tuple[Tensor, LabelLoss]:
-        """Returns the LLM feature (B, D) and the language loss from one run over image, instruction and target."""
-        embeddings, start = self.embed_with_image(input_ids, image), self.image_start
-        hidden, pooled_from = self.run_language_model(embeddings, attention_mask, image, whole=True, record=record)
-        at_image = pooled_from[:, start : start + image.embeddings.shape[1]]
-        return mean_pool(at_image), self._label_loss(hidden, labels)
-
-    def _label_loss(self, hidden: Tensor, labels: Tensor) -> LabelLoss:
-        """Runs the output layer at label positions only: logits at all positions would fill the memory."""
-        targets = labels[:, 1:].to(hidden.device)
-        # Positions, not a mask: each index by a mask makes the host wait for the device, in the backward pass too.
-        at_labels = (targets != -100).nonzero(as_tuple=True)
-        logits = self.mllm.lm_head(in_format_of(self.mllm.lm_head, hidden[:, :-1][at_labels]))
-        return LabelLoss(logits, language_loss_sum(logits, targets[at_labels].to(logits.device)), logits.shape[0])
-
-    def _sums_and_counts(self, branches: dict[str, LabelLoss]) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """Returns each branch's summed loss and label count, with the distillation's where it has a weight."""
-        sums = {name: branch.loss_sum for name, branch in branches.items()}
-        counts = {name: branch.count for name, branch in branches.items()}
-        if self.config.distillation_weight and len(branches) == 2:
-            sums["distillation"] = distillation_sum(branches["image"].logits, branches["text"].logits)
-            counts["distillation"] = counts["image"]
-        return sums, counts
-
     def image_language_loss(
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
     ) -> tuple[Tensor, int]:
@@ -350,25 +327,6 @@ class MllmReIDModel(MllmForward, ReIDCheckpoints, PreTrainedModel):
         image = self.project_image(self.run_tower(pixel_values))
         _, loss = self._image_branch(image, input_ids, attention_mask, labels)
         return loss.loss_sum, loss.count
-
-    def language_loss(self, sums: dict[str, Tensor], counts: dict[str, float]) -> Tensor:
-        """Averages the branches' losses and adds the weighted distillation loss.
-
-        Args:
-            sums (`dict[str, torch.Tensor]`):
-                `language_loss_sums` of a [`MllmReIDOutput`].
-            counts (`dict[str, float]`):
-                Target tokens by branch. With the counts of a whole accumulation window, the losses of its
-                micro-batches add up to the exact mean.
-
-        Returns:
-            `torch.Tensor`: a scalar.
-        """
-        branches = [sums[name] / max(counts[name], 1) for name in ("image", "text") if name in sums]
-        loss = torch.stack(branches).mean()
-        if "distillation" in sums:
-            loss = loss + self.config.distillation_weight * sums["distillation"] / max(counts["distillation"], 1)
-        return loss
 
     def generate(self, input_ids: Tensor, pixel_values: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Generates text after a prompt, with an image if one is given.

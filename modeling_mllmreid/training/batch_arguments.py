@@ -16,6 +16,8 @@ class BatchArguments:
             second half of the caption).
         text_branch (`bool`): Whether the language loss reads captions in addition to images.
         max_target_tokens (`int`): Length in tokens at which targets are cut.
+        language_share (`float`): Share of the images of a batch that the language loss reads, above 0 and up to 1. The
+            ReID losses read all of them. Texts through a large language model are most of the cost of a step.
         instruction (`str`): "common" (the Common Instruction), "standard" (a description prompt) or "pool" (a random
             prompt for each image).
         val_identities (`int`): Number of people moved from train to val where the data set has no val split.
@@ -49,6 +51,10 @@ class BatchArguments:
         default=32,
         metadata={"metavar": "N>=1", "help": "Maximum number of tokens in a target; longer ones are cut."},
     )
+    language_share: float = field(
+        default=1.0,
+        metadata={"metavar": "0<X<=1", "help": "Share of the images of a batch that the language loss reads."},
+    )
     instruction: Literal["common", "standard", "pool"] = field(
         default="common",
         metadata={"help": "The Common Instruction, a standard description prompt, or a random prompt for each image."},
@@ -78,6 +84,8 @@ class BatchArguments:
         for name in ("flip", "erase", "downscale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)}: give a probability, 0 to 1")
+        if not 0 < self.language_share <= 1:
+            raise UserError(f"language_share {self.language_share}: give a share above 0 and up to 1")
         if not 0 <= self.color_jitter < 1:
             raise UserError(f"color_jitter {self.color_jitter}: give a relative change, 0 or more and below 1")
         for name, least in (("max_target_tokens", 1), ("val_identities", 0), ("pad", 0)):

@@ -82,6 +82,8 @@ class TrainDataset(Dataset[dict[str, Any]]):
         self.crop_pixels = CropPixels(processor)
         self.num_instructions = len(instruction_texts(args.instruction))
         self.texts = _texts_and_targets(split, processor, args) if language else [[] for _ in self.images]
+        # Whether the language loss reads only some of the images.
+        self.partial = language and (args.language_share < 1 or not all(self.texts))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -92,7 +94,8 @@ class TrainDataset(Dataset[dict[str, Any]]):
         Returns:
             `dict`: `pixel_values` (3, height, width) float32, `person_ids` (the label, 0 to `num_identities` - 1),
             `camera_ids`, `instruction` (index of the prompt), `caption` (the text), and `target` (its token ids); the
-            last two are empty without a caption.
+            last two are empty without a caption. The target is empty too outside of `language_share`. With such
+            samples in the training, `language_row` is whether there is a target.
         """
         index, epoch, position = key if isinstance(key, tuple) else (key, int(torch.randint(2**31, ())), key)
         rng = rng_for(self.seed, epoch, position, index)
@@ -100,8 +103,11 @@ class TrainDataset(Dataset[dict[str, Any]]):
         pixels = self.crop_pixels(image)
         texts = self.texts[index]
         caption, target = texts[rng.integers(len(texts))] if texts else ("", [])
+        share = self.args.language_share
+        if int((position + 1) * share) == int(position * share):
+            target = []
         instruction = int(rng.integers(self.num_instructions)) if texts and self.num_instructions > 1 else 0
-        return {
+        sample = {
             "pixel_values": torch.from_numpy(self.augmentation.erase(pixels, rng, in_place=True)),
             "person_ids": self.labels[index],
             "camera_ids": self.camera_ids[index],
@@ -109,6 +115,7 @@ class TrainDataset(Dataset[dict[str, Any]]):
             "caption": caption,
             "target": target,
         }
+        return {**sample, "language_row": bool(target)} if self.partial else sample
 
 
 def _texts_and_targets(
@@ -236,8 +243,9 @@ class TrainCollator:
         Returns:
             `dict[str, Tensor]`: `pixel_values` (B, 3, height, width) and `person_ids` (B,), with `pairs`
             `camera_ids` (B,); with the language loss
-            `input_ids`, `attention_mask` and `labels`, each (B, L); with a text branch `text_input_ids`,
-            `text_attention_mask`, `text_caption_mask` and, under `text_branch`, `text_labels`, each (B, M).
+            `input_ids`, `attention_mask` and `labels`, each (B, L), and where it reads only some of the images
+            `language_rows` (B,); with a text branch `text_input_ids`, `text_attention_mask`, `text_caption_mask` and,
+            under `text_branch`, `text_labels`, each (B, M).
         """
         batch = {
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
@@ -249,6 +257,8 @@ class TrainCollator:
         if self.language:
             prompts = [self.image_prompts[sample["instruction"]] for sample in samples]
             batch |= self.processor.build_inputs(prompts, targets)
+            if "language_row" in samples[0]:
+                batch["language_rows"] = torch.tensor([sample["language_row"] for sample in samples])
         if self.has_text_branch:
             instructions = [self.instructions[sample["instruction"]] for sample in samples]
             texts = self.processor.text_prompts([sample["caption"] for sample in samples], instructions)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -186,13 +186,16 @@ def _activation_bytes(
     That is 1 if every block is computed again in the backward pass, n if every n-th one is, 0 if none is.
     """
     config: Any = model.config
-    lengths, pairs = sequence_lengths(config, batches), getattr(config, "pair_weight", 0) > 0
-    with fake_run(model):
-        one, two = (_saved_bytes(model, images, lengths, args.bf16 or args.fp16, pairs=pairs) for images in (1, 2))
-    growth = {name: two[name] - one[name] for name in one}
-    fixed = {name: one[name] - growth[name] for name in one}
-    batch_size = args.per_device_train_batch_size
-    all_bytes = {name: fixed[name] + batch_size * growth[name] for name in growth}
+    batch_size, pairs = args.per_device_train_batch_size, getattr(config, "pair_weight", 0) > 0
+    terms = step_terms(config, batches, batch_size)
+    all_bytes = dict.fromkeys(("tower", "language_model") if isinstance(model, MllmReIDModel) else ("tower",), 0.0)
+    for term in terms:
+        asked = pairs and term is terms[0]
+        with fake_run(model):
+            one, two = (_saved_bytes(model, n, term.lengths, args.bf16 or args.fp16, pairs=asked) for n in (1, 2))
+        for name in all_bytes:
+            all_bytes[name] += term.sign * (one[name] + (term.images - 1) * (two[name] - one[name]))
+    sequences = [term.images * length for term in terms for length in term.lengths]
     tower = model.backbone.tower if isinstance(model, MllmReIDModel) else config.tower
     rows, columns = tower.grid(config.height, config.width)
     patches = rows * columns + tower.prefix_tokens
@@ -201,40 +204,66 @@ def _activation_bytes(
     if isinstance(model, MllmReIDModel):
         text_config = config.get_text_config()
         depth["language_model"] = text_config.num_hidden_layers
-        block_inputs["language_model"] = sum(lengths) * text_config.hidden_size * 2
+        block_inputs["language_model"] = sum(sequences) / batch_size * text_config.hidden_size * 2
         if pairs:
             # What a question sees is made in the block, so that its input is the question alone.
             block_inputs["language_model"] += PAIRS_OF_IMAGE * PAIR_TOKENS * text_config.hidden_size * 2
     # The backward pass recomputes one block at a time, and one branch after the other. Questions take more than that.
-    share = {"tower": 1.0, "language_model": max(lengths) / sum(lengths) if lengths and not pairs else 1.0}
+    share = {"tower": 1.0, "language_model": max(sequences) / sum(sequences) if sequences and not pairs else 1.0}
     readings = _reading_bytes(config, args.bf16 or args.fp16) if pairs else 0
-    largest = max(int(all_bytes[name] * share[name]) // depth[name] for name in growth)
+    largest = max(int(all_bytes[name] * share[name]) // depth[name] for name in all_bytes)
 
     def of(every: int) -> int:
         if not every:
-            return sum(all_bytes.values())
-        again = {name: -(-depth[name] // every) for name in growth}
-        inputs = sum(batch_size * again[name] * block_inputs[name] for name in growth if growth[name])
-        whole = sum((depth[name] - again[name]) * all_bytes[name] // depth[name] for name in growth)
-        return inputs + whole + largest + batch_size * readings
+            return int(sum(all_bytes.values()))
+        again = {name: -(-depth[name] // every) for name in all_bytes}
+        inputs = sum(batch_size * again[name] * block_inputs[name] for name in all_bytes if all_bytes[name])
+        whole = sum((depth[name] - again[name]) * all_bytes[name] // depth[name] for name in all_bytes)
+        return int(inputs + whole + largest + batch_size * readings)
 
     return of
 
 
-def sequence_lengths(config: Any, batches: BatchArguments) -> list[int]:
-    """Returns the tokens of each sequence of a sample that the language model reads: of the image, then of the text.
+class StepTerm(NamedTuple):
+    """A pass over some images of a batch, added to the cost of a step or subtracted from it.
+
+    Args:
+        sign (`int`): 1 or -1.
+        images (`float`): Number of images.
+        lengths (`list[int]`): Tokens of each sequence that the language model reads: of the image, then of the text.
+        language (`bool`): Whether the language loss is computed.
+    """
+
+    sign: int
+    images: float
+    lengths: list[int]
+    language: bool
+
+
+def step_terms(config: Any, batches: BatchArguments, images: int) -> list[StepTerm]:
+    """Returns the passes whose costs add up to that of a step.
+
+    With a `language_share`, the texts run apart from the features, without the tower.
 
     Args:
         config (`MllmReIDConfig` or `MllmReIDVisionConfig`): Configuration of the model.
         batches (`BatchArguments`): Settings of the batches.
+        images (`int`): Number of images in the batch.
     """
-    image_length = (
-        config.num_image_tokens + PROMPT_TOKENS + (batches.max_target_tokens if config.loss_lambda < 1 else 0)
-    )
+    language, read = config.loss_lambda < 1, batches.language_share * images
+    texts, features = (_sequence_lengths(config, batches, language=reads) for reads in (language, False))
+    if not language or batches.language_share == 1:
+        return [StepTerm(1, images, texts, language)]
+    return [StepTerm(1, images, features, False), StepTerm(1, read, texts, True), StepTerm(-1, read, [], False)]
+
+
+def _sequence_lengths(config: Any, batches: BatchArguments, *, language: bool) -> list[int]:
+    """Returns the tokens of each sequence of an image that the language model reads."""
+    image_length = config.num_image_tokens + PROMPT_TOKENS + (batches.max_target_tokens if language else 0)
     pairs = getattr(config, "pair_weight", 0) > 0
-    runs_llm = config.loss_lambda < 1 or "llm" in config.reid_heads or pairs
+    runs_llm = language or "llm" in config.reid_heads or pairs
     text_length = 0
-    if config.loss_lambda < 1 and batches.text_branch:
+    if language and batches.text_branch:
         text_length = CAPTION_TOKENS + PROMPT_TOKENS + batches.max_target_tokens
     elif config.reid_text:
         text_length = CAPTION_TOKENS + PROMPT_TOKENS

@@ -11,7 +11,7 @@ from .adapters import AdapterArguments
 from .arguments import ReIDTrainingArguments
 from .batch_arguments import BatchArguments
 from .fake_runs import fake_run
-from .memory import model_without_weights, sequence_lengths
+from .memory import StepTerm, model_without_weights, step_terms
 from .parameters import freeze_unused_parameters
 
 
@@ -44,33 +44,35 @@ def step_flops(
     """
     model: Any = model_without_weights(config, adapters, dtype)
     freeze_unused_parameters(model)
-    with fake_run(model):
-        one, two = (_counted(model, images, batches) for images in (1, 2))
-    return float(one + (args.per_device_train_batch_size - 1) * (two - one))
+    flops = 0.0
+    for term in step_terms(config, batches, args.per_device_train_batch_size):
+        with fake_run(model):
+            one, two = (_counted(model, images, term, batches) for images in (1, 2))
+        flops += term.sign * (one + (term.images - 1) * (two - one))
+    return flops
 
 
-def _counted(model: MllmReIDModel, images: int, batches: BatchArguments) -> int:
+def _counted(model: MllmReIDModel, images: int, term: StepTerm, batches: BatchArguments) -> int:
     """Returns the FLOPs of a forward and backward pass over a number of images."""
     config: Any = model.config
-    language = config.loss_lambda < 1
     with FlopCounterMode(display=False) as counter:
         output = model.run_tower(torch.empty(images, 3, config.height, config.width))
         outputs = [model.pool_vision(output)] if "vision" in config.reid_heads else []
-        lengths = sequence_lengths(config, batches)
-        if lengths:
+        if config.loss_lambda < 1 or "llm" in config.reid_heads:
             # A fake run cannot select positions by a mask, as deepstack does.
             image = model.project_image(output)._replace(deepstack=())
             tokens = image.embeddings
-            for index, length in enumerate(lengths):
-                rest = torch.empty(images, length - (tokens.shape[1] if index == 0 else 0), tokens.shape[2])
-                sequences = torch.cat([tokens, rest.to(tokens)], dim=1) if index == 0 else rest.to(tokens)
-                mask = torch.ones(images, length, dtype=torch.long)
-                hidden, pooled = model.run_language_model(
-                    sequences, mask, image if index == 0 else None, whole=language
-                )
-                outputs.append(pooled)
-                if language:
-                    outputs.append(_logits(model, hidden[:, -batches.max_target_tokens :]))
+            outputs.append(tokens)
+        for index, length in enumerate(term.lengths):
+            rest = torch.empty(images, length - (tokens.shape[1] if index == 0 else 0), tokens.shape[2])
+            sequences = torch.cat([tokens, rest.to(tokens)], dim=1) if index == 0 else rest.to(tokens)
+            mask = torch.ones(images, length, dtype=torch.long)
+            hidden, pooled = model.run_language_model(
+                sequences, mask, image if index == 0 else None, whole=term.language
+            )
+            outputs.append(pooled)
+            if term.language:
+                outputs.append(_logits(model, hidden[:, -batches.max_target_tokens :]))
         total = torch.stack([values.float().mean() for values in outputs]).sum()
         if total.requires_grad:
             total.backward()

@@ -47,6 +47,7 @@ WITH_LANGUAGE_MODEL = {
     "backbone_loading.py",
     "checkpoints.py",
     "configuration_mllmreid.py",
+    "language_branches.py",
     "mllm_forward.py",
     "pairs.py",
     "modeling_mllmreid.py",

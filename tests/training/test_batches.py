@@ -93,6 +93,8 @@ def test_a_sample_by_hand(samples, images, parts):
             "instruction": instruction,
             "caption": caption,
             "target": target,
+            # Some of these images have no caption.
+            "language_row": bool(target),
         }
         got = made[index, epoch, position]
         assert got.keys() == expected.keys() and equal(expected, got), (index, epoch, position)
@@ -187,6 +189,43 @@ def test_images_without_captions_are_counted_and_none_at_all_is_refused(samples,
         samples(target="caption", dataset=images.select([4, 5]))
 
 
+def test_the_language_loss_reads_a_share_of_the_images(samples, images, parts):
+    captioned = images.select(range(4))
+    for share, read in ((1.0, [0, 1, 2, 3]), (0.5, [1, 3]), (0.25, [3]), (0.75, [1, 2, 3])):
+        made = samples(dataset=captioned, target="caption", language_share=share)
+        whole = samples(dataset=captioned, target="caption")
+        for position in range(8):
+            sample, expected = made[position % 4, 0, position], whole[position % 4, 0, position]
+            is_read = position % 4 in read
+            assert sample["target"] == (expected["target"] if is_read else []) and expected["target"]
+            assert sample["caption"] == expected["caption"]
+            assert torch.equal(sample["pixel_values"], expected["pixel_values"])
+            assert sample.get("language_row", "all") == ("all" if share == 1 else is_read)
+    for share in (0.0, -0.5, 1.1):
+        with pytest.raises(UserError, match=f"^language_share {share}: give a share above 0 and up to 1$"):
+            BatchArguments(language_share=share)
+
+
+def test_batches_name_the_images_that_the_language_loss_reads(samples, parts, images):
+    half = {"target": "caption", "language_share": 0.5}
+    places = [(0, 0, 0), (1, 0, 1), (2, 0, 2), (4, 0, 3)]
+    _, batch = batch_of(samples, parts, places, **half)
+    # The last has no caption.
+    assert batch["language_rows"].tolist() == [False, True, False, False]
+    assert (batch["labels"] != -100).any(dim=1).tolist() == batch["language_rows"].tolist()
+    assert (batch["text_labels"] != -100).any(dim=1).tolist() == batch["language_rows"].tolist()
+    assert batch["text_caption_mask"].any(dim=1).tolist() == [True, True, True, False]
+    # All processes have it where any image has no text.
+    _, batch = batch_of(samples, parts, places[:2], target="caption")
+    assert batch["language_rows"].tolist() == [True, True]
+    whole = {"target": "caption", "dataset": images.select(range(4))}
+    rows = [samples(**whole)[place] for place in places[:2]]
+    collator = TrainCollator(parts[0], BatchArguments(target="caption"), language=True, reid_text=False)
+    assert "language_rows" not in collator(rows)
+    _, batch = batch_of(samples, parts, places, language=False, reid_text=True, **half)
+    assert "language_rows" not in batch and batch["text_caption_mask"].any(dim=1).tolist() == [True, True, True, False]
+
+
 def test_a_text_that_cannot_be_a_target_is_named(samples, images):
     bare = images.remove_columns("continuation").add_column("continuation", [[]] * 6, feature=FEATURES["continuation"])
     name = images["file_name"][0]
@@ -216,7 +255,7 @@ def batch_of(samples, parts, places, *, language=True, reid_text=False, **batch)
 
 
 PLACES = [(0, 0, 0), (2, 0, 1), (4, 0, 2), (1, 0, 3)]  # the third has no caption
-IMAGE_ROWS = {"input_ids", "attention_mask", "labels"}
+IMAGE_ROWS = {"input_ids", "attention_mask", "labels", "language_rows"}
 TEXT_ROWS = {"text_input_ids", "text_attention_mask", "text_caption_mask"}
 
 

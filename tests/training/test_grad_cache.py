@@ -61,10 +61,19 @@ def assert_equal(got, expected, rtol):
         PAIRS,
         {**PAIRS, "loss_lambda": 1.0, "llm_layer": 1},
         {**PAIRS, "loss_lambda": 0.0, "reid_on": "vision"},
+        {"language_rows": True, "reid_on": "vision"},
+        {"language_rows": True, "reid_text": True, "distillation_weight": 0.5},
+        {"language_rows": True, **PAIRS},
     ],
 )
 def test_gradients_losses_and_statistics_are_those_of_the_plain_step(make_model, make_batch, chunk, fields):
-    plain, batch = make_model(**fields).double().train(), make_batch(8)
+    some = fields.get("language_rows", False)
+    plain = make_model(**{name: value for name, value in fields.items() if name != "language_rows"}).double().train()
+    batch = make_batch(8)
+    if some:
+        batch["language_rows"] = torch.arange(8) % 4 == 3
+        for name in ("labels", "text_labels"):
+            batch[name][~batch["language_rows"]] = -100
     if fields.get("reid_text"):
         # A whole chunk of three has no caption.
         for row in (0, 1, 2, 5):

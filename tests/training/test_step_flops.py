@@ -27,16 +27,19 @@ def sequences(start: list[int], length: int, batch: int) -> dict[str, torch.Tens
 
 @pytest.mark.parametrize("family", ["LLaVA, DINOv2", "SmolVLM"])
 @pytest.mark.parametrize(
-    ("fields", "language_model", "text_branch"),
+    ("fields", "language_model", "text_branch", "share"),
     [
-        ({"reid_on": "vision", "loss_lambda": 1.0}, "full", False),
-        ({"reid_on": "both", "loss_lambda": 1.0, "llm_layer": 2}, "full", False),
-        ({"reid_on": "both", "loss_lambda": 0.7}, "frozen", False),
-        ({"reid_on": "both", "loss_lambda": 0.7}, "lora", True),
+        ({"reid_on": "vision", "loss_lambda": 1.0}, "full", False, 1.0),
+        ({"reid_on": "both", "loss_lambda": 1.0, "llm_layer": 2}, "full", False, 1.0),
+        ({"reid_on": "both", "loss_lambda": 0.7}, "frozen", False, 1.0),
+        ({"reid_on": "both", "loss_lambda": 0.7}, "lora", True, 1.0),
+        ({"reid_on": "vision", "loss_lambda": 0.7}, "frozen", False, 1 / 3),
+        ({"reid_on": "llm", "loss_lambda": 0.7}, "frozen", False, 1 / 3),
+        ({"reid_on": "both", "loss_lambda": 0.7}, "lora", True, 1 / 3),
     ],
 )
-def test_they_are_those_of_a_real_step(family, fields, language_model, text_branch, tmp_path):
-    batches = BatchArguments(text_branch=text_branch, max_target_tokens=TARGET)
+def test_they_are_those_of_a_real_step(family, fields, language_model, text_branch, share, tmp_path):
+    batches = BatchArguments(text_branch=text_branch, max_target_tokens=TARGET, language_share=share)
     adapters = AdapterArguments(language_model=language_model, tower="full", lora_dropout=0.0)
     args = ReIDTrainingArguments(str(tmp_path), identities_per_batch=3, images_per_identity=2, use_cpu=True)
     model = build_reid(family, image_prefix_ids=PREFIX, **fields).train()
@@ -52,6 +55,8 @@ def test_they_are_those_of_a_real_step(family, fields, language_model, text_bran
     if text_branch:
         text = sequences([1], CAPTION_TOKENS + PROMPT_TOKENS + TARGET, 6)
         inputs |= {f"text_{name}": tensor for name, tensor in text.items()}
+    if share < 1:
+        inputs["language_rows"] = torch.arange(6) < 6 * share
     pixels = torch.randn(6, 3, model.config.height, model.config.width)
     with FlopCounterMode(display=False) as counter:
         model(pixels, **inputs, person_ids=torch.tensor([0, 0, 1, 1, 2, 2])).loss.backward()
