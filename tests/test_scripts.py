@@ -1,7 +1,9 @@
 """The shell scripts of the real parts: their commands exist, and their options parse."""
 
+import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -56,3 +58,36 @@ def test_the_scripts_of_real_parts_run_commands_that_parse(commands, script, mon
     for command, *argv in lines:
         if not command.endswith(".py"):
             parse_only(command, argv, monkeypatch)
+
+
+def test_finished_runs_are_kept_without_their_logs(tmp_path):
+    (tmp_path / "real_parts").mkdir()
+    script = shutil.copy(ROOT / "benchmarks/real_parts/keep.sh", tmp_path / "real_parts")
+    runs, kept = tmp_path / "work/ablation/runs", tmp_path / "real_parts/ablation/runs"
+    for run in ("s-d-rendered-60-seed0-1", "s-d-rendered-60-seed1-2", "b0-rendered-60-seed0-3", ".b0-4.part"):
+        (runs / run).mkdir(parents=True)
+        for name in ("curves.json", "queries-0.npz", "log.txt"):
+            (runs / run / name).write_text(f"{name} of {run}")
+        if run.startswith("s-d"):
+            (runs / run / "agreement-0.json").write_text(f"texts of {run}")
+            (runs / run / "agreement-0.png").write_text("a picture")
+        if not run.startswith("."):
+            (runs / run / "result.json").write_text("{}")
+    (runs / "b0-rendered-60-seed1-5.log").write_text("unfinished")
+
+    def keep():
+        command = ["bash", str(script)]
+        environ = {**os.environ, "RUNS": str(tmp_path / "work")}
+        return subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout.split()
+
+    assert keep() == ["b0-rendered-60-seed0-3", "s-d-rendered-60-seed0-1", "s-d-rendered-60-seed1-2"]
+    always = {"result.json", "curves.json", "queries-0.npz"}
+    assert {run.name: {file.name for file in run.iterdir()} for run in kept.iterdir()} == {
+        "b0-rendered-60-seed0-3": always,
+        # The report shows the texts of one run.
+        "s-d-rendered-60-seed0-1": always | {"agreement-0.json.gz", "agreement-0.png"},
+        "s-d-rendered-60-seed1-2": always | {"agreement-0.json.gz"},
+    }
+    packed = kept / "s-d-rendered-60-seed1-2/agreement-0.json.gz"
+    assert gzip.decompress(packed.read_bytes()).decode() == "texts of s-d-rendered-60-seed1-2"
+    assert keep() == []
