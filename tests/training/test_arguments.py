@@ -20,6 +20,7 @@ def test_defaults(tmp_path):
         "target": "continuation",
         "text_branch": True,
         "max_target_tokens": 32,
+        "language_share": 1.0,
         "instruction": "common",
         "val_identities": 0,
         "flip": 0.5,
