@@ -105,7 +105,8 @@ def estimate_memory(
     for name, parameter in trained:
         by_module[module_of(model, name)] += parameter.numel()
     count = sum(p.numel() for _, p in trained)
-    labels = batches.max_target_tokens * args.per_device_train_batch_size * (2 if batches.text_branch else 1)
+    read = round(batches.language_share * args.per_device_train_batch_size)
+    labels = batches.max_target_tokens * read * (2 if batches.text_branch else 1)
     language = config.loss_lambda < 1
     activations = _activation_bytes(model, args, batches)
     settings = dict(args.activation_checkpointing_kwargs or {})  # type: ignore[arg-type]
