@@ -47,7 +47,7 @@ FROM_BASE = [*PARTS, "low_rank.py", "prepare"]
 COMMANDS = {
     "base.sh": [*PARTS, "align", *["train", "export"] * 2, "continuations", "train", "export", "low_rank.py"],
     "ablation.sh": [*FROM_BASE, "ablate"],
-    "checkpoint.sh": [*FROM_BASE, "train", "export", "train", "train", *["evaluate"] * 3],
+    "checkpoint.sh": [*FROM_BASE, *["train"] * 4, *["export"] * 2, *["low_rank.py"] * 2, *["evaluate"] * 3],
 }
 
 

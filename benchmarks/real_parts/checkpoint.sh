@@ -1,37 +1,50 @@
 #!/usr/bin/env bash
-# The whole method on real parts, after ablation.sh, whose continuations it takes.
-#   bash benchmarks/real_parts/checkpoint.sh  2 CPU cores, about three hours; settings: common.sh
+# A small checkpoint of the whole method on real parts, with search by words.
+#   bash benchmarks/real_parts/checkpoint.sh  2 CPU cores, about two hours; settings: common.sh
+# It ends with $RUNS/checkpoint_change, and measures the model that this change makes of the base, once on each test set.
 . "$(dirname "$0")/common.sh"
 base_llava
 outside_crops
+if [ ! -f texts.jsonl ]; then
+    gunzip -c "$here"/ablation/base/texts-*/rendered-suburb-train-32-tokens.jsonl.gz > texts.part
+    mv texts.part texts.jsonl
+fi
 
-# The checkpoint. Its tower learns people by the ReID losses alone, whose steps are cheap; the whole method follows.
+# First people, in images and in words: cheap steps, through two layers of the language model and without its loss.
 worlds=(rendered_town_summer rendered_town_winter rendered_village rendered_suburb)
-[ -f tower/run.json ] || reid train --model base_llava --output_dir tower --dtype $dtype \
-    --dataset "$(IFS=+ && echo "${worlds[*]}")" --data_dirs "$(folders "${worlds[@]}")" \
-    --height 112 --width 56 --reid_on vision --test_feature vision --loss_lambda 1 \
-    --language_model frozen --tower full --eval_strategy no --save_strategy steps --save_steps 50 --save_total_limit 1 \
-    --identities_per_batch 16 --images_per_identity 4 --max_steps 300 --warmup_steps 30 --lr_scheduler_type cosine \
-    --learning_rate 4e-5 --learning_rates '{"reid_head": 1e-3}' --max_grad_norm 1 --weight_decay 0.01 "${device[@]}"
-[ -d tower_llava ] || reid export --model tower --to native --output tower_llava
-whole_method() { # name, settings
-    [ -f "$1/run.json" ] || reid train small --model tower_llava --output_dir "$1" --dtype $dtype \
-        --dataset rendered_suburb --data_dir data/rendered_suburb --val_identities 30 \
-        --texts ablation/base/texts-*/rendered-suburb-train-32-tokens.jsonl --max_target_tokens 32 \
-        --height 112 --width 56 --reid_on both --test_feature concat --lora_dropout 0 \
-        --identities_per_batch 8 --images_per_identity 4 --max_steps 80 --warmup_steps 8 \
-        --learning_rates '{"reid_head": 1e-3, "multi_modal_projector": 1e-4, "vision_tower": 2e-5}' \
-        --activation_checkpointing false --eval_strategy steps --eval_steps 40 --save_strategy steps --save_steps 40 \
-        --save_total_limit 2 "${device[@]}" "${@:2}"
+people=(--dataset "$(IFS=+ && echo "${worlds[*]}")" --data_dirs "$(folders "${worlds[@]}")"
+    --loss_lambda 1 --max_steps 300 --warmup_steps 30
+    --learning_rates '{"reid_head": 1e-3, "multi_modal_projector": 3e-4}')
+# Then the whole method, on the people whose captions the original SmolLM2 has continued.
+method=(--dataset rendered_suburb --data_dir data/rendered_suburb --texts texts.jsonl
+    --loss_lambda 0.7 --language_share 0.25 --max_target_tokens 32 --max_steps 60 --warmup_steps 6
+    --learning_rates '{"reid_head": 1e-3, "multi_modal_projector": 1e-4}')
+stage() { # name, model to start from, settings
+    [ -f "$1/run.json" ] || reid train --model "$2" --output_dir "$1" --dtype $dtype --height 112 --width 56 \
+        --reid_on both --llm_layer 2 --test_feature concat --language_model frozen --tower full \
+        --identities_per_batch 16 --images_per_identity 4 --learning_rate 4e-5 --lr_scheduler_type cosine \
+        --weight_decay 0.01 --max_grad_norm 1 --eval_strategy no --save_strategy steps --save_steps 50 \
+        --save_total_limit 1 "${device[@]}" "${@:3}"
 }
-whole_method checkpoint --reid_text true
-whole_method images_only --reid_text false # for what the search by words costs the search by images
+stage people base_llava --reid_text true "${people[@]}"
+stage method people --reid_text true "${method[@]}"
+# What the search by words costs the search by images.
+stage images_people base_llava --reid_text false "${people[@]}"
+stage images_only images_people --reid_text false "${method[@]}"
 
-# Each test set once. Words are searched with by the feature of the language model.
+# The change of the base stands for the whole checkpoint, 40 times as large.
+for model in base_llava method; do
+    [ -d "${model}_full" ] || reid export --model $model --to full --output ${model}_full
+done
+[ -d checkpoint_change ] || python "$here/low_rank.py" write base_llava_full method_full checkpoint_change \
+    --whole multi_modal_projector reid_head
+[ -d checkpoint ] || python "$here/low_rank.py" apply base_llava_full checkpoint_change checkpoint
+
 measure() { # name of the result, options
     [ -f "$1/metrics.json" ] || reid evaluate --model checkpoint --dtype $dtype --output_dir "$1" "${@:2}"
 }
 measure of_elsewhere --dataset rendered_elsewhere --data_dir data/rendered_elsewhere --compare images_only
 [ -z "${OUTSIDE:-}" ] || measure of_outside --dataset outside_crops --compare images_only
+# Words are searched with by the feature of the language model.
 measure of_descriptions --dataset rendered_descriptions --data_dir data/rendered_descriptions \
     --test_feature llm --text_queries true

@@ -4,9 +4,9 @@ python benchmarks/real_parts/low_rank.py write BEFORE AFTER CHANGE [--rank 32] [
 python benchmarks/real_parts/low_rank.py apply BEFORE CHANGE AFTER
 
 `write` keeps the difference of each changed weight as two factors of a low rank, in 8 bits, in `change.safetensors`.
-Beside it are the files that differ. The rank is the smallest that keeps `--share` of the squared difference, and at
-most `--rank`. `apply` writes the trained model, the same on every machine. It is not AFTER to the bit: measure it, and
-go on from it.
+Weights that BEFORE lacks stay whole, and beside the file are the other files that differ. The rank is the smallest that
+keeps `--share` of the squared difference, and at most `--rank`. `apply` writes the trained model, the same on every
+machine. It is not AFTER to the bit: measure it, and go on from it.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 WEIGHTS, CHANGE = "model.safetensors", "change.safetensors"
+PARTS = ("left", "right", "scale")
 
 
 def factors(difference: Tensor, rank: int, share: float) -> dict[str, Tensor] | None:
@@ -55,7 +56,11 @@ def write(before: Path, after: Path, change: Path, rank: int, share: float, whol
     kept: dict[str, Tensor] = {}
     square, lost = 0.0, 0.0
     with safe_open(before / WEIGHTS, "pt") as old, safe_open(after / WEIGHTS, "pt") as new:
+        before_names = set(old.keys())
         for name in new.keys():  # noqa: SIM118 - not a mapping
+            if name not in before_names:
+                kept[name] = new.get_tensor(name)
+                continue
             difference = new.get_tensor(name).double() - old.get_tensor(name).double()
             if not difference.any():
                 continue
@@ -85,12 +90,14 @@ def apply(before: Path, change: Path, after: Path) -> None:
             if name in names:
                 difference = differences.get_tensor(name).double()
             elif f"{name}.left" in names:
-                parts = {part: differences.get_tensor(f"{name}.{part}") for part in ("left", "right", "scale")}
+                parts = {part: differences.get_tensor(f"{name}.{part}") for part in PARTS}
                 difference = product(**parts).view_as(weight)
             else:
                 changed[name] = weight
                 continue
             changed[name] = (weight.double() + difference).to(weight.dtype)
+        of_old = {*changed, *(f"{name}.{part}" for name in changed for part in PARTS)}
+        changed |= {name: differences.get_tensor(name) for name in names - of_old}
     after.mkdir(parents=True)
     for folder in (before, change):
         for file in folder.iterdir():
