@@ -1,6 +1,7 @@
 """The ablation: its plan, its controls, and a small one that is killed, continued, and reported."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,14 @@ from datasets import Dataset
 from in_this_process import InThisProcess
 
 from modeling_mllmreid.commands.ablate import GROUPS, main
+from modeling_mllmreid.data.captions import missing_captions, read_records
 from modeling_mllmreid.data.contract import FEATURES
 from modeling_mllmreid.options.parser import read_options
 from modeling_mllmreid.research.ablation import runs as sweep
 from modeling_mllmreid.research.ablation.controls import WORDS, attribute_loss, corrupt_captions, permute_captions
 from modeling_mllmreid.research.ablation.plan import AblationArguments, ControlArguments, Cost, Plan, check_plan
 from modeling_mllmreid.research.ablation.settings import AblationSettings, make_settings
-from modeling_mllmreid.research.ablation.teacher import base_identity, make_teacher
+from modeling_mllmreid.research.ablation.teacher import base_identity, load_set, make_teacher
 from modeling_mllmreid.research.tiny_llava import build_processor, build_tiny_llava
 from modeling_mllmreid.synthetic.write import write_pedestrians
 from modeling_mllmreid.utils.errors import UserError
@@ -362,6 +364,30 @@ def test_a_run_that_fails_is_named_and_leaves_no_result(ablation, in_this_proces
     assert not list((tmp_path / "other" / "runs").glob("*/result.json"))
 
 
+def fails(name, folder):
+    if name == "second":
+        raise ValueError("two\nlines")
+    folder.mkdir(parents=True)
+
+
+def test_after_a_failure_no_run_begins(in_this_process, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sweep, "execute", lambda run, inputs, folder: fails(inputs, folder))
+    runs = plan(seeds=[0, 1]).runs({})
+    tasks = list(zip(runs, ["first", "second", "third", "fourth", "fifth"], strict=False))
+    with pytest.raises(UserError, match=rf"^run {re.escape(runs[1].folder)}: two lines \(its log: .*unfinished runs$"):
+        sweep.run_all(tasks, tmp_path, processes=2)
+    # The first run was over when the second one failed, and its place may have been given to the third.
+    assert not (tmp_path / runs[3].folder).exists() and not (tmp_path / runs[4].folder).exists()
+
+
+def test_texts_are_looked_for_before_the_training(ablation, in_this_process, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "train_reid", lambda *_, **__: pytest.fail("the training has begun"))
+    monkeypatch.setattr(sweep, "read_records", lambda path: read_records(path)[:1])
+    flags = [f"--output_dir={tmp_path / 'other'}", "--seeds=0", "--budgets=steps", "--contrasts={}"]
+    with pytest.raises(UserError, match="captions have no continuation"):
+        main([str(ablation / "config.yaml"), *flags, '--variants={"S": {"reid_on": "vision", "instruction": "pool"}}'])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -379,6 +405,25 @@ def test_a_run_that_fails_is_named_and_leaves_no_result(ablation, in_this_proces
 def test_mistakes_are_reported_before_the_work(ablation, flags, message):
     with pytest.raises(UserError, match=message):
         main([str(ablation / "config.yaml"), *flags])
+
+
+def test_the_texts_of_other_images_do_not_stand_for_missing_ones(ablation):
+    folder = ablation / "ablation/base"
+    (path,) = folder.glob("texts-*/*query*.jsonl")
+    settings = read_settings([str(ablation / "config.yaml")])
+    query = load_set(settings.args, "market1501")["query"]
+    (base,) = map(str, folder.glob("tiny-*"))
+    teacher = make_teacher(settings.args, base, folder, 8)
+    before = path.read_text()
+    try:
+        first = query.select([0, 1])
+        assert teacher.continue_captions("market1501", "query", first) == path
+        others = query.select(range(len(query) - 2, len(query)))
+        assert not {record.file_name for record in read_records(path)} & set(others["file_name"])
+        teacher.continue_captions("market1501", "query", others)
+        assert missing_captions(others, "query", read_records(path)) == []
+    finally:
+        path.write_text(before)
 
 
 def test_it_never_writes_into_other_work(ablation, tmp_path):

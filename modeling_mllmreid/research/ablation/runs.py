@@ -10,10 +10,11 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,17 @@ def _run(run: Run, inputs: RunInputs, folder: Path) -> None:
     torch.manual_seed(run.seed)
     method, adapters, batches, control, training = arguments_of(run, inputs, folder / "training")
     model, processor = load_base(inputs, method, adapters, training.device)
-    dataset, tests = training_data(run, inputs, control), {}
+    dataset = training_data(run, inputs, control)
+    tests: dict[str, tuple[Dataset, Dataset]]
     if run.val_people:
         train, val = split_validation(dataset["train"], val_identities=run.val_people, seed=run.seed)
         dataset, tests = DatasetDict(train=train), dict.fromkeys(run.test_sets, split_query_gallery(val))
+    else:
+        sets = {name: load_set(inputs.args, name) for name in run.test_sets}
+        tests = {name: (splits["query"], splits["gallery"]) for name, splits in sets.items()}
+    # Before the training: an error in the texts must not cost a finished one.
+    has_language = model.config.loss_lambda < 1 and batches.target != "split"
+    described = images_with_texts(inputs, tests) if has_language else {}
     trainer, history = train_stages(run, model, processor, dataset, batches, control, training)
     report: dict[str, Any] = {
         "row": run.variant,
@@ -118,13 +126,11 @@ def _run(run: Run, inputs: RunInputs, folder: Path) -> None:
         "hardware": hardware(this_process().device, this_process().num_processes),
         "versions": versions(),
     }
-    for name in run.test_sets:
-        query, gallery = tests.get(name) or [load_set(inputs.args, name)[split] for split in ("query", "gallery")]
+    for name, (query, gallery) in tests.items():
         report["tests"][name] = test(trainer, query, gallery, folder / f"queries-{len(report['tests'])}.npz")
-        if name in inputs.test_texts and model.config.loss_lambda < 1 and batches.target != "split":
+        if name in described:
             path = folder / f"agreement-{len(report['agreement'])}"
-            images = first_images(query, inputs.args.agreement_images)
-            report["agreement"][name] = agree(model, processor, images, inputs.test_texts[name], batches, path)
+            report["agreement"][name] = agree(model, processor, described[name], batches, path)
     write_json(folder / "curves.json", history)
     # The weights are deleted: a plan has hundreds of runs, and the settings suffice to repeat any of them.
     shutil.rmtree(folder / "training")
@@ -233,19 +239,24 @@ def test(trainer: ReIDTrainer, query: Dataset, gallery: Dataset, path: Path) -> 
     return {"queries": path.name, **{name: metrics[name].to_dict() for name in FEATURES}}
 
 
+def images_with_texts(inputs: RunInputs, tests: Mapping[str, tuple[Dataset, Dataset]]) -> dict[str, Dataset]:
+    """The images of each test set on which both branches are compared. Raises UserError for a missing continuation."""
+    return {
+        name: join_continuations(
+            first_images(query, inputs.args.agreement_images), "query", read_records(inputs.test_texts[name])
+        )
+        for name, (query, _) in tests.items()
+        if name in inputs.test_texts
+    }
+
+
 def agree(
-    model: MllmReIDModel,
-    processor: MllmReIDProcessor,
-    query: Dataset,
-    texts: Path,
-    batches: BatchArguments,
-    path: Path,
+    model: MllmReIDModel, processor: MllmReIDProcessor, joined: Dataset, batches: BatchArguments, path: Path
 ) -> dict[str, Any]:
     """The mean agreement of both branches on people outside the training set, with the variant's kind of target.
 
     Writes all values to `path`.json, and the examples with the best and the worst agreement to `path`.png.
     """
-    joined = join_continuations(query, "query", read_records(texts))
     columns = (joined[name][:] for name in ("caption", "continuation"))
     targets = [
         target_text(captions[0], continuations[0], batches.target)[1]
@@ -295,25 +306,37 @@ def run_all(tasks: Sequence[tuple[Run, RunInputs]], runs: Path, *, processes: in
         return
     # A new process each: torch's threads and the Trainer's state do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_the_parent) as pool:
-        futures = {pool.submit(execute, run, inputs, run_folder(run, runs)): run for run, inputs in waiting.values()}
-        with tqdm(total=len(futures), desc="runs", unit="run", disable=None) as bar:
-            for future in as_completed(futures):
-                run = futures[future]
-                try:
-                    future.result()
-                except BrokenProcessPool as error:
-                    raise UserError(
-                        f"run {run.folder}: its process was killed ({error}), perhaps by a lack of memory: set "
-                        "processes lower; the same command continues with the unfinished runs"
-                    ) from error
-                except Exception as error:
-                    pool.shutdown(cancel_futures=True)
-                    raise UserError(
-                        f"run {run.folder}: {' '.join(str(error).split())[:300]} (its log: {runs / run.folder}.log): "
-                        "the same command continues with the unfinished runs"
-                    ) from error
+    queue, running = iter(waiting.values()), dict[Future[None], Run]()
+    with (
+        ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_the_parent) as pool,
+        tqdm(total=len(waiting), desc="runs", unit="run", disable=None) as bar,
+    ):
+        # No more than the processes take, so that after a failure none begins.
+        for run, inputs in islice(queue, processes):
+            running[pool.submit(execute, run, inputs, run_folder(run, runs))] = run
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                run = running.pop(future)
+                if (error := future.exception()) is not None:
+                    if running:
+                        print(f"run {run.folder} has failed: the end waits for {len(running)} more", flush=True)
+                    raise _failure(run, error, runs) from error
                 bar.update()
+                for run, inputs in islice(queue, 1):
+                    running[pool.submit(execute, run, inputs, run_folder(run, runs))] = run
+
+
+def _failure(run: Run, error: BaseException, runs: Path) -> UserError:
+    """The error of a run that has failed."""
+    if isinstance(error, BrokenProcessPool):
+        return UserError(
+            f"run {run.folder}: its process was killed ({error}), perhaps by a lack of memory: set processes lower; "
+            "the same command continues with the unfinished runs"
+        )
+    return UserError(
+        f"run {run.folder}: {' '.join(str(error).split())[:300]} (its log: {runs / run.folder}.log): the same command "
+        "continues with the unfinished runs"
+    )
 
 
 def _end_with_the_parent() -> None:

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from ...data.captions import read_records
+from ...data.captions import missing_captions, read_records
 from ...data.combinations import parse_combination
 from ...data.licences import licence_of
 from ...data.load import load_reid_dataset
@@ -136,8 +136,8 @@ class Teacher:
     def continue_captions(self, name: str, split: str, images: Dataset) -> Path:
         """Writes a continuation of every caption to the sidecar; returns its path. Continues an interrupted file."""
         path = self.path(name, split)
-        captions = sum(map(len, images["caption"][:]))
-        if not path.exists() or len(read_records(path)) < captions:
+        # The file may hold the texts of other images, as of a plan that compared more or fewer of them.
+        if missing_captions(images, split, read_records(path) if path.exists() else []):
             write_continuations(
                 self.mllm,
                 self.processor,
