@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A small checkpoint of the whole method on real parts, with search by words.
-#   bash benchmarks/real_parts/checkpoint.sh  2 CPU cores, about two hours; settings: common.sh
+#   bash benchmarks/real_parts/checkpoint.sh  2 CPU cores, perhaps two hours (not run whole yet); settings: common.sh
 # It ends with $RUNS/checkpoint_change, and measures the model that this change makes of the base, once on each test set.
 . "$(dirname "$0")/common.sh"
 base_llava
@@ -32,7 +32,7 @@ stage method people --reid_text true "${method[@]}"
 stage images_people base_llava --reid_text false "${people[@]}"
 stage images_only images_people --reid_text false "${method[@]}"
 
-# The change of the base stands for the whole checkpoint, 40 times as large.
+# The change of the base stands for the whole checkpoint, which is too large for a repository.
 for model in base_llava method; do
     [ -d "${model}_full" ] || reid export --model $model --to full --output ${model}_full
 done

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -364,20 +365,28 @@ def test_a_run_that_fails_is_named_and_leaves_no_result(ablation, in_this_proces
     assert not list((tmp_path / "other" / "runs").glob("*/result.json"))
 
 
-def fails(name, folder):
-    if name == "second":
-        raise ValueError("two\nlines")
-    folder.mkdir(parents=True)
+class OneNeverEnds(InThisProcess):
+    def submit(self, function, run, inputs, folder):
+        return Future() if inputs == "endless" else super().submit(function, run, inputs, folder)
 
 
-def test_after_a_failure_no_run_begins(in_this_process, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(sweep, "execute", lambda run, inputs, folder: fails(inputs, folder))
+@pytest.mark.parametrize(("first", "others"), [("good", 0), ("endless", 1)])
+def test_after_a_failure_no_run_begins(first, others, monkeypatch, tmp_path, capsys):
+    begun = []
+
+    def execute(run, inputs, folder):
+        begun.append(inputs)
+        if inputs == "bad":
+            raise ValueError("two\nlines")
+
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", OneNeverEnds)
+    monkeypatch.setattr(sweep, "execute", execute)
     runs = plan(seeds=[0, 1]).runs({})
-    tasks = list(zip(runs, ["first", "second", "third", "fourth", "fifth"], strict=False))
+    tasks = list(zip(runs, [first, "bad", "third", "fourth"], strict=False))
     with pytest.raises(UserError, match=rf"^run {re.escape(runs[1].folder)}: two lines \(its log: .*unfinished runs$"):
         sweep.run_all(tasks, tmp_path, processes=2)
-    # The first run was over when the second one failed, and its place may have been given to the third.
-    assert not (tmp_path / runs[3].folder).exists() and not (tmp_path / runs[4].folder).exists()
+    assert {"third", "fourth"}.isdisjoint(begun)
+    assert f"run {runs[1].folder} has failed: {others} others are still running" in capsys.readouterr().out
 
 
 def test_texts_are_looked_for_before_the_training(ablation, in_this_process, tmp_path, monkeypatch):

@@ -311,19 +311,18 @@ def run_all(tasks: Sequence[tuple[Run, RunInputs]], runs: Path, *, processes: in
         ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_the_parent) as pool,
         tqdm(total=len(waiting), desc="runs", unit="run", disable=None) as bar,
     ):
-        # No more than the processes take, so that after a failure none begins.
-        for run, inputs in islice(queue, processes):
-            running[pool.submit(execute, run, inputs, run_folder(run, runs))] = run
-        while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                run = running.pop(future)
-                if (error := future.exception()) is not None:
-                    if running:
-                        print(f"run {run.folder} has failed: the end waits for {len(running)} more", flush=True)
+        while True:
+            # No more than the processes take, so that after a failure none begins.
+            for run, inputs in islice(queue, processes - len(running)):
+                running[pool.submit(execute, run, inputs, run_folder(run, runs))] = run
+            if not running:
+                break
+            ended = [(running.pop(future), future.exception()) for future in wait(running, None, FIRST_COMPLETED).done]
+            for run, error in ended:
+                if error is not None:
+                    print(f"run {run.folder} has failed: {len(running)} others are still running", flush=True)
                     raise _failure(run, error, runs) from error
-                bar.update()
-                for run, inputs in islice(queue, 1):
-                    running[pool.submit(execute, run, inputs, run_folder(run, runs))] = run
+            bar.update(len(ended))
 
 
 def _failure(run: Run, error: BaseException, runs: Path) -> UserError:
