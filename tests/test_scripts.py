@@ -12,11 +12,11 @@ from command_lines import parse_only
 from documents import ROOT
 
 # In place of Python: notes the commands of the package and the scripts, and does nothing. A program in the command
-# line, such as the question whether there is a GPU, fails.
+# line, such as the question whether there is a GPU, fails unless it has the words in HOLDS.
 SHIM = f"""#!{sys.executable}
 import json, os, sys
 if sys.argv[1] == "-c":
-    sys.exit(1)
+    sys.exit(os.environ["HOLDS"] not in sys.argv[2])
 program, *command = sys.argv[1:]
 command = command[1:] if program == "-m" else [os.path.basename(program), *command]
 with open(os.environ["NOTED"], "a") as file:
@@ -28,14 +28,14 @@ with open(os.environ["NOTED"], "a") as file:
 def commands(tmp_path):
     """commands(script): the command lines of a script of the real parts, from nothing."""
 
-    def run(script):
+    def run(script, holds="nothing", **settings):
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "bin/python").write_text(SHIM)
         (tmp_path / "bin/python").chmod(0o755)
         noted = tmp_path / "noted.jsonl"
         noted.unlink(missing_ok=True)
-        places = {"RUNS": str(tmp_path / "runs"), "OUTSIDE": str(tmp_path), "NOTED": str(noted)}
-        environ = {**os.environ, **places, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+        settings |= {"RUNS": str(tmp_path / "runs"), "OUTSIDE": str(tmp_path), "NOTED": str(noted), "HOLDS": holds}
+        environ = {**os.environ, **settings, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
         subprocess.run(["bash", str(ROOT / "benchmarks/real_parts" / script)], env=environ, check=True)
         return [json.loads(line) for line in noted.read_text().splitlines()]
 
@@ -58,6 +58,26 @@ def test_the_scripts_of_real_parts_run_commands_that_parse(commands, script, mon
     for command, *argv in lines:
         if not command.endswith(".py"):
             parse_only(command, argv, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("holds", "settings", "base_dtype", "compiled"),
+    [
+        ("nothing", {}, "float32", False),
+        ("nothing", {"REPEAT": "true"}, "float32", False),
+        # The kept runs are in float32. In another format they would not count.
+        ("has_bfloat16()", {}, "float32", False),
+        ("has_bfloat16()", {"REPEAT": "true"}, "bfloat16", True),
+        ("cuda", {}, "float32", False),
+        ("cuda", {"REPEAT": "true"}, "bfloat16", False),
+    ],
+)
+def test_the_ablation_goes_on_in_the_format_of_the_kept_runs(commands, holds, settings, base_dtype, compiled):
+    (ablate,) = (line for line in commands("ablation.sh", holds, **settings) if line[0] == "ablate")
+    assert ablate[ablate.index("--base_dtype") + 1] == base_dtype
+    assert ablate[ablate.index("--bf16") + 1] == str(base_dtype == "bfloat16").lower()
+    assert ablate[ablate.index("--use_cpu") + 1] == str(holds != "cuda").lower()
+    assert ("--torch_compile" in ablate) == compiled
 
 
 def test_finished_runs_are_kept_without_their_logs(tmp_path):

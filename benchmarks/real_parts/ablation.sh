@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # The ablation on real parts, from packages to the report: people in three dimensions.
 #   bash benchmarks/real_parts/ablation.sh  2 CPU cores, some hours. One GPU: PROCESSES runs at once; settings: common.sh
-#   REPEAT=true                             without the texts and the finished runs that stand in this folder
+#   REPEAT=true                             without the texts and the finished runs that stand in this folder, and in
+#                                           bfloat16 where the machine computes that fast
+[ -n "${REPEAT:-}" ] || export DTYPE=float32 # as the runs in this folder: with another, they would not count
 . "$(dirname "$0")/common.sh"
 base_llava
 outside_crops

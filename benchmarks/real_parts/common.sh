@@ -1,6 +1,7 @@
 # Sourced by base.sh, ablation.sh and checkpoint.sh: what to compute with, and the composed LLaVA of DINOv2-small and
 # SmolLM2-135M, whose weights come from packages.
 #   RUNS=FOLDER     where everything goes (runs/real); the same command continues a killed one
+#   DTYPE=float32   in place of bfloat16 where the machine computes that fast
 #   OUTSIDE=FOLDER  crops in Market-1501 layout that every final model is tested on, once
 # On a machine without network, carry $RUNS/parts.
 set -eu -o pipefail
@@ -10,18 +11,18 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_DISABLE_PROGRESS_BARS
 runs=${RUNS:-runs/real} && mkdir -p "$runs" && runs=$(cd "$runs" && pwd)
 reid() { python -m modeling_mllmreid "$@"; }
 holds() { python -c "import sys, torch; from modeling_mllmreid.utils.processes import has_bfloat16; sys.exit(not $1)"; }
-dtype=bfloat16 bf16=true
+dtype=${DTYPE:-bfloat16}
 if holds "torch.cuda.is_available()"; then
     device=(--use_cpu false) processes=${PROCESSES:-8}
 else
     device=(--use_cpu true --attn_implementation eager) processes=${PROCESSES:-2}
-    if holds "has_bfloat16()"; then
-        device+=(--torch_compile true) # of the decoder layers, which is faster in bfloat16; needs a C++ compiler
+    if [ "$dtype" = float32 ] || ! holds "has_bfloat16()"; then
+        dtype=float32
     else
-        dtype=float32 bf16=false
+        device+=(--torch_compile true) # of the decoder layers, which is faster in bfloat16; needs a C++ compiler
     fi
 fi
-device+=(--bf16 $bf16)
+[ "$dtype" = bfloat16 ] && device+=(--bf16 true) || device+=(--bf16 false)
 folders() { # of worlds, as JSON
     local text="" name
     for name in "$@"; do text+="${text:+, }\"$name\": \"data/$name\""; done
