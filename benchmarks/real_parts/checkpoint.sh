@@ -13,18 +13,18 @@ fi
 # First people, in images and in words: cheap steps, through two layers of the language model and without its loss.
 worlds=(rendered_town_summer rendered_town_winter rendered_village rendered_suburb)
 people=(--dataset "$(IFS=+ && echo "${worlds[*]}")" --data_dirs "$(folders "${worlds[@]}")"
-    --loss_lambda 1 --max_steps 300 --warmup_steps 30
+    --loss_lambda 1 --max_steps 500 --warmup_steps 50
     --learning_rates '{"reid_head": 1e-3, "multi_modal_projector": 3e-4}')
 # Then the whole method, on the people whose captions the original SmolLM2 has continued.
 method=(--dataset rendered_suburb --data_dir data/rendered_suburb --texts texts.jsonl
     --loss_lambda 0.7 --language_share 0.25 --max_target_tokens 32 --max_steps 60 --warmup_steps 6
     --learning_rates '{"reid_head": 1e-3, "multi_modal_projector": 1e-4}')
 stage() { # name, model to start from, settings
-    [ -f "$1/run.json" ] || reid train --model "$2" --output_dir "$1" --dtype $dtype --height 112 --width 56 \
-        --reid_on both --llm_layer 2 --test_feature concat --language_model frozen --tower full \
-        --identities_per_batch 16 --images_per_identity 4 --learning_rate 4e-5 --lr_scheduler_type cosine \
-        --weight_decay 0.01 --max_grad_norm 1 --eval_strategy no --save_strategy steps --save_steps 50 \
-        --save_total_limit 1 "${device[@]}" "${@:3}"
+    [ -f "$1/run.json" ] || reid train --model "$2" --output_dir "$1" --dtype $dtype --height 196 --width 98 \
+        --reid_on both --llm_layer 2 --triplet_scale batch --test_feature concat --language_model frozen --tower full \
+        --identities_per_batch 16 --images_per_identity 4 --color_jitter 0.2 --downscale 0.3 --learning_rate 4e-5 \
+        --lr_scheduler_type cosine --weight_decay 0.01 --max_grad_norm 1 --eval_strategy no --save_strategy steps \
+        --save_steps 50 --save_total_limit 1 "${device[@]}" "${@:3}"
 }
 stage people base_llava --reid_text true "${people[@]}"
 stage method people --reid_text true "${method[@]}"

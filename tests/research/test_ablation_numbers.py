@@ -51,7 +51,7 @@ def test_variants_and_contrasts_are_those_of_the_queries(values, results):
         expected = [contrast(s, b, PERSONS), contrast(b, c, PERSONS), contrast((s + b) / 2, c, PERSONS)]
         actual = [tested[name][metric] for name in CONTRASTS]
         for got, wanted in zip(actual, expected, strict=True):
-            assert vars(got.contrast) == pytest.approx(vars(wanted))
+            assert vars(got.contrast) == pytest.approx(vars(wanted), nan_ok=True)
         order = np.argsort([wanted.p_value for wanted in expected])
         raised = np.maximum.accumulate([min(1, (3 - n) * expected[i].p_value) for n, i in enumerate(order)])
         assert [actual[i].adjusted for i in order] == pytest.approx(raised.tolist())
@@ -79,8 +79,8 @@ def test_a_contrast_takes_the_seeds_of_both_sides_and_needs_runs_of_both(values,
     assert list(comparison.variant_intervals(fewer, VIEW, ["S", "C"])) == ["S"]
 
 
-def judged(difference, p_value, detectable=0.02, adjusted=None):
-    found = Contrast(difference, difference - 0.01, difference + 0.01, p_value, 0.004, detectable)
+def judged(difference, p_value, detectable=0.02, adjusted=None, seeds=np.nan):
+    found = Contrast(difference, difference - 0.01, difference + 0.01, p_value, 0.004, detectable, seeds)
     return comparison.Tested(found, p_value if adjusted is None else adjusted)
 
 
@@ -114,7 +114,10 @@ def test_tables_show_difference_interval_and_both_p_values():
     text = tables.verdicts(plan, views)
     assert "+10.0 [+9.0, +11.0] better" in text and "+1.0 [+0.0, +2.0] unclear" in text
     assert "with 3 seeds and these people" in text and "vision 2.0 to 3.1" in text
-    assert "too low for a verdict" in text and "- vision: y" in text and "x;" not in text
+    assert "too low for a verdict" in text and "x (" not in text
+    assert "- vision: y (no number, but more test people)" in text
+    weak = judged(0.01, 0.5, detectable=0.0313, seeds=7.0)
+    assert "- llm: y (7)" in tables.verdicts(plan, {view: {"y": {"mAP": weak}} for view in views})
     assert tables.verdicts(plan, {}) == ""
     plan.args.seeds_of = {"A": [0]}
     assert "with 3 seeds, fewer where the list above says so, and these people" in tables.verdicts(plan, views)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from modeling_mllmreid.evaluation.statistics import share_interval
-from modeling_mllmreid.research.ablation.contrasts import contrast, holm, interval_over_seeds
+from modeling_mllmreid.research.ablation.contrasts import CLAIM, contrast, holm, interval_over_seeds
 from modeling_mllmreid.utils.errors import UserError
 
 PERSONS = np.repeat(np.arange(20), 3)
@@ -47,7 +47,9 @@ def test_unequal_people_and_queries_without_a_match_by_hand():
     )
     quantiles = stats.t.ppf([0.975, 0.8], freedom)
     assert found.detectable == pytest.approx(quantiles.sum() * sum(variances) ** 0.5)
-    assert json.loads(json.dumps(found.to_dict())) == pytest.approx(vars(found))
+    # Three people differ too much for any number of seeds.
+    assert np.isnan(found.seeds_for_claim)
+    assert json.loads(json.dumps(found.to_dict())) == pytest.approx({**vars(found), "seeds_for_claim": None})
     # The same error gives the interval of a variant: outside 0 to 1 Student's, else that of a share.
     outside = interval_over_seeds(a - b, persons)
     assert (outside.estimate, outside.low, outside.high) == (found.difference, found.low, found.high)
@@ -112,10 +114,29 @@ def test_false_positives_and_power():
     assert 0.7 < np.mean([found.p_value < 0.05 for found in shifted]) < 0.95
 
 
+def test_the_seeds_that_would_show_the_claim_do_so():
+    """With as many seeds, 3.1 points are shown with the promised probability. With few people, no number shows them."""
+    rng = np.random.default_rng(7)
+    spread = {"seed_sd": 0.06, "person_sd": 0.01, "noise": 0.1}
+    few = [zero_against(crossed(rng, 5, **spread)) for _ in range(200)]
+    seeds = int(np.median([found.seeds_for_claim for found in few]))
+    assert 10 < seeds < 100
+    more = [zero_against(crossed(rng, seeds, effect=CLAIM, **spread)) for _ in range(400)]
+    assert 0.7 < np.mean([found.p_value < 0.05 for found in more]) < 0.95
+    for found, number in [*((found, 5) for found in few), *((found, seeds) for found in more)]:
+        assert (found.detectable <= CLAIM) == (found.seeds_for_claim <= number)
+    different_people = zero_against(crossed(rng, 5, person_sd=0.1))
+    assert np.isnan(different_people.seeds_for_claim)
+    assert zero_against(np.full((3, 60), 0.1)).seeds_for_claim == 2
+
+
 def test_one_seed_has_an_interval_over_people_and_no_test():
     values = np.random.default_rng(5).random((1, 60))
     found = zero_against(values)
-    assert np.isnan([found.p_value, found.seed_sd, found.detectable]).all() and found.low < found.high
+    assert (
+        np.isnan([found.p_value, found.seed_sd, found.detectable, found.seeds_for_claim]).all()
+        and found.low < found.high
+    )
     assert found.to_dict()["p_value"] is None
 
 

@@ -8,6 +8,7 @@ from datasets import DatasetDict
 
 from ...evaluation.statistics import Interval
 from ..continuation_analysis import ContinuationAnalysis
+from .contrasts import CLAIM
 from .plan import FEATURES, Cost, Plan, sweep_names
 from .results import Results, Tested, View
 
@@ -16,7 +17,6 @@ Contrasts = Mapping[View, Mapping[str, Mapping[str, Tested]]]
 
 LABELS = {"steps": "steps", "flops": "FLOPs"}
 METRIC_LABELS = {"mAP": "mAP", "rank1": "Rank-1"}
-CLAIM = 0.031  # The paper's gain in mAP, on MSMT17.
 CORPUS = {
     "num_texts": "texts",
     "num_different": "different texts",
@@ -93,7 +93,11 @@ def verdicts(plan: Plan, contrasts: Contrasts) -> str:
         if np.isnan(list(detectable.values())).any():
             continue
         ranges.append(f"{feature} {100 * min(detectable.values()):.1f} to {100 * max(detectable.values()):.1f}")
-        undecided = [name for name in tests if detectable[name] > CLAIM and tests[name]["mAP"].word == "unclear"]
+        undecided = [
+            f"{name} ({_seeds_for_claim(tested['mAP'])})"
+            for name, tested in tests.items()
+            if detectable[name] > CLAIM and tested["mAP"].word == "unclear"
+        ]
         weak += [f"- {feature}: {'; '.join(undecided)}"] if undecided else []
     power = ""
     if ranges:
@@ -105,10 +109,17 @@ def verdicts(plan: Plan, contrasts: Contrasts) -> str:
     if weak:
         power += (
             f"\n\n**The power is too low for a verdict** on an effect as large as the paper's {100 * CLAIM:.1f} mAP "
-            "here; give more seeds or test people:\n\n" + "\n".join(weak)
+            "here. In brackets, the seeds that it would take if seeds and people differ as much as in these runs:\n\n"
+            + "\n".join(weak)
         )
     title = f"## In short: mAP, {_named(first, feature=False)}"
     return f"{title}\n\n{table(['contrast', *FEATURES], cells)}{power}"
+
+
+def _seeds_for_claim(tested: Tested) -> str:
+    """The number of seeds that would show the paper's gain, in words."""
+    seeds = tested.contrast.seeds_for_claim
+    return "no number, but more test people" if np.isnan(seeds) else f"{seeds:.0f}"
 
 
 def view_tables(plan: Plan, first: View, intervals: Intervals, histograms: Mapping[str, Mapping[str, Any]]) -> str:
