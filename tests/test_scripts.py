@@ -44,20 +44,28 @@ def commands(tmp_path):
 
 PARTS = ["parts", "compose"]
 FROM_BASE = [*PARTS, "low_rank.py", "prepare"]
+TRAINED = [*["train"] * 4, "export", "low_rank.py"]
 COMMANDS = {
     "base.sh": [*PARTS, "align", *["train", "export"] * 2, "continuations", "train", "export", "low_rank.py"],
     "ablation.sh": [*FROM_BASE, "ablate"],
-    "checkpoint.sh": [*FROM_BASE, *["train"] * 4, *["export"] * 2, *["low_rank.py"] * 2, *["evaluate"] * 3],
+    "checkpoint.sh": [*FROM_BASE, "export", *TRAINED, "low_rank.py", *["evaluate"] * 3],
 }
 
 
 @pytest.mark.parametrize("script", COMMANDS)
 def test_the_scripts_of_real_parts_run_commands_that_parse(commands, script, monkeypatch):
-    lines = commands(script)
+    lines = commands(script, REPEAT="true")
     assert [name for name, *_ in lines] == COMMANDS[script]
     for command, *argv in lines:
         if not command.endswith(".py"):
             parse_only(command, argv, monkeypatch)
+
+
+def test_the_checkpoint_begins_with_the_trained_one(commands):
+    lines = commands("checkpoint.sh")
+    assert [name for name, *_ in lines] == [*FROM_BASE, "export", "low_rank.py", *["evaluate"] * 3]
+    (_, apply) = (line for line in lines if line[0] == "low_rank.py")
+    assert apply[1:] == ["apply", "base_llava_full", str(ROOT / "benchmarks/real_parts/checkpoint"), "checkpoint"]
 
 
 @pytest.mark.parametrize(
