@@ -12,7 +12,7 @@ import argparse
 import numpy as np
 import torch
 
-from modeling_mllmreid.data.captions import join_continuations, read_records
+from modeling_mllmreid.data.captions import caption_keys, join_continuations, read_records
 from modeling_mllmreid.data.load import load_reid_dataset
 from modeling_mllmreid.evaluation.protocol import evenly_spaced
 from modeling_mllmreid.evaluation.statistics import people_error
@@ -50,9 +50,9 @@ def main() -> None:
     if args.texts:
         column, instruction = "continuation", COMMON_INSTRUCTION
         records = read_records(args.texts)
-        described = {record.file_name for record in records if record.split == "query"}
-        names = query["file_name"][:]
-        query = query.select([place for place, name in enumerate(names) if name in described])
+        described = {record.key for record in records}
+        keys = [[key for key, _ in captions] for captions in caption_keys(query, "query")]
+        query = query.select([place for place, own in enumerate(keys) if own and described.issuperset(own)])
         query = join_continuations(query, "query", records)
     query = query.select(evenly_spaced(len(query), args.images))
     texts = [texts[0] for texts in query[column][:]]
