@@ -53,6 +53,8 @@ def main() -> None:
         described = {record.key for record in records}
         keys = [[key for key, _ in captions] for captions in caption_keys(query, "query")]
         query = query.select([place for place, own in enumerate(keys) if own and described.issuperset(own)])
+        if not len(query):
+            parser.error(f"--texts {args.texts}: has a continuation of no query image: give those of this data set")
         query = join_continuations(query, "query", records)
     query = query.select(evenly_spaced(len(query), args.images))
     texts = [texts[0] for texts in query[column][:]]

@@ -44,7 +44,7 @@ def commands(tmp_path):
 
 PARTS = ["parts", "compose"]
 FROM_BASE = [*PARTS, "low_rank.py", "prepare"]
-TRAINED = [*["train"] * 4, "export", "low_rank.py"]
+TRAINED = [*["train"] * 4, "evaluate", "export", "low_rank.py"]
 COMMANDS = {
     "base.sh": [*PARTS, "align", *["train", "export"] * 2, "continuations", "train", "export", "low_rank.py"],
     "ablation.sh": [*FROM_BASE, "ablate"],

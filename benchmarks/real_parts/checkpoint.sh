@@ -38,6 +38,8 @@ if [ -n "${REPEAT:-}" ]; then
     # What the search by words costs the search by images.
     stage images_people base_llava --reid_text false "${people[@]}"
     stage images_only images_people --reid_text false "${method[@]}"
+    [ -f words_cost/metrics.json ] || reid evaluate --model method --compare images_only --dtype $dtype \
+        --dataset rendered_elsewhere --data_dir data/rendered_elsewhere --output_dir words_cost
     full method
     [ -d $change ] || python "$here/low_rank.py" write base_llava_full method_full $change \
         --whole multi_modal_projector reid_head
@@ -45,12 +47,10 @@ fi
 [ -d $model ] || python "$here/low_rank.py" apply base_llava_full "$change" $model
 
 # The test sets of the ablation, and words: they search by the feature of the language model.
-against=()
-[ ! -d images_only ] || against=(--compare images_only)
 measure() { # name of the test, options
     [ -f "${model}_$1/metrics.json" ] || reid evaluate --model $model --dtype $dtype --output_dir "${model}_$1" "${@:2}"
 }
-measure elsewhere --dataset rendered_elsewhere --data_dir data/rendered_elsewhere "${against[@]}"
-[ -z "${OUTSIDE:-}" ] || measure outside --dataset outside_crops "${against[@]}"
+measure elsewhere --dataset rendered_elsewhere --data_dir data/rendered_elsewhere
+[ -z "${OUTSIDE:-}" ] || measure outside --dataset outside_crops
 measure descriptions --dataset rendered_descriptions --data_dir data/rendered_descriptions \
     --test_feature llm --text_queries true
