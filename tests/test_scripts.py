@@ -47,7 +47,7 @@ FROM_BASE = [*PARTS, "low_rank.py", "prepare"]
 TRAINED = [*["train"] * 4, "evaluate", "export", "low_rank.py"]
 COMMANDS = {
     "base.sh": [*PARTS, "align", *["train", "export"] * 2, "continuations", "train", "export", "low_rank.py"],
-    "ablation.sh": [*FROM_BASE, "ablate"],
+    "ablation.sh": [*FROM_BASE, "ablate", "ablate"],
     "checkpoint.sh": [*FROM_BASE, "export", *TRAINED, "low_rank.py", *["evaluate"] * 3],
 }
 
@@ -81,41 +81,46 @@ def test_the_checkpoint_begins_with_the_trained_one(commands):
     ],
 )
 def test_the_ablation_goes_on_in_the_format_of_the_kept_runs(commands, holds, settings, base_dtype, compiled):
-    (ablate,) = (line for line in commands("ablation.sh", holds, **settings) if line[0] == "ablate")
-    assert ablate[ablate.index("--base_dtype") + 1] == base_dtype
-    assert ablate[ablate.index("--bf16") + 1] == str(base_dtype == "bfloat16").lower()
-    assert ablate[ablate.index("--use_cpu") + 1] == str(holds != "cuda").lower()
-    assert ("--torch_compile" in ablate) == compiled
+    plans = [line for line in commands("ablation.sh", holds, **settings) if line[0] == "ablate"]
+    for ablate in plans:
+        assert ablate[ablate.index("--base_dtype") + 1] == base_dtype
+        assert ablate[ablate.index("--bf16") + 1] == str(base_dtype == "bfloat16").lower()
+        assert ablate[ablate.index("--use_cpu") + 1] == str(holds != "cuda").lower()
+        assert ("--torch_compile" in ablate) == compiled
+    assert [ablate[ablate.index("--base_model") + 1] for ablate in plans] == ["base_llava", "composed"]
 
 
 def test_finished_runs_are_kept_without_their_logs(tmp_path):
     (tmp_path / "real_parts").mkdir()
     script = shutil.copy(ROOT / "benchmarks/real_parts/keep.sh", tmp_path / "real_parts")
-    runs, kept = tmp_path / "work/ablation/runs", tmp_path / "real_parts/ablation/runs"
-    for run in ("s-d-rendered-60-seed0-1", "s-d-rendered-60-seed1-2", "b0-rendered-60-seed0-3", ".b0-4.part"):
-        (runs / run).mkdir(parents=True)
+    work, kept = tmp_path / "work", tmp_path / "real_parts"
+    of_s_d = ["ablation/runs/s-d-rendered-60-seed0-1", "ablation/runs/s-d-rendered-60-seed1-2"]
+    b0, from_composed = "ablation/runs/b0-rendered-60-seed0-3", "ablation_from_composed/runs/b0-rendered-60-seed0-6"
+    for run in (*of_s_d, b0, from_composed, "ablation/runs/.b0-4.part"):
+        (work / run).mkdir(parents=True)
         for name in ("curves.json", "queries-0.npz", "log.txt"):
-            (runs / run / name).write_text(f"{name} of {run}")
-        if run.startswith("s-d"):
-            (runs / run / "agreement-0.json").write_text(f"texts of {run}")
-            (runs / run / "agreement-0.png").write_text("a picture")
-        if not run.startswith("."):
-            (runs / run / "result.json").write_text("{}")
-    (runs / "b0-rendered-60-seed1-5.log").write_text("unfinished")
+            (work / run / name).write_text(f"{name} of {run}")
+        if run in of_s_d:
+            (work / run / "agreement-0.json").write_text(f"texts of {run}")
+            (work / run / "agreement-0.png").write_text("a picture")
+        if not run.endswith(".part"):
+            (work / run / "result.json").write_text("{}")
+    (work / "ablation/runs/b0-rendered-60-seed1-5.log").write_text("unfinished")
 
     def keep():
         command = ["bash", str(script)]
-        environ = {**os.environ, "RUNS": str(tmp_path / "work")}
+        environ = {**os.environ, "RUNS": str(work)}
         return subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout.split()
 
-    assert keep() == ["b0-rendered-60-seed0-3", "s-d-rendered-60-seed0-1", "s-d-rendered-60-seed1-2"]
+    assert keep() == [b0, *of_s_d, from_composed]
     always = {"result.json", "curves.json", "queries-0.npz"}
-    assert {run.name: {file.name for file in run.iterdir()} for run in kept.iterdir()} == {
-        "b0-rendered-60-seed0-3": always,
-        # The report shows the texts of one run.
-        "s-d-rendered-60-seed0-1": always | {"agreement-0.json.gz", "agreement-0.png"},
-        "s-d-rendered-60-seed1-2": always | {"agreement-0.json.gz"},
+    # The report shows the texts of one run.
+    content = {
+        of_s_d[0]: always | {"agreement-0.json.gz", "agreement-0.png"},
+        of_s_d[1]: always | {"agreement-0.json.gz"},
     }
-    packed = kept / "s-d-rendered-60-seed1-2/agreement-0.json.gz"
-    assert gzip.decompress(packed.read_bytes()).decode() == "texts of s-d-rendered-60-seed1-2"
+    content |= {b0: always, from_composed: always}
+    assert {str(run.relative_to(kept)): {file.name for file in run.iterdir()} for run in kept.glob("*/*/*")} == content
+    packed = kept / of_s_d[1] / "agreement-0.json.gz"
+    assert gzip.decompress(packed.read_bytes()).decode() == f"texts of {of_s_d[1]}"
     assert keep() == []

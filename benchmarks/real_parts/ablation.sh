@@ -7,16 +7,25 @@
 . "$(dirname "$0")/common.sh"
 base_llava
 outside_crops
-if [ -z "${REPEAT:-}" ] && [ ! -d ablation ]; then
-    rm -rf ablation.part # of a call that was killed
-    cp -r "$here/ablation" ablation.part
-    gunzip -r ablation.part
-    mv ablation.part ablation
-fi
-
-# The original SmolLM2 writes the continuations: the trained one would describe the person instead.
 tests=(rendered_elsewhere)
 [ -z "${OUTSIDE:-}" ] || tests+=(outside_crops)
-reid ablate ablation_small --base_model base_llava --teacher_model composed \
-    --test_sets "${tests[@]}" --data_dirs "$(folders rendered_suburb rendered_elsewhere)" --output_dir ablation \
-    --base_dtype $dtype --processes "$processes" "${device[@]}"
+ablation() { # folder, model to start from, settings: from the finished runs of that folder which stand in this one
+    local output=$1 base=$2
+    shift 2
+    if [ -z "${REPEAT:-}" ] && [ -d "$here/$output" ] && [ ! -d "$output" ]; then
+        rm -rf "$output.part" # of a call that was killed
+        cp -r "$here/$output" "$output.part"
+        gunzip -r "$output.part"
+        mv "$output.part" "$output"
+    fi
+    # The original SmolLM2 writes the continuations: the trained one would describe the person instead.
+    reid ablate ablation_small --base_model "$base" --teacher_model composed \
+        --test_sets "${tests[@]}" --data_dirs "$(folders rendered_suburb rendered_elsewhere)" --output_dir "$output" \
+        --base_dtype $dtype --processes "$processes" "${device[@]}" "$@"
+}
+ablation ablation base_llava
+# What the words were worth that base_llava has read: its baseline again, from the tower that has read none. That tower
+# is further from the task, so a larger learning rate is tried too.
+ablation ablation_from_composed composed --variants '{"B0": {"reid_on": "vision", "loss_lambda": 1.0}}' \
+    --contrasts '{}' --seeds_of '{}' --sweep_lambdas [] --agreement_of B0 --agreement_images 0 \
+    --budgets steps --flops_variants [] --rate_factors 1 2 4
