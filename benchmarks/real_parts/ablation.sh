@@ -29,3 +29,25 @@ ablation ablation base_llava
 ablation ablation_from_composed composed --variants '{"B0": {"reid_on": "vision", "loss_lambda": 1.0}}' \
     --contrasts '{}' --seeds_of '{}' --sweep_lambdas [] --agreement_of B0 --agreement_images 0 \
     --budgets steps --flops_variants [] --rate_factors 1 2 4
+# The rates of the plan differ between the variants. Here all have the same one: with that, most runs are those above.
+mkdir -p ablation_equal_rates
+ln -sfn ../ablation/base ablation_equal_rates/base
+ln -sfn ../ablation/runs ablation_equal_rates/runs
+ablation ablation_equal_rates base_llava --rate_factors [] --budgets steps --flops_variants [] --seeds_of '{}' \
+    --sweep_lambdas [] --variants '{
+        "B0": {"reid_on": "vision", "loss_lambda": 1.0},
+        "S standard caption": {"reid_on": "vision", "instruction": "standard", "target": "caption"},
+        "S common continuation": {"reid_on": "vision", "instruction": "common", "target": "continuation"},
+        "S+D": {"reid_on": "both", "instruction": "common", "target": "continuation"},
+        "D": {"reid_on": "both", "instruction": "common", "target": "continuation", "loss_lambda": 1.0},
+        "attribute baseline (no LLM)": {"reid_on": "vision", "loss_lambda": 1.0, "target": "caption",
+            "attribute_weight": 0.43}
+    }' --contrasts '{
+        "language (S - B0)": ["S common continuation", "B0"],
+        "Common Instruction (S common continuation - S standard caption)":
+            ["S common continuation", "S standard caption"],
+        "DirectReID (S+D - S)": ["S+D", "S common continuation"],
+        "DirectReID without language (D - B0)": ["D", "B0"],
+        "language in addition to DirectReID (S+D - D)": ["S+D", "D"],
+        "attributes without an LLM (attribute baseline - B0)": ["attribute baseline (no LLM)", "B0"]
+    }'
