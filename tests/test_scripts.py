@@ -47,7 +47,7 @@ FROM_BASE = [*PARTS, "low_rank.py", "prepare"]
 TRAINED = [*["train"] * 4, "evaluate", "export", "low_rank.py"]
 COMMANDS = {
     "base.sh": [*PARTS, "align", *["train", "export"] * 2, "continuations", "train", "export", "low_rank.py"],
-    "ablation.sh": [*FROM_BASE, *["ablate"] * 3],
+    "ablation.sh": [*FROM_BASE, *["ablate"] * 4],
     "checkpoint.sh": [*FROM_BASE, "export", *TRAINED, "low_rank.py", *["evaluate"] * 3],
 }
 
@@ -87,7 +87,8 @@ def test_the_ablation_goes_on_in_the_format_of_the_kept_runs(commands, holds, se
         assert ablate[ablate.index("--bf16") + 1] == str(base_dtype == "bfloat16").lower()
         assert ablate[ablate.index("--use_cpu") + 1] == str(holds != "cuda").lower()
         assert ("--torch_compile" in ablate) == compiled
-    assert [ablate[ablate.index("--base_model") + 1] for ablate in plans] == ["base_llava", "composed", "base_llava"]
+    bases = [ablate[ablate.index("--base_model") + 1] for ablate in plans]
+    assert bases == ["base_llava", "composed", "composed", "base_llava"]
 
 
 def test_finished_runs_are_kept_without_their_logs(tmp_path):

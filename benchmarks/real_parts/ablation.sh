@@ -25,10 +25,18 @@ ablation() { # folder, model to start from, settings: from the finished runs of 
 }
 ablation ablation base_llava
 # What the words were worth that base_llava has read: its baseline again, from the tower that has read none. That tower
-# is further from the task, so a larger learning rate is tried too.
-ablation ablation_from_composed composed --variants '{"B0": {"reid_on": "vision", "loss_lambda": 1.0}}' \
-    --contrasts '{}' --seeds_of '{}' --sweep_lambdas [] --agreement_of B0 --agreement_images 0 \
-    --budgets steps --flops_variants [] --rate_factors 1 2 4
+# is further from the task, so larger learning rates are tried too. Then the same with the steps of equal FLOPs, at the
+# rate that was best.
+from_composed() { # folder, settings
+    local output=$1
+    shift
+    ablation "$output" composed --variants '{"B0": {"reid_on": "vision", "loss_lambda": 1.0}}' \
+        --contrasts '{}' --seeds_of '{}' --sweep_lambdas [] --agreement_of B0 --agreement_images 0 \
+        --budgets steps --flops_variants [] "$@"
+}
+from_composed ablation_from_composed --rate_factors 1 2 4 8
+from_composed ablation_from_composed_longer --max_steps 443 --rate_factors [] \
+    --learning_rate 1.2e-4 --learning_rates '{"reid_head": 4e-3, "multi_modal_projector": 4e-4}'
 # The rates of the plan differ between the variants. Here all have the same one: with that, most runs are those above.
 mkdir -p ablation_equal_rates
 ln -sfn ../ablation/base ablation_equal_rates/base

@@ -5,7 +5,7 @@
 set -eu -o pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "${RUNS:-runs/real}"
-for result in {ablation,ablation_from_composed}/runs/*/result.json; do
+for result in {ablation,ablation_from_composed{,_longer}}/runs/*/result.json; do
     run=${result%/*}
     [ -f "$result" ] || continue # there is none yet
     [ ! -d "$here/$run" ] || continue

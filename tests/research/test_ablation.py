@@ -19,9 +19,11 @@ from modeling_mllmreid.data.contract import FEATURES
 from modeling_mllmreid.options.parser import read_options
 from modeling_mllmreid.research.ablation import runs as sweep
 from modeling_mllmreid.research.ablation.controls import WORDS, attribute_loss, corrupt_captions, permute_captions
+from modeling_mllmreid.research.ablation.rates import with_factor
 from modeling_mllmreid.research.ablation.settings import AblationSettings, make_settings
 from modeling_mllmreid.research.ablation.teacher import load_set, make_teacher
 from modeling_mllmreid.synthetic.write import write_pedestrians
+from modeling_mllmreid.utils import outputs
 from modeling_mllmreid.utils.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -39,6 +41,18 @@ def test_the_recipes_are_valid_plans(path):
     settings = read_settings([str(path), "--use_cpu=true"])
     assert len(settings.variants) >= 3 and settings.args.contrasts and settings.shared["max_steps"] > 0
     assert len(settings.args.seeds) >= 2
+
+
+def test_a_mapping_is_the_same_as_flag_and_in_a_file_with_and_without_rate_factors(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(folder=tmp_path) + "learning_rate: 0.1\nlearning_rates: {reid_head: 0.003}\n")
+    flag = '--learning_rates={"reid_head":3e-3}'
+    expected, changed = read_settings([str(config)]), read_settings([str(config), flag])
+    assert changed == expected and changed.shared["learning_rates"] == {"reid_head": 0.003}
+    assert with_factor(changed.shared, 1) == expected.shared
+    own = '{"S": {"learning_rates": {"reid_head": 3e-3}}}'
+    variant = read_settings([str(config), f"--variants={own}", "--contrasts={}", "--flops_of=S"]).variants["S"]
+    assert variant["learning_rates"] == {"reid_head": 0.003}
 
 
 def test_the_old_name_of_variants_still_works_with_a_warning(tmp_path, caplog):
@@ -312,3 +326,18 @@ def test_it_never_writes_into_other_work(ablation, tmp_path):
     with pytest.raises(UserError, match="exists and is not empty"):
         main([str(ablation / "config.yaml"), f"--output_dir={tmp_path}"])
     assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_two_ablations_in_one_folder_are_refused(ablation, in_this_process, monkeypatch):
+    monkeypatch.setattr(outputs, "PATIENCE", 0.3)
+    unfinished = ablation / "ablation/runs/.b0.part"
+    unfinished.mkdir()
+    try:
+        with (
+            outputs.only_writer(ablation / "ablation/runs", work="ablation"),
+            pytest.raises(UserError, match="another ablation writes there: wait until it has ended"),
+        ):
+            main([str(ablation / "config.yaml")])
+        assert unfinished.is_dir()  # the run of the other one
+    finally:
+        unfinished.rmdir()

@@ -13,7 +13,7 @@ from ...evaluation.protocol import check_query_gallery
 from ...options.parser import build_options
 from ...training.batch_arguments import BatchArguments
 from ...utils.errors import UserError
-from ...utils.outputs import check_output_folder, write_json
+from ...utils.outputs import check_output_folder, new_parents, only_writer, write_json
 from .costs import step_costs
 from .plan import NOT_COMPARED, SPEED, AblationArguments, Cost, Plan, Run
 from .rates import choose_rates
@@ -42,12 +42,19 @@ def run_ablation(settings: AblationSettings) -> Path:
         `Path`: The report in Markdown; the same numbers are next to it as JSON.
 
     Raises:
-        UserError: For a folder with other work, a set without the splits that it needs, test people in a training set,
-            and a failed run.
+        UserError: For a folder with other work or with an ablation that still runs, a set without the splits that it
+            needs, test people in a training set, and a failed run.
     """
     figure_class()  # Matplotlib may be missing: this fails before the work, not after it.
+    check_folder(settings.folder)
+    runs = settings.folder / "runs"
+    # A start removes what killed runs left behind, and must not remove the work of another ablation.
+    with new_parents(runs / "run"), only_writer(runs, work="ablation"):
+        return _run_steps(settings)
+
+
+def _run_steps(settings: AblationSettings) -> Path:
     args, folder = settings.args, settings.folder
-    check_folder(folder)
 
     _print_step("1. The data sets and the base model")
     sets = {name: load_set(args, name) for name in dict.fromkeys((*args.train_sets, *args.test_sets))}

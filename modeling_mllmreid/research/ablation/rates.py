@@ -1,6 +1,5 @@
 """The learning rate of each variant, chosen by the same budget on people of the train split."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +69,5 @@ def with_factor(settings: Mapping[str, Any], factor: float) -> dict[str, Any]:
         raise UserError("rate_factors: learning_rate is missing: give the rate that the factors multiply")
     changed = {**settings, "learning_rate": float(f"{settings['learning_rate'] * factor:.6g}")}
     if groups := settings.get("learning_rates"):
-        # A flag gives JSON, a file a mapping.
-        groups = json.loads(groups) if isinstance(groups, str) else groups
         changed["learning_rates"] = {name: float(f"{rate * factor:.6g}") for name, rate in groups.items()}
     return changed

@@ -1,6 +1,8 @@
 """The settings of an ablation: the plan, the shared fields, and the fields of each variant."""
 
+import contextlib
 import inspect
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -67,4 +69,15 @@ def make_settings(options: Mapping[str, Any]) -> AblationSettings:
         raise UserError("max_steps: is missing: give the number of training steps of each variant")
     for name, own in variants.items():
         build_options(GROUPS, {**shared, **own}, f"variant {name!r}")
-    return AblationSettings(args, tiny, shared, variants)
+    own_fields = {name: _with_mappings(own) for name, own in variants.items()}
+    return AblationSettings(args, tiny, _with_mappings(shared), own_fields)
+
+
+def _with_mappings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with mappings in place of their JSON, whose spaces differ between a flag and a file: it is one run."""
+    mappings: dict[str, Any] = {}
+    for name, value in values.items():
+        with contextlib.suppress(ValueError):
+            if isinstance(value, str) and isinstance(content := json.loads(value), dict):
+                mappings[name] = content
+    return {**values, **mappings}
