@@ -45,13 +45,15 @@ def test_the_recipes_are_valid_plans(path):
 
 def test_a_mapping_is_the_same_as_flag_and_in_a_file_with_and_without_rate_factors(tmp_path):
     config = tmp_path / "config.yaml"
-    config.write_text(CONFIG.format(folder=tmp_path) + "learning_rate: 0.1\nlearning_rates: {reid_head: 0.003}\n")
-    flag = '--learning_rates={"reid_head":3e-3}'
+    config.write_text(CONFIG.format(folder=tmp_path))
+    flag = '--learning_rates={"reid_head":1e-3,  "multi_modal_projector":2e-4}'
     expected, changed = read_settings([str(config)]), read_settings([str(config), flag])
-    assert changed == expected and changed.shared["learning_rates"] == {"reid_head": 0.003}
-    assert with_factor(changed.shared, 1) == expected.shared
+    rates = {"reid_head": 0.001, "multi_modal_projector": 0.0002}
+    assert changed == expected and changed.shared["learning_rates"] == rates
+    assert with_factor({"learning_rate": 0.1, **changed.shared}, 1) == {"learning_rate": 0.1, **expected.shared}
     own = '{"S": {"learning_rates": {"reid_head": 3e-3}}}'
-    variant = read_settings([str(config), f"--variants={own}", "--contrasts={}", "--flops_of=S"]).variants["S"]
+    only_s = ["--contrasts={}", "--flops_of=S", "--agreement_of=S"]
+    variant = read_settings([str(config), f"--variants={own}", *only_s]).variants["S"]
     assert variant["learning_rates"] == {"reid_head": 0.003}
 
 
